@@ -1,0 +1,101 @@
+"""Every error this package raises, by what whoever meets it can do about it.
+
+    ClinikoPipelineError
+    ├── ConfigurationError             settings or set-up are wrong: fix them, then run again
+    │   ├── SettingsError              an environment variable or an argument
+    │   ├── DatabaseSetupError         the wrong database system, a missing table, privilege or migration
+    │   └── OrganizationUnknownError   no such organization, or none with Cliniko credentials
+    ├── CredentialsError               permanent until an organization's credentials change
+    │   ├── CredentialsDecryptionError the encryption key does not open what is stored
+    │   ├── CredentialsFormatError     what is stored or given is not a Cliniko credential
+    │   ├── AuthenticationError        Cliniko knows no such API key (401)
+    │   └── PermissionDeniedError      the API key's user lacks a right (403)
+    ├── TransientError                 worth another try later, nothing to fix here
+    │   ├── ClinikoUnavailableError    time-outs, resets, 5xx, unreadable bodies, after all attempts
+    │   ├── RateLimitedError           still 429 after waiting as often as is reasonable
+    │   └── DatabaseUnavailableError   PostgreSQL is down, or the connection broke
+    └── DataError                      an answer or a value that no retry will mend
+        ├── RequestRejectedError       Cliniko refuses the request itself (400, 404, 422, ...)
+        ├── UnexpectedResponseError    a well-formed answer that is not what the API promises
+        └── ForeignLinkError           a link or redirect to another host; not followed
+
+Messages say what happened and what to do next, in one line. They never hold a secret, a patient's data, a
+response body or a URL's query.
+"""
+
+
+class ClinikoPipelineError(Exception):
+    """The root: catching it catches everything this package raises on purpose."""
+
+    permanent: bool = True
+    """Whether trying again without changing anything is pointless."""
+
+
+class ConfigurationError(ClinikoPipelineError):
+    """Settings or set-up are wrong."""
+
+
+class SettingsError(ConfigurationError):
+    """An environment variable or an argument has a value that cannot be used."""
+
+
+class DatabaseSetupError(ConfigurationError):
+    """The database is not what the pipeline needs: system, version, table, privilege or migration."""
+
+
+class OrganizationUnknownError(ConfigurationError):
+    """The organization does not exist, or has no active Cliniko credentials."""
+
+
+class CredentialsError(ClinikoPipelineError):
+    """An organization's credentials do not work; nothing helps but other credentials."""
+
+
+class CredentialsDecryptionError(CredentialsError):
+    """No configured encryption key opens the stored credentials."""
+
+
+class CredentialsFormatError(CredentialsError):
+    """What is stored or given is not a Cliniko credential."""
+
+
+class AuthenticationError(CredentialsError):
+    """Cliniko knows no such API key (HTTP 401)."""
+
+
+class PermissionDeniedError(CredentialsError):
+    """The user the API key belongs to lacks a right (HTTP 403)."""
+
+
+class TransientError(ClinikoPipelineError):
+    """Worth another try later."""
+
+    permanent = False
+
+
+class ClinikoUnavailableError(TransientError):
+    """Cliniko could not be reached, or gave no readable answer, in as many attempts as allowed."""
+
+
+class RateLimitedError(TransientError):
+    """Cliniko still answers 429 after the waits it asked for."""
+
+
+class DatabaseUnavailableError(TransientError):
+    """PostgreSQL cannot be reached, or the connection broke."""
+
+
+class DataError(ClinikoPipelineError):
+    """An answer or a value that no retry will mend."""
+
+
+class RequestRejectedError(DataError):
+    """Cliniko refuses the request itself (HTTP 400, 404, 422 and other 4xx)."""
+
+
+class UnexpectedResponseError(DataError):
+    """Cliniko's answer is well-formed but not what its API promises."""
+
+
+class ForeignLinkError(DataError):
+    """A link or redirect leads to another host; it was not followed, so that no credentials leave."""
