@@ -1,0 +1,189 @@
+"""The connection to PostgreSQL and the organization context that every statement on tenant data runs in.
+
+Nothing here knows a table of its own: what is stored stands in `tables`, how it is written in `merge`.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from cliniko_pipeline.errors import (
+    ClinikoPipelineError,
+    DatabaseSetupError,
+    DatabaseUnavailableError,
+    DataError,
+)
+
+ORGANIZATION_ROLE = "cliniko_organization"
+"""The role that statements on tenant data run as. It may not log in and has no BYPASSRLS."""
+
+OLDEST_SUPPORTED_VERSION = 14
+CONNECT_TIMEOUT_SECONDS = 10
+STATEMENT_TIMEOUT_SECONDS = 15 * 60
+LOCK_TIMEOUT_SECONDS = 5 * 60
+
+
+@cache
+def sql(name: str) -> str:
+    """The text of `sql/<name>.sql`."""
+    return (resources.files("cliniko_pipeline.postgres") / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+
+
+class Database:
+    """The operator's PostgreSQL, or the embedded one: a pool of connections and two ways to use one.
+
+    `organization(id)` is the way to all tenant data; `operator()` is for the tables around it (organizations,
+    credentials), for migrations and for nothing else.
+
+    Raises, from both: DatabaseUnavailableError, DatabaseSetupError, DataError. Their messages never hold a
+    statement's parameters.
+    """
+
+    def __init__(self, url: str | URL) -> None:
+        self.url = make_url(url).set(drivername="postgresql+psycopg")
+        self._engine = sa.create_engine(
+            self.url,
+            hide_parameters=True,
+            pool_pre_ping=True,
+            pool_size=5,
+            max_overflow=10,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "cliniko_pipeline"},
+        )
+
+    def __repr__(self) -> str:
+        return f"Database({self.location})"
+
+    @property
+    def location(self) -> str:
+        """Host and database name, for messages: never the user or the password."""
+        host = self.url.host or self.url.query.get("host") or "the local socket"
+        return f"{self.url.database} on {host}"
+
+    def close(self) -> None:
+        """Closes the pool's idle connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def operator(self) -> Iterator[Connection]:
+        """A transaction with the rights of DATABASE_URL's own user. Row-level security hides tenant data here
+        too, unless that user may bypass it."""
+        with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def organization(self, organization_id: str) -> Iterator[Connection]:
+        """A transaction that sees and writes the rows of one organization, and no others.
+
+        It has switched to a role without BYPASSRLS and set `app.organization_id`, both only until its end.
+        """
+        with self._translated(), self._engine.begin() as connection:
+            connection.execute(
+                sa.text(sql("enter_organization")),
+                {
+                    "role": ORGANIZATION_ROLE,
+                    "organization_id": organization_id,
+                    "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
+                    "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
+                },
+            )
+            yield connection
+
+    def require_supported_version(self) -> None:
+        """Raises DatabaseSetupError where the server is older than PostgreSQL 14 or not in UTF-8."""
+        with self.operator() as connection:
+            version = int(connection.execute(sa.text("show server_version_num")).scalar_one())
+            encoding = connection.execute(sa.text("show server_encoding")).scalar_one()
+        if version < OLDEST_SUPPORTED_VERSION * 10_000:
+            raise DatabaseSetupError(
+                f"PostgreSQL {version // 10_000} is too old: the pipeline needs version"
+                f" {OLDEST_SUPPORTED_VERSION} or later; upgrade the server or point DATABASE_URL at another."
+            )
+        if encoding != "UTF8":
+            raise DatabaseSetupError(
+                f"The database is encoded in {encoding}: the pipeline needs UTF8;"
+                " create one with `createdb --encoding UTF8 --template template0`."
+            )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except ClinikoPipelineError:
+            raise
+        except (SQLAlchemyError, psycopg.Error) as error:
+            # The chain is cut: a driver's error can quote the row it failed on.
+            raise self._translate(error) from None
+
+    def _translate(self, error: SQLAlchemyError | psycopg.Error) -> ClinikoPipelineError:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        state = getattr(cause, "sqlstate", None) or ""
+        message = _primary_message(cause)
+        if _is_connection_failure(cause, state):
+            return DatabaseUnavailableError(
+                f"PostgreSQL cannot be used ({self.location}): {_connection_reason(cause)}."
+                " Check that the server runs and that DATABASE_URL is right, then try again."
+            )
+        if state == "42501":  # insufficient_privilege
+            return DatabaseSetupError(
+                f"The database user lacks a privilege: {message}."
+                " Grant it, or let a user who has it run `cliniko-pipeline migrate`."
+            )
+        if state in {"42P01", "3F000", "42883", "22023", "42704"}:  # undefined table, schema, function, role
+            return DatabaseSetupError(
+                f"The database is not set up: {message}."
+                " Run `cliniko-pipeline migrate`; `cliniko-pipeline doctor` tells what else is missing."
+            )
+        if state in {"42703", "42804", "42830"}:  # undefined column, wrong type
+            return DatabaseSetupError(
+                f"A table is not as the pipeline expects it: {message}. `cliniko-pipeline doctor` tells more."
+            )
+        kind = type(cause).__name__
+        return DataError(f"PostgreSQL refused a statement ({kind}, SQLSTATE {state or 'unknown'}).")
+
+
+def _is_connection_failure(cause: BaseException | None, state: str) -> bool:
+    # 08: connection, 53: resources, 57P: shutdown, 40: serialization failure and deadlock, 55P03 and 57014:
+    # a lock or a statement took too long. 28 (no such user or password) and 3D (no such database) come on
+    # connecting, without a state when libpq reports them.
+    if isinstance(cause, psycopg.OperationalError) and not state:
+        return True
+    return state[:2] in {"08", "53", "28", "3D", "40"} or state[:3] == "57P" or state in {"55P03", "57014"}
+
+
+def _primary_message(cause: BaseException | None) -> str:
+    # The primary message of these classes names objects, never values; details (which may) are left out.
+    diagnostics = getattr(cause, "diag", None)
+    return (getattr(diagnostics, "message_primary", None) or type(cause).__name__).strip()
+
+
+def _connection_reason(cause: BaseException | None) -> str:
+    text = str(cause).lower()
+    known = {
+        "password authentication failed": "the user name or password is wrong",
+        "does not exist": "that database or user does not exist",
+        "connection refused": "the connection was refused",
+        "could not translate host name": "the host name is unknown",
+        "name or service not known": "the host name is unknown",
+        "failed to resolve host": "the host name is unknown",
+        "timeout": "the connection timed out",
+        "no such file or directory": "there is no server at that socket",
+        "too many": "it has no connection left",
+        "deadlock": "two transactions waited for each other",
+        "lock timeout": "another transaction held a lock for too long",
+        "statement timeout": "a statement took too long",
+        "no password supplied": "a password is needed",
+    }
+    return next((reason for words, reason in known.items() if words in text), "the connection broke")
+
+
+def advisory_key(*parts: str) -> int:
+    """A 64-bit key for an advisory lock: the same parts give the same key on every machine."""
+    digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)

@@ -1,0 +1,175 @@
+"""Writing many rows at once: COPY or a query into a staging table, then one merge, all in the caller's transaction.
+
+Two meanings of a write, and no third:
+
+- `upsert` adds and renews the rows given and leaves all others (records read from Cliniko, batch by batch);
+- `replace` makes the organization's rows exactly those given (what a transformation computed).
+
+Both run in the organization context: `organization_id` is taken from it, never from the data.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.postgres.engine import advisory_key
+from cliniko_pipeline.postgres.tables import Table
+
+STAGING = "pg_temp.staging"
+_ORGANIZATION = "current_setting('app.organization_id')"
+
+
+@dataclass(frozen=True)
+class Written:
+    """How many rows a write inserted, changed and deleted; rows that were already right count nowhere."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+
+    def __add__(self, other: "Written") -> "Written":
+        return Written(
+            self.inserted + other.inserted, self.updated + other.updated, self.deleted + other.deleted
+        )
+
+
+def upsert(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
+    """Adds the rows, or renews those whose key is there with an older version or other contents.
+
+    `rows` are tuples in the order of `table.written`. Of several with one key the newest version counts.
+    """
+    _create_staging(connection, table)
+    _copy(connection, table, rows)
+    written = _upsert_staging(connection, table)
+    connection.execute(sa.text(f"drop table {STAGING}"))
+    return written
+
+
+def replace_by_query(
+    connection: Connection, table: Table, query: str, parameters: Mapping[str, object]
+) -> Written:
+    """Makes the organization's rows exactly what `query` selects (columns named as in `table.written`)."""
+    _one_writer_at_a_time(connection, table)
+    _create_staging(connection, table)
+    columns = _list(table.written)
+    connection.execute(
+        sa.text(f"insert into {STAGING} ({columns}) select {columns} from ({query}) as computed"),  # noqa: S608
+        dict(parameters),
+    )
+    return _replace_by_staging(connection, table)
+
+
+def replace_by_rows(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
+    """Makes the organization's rows exactly `rows`, tuples in the order of `table.written`."""
+    _one_writer_at_a_time(connection, table)
+    _create_staging(connection, table)
+    _copy(connection, table, rows)
+    return _replace_by_staging(connection, table)
+
+
+def _one_writer_at_a_time(connection: Connection, table: Table) -> None:
+    # Two replacements that read the table before either wrote it would both insert, or undo each other.
+    organization = connection.execute(sa.text(f"select {_ORGANIZATION}")).scalar_one()
+    key = advisory_key("replace", table.qualified, organization)
+    connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+def _create_staging(connection: Connection, table: Table) -> None:
+    columns = _list(table.written)
+    connection.execute(
+        sa.text(
+            f"create temporary table staging on commit drop as select {columns} from {table.qualified}"  # noqa: S608
+            " with no data"
+        )
+    )
+
+
+def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> None:
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    with (
+        driver.cursor() as cursor,
+        cursor.copy(f"copy {STAGING} ({_list(table.written)}) from stdin".encode()) as copy,
+    ):
+        for row in rows:
+            copy.write_row(row)
+
+
+def _upsert_staging(connection: Connection, table: Table) -> Written:
+    key, written = _list(table.key), _list(table.written)
+    newest_first = f", {_quote(table.version)} desc" if table.version else ""
+    not_older = (
+        f"target.{_quote(table.version)} <= excluded.{_quote(table.version)} and " if table.version else ""
+    )
+    row = connection.execute(
+        sa.text(
+            f"""
+            with merged as (
+                insert into {table.qualified} as target (organization_id, {written})
+                select distinct on ({key}) {_ORGANIZATION}, {written} from {STAGING} order by {key}{newest_first}
+                on conflict (organization_id, {key}) do update
+                set {_assignments(table, "excluded")}
+                where {not_older}{_differs(table, "target", "excluded")}
+                returning xmax = 0 as is_new
+            )
+            select count(*) filter (where is_new), count(*) filter (where not is_new) from merged
+            """  # noqa: S608 (identifiers of our own tables)
+        )
+    ).one()
+    return Written(inserted=row[0], updated=row[1])
+
+
+def _replace_by_staging(connection: Connection, table: Table) -> Written:
+    connection.execute(sa.text(f"analyze {STAGING}"))
+    same_row = " and ".join(f"target.{_quote(c)} = staging.{_quote(c)}" for c in table.key)
+    mine = f"target.organization_id = {_ORGANIZATION}"
+    deleted = _count(
+        connection,
+        f"delete from {table.qualified} as target where {mine}"
+        f" and not exists (select from {STAGING} as staging where {same_row})",
+    )
+    updated = _count(
+        connection,
+        f"update {table.qualified} as target set {_assignments(table, 'staging')} from {STAGING} as staging"
+        f" where {mine} and {same_row} and {_differs(table, 'target', 'staging')}",
+    )
+    stamps = "".join(f", {_quote(c)}" for c in table.stamps)
+    now = "".join(", now()" for _ in table.stamps)
+    inserted = _count(
+        connection,
+        f"insert into {table.qualified} (organization_id, {_list(table.written)}{stamps})"
+        f" select {_ORGANIZATION}, {_list(table.written)}{now} from {STAGING} as staging"
+        f" where not exists (select from {table.qualified} as target where {mine} and {same_row})"
+        f" order by {_list(table.key)}",
+    )
+    connection.execute(sa.text(f"drop table {STAGING}"))
+    return Written(inserted, updated, deleted)
+
+
+def _assignments(table: Table, source: str) -> str:
+    values = [f"{_quote(c)} = {source}.{_quote(c)}" for c in table.columns]
+    stamps = [f"{_quote(c)} = now()" for c in table.stamps if c != table.inserted]
+    return ", ".join(values + stamps)
+
+
+def _differs(table: Table, left: str, right: str) -> str:
+    lefts = ", ".join(f"{left}.{_quote(c)}" for c in table.columns)
+    rights = ", ".join(f"{right}.{_quote(c)}" for c in table.columns)
+    return f"({lefts}) is distinct from ({rights})"
+
+
+def _count(connection: Connection, statement: str) -> int:
+    # psycopg knows no count for INSERT .. SELECT unless it is asked to keep it.
+    result = connection.execution_options(preserve_rowcount=True).execute(sa.text(statement))
+    return result.rowcount
+
+
+def _list(columns: Iterable[str]) -> str:
+    return ", ".join(_quote(column) for column in columns)
+
+
+def _quote(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'

@@ -1,0 +1,148 @@
+"""Brings a database's schema up to date and tells whether it is.
+
+Two kinds of change: versioned steps (Alembic, in `migrations/versions`) for what holds data, and the functions under
+`sql/functions`, which are made anew whenever their text changed. One transaction: all of it, or nothing.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.errors import DatabaseSetupError
+from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database, advisory_key, sql
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
+
+APPLICATION_TABLES = {
+    "organizations": ("id", "name"),
+    "api_credentials": (
+        "id",
+        "organization_id",
+        "service_name",
+        "credentials_encrypted",
+        "is_active",
+        "last_validated_at",
+        "updated_at",
+    ),
+    "contacts": ("id", "organization_id", "cliniko_patient_id", "name", "email"),
+}
+"""The application's tables in schema public and the columns of them that the pipeline needs."""
+
+# In the order of their dependencies.
+FUNCTIONS = ("casefold", "name_key", "email_key", "instant", "persons", "organization_contacts")
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What a migration did: the version before (None: none) and after."""
+
+    before: str | None
+    after: str
+
+    @property
+    def changed(self) -> bool:
+        """Whether there was anything to do."""
+        return self.before != self.after
+
+
+def migrate(database: Database, *, create_application_tables: bool = False) -> Migration:
+    """Brings the schema up to date; safe to repeat and to run twice at once.
+
+    `create_application_tables` makes organizations, api_credentials and contacts where they are missing: right for the
+    embedded database, which no application shares.
+
+    Raises DatabaseSetupError where one of the application's tables or columns is missing, naming it, or where the database
+    user lacks a privilege; then nothing was changed.
+    """
+    database.require_supported_version()
+    with database.operator() as connection:
+        connection.execute(
+            sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("cliniko_pipeline.migrate")}
+        )
+        if create_application_tables:
+            connection.execute(sa.text(sql("application_tables")))
+        _require_application_tables(connection)
+        before = _current_version(connection)
+        if before != expected_version():
+            _upgrade(connection)
+        return Migration(before, expected_version())
+
+
+def require_current(database: Database) -> None:
+    """Raises DatabaseSetupError where the schema is not this version's, or an application table is missing."""
+    with database.operator() as connection:
+        _require_application_tables(connection)
+        found = _current_version(connection)
+    if found != expected_version():
+        state = "has no pipeline schema yet" if found is None else "has the schema of another version of the pipeline"
+        raise DatabaseSetupError(f"The database {state}: run `cliniko-pipeline migrate`.")
+
+
+def expected_version() -> str:
+    """The last migration's revision and a digest of the functions, e.g. `0001+3f2a...`."""
+    revision = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    texts = "\x1f".join(sql(f"functions/{name}") for name in FUNCTIONS)
+    return f"{revision}+{sha256(texts.encode()).hexdigest()[:12]}"
+
+
+def _current_version(connection: Connection) -> str | None:
+    # Kept as the schema's comment: the migrations' version alone does not tell the functions'.
+    return connection.execute(
+        sa.text("select obj_description(to_regnamespace('cliniko'), 'pg_namespace')")
+    ).scalar_one_or_none()
+
+
+def _upgrade(connection: Connection) -> None:
+    connection.execute(sa.text("create schema if not exists cliniko"))
+    config = _alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    for name in FUNCTIONS:
+        connection.exec_driver_sql(sql(f"functions/{name}"))
+    connection.exec_driver_sql(
+        "revoke execute on all functions in schema cliniko from public;"
+        f" grant execute on all functions in schema cliniko to {ORGANIZATION_ROLE}"
+    )
+    connection.exec_driver_sql(f"comment on schema cliniko is '{expected_version()}'")
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    folder = Path(str(resources.files("cliniko_pipeline.postgres") / "migrations"))
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _require_application_tables(connection: Connection) -> None:
+    columns = _columns(connection)
+    for table, needed in APPLICATION_TABLES.items():
+        if table not in columns:
+            raise DatabaseSetupError(
+                f"The table public.{table} is missing: point DATABASE_URL at the application's database, or create the"
+                " table there (docs/operations.md lists its columns)."
+            )
+        _require_columns(table, needed, columns[table])
+    if ACTIVE_PATIENTS.name in columns:
+        needed = ("id", "organization_id", *ACTIVE_PATIENTS.written, *ACTIVE_PATIENTS.stamps)
+        _require_columns(ACTIVE_PATIENTS.name, needed, columns[ACTIVE_PATIENTS.name])
+
+
+def _require_columns(table: str, needed: tuple[str, ...], found: set[str]) -> None:
+    missing = [column for column in needed if column not in found]
+    if missing:
+        raise DatabaseSetupError(
+            f"The table public.{table} lacks {', '.join(missing)}: add what is missing"
+            " (docs/operations.md lists its columns)."
+        )
+
+
+def _columns(connection: Connection) -> dict[str, set[str]]:
+    rows = connection.execute(sa.text(sql("public_columns")), {"names": [*APPLICATION_TABLES, ACTIVE_PATIENTS.name]})
+    return {row.table_name: set(row.column_names) for row in rows}

@@ -1,0 +1,16 @@
+-- The form in which two names are the same: NFKC, case-folded, white space collapsed; null for a blank name.
+create or replace function cliniko.name_key(name text) returns text
+language sql immutable parallel safe
+return nullif(
+    btrim(
+        regexp_replace(
+            cliniko.casefold(
+                -- ASCII needs no normalization, and most names are ASCII.
+                case when octet_length(name) = char_length(name) then name else normalize(name, NFKC) end
+            ),
+            U&'[\0009-\000D\001C-\0020\0085\00A0\1680\2000-\200A\2028\2029\202F\205F\3000]+', ' ', 'g'
+        ),
+        ' '
+    ),
+    ''
+);

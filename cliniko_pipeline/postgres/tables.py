@@ -1,0 +1,153 @@
+"""The tenant tables the pipeline writes: what identifies a row, and what a merge compares and sets.
+
+The columns are made by `migrations`; a test holds the two against each other. `organization_id` stands in every
+table and in none of these lists: it comes from the organization context alone.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """A tenant table.
+
+    Attributes:
+        schema, name: where it stands.
+        key: the columns that identify a row within an organization.
+        columns: the other columns a writer gives.
+        stamps: columns set to the time of the transaction whenever a row is inserted or changed.
+        inserted: the one of them that is set on insert only, if any.
+        version: for tables fed by Cliniko: an older version of a record never replaces a newer one.
+    """
+
+    schema: str
+    name: str
+    key: tuple[str, ...]
+    columns: tuple[str, ...]
+    stamps: tuple[str, ...] = ()
+    inserted: str | None = None
+    version: str | None = None
+
+    @property
+    def qualified(self) -> str:
+        """`"schema"."table"`, quoted."""
+        return f'"{self.schema}"."{self.name}"'
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Everything a writer gives: the key, then the other columns."""
+        return self.key + self.columns
+
+
+_RECORD_STAMPS = ("created_at", "updated_at")
+
+PATIENTS = Table(
+    "cliniko",
+    "patients",
+    key=("id",),
+    columns=(
+        "first_name",
+        "last_name",
+        "email",
+        "archived_at",
+        "deleted_at",
+        "merged_at",
+        "merged_into_id",
+        *_RECORD_STAMPS,
+    ),
+    stamps=("synced_at",),
+    version="updated_at",
+)
+
+APPOINTMENTS = Table(
+    "cliniko",
+    "appointments",
+    key=("kind", "id"),
+    columns=(
+        "patient_id",
+        "appointment_type_id",
+        "practitioner_id",
+        "starts_at",
+        "ends_at",
+        "cancelled_at",
+        "archived_at",
+        "deleted_at",
+        "did_not_arrive",
+        *_RECORD_STAMPS,
+    ),
+    stamps=("synced_at",),
+    version="updated_at",
+)
+
+ATTENDEES = Table(
+    "cliniko",
+    "attendees",
+    key=("id",),
+    columns=(
+        "booking_id",
+        "patient_id",
+        "arrived",
+        "cancelled_at",
+        "archived_at",
+        "deleted_at",
+        *_RECORD_STAMPS,
+    ),
+    stamps=("synced_at",),
+    version="updated_at",
+)
+
+APPOINTMENT_TYPES = Table(
+    "cliniko",
+    "appointment_types",
+    key=("id",),
+    columns=("name", *_RECORD_STAMPS),
+    stamps=("synced_at",),
+    version="updated_at",
+)
+
+PRACTITIONERS = Table(
+    "cliniko",
+    "practitioners",
+    key=("id",),
+    columns=("name", *_RECORD_STAMPS),
+    stamps=("synced_at",),
+    version="updated_at",
+)
+
+CONTACT_MAPPING = Table(
+    "cliniko",
+    "contact_mapping",
+    key=("patient_id",),
+    columns=("contact_id", "status", "method", "candidate_count"),
+    stamps=("created_at", "updated_at"),
+    inserted="created_at",
+)
+
+ACTIVE_PATIENTS = Table(
+    "public",
+    "active_patients",
+    key=("contact_id",),
+    columns=(
+        "recent_appointment_count",
+        "upcoming_appointment_count",
+        "total_appointment_count",
+        "last_appointment_date",
+        "recent_appointments",
+        "upcoming_appointments",
+        "search_date_from",
+        "search_date_to",
+    ),
+    stamps=("created_at", "updated_at"),
+    inserted="created_at",
+)
+
+WRITTEN = (
+    PATIENTS,
+    APPOINTMENTS,
+    ATTENDEES,
+    APPOINTMENT_TYPES,
+    PRACTITIONERS,
+    CONTACT_MAPPING,
+    ACTIVE_PATIENTS,
+)
+"""The tables that merges write."""
