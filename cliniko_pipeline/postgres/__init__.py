@@ -1,1 +1,4 @@
-"""All that is stored: engine and organization context, migrations, bulk merge, embedded server. Knows no Dagster, no HTTP."""
+"""All that is stored: engine, organization context, migrations, bulk merge, embedded server.
+
+Knows no Dagster, no HTTP.
+"""

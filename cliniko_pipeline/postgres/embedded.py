@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -106,20 +106,19 @@ class EmbeddedServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._users is not None
-        with self._changing():
+        users, self._users = self._users, None
+        if users is None:
+            return
+        with users, self._changing():
             try:
-                fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 pass  # others still use it
             else:
                 _stop(self._layout)
-            finally:
-                self._users.close()
-                self._users = None
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _changing(self) -> Generator[None, None, None]:
         with self._layout.change_lock.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -160,7 +159,14 @@ def _start(layout: _Layout) -> None:
         _let_server_account_in(layout, account)
     options = f"-c listen_addresses='' -c unix_socket_directories='{layout.socket_directory}' -c max_connections=300"
     _run(
-        layout, "pg_ctl", "start", "--wait", f"--timeout={START_TIMEOUT_SECONDS}", f"--log={layout.log}", "-o", options
+        layout,
+        "pg_ctl",
+        "start",
+        "--wait",
+        f"--timeout={START_TIMEOUT_SECONDS}",
+        f"--log={layout.log}",
+        "-o",
+        options,
     )
     _create_database(layout)
 

@@ -4,7 +4,7 @@ Nothing here knows a table of its own: what is stored stands in `tables`, how it
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
@@ -71,14 +71,15 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def operator(self) -> Iterator[Connection]:
+    def operator(self) -> Generator[Connection, None, None]:
         """A transaction with the rights of DATABASE_URL's own user. Row-level security hides tenant data here
-        too, unless that user may bypass it."""
+        too, unless that user may bypass it.
+        """
         with self._translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
-    def organization(self, organization_id: str) -> Iterator[Connection]:
+    def organization(self, organization_id: str) -> Generator[Connection, None, None]:
         """A transaction that sees and writes the rows of one organization, and no others.
 
         It has switched to a role without BYPASSRLS and set `app.organization_id`, both only until its end.
@@ -112,7 +113,7 @@ class Database:
             )
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self) -> Generator[None, None, None]:
         try:
             yield
         except ClinikoPipelineError:

@@ -32,9 +32,7 @@ class Written:
     deleted: int = 0
 
     def __add__(self, other: "Written") -> "Written":
-        return Written(
-            self.inserted + other.inserted, self.updated + other.updated, self.deleted + other.deleted
-        )
+        return Written(self.inserted + other.inserted, self.updated + other.updated, self.deleted + other.deleted)
 
 
 def upsert(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
@@ -49,15 +47,13 @@ def upsert(connection: Connection, table: Table, rows: Iterable[Sequence[object]
     return written
 
 
-def replace_by_query(
-    connection: Connection, table: Table, query: str, parameters: Mapping[str, object]
-) -> Written:
+def replace_by_query(connection: Connection, table: Table, query: str, parameters: Mapping[str, object]) -> Written:
     """Makes the organization's rows exactly what `query` selects (columns named as in `table.written`)."""
     _one_writer_at_a_time(connection, table)
     _create_staging(connection, table)
     columns = _list(table.written)
     connection.execute(
-        sa.text(f"insert into {STAGING} ({columns}) select {columns} from ({query}) as computed"),  # noqa: S608
+        sa.text(f"insert into {STAGING} ({columns}) select {columns} from ({query}) as computed"),
         dict(parameters),
     )
     return _replace_by_staging(connection, table)
@@ -82,8 +78,7 @@ def _create_staging(connection: Connection, table: Table) -> None:
     columns = _list(table.written)
     connection.execute(
         sa.text(
-            f"create temporary table staging on commit drop as select {columns} from {table.qualified}"  # noqa: S608
-            " with no data"
+            f"create temporary table staging on commit drop as select {columns} from {table.qualified} with no data"
         )
     )
 
@@ -101,9 +96,7 @@ def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]
 def _upsert_staging(connection: Connection, table: Table) -> Written:
     key, written = _list(table.key), _list(table.written)
     newest_first = f", {_quote(table.version)} desc" if table.version else ""
-    not_older = (
-        f"target.{_quote(table.version)} <= excluded.{_quote(table.version)} and " if table.version else ""
-    )
+    not_older = f"target.{_quote(table.version)} <= excluded.{_quote(table.version)} and " if table.version else ""
     row = connection.execute(
         sa.text(
             f"""
@@ -116,7 +109,7 @@ def _upsert_staging(connection: Connection, table: Table) -> Written:
                 returning xmax = 0 as is_new
             )
             select count(*) filter (where is_new), count(*) filter (where not is_new) from merged
-            """  # noqa: S608 (identifiers of our own tables)
+            """
         )
     ).one()
     return Written(inserted=row[0], updated=row[1])

@@ -151,3 +151,11 @@ WRITTEN = (
     ACTIVE_PATIENTS,
 )
 """The tables that merges write."""
+
+TENANT_TABLES = (
+    *(table.qualified for table in WRITTEN),
+    "cliniko.crawls",
+    "cliniko.rejected_records",
+    "cliniko.sync_runs",
+)
+"""Every table that holds an organization's data, quoted for SQL; all under forced row-level security."""

@@ -1,0 +1,141 @@
+"""The application's organizations and their stored Cliniko credentials.
+
+These tables are the application's: no policy of ours stands on them, so everything here runs in an operator's
+transaction (`Database.operator`). What the stored credentials say is the vault's business, not this module's.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.errors import OrganizationUnknownError
+from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.tables import TENANT_TABLES
+
+SERVICE = "cliniko"
+"""`api_credentials.service_name` of the credentials that are ours."""
+
+
+@dataclass(frozen=True)
+class Organization:
+    """An organization that has Cliniko credentials.
+
+    Attributes:
+        id, name: as in public.organizations; the name is the id where there is no such row.
+        is_active: false: disabled, not to be synced.
+        last_validated_at: when Cliniko last accepted the credentials, UTC.
+    """
+
+    id: str
+    name: str
+    is_active: bool
+    last_validated_at: datetime | None
+
+
+def organizations(connection: Connection) -> list[Organization]:
+    """All organizations with Cliniko credentials, by id."""
+    rows = connection.execute(sa.text(sql("organizations")), {"service": SERVICE})
+    return [Organization(row.id, row.name, row.is_active, row.last_validated_at) for row in rows]
+
+
+def organization(connection: Connection, organization_id: str) -> Organization:
+    """One of them. Raises OrganizationUnknownError."""
+    for found in organizations(connection):
+        if found.id == organization_id:
+            return found
+    raise OrganizationUnknownError(
+        f"There are no Cliniko credentials for organization '{organization_id}':"
+        f" add them with `cliniko-pipeline organizations add {organization_id} --name NAME`."
+    )
+
+
+def stored_credentials(connection: Connection, organization_id: str) -> object:
+    """What `credentials_encrypted` holds, still encrypted. Raises OrganizationUnknownError; also where disabled."""
+    if not organization(connection, organization_id).is_active:
+        raise OrganizationUnknownError(
+            f"Organization '{organization_id}' is disabled:"
+            f" `cliniko-pipeline organizations enable {organization_id}` lets it be synced again."
+        )
+    return connection.execute(
+        sa.text(sql("stored_credentials")), {"organization_id": organization_id, "service": SERVICE}
+    ).scalar_one()
+
+
+def all_stored_credentials(connection: Connection) -> dict[str, object]:
+    """What `credentials_encrypted` holds for every organization, disabled ones too; locked until the transaction ends."""
+    rows = connection.execute(sa.text(sql("all_stored_credentials")), {"service": SERVICE})
+    return {row.organization_id: row.credentials_encrypted for row in rows}
+
+
+def save(
+    connection: Connection, organization_id: str, name: str, encrypted: dict[str, str], *, validated: bool
+) -> None:
+    """Stores an organization's credentials, in place of earlier ones, active. An organization that the application already
+    knows keeps its name.
+    """
+    connection.execute(
+        sa.text("insert into public.organizations (id, name) values (:id, :name) on conflict (id) do nothing"),
+        {"id": organization_id, "name": name},
+    )
+    connection.execute(
+        sa.text(sql("save_credentials")).bindparams(sa.bindparam("encrypted", type_=JSONB)),
+        {
+            "organization_id": organization_id,
+            "service": SERVICE,
+            "encrypted": encrypted,
+            "created_by": "cliniko-pipeline",
+            "validated": validated,
+        },
+    )
+
+
+def replace_encrypted(connection: Connection, organization_id: str, encrypted: dict[str, str]) -> None:
+    """Stores the same credentials under another encryption."""
+    _update(connection, organization_id, "credentials_encrypted = :value", value=encrypted)
+
+
+def mark_validated(connection: Connection, organization_id: str) -> None:
+    """Notes that Cliniko accepted the credentials just now."""
+    _update(connection, organization_id, "last_validated_at = now()")
+
+
+def set_active(connection: Connection, organization_id: str, *, active: bool) -> None:
+    """Enables or disables the organization. Raises OrganizationUnknownError."""
+    organization(connection, organization_id)
+    _update(connection, organization_id, f"is_active = {'true' if active else 'false'}")
+
+
+def remove(database: Database, organization_id: str) -> int:
+    """Deletes the organization's credentials and everything the pipeline stored for it; returns the number of tenant
+    rows. The application's own tables, organizations and contacts, stay as they are.
+
+    Raises OrganizationUnknownError.
+    """
+    with database.operator() as connection:
+        organization(connection, organization_id)
+        connection.execute(
+            sa.text("delete from public.api_credentials where organization_id = :id and service_name = :service"),
+            {"id": organization_id, "service": SERVICE},
+        )
+    return delete_tenant_rows(database, organization_id)
+
+
+def delete_tenant_rows(database: Database, organization_id: str) -> int:
+    """Deletes everything the pipeline stored for the organization; returns the number of rows."""
+    with database.organization(organization_id) as connection:
+        # The policies narrow these statements, which name no organization, to this one.
+        return sum(connection.exec_driver_sql(f"delete from {table}").rowcount for table in TENANT_TABLES)
+
+
+def _update(connection: Connection, organization_id: str, assignment: str, **values: Any) -> None:
+    statement = sa.text(
+        f"update public.api_credentials set {assignment}, updated_at = now()"
+        " where organization_id = :organization_id and service_name = :service"
+    )
+    if values:
+        statement = statement.bindparams(sa.bindparam("value", type_=JSONB))
+    connection.execute(statement, {"organization_id": organization_id, "service": SERVICE, **values})

@@ -1,0 +1,3 @@
+update cliniko.crawls
+set completed_at = now(), records = :records
+where resource = :resource

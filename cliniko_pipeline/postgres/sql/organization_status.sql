@@ -1,0 +1,41 @@
+-- What the operator wants to know of the organization in whose context it runs, in one row.
+with
+last_run as (
+    select * from cliniko.sync_runs order by started_at desc, run_id desc limit 1
+),
+
+last_success as (
+    select max(finished_at) as finished_at
+    from cliniko.sync_runs
+    where status = 'succeeded' and 'active_patients' = any(planned)
+),
+
+mapping as (
+    select
+        count(*) filter (where mapping.status = 'matched') as matched,
+        count(*) filter (where mapping.status = 'ambiguous') as ambiguous,
+        count(*) filter (where mapping.status = 'unmatched') as unmatched
+    from cliniko.contact_mapping as mapping
+)
+
+select
+    last_run.run_id,
+    last_run.status,
+    last_run.started_at,
+    last_run.finished_at,
+    last_run.requests,
+    last_run.seconds_waited,
+    last_run.error,
+    last_success.finished_at as last_success_at,
+    (select count(*) from cliniko.patients) as patients,
+    (select count(*) from cliniko.appointments) as appointments,
+    (select count(*) from cliniko.attendees) as attendees,
+    mapping.matched,
+    mapping.ambiguous,
+    mapping.unmatched,
+    (select count(*) from public.active_patients) as active_patients,
+    (select count(*) from cliniko.rejected_records) as rejected_records,
+    (select count(*) from cliniko.persons() where in_loop) as patients_in_merge_loops
+from mapping
+cross join last_success
+left join last_run on true

@@ -1,0 +1,3 @@
+select credentials_encrypted
+from public.api_credentials
+where organization_id = :organization_id and service_name = :service
