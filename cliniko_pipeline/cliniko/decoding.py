@@ -1,0 +1,198 @@
+"""A page of Cliniko's JSON, turned into records.
+
+Belongs here: decoding a page fast, and saving what can be saved of a page that has something wrong in it.
+Does not: HTTP, and what a single record must look like (wire.py).
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import msgspec
+
+from cliniko_pipeline.cliniko.records import Record, RecordT, RejectedRecord, Resource
+from cliniko_pipeline.cliniko.values import identifier
+from cliniko_pipeline.cliniko.wire import WIRE_TYPES
+from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
+
+EntryT_co = TypeVar("EntryT_co", covariant=True)
+RecordT_co = TypeVar("RecordT_co", bound=Record, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedPage(Generic[RecordT]):
+    """What one answer to a list request holds. `total_entries` counts the whole list, as of this answer."""
+
+    records: list[RecordT]
+    rejected: list[RejectedRecord]
+    total_entries: int
+    next_url: str | None
+
+
+def decode_page(resource: Resource[RecordT], body: bytes) -> DecodedPage[RecordT]:
+    """Return the records of one answer, and what was rejected of it; one bad record does not cost the page.
+
+    Raises ClinikoUnavailableError if the body is no whole JSON document (a proxy's web page, a broken
+    transfer), and UnexpectedResponseError if it is one, but no list of this resource.
+    """
+    try:
+        page = _page_decoder(resource).decode(body)
+    except msgspec.ValidationError:
+        return _decode_record_by_record(resource, body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # One lone surrogate, even in a field nobody reads, makes msgspec refuse the whole page.
+        return _decode_record_by_record(resource, _with_valid_text(body))
+    except RecursionError:
+        raise _unreadable() from None
+    return _collect(resource, page, (_convert(resource, entry) for entry in page.entries))
+
+
+def _decode_record_by_record(resource: Resource[RecordT], body: bytes) -> DecodedPage[RecordT]:
+    try:
+        page = _raw_page_decoder(resource.name).decode(body)
+    except msgspec.ValidationError as error:
+        raise _not_a_list_of(resource.name, _reason(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _unreadable() from None
+    return _collect(resource, page, (_decode_record(resource, entry) for entry in page.entries))
+
+
+def _decode_record(resource: Resource[RecordT], raw: msgspec.Raw) -> RecordT | RejectedRecord:
+    try:
+        return _convert(resource, _record_decoder(resource).decode(raw))
+    except msgspec.ValidationError as error:
+        return RejectedRecord(resource.name, _id_in(raw), _reason(error))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return RejectedRecord(resource.name, None, "record: text that is no UTF-8")
+
+
+def _convert(resource: Resource[RecordT], entry: "_Wire[RecordT]") -> RecordT | RejectedRecord:
+    try:
+        return entry.record()
+    except UnexpectedResponseError as error:
+        return RejectedRecord(resource.name, _id_or_none(entry.id), str(error))
+
+
+def _collect(
+    resource: Resource[RecordT], page: "_Page[object]", entries: Iterable[RecordT | RejectedRecord]
+) -> DecodedPage[RecordT]:
+    if page.total_entries < 0:
+        raise _not_a_list_of(resource.name, "total_entries: negative")
+    records: list[RecordT] = []
+    rejected: list[RejectedRecord] = []
+    for entry in entries:
+        if isinstance(entry, RejectedRecord):
+            rejected.append(entry)
+        else:
+            records.append(entry)
+    return DecodedPage(records, rejected, page.total_entries, (page.links and page.links.next) or None)
+
+
+class _OnlyId(msgspec.Struct):
+    id: str | int
+
+
+_ONLY_ID = msgspec.json.Decoder(_OnlyId)
+
+
+def _id_in(raw: msgspec.Raw) -> str | None:
+    try:
+        return _id_or_none(_ONLY_ID.decode(raw).id)
+    except msgspec.ValidationError:
+        return None
+
+
+def _id_or_none(value: str | int) -> str | None:
+    try:
+        return identifier("id", value)
+    except UnexpectedResponseError:
+        return None
+
+
+class _PageLinks(msgspec.Struct):
+    next: str | None = None
+
+
+class _Page(Protocol[EntryT_co]):
+    @property
+    def entries(self) -> Sequence[EntryT_co]: ...
+    @property
+    def total_entries(self) -> int: ...
+    @property
+    def links(self) -> _PageLinks | None: ...
+
+
+class _Wire(Protocol[RecordT_co]):
+    @property
+    def id(self) -> str | int: ...
+    def record(self) -> RecordT_co: ...
+
+
+class _PageDecoder(Protocol[EntryT_co]):
+    def decode(self, body: bytes, /) -> _Page[EntryT_co]: ...
+
+
+@functools.cache
+def _record_decoder(resource: Resource[RecordT]) -> "msgspec.json.Decoder[_Wire[RecordT]]":
+    return cast("msgspec.json.Decoder[_Wire[RecordT]]", msgspec.json.Decoder(WIRE_TYPES[resource.record]))
+
+
+@functools.cache
+def _page_decoder(resource: Resource[RecordT]) -> "_PageDecoder[_Wire[RecordT]]":
+    return _decoder_of_pages(resource.name, WIRE_TYPES[resource.record])
+
+
+@functools.cache
+def _raw_page_decoder(name: str) -> _PageDecoder[msgspec.Raw]:
+    return _decoder_of_pages(name, msgspec.Raw)
+
+
+def _decoder_of_pages(name: str, entry: Any) -> Any:
+    """Return a decoder of pages whose entries stand under the resource's name."""
+    fields: list[Any] = [
+        ("entries", list[entry], msgspec.field(name=name)),
+        ("total_entries", int),
+        ("links", _PageLinks | None, None),
+    ]
+    return msgspec.json.Decoder(msgspec.defstruct(f"PageOf_{name}", fields))
+
+
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a pair, which is fine
+    rb"|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    rb"|.)",  # any other escape, read whole so that the second half of '\\' starts none
+    re.DOTALL,
+)
+
+
+def _with_valid_text(body: bytes) -> bytes:
+    """Return the document with every lone surrogate, and every byte that is no UTF-8, as U+FFFD."""
+    utf8 = body.decode("utf-8-sig", errors="replace").encode()
+    return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape["lone"] else escape[0], utf8)
+
+
+_MISSING = re.compile(r"missing required field `(\w+)`")
+_MISMATCH = re.compile(r"Expected `([\w |]+)`, got `([\w |]+)`(?: - at `\$\.?(\w*))?")
+
+
+def _reason(error: msgspec.ValidationError) -> str:
+    """Return which field broke which rule, in words that hold no value: types and names of fields only."""
+    message = str(error)
+    if missing := _MISSING.search(message):
+        return f"{missing[1]}: missing"
+    if mismatch := _MISMATCH.search(message):
+        return f"{mismatch[3] or 'record'}: {mismatch[2]} where {mismatch[1]} belongs"
+    return "record: not of the documented shape"
+
+
+def _not_a_list_of(name: str, reason: str) -> UnexpectedResponseError:
+    return UnexpectedResponseError(
+        f"Cliniko's answer is not the list of {name} that its API promises ({reason}): check the API URL; if it "
+        "is right, this version of the pipeline is too old for the API"
+    )
+
+
+def _unreadable() -> ClinikoUnavailableError:
+    return ClinikoUnavailableError("Cliniko's answer is no whole JSON document: try again later")

@@ -1,0 +1,209 @@
+"""What to do after an exchange with Cliniko, decided by a pure function from what is known of it.
+
+Belongs here: statuses, failures of transport, and how long to wait. Does not: waiting, sending, or composing
+the error an organization's operator reads (client.py).
+"""
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum
+
+from cliniko_pipeline.errors import (
+    AuthenticationError,
+    ClinikoPipelineError,
+    ClinikoUnavailableError,
+    ForeignLinkError,
+    PermissionDeniedError,
+    RateLimitedError,
+    RequestRejectedError,
+    TransientError,
+    UnexpectedResponseError,
+)
+
+BACKOFF_BASE_SECONDS = 1.0
+BACKOFF_CAP_SECONDS = 30.0
+LONGEST_RETRY_AFTER_SECONDS = 60.0
+"""A longer Retry-After on a 5xx is cut to this: the whole sync can be tried again later."""
+DEFAULT_RATE_LIMIT_SECONDS = 60.0
+"""The wait after a 429 that names no believable instant: the length of Cliniko's window."""
+LONGEST_RATE_LIMIT_SECONDS = 300.0
+"""A reset further away than this is not believed: the window is a minute."""
+RESET_MARGIN_SECONDS = 1.0
+"""X-RateLimit-Reset and Date are whole seconds: the true reset may be up to one later."""
+OLDEST_RESET_SECONDS = 5.0
+"""A reset that passed longer ago than this is not believed: the 429 would not have come."""
+
+
+class TransportFailure(Enum):
+    """Why an exchange gave no answer that can be used. The values are their names in messages."""
+
+    TIME_OUT = "time-out"
+    UNREACHABLE = "failed connection"
+    CONNECTION_LOST = "broken connection"
+    UNREADABLE_BODY = "unreadable answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Succeed:
+    """The answer can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again after `seconds`; with `everyone`, nobody may use the API key before. Out of tries: `error`."""
+
+    seconds: float
+    everyone: bool
+    error: type[TransientError]
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Another try would end the same way: raise `error` with `reason`, which says what to do next."""
+
+    error: type[ClinikoPipelineError]
+    reason: str
+
+
+Decision = Succeed | Retry | Fail
+
+
+@dataclass(frozen=True, slots=True)
+class _BackOff:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _WaitForReset:
+    pass
+
+
+_Rule = Succeed | Fail | _BackOff | _WaitForReset
+
+_RULES: Mapping[int, _Rule] = {
+    401: Fail(
+        AuthenticationError,
+        "Cliniko does not know the API key (401): make a new one in Cliniko under My Info, Manage API keys, "
+        "and store it with `cliniko-pipeline organizations add`",
+    ),
+    403: Fail(
+        PermissionDeniedError,
+        "the Cliniko user whose API key this is lacks the right to read this (403): give the user the right, "
+        "or store the key of a user who has it",
+    ),
+    404: Fail(
+        RequestRejectedError,
+        "Cliniko has nothing at this address (404): check the organization's API URL and region",
+    ),
+    408: _BackOff(),
+    425: _BackOff(),
+    429: _WaitForReset(),
+}
+_RULES_BY_HUNDREDS: Mapping[int, _Rule] = {
+    2: Succeed(),
+    3: Fail(
+        ForeignLinkError,
+        "Cliniko answered with a redirect, which is not followed: check the organization's API URL and region",
+    ),
+    4: Fail(
+        RequestRejectedError,
+        "Cliniko refuses the request itself: this version of the pipeline may be too old for Cliniko's API",
+    ),
+    5: _BackOff(),
+}
+_BLOCKED = Fail(
+    PermissionDeniedError,
+    "the request was blocked in front of Cliniko (403 with a web page), probably for its User-Agent: check that "
+    "CLINIKO_CONTACT_EMAIL is a real e-mail address",
+)
+_UNKNOWN_STATUS = Fail(
+    UnexpectedResponseError, "the answer's status is none that HTTP knows: check what stands at the API URL"
+)
+
+
+def decide(
+    result: int | TransportFailure,
+    headers: Mapping[str, str],
+    *,
+    attempt: int,
+    now: float,
+    rng: random.Random,
+) -> Decision:
+    """Decide what follows an exchange.
+
+    `result` is the answer's status, or why there is none. `headers` are the answer's, looked up in lower case.
+    `attempt` counts from 1. `now` is UNIX time here, used only where the answer has no Date of its own, because
+    the two clocks may differ. `rng` spreads the waits (full jitter), so that clients do not return in step.
+    """
+    match _rule_for(result, headers):
+        case _BackOff():
+            return Retry(_backoff(headers, attempt, now, rng), everyone=False, error=ClinikoUnavailableError)
+        case _WaitForReset():
+            return Retry(_until_reset(headers, now), everyone=True, error=RateLimitedError)
+        case decided:
+            return decided
+
+
+def server_time(headers: Mapping[str, str]) -> datetime | None:
+    """Return the moment of the answer by the server's own clock (Date), in UTC; None if absent or unreadable."""
+    return _http_date(headers.get("date", ""))
+
+
+def _rule_for(result: int | TransportFailure, headers: Mapping[str, str]) -> _Rule:
+    if isinstance(result, TransportFailure):
+        return _BackOff()
+    if result == 403 and "html" in headers.get("content-type", "").lower():
+        return _BLOCKED
+    return _RULES.get(result) or _RULES_BY_HUNDREDS.get(result // 100, _UNKNOWN_STATUS)
+
+
+def _backoff(headers: Mapping[str, str], attempt: int, now: float, rng: random.Random) -> float:
+    ceiling = min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** min(attempt - 1, 16))
+    asked = _retry_after(headers, _server_now(headers, now)) or 0.0
+    return min(asked, LONGEST_RETRY_AFTER_SECONDS) + rng.uniform(0.0, ceiling)
+
+
+def _until_reset(headers: Mapping[str, str], now: float) -> float:
+    """Return the seconds to wait after a 429: by X-RateLimit-Reset, else by Retry-After, else a whole window."""
+    server_now = _server_now(headers, now)
+    reset = _number(headers.get("x-ratelimit-reset", ""))
+    for seconds in (None if reset is None else reset - server_now, _retry_after(headers, server_now)):
+        # An instant long past or far ahead (milliseconds, zero, a broken clock) says nothing about the wait.
+        if seconds is not None and -OLDEST_RESET_SECONDS <= seconds <= LONGEST_RATE_LIMIT_SECONDS:
+            return max(seconds, 0.0) + RESET_MARGIN_SECONDS
+    return DEFAULT_RATE_LIMIT_SECONDS
+
+
+def _retry_after(headers: Mapping[str, str], server_now: float) -> float | None:
+    """Return the seconds Retry-After asks for, given as a number or as a date; None if absent or junk."""
+    value = headers.get("retry-after", "")
+    seconds = _number(value)
+    if seconds is None:
+        until = _http_date(value)
+        seconds = None if until is None else until.timestamp() - server_now
+    return None if seconds is None or seconds < 0 else seconds
+
+
+def _server_now(headers: Mapping[str, str], now: float) -> float:
+    date = server_time(headers)
+    return now if date is None else date.timestamp()
+
+
+def _number(value: str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _http_date(value: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value)
+        return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return None

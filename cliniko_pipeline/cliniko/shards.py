@@ -1,0 +1,133 @@
+"""Where an organization's Cliniko account lives: the shard in its API key, and the base URL that follows from it.
+
+Belongs here: every rule on which hosts may ever see an API key. Does not: sending anything, reading settings.
+"""
+
+import ipaddress
+import re
+from collections.abc import Collection
+from urllib.parse import SplitResult, urlsplit
+
+from cliniko_pipeline.errors import CredentialsFormatError
+
+DEFAULT_SHARD = "au1"
+"""The shard of keys made before Cliniko had shards; such a key carries none."""
+
+_SHARD = re.compile(r"[a-z]{2}[0-9]{1,2}")
+_CLINIKO_HOST = re.compile(r"api\.([a-z]{2}[0-9]{1,2})\.cliniko\.com")
+_PLAIN_PATH = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)*/?")
+_VISIBLE_ASCII = re.compile(r"[!-~]+")
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+
+_HOST_RULE = (
+    "use https://api.{shard}.cliniko.com/v1 with a shard such as au4, or a host[:port] named in "
+    "CLINIKO_ALLOWED_HOSTS (plain http on loopback only), without user, query and fragment"
+)
+
+
+def shard_of(api_key: str) -> str:
+    """Return the shard an API key belongs to: the text after its last ``-``, or au1 for a key without one.
+
+    Raises CredentialsFormatError if what follows the last ``-`` cannot be a shard.
+    """
+    _, dash, ending = api_key.rpartition("-")
+    return _checked_shard(ending, named="the API key's ending after its last '-'") if dash else DEFAULT_SHARD
+
+
+def api_url_for(shard: str) -> str:
+    """Return the base URL of a shard, without a slash at the end.
+
+    Raises CredentialsFormatError if the shard is not two lower-case letters and one or two digits. There
+    is no closed list: Cliniko adds shards.
+    """
+    return f"https://api.{_checked_shard(shard, named='the region')}.cliniko.com/v1"
+
+
+def resolve_api_url(*, api_key: str, region: str | None, api_url: str | None, allowed_hosts: Collection[str]) -> str:
+    """Return the base URL to talk to, in canonical form: the explicit URL, else the region's, else the key's.
+
+    An explicit URL must be Cliniko's own or stand on one of `allowed_hosts` (``host[:port]``; without a port,
+    the scheme's default one). Blank values count as not given. Raises CredentialsFormatError otherwise.
+    """
+    if api_url and api_url.strip():
+        return _checked_api_url(api_url.strip(), allowed_hosts)
+    if region and region.strip():
+        return api_url_for(region.strip())
+    return api_url_for(shard_of(api_key))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is this machine itself, judged by its text alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _checked_shard(shard: str, *, named: str) -> str:
+    if not _SHARD.fullmatch(shard):
+        raise CredentialsFormatError(
+            f"{named[0].upper()}{named[1:]} is no shard (two letters, one or two digits, such as au4): "
+            "store the key exactly as Cliniko shows it, or with its region"
+        )
+    return shard
+
+
+def _checked_api_url(api_url: str, allowed_hosts: Collection[str]) -> str:
+    parts = _split(api_url)
+    return _cliniko_url(parts) or _allowed_url(parts, allowed_hosts)
+
+
+def _split(api_url: str) -> SplitResult:
+    # urlsplit drops tabs and line breaks and an empty '?', and browsers read '\' as '/': what two readers of
+    # a URL could understand differently is refused before anyone reads it.
+    if not _VISIBLE_ASCII.fullmatch(api_url) or any(sign in api_url for sign in "\\@?#%"):
+        raise _refused("has signs that do not belong there")
+    try:
+        parts = urlsplit(api_url)
+        _ = parts.port  # read here, because an impossible port is found out only when it is asked for
+    except ValueError:
+        parts = None
+    if parts is None or parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise _refused("is not a whole http(s) URL")
+    if not _PLAIN_PATH.fullmatch(parts.path):
+        raise _refused("has an unusual path")
+    return parts
+
+
+def _cliniko_url(parts: SplitResult) -> str | None:
+    match = _CLINIKO_HOST.fullmatch(parts.hostname or "")
+    if not match:
+        return None
+    if parts.scheme != "https" or _port(parts) != 443 or parts.path.rstrip("/") != "/v1":
+        raise _refused("is on Cliniko's host, but not https on its usual port with the path /v1")
+    return api_url_for(match[1])
+
+
+def _allowed_url(parts: SplitResult, allowed_hosts: Collection[str]) -> str:
+    host, port = parts.hostname or "", _port(parts)
+    if not any(_names(allowed, host, port, parts.scheme) for allowed in allowed_hosts):
+        raise _refused("names a host that is not allowed")
+    if parts.scheme == "http" and not is_loopback(host):
+        raise _refused("would send the API key unencrypted")
+    bracketed = f"[{host}]" if ":" in host else host
+    suffix = "" if port == _DEFAULT_PORTS[parts.scheme] else f":{port}"
+    return f"{parts.scheme}://{bracketed}{suffix}{parts.path.rstrip('/')}"
+
+
+def _names(allowed: str, host: str, port: int, scheme: str) -> bool:
+    try:
+        entry = urlsplit(f"{scheme}://{allowed.strip()}")
+        return entry.netloc == allowed.strip() and (entry.hostname, _port(entry)) == (host, port)
+    except ValueError:
+        return False
+
+
+def _port(parts: SplitResult) -> int:
+    return _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
+
+
+def _refused(why: str) -> CredentialsFormatError:
+    return CredentialsFormatError(f"The Cliniko API URL {why}: {_HOST_RULE}")
