@@ -1,0 +1,245 @@
+"""Encrypts and decrypts Cliniko credentials, in every shape they are found stored in.
+
+Here belong the credentials' type, the stored shapes and the rotation of keys. Which shard or URL a
+credential leads to does not: the client decides that, and whether to trust it. The organization is not known
+here either: messages are made to follow "Organization 'x': ".
+
+No message, repr or exception context holds plaintext, a token or a key. Errors are raised outside of the
+handlers of the errors that caused them, for those may hold what could not be read.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NoReturn, cast
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from pydantic import SecretStr
+
+from cliniko_pipeline.errors import CredentialsDecryptionError, CredentialsFormatError, SettingsError
+
+ENCRYPTED_DATA = "encrypted_data"
+"""The one member of the object that credentials are stored as."""
+
+_TOKEN_VERSION = b"\x80"  # The first byte of every Fernet token, by its specification.
+_MAX_LAYERS = 2  # A token is base64 itself, and may be wrapped in base64 once more.
+
+# What can be the user name of HTTP Basic authentication: visible ASCII without a colon.
+_API_KEY = re.compile(r"[!-9;-~]{1,1024}")
+# A shard, loosely: too short to hold an API key pasted into the wrong place, for it is shown.
+_REGION = re.compile(r"[A-Za-z0-9_-]{1,16}")
+
+_SET_AGAIN = "; add the organization's credentials again"
+
+
+@dataclass(frozen=True, slots=True)
+class ClinikoCredentials:
+    """One organization's access to Cliniko. Surrounding white space is dropped, and a blank option is none.
+
+    Raises CredentialsFormatError where a value cannot be what it stands for.
+    """
+
+    api_key: str = field(repr=False)
+    """As Cliniko shows it, with or without the shard's suffix."""
+
+    region: str | None = None
+    """The shard, such as au4, where the credentials name one."""
+
+    api_url: str | None = None
+    """The API's base URL, such as https://api.au4.cliniko.com/v1, where the credentials name one. Not to be
+    trusted: it comes from the database."""
+
+    def __post_init__(self) -> None:
+        # A frozen dataclass has no other way to store a value in its normal form.
+        object.__setattr__(self, "api_key", self.api_key.strip())
+        object.__setattr__(self, "region", (self.region or "").strip() or None)
+        object.__setattr__(self, "api_url", (self.api_url or "").strip() or None)
+        if problem := self._problem():
+            raise CredentialsFormatError(problem)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("Cliniko credentials are not pickled: that would write the API key down in the clear")
+
+    def _problem(self) -> str | None:
+        if not self.api_key:
+            return f"the Cliniko credentials hold no API key{_SET_AGAIN}"
+        if not _API_KEY.fullmatch(self.api_key):
+            return (
+                "the Cliniko API key holds white space, control or other characters that no key has;"
+                " copy it again from Cliniko, alone and whole"
+            )
+        if self.region is not None and not _REGION.fullmatch(self.region):
+            return "the Cliniko credentials' region is not a shard such as au4; correct it or leave it out"
+        if self.api_url is not None and not _is_shown_safely(self.api_url):
+            return (
+                "the Cliniko credentials' api_url is not a plain base URL such as"
+                " https://api.au4.cliniko.com/v1, with no user, query or fragment; correct it or leave it out"
+            )
+        return None
+
+
+def api_key_digest(api_key: str) -> str:
+    """Return the name that an API key's request budget goes by: 64 hexadecimal digits of a one-way hash.
+
+    The key counts as it is sent: with and without the shard's suffix it has two digests.
+    """
+    return hashlib.sha256(b"cliniko_pipeline api key budget v1\x00" + api_key.strip().encode()).hexdigest()
+
+
+class Vault:
+    """Encrypts credentials under the first of its Fernet keys and decrypts them under any.
+
+    Raises SettingsError where there is no key or one is not a Fernet key.
+    """
+
+    def __init__(self, keys: Iterable[SecretStr | str]) -> None:
+        fernets = [_fernet(key) for key in keys]
+        if not fernets:
+            raise SettingsError("There is no encryption key; set CREDENTIALS_ENCRYPTION_KEY.")
+        self._newest = fernets[0]
+        self._all = MultiFernet(fernets)
+        self._key_count = len(fernets)
+
+    def __repr__(self) -> str:
+        return f"Vault({self._key_count} keys)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A vault is not pickled: that would write its keys down in the clear")
+
+    def encrypt(self, credentials: ClinikoCredentials) -> dict[str, str]:
+        """Return what is to be stored: `{"encrypted_data": base64 of a Fernet token under the first key}`."""
+        members = {
+            "api_key": credentials.api_key,
+            "region": credentials.region,
+            "api_url": credentials.api_url,
+        }
+        plaintext = json.dumps({name: value for name, value in members.items() if value is not None})
+        return _stored(self._newest.encrypt(plaintext.encode()))
+
+    def decrypt(self, stored: object) -> ClinikoCredentials:
+        """Return the credentials that the column `credentials_encrypted` holds.
+
+        `stored` is the value as psycopg reads the jsonb: an object with `encrypted_data`, that object as a
+        string, a string with base64 of a Fernet token, or with the token itself. Base64 of either alphabet is
+        read, with or without padding, broken into lines or not.
+
+        Raises CredentialsDecryptionError where no key opens it, CredentialsFormatError where it is of no such
+        shape or what is inside is not a Cliniko credential.
+        """
+        return _credentials(self._open(_token(stored)))
+
+    def rotate(self, stored: object) -> dict[str, str]:
+        """Return the same, encrypted under the first key.
+
+        The plaintext is kept as it is, whatever it holds: another program may have put more into it.
+        Raises CredentialsDecryptionError and CredentialsFormatError as `decrypt` does for the outer shape.
+        """
+        return _stored(self._newest.encrypt(self._open(_token(stored))))
+
+    def is_current(self, stored: object) -> bool:
+        """Tell whether `stored` is in the shape of `encrypt` and under the first key already."""
+        token = _token_in(stored)
+        return token is not None and stored == _stored(token) and _opens(self._newest, token)
+
+    def _open(self, token: bytes) -> bytes:
+        try:
+            return self._all.decrypt(token)
+        except InvalidToken:
+            pass
+        raise CredentialsDecryptionError(
+            "the stored Cliniko credentials cannot be decrypted with any configured key;"
+            " CREDENTIALS_ENCRYPTION_KEY must hold the key they were encrypted with (to rotate keys: the new"
+            " key first, the old ones after it, comma-separated)"
+        )
+
+
+def _fernet(key: SecretStr | str) -> Fernet:
+    try:
+        return Fernet(key.get_secret_value() if isinstance(key, SecretStr) else key)
+    except ValueError:
+        pass
+    raise SettingsError("CREDENTIALS_ENCRYPTION_KEY holds something that is not a Fernet key; correct it.")
+
+
+def _opens(fernet: Fernet, token: bytes) -> bool:
+    try:
+        fernet.decrypt(token)
+    except InvalidToken:
+        return False
+    return True
+
+
+def _stored(token: bytes) -> dict[str, str]:
+    return {ENCRYPTED_DATA: base64.b64encode(token).decode("ascii")}
+
+
+def _token(stored: object) -> bytes:
+    token = _token_in(stored)
+    if token is None:
+        raise CredentialsFormatError(
+            "the stored Cliniko credentials are neither a Fernet token nor an object with one in"
+            f" {ENCRYPTED_DATA}{_SET_AGAIN}"
+        )
+    return token
+
+
+def _token_in(stored: object) -> bytes | None:
+    """Return the token that `stored` holds in any of its shapes, in the form that Fernet itself writes."""
+    layer = _armoured(stored)
+    for _ in range(_MAX_LAYERS):
+        layer = _unbase64(layer)
+        if layer.startswith(_TOKEN_VERSION):
+            return base64.urlsafe_b64encode(layer)
+    return None
+
+
+def _armoured(stored: object) -> bytes:
+    """Return the base64 text in `stored`; empty where it is of no known shape."""
+    if isinstance(stored, str) and stored.lstrip().startswith("{"):
+        stored = _json_or_none(stored)
+    if isinstance(stored, dict):
+        stored = cast("dict[object, object]", stored).get(ENCRYPTED_DATA)
+    return stored.encode("ascii", errors="replace") if isinstance(stored, str) else b""
+
+
+def _unbase64(text: bytes) -> bytes:
+    """Decode base64 of either alphabet, padded or not; empty where it is none."""
+    digits = b"".join(text.split()).rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
+    try:
+        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+    except binascii.Error:
+        return b""
+
+
+def _credentials(plaintext: bytes) -> ClinikoCredentials:
+    members = _json_or_none(plaintext)
+    if not isinstance(members, dict):
+        raise CredentialsFormatError(f"the decrypted Cliniko credentials are not a JSON object{_SET_AGAIN}")
+    named = cast("dict[str, object]", members)
+    return ClinikoCredentials(
+        api_key=_text(named, "api_key"), region=_text(named, "region"), api_url=_text(named, "api_url")
+    )
+
+
+def _text(members: dict[str, object], name: str) -> str:
+    value = members.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise CredentialsFormatError(f"the decrypted Cliniko credentials' {name} is not text{_SET_AGAIN}")
+    return value
+
+
+def _json_or_none(text: str | bytes) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_shown_safely(api_url: str) -> bool:
+    return len(api_url) <= 2048 and api_url.isprintable() and not any(mark in api_url for mark in " @?#")

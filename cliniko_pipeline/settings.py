@@ -1,0 +1,384 @@
+"""What the operator sets: the only place that reads the environment.
+
+Here belong the variables, their defaults and what a valid value is, and the encryption key that the embedded
+database gets by itself. What is done with a value (opening the database, choosing a shard, encrypting) does
+not: whoever needs one is given it. Nothing is read before `load_settings` is called.
+
+Messages name the variable and never show its value: a secret is easily pasted into the wrong one.
+"""
+
+import ipaddress
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from cryptography.fernet import Fernet
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cliniko_pipeline.errors import SettingsError
+
+APPLICATION_NAME = "cliniko_pipeline"
+LOOPBACK_CONTACT_EMAIL = "nobody@example.org"
+"""Sent to a simulated Cliniko on this machine, which has nobody to write to."""
+
+KEY_COMMAND = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
+"""Prints a new encryption key; for messages."""
+
+_DATABASE_URL_FORM = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
+_DATABASE_SCHEMES = frozenset({"postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"})
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
+_FERNET_KEY = re.compile(r"[A-Za-z0-9_+/-]{43}=")
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+# ASCII only, and no parenthesis: the address stands in a header, inside a pair of them.
+_EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[a-z0-9-]+(\.[a-z0-9-]+)+", re.ASCII | re.IGNORECASE)
+_KEY_FILE_LIMIT = 64 * 1024  # bytes
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> "Settings":
+    """Read the settings from `environ`, or from the process's environment.
+
+    A blank value counts as unset. Raises SettingsError with everything that is wrong, in one line.
+    """
+    source = _MappingSource(os.environ if environ is None else environ)
+    try:
+        return Settings(**source())
+    except ValidationError as error:
+        problems = _problems(error)
+    # Outside of the handler: pydantic's error holds the values, and must not travel along as the context.
+    raise SettingsError(" ".join(problems))
+
+
+def _database_url(value: str) -> str:
+    scheme, separator, rest = value.strip().partition("://")
+    scheme = scheme.lower()
+    if not separator or not _SCHEME.fullmatch(scheme):
+        raise ValueError(f"is not a database URL; write it as {_DATABASE_URL_FORM}.")
+    if scheme not in _DATABASE_SCHEMES:
+        raise ValueError(_foreign_database(scheme))
+    _require_database_name(rest)
+    return f"{scheme}://{rest}"
+
+
+def _foreign_database(scheme: str) -> str:
+    system, _, driver = scheme.partition("+")
+    if system in {"postgres", "postgresql"}:
+        return f"asks for the driver {driver}, which is not used here; write it as {_DATABASE_URL_FORM}."
+    return (
+        f"points at another database system ({system}); the pipeline needs PostgreSQL 14 or later:"
+        f" {_DATABASE_URL_FORM}, or leave it unset for the embedded one."
+    )
+
+
+def _require_database_name(rest: str) -> None:
+    try:
+        parts = urlsplit(f"postgresql://{rest}")
+        readable = parts.port is None or parts.port > 0
+    except ValueError:
+        readable = False
+        parts = urlsplit("")
+    database = parts.path.removeprefix("/")
+    # Each of these is how a password with an unescaped mark comes apart.
+    if not readable or "#" in rest or "@" in database or "/" in database or parts.netloc.count("@") > 1:
+        raise ValueError(
+            "cannot be read; percent-encode marks such as @ : / ? # in the user and the password,"
+            f" and write it as {_DATABASE_URL_FORM}."
+        )
+    if not rest.isprintable():
+        raise ValueError("holds a line break or another control character; paste it again as one line.")
+    if not database:
+        raise ValueError(f"names no database; write it as {_DATABASE_URL_FORM}.")
+
+
+def _encryption_keys(value: str) -> tuple[SecretStr, ...]:
+    keys = _entries(value)
+    for position, key in enumerate(keys, start=1):
+        if not _FERNET_KEY.fullmatch(key):
+            raise ValueError(
+                f"holds something that is not a Fernet key (number {position} of {len(keys)});"
+                f" make one with `{KEY_COMMAND}`."
+            )
+    return tuple(SecretStr(key) for key in dict.fromkeys(keys))
+
+
+def _contact_email(value: str) -> str:
+    if not _EMAIL.fullmatch(value.strip()):
+        raise ValueError("must be one plain e-mail address, such as it@clinic.example.")
+    return value.strip()
+
+
+def _allowed_hosts(value: str) -> frozenset[str]:
+    hosts = [entry.lower() for entry in _entries(value)]
+    for position, host in enumerate(hosts, start=1):
+        if not _is_host(host):
+            raise ValueError(
+                f"must be host or host:port, comma-separated, without scheme, path or wildcard"
+                f" (number {position} of {len(hosts)} is not)."
+            )
+    return frozenset(hosts)
+
+
+def _is_host(text: str) -> bool:
+    try:
+        parts = urlsplit(f"//{text}")
+        port_in_range = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    # urlsplit drops what it does not like; what it kept must be all there was.
+    whole = parts.netloc == text and "@" not in text and not text.endswith(":")
+    return whole and port_in_range and _is_host_name(parts.hostname or "", bracketed=text.startswith("["))
+
+
+def _is_host_name(name: str, *, bracketed: bool) -> bool:
+    if not bracketed:
+        return _HOST_NAME.fullmatch(name) is not None
+    try:
+        ipaddress.IPv6Address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("names the home directory of a user that does not exist; write the full path.") from None
+
+
+def _entries(value: str) -> list[str]:
+    return [entry.strip() for entry in value.split(",") if entry.strip()]
+
+
+class Settings(BaseSettings):
+    """All settings of one process, checked. Made by `load_settings`; the aliases are the variables' names."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        case_sensitive=True,
+        enable_decoding=False,
+        validate_default=False,
+        hide_input_in_errors=True,
+    )
+
+    database_url: Annotated[str, BeforeValidator(_database_url)] | None = Field(
+        default=None, validation_alias="DATABASE_URL", repr=False
+    )
+    """The operator's PostgreSQL, as given but for a scheme in lower case (postgresql, postgres,
+    postgresql+psycopg or postgresql+psycopg2): consumers choose their own driver. None: the embedded one."""
+
+    encryption_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_encryption_keys)] = Field(
+        default=(), validation_alias="CREDENTIALS_ENCRYPTION_KEY"
+    )
+    """Fernet keys, the first encrypts. May be empty: `ensure_encryption_keys` is what consumers call."""
+
+    contact_email: Annotated[str, BeforeValidator(_contact_email)] | None = Field(
+        default=None, validation_alias="CLINIKO_CONTACT_EMAIL"
+    )
+
+    requests_per_minute: int = Field(
+        default=200,
+        ge=1,
+        le=100_000,
+        validation_alias="CLINIKO_REQUESTS_PER_MINUTE",
+        description="a whole number from 1 to 100000",
+    )
+    """Per API key. Cliniko documents 200 per user."""
+
+    allowed_hosts: Annotated[frozenset[str], BeforeValidator(_allowed_hosts)] = Field(
+        default=frozenset(), validation_alias="CLINIKO_ALLOWED_HOSTS"
+    )
+    """`host` or `host:port` in lower case (IPv6 in brackets), accepted besides `api.{shard}.cliniko.com`."""
+
+    home: Annotated[Path, AfterValidator(_absolute)] = Field(
+        default_factory=lambda: Path(".cliniko").absolute(), validation_alias="CLINIKO_PIPELINE_HOME"
+    )
+    """Where the pipeline keeps what it needs on this machine; absolute, and perhaps not there yet."""
+
+    dagster_home: Annotated[Path, AfterValidator(_absolute)] = Field(
+        default_factory=lambda validated: validated["home"] / "dagster", validation_alias="DAGSTER_HOME"
+    )
+    """The Dagster instance; absolute, as Dagster demands, and perhaps not there yet."""
+
+    activity_window_days: int = Field(
+        default=60,
+        ge=1,
+        le=3650,
+        validation_alias="CLINIKO_ACTIVITY_WINDOW_DAYS",
+        description="a whole number of days from 1 to 3650",
+    )
+    """How far back from `as_of` an attendance makes a person active."""
+
+    count_no_shows: bool = Field(default=True, validation_alias="CLINIKO_COUNT_NO_SHOWS", description="true or false")
+    """Whether an appointment counts that was booked and not cancelled, but not attended."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings passes them all by name
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take only what `load_settings` hands over: no second look at the environment, no .env file."""
+        return (init_settings,)
+
+    @property
+    def embedded_database(self) -> bool:
+        """Whether the pipeline runs its own PostgreSQL under `home`."""
+        return self.database_url is None
+
+    @property
+    def user_agent(self) -> str:
+        """The User-Agent for real hosts. Raises SettingsError where no contact address is set."""
+        return _user_agent(self._set_contact_email())
+
+    def user_agent_for(self, api_url: str) -> str:
+        """Name the pipeline to `api_url`; on a loopback host a placeholder stands in for an unset address.
+
+        Raises SettingsError where the host is another and no contact address is set.
+        """
+        return _user_agent(self.require_contact_email(api_url))
+
+    def require_contact_email(self, api_url: str) -> str:
+        """Return the address that requests to `api_url` name; Cliniko may block those that name none.
+
+        Raises SettingsError where none is set and the host is not a loopback one.
+        """
+        if self.contact_email is None and _is_loopback(api_url):
+            return LOOPBACK_CONTACT_EMAIL
+        return self._set_contact_email()
+
+    def ensure_encryption_keys(self) -> tuple[SecretStr, ...]:
+        """Return the encryption keys, at least one; with the embedded database only, make a missing one.
+
+        A key so made stands in `home/encryption.key`, mode 0600, and is used from then on; the file may hold
+        several, as the variable may.
+        Raises SettingsError where there is no key and none may be made, or the file cannot be used.
+        """
+        if self.encryption_keys:
+            return self.encryption_keys
+        if not self.embedded_database:
+            raise SettingsError(
+                "CREDENTIALS_ENCRYPTION_KEY is not set, and with DATABASE_URL none is made by itself; set it"
+                " to the key that the stored credentials were encrypted with, or, if there are none yet, make"
+                f" one with `{KEY_COMMAND}`."
+            )
+        return _ensure_key_file(self.home / "encryption.key")
+
+    def _set_contact_email(self) -> str:
+        if self.contact_email is None:
+            raise SettingsError(
+                "CLINIKO_CONTACT_EMAIL is not set, and Cliniko may block requests that name nobody to write"
+                " to; set it to an e-mail address that someone reads."
+            )
+        return self.contact_email
+
+
+class _MappingSource(EnvSettingsSource):
+    """Reads the variables from a mapping; white space alone counts as unset."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        super().__init__(Settings)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name: value for name, value in self._environ.items() if value.strip()}
+
+
+def _problems(error: ValidationError) -> list[str]:
+    problems: list[str] = []
+    for detail in error.errors(include_input=False, include_url=False):
+        # DAGSTER_HOME's default hangs on the other fields; that it has none then is no problem of its own.
+        if detail["type"] == "default_factory_not_called":
+            continue
+        variable = str(detail["loc"][0])
+        raised = detail.get("ctx", {}).get("error")
+        problems.append(f"{variable} {raised or f'must be {_descriptions()[variable]}.'}")
+    return problems
+
+
+def _descriptions() -> dict[str, str]:
+    """Say what a value must be, by variable, where pydantic's own checks find it wrong."""
+    return {str(field.validation_alias): field.description or "usable" for field in Settings.model_fields.values()}
+
+
+def _user_agent(contact_email: str) -> str:
+    return f"{APPLICATION_NAME} ({contact_email})"
+
+
+def _is_loopback(api_url: str) -> bool:
+    try:
+        host = urlsplit(api_url).hostname or ""
+    except ValueError:
+        return False
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _ensure_key_file(path: Path) -> tuple[SecretStr, ...]:
+    try:
+        if not path.exists():
+            _create_key_file(path)
+        mode, text = _read_key_file(path)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise SettingsError(
+            f"The encryption key file {path} cannot be used ({reason}); mend that, or set CREDENTIALS_ENCRYPTION_KEY."
+        ) from None
+    _require_private(path, mode)
+    if not (keys := _keys_in_file(text)):
+        raise SettingsError(
+            f"The encryption key file {path} does not hold a Fernet key; restore it from a backup, or, if no"
+            " credentials are stored yet, delete it and a new one is made."
+        )
+    return keys
+
+
+def _create_key_file(path: Path) -> None:
+    """Write a new key under another name (opened O_EXCL, mode 0600) and link it to `path`.
+
+    link() never replaces a file and a reader never sees half of one: of two processes at once, one makes the
+    key and both use it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=".encryption.key.", dir=path.parent)
+    draft = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(Fernet.generate_key() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass  # The other process was first: its key is the key.
+    finally:
+        draft.unlink()
+
+
+def _read_key_file(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_mode, file.read(_KEY_FILE_LIMIT).decode("ascii")
+
+
+def _require_private(path: Path, mode: int) -> None:
+    if stat.S_IMODE(mode) & 0o077:
+        raise SettingsError(
+            f"The encryption key file {path} is open to other users (mode {stat.S_IMODE(mode):04o});"
+            f" run: chmod 600 {path} (where that has no effect, set CREDENTIALS_ENCRYPTION_KEY instead)."
+        )
+
+
+def _keys_in_file(text: str) -> tuple[SecretStr, ...]:
+    try:
+        return _encryption_keys(text)
+    except ValueError:
+        return ()
