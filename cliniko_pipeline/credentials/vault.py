@@ -208,7 +208,7 @@ def _armoured(stored: object) -> bytes:
 
 def _unbase64(text: bytes) -> bytes:
     """Decode base64 of either alphabet, padded or not; empty where it is none."""
-    digits = b"".join(text.split()).rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
+    digits = b"".join(text.split()).replace(b"-", b"+").replace(b"_", b"/")
     try:
         return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
     except binascii.Error:

@@ -167,6 +167,7 @@ def test_another_driver_is_named():
         (f"postgresql://u:12/{SECRET}@h/db", "percent-encode"),
         (f"postgresql://u:{SECRET}#x@h/db", "percent-encode"),
         (f"postgresql://u:{SECRET}?x@h/db", "percent-encode"),
+        (f"postgresql://u@h/db#{SECRET}", "percent-encode"),
         (f"postgresql://u:{SECRET}@x@h/db", "percent-encode"),
         (f"postgresql://u:{SECRET}@h:port/db", "percent-encode"),
         (f"postgresql://u:{SECRET}@h:70000/db", "percent-encode"),
@@ -402,6 +403,16 @@ def test_the_embedded_database_gets_a_private_key_once(embedded, key_file):
     assert key_file.stat().st_mode & 0o777 == 0o600
     assert secrets_of(embedded.ensure_encryption_keys()) == [first]
     assert [path.name for path in embedded.home.iterdir()] == ["encryption.key"]
+
+
+def test_a_key_once_made_is_used_from_a_home_that_can_only_be_read(embedded, monkeypatch):
+    made = secrets_of(embedded.ensure_encryption_keys())
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    assert secrets_of(embedded.ensure_encryption_keys()) == made
 
 
 def test_the_key_file_may_hold_old_keys_after_the_new_one(embedded, key_file):
