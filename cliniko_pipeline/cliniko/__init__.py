@@ -2,3 +2,62 @@
 
 Knows no Dagster and no database, and reads no environment. What other packages use is imported from here.
 """
+
+from cliniko_pipeline.cliniko.client import ClinikoClient, Statistics
+from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
+from cliniko_pipeline.cliniko.pagination import Page, at_or_after
+from cliniko_pipeline.cliniko.records import (
+    APPOINTMENT_TYPES,
+    ATTENDEES,
+    GROUP_APPOINTMENTS,
+    INDIVIDUAL_APPOINTMENTS,
+    PATIENTS,
+    PRACTITIONERS,
+    AppointmentType,
+    Attendee,
+    GroupAppointment,
+    IndividualAppointment,
+    Patient,
+    Practitioner,
+    Record,
+    RecordT,
+    RejectedRecord,
+    Resource,
+)
+from cliniko_pipeline.cliniko.shards import api_url_for, is_loopback, resolve_api_url, shard_of
+from cliniko_pipeline.cliniko.throttle import BudgetRegistry, RequestBudget, SlidingWindowBudget, digest_of
+
+__all__ = [
+    "APPOINTMENT_TYPES",
+    "ATTENDEES",
+    "GROUP_APPOINTMENTS",
+    "INDIVIDUAL_APPOINTMENTS",
+    "PATIENTS",
+    "PRACTITIONERS",
+    "AppointmentType",
+    "Attendee",
+    "BudgetRegistry",
+    "ClinikoClient",
+    "Event",
+    "GroupAppointment",
+    "IndividualAppointment",
+    "Page",
+    "PageRead",
+    "Patient",
+    "Practitioner",
+    "Record",
+    "RecordT",
+    "RejectedRecord",
+    "RequestBudget",
+    "Resource",
+    "Retrying",
+    "SlidingWindowBudget",
+    "Statistics",
+    "Waiting",
+    "api_url_for",
+    "at_or_after",
+    "digest_of",
+    "is_loopback",
+    "resolve_api_url",
+    "shard_of",
+]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
+from typing import overload
 
 from cliniko_pipeline.errors import (
     AuthenticationError,
@@ -87,17 +88,17 @@ _Rule = Succeed | Fail | _BackOff | _WaitForReset
 _RULES: Mapping[int, _Rule] = {
     401: Fail(
         AuthenticationError,
-        "Cliniko does not know the API key (401): make a new one in Cliniko under My Info, Manage API keys, "
+        "Cliniko does not know the API key: make a new one in Cliniko under My Info, Manage API keys, "
         "and store it with `cliniko-pipeline organizations add`",
     ),
     403: Fail(
         PermissionDeniedError,
-        "the Cliniko user whose API key this is lacks the right to read this (403): give the user the right, "
+        "the Cliniko user whose API key this is lacks the right to read this: give the user the right, "
         "or store the key of a user who has it",
     ),
     404: Fail(
         RequestRejectedError,
-        "Cliniko has nothing at this address (404): check the organization's API URL and region",
+        "Cliniko has nothing at this address: check the organization's API URL and region",
     ),
     408: _BackOff(),
     425: _BackOff(),
@@ -117,7 +118,7 @@ _RULES_BY_HUNDREDS: Mapping[int, _Rule] = {
 }
 _BLOCKED = Fail(
     PermissionDeniedError,
-    "the request was blocked in front of Cliniko (403 with a web page), probably for its User-Agent: check that "
+    "the request was blocked in front of Cliniko with a web page, probably for its User-Agent: check that "
     "CLINIKO_CONTACT_EMAIL is a real e-mail address",
 )
 _UNKNOWN_STATUS = Fail(
@@ -125,6 +126,14 @@ _UNKNOWN_STATUS = Fail(
 )
 
 
+@overload
+def decide(
+    result: TransportFailure, headers: Mapping[str, str], *, attempt: int, now: float, rng: random.Random
+) -> Retry: ...
+@overload
+def decide(
+    result: int | TransportFailure, headers: Mapping[str, str], *, attempt: int, now: float, rng: random.Random
+) -> Decision: ...
 def decide(
     result: int | TransportFailure,
     headers: Mapping[str, str],

@@ -1,0 +1,310 @@
+"""The client: one organization's lists, read over HTTP with its API key.
+
+Belongs here: sending, the loop of attempts, and the errors an operator reads. Does not: decisions (retry.py),
+links (pagination.py), waiting for one's turn (throttle.py), or which host may be talked to (shards.py).
+"""
+
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from cliniko_pipeline.cliniko.decoding import decode_page
+from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
+from cliniko_pipeline.cliniko.pagination import FetchedPage, Page, crawl_pages, first_page_url
+from cliniko_pipeline.cliniko.records import PATIENTS, RecordT, Resource
+from cliniko_pipeline.cliniko.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
+from cliniko_pipeline.cliniko.shards import is_loopback
+from cliniko_pipeline.cliniko.throttle import RequestBudget
+from cliniko_pipeline.errors import (
+    ClinikoPipelineError,
+    ClinikoUnavailableError,
+    CredentialsFormatError,
+    RateLimitedError,
+    SettingsError,
+    TransientError,
+)
+
+DEFAULT_TIMEOUT = httpx.Timeout(connect=10.0, read=30.0, write=10.0, pool=10.0)
+DEFAULT_MAX_ATTEMPTS = 6
+LONGEST_EXCHANGE_SECONDS = 120.0
+"""An answer that still trickles in after this long counts as a time-out: each single read keeps its own."""
+LARGEST_BODY_BYTES = 64 * 1024 * 1024
+"""A page of 100 records is about 150 kB; beyond this an answer is no page."""
+LONGEST_WAIT_SECONDS = 900.0
+"""What the waits between the attempts at one request may come to, those for a full budget not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a client has done so far. `requests` counts every attempt, `records` only the understood ones."""
+
+    requests: int = 0
+    retries: int = 0
+    rate_limited: int = 0
+    seconds_waited: float = 0.0
+    pages: int = 0
+    records: int = 0
+
+    def plus(self, **more: float) -> "Statistics":
+        """Return these statistics with the named numbers added."""
+        return replace(self, **{name: getattr(self, name) + number for name, number in more.items()})
+
+
+class ClinikoClient:
+    """Reads one organization's lists. Use as a context manager, from one thread at a time.
+
+    `api_url` is taken as it is: resolve_api_url decides which hosts may see a key. `budget` is asked before every
+    single attempt. `sleep` is used between attempts and may raise to interrupt; `clock` is monotonic, `rng` spreads
+    the waits. `on_event` is called with progress, in the thread that reads.
+
+    Raises CredentialsFormatError for an API key that no HTTP header can carry, and SettingsError for such a
+    User-Agent. No error, log line or representation holds the API key, an answer's body or a query.
+    """
+
+    def __init__(  # noqa: PLR0913 -- the seams for tests and for interruption, each with a default
+        self,
+        organization_id: str,
+        api_key: str,
+        api_url: str,
+        user_agent: str,
+        budget: RequestBudget,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        timeout: httpx.Timeout = DEFAULT_TIMEOUT,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> None:
+        self._organization_id = organization_id
+        self._api_url = api_url.rstrip("/")
+        self._budget = budget
+        self._max_attempts = max(1, max_attempts)
+        self._sleep = sleep
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._rng = rng or random.Random()  # noqa: S311 -- spreads waits, protects nothing
+        self._on_event = on_event
+        self._statistics = Statistics()
+        self._http = httpx.Client(
+            auth=httpx.BasicAuth(_sendable_key(api_key), ""),
+            headers={"Accept": "application/json", "User-Agent": _sendable_user_agent(user_agent)},
+            timeout=timeout,
+            transport=transport,
+            follow_redirects=False,
+            # A proxy named in the environment is for the world outside; it cannot reach this machine's loopback.
+            trust_env=not is_loopback(httpx.URL(api_url).host),
+        )
+
+    def __repr__(self) -> str:
+        return f"<ClinikoClient of organization {self._organization_id} at {self._api_url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Closing twice is fine."""
+        self._http.close()
+
+    @property
+    def statistics(self) -> Statistics:
+        """What this client has done so far."""
+        return self._statistics
+
+    def crawl(self, resource: Resource[RecordT], filters: Sequence[str] = ()) -> Iterator[Page[RecordT]]:
+        """Yield all pages of a list in order of creation, archived, cancelled and deleted records included.
+
+        `filters` are conditions in Cliniko's notation, such as at_or_after makes; all must hold. Raises
+        CredentialsError (AuthenticationError, PermissionDeniedError), TransientError (ClinikoUnavailableError,
+        RateLimitedError) or DataError (RequestRejectedError, UnexpectedResponseError, ForeignLinkError).
+        """
+
+        def fetch(url: httpx.URL, number: int) -> FetchedPage[RecordT]:
+            return self._fetch(url, resource, f"{resource.name}, page {number}")
+
+        pages = crawl_pages(self._api_url, resource, filters, fetch)
+        while True:
+            with self._naming_the_organization():
+                page = next(pages, None)
+            if page is None:
+                return
+            self._told_of(page, resource.name)
+            yield page
+
+    def validate(self) -> None:
+        """Find out with one cheap request whether the key opens the account; raises as crawl does if not."""
+        with self._naming_the_organization():
+            url = first_page_url(self._api_url, PATIENTS, (), per_page=1)
+            self._fetch(url, PATIENTS, "checking the API key")
+
+    @contextmanager
+    def _naming_the_organization(self) -> Generator[None]:
+        try:
+            yield
+        except ClinikoPipelineError as error:
+            raise type(error)(f"Organization {self._organization_id}: {error}") from None
+
+    def _told_of(self, page: Page[RecordT], name: str) -> None:
+        records = len(page.records)
+        self._count(pages=1, records=records)
+        if self._on_event:
+            left = self._budget.left()
+            self._on_event(PageRead(name, page.number, page.pages, records, page.total_entries, left))
+
+    def _fetch(self, url: httpx.URL, resource: Resource[RecordT], what: str) -> FetchedPage[RecordT]:
+        """Return a page, in as many attempts as it takes and is reasonable."""
+        causes: Counter[int | TransportFailure] = Counter()
+        attempt, waits = 0, 0.0
+        while True:
+            attempt += 1
+            outcome = self._attempt(url, resource, attempt)
+            if isinstance(outcome, FetchedPage):
+                return outcome
+            causes[outcome.result] += 1
+            if isinstance(outcome.decision, Fail):
+                raise outcome.decision.error(f"{what}, {_named(outcome.result)}: {outcome.decision.reason}")
+            waits += outcome.decision.seconds
+            if attempt >= self._max_attempts or waits > LONGEST_WAIT_SECONDS:
+                raise _exhausted(outcome.decision.error, what, causes)
+            self._wait(outcome.decision, _named(outcome.result), what, attempt)
+
+    def _attempt(self, url: httpx.URL, resource: Resource[RecordT], attempt: int) -> "FetchedPage[RecordT] | _Failed":
+        self._wait_for_turn()
+        answer = self._send(url)
+        now = self._wall_clock()
+        decision = decide(answer.result, answer.headers, attempt=attempt, now=now, rng=self._rng)
+        if not isinstance(decision, Succeed):
+            return _Failed(answer.result, decision)
+        try:
+            return FetchedPage(decode_page(resource, answer.body), server_time(answer.headers))
+        except ClinikoUnavailableError:
+            failure = TransportFailure.UNREADABLE_BODY
+            return _Failed(failure, decide(failure, answer.headers, attempt=attempt, now=now, rng=self._rng))
+
+    def _send(self, url: httpx.URL) -> "_Answer":
+        self._count(requests=1)
+        deadline = self._clock() + LONGEST_EXCHANGE_SECONDS
+        try:
+            with self._http.stream("GET", url) as response:
+                if not response.is_success:
+                    # What an error says may hold anything; the status is enough to decide by.
+                    return _Answer(response.status_code, response.headers)
+                return self._with_body(response, deadline)
+        except httpx.RequestError as error:
+            # Returned, not raised: httpx's errors carry the request with its Authorization header, and whatever
+            # were raised here would carry the error in its chain.
+            return _Answer(_failure_of(error))
+
+    def _with_body(self, response: httpx.Response, deadline: float) -> "_Answer":
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if self._clock() > deadline:
+                return _Answer(TransportFailure.TIME_OUT, response.headers)
+            if len(body) > LARGEST_BODY_BYTES:
+                return _Answer(TransportFailure.UNREADABLE_BODY, response.headers)
+        return _Answer(response.status_code, response.headers, bytes(body))
+
+    def _wait_for_turn(self) -> None:
+        waited = self._budget.take()
+        if waited > 0:
+            self._count(seconds_waited=waited)
+            self._emit(Waiting(waited, "the request budget was used up"))
+
+    def _wait(self, retry: Retry, cause: str, what: str, attempt: int) -> None:
+        self._count(retries=1)
+        if retry.everyone:
+            self._count(rate_limited=1)
+            self._emit(Waiting(retry.seconds, "Cliniko asked to wait (429)"))
+            self._budget.block(retry.seconds)  # the next turn comes after it, this client's as everyone's
+            return
+        self._emit(Retrying(what, attempt, retry.seconds, cause))
+        self._sleep(retry.seconds)
+        self._count(seconds_waited=retry.seconds)
+
+    def _emit(self, event: Event) -> None:
+        if self._on_event:
+            self._on_event(event)
+
+    def _count(self, **more: float) -> None:
+        self._statistics = self._statistics.plus(**more)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What one request brought: the status or the failure, and the body of a success."""
+
+    result: int | TransportFailure
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    body: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    result: int | TransportFailure
+    decision: Retry | Fail
+
+
+_FAILURES: tuple[tuple[type[httpx.RequestError], TransportFailure], ...] = (
+    # In this order: a connect time-out is a time-out, and all of them are request errors.
+    (httpx.TimeoutException, TransportFailure.TIME_OUT),
+    (httpx.ConnectError, TransportFailure.UNREACHABLE),
+    (httpx.ProxyError, TransportFailure.UNREACHABLE),
+    (httpx.DecodingError, TransportFailure.UNREADABLE_BODY),
+    (httpx.RequestError, TransportFailure.CONNECTION_LOST),
+)
+
+
+def _failure_of(error: httpx.RequestError) -> TransportFailure:
+    return next(failure for kind, failure in _FAILURES if isinstance(error, kind))
+
+
+_WHAT_NEXT: Mapping[type[TransientError], str] = {
+    ClinikoUnavailableError: "the next sync tries again; if it stays, check with `cliniko-pipeline doctor`",
+    RateLimitedError: "something else seems to use the same Cliniko user's API: give the pipeline a user of its own, "
+    "or lower CLINIKO_REQUESTS_PER_MINUTE",
+}
+
+
+def _exhausted(error: type[TransientError], what: str, causes: Counter[int | TransportFailure]) -> TransientError:
+    total = causes.total()
+    told = ", ".join(_named(result, times) for result, times in causes.most_common())
+    return error(f"{what}: given up after {total} attempt{'s' if total > 1 else ''} ({told}): {_WHAT_NEXT[error]}")
+
+
+def _named(result: int | TransportFailure, times: int | None = None) -> str:
+    """Return how messages call a result: "answer 502", or counted, "2 answers 502" and "3 time-outs"."""
+    noun, status = (result.value, "") if isinstance(result, TransportFailure) else ("answer", f" {result}")
+    return f"{noun}{status}" if times is None else f"{times} {noun}{'s' if times > 1 else ''}{status}"
+
+
+def _sendable_key(api_key: str) -> str:
+    # Basic authentication ends the user name at the first colon.
+    if not re.fullmatch(r"[!-9;-~]+", api_key):
+        raise CredentialsFormatError(
+            "The API key is blank or has signs no Cliniko key has: store it exactly as Cliniko shows it"
+        )
+    return api_key
+
+
+def _sendable_user_agent(user_agent: str) -> str:
+    if not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", user_agent):
+        raise SettingsError(
+            "The User-Agent must be plain ASCII on one line: check that CLINIKO_CONTACT_EMAIL is an e-mail address"
+        )
+    return user_agent
