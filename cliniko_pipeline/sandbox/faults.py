@@ -1,0 +1,194 @@
+"""What can go wrong with the simulated Cliniko, as settings, and the seeded dice that decide when.
+
+How a fault is carried out on a connection belongs to the server.
+"""
+
+import math
+import random
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from threading import Lock
+from typing import Any, cast
+
+from cliniko_pipeline.errors import SettingsError
+
+_REFUSED = "Faults cannot be used: "
+
+
+class Fault(Enum):
+    """One thing that goes wrong with one request. Each has its rate in `Faults`: `<value>_rate`."""
+
+    SERVER_ERROR = "server_error"
+    """A 5xx with a JSON body."""
+    RESET_BEFORE_BODY = "reset_before_body"
+    """The connection is reset (RST) before the status line."""
+    RESET_IN_BODY = "reset_in_body"
+    """The connection is reset (RST) when half the body is sent."""
+    TRUNCATED_BODY = "truncated_body"
+    """The connection is closed (FIN) before Content-Length is reached."""
+    HTML_OK = "html_ok"
+    """An HTML page with status 200."""
+    HTML_BAD_GATEWAY = "html_bad_gateway"
+    """An HTML page with status 502."""
+    TOO_MANY_REQUESTS = "too_many_requests"
+    """A 429 although the limit is not reached."""
+    HANG = "hang"
+    """No answer for `hang_seconds`, then the connection closes."""
+    REDIRECT = "redirect"
+    """A 302 to `redirect_to`."""
+    NOT_AN_OBJECT = "not_an_object"
+    """Status 200 with valid JSON that is a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenPage:
+    """A page of a list that always fails.
+
+    With `truncated` its body ends early, otherwise it is answered with `status`. `account` None: of all.
+    """
+
+    resource: str
+    page: int
+    status: int = 500
+    truncated: bool = False
+    account: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What goes wrong; the default is nothing. Replace it whole (`dataclasses.replace`) to change it.
+
+    Rates are shares of the requests, each 0 to 1 and together at most 1. Latency and jitter are milliseconds;
+    the jitter, 0 to its value, is added. `too_many_requests_first`: so many requests are answered 429 before
+    any other fault is considered. `redirect_to` and `next_links_to` are origins ("http://127.0.0.1:4567"):
+    where redirects lead, and where `links.next` of every list leads instead of here. `accounts` limits
+    rates and latency to these accounts (by name); empty: all. Raises SettingsError for a value out of range.
+    """
+
+    seed: int = 0
+    latency_ms: float = 0.0
+    jitter_ms: float = 0.0
+    server_error_rate: float = 0.0
+    server_error_statuses: tuple[int, ...] = (500, 502, 503)
+    reset_before_body_rate: float = 0.0
+    reset_in_body_rate: float = 0.0
+    truncated_body_rate: float = 0.0
+    html_ok_rate: float = 0.0
+    html_bad_gateway_rate: float = 0.0
+    too_many_requests_rate: float = 0.0
+    too_many_requests_first: int = 0
+    too_many_requests_wait_seconds: float = 1.0
+    hang_rate: float = 0.0
+    hang_seconds: float = 60.0
+    redirect_rate: float = 0.0
+    redirect_to: str = "http://127.0.0.1:9"
+    next_links_to: str | None = None
+    not_an_object_rate: float = 0.0
+    broken_pages: tuple[BrokenPage, ...] = ()
+    accounts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+                raise SettingsError(f"{_REFUSED}{field.name} must be zero or more.")
+        if sum(self.rates.values()) > 1.0 + 1e-9:
+            raise SettingsError(f"{_REFUSED}the rates add up to more than 1; lower some.")
+
+    @property
+    def rates(self) -> dict[Fault, float]:
+        """The share of the requests that meets each fault."""
+        return {fault: cast("float", getattr(self, f"{fault.value}_rate")) for fault in Fault}
+
+    def broken_page(self, account: str, resource: str, page: int) -> BrokenPage | None:
+        """Find the setting that breaks this page, if one does."""
+        return next(
+            (
+                one
+                for one in self.broken_pages
+                if (one.resource, one.page) == (resource, page) and one.account in (None, account)
+            ),
+            None,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """As `from_json` takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Faults":
+        """Faults of a JSON object with any of the settings. Raises SettingsError."""
+        if not isinstance(value, dict):
+            raise SettingsError(f"{_REFUSED}give a JSON object.")
+        known = {field.name: field for field in fields(cls)}
+        given = cast("dict[str, Any]", value)
+        for name in given:
+            if name not in known:
+                raise SettingsError(f"{_REFUSED}there is no such setting; known are {', '.join(known)}.")
+        try:
+            return cls(**{name: _from_json(name, one) for name, one in given.items()})
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"{_REFUSED}a setting has the wrong type.") from error
+
+
+def _from_json(name: str, value: Any) -> Any:
+    if name == "broken_pages":
+        return tuple(BrokenPage(**one) for one in value)
+    if name in {"server_error_statuses", "accounts"}:
+        return tuple(value)
+    if name in {"redirect_to", "next_links_to"}:
+        return value if value is None else str(value)
+    if name in {"seed", "too_many_requests_first"}:
+        return int(value)
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Misfortune:
+    """What the dice decided for one request: how long to wait before the answer, and which fault, if any."""
+
+    delay_seconds: float
+    fault: Fault | None
+    status: int = 500
+
+
+class FaultDice:
+    """Decides request by request, from the seed. Thread-safe; new faults start the dice anew."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._lock = Lock()
+        self.faults = faults
+
+    @property
+    def faults(self) -> Faults:
+        """The settings in force."""
+        return self._faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        with self._lock:
+            self._faults = faults
+            self._random = random.Random(faults.seed)  # noqa: S311 - dice, not a secret
+            self._storm_left = faults.too_many_requests_first
+
+    def roll(self, account: str) -> Misfortune:
+        """Decide what happens to the account's next request."""
+        with self._lock:
+            faults = self._faults
+            if faults.accounts and account not in faults.accounts:
+                return Misfortune(0.0, None)
+            delay = (faults.latency_ms + faults.jitter_ms * self._random.random()) / 1000
+            fault = self._pick(faults)
+            status = self._random.choice(faults.server_error_statuses or (500,))
+            return Misfortune(delay, fault, status)
+
+    def _pick(self, faults: Faults) -> Fault | None:
+        if self._storm_left > 0:
+            self._storm_left -= 1
+            return Fault.TOO_MANY_REQUESTS
+        drawn = self._random.random()
+        for fault, rate in faults.rates.items():
+            drawn -= rate
+            if drawn < 0:
+                return fault
+        return None

@@ -1,0 +1,187 @@
+"""A list request's query string, read as data: filters, sort order, page.
+
+Pure: it knows the API's rules for a query, no records and no HTTP. What it refuses it refuses with
+`QueryError`, whose text is what the API's 400 says.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from cliniko_pipeline.sandbox.resources import FieldKind, Resource
+
+DEFAULT_PER_PAGE = 50
+MAX_PER_PAGE = 100
+
+_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    ">=": lambda value, bound: value >= bound,
+    "<=": lambda value, bound: value <= bound,
+    ">": lambda value, bound: value > bound,
+    "<": lambda value, bound: value < bound,
+}
+_OPERATORS: dict[FieldKind, tuple[str, ...]] = {
+    # Longer operators first: the first that fits is taken.
+    FieldKind.DATE_TIME: ("!?", ">=", "<=", ">", "<", "?", "*"),
+    FieldKind.DATE: ("!?", ">=", "<=", ">", "<", "?", "*"),
+    FieldKind.NUMBER: ("!?", "!=", ">=", "<=", ">", "<", "=", "?"),
+    FieldKind.TEXT: ("!?", "!=", "~~", "~", "=", "?"),
+    FieldKind.BOOLEAN: ("!=", "="),
+    FieldKind.ARRAY: ("~",),
+}
+_WITHOUT_VALUE = frozenset({"?", "!?", "*"})
+
+
+class QueryError(Exception):
+    """The query is refused; the text names the field or parameter, never a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One `q[]`: `holds` takes the field's value (None where unset) and says whether the record stays."""
+
+    field: str
+    text: str
+    matches_any: bool
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class SortField:
+    """One field of the sort order."""
+
+    field: str
+    descending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A list request."""
+
+    filters: tuple[Filter, ...]
+    sort: tuple[SortField, ...]
+    page: int
+    per_page: int
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for queries that select and order alike, whatever their page."""
+        return (tuple(sorted(one.text for one in self.filters)), self.sort)
+
+
+def read_query(resource: Resource, parameters: Iterable[tuple[str, str]]) -> Query:
+    """Read the query that decoded `parameters` ask of `resource`.
+
+    Unknown parameters are ignored. A `per_page` above the maximum is served as the maximum.
+    Raises QueryError.
+    """
+    pairs = list(parameters)
+    single = dict(pairs)
+    return Query(
+        filters=tuple(_read_filter(resource, text) for name, text in pairs if name == "q[]"),
+        sort=_read_sort(resource, single.get("sort", ""), single.get("order", "asc")),
+        page=_read_positive(single, "page", 1),
+        per_page=min(_read_positive(single, "per_page", DEFAULT_PER_PAGE), MAX_PER_PAGE),
+    )
+
+
+def _read_positive(parameters: dict[str, str], name: str, default: int) -> int:
+    text = parameters.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise QueryError(f"{name} is not a positive number")
+    return int(text)
+
+
+def _read_sort(resource: Resource, text: str, order: str) -> tuple[SortField, ...]:
+    if order not in {"asc", "desc"}:
+        raise QueryError("order is neither asc nor desc")
+    return tuple(_read_sort_field(resource, part, order) for part in (text or "created_at").split(","))
+
+
+def _read_sort_field(resource: Resource, text: str, order: str) -> SortField:
+    field, _, direction = text.partition(":")
+    if field not in resource.fields:
+        raise QueryError(f"{field} is not sortable")
+    if direction not in {"", "asc", "desc"}:
+        raise QueryError(f"{field} has an unknown sort direction")
+    return SortField(field, (direction or order) == "desc")
+
+
+def _read_filter(resource: Resource, text: str) -> Filter:
+    field, _, condition = text.partition(":")
+    kind = resource.fields.get(field)
+    if kind is None:
+        raise QueryError(f"{field} is not filterable")
+    operator = next((one for one in _OPERATORS[kind] if condition.startswith(one)), None)
+    if operator is None:
+        raise QueryError(f"{field} does not take this operator")
+    value = condition.removeprefix(operator)
+    if (operator in _WITHOUT_VALUE) == bool(value):
+        raise QueryError(f"{field} has a malformed filter")
+    return Filter(field, text, operator == "*", _condition(field, kind, operator, value))
+
+
+def _condition(field: str, kind: FieldKind, operator: str, text: str) -> Callable[[Any], bool]:
+    if operator == "*":
+        return lambda _: True
+    if operator in {"?", "!?"}:
+        wanted = operator == "?"
+        return lambda value: (value is not None) is wanted
+    if operator in {"~", "~~"}:
+        return _matching(kind, operator, text)
+    return _comparing(operator, _read_values(field, kind, operator, text))
+
+
+def _comparing(operator: str, values: list[Any]) -> Callable[[Any], bool]:
+    if operator in {"=", "!="}:
+        accepted, wanted = frozenset(values), operator == "="
+        # As in SQL, a field that is not set is neither equal nor unequal to a value.
+        return lambda value: value is not None and (value in accepted) is wanted
+    compare, bound = _COMPARISONS[operator], values[0]
+    return lambda value: value is not None and compare(value, bound)
+
+
+def _matching(kind: FieldKind, operator: str, text: str) -> Callable[[Any], bool]:
+    if kind is FieldKind.ARRAY:
+        return lambda value: value is not None and text in value
+    if operator == "~":
+        part = text.casefold()
+        return lambda value: value is not None and part in value.casefold()
+    pattern = re.compile(".*".join(map(re.escape, text.split("%"))), re.IGNORECASE | re.DOTALL)
+    return lambda value: value is not None and pattern.fullmatch(value) is not None
+
+
+def _read_values(field: str, kind: FieldKind, operator: str, text: str) -> list[Any]:
+    if kind is FieldKind.NUMBER and operator in {"=", "!="}:
+        return [_read_value(field, kind, part) for part in text.split(",")]
+    return [_read_value(field, kind, text)]
+
+
+def _read_value(field: str, kind: FieldKind, text: str) -> Any:
+    readers: dict[FieldKind, Callable[[str], Any]] = {
+        FieldKind.DATE_TIME: _read_date_time,
+        FieldKind.DATE: lambda value: date.fromisoformat(value).isoformat(),
+        FieldKind.NUMBER: _read_number,
+        FieldKind.BOOLEAN: lambda value: {"true": True, "false": False}[value],
+    }
+    try:
+        return readers.get(kind, str)(text)
+    except (ValueError, KeyError) as error:
+        raise QueryError(f"{field} has a malformed value") from error
+
+
+def _read_date_time(text: str) -> str:
+    if not _DATE_TIME.fullmatch(text):
+        raise ValueError
+    datetime.fromisoformat(text)
+    return text
+
+
+def _read_number(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,20}", text):
+        raise ValueError
+    return int(text)

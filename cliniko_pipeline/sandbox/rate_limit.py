@@ -1,0 +1,22 @@
+"""The rate limit of one API key: at most so many requests in any 60 seconds."""
+
+from collections import deque
+
+WINDOW_SECONDS = 60.0
+
+
+class RateLimit:
+    """A sliding window, the strictest reading of "200 requests per minute". Refused requests do not count."""
+
+    def __init__(self, requests_per_minute: int) -> None:
+        self._limit = requests_per_minute
+        self._admitted: deque[float] = deque()
+
+    def admit(self, now: float) -> float | None:
+        """Take one request at `now` (seconds); None if admitted, else when a request is possible again."""
+        while self._admitted and self._admitted[0] <= now - WINDOW_SECONDS:
+            self._admitted.popleft()
+        if len(self._admitted) < self._limit:
+            self._admitted.append(now)
+            return None
+        return self._admitted[0] + WINDOW_SECONDS

@@ -1,0 +1,457 @@
+"""The simulated Cliniko's HTTP server: headers, authentication, rate limit, lists, and faults on the wire.
+
+`http://HOST:PORT/{shard}/v1/{resource}`: the path's first segment stands for the host
+`api.{shard}.cliniko.com`, so that one address serves accounts of every shard. What a query means is in queries,
+what goes wrong in faults, the data in account.
+
+Where the API's behaviour is not published, the sandbox chooses the stricter reading: an Accept header without
+`application/json` is 406, `page=0` is 400, a single record that a list would hide is 404 unless asked for by
+the same filters, the rate limit is a sliding window. `per_page` above the maximum is served as the maximum.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import math
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import formatdate
+from ipaddress import ip_address
+from urllib.parse import parse_qsl, urlencode
+
+from aiohttp import web
+
+from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.sandbox import wire
+from cliniko_pipeline.sandbox.account import Account, Page
+from cliniko_pipeline.sandbox.counters import Counters, RecordedRequest
+from cliniko_pipeline.sandbox.faults import Fault, FaultDice, Faults, Misfortune
+from cliniko_pipeline.sandbox.queries import Query, QueryError, read_query
+from cliniko_pipeline.sandbox.rate_limit import RateLimit
+from cliniko_pipeline.sandbox.resources import RESOURCES
+
+DEFAULT_REQUESTS_PER_MINUTE = 200
+_START_SECONDS = 30.0
+_STOP_SECONDS = 30.0
+_API_PATH = re.compile(r"/(?P<shard>[a-z]{2}[0-9]{1,2})/v1/(?P<resource>[a-z_]+)(?:/(?P<record_id>[^/]+))?")
+_USER_AGENT = re.compile(r"\S.*\([^()\s@]+@[^()\s@]+\.[^()\s@]+\)")
+_JSON = "application/json; charset=utf-8"
+_HTML = "text/html; charset=utf-8"
+_BLOCKED_PAGE = b"<!DOCTYPE html><html><head><title>403</title></head><body><h1>Blocked</h1></body></html>"
+_GATEWAY_PAGE = b"<!DOCTYPE html><html><head><title>502</title></head><body><h1>Bad gateway</h1></body></html>"
+_MAINTENANCE_PAGE = b"<!DOCTYPE html><html><head><title>Back soon</title></head><body>Maintenance</body></html>"
+
+
+@dataclass(slots=True)
+class _Answer:
+    status: int
+    body: bytes
+    content_type: str = _JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(slots=True)
+class _Call:
+    """A request as far as it is understood; `account` is set once the key is known."""
+
+    request: web.BaseRequest
+    at: float
+    shard: str = ""
+    resource: str = ""
+    record_id: str | None = None
+    parameters: tuple[tuple[str, str], ...] = ()
+    account: Account | None = None
+
+    @property
+    def base_url(self) -> str:
+        return f"http://{self.request.host}/{self.shard}/v1"
+
+
+class Sandbox:
+    """The running server's handle. Everything on it may be used from any thread."""
+
+    def __init__(
+        self,
+        accounts: Iterable[Account],
+        *,
+        requests_per_minute: int | None = None,
+        retry_after: bool = True,
+        faults: Faults | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.accounts: dict[str, Account] = {}
+        self.counters = Counters()
+        self.host = ""
+        self._dice = FaultDice(faults or Faults())
+        self._clock = clock
+        self._retry_after = retry_after
+        self._requests_per_minute = requests_per_minute
+        self._keys: dict[tuple[str, str], Account] = {}
+        self._limits: dict[str, RateLimit] = {}
+        self._stopping = asyncio.Event()
+        self._date = (0, "")
+        for account in accounts:
+            self.add(account)
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong; assign other faults while the server runs."""
+        return self._dice.faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._dice.faults = faults
+
+    def add(self, account: Account) -> None:
+        """Serve one more account. Raises SettingsError if its name or key is taken."""
+        if account.name in self.accounts or (account.shard, account.bare_key) in self._keys:
+            raise SettingsError("The sandbox has an account of this name or API key; give each its own.")
+        self.accounts[account.name] = account
+        self._keys[account.shard, account.bare_key] = account
+
+    def base_url(self, account: Account | str) -> str:
+        """Give the account's API address, without a slash at its end. Raises KeyError for an unknown name."""
+        served = self.accounts[account] if isinstance(account, str) else account
+        return f"http://{self.host}/{served.shard}/v1"
+
+    async def serve(self, host: str, port: int, started: "Future[asyncio.AbstractEventLoop]") -> None:
+        """Serve until `stop`; `started` gets the event loop, or why there is no server."""
+        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port, backlog=1024).start()
+            address = runner.addresses[0]
+            self.host = f"{address[0]}:{address[1]}"
+            started.set_result(asyncio.get_running_loop())
+            await self._stopping.wait()
+        finally:
+            await runner.cleanup()
+
+    def stop(self) -> None:
+        """End `serve`; call it on the server's event loop."""
+        self._stopping.set()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        call = _Call(request, self._clock())
+        if request.path.startswith("/sandbox/"):
+            return self._respond(await self._control(request))
+        answer = self._refusal(call)
+        if answer is not None or call.account is None:
+            return self._finish(call, answer or _error(404, "Not found"))
+        misfortune = self._dice.roll(call.account.name)
+        if misfortune.delay_seconds > 0:
+            await self._wait(misfortune.delay_seconds)
+        return await self._answer(call, call.account, misfortune)
+
+    # What is refused before the account's data is looked at, in the order the real service would.
+
+    def _refusal(self, call: _Call) -> _Answer | None:
+        return (
+            self._refused_headers(call)
+            or self._unknown_path(call)
+            or self._unknown_key(call)
+            or self._over_limit(call)
+            or self._missing_right(call)
+        )
+
+    def _refused_headers(self, call: _Call) -> _Answer | None:
+        headers = call.request.headers
+        if not _USER_AGENT.match(headers.get("User-Agent", "")):
+            return _Answer(403, _BLOCKED_PAGE, _HTML)
+        if "application/json" not in headers.get("Accept", ""):
+            return _error(406, "Accept must be application/json")
+        return None
+
+    def _unknown_path(self, call: _Call) -> _Answer | None:
+        parts = _API_PATH.fullmatch(call.request.path)
+        if parts is None:
+            return _error(404, "Not found")
+        call.shard, call.resource, call.record_id = parts["shard"], parts["resource"], parts["record_id"]
+        call.parameters = tuple(parse_qsl(call.request.query_string, keep_blank_values=True))
+        return None
+
+    def _unknown_key(self, call: _Call) -> _Answer | None:
+        key = _basic_user(call.request.headers.get("Authorization", ""))
+        account = None if key is None else self._keys.get((call.shard, key.removesuffix(f"-{call.shard}")))
+        if account is None or account.revoked:
+            return _error(401, "The API key is not known")
+        call.account = account
+        return None
+
+    def _over_limit(self, call: _Call) -> _Answer | None:
+        if self._requests_per_minute is None or call.account is None:
+            return None
+        limit = self._limits.setdefault(call.account.name, RateLimit(self._requests_per_minute))
+        possible_again = limit.admit(call.at)
+        return None if possible_again is None else self._too_many_requests(call.at, possible_again)
+
+    def _missing_right(self, call: _Call) -> _Answer | None:
+        if call.account is None or call.resource not in RESOURCES:
+            return _error(404, "Not found")
+        if call.request.method != "GET":
+            return _Answer(405, _json({"message": "Method not allowed"}), headers=(("Allow", "GET"),))
+        if call.resource in call.account.forbidden_resources:
+            return _error(403, "The user of this API key may not see this")
+        return None
+
+    def _too_many_requests(self, now: float, possible_again: float) -> _Answer:
+        headers = [("X-RateLimit-Reset", str(math.ceil(possible_again)))]
+        if self._retry_after:
+            headers.append(("Retry-After", str(max(1, math.ceil(possible_again - now)))))
+        return _Answer(429, _json({"message": "Too many requests"}), headers=tuple(headers))
+
+    # What is answered from the account's data.
+
+    async def _answer(self, call: _Call, account: Account, misfortune: Misfortune) -> web.StreamResponse:
+        instead = self._instead(call, misfortune)
+        if instead is not None:
+            return self._finish(call, instead)
+        if misfortune.fault in {Fault.HANG, Fault.RESET_BEFORE_BODY}:
+            return await self._break_connection(call, misfortune.fault)
+        try:
+            query = read_query(RESOURCES[call.resource], call.parameters)
+        except QueryError as refused:
+            return self._finish(call, _error(400, str(refused)))
+        answer = self._record(call, account, query) if call.record_id else self._list(call, account, query)
+        broken = self.faults.broken_page(account.name, call.resource, query.page)
+        if broken is not None and call.record_id is None:
+            if not broken.truncated:
+                return self._finish(call, _error(broken.status, "Something went wrong"))
+            return await self._send_half(call, answer, Fault.TRUNCATED_BODY)
+        if misfortune.fault in {Fault.TRUNCATED_BODY, Fault.RESET_IN_BODY}:
+            return await self._send_half(call, answer, misfortune.fault)
+        return self._finish(call, answer)
+
+    def _record(self, call: _Call, account: Account, query: Query) -> _Answer:
+        body = account.body(call.resource, call.record_id or "", query)
+        return _error(404, "Not found") if body is None else _Answer(200, wire.bind(body, call.base_url))
+
+    def _list(self, call: _Call, account: Account, query: Query) -> _Answer:
+        page = account.page(call.resource, query)
+        rest = {"total_entries": page.total_entries, "links": self._page_links(call, page, query)}
+        records = wire.bind(b",".join(page.bodies), call.base_url)
+        head = b'{"%s":[' % call.resource.encode("ascii")
+        return _Answer(200, b"".join((head, records, b"],", _json(rest)[1:])))
+
+    def _page_links(self, call: _Call, page: Page, query: Query) -> dict[str, str]:
+        url = f"{call.base_url}/{call.resource}"
+        kept = [(name, value) for name, value in call.parameters if name != "page"]
+        links = {"self": _page_url(url, kept, query.page)}
+        if query.page * query.per_page < page.total_entries:
+            origin = self.faults.next_links_to
+            next_url = url if origin is None else f"{origin}/{call.shard}/v1/{call.resource}"
+            links["next"] = _page_url(next_url, kept, query.page + 1)
+        if query.page > 1:
+            links["previous"] = _page_url(url, kept, query.page - 1)
+        return links
+
+    # What goes wrong on purpose.
+
+    def _instead(self, call: _Call, misfortune: Misfortune) -> _Answer | None:
+        match misfortune.fault:
+            case Fault.SERVER_ERROR:
+                return _error(misfortune.status, "Something went wrong")
+            case Fault.HTML_OK:
+                return _Answer(200, _MAINTENANCE_PAGE, _HTML)
+            case Fault.HTML_BAD_GATEWAY:
+                return _Answer(502, _GATEWAY_PAGE, _HTML)
+            case Fault.TOO_MANY_REQUESTS:
+                now = self._clock()
+                return self._too_many_requests(now, now + self.faults.too_many_requests_wait_seconds)
+            case Fault.REDIRECT:
+                location = f"{self.faults.redirect_to}{call.request.path_qs}"
+                return _Answer(302, b"{}", headers=(("Location", location),))
+            case Fault.NOT_AN_OBJECT:
+                return _Answer(200, b"[]")
+            case _:
+                return None
+
+    async def _break_connection(self, call: _Call, fault: Fault) -> web.StreamResponse:
+        self._record_request(call, 0)
+        if fault is Fault.HANG:
+            await self._wait(self.faults.hang_seconds)
+            _close(call.request)
+        else:
+            _reset(call.request)
+        return web.Response()
+
+    async def _send_half(self, call: _Call, answer: _Answer, fault: Fault) -> web.StreamResponse:
+        response = web.StreamResponse(status=answer.status, headers=self._headers(answer))
+        response.content_length = len(answer.body)
+        self._record_request(call, answer.status)
+        await response.prepare(call.request)
+        await response.write(answer.body[: len(answer.body) // 2])
+        if fault is Fault.RESET_IN_BODY:
+            _reset(call.request)
+        else:
+            _close(call.request)
+        return response
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    # The control interface for another process, and what every answer carries.
+
+    async def _control(self, request: web.BaseRequest) -> _Answer:
+        if not _is_loopback(request.remote):
+            return _error(403, "Only from this machine")
+        match request.method, request.path.split("/")[2:]:
+            case "GET", ["counters"]:
+                return _Answer(200, _json(self.counters.as_json()))
+            case "GET", ["faults"]:
+                return _Answer(200, _json(self.faults.as_json()))
+            case "PUT", ["faults"]:
+                return await self._put_faults(request)
+            case "GET", ["accounts", name] if name in self.accounts:
+                return self._all_records(request, self.accounts[name])
+            case _:
+                return _error(404, "Not found")
+
+    async def _put_faults(self, request: web.BaseRequest) -> _Answer:
+        try:
+            self.faults = Faults.from_json(json.loads(await request.read()))
+        except ValueError:
+            return _error(400, "The body is not JSON")
+        except SettingsError as refused:
+            return _error(400, str(refused))
+        return _Answer(200, _json(self.faults.as_json()))
+
+    def _all_records(self, request: web.BaseRequest, account: Account) -> _Answer:
+        base_url = f"http://{request.host}/{account.shard}/v1"
+        resources = [name for name, one in RESOURCES.items() if one.stored]
+        return _Answer(200, _json({name: account.wire_records(name, base_url) for name in resources}))
+
+    def _finish(self, call: _Call, answer: _Answer) -> web.Response:
+        self._record_request(call, answer.status)
+        return self._respond(answer)
+
+    def _respond(self, answer: _Answer) -> web.Response:
+        return web.Response(status=answer.status, body=answer.body, headers=self._headers(answer))
+
+    def _record_request(self, call: _Call, status: int) -> None:
+        self.counters.record(
+            RecordedRequest(
+                at=call.at,
+                method=call.request.method,
+                account=call.account.name if call.account else None,
+                resource=call.resource,
+                record_id=call.record_id,
+                parameters=call.parameters,
+                status=status,
+                authorized="Authorization" in call.request.headers,
+            )
+        )
+
+    def _headers(self, answer: _Answer) -> list[tuple[str, str]]:
+        now = int(self._clock())
+        if self._date[0] != now:
+            self._date = (now, formatdate(now, usegmt=True))
+        own = [("Content-Type", answer.content_type), ("Date", self._date[1]), ("Server", "sandbox")]
+        return [*own, *answer.headers]
+
+
+@contextmanager
+def running_sandbox(
+    accounts: Iterable[Account],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    requests_per_minute: int | None = None,
+    retry_after: bool = True,
+    faults: Faults | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Generator[Sandbox]:
+    """Serve the accounts on a thread and event loop of their own until the block ends.
+
+    `port` 0 takes a free one. `requests_per_minute` None: no limit. `retry_after`: whether a 429 carries that
+    header besides X-RateLimit-Reset. `clock` gives UNIX seconds, for the Date header and the rate limit.
+    Raises SettingsError if the address cannot be served.
+    """
+    sandbox = Sandbox(
+        accounts,
+        requests_per_minute=requests_per_minute,
+        retry_after=retry_after,
+        faults=faults,
+        clock=clock,
+    )
+    started: Future[asyncio.AbstractEventLoop] = Future()
+    thread = threading.Thread(target=_run, args=(sandbox, host, port, started), name="cliniko-sandbox")
+    thread.start()
+    try:
+        loop = started.result(_START_SECONDS)
+    except OSError as error:
+        thread.join(_STOP_SECONDS)
+        message = "The sandbox cannot serve at this address; choose another host or port."
+        raise SettingsError(message) from error
+    try:
+        yield sandbox
+    finally:
+        loop.call_soon_threadsafe(sandbox.stop)
+        thread.join(_STOP_SECONDS)
+
+
+def _run(sandbox: Sandbox, host: str, port: int, started: "Future[asyncio.AbstractEventLoop]") -> None:
+    try:
+        asyncio.run(sandbox.serve(host, port, started))
+    except Exception as error:
+        if started.done():
+            raise
+        started.set_exception(error)
+
+
+def _basic_user(authorization: str) -> str | None:
+    """Read the user name of HTTP Basic credentials with an empty password, None for anything else."""
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, separator, password = base64.b64decode(encoded, validate=True).decode("utf-8").partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return user if separator and not password else None
+
+
+def _page_url(url: str, kept: list[tuple[str, str]], page: int) -> str:
+    return f"{url}?{urlencode([*kept, ('page', str(page))])}"
+
+
+def _error(status: int, message: str) -> _Answer:
+    return _Answer(status, _json({"message": message}))
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _is_loopback(remote: str | None) -> bool:
+    try:
+        return ip_address(remote or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _close(request: web.BaseRequest) -> None:
+    if request.transport is not None:
+        request.transport.close()
+
+
+def _reset(request: web.BaseRequest) -> None:
+    if request.transport is None:
+        return
+    connection: socket.socket | None = request.transport.get_extra_info("socket")
+    if connection is not None:
+        # With a linger time of zero, closing sends RST instead of FIN.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.transport.abort()

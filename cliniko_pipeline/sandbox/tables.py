@@ -1,0 +1,197 @@
+"""One resource's records, serialised once, in the order the API lists them, and quick to filter.
+
+No HTTP and no query syntax. Not safe for several threads by itself: the account that owns a table locks it.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Any, cast
+
+from cliniko_pipeline.sandbox import wire
+from cliniko_pipeline.sandbox.queries import Filter, Query, SortField
+from cliniko_pipeline.sandbox.resources import FieldKind, Resource
+
+_KEPT_SELECTIONS = 8
+_MAX_DIGITS = 40
+_DIRECT_FIELDS = frozenset({"created_at", "updated_at"})
+_HIDING_FIELDS = ("archived_at", "cancelled_at", "deleted_at")
+
+
+class Entry:
+    """One record: its JSON and what listing needs of it, so that no record is parsed for a page.
+
+    Times stay the strings they are: in this format the order of text is the order of time.
+    """
+
+    __slots__ = ("body", "created_at", "hidden_by", "key", "sort_key", "updated_at")
+
+    def __init__(self, key: str, record: Any) -> None:
+        fields: dict[str, Any] = cast("dict[str, Any]", record) if isinstance(record, dict) else {}
+        self.key = key
+        self.body = wire.serialise(record)
+        self.created_at = _text(fields.get("created_at"))
+        self.updated_at = _text(fields.get("updated_at"))
+        self.hidden_by = tuple(field for field in _HIDING_FIELDS if fields.get(field))
+        number = _number(key)
+        self.sort_key = (self.created_at or "", -1 if number is None else number, key)
+
+
+_by_sort_key = attrgetter("sort_key")
+
+
+class ResourceTable:
+    """The records of one resource of one account."""
+
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+        self._entries: dict[str, Entry] = {}
+        self._ordered: list[Entry] = []
+        self._columns: dict[str, dict[str, Any]] = {}
+        self._selections: dict[tuple[object, ...], list[Entry]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entries(self) -> list[Entry]:
+        """All entries, hidden ones too, in the default order."""
+        return list(self._ordered)
+
+    def get(self, key: str) -> Entry | None:
+        """Get the entry with this id."""
+        return self._entries.get(key)
+
+    def fill(self, entries: Iterable[Entry]) -> None:
+        """Take many entries at once; of those with the same id the last stays."""
+        self._entries.update((entry.key, entry) for entry in entries)
+        self._ordered = sorted(self._entries.values(), key=_by_sort_key)
+        self._columns.clear()
+        self._selections.clear()
+
+    def put(self, entry: Entry) -> None:
+        """Add an entry, or replace the one with its id."""
+        self.delete(entry.key)
+        self._entries[entry.key] = entry
+        insort(self._ordered, entry, key=_by_sort_key)
+        for field, column in self._columns.items():
+            column[entry.key] = self._value(entry, field)
+
+    def delete(self, key: str) -> None:
+        """Remove the entry with this id, if there is one."""
+        self._selections.clear()
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        del self._ordered[bisect_left(self._ordered, entry.sort_key, key=_by_sort_key)]
+        for column in self._columns.values():
+            column.pop(key, None)
+
+    def select(self, query: Query) -> list[Entry]:
+        """List the entries the query asks for, all its pages. The caller must not change the list.
+
+        Pages after the first come from a few remembered selections, which any change forgets.
+        """
+        if query.key not in self._selections:
+            while len(self._selections) >= _KEPT_SELECTIONS:
+                del self._selections[next(iter(self._selections))]
+            self._selections[query.key] = self._sort(self._filter(query.filters), query)
+        return self._selections[query.key]
+
+    def shows(self, entry: Entry, query: Query) -> bool:
+        """Whether the query's filters let this entry through."""
+        return bool(self._keep([entry], query.filters))
+
+    def _filter(self, filters: tuple[Filter, ...]) -> list[Entry]:
+        return self._keep(self._ordered, filters)
+
+    def _keep(self, entries: list[Entry], filters: tuple[Filter, ...]) -> list[Entry]:
+        hiding = self._hiding(filters)
+        if hiding:
+            entries = [entry for entry in entries if not entry.hidden_by or hiding.isdisjoint(entry.hidden_by)]
+        for one in filters:
+            if not one.matches_any:
+                entries = self._apply(entries, one)
+        return entries
+
+    def _hiding(self, filters: tuple[Filter, ...]) -> set[str]:
+        asked = {one.field for one in filters}
+        hiding = {field for field in ("archived_at", "cancelled_at") if field not in asked}
+        if self._resource.lifts_deleted not in asked:
+            hiding.add("deleted_at")
+        return hiding
+
+    def _apply(self, entries: list[Entry], condition: Filter) -> list[Entry]:
+        holds = condition.holds
+        if condition.field in _DIRECT_FIELDS:
+            value_of = attrgetter(condition.field)
+            return [entry for entry in entries if holds(value_of(entry))]
+        column = self._column(condition.field)
+        return [entry for entry in entries if holds(column[entry.key])]
+
+    def _sort(self, entries: list[Entry], query: Query) -> list[Entry]:
+        if query.sort == (SortField("created_at", descending=False),):
+            return entries
+        for one in reversed(query.sort):
+            if one.field == "created_at":
+                entries = sorted(entries, key=_by_sort_key, reverse=one.descending)
+                continue
+            column = self._column(one.field)
+            present = [entry for entry in entries if column[entry.key] is not None]
+            absent = [entry for entry in entries if column[entry.key] is None]
+            present.sort(key=lambda entry, column=column: column[entry.key], reverse=one.descending)
+            entries = [*present, *absent] if one.descending else [*absent, *present]
+        return entries
+
+    def _column(self, field: str) -> dict[str, Any]:
+        """Get the field's value of every entry; built when first asked for, then kept up."""
+        if field not in self._columns:
+            self._columns[field] = {entry.key: self._value(entry, field) for entry in self._ordered}
+        return self._columns[field]
+
+    def _value(self, entry: Entry, field: str) -> Any:
+        record = wire.parse(entry.body)
+        if not isinstance(record, dict):
+            return None
+        return field_value(cast("dict[str, Any]", record), field, self._resource.fields[field])
+
+
+def field_value(record: dict[str, Any], field: str, kind: FieldKind) -> Any:
+    """Read what the filterable `field` of a wire record holds, None where that is nothing usable.
+
+    Ids of related objects come from their links, times and dates as text, ids as numbers.
+    """
+    if kind is FieldKind.ARRAY:
+        return _array(record, field)
+    value = record.get(field, _related_id(record, field))
+    if kind is FieldKind.BOOLEAN:
+        return value if isinstance(value, bool) else None
+    text = _text(value)
+    return _number(text) if kind is FieldKind.NUMBER and text is not None else text
+
+
+def _array(record: dict[str, Any], field: str) -> list[str] | None:
+    values = record.get(field)
+    if isinstance(values, list):
+        return [str(value) for value in cast("list[Any]", values)]
+    if field == "patient_ids":
+        patient_id = _related_id(record, "patient_id")
+        return None if patient_id is None else [patient_id]
+    return None
+
+
+def _related_id(record: dict[str, Any], field: str) -> str | None:
+    # An attendee's appointment is its booking.
+    relation = "booking" if field == "appointment_id" else field.removesuffix("_id")
+    try:
+        return str(record[relation]["links"]["self"]).rsplit("/", 1)[-1]
+    except (KeyError, TypeError):
+        return None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
+
+
+def _text(value: Any) -> str | None:
+    # An empty string stands where null is meant.
+    return None if value is None or value == "" else str(value)
