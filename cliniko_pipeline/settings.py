@@ -34,6 +34,7 @@ _DATABASE_URL_FORM = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
 _DATABASE_SCHEMES = frozenset({"postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"})
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
 _FERNET_KEY = re.compile(r"[A-Za-z0-9_+/-]{43}=")
+_HOST = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.ASCII)
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 # ASCII only, and no parenthesis: the address stands in a header, inside a pair of them.
 _EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[a-z0-9-]+(\.[a-z0-9-]+)+", re.ASCII | re.IGNORECASE)
@@ -76,15 +77,7 @@ def _foreign_database(scheme: str) -> str:
 
 
 def _require_database_name(rest: str) -> None:
-    try:
-        parts = urlsplit(f"postgresql://{rest}")
-        readable = parts.port is None or parts.port > 0
-    except ValueError:
-        readable = False
-        parts = urlsplit("")
-    database = parts.path.removeprefix("/")
-    # Each of these is how a password with an unescaped mark comes apart.
-    if not readable or "#" in rest or "@" in database or "/" in database or parts.netloc.count("@") > 1:
+    if (database := _database_name(rest)) is None:
         raise ValueError(
             "cannot be read; percent-encode marks such as @ : / ? # in the user and the password,"
             f" and write it as {_DATABASE_URL_FORM}."
@@ -93,6 +86,21 @@ def _require_database_name(rest: str) -> None:
         raise ValueError("holds a line break or another control character; paste it again as one line.")
     if not database:
         raise ValueError(f"names no database; write it as {_DATABASE_URL_FORM}.")
+
+
+def _database_name(rest: str) -> str | None:
+    """Return the database's name, perhaps blank; None where `rest` does not come apart as it should."""
+    try:
+        parts = urlsplit(f"postgresql://{rest}")
+        readable = parts.port is None or parts.port > 0
+    except ValueError:
+        return None
+    _, at, host = parts.netloc.rpartition("@")
+    database = parts.path.removeprefix("/")
+    # Each of these is what a password with an unescaped mark looks like from here.
+    misplaced = rest.count("@") > len(at) or "#" in rest or "/" in database
+    broken_host = host.endswith(":") or ("[" in host and not _is_host(host))
+    return database if readable and not misplaced and not broken_host else None
 
 
 def _encryption_keys(value: str) -> tuple[SecretStr, ...]:
@@ -129,13 +137,11 @@ def _is_host(text: str) -> bool:
         port_in_range = parts.port is None or parts.port > 0
     except ValueError:
         return False
-    # urlsplit drops what it does not like; what it kept must be all there was.
-    whole = parts.netloc == text and "@" not in text and not text.endswith(":")
-    return whole and port_in_range and _is_host_name(parts.hostname or "", bracketed=text.startswith("["))
+    return port_in_range and _HOST.fullmatch(text) is not None and _is_host_name(parts.hostname or "")
 
 
-def _is_host_name(name: str, *, bracketed: bool) -> bool:
-    if not bracketed:
+def _is_host_name(name: str) -> bool:
+    if ":" not in name:
         return _HOST_NAME.fullmatch(name) is not None
     try:
         ipaddress.IPv6Address(name)

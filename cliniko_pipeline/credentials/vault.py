@@ -87,7 +87,9 @@ def api_key_digest(api_key: str) -> str:
 
     The key counts as it is sent: with and without the shard's suffix it has two digests.
     """
-    return hashlib.sha256(b"cliniko_pipeline api key budget v1\x00" + api_key.strip().encode()).hexdigest()
+    # Without the error handler a key that is no text would stand in the UnicodeEncodeError.
+    key = api_key.strip().encode(errors="backslashreplace")
+    return hashlib.sha256(b"cliniko_pipeline api key budget v1\x00" + key).hexdigest()
 
 
 class Vault:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from sqlalchemy.engine import make_url
 
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.settings import KEY_COMMAND, load_settings
@@ -122,7 +123,18 @@ def test_no_secret_is_in_any_text_form():
     ["u:p%40@h:5432/db", "h/db", "/db?host=/run/postgresql&port=5433", "u@[::1]:5432/db", "h/my%20db?sslmode=require"],
 )
 def test_postgresql_urls_are_kept_as_given(scheme, rest):
-    assert load_settings({"DATABASE_URL": f" {scheme}://{rest}\n"}).database_url == f"{scheme}://{rest}"
+    url = load_settings({"DATABASE_URL": f" {scheme}://{rest}\n"}).database_url
+    assert url == f"{scheme}://{rest}"
+    assert make_url(url).database in {"db", "my db"}
+
+
+@given(st.text("u:@/?#[]%.,0aé \\", max_size=30))
+@hypothesis_settings(deadline=None, max_examples=1000)
+def test_what_is_taken_as_a_database_url_is_one_for_sqlalchemy_too(rest):
+    with suppress(SettingsError):
+        url = make_url(load_settings({"DATABASE_URL": f"postgresql://{rest}"}).database_url)
+        assert url.database
+        assert "@" not in (url.host or "")
 
 
 def test_the_scheme_of_the_database_url_is_kept_in_lower_case():
@@ -172,6 +184,9 @@ def test_another_driver_is_named():
         (f"postgresql://u:{SECRET}@h:port/db", "percent-encode"),
         (f"postgresql://u:{SECRET}@h:70000/db", "percent-encode"),
         (f"postgresql://u:{SECRET}@[::1/db", "percent-encode"),
+        (f"postgresql://u:{SECRET}@[::1]x/db", "percent-encode"),
+        (f"postgresql://u:{SECRET}@h:/db", "percent-encode"),
+        (f"postgresql://h/db?user=u@{SECRET}", "percent-encode"),
         (f"postgresql://u:{SECRET}@h/db\nx", "control character"),
         (f"postgresql://u:{SECRET}@h/d\0b", "control character"),
     ],
@@ -267,6 +282,9 @@ def test_the_message_counts_keys_so_that_the_wrong_one_is_found():
                 "::1",
                 "[::1",
                 "[x]",
+                "[::1]x",
+                "[::1%eth0]",
+                "localhost:\u0661",
                 "a?b",
                 "a#b",
                 "a..b",
