@@ -386,7 +386,7 @@ def _clean(text: str) -> str:
 
 
 def _follow_merges(patients: Mapping[str, _Patient]) -> tuple[dict[str, str], set[str]]:
-    """Patient id to person id (of absent ids at the end of a chain, too), and the ids standing in for loops."""
+    """Patient id to person id (absent ends of chains are in it, too), and the ids standing in for loops."""
     person_of: dict[str, str] = {}
     loops: set[str] = set()
     for start in patients:

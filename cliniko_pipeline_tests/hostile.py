@@ -1,0 +1,756 @@
+"""Hostile accounts: small sets of Cliniko records and contacts made to collide.
+
+What belongs here: the wire records themselves (builders, one account written by hand, hypothesis strategies).
+What does not: what the right answer for them is, or any code of the pipeline.
+
+Every record looks like a full one of Cliniko's (id, links.self, created_at and updated_at present, ids unique
+within a resource), so that a simulated API can serve and sort them; only ``accounts(bad_records=True)`` breaks
+that. Contacts hold only what PostgreSQL can hold. Names are invented, addresses are under example.org.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from hypothesis import strategies as st
+
+API = "https://api.au4.cliniko.com/v1"
+ORGANIZATION = "hostile-clinic"
+OTHER_ORGANIZATION = "other-clinic"
+
+LARGEST_ID = 9_223_372_036_854_775_807
+"""Cliniko's newest ids have 19 digits; none is beyond a signed 64-bit integer."""
+
+WireRecord = dict[str, Any]
+ContactRow = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What Cliniko has of one organization, all organizations' contacts, and the moment to judge by.
+
+    ``records``: resource name to wire records, everything included. ``contacts``: rows of public.contacts,
+    their ids as UUID.
+    """
+
+    records: Mapping[str, Sequence[WireRecord]]
+    contacts: Sequence[ContactRow]
+    as_of: datetime
+    organization_id: str = ORGANIZATION
+
+
+# --- Builders: a full wire record each, and whatever fields the caller wants to be different --------------
+
+
+def link(resource: str, record_id: str | int) -> dict[str, Any]:
+    """A link to another record, as in ``patient``, ``booking`` or ``merged_with_patient``."""
+    return {"links": {"self": f"{API}/{resource}/{record_id}"}}
+
+
+def _record(resource: str, record_id: str | int, fields: WireRecord, changes: WireRecord) -> WireRecord:
+    return {
+        "id": record_id,
+        "created_at": "2025-06-01T08:00:00Z",
+        "updated_at": "2025-06-01T08:00:00Z",
+        "links": {"self": f"{API}/{resource}/{record_id}"},
+        **fields,
+        **changes,
+    }
+
+
+def patient(
+    record_id: str | int,
+    first_name: str | None = "",
+    last_name: str | None = "",
+    email: str | None = None,
+    merged_into: str | None = None,
+    **changes: Any,
+) -> WireRecord:
+    """A patient; ``merged_into`` sets the merged_with_patient link."""
+    fields = {
+        "title": "",
+        "first_name": first_name,
+        "last_name": last_name,
+        "preferred_first_name": None,
+        "email": email,
+        "date_of_birth": "1990-02-28",
+        "sex": None,
+        "patient_phone_numbers": [],
+        "address_1": "",
+        "city": "",
+        "country": "Australia",
+        "time_zone": None,
+        "notes": "clinical text that nobody has business storing \U0001f926",
+        "custom_fields": None,
+        "archived_at": None,
+        "deleted_at": None,
+        "merged_at": None,
+        "merged_with_patient": None if merged_into is None else link("patients", merged_into),
+    }
+    return _record("patients", record_id, fields, changes)
+
+
+def individual_appointment(
+    record_id: str | int, patient_id: str | int | None, starts_at: str, **changes: Any
+) -> WireRecord:
+    """An individual appointment, not cancelled; without a patient its link is null."""
+    fields = {
+        "starts_at": starts_at,
+        "ends_at": None,
+        "cancelled_at": None,
+        "cancellation_reason": None,
+        "archived_at": None,
+        "deleted_at": None,
+        "did_not_arrive": False,
+        "patient_arrived": False,
+        "repeats": None,
+        "telehealth_url": None,
+        "patient": None if patient_id is None else link("patients", patient_id),
+        "appointment_type": None,
+        "practitioner": None,
+        "business": link("businesses", 1),
+        "attendees": {"links": {"self": f"{API}/individual_appointments/{record_id}/attendees"}},
+    }
+    return _record("individual_appointments", record_id, fields, changes)
+
+
+def group_appointment(record_id: str | int, starts_at: str, **changes: Any) -> WireRecord:
+    """A group appointment; who comes is in its attendees' records."""
+    fields = {
+        "starts_at": starts_at,
+        "ends_at": None,
+        "max_attendees": 8,
+        "patient_ids": [],
+        "archived_at": None,
+        "deleted_at": None,
+        "repeats": None,
+        "appointment_type": None,
+        "practitioner": None,
+        "business": link("businesses", 1),
+        "attendees": {"links": {"self": f"{API}/group_appointments/{record_id}/attendees"}},
+    }
+    return _record("group_appointments", record_id, fields, changes)
+
+
+def attendee(
+    record_id: str | int, booking_id: str | int | None, patient_id: str | int | None, **changes: Any
+) -> WireRecord:
+    """An attendee of a group appointment or, as in reality, of an individual appointment."""
+    fields = {
+        "arrived": None,
+        "cancelled_at": None,
+        "archived_at": None,
+        "deleted_at": None,
+        "booking": None if booking_id is None else link("bookings", booking_id),
+        "patient": None if patient_id is None else link("patients", patient_id),
+    }
+    return _record("attendees", record_id, fields, changes)
+
+
+def appointment_type(record_id: str | int, name: str | None, **changes: Any) -> WireRecord:
+    """An appointment type."""
+    fields = {"name": name, "duration_in_minutes": 30, "archived_at": None}
+    return _record("appointment_types", record_id, fields, changes)
+
+
+def practitioner(record_id: str | int, **changes: Any) -> WireRecord:
+    """A practitioner, nameless unless told."""
+    fields = {"display_name": None, "label": None, "first_name": None, "last_name": None, "active": True}
+    return _record("practitioners", record_id, fields, changes)
+
+
+def contact(number: int, organization_id: str = ORGANIZATION, **columns: str | None) -> ContactRow:
+    """A row of public.contacts; its id is the UUID of that number (``contact_id``)."""
+    unset = dict.fromkeys(["cliniko_patient_id", "name", "first_name", "last_name", "email"])
+    return {"id": contact_id(number), "organization_id": organization_id, **unset, **columns}
+
+
+def contact_id(number: int) -> UUID:
+    """The id of the contact made with this number."""
+    return UUID(int=number)
+
+
+# --- One account by hand -------------------------------------------------------------------------------------
+
+
+def hand_written_account() -> Account:
+    """One account in which every rule about the numbers occurs at least once, as of 2026-03-31T12:00:00Z."""
+    records = {
+        "patients": _patients_by_hand(),
+        "individual_appointments": _individual_appointments_by_hand(),
+        "group_appointments": _group_appointments_by_hand(),
+        "attendees": _attendees_by_hand(),
+        "appointment_types": [
+            appointment_type("1", "Stan\0dard"),
+            appointment_type("2", " "),
+            appointment_type("3", "Old type", archived_at="2025-08-01T00:00:00Z"),
+        ],
+        "practitioners": [
+            practitioner("7", display_name="Dr Ray ", label="Ray"),
+            practitioner("8", display_name=" ", label="Label Lo", first_name="Lo"),
+            practitioner("9", display_name="", first_name="First", last_name="Last"),
+            practitioner("10"),
+        ],
+    }
+    return Account(records, _contacts_by_hand(), datetime(2026, 3, 31, 12, tzinfo=UTC))
+
+
+def _patients_by_hand() -> list[WireRecord]:
+    ended = "2025-08-01T00:00:00Z"
+    return [
+        # A chain of merges (one without merged_at), a loop with a way into it, a loop of one, an absent end.
+        patient(80, "Anna", "Before", merged_into="81"),
+        patient("81", "Anne", "Between", merged_into="82", merged_at=ended, archived_at=ended),
+        patient("82", "Ann", "Lee", "ann@example.org", archived_at="", deleted_at=""),
+        patient("91", "Lou", "Loop", merged_into="1000"),
+        patient("1000", "Lou", "Loop", merged_into="91"),
+        patient("93", "Lou", "Loop", merged_into="1000"),
+        patient("94", "Solo", "Loop", merged_into="94"),
+        patient("95", "Abe", "Sent", merged_into="9999"),
+        patient("96", "abe", "SENT"),
+        patient("97", "Fred", "Free", "Free@example.org"),
+        patient("98", "Not", "Merged", merged_at=ended),
+        # Named by contacts.
+        patient("100", "Arch", "Ived", archived_at=ended),
+        patient("101", "Two", "Named"),
+        patient("102", "Held", "Back", "held@example.org"),
+        patient("103", "No", "Equal"),
+        patient("104", "Both", "Equal"),
+        patient("105", "Old", "Number"),
+        patient("131", "Gone", "Person", deleted_at=ended),
+        patient("9223372036854775806", "Big", "Six"),
+        patient("9223372036854775807", "Big", "Seven"),
+        # Sharing e-mails with contacts.
+        patient("110", "Hans", "Gross", " Stra\u00dfe@example.org "),
+        patient("111", "Mia", "Fam", "fam@example.org"),
+        patient("112", "Tom", "Fam", "FAM@example.org"),
+        patient("113", "Zoe", "Fam", "fam@example.org"),
+        patient("114", "Ida", "Dup", "dup@example.org"),
+        patient("115", "Ira", "Dup", "dup@example.org"),
+        patient("116", "Some", "One", ""),
+        patient("117", "Twin", "Contact", "twin@example.org"),
+        patient("118", "Kim", "Part", "part@example.org"),
+        patient("119", "Kay", "Part", "part@example.org"),
+        # Sharing names with contacts.
+        patient("120", "\ufb01n", "\u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2"),
+        patient("121", "Sam", "Same"),
+        patient("122", "SAM", "same"),
+        patient("123", "Two", "Contacts"),
+        patient("124", "", " ", " "),
+        patient("125", "Del", "Eted", "del@example.org", deleted_at=ended),
+        patient("126", "Del", "Eted"),
+        patient("127", "Arch", "Two", archived_at=ended),
+        patient("128", "Nu\0l", "\ud800x"),
+        patient("129", "Set", "Aside", archived_at="soon"),
+        patient("130", "Real", "Person"),
+    ]
+
+
+def _contacts_by_hand() -> list[ContactRow]:
+    return [
+        contact(1, cliniko_patient_id=" 81 ", name="Somebody Else"),
+        contact(2, cliniko_patient_id="93", name="Lou Loop"),
+        contact(3, cliniko_patient_id="95", name="Abe Sent"),
+        contact(4, cliniko_patient_id="9999", email="free@example.org"),
+        contact(10, cliniko_patient_id="100"),
+        contact(11, cliniko_patient_id="101", name="two  named"),
+        contact(12, cliniko_patient_id="101", name="Other Name", email="held@example.org"),
+        contact(13, cliniko_patient_id="103", name="First Other"),
+        contact(14, cliniko_patient_id="103", name="Second Other"),
+        contact(15, cliniko_patient_id="104", name="Both Equal"),
+        contact(16, cliniko_patient_id="104", name="BOTH EQUAL"),
+        contact(17, name="No Equal"),
+        contact(18, cliniko_patient_id="0102", name="Old Number"),
+        contact(19, cliniko_patient_id="131"),
+        contact(20, email="STRASSE@example.org", name="H. G."),
+        contact(21, email="fam@example.org", name="MIA  fam"),
+        contact(22, email="fam@example.org", name=" ", first_name="Tom", last_name="Fam"),
+        contact(23, email="zoe@example.org", name="Zoe Fam"),
+        contact(24, email="dup@example.org", name="Some One"),
+        contact(25, email="twin@example.org", name="Twin Contact"),
+        contact(26, email="twin@example.org", name="Twin Contact"),
+        contact(27, email="part@example.org", name="Kim Part"),
+        contact(28, email="part@example.org", name="Kit Part"),
+        contact(30, name="FIN  \u03a3\u038a\u03a3\u03a5\u03a6\u039f\u03a3"),
+        contact(31, name="Sam Same"),
+        contact(32, name="Two Contacts"),
+        contact(33, name="Two\u00a0Contacts"),
+        contact(34, cliniko_patient_id="", name="", first_name=" ", email=""),
+        contact(35, name="Del Eted", email="del@example.org"),
+        contact(36, name="Arch Two"),
+        contact(37, name="Nul \ufffdx"),
+        contact(38, cliniko_patient_id="129", name="Real Person"),
+        contact(40, cliniko_patient_id="9223372036854775806"),
+        contact(90, OTHER_ORGANIZATION, cliniko_patient_id="98", name="Not Merged"),
+        contact(91, OTHER_ORGANIZATION, email="held@example.org", name="Held Back"),
+    ]
+
+
+def _individual_appointments_by_hand() -> list[WireRecord]:
+    ended = "2025-08-01T00:00:00Z"
+    recently = "2026-03-01T00:00:00Z"
+    patientless = individual_appointment("15", None, recently)
+    del patientless["patient"]
+    return [
+        # Patient 82 under all its ids: on, within and beyond both boundaries.
+        individual_appointment(
+            1,
+            80,
+            "2026-03-31T12:00:00Z",
+            ends_at="2026-03-31T12:45:00Z",
+            appointment_type=link("appointment_types", 1),
+            practitioner=link("practitioners", 7),
+        ),
+        individual_appointment(
+            "2",
+            "82",
+            "2026-01-30T12:00:00Z",
+            ends_at="",
+            appointment_type=link("appointment_types", 2),
+            practitioner=link("practitioners", 8),
+        ),
+        individual_appointment("3", "82", "2026-01-30T11:59:59Z"),
+        individual_appointment(
+            "4",
+            "82",
+            "2026-03-31T12:00:01Z",
+            did_not_arrive="",
+            appointment_type=link("appointment_types", 3),
+            practitioner=link("practitioners", 9),
+        ),
+        individual_appointment("5", "82", recently, cancelled_at=ended),
+        individual_appointment("6", "82", recently, archived_at=ended),
+        individual_appointment("7", "82", recently, deleted_at=ended),
+        individual_appointment(
+            "8",
+            "81",
+            "2026-03-02T09:00:00Z",
+            did_not_arrive=True,
+            appointment_type=link("appointment_types", 404),
+            practitioner=link("practitioners", 10),
+        ),
+        individual_appointment("10", "82", "2026-03-10T09:00:00.500Z", did_not_arrive=None),
+        individual_appointment("9", "82", "2026-03-10T09:00:00.5Z", ends_at="2026-03-10T19:30:00+10:00"),
+        individual_appointment("28", "82", "2026-03-08T10:00:00Z"),
+        individual_appointment("31", "82", "2026-04-02T10:00:00Z"),
+        # Set aside, and nobody's.
+        individual_appointment("11", "82", ""),
+        individual_appointment("12", "82", "soon"),
+        individual_appointment("13", None, recently),
+        individual_appointment("14", None, recently, patient={"links": {"self": None}}),
+        patientless,
+        individual_appointment("16", "9999", recently),
+        individual_appointment("17", "95", recently),
+        # One each of other people.
+        individual_appointment("40", "100", recently),
+        individual_appointment("41", "110", recently, did_not_arrive=True),
+        individual_appointment("42", "102", recently),
+        individual_appointment("43", "111", "2026-05-01T00:00:00Z"),
+        individual_appointment("44", "112", "2025-05-01T00:00:00Z"),
+        individual_appointment("46", "125", recently),
+        individual_appointment("47", "121", recently),
+        individual_appointment("49", "131", recently),
+        individual_appointment("9223372036854775807", "9223372036854775806", recently),
+        individual_appointment("9223372036854775806", "9223372036854775807", recently),
+    ]
+
+
+def _group_appointments_by_hand() -> list[WireRecord]:
+    ended = "2025-08-01T00:00:00Z"
+    recently = "2026-03-01T00:00:00Z"
+    return [
+        group_appointment("20", "2026-03-05T10:00:00Z", appointment_type=link("appointment_types", 1)),
+        group_appointment("21", recently, archived_at=ended),
+        group_appointment("22", recently, deleted_at=ended),
+        group_appointment("23", recently),
+        group_appointment("24", recently),
+        group_appointment("25", "2026-03-06T10:00:00Z", practitioner=link("practitioners", 9)),
+        group_appointment("26", "2026-03-07T10:00:00Z"),
+        group_appointment("27", "2026-04-02T10:00:00Z", ends_at="2026-04-02T11:00:00Z"),
+        group_appointment("28", "2026-03-08T10:00:00Z"),
+        group_appointment("29", recently),
+        group_appointment("30", recently),
+        group_appointment("32", ""),
+        group_appointment("45", "2026-02-15T08:00:00Z"),
+    ]
+
+
+def _attendees_by_hand() -> list[WireRecord]:
+    ended = "2025-08-01T00:00:00Z"
+    return [
+        # Added again and again, the first time cancelled, once as a patient that was merged.
+        attendee("201", "20", "82", cancelled_at=ended),
+        attendee(202, 20, 82, arrived=True),
+        attendee("203", "20", "81", arrived=False),
+        # Archived or deleted, group or attendee.
+        attendee("204", "21", "82"),
+        attendee("205", "22", "82"),
+        attendee("206", "23", "82", archived_at=ended),
+        attendee("207", "24", "82", deleted_at=ended),
+        # Nobody arrived; one did not and of one it is unknown; not begun yet.
+        attendee("208", "25", "82", arrived=False),
+        attendee("209", "25", "80", arrived=False),
+        attendee("210", "26", "82", arrived=False),
+        attendee("211", "26", "82", arrived=""),
+        attendee("212", "27", "82", arrived=False),
+        attendee("213", "28", "82"),
+        # Nobody's, set aside, of an individual appointment, of nothing known, of a group that was set aside.
+        attendee("214", "30", None),
+        attendee("215", "30", "82", cancelled_at="soon"),
+        attendee("216", "1", "82", cancelled_at=ended),
+        attendee("217", "404", "82"),
+        attendee("218", None, "82"),
+        attendee("219", "32", "82"),
+        # The loop.
+        attendee("220", "45", "93", arrived=True),
+        attendee("221", "45", "1000", arrived=""),
+    ]
+
+
+# --- Strategies --------------------------------------------------------------------------------------------
+
+Name = tuple[str | None, str | None]
+
+# Spellings of a few people. Within a group most are one name, and some only look like it.
+_PEOPLE: list[list[Name]] = [
+    [
+        ("Ann", "Lee"),
+        ("ANN", "lee"),
+        ("  Ann\u00a0", "\u3000Lee\t"),
+        ("Ann\n Lee", ""),
+        (None, "Ann\u2003Lee"),
+        ("\uff21\uff4e\uff4e", "Lee"),
+        ("A\0nn", "Lee\0"),
+        ("Ann", "Le\u200be"),
+    ],
+    [("Stra\u00dfe", "Gro\u00df"), ("STRASSE", "GROSS"), ("stra\u1e9ee", "gross")],
+    [
+        ("\ufb01n", "\u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2"),
+        ("FIN", "\u03a3\u038a\u03a3\u03a5\u03a6\u039f\u03a3"),
+        ("fin", "\u03c3\u03b9\u0301\u03c3\u03c5\u03c6\u03bf\u03c3"),
+    ],
+    [("\u0130pek", "I\u015f\u0131k"), ("i\u0307pek", "i\u015f\u0131k"), ("ipek", "I\u015f\u0131k")],
+    [("Zo\u00eb", "\U0001f600"), ("Zoe\u0308", "\U0001f600"), ("Zoe", "\U0001f600")],
+    [("\ud800Bo", "\u00b5"), ("\ufffdBo", "\u03bc"), ("\udfffbo", "\u039c"), ("Bo", "\u00b5")],
+]
+_BLANK_NAMES: list[Name] = [(None, None), ("", ""), (" ", "\u2003"), ("\0", None)]
+
+_MAILBOXES: list[list[str]] = [
+    ["ann@example.org", " Ann@Example.ORG\n", "a\0nn@example.org", "\uff41nn@example.org"],
+    ["stra\u00dfe@example.org", "STRASSE@example.org"],
+    ["\ufb01n@example.org", "FIN@example.org\u00a0"],
+    ["\u0130@example.org", "i\u0307@example.org", "i@example.org"],
+    ["\ud800@example.org", "\ufffd@example.org"],
+]
+_BLANK_EMAILS: list[str | None] = [None, "", " ", "\0"]
+
+_LABELS: list[str | None] = [
+    "Standard",
+    "Pilates \U0001f9d8",
+    "a\0b",
+    "\udc00",
+    " Dr\u00a0Who ",
+    "",
+    " ",
+    None,
+]
+_TYPE_IDS = ["1", "900719925474099312"]
+_PRACTITIONER_IDS = ["7", "8"]
+_UNKNOWN_BOOKING_ID = "424242"
+
+_NULLS: list[str | None] = [None, ""]
+_SOMETIME = "2025-08-01T00:00:00Z"
+_NO_LINKS: list[Any] = [
+    None,
+    {},
+    {"links": None},
+    {"links": {}},
+    {"links": {"self": None}},
+    {"links": {"self": ""}},
+]
+
+_AS_OFS = [
+    datetime(2026, 3, 31, 12, 0, 0, tzinfo=UTC),
+    datetime(2026, 1, 1, 0, 0, 0, tzinfo=UTC),
+    datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC),
+    datetime(2026, 4, 5, 2, 30, 0, 500_000, tzinfo=UTC),
+]
+
+
+@dataclass(frozen=True)
+class _Palette:
+    """The little that one account is made of: few names, addresses, ids and instants, so that they collide."""
+
+    patient_ids: Sequence[str]
+    booking_ids: Sequence[str]
+    names: Sequence[Name]
+    emails: Sequence[str | None]
+    instants: Sequence[str]
+
+
+@st.composite
+def accounts(
+    draw: st.DrawFn,
+    *,
+    activity_window_days: int = 60,
+    integer_ids: bool = True,
+    bad_records: bool = False,
+) -> Account:
+    """Small, nasty accounts, shrinking towards an empty one.
+
+    ``activity_window_days`` puts instants around that window's start. ``integer_ids`` lets short ids be JSON
+    integers, as in old records. ``bad_records`` breaks some records (no id, no or unreadable instants), so that
+    they can no longer be served in ``created_at`` order without care.
+    """
+    as_of = draw(st.sampled_from(_AS_OFS))
+    patient_ids = draw(_unique_ids(max_size=7))
+    palette = draw(_palettes(patient_ids, _instants(as_of, activity_window_days)))
+    records = draw(_records(patient_ids, palette))
+    if integer_ids and draw(st.booleans()):
+        _make_short_ids_integers(records)
+    contacts = draw(_contacts(palette))
+    if bad_records:
+        draw(_break_some(records))
+    return Account(records, contacts, as_of)
+
+
+@st.composite
+def _palettes(draw: st.DrawFn, patient_ids: Sequence[str], instants: Sequence[str]) -> _Palette:
+    people = draw(st.lists(st.sampled_from(_PEOPLE), min_size=1, max_size=2))
+    mailboxes = draw(st.lists(st.sampled_from(_MAILBOXES), min_size=1, max_size=2))
+    absent_id = draw(_ids().filter(lambda record_id: record_id not in patient_ids))
+    return _Palette(
+        patient_ids=[*patient_ids * 3, absent_id],
+        booking_ids=draw(_unique_ids(max_size=14)),
+        names=[*(spelling for spellings in people for spelling in spellings * 2), *_BLANK_NAMES],
+        emails=[*(spelling for spellings in mailboxes for spelling in spellings * 2), *_BLANK_EMAILS],
+        instants=instants,
+    )
+
+
+def _instants(as_of: datetime, activity_window_days: int) -> list[str]:
+    """At both boundaries, just within and just beyond them, and at the ends of the calendar."""
+    window = timedelta(days=activity_window_days)
+    steps = [timedelta(0), timedelta(seconds=1), timedelta(microseconds=500_000), timedelta(microseconds=1)]
+    boundaries = (as_of, as_of - window)
+    instants = [boundary + sign * step for boundary in boundaries for step in steps for sign in (1, -1)]
+    instants += [as_of - window / 2, as_of - window / 3, as_of - window / 4, as_of + window / 2] * 4
+    instants += [as_of - 10 * window, as_of + 10 * window]
+    return [*(_wire_instant(instant) for instant in instants), "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"]
+
+
+def _wire_instant(instant: datetime) -> str:
+    text = instant.astimezone(UTC).replace(tzinfo=None).isoformat()
+    return (text.rstrip("0") if "." in text else text) + "Z"
+
+
+def _ids() -> st.SearchStrategy[str]:
+    """Ids of 1 to 19 digits, in families that differ in the last digit only."""
+    families = ["", "8", "900719925474099", "123456789012345678", str(LARGEST_ID)[:-1]]
+    digits = range(1, LARGEST_ID % 10 + 1)
+    return st.sampled_from([f"{family}{digit}" for family in families for digit in digits])
+
+
+def _unique_ids(max_size: int) -> st.SearchStrategy[list[str]]:
+    # Drawing the size first makes the full sizes as likely as the small ones.
+    sizes = st.sampled_from(range(max_size + 1))
+    return sizes.flatmap(lambda size: st.lists(_ids(), unique=True, min_size=size, max_size=size))
+
+
+def _some_of(ids: Sequence[str]) -> st.SearchStrategy[list[str]]:
+    """Some of the ids, each at most once."""
+    return st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)).map(
+        lambda taken: [record_id for record_id, take in zip(ids, taken, strict=True) if take]
+    )
+
+
+@st.composite
+def _records(draw: st.DrawFn, patient_ids: Sequence[str], palette: _Palette) -> dict[str, list[WireRecord]]:
+    """Individual and group appointments take their ids from one pool, so that some have the same."""
+    kinds = st.sampled_from(["individual", "individual", "group", "both"])
+    bookings = [(draw(kinds), record_id) for record_id in palette.booking_ids]
+    individual_ids = [record_id for kind, record_id in bookings if kind != "group"]
+    group_ids = [record_id for kind, record_id in bookings if kind != "individual"]
+    strategies = {
+        "patients": (patient_ids, _patients(palette)),
+        "individual_appointments": (individual_ids, _individual_appointments(palette)),
+        "group_appointments": (group_ids, _group_appointments(palette)),
+        "attendees": (draw(_unique_ids(max_size=12)), _attendees(palette)),
+        "appointment_types": (draw(_some_of(_TYPE_IDS)), _appointment_types()),
+        "practitioners": (draw(_some_of(_PRACTITIONER_IDS)), _practitioners()),
+    }
+    return {
+        resource: [draw(strategy)(record_id) | draw(_creation()) for record_id in record_ids]
+        for resource, (record_ids, strategy) in strategies.items()
+    }
+
+
+_MakeRecord = Callable[[str], WireRecord]
+"""What makes a resource's record of an id."""
+
+
+@st.composite
+def _patients(draw: st.DrawFn, palette: _Palette) -> _MakeRecord:
+    first_name, last_name = draw(st.sampled_from(palette.names))
+    email = draw(st.sampled_from(palette.emails))
+    # Links among so few patients make chains, loops, merges into oneself and merges into an absent id.
+    links = [link("patients", patient_id) for patient_id in palette.patient_ids]
+    merge = {"merged_with_patient": draw(st.sampled_from([None] * 3 * len(links) + _NO_LINKS + links))}
+    ends = draw(_ends("archived_at", "deleted_at", "merged_at"))
+    return lambda record_id: patient(record_id, first_name, last_name, email, **merge, **ends)
+
+
+@st.composite
+def _individual_appointments(draw: st.DrawFn, palette: _Palette) -> _MakeRecord:
+    starts_at = draw(st.sampled_from(palette.instants))
+    fields = {
+        **draw(_ends("cancelled_at", "archived_at", "deleted_at")),
+        **draw(_details(palette)),
+        "patient": draw(_link_or_none("patients", palette.patient_ids)),
+        "did_not_arrive": draw(st.sampled_from([False, True, None, ""])),
+    }
+    return lambda record_id: individual_appointment(record_id, None, starts_at, **fields)
+
+
+@st.composite
+def _group_appointments(draw: st.DrawFn, palette: _Palette) -> _MakeRecord:
+    starts_at = draw(st.sampled_from(palette.instants))
+    fields = draw(_ends("archived_at", "deleted_at")) | draw(_details(palette))
+    return lambda record_id: group_appointment(record_id, starts_at, **fields)
+
+
+def _details(palette: _Palette) -> st.SearchStrategy[WireRecord]:
+    return st.fixed_dictionaries(
+        {
+            "ends_at": st.sampled_from([*_NULLS, *palette.instants]),
+            "appointment_type": _link_or_none("appointment_types", _TYPE_IDS),
+            "practitioner": _link_or_none("practitioners", _PRACTITIONER_IDS),
+        }
+    )
+
+
+@st.composite
+def _attendees(draw: st.DrawFn, palette: _Palette) -> _MakeRecord:
+    fields = {
+        **draw(_ends("cancelled_at", "archived_at", "deleted_at")),
+        "booking": draw(_link_or_none("bookings", [*palette.booking_ids, _UNKNOWN_BOOKING_ID])),
+        "patient": draw(_link_or_none("patients", palette.patient_ids)),
+        "arrived": draw(st.sampled_from([None, False, True, ""])),
+    }
+    return lambda record_id: attendee(record_id, None, None, **fields)
+
+
+@st.composite
+def _appointment_types(draw: st.DrawFn) -> _MakeRecord:
+    name = draw(st.sampled_from(_LABELS))
+    ends = draw(_ends("archived_at"))
+    return lambda record_id: appointment_type(record_id, name, **ends)
+
+
+@st.composite
+def _practitioners(draw: st.DrawFn) -> _MakeRecord:
+    fields = {field: draw(st.sampled_from(_LABELS)) for field in ("display_name", "label", "first_name", "last_name")}
+    return lambda record_id: practitioner(record_id, **fields)
+
+
+def _ends(*fields: str) -> st.SearchStrategy[WireRecord]:
+    """archived_at, cancelled_at and the like: mostly all null in one of the two ways, sometimes one or all set."""
+    nulls: list[WireRecord] = [dict.fromkeys(fields), dict.fromkeys(fields, "")]
+    one_set = [null | {field: _SOMETIME} for null in nulls for field in fields]
+    return st.sampled_from([*nulls * 6 * len(fields), *one_set, dict.fromkeys(fields, _SOMETIME)])
+
+
+def _link_or_none(resource: str, ids: Sequence[str]) -> st.SearchStrategy[Any]:
+    """Mostly a link to one of the ids, sometimes one of the shapes of no link."""
+    links = [link(resource, record_id) for record_id in ids]
+    return st.sampled_from(links * 4 + _NO_LINKS)
+
+
+def _creation() -> st.SearchStrategy[WireRecord]:
+    """created_at and updated_at within a few seconds, so that many records share one."""
+    start = datetime(2025, 6, 1, 8, tzinfo=UTC)
+    seconds = [_wire_instant(start + timedelta(seconds=second)) for second in range(4)]
+    return st.sampled_from(
+        [
+            {"created_at": created_at, "updated_at": updated_at}
+            for index, created_at in enumerate(seconds)
+            for updated_at in seconds[index:]
+        ]
+    )
+
+
+def _make_short_ids_integers(records: Mapping[str, list[WireRecord]]) -> None:
+    for record in (record for found in records.values() for record in found):
+        if len(record["id"]) <= 2:
+            record["id"] = int(record["id"])
+
+
+@st.composite
+def _contacts(draw: st.DrawFn, palette: _Palette) -> list[ContactRow]:
+    organizations = st.sampled_from([ORGANIZATION] * 4 + [OTHER_ORGANIZATION])
+    numbers = range(1, draw(st.integers(0, 9)) + 1)
+    return [contact(number, draw(organizations), **draw(_columns(palette))) for number in numbers]
+
+
+@st.composite
+def _columns(draw: st.DrawFn, palette: _Palette) -> dict[str, str | None]:
+    first_name, last_name = draw(st.sampled_from(palette.names))
+    named: dict[str, str | None] = {"first_name": first_name, "last_name": last_name}
+    if draw(st.booleans()):
+        named = {"name": f"{first_name or ''} {last_name or ''}", "first_name": "Some", "last_name": "Other"}
+    columns = {
+        "cliniko_patient_id": draw(_patient_references(palette)),
+        "name": draw(st.sampled_from([None, "", " \u00a0"])),
+        "email": draw(st.sampled_from(palette.emails)),
+    }
+    return {column: _storable(value) for column, value in (columns | named).items()}
+
+
+def _patient_references(palette: _Palette) -> st.SearchStrategy[str | None]:
+    """Half of the contacts name a patient, some of them nearly."""
+    spellings = ["{}", "{}", "{}", " {}\u00a0", "0{}", "{}.0", "#{}"]
+    references = [spelling.format(patient_id) for spelling in spellings for patient_id in palette.patient_ids]
+    return st.sampled_from([None, "", " "]) | st.sampled_from(references)
+
+
+def _storable(text: str | None) -> str | None:
+    """Text as PostgreSQL can hold it: contacts were in a database before anyone compared them."""
+    return None if text is None else re.sub("[\ud800-\udfff]", "\ufffd", text.replace("\0", ""))
+
+
+# --- Bad records -------------------------------------------------------------------------------------------
+
+_UNREADABLE = ["soon", "2026-02-30T10:00:00Z", "2026-13-01T00:00:00Z", "2026-01-01T25:00:00Z", "01/02/2026"]
+_OPTIONAL_INSTANTS = {
+    "patients": ["archived_at", "deleted_at", "merged_at"],
+    "individual_appointments": ["ends_at", "cancelled_at", "archived_at", "deleted_at"],
+    "group_appointments": ["ends_at", "archived_at", "deleted_at"],
+    "attendees": ["cancelled_at", "archived_at", "deleted_at"],
+}
+_MISSING = object()
+
+
+@st.composite
+def _break_some(draw: st.DrawFn, records: Mapping[str, list[WireRecord]]) -> None:
+    """Break up to four of the records in place, each in one field."""
+    places = [(resource, record) for resource, found in records.items() for record in found]
+    chosen = draw(st.lists(st.integers(0, len(places) - 1), unique=True, max_size=4)) if places else []
+    for resource, record in (places[index] for index in chosen):
+        field, value = draw(st.sampled_from(_breakages(resource)))
+        if value is _MISSING:
+            del record[field]
+        else:
+            record[field] = value
+
+
+def _breakages(resource: str) -> list[tuple[str, Any]]:
+    """Every field and value that a record of the resource cannot be understood with."""
+    required = ["created_at", "updated_at"]
+    if resource in {"individual_appointments", "group_appointments"}:
+        required.append("starts_at")
+    missing = [(field, value) for field in ["id", *required] for value in (None, "", _MISSING)]
+    instants = [*required, *_OPTIONAL_INSTANTS.get(resource, [])]
+    return missing + [(field, value) for field in instants for value in _UNREADABLE]
