@@ -180,6 +180,7 @@ def test_another_driver_is_named():
         (f"postgresql://u:{SECRET}#x@h/db", "percent-encode"),
         (f"postgresql://u:{SECRET}?x@h/db", "percent-encode"),
         (f"postgresql://u@h/db#{SECRET}", "percent-encode"),
+        (f"postgresql://h/db/{SECRET}", "percent-encode"),
         (f"postgresql://u:{SECRET}@x@h/db", "percent-encode"),
         (f"postgresql://u:{SECRET}@h:port/db", "percent-encode"),
         (f"postgresql://u:{SECRET}@h:70000/db", "percent-encode"),

@@ -325,6 +325,10 @@ def test_a_digest_identifies_an_api_key_without_showing_it():
     assert digest != api_key_digest(API_KEY.removesuffix("-au4"))
 
 
+def test_a_digest_of_what_is_no_text_raises_nothing_that_could_show_it():
+    assert api_key_digest("key\ud800") != api_key_digest("key")
+
+
 def test_a_digest_stays_the_same_between_releases():
     # Budgets are stored under it: another digest would give every key a second budget during a deployment.
     assert api_key_digest("key-au1") == "58765be6f90bae899e2b865b13c22adec1def82c45fd432023ea989f3426109d"
