@@ -222,9 +222,7 @@ class _Named:
     name: str | None
 
 
-def _read_all(
-    records: Records, resource: str, read: Callable[[Mapping[str, Any]], _Record]
-) -> dict[str, _Record]:
+def _read_all(records: Records, resource: str, read: Callable[[Mapping[str, Any]], _Record]) -> dict[str, _Record]:
     readable: dict[str, _Record] = {}
     for wire in records.get(resource, ()):
         try:
@@ -502,8 +500,7 @@ class _Contact:
 
 def _read_contact(row: Contact) -> _Contact:
     name, first_name, last_name, email, patient_id = (
-        _clean(row.get(column) or "")
-        for column in ("name", "first_name", "last_name", "email", "cliniko_patient_id")
+        _clean(row.get(column) or "") for column in ("name", "first_name", "last_name", "email", "cliniko_patient_id")
     )
     return _Contact(
         id=row["id"],

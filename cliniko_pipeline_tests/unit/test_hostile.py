@@ -187,10 +187,10 @@ NASTINESS: dict[str, Callable[[Account], Any]] = {
 
 @pytest.fixture(scope="module")
 def many_accounts() -> list[Account]:
-    """The same few hundred accounts in every run."""
+    """The same 250 accounts in every run."""
     drawn: list[Account] = []
 
-    @settings(max_examples=400, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    @settings(max_examples=250, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
     @given(accounts())
     def draw(account: Account) -> None:
         drawn.append(account)

@@ -356,6 +356,14 @@ def test_an_ambiguous_patient_does_not_stand_in_the_way_of_a_later_pass():
     assert mapping_of(account) == {"82": ambiguous(2), "83": matched(3, "name")}
 
 
+def test_a_contact_matched_by_email_is_not_free_for_its_name():
+    account = account_of(
+        contact(1, email="ann@example.org", name="Bob Lee"),
+        patients=[patient("82", "Ann", "Lee", "ann@example.org"), patient("83", "Bob", "Lee")],
+    )
+    assert mapping_of(account) == {"82": matched(1, "email"), "83": UNMATCHED}
+
+
 def test_a_blank_name_is_equal_to_no_other_blank_name():
     account = account_of(
         contact(1, cliniko_patient_id="82", name=""),
@@ -401,6 +409,12 @@ def test_a_chain_that_ends_at_a_record_set_aside_ends_at_nobody():
 def test_a_patient_whose_merge_link_is_empty_is_not_merged(no_link):
     record = patient("81", merged_at=RECENTLY, merged_with_patient=no_link)
     assert mapping_of(account_of(patients=[record])).keys() == {"81"}
+
+
+def test_a_patient_that_leads_into_a_loop_does_not_stand_in_for_it():
+    loop = [patient("91", merged_into="1000"), patient("1000", merged_into="91")]
+    account = account_of(patients=[patient("5", merged_into="1000"), *loop])
+    assert mapping_of(account).keys() == merge_loops(account.records) == {"91"}
 
 
 def test_a_long_chain_and_a_long_loop_are_followed_to_their_end():
