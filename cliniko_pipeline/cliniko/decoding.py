@@ -39,10 +39,8 @@ def decode_page(resource: Resource[RecordT], body: bytes) -> DecodedPage[RecordT
     """
     try:
         page = _page_decoder(resource).decode(body)
-    except msgspec.ValidationError:
-        return _decode_record_by_record(resource, body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # One lone surrogate, even in a field nobody reads, makes msgspec refuse the whole page.
+        # One bad record is enough to come here, or one lone surrogate, even in a field nobody reads.
         return _decode_record_by_record(resource, _with_valid_text(body))
     except RecursionError:
         raise _unreadable() from None
@@ -53,10 +51,19 @@ def _decode_record_by_record(resource: Resource[RecordT], body: bytes) -> Decode
     try:
         page = _raw_page_decoder(resource.name).decode(body)
     except msgspec.ValidationError as error:
-        raise _not_a_list_of(resource.name, _reason(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # msgspec stops at the first thing that is wrong, and the document may be broken further down.
+        raise (_not_a_list_of(resource.name, _reason(error)) if _is_whole(body) else _unreadable()) from None
+    except (msgspec.DecodeError, RecursionError):
         raise _unreadable() from None
     return _collect(resource, page, (_decode_record(resource, entry) for entry in page.entries))
+
+
+def _is_whole(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def _decode_record(resource: Resource[RecordT], raw: msgspec.Raw) -> RecordT | RejectedRecord:
@@ -64,8 +71,6 @@ def _decode_record(resource: Resource[RecordT], raw: msgspec.Raw) -> RecordT | R
         return _convert(resource, _record_decoder(resource).decode(raw))
     except msgspec.ValidationError as error:
         return RejectedRecord(resource.name, _id_in(raw), _reason(error))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return RejectedRecord(resource.name, None, "record: text that is no UTF-8")
 
 
 def _convert(resource: Resource[RecordT], entry: "_Wire[RecordT]") -> RecordT | RejectedRecord:

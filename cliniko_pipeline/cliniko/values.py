@@ -76,15 +76,16 @@ def linked_id(field: str, link: Link | str | None) -> str | None:
     url = link.links.self if link.links else None
     if not url:
         return None
-    ending = url.rpartition("/")[2]
-    return identifier(field, ending if ending.isdigit() else _last_path_segment(url))
+    return identifier(field, _last_path_segment(url))
 
 
 def _last_path_segment(url: str) -> str:
-    try:
-        return urlsplit(url).path.rstrip("/").rpartition("/")[2]
-    except ValueError:
-        return ""
+    if "?" in url or "#" in url or url.endswith("/"):
+        try:
+            url = urlsplit(url).path.rstrip("/")
+        except ValueError:
+            return ""
+    return url.rpartition("/")[2]
 
 
 def _broken(field: str, rule: str) -> UnexpectedResponseError:
