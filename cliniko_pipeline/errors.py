@@ -23,6 +23,8 @@ Messages say what happened and what to do next, in one line. They never hold a s
 response body or a URL's query.
 """
 
+from typing import TypeVar
+
 
 class ClinikoPipelineError(Exception):
     """The root: catching it catches everything this package raises on purpose."""
@@ -99,3 +101,11 @@ class UnexpectedResponseError(DataError):
 
 class ForeignLinkError(DataError):
     """A link or redirect leads to another host; it was not followed, so that no credentials leave."""
+
+
+_E = TypeVar("_E", bound=ClinikoPipelineError)
+
+
+def in_organization(organization_id: str, error: _E) -> _E:
+    """The same error, saying whose it is; for errors raised where the organization is not known."""
+    return type(error)(f"Organization '{organization_id}': {error}")

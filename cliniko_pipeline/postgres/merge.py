@@ -67,6 +67,21 @@ def replace_by_rows(connection: Connection, table: Table, rows: Iterable[Sequenc
     return _replace_by_staging(connection, table)
 
 
+def replace_all(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
+    """The same for a table without a key: all of the organization's rows go, and these come."""
+    _one_writer_at_a_time(connection, table)
+    _create_staging(connection, table)
+    _copy(connection, table, rows)
+    deleted = _count(connection, f"delete from {table.qualified} where organization_id = {_ORGANIZATION}")
+    inserted = _count(
+        connection,
+        f"insert into {table.qualified} (organization_id, {_list(table.written)})"
+        f" select {_ORGANIZATION}, {_list(table.written)} from {STAGING}",
+    )
+    connection.execute(sa.text(f"drop table {STAGING}"))
+    return Written(inserted=inserted, deleted=deleted)
+
+
 def _one_writer_at_a_time(connection: Connection, table: Table) -> None:
     # Two replacements that read the table before either wrote it would both insert, or undo each other.
     organization = connection.execute(sa.text(f"select {_ORGANIZATION}")).scalar_one()
@@ -95,8 +110,8 @@ def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]
 
 def _upsert_staging(connection: Connection, table: Table) -> Written:
     key, written = _list(table.key), _list(table.written)
-    newest_first = f", {_quote(table.version)} desc" if table.version else ""
-    not_older = f"target.{_quote(table.version)} <= excluded.{_quote(table.version)} and " if table.version else ""
+    newest_first = f", {quote(table.version)} desc" if table.version else ""
+    not_older = f"target.{quote(table.version)} <= excluded.{quote(table.version)} and " if table.version else ""
     row = connection.execute(
         sa.text(
             f"""
@@ -117,7 +132,7 @@ def _upsert_staging(connection: Connection, table: Table) -> Written:
 
 def _replace_by_staging(connection: Connection, table: Table) -> Written:
     connection.execute(sa.text(f"analyze {STAGING}"))
-    same_row = " and ".join(f"target.{_quote(c)} = staging.{_quote(c)}" for c in table.key)
+    same_row = " and ".join(f"target.{quote(c)} = staging.{quote(c)}" for c in table.key)
     mine = f"target.organization_id = {_ORGANIZATION}"
     deleted = _count(
         connection,
@@ -129,7 +144,7 @@ def _replace_by_staging(connection: Connection, table: Table) -> Written:
         f"update {table.qualified} as target set {_assignments(table, 'staging')} from {STAGING} as staging"
         f" where {mine} and {same_row} and {_differs(table, 'target', 'staging')}",
     )
-    stamps = "".join(f", {_quote(c)}" for c in table.stamps)
+    stamps = "".join(f", {quote(c)}" for c in table.stamps)
     now = "".join(", now()" for _ in table.stamps)
     inserted = _count(
         connection,
@@ -143,14 +158,14 @@ def _replace_by_staging(connection: Connection, table: Table) -> Written:
 
 
 def _assignments(table: Table, source: str) -> str:
-    values = [f"{_quote(c)} = {source}.{_quote(c)}" for c in table.columns]
-    stamps = [f"{_quote(c)} = now()" for c in table.stamps if c != table.inserted]
+    values = [f"{quote(c)} = {source}.{quote(c)}" for c in table.columns]
+    stamps = [f"{quote(c)} = now()" for c in table.stamps if c != table.inserted]
     return ", ".join(values + stamps)
 
 
 def _differs(table: Table, left: str, right: str) -> str:
-    lefts = ", ".join(f"{left}.{_quote(c)}" for c in table.columns)
-    rights = ", ".join(f"{right}.{_quote(c)}" for c in table.columns)
+    lefts = ", ".join(f"{left}.{quote(c)}" for c in table.columns)
+    rights = ", ".join(f"{right}.{quote(c)}" for c in table.columns)
     return f"({lefts}) is distinct from ({rights})"
 
 
@@ -161,8 +176,9 @@ def _count(connection: Connection, statement: str) -> int:
 
 
 def _list(columns: Iterable[str]) -> str:
-    return ", ".join(_quote(column) for column in columns)
+    return ", ".join(quote(column) for column in columns)
 
 
-def _quote(identifier: str) -> str:
+def quote(identifier: str) -> str:
+    """The identifier, quoted for SQL."""
     return '"' + identifier.replace('"', '""') + '"'

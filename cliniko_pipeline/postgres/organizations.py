@@ -66,7 +66,9 @@ def stored_credentials(connection: Connection, organization_id: str) -> object:
 
 
 def all_stored_credentials(connection: Connection) -> dict[str, object]:
-    """What `credentials_encrypted` holds for every organization, disabled ones too; locked until the transaction ends."""
+    """What `credentials_encrypted` holds for every organization, disabled ones too, locked until
+    the transaction ends.
+    """
     rows = connection.execute(sa.text(sql("all_stored_credentials")), {"service": SERVICE})
     return {row.organization_id: row.credentials_encrypted for row in rows}
 
@@ -74,8 +76,9 @@ def all_stored_credentials(connection: Connection) -> dict[str, object]:
 def save(
     connection: Connection, organization_id: str, name: str, encrypted: dict[str, str], *, validated: bool
 ) -> None:
-    """Stores an organization's credentials, in place of earlier ones, active. An organization that the application already
-    knows keeps its name.
+    """Stores an organization's credentials, in place of earlier ones, active.
+
+    An organization that the application already knows keeps its name.
     """
     connection.execute(
         sa.text("insert into public.organizations (id, name) values (:id, :name) on conflict (id) do nothing"),

@@ -57,8 +57,8 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
     `create_application_tables` makes organizations, api_credentials and contacts where they are missing: right for the
     embedded database, which no application shares.
 
-    Raises DatabaseSetupError where one of the application's tables or columns is missing, naming it, or where the database
-    user lacks a privilege; then nothing was changed.
+    Raises DatabaseSetupError where one of the application's tables or columns is missing, naming it, or where the
+    database user lacks a privilege; then nothing was changed.
     """
     database.require_supported_version()
     with database.operator() as connection:

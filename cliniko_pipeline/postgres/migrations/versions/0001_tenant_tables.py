@@ -2,6 +2,8 @@
 
 from alembic import op
 
+from cliniko_pipeline.postgres.engine import sql
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -188,18 +190,7 @@ create unique index if not exists active_patients_organization_id_contact_id_key
     on public.active_patients (organization_id, contact_id);
 """
 
-# The context is read once a statement (the sub-select), not once a row.
-ISOLATE = """
-alter table {table} enable row level security;
-alter table {table} force row level security;
-create policy organization_isolation on {table}
-    using (organization_id = (select nullif(current_setting('app.organization_id', true), '')))
-    with check (organization_id = (select nullif(current_setting('app.organization_id', true), '')));
-grant select, insert, update, delete on {table} to cliniko_organization;
-"""
-
-GRANT_SCHEMAS = """
-grant usage on schema cliniko, public to cliniko_organization;
+GRANT_SEQUENCE = """
 do $$
 declare
     ids text := pg_get_serial_sequence('public.active_patients', 'id');
@@ -217,5 +208,5 @@ def upgrade() -> None:
     op.execute(CREATE_ROLE)
     op.execute(CREATE_TABLES)
     for table in TENANT_TABLES:
-        op.execute(ISOLATE.format(table=table))
-    op.execute(GRANT_SCHEMAS)
+        op.execute(sql("isolate").format(schema=table.partition(".")[0], table=table))
+    op.execute(GRANT_SEQUENCE)

@@ -1,8 +1,8 @@
 -- The contacts of the organization in whose context it is called, and of no other.
 --
--- public.contacts belongs to the application: the pipeline puts no policy on it, and the organization role has no right to it. This
--- function, which runs with its owner's rights, is the only way to it. It refers to the table by name only when
--- called, so that nothing of the pipeline stands in the way of the application's own migrations.
+-- public.contacts belongs to the application: the pipeline puts no policy on it, and the organization role has no right
+-- to it. This function, which runs with its owner's rights, is the only way to it. It refers to the table by name only
+-- when called, so that nothing of the pipeline stands in the way of the application's own migrations.
 create or replace function cliniko.organization_contacts()
 returns table (id uuid, cliniko_patient_id text, name text, email text)
 language plpgsql stable security definer
@@ -19,19 +19,17 @@ declare
             and attnum > 0
             and not attisdropped
     );
-    parts constant text := case when has_parts then 'concat_ws('' '', first_name, last_name)' else 'null::text' end;
+    parts constant text := case when has_parts then $$concat_ws(' ', first_name, last_name)$$ else 'null' end;
 begin
-    return query execute format(
-        $query$
+    return query execute
+        $$
             select
                 id,
                 nullif(btrim(cliniko_patient_id::text), ''),
-                case when cliniko.name_key(name) is not null then name else %s end,
+                case when cliniko.name_key(name) is not null then name else $$ || parts || $$ end,
                 email::text
             from public.contacts
             where organization_id = nullif(current_setting('app.organization_id', true), '')
-        $query$,
-        parts
-    );
+        $$;
 end
 $function$;

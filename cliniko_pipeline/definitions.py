@@ -1,0 +1,34 @@
+"""Dagster's composition root: what there is, and how it hangs together. No logic of its own."""
+
+import dagster as dg
+
+from cliniko_pipeline.orchestration.io_managers import postgres_io_manager
+from cliniko_pipeline.orchestration.jobs import ASSETS, cliniko_sync
+from cliniko_pipeline.orchestration.resources import ProgressListener, cliniko_resource, runtime_resource
+from cliniko_pipeline.runtime import Runtime
+
+
+def build_definitions(*, runtime: Runtime | None = None, listener: ProgressListener | None = None) -> dg.Definitions:
+    """All definitions.
+
+    `runtime` is used in place of one opened from the environment, `listener` is told of all requests: for whoever
+    runs jobs in a process of its own, the command line and tests.
+    """
+    return dg.Definitions(
+        assets=ASSETS,
+        jobs=[cliniko_sync],
+        executor=dg.in_process_executor,
+        resources={
+            "runtime": runtime_resource()
+            if runtime is None
+            else dg.ResourceDefinition.hardcoded_resource(runtime, "The runtime of this process"),
+            "cliniko": cliniko_resource(listener),
+            "postgres": postgres_io_manager(),
+        },
+    )
+
+
+@dg.definitions
+def definitions() -> dg.Definitions:
+    """What `workspace.yaml` loads."""
+    return build_definitions()

@@ -1,0 +1,1 @@
+"""The four assets, each partitioned by organization: two extract from Cliniko, two compute inside PostgreSQL."""

@@ -1,0 +1,85 @@
+"""`active_patients`: what the application reads."""
+
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+from pydantic import Field
+
+from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.orchestration.assets.appointments import SOURCES as APPOINTMENT_SOURCES
+from cliniko_pipeline.orchestration.assets.appointments import appointments
+from cliniko_pipeline.orchestration.assets.contact_mapping import contact_mapping
+from cliniko_pipeline.orchestration.assets.patients import patients
+from cliniko_pipeline.orchestration.failures import failure
+from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
+from cliniko_pipeline.orchestration.table_metadata import column_schema
+from cliniko_pipeline.orchestration.values import TableQuery
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
+from cliniko_pipeline.runtime import Runtime
+
+
+class ActivePatientsConfig(dg.Config):
+    """What a launch may say."""
+
+    as_of: str | None = Field(
+        default=None, description="The instant to judge by, ISO 8601 with an offset or Z. Not given: now."
+    )
+
+
+def parse_as_of(text: str) -> datetime:
+    """An instant, in UTC. Raises SettingsError where the text is none, or has no offset."""
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise SettingsError(f"'{text}' is not an instant: write it as 2026-01-31T09:30:00Z.")
+    return instant.astimezone(UTC)
+
+
+@dg.asset(
+    deps=[patients, appointments, contact_mapping],
+    partitions_def=ORGANIZATIONS,
+    io_manager_key="postgres",
+    group_name="active_patients",
+    kinds={"sql", "postgres"},
+    owners=["team:data-engineering"],
+    description=(
+        "The organization's active patients that have a contact: at least one appointment in the last 60 days (a"
+        " setting), with recent, upcoming and total appointments. One row each."
+    ),
+    metadata={
+        "dagster/table_name": "public.active_patients",
+        "dagster/column_schema": column_schema(
+            ("id", "bigint", "stays the same while the patient stays active"),
+            ("contact_id", "uuid", "public.contacts.id"),
+            ("recent_appointment_count", "integer", "appointments within the window before search_date_to"),
+            ("upcoming_appointment_count", "integer", "appointments after search_date_to"),
+            ("total_appointment_count", "integer", "appointments at any time"),
+            ("last_appointment_date", "timestamp", "start of the latest appointment so far, UTC"),
+            ("recent_appointments", "jsonb", "their details, latest first"),
+            ("upcoming_appointments", "jsonb", "their details, soonest first"),
+            ("search_date_from", "timestamp", "where the window begins, UTC"),
+            ("search_date_to", "timestamp", "the instant judged by, UTC"),
+            ("organization_id", "text", "row-level security keeps to it"),
+            ("created_at", "timestamp", "UTC"),
+            ("updated_at", "timestamp", "UTC"),
+        ),
+    },
+)
+def active_patients(config: ActivePatientsConfig, runtime: dg.ResourceParam[Runtime]) -> TableQuery:
+    """The query that computes the rows inside PostgreSQL."""
+    try:
+        as_of = datetime.now(UTC) if config.as_of is None else parse_as_of(config.as_of)
+    except SettingsError as error:
+        raise failure(error) from None
+    return TableQuery(
+        ACTIVE_PATIENTS,
+        "active_patients",
+        {
+            "as_of": as_of,
+            "activity_window": timedelta(days=runtime.settings.activity_window_days),
+            "count_no_shows": runtime.settings.count_no_shows,
+        },
+        requires=("patients", *(each.resource.name for each in APPOINTMENT_SOURCES)),
+    )

@@ -1,0 +1,39 @@
+"""`contact_mapping`: which of the application's contacts each person is."""
+
+import dagster as dg
+
+from cliniko_pipeline.orchestration.assets.patients import patients
+from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
+from cliniko_pipeline.orchestration.table_metadata import column_schema
+from cliniko_pipeline.orchestration.values import TableQuery
+from cliniko_pipeline.postgres.tables import CONTACT_MAPPING
+
+
+@dg.asset(
+    deps=[patients],
+    partitions_def=ORGANIZATIONS,
+    io_manager_key="postgres",
+    group_name="active_patients",
+    kinds={"sql", "postgres"},
+    owners=["team:data-engineering"],
+    description=(
+        "Each person of the organization and the contact it is: by the contact's cliniko_patient_id, else by e-mail,"
+        " else by name, and only where that is certain. Ambiguous and unmatched patients are kept and counted."
+    ),
+    metadata={
+        "dagster/table_name": "cliniko.contact_mapping",
+        "dagster/column_schema": column_schema(
+            ("organization_id", "text", "row-level security keeps to it"),
+            ("patient_id", "text", "the person: the patient at the end of a chain of merges"),
+            ("contact_id", "uuid", "public.contacts.id; null unless matched"),
+            ("status", "text", "matched, ambiguous or unmatched"),
+            ("method", "text", "the pass that decided: cliniko_patient_id, email or name"),
+            ("candidate_count", "integer", "of an ambiguous patient: how many contacts it could be"),
+            ("created_at", "timestamptz", ""),
+            ("updated_at", "timestamptz", "when any of the above changed"),
+        ),
+    },
+)
+def contact_mapping() -> TableQuery:
+    """The query that computes the mapping inside PostgreSQL."""
+    return TableQuery(CONTACT_MAPPING, "contact_mapping", requires=("patients",))

@@ -1,0 +1,47 @@
+"""`cliniko/patients`: every patient of the account, also those archived or merged into another."""
+
+import dagster as dg
+
+from cliniko_pipeline.cliniko.records import PATIENTS as PATIENTS_RESOURCE
+from cliniko_pipeline.orchestration.assets.extraction import Reading, source
+from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
+from cliniko_pipeline.orchestration.resources import ClinikoResource
+from cliniko_pipeline.orchestration.table_metadata import column_schema
+from cliniko_pipeline.orchestration.values import RecordStream
+from cliniko_pipeline.postgres.tables import PATIENTS
+
+SOURCES = (source(PATIENTS_RESOURCE, PATIENTS),)
+
+
+@dg.asset(
+    key=["cliniko", "patients"],
+    partitions_def=ORGANIZATIONS,
+    io_manager_key="postgres",
+    group_name="cliniko",
+    kinds={"python", "postgres"},
+    owners=["team:data-engineering"],
+    description=(
+        "Every patient of the organization's Cliniko account, archived, deleted and merged ones included. Only what"
+        " identifies a patient is stored, nothing clinical or financial."
+    ),
+    metadata={
+        "dagster/table_name": "cliniko.patients",
+        "dagster/column_schema": column_schema(
+            ("organization_id", "text", "whose patient it is; row-level security keeps to it"),
+            ("id", "text", "Cliniko's id, digits"),
+            ("first_name", "text", ""),
+            ("last_name", "text", ""),
+            ("email", "text", ""),
+            ("archived_at", "timestamptz", ""),
+            ("deleted_at", "timestamptz", ""),
+            ("merged_at", "timestamptz", "when it was merged into another patient"),
+            ("merged_into_id", "text", "that patient's id"),
+            ("created_at", "timestamptz", "in Cliniko"),
+            ("updated_at", "timestamptz", "in Cliniko"),
+            ("synced_at", "timestamptz", "when this row was last written"),
+        ),
+    },
+)
+def patients(context: dg.AssetExecutionContext, cliniko: dg.ResourceParam[ClinikoResource]) -> RecordStream:
+    """A stream of all patients in `created_at` order."""
+    return Reading(cliniko, context.partition_key, context.log, SOURCES).stream()

@@ -1,0 +1,207 @@
+"""Writes what assets return into their tables, for the organization of the partition, and reads it back.
+
+It takes three kinds of value: a stream of record batches, a query, and a pandas DataFrame. Whatever it does stands in
+`cliniko.sync_runs`, also when it fails.
+"""
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from cliniko_pipeline.errors import ClinikoPipelineError, DataError
+from cliniko_pipeline.orchestration.failures import failure
+from cliniko_pipeline.orchestration.table_metadata import preview, stored_rows
+from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
+from cliniko_pipeline.postgres import crawls, frames, sync_runs
+from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.merge import Written, replace_by_query, upsert
+from cliniko_pipeline.runtime import Runtime
+
+
+@dataclass
+class _Result:
+    written: Written = field(default_factory=Written)
+    records: int | None = None
+    rejected: list[tuple[str, crawls.RejectedRecord]] = field(default_factory=list[tuple[str, crawls.RejectedRecord]])
+    cost: RequestCost = field(default_factory=RequestCost)
+
+    def counts(self) -> dict[str, int]:
+        read = {} if self.records is None else {"records": self.records, "rejected": len(self.rejected)}
+        return read | {
+            "inserted": self.written.inserted,
+            "updated": self.written.updated,
+            "deleted": self.written.deleted,
+        }
+
+
+class PostgresIOManager(dg.IOManager):
+    """Assets partitioned by organization, stored in PostgreSQL in the organization's context."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        """Writes `obj` in transactions; the metadata tell what became of the table.
+
+        Raises Failure, one line, without retries where the error is permanent.
+        """
+        organization_id = context.asset_partition_key
+        with self._recorded(context, organization_id) as result:
+            match obj:
+                case RecordStream():
+                    self._write_stream(organization_id, obj, result)
+                case TableQuery():
+                    self._write_query(organization_id, obj, result)
+                case pd.DataFrame():
+                    schema, table = _schema_and_table(context.asset_key)
+                    result.written = frames.write(self._database, organization_id, schema, table, obj)
+                case _:
+                    raise DataError(
+                        f"The asset {context.asset_key.to_user_string()} returned a {type(obj).__name__}: the IO"
+                        " manager writes a RecordStream, a TableQuery or a pandas DataFrame."
+                    )
+            metadata = self._metadata(organization_id, context.asset_key, result)
+            context.add_output_metadata(metadata)  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
+
+    def load_input(self, context: dg.InputContext) -> pd.DataFrame | TableReference:
+        """The organization's rows as a DataFrame, or a TableReference where the input is annotated as one."""
+        schema, table = _schema_and_table(context.asset_key)
+        organization_id = context.asset_partition_key
+        if context.dagster_type.typing_type is TableReference:
+            return TableReference(f'"{schema}"."{table}"', organization_id)
+        try:
+            return frames.read(self._database, organization_id, schema, table)
+        except ClinikoPipelineError as error:
+            raise failure(error) from None
+
+    def _write_stream(self, organization_id: str, stream: RecordStream, result: _Result) -> None:
+        result.records = 0
+        records = 0
+        rejected: list[crawls.RejectedRecord] = []
+        try:
+            for batch in stream.batches():
+                if batch.is_first:
+                    records, rejected = 0, []
+                records += len(batch.rows)
+                rejected.extend(batch.rejected)
+                result.written += self._write_batch(organization_id, batch, records, rejected)
+                result.records += len(batch.rows)
+                result.rejected.extend((batch.resource, record) for record in batch.rejected)
+        finally:
+            result.cost = stream.cost()
+
+    def _write_batch(
+        self, organization_id: str, batch: RecordBatch, records: int, rejected: list[crawls.RejectedRecord]
+    ) -> Written:
+        with self._database.organization(organization_id) as connection:
+            if batch.is_first:
+                crawls.begin(connection, batch.resource)
+            written = upsert(connection, batch.table, batch.rows) if batch.rows else Written()
+            if batch.is_last:
+                crawls.complete(connection, batch.resource, records, rejected)
+            return written
+
+    def _write_query(self, organization_id: str, query: TableQuery, result: _Result) -> None:
+        with self._database.organization(organization_id) as connection:
+            crawls.require_complete(connection, query.requires)
+            result.written = replace_by_query(connection, query.table, sql(query.query), query.parameters)
+
+    def _metadata(self, organization_id: str, key: dg.AssetKey, result: _Result) -> Mapping[str, Any]:
+        schema, table = _schema_and_table(key)
+        with self._database.organization(organization_id) as connection:
+            rows = stored_rows(connection, schema, table)
+            shown = preview(connection, schema, table)
+        metadata: dict[str, Any] = {
+            "dagster/row_count": rows,
+            "rows_inserted": result.written.inserted,
+            "rows_updated": result.written.updated,
+            "rows_deleted": result.written.deleted,
+            "preview": shown,
+        }
+        if result.records is not None:
+            metadata |= {
+                "records_read": result.records,
+                "records_rejected": len(result.rejected),
+                "requests": result.cost.requests,
+                "requests_retried": result.cost.retries,
+                "requests_rate_limited": result.cost.rate_limited,
+                "seconds_waited": round(result.cost.seconds_waited, 1),
+            }
+        if result.rejected:
+            metadata["rejected_records"] = _rejected_table(result.rejected)
+        return metadata
+
+    @contextmanager
+    def _recorded(self, context: dg.OutputContext, organization_id: str) -> Generator[_Result, None, None]:
+        """Keeps `cliniko.sync_runs` in step with what happens inside."""
+        result = _Result()
+        asset = context.asset_key.to_user_string()
+        try:
+            with self._database.organization(organization_id) as connection:
+                sync_runs.started(connection, run_id=context.run_id, asset=asset, planned=_planned(context))
+            yield result
+            self._finish(context, organization_id, result)
+        except ClinikoPipelineError as error:
+            self._finish_failed(context, organization_id, result, str(error))
+            raise failure(error) from None
+        except BaseException as error:
+            # A defect, or an interruption: its text may hold anything, so only its kind is kept.
+            self._finish_failed(context, organization_id, result, f"The run was ended by {type(error).__name__}.")
+            raise
+
+    def _finish(
+        self, context: dg.OutputContext, organization_id: str, result: _Result, error: str | None = None
+    ) -> None:
+        with self._database.organization(organization_id) as connection:
+            sync_runs.finished(
+                connection,
+                run_id=context.run_id,
+                asset=context.asset_key.to_user_string(),
+                counts=result.counts(),
+                requests=result.cost.requests,
+                seconds_waited=result.cost.seconds_waited,
+                error=error,
+            )
+
+    def _finish_failed(self, context: dg.OutputContext, organization_id: str, result: _Result, error: str) -> None:
+        try:
+            self._finish(context, organization_id, result, error)
+        except ClinikoPipelineError as secondary:
+            context.log.warning("The failure could not be noted in cliniko.sync_runs: %s", secondary)
+
+
+def postgres_io_manager() -> dg.IOManagerDefinition:
+    """The IO manager, on top of the resource `runtime`."""
+
+    def made(context: dg.InitResourceContext) -> PostgresIOManager:
+        runtime: Runtime = context.resources.runtime
+        return PostgresIOManager(runtime.database)
+
+    return dg.IOManagerDefinition(made, required_resource_keys={"runtime"}, description="Tables in PostgreSQL")
+
+
+def _schema_and_table(key: dg.AssetKey) -> tuple[str, str]:
+    """`cliniko/patients` is cliniko.patients; the one asset with a place of its own is `contact_mapping`."""
+    if key == dg.AssetKey("contact_mapping"):
+        return "cliniko", "contact_mapping"
+    *schema, table = key.path
+    return "_".join(schema) or "public", table
+
+
+def _planned(context: dg.OutputContext) -> list[str]:
+    layer = context.step_context.job_def.asset_layer
+    return sorted(key.to_user_string() for key in layer.selected_asset_keys)
+
+
+def _rejected_table(rejected: list[tuple[str, crawls.RejectedRecord]]) -> dg.TableMetadataValue:
+    most = 100
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord({"resource": resource, "id": record.id or "unreadable", "reason": record.reason})
+            for resource, record in rejected[:most]
+        ]
+    )

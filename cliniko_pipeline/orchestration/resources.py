@@ -1,0 +1,93 @@
+"""The resources: the runtime (settings, database, vault) and Cliniko, read with an organization's own credentials.
+
+Plain objects behind resource functions, not ConfigurableResources: those show their resolved fields in `repr`, and
+these hold secrets.
+"""
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Protocol
+
+import dagster as dg
+
+from cliniko_pipeline.cliniko.client import ClinikoClient
+from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
+from cliniko_pipeline.runtime import Runtime, open_runtime
+from cliniko_pipeline.settings import load_settings
+
+SECONDS_BETWEEN_LOG_LINES = 5.0
+
+
+class ProgressListener(Protocol):
+    """Is told of everything the clients do, in the thread that does it."""
+
+    def __call__(self, organization_id: str, event: Event) -> None:
+        """Takes note of the event; must not raise."""
+        ...
+
+
+class ClinikoResource:
+    """Opens clients: decrypts the stored credentials of the organization, throttles its requests, tells progress."""
+
+    def __init__(self, runtime: Runtime, listener: ProgressListener | None = None) -> None:
+        self._runtime = runtime
+        self._listener = listener
+
+    def client(self, organization_id: str, log: "dg.DagsterLogManager") -> ClinikoClient:
+        """Raises OrganizationUnknownError, CredentialsError, SettingsError, DatabaseUnavailableError."""
+        to_log = _logging(log)
+
+        def on_event(event: Event) -> None:
+            to_log(event)
+            if self._listener is not None:
+                self._listener(organization_id, event)
+
+        return self._runtime.client(organization_id, on_event=on_event)
+
+
+def _logging(log: "dg.DagsterLogManager") -> Callable[[Event], None]:
+    last = time.monotonic()
+
+    def on_event(event: Event) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if isinstance(event, PageRead) and event.number < event.pages and now - last < SECONDS_BETWEEN_LOG_LINES:
+            return
+        last = now
+        log.info(describe(event))
+
+    return on_event
+
+
+def describe(event: Event) -> str:
+    """The event in a few words, without a patient's data."""
+    match event:
+        case PageRead():
+            return f"{event.resource}: page {event.number} of {event.pages}, {event.total_entries} records in all"
+        case Waiting():
+            return f"Waiting {event.seconds:.0f} s: {event.reason}"
+        case Retrying():
+            return f"{event.what}: {event.cause}, trying again in {event.seconds:.1f} s"
+
+
+def runtime_resource() -> dg.ResourceDefinition:
+    """The runtime of a process that Dagster started: settings from the environment, when first needed."""
+
+    @contextmanager
+    def opened(_context: dg.InitResourceContext) -> Generator[Runtime, None, None]:
+        with open_runtime(load_settings()) as runtime:
+            yield runtime
+
+    return dg.ResourceDefinition(opened, description="Settings, database and credentials vault")
+
+
+def cliniko_resource(listener: ProgressListener | None = None) -> dg.ResourceDefinition:
+    """Cliniko, on top of the resource `runtime`."""
+
+    def made(context: dg.InitResourceContext) -> ClinikoResource:
+        return ClinikoResource(context.resources.runtime, listener)
+
+    return dg.ResourceDefinition(
+        made, required_resource_keys={"runtime"}, description="Cliniko, with the credentials of the organization"
+    )

@@ -1,0 +1,58 @@
+"""What the Dagster UI shows of a table: its columns, its size and a few rows without anything that names a patient."""
+
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.postgres.merge import quote
+
+PREVIEW_ROWS = 5
+
+# Metadata are kept in Dagster's own storage and shown to whoever may see the UI: no names, no addresses, and of
+# appointments no free text. A table that is not listed here is not previewed.
+PREVIEW_COLUMNS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("cliniko", "patients"): ("id", "archived_at", "deleted_at", "merged_into_id", "created_at", "updated_at"),
+    ("cliniko", "appointments"): ("kind", "id", "patient_id", "starts_at", "cancelled_at", "did_not_arrive"),
+    ("cliniko", "contact_mapping"): ("patient_id", "contact_id", "status", "method", "candidate_count"),
+    ("public", "active_patients"): (
+        "contact_id",
+        "recent_appointment_count",
+        "upcoming_appointment_count",
+        "total_appointment_count",
+        "last_appointment_date",
+    ),
+}
+
+
+def column_schema(*columns: tuple[str, str, str]) -> dg.TableSchema:
+    """A schema from (name, type, description) triples, for an asset's definition."""
+    return dg.TableSchema(
+        columns=[dg.TableColumn(name, type_, description=description) for name, type_, description in columns]
+    )
+
+
+def stored_rows(connection: Connection, schema: str, table: str) -> int:
+    """How many rows the organization of the context has."""
+    return connection.execute(sa.text(f"select count(*) from {quote(schema)}.{quote(table)}")).scalar_one()  # noqa: S608
+
+
+def preview(connection: Connection, schema: str, table: str) -> dg.TableMetadataValue | dg.TextMetadataValue:
+    """A few of the organization's rows, as text."""
+    columns = PREVIEW_COLUMNS.get((schema, table))
+    if columns is None:
+        return dg.MetadataValue.text("Not previewed: the table may hold what names a patient.")
+    names = ", ".join(map(quote, columns))
+    rows = connection.execute(
+        sa.text(f"select {names} from {quote(schema)}.{quote(table)} limit {PREVIEW_ROWS}")  # noqa: S608
+    )
+    return dg.MetadataValue.table(
+        [dg.TableRecord({column: _shown(row[i]) for i, column in enumerate(columns)}) for row in rows],
+        schema=dg.TableSchema([dg.TableColumn(column) for column in columns]),
+    )
+
+
+def _shown(value: Any) -> str | int | float | bool | None:
+    # Dagster takes only JSON's own kinds of value.
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

@@ -1,0 +1,72 @@
+"""What an asset may return for the IO manager to write, besides a pandas DataFrame: a stream of record batches
+(extracted, never a whole account in memory) or a query (computed inside PostgreSQL; no row travels).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cliniko_pipeline.postgres.crawls import RejectedRecord
+from cliniko_pipeline.postgres.tables import Table
+
+
+@dataclass(frozen=True)
+class RecordBatch:
+    """Some records of one resource, to be written in one transaction.
+
+    Attributes:
+        resource: Cliniko's name for it, e.g. `group_appointments`.
+        table: where the rows belong.
+        rows: tuples in the order of `table.written`.
+        rejected: records set aside since the batch before.
+        is_first, is_last: whether the reading of this resource begins, or ended whole, with this batch.
+    """
+
+    resource: str
+    table: Table
+    rows: Sequence[tuple[object, ...]]
+    rejected: Sequence[RejectedRecord] = ()
+    is_first: bool = False
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
+class RequestCost:
+    """What reading a stream took of the request budget."""
+
+    requests: int = 0
+    retries: int = 0
+    rate_limited: int = 0
+    seconds_waited: float = 0.0
+
+
+@dataclass(frozen=True)
+class RecordStream:
+    """What an extracting asset returns. Nothing is requested before `batches()` is iterated; `cost()` tells what it
+    has taken so far.
+    """
+
+    batches: Callable[[], Iterator[RecordBatch]] = field(repr=False)
+    cost: Callable[[], RequestCost] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TableQuery:
+    """What a transforming asset returns: `sql/<query>.sql` makes the organization's rows of `table`.
+
+    `requires` names the resources whose last reading must be complete, for the query to be run at all.
+    """
+
+    table: Table
+    query: str
+    parameters: Mapping[str, object] = field(default_factory=dict[str, object])
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TableReference:
+    """What a downstream asset gets that asks for the table, not its rows: a name to use in SQL, in the context of
+    the organization (`Database.organization`).
+    """
+
+    qualified: str
+    organization_id: str

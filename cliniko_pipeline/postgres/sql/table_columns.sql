@@ -1,0 +1,5 @@
+select attname::text
+from pg_attribute
+where attrelid = to_regclass(quote_ident(:schema) || '.' || quote_ident(:name))
+    and attnum > 0
+    and not attisdropped

@@ -1,0 +1,104 @@
+"""What both the command line and Dagster work with: settings, database, vault and clients, put together once.
+
+Knows no Dagster. Holds what is shared within a process: the pool of connections and the request budgets.
+"""
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+
+from cliniko_pipeline.cliniko.client import ClinikoClient
+from cliniko_pipeline.cliniko.events import Event
+from cliniko_pipeline.cliniko.shards import resolve_api_url
+from cliniko_pipeline.cliniko.throttle import BudgetRegistry, SlidingWindowBudget
+from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
+from cliniko_pipeline.errors import CredentialsError, in_organization
+from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.postgres.embedded import EmbeddedServer
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.settings import Settings
+
+
+class Runtime:
+    """Made by `open_runtime`; thread-safe.
+
+    `sleep` is what every wait goes through, so that a caller can make waits end early.
+    """
+
+    def __init__(self, settings: Settings, database: Database, sleep: Callable[[float], None]) -> None:
+        self.settings = settings
+        self.database = database
+        self._sleep = sleep
+        self._budgets = BudgetRegistry(
+            lambda _digest: SlidingWindowBudget(settings.requests_per_minute, sleep=sleep),
+        )
+
+    @cached_property
+    def vault(self) -> Vault:
+        """Raises SettingsError where there is no encryption key."""
+        return Vault(self.settings.ensure_encryption_keys())
+
+    def credentials(self, organization_id: str) -> ClinikoCredentials:
+        """The organization's credentials, decrypted.
+
+        Raises OrganizationUnknownError, CredentialsError, SettingsError.
+        """
+        with self.database.operator() as connection:
+            stored = organizations.stored_credentials(connection, organization_id)
+        try:
+            return self.vault.decrypt(stored)
+        except CredentialsError as error:
+            raise in_organization(organization_id, error) from None
+
+    def client(self, organization_id: str, *, on_event: Callable[[Event], None] | None = None) -> ClinikoClient:
+        """A client for the organization's stored credentials. Raises as `credentials` and `client_for` do."""
+        return self.client_for(organization_id, self.credentials(organization_id), on_event=on_event)
+
+    def client_for(
+        self,
+        organization_id: str,
+        credentials: ClinikoCredentials,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> ClinikoClient:
+        """A client for credentials that may not be stored yet.
+
+        Raises CredentialsFormatError where they lead to no host that is allowed, SettingsError where that host
+        needs CLINIKO_CONTACT_EMAIL.
+        """
+        try:
+            api_url = resolve_api_url(
+                api_key=credentials.api_key,
+                region=credentials.region,
+                api_url=credentials.api_url,
+                allowed_hosts=self.settings.allowed_hosts,
+            )
+        except CredentialsError as error:
+            raise in_organization(organization_id, error) from None
+        return ClinikoClient(
+            organization_id,
+            credentials.api_key,
+            api_url,
+            self.settings.user_agent_for(api_url),
+            self._budgets.budget_for(credentials.api_key),
+            sleep=self._sleep,
+            on_event=on_event,
+        )
+
+
+@contextmanager
+def open_runtime(settings: Settings, *, sleep: Callable[[float], None] = time.sleep) -> Generator[Runtime, None, None]:
+    """Opens the database that the settings name, starting the embedded one where they name none.
+
+    Raises DatabaseSetupError where the embedded server cannot run; an operator's server that is down is noticed on
+    first use.
+    """
+    with ExitStack() as stack:
+        if settings.database_url is None:
+            url = stack.enter_context(EmbeddedServer(settings.home / "postgres")).url
+        else:
+            url = settings.database_url
+        database = Database(url)
+        stack.callback(database.close)
+        yield Runtime(settings, database, sleep)
