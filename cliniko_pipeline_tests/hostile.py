@@ -509,6 +509,8 @@ def accounts(
     patient_ids = draw(_unique_ids(max_size=7))
     palette = draw(_palettes(patient_ids, _instants(as_of, activity_window_days)))
     records = draw(_records(patient_ids, palette))
+    if draw(st.sampled_from([False, False, False, True])):
+        _close_a_loop(records["patients"][: draw(st.integers(2, 3))])
     if integer_ids and draw(st.booleans()):
         _make_short_ids_integers(records)
     contacts = draw(_contacts(palette))
@@ -596,9 +598,9 @@ _MakeRecord = Callable[[str], WireRecord]
 def _patients(draw: st.DrawFn, palette: _Palette) -> _MakeRecord:
     first_name, last_name = draw(st.sampled_from(palette.names))
     email = draw(st.sampled_from(palette.emails))
-    # Links among so few patients make chains, loops, merges into oneself and merges into an absent id.
-    links = [link("patients", patient_id) for patient_id in palette.patient_ids]
-    merge = {"merged_with_patient": draw(st.sampled_from([None] * 3 * len(links) + _NO_LINKS + links))}
+    # Links among so few patients make chains, merges into oneself and into an absent id, and now and then a loop.
+    links = [link("patients", patient_id) for patient_id in dict.fromkeys(palette.patient_ids)]
+    merge = {"merged_with_patient": draw(st.sampled_from(_NO_LINKS + [None] * 2 * len(links) + links))}
     ends = draw(_ends("archived_at", "deleted_at", "merged_at"))
     return lambda record_id: patient(record_id, first_name, last_name, email, **merge, **ends)
 
@@ -680,6 +682,12 @@ def _creation() -> st.SearchStrategy[WireRecord]:
             for updated_at in seconds[index:]
         ]
     )
+
+
+def _close_a_loop(patients: Sequence[WireRecord]) -> None:
+    """Merge each of them into the next and the last into the first: chance alone seldom does."""
+    for one, following in zip(patients, [*patients[1:], *patients[:1]], strict=True):
+        one["merged_with_patient"] = link("patients", following["id"])
 
 
 def _make_short_ids_integers(records: Mapping[str, list[WireRecord]]) -> None:

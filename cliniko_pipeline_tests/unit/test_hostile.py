@@ -70,20 +70,20 @@ def test_the_hand_written_account_is_made_anew_each_time():
     assert hand_written_account().records["patients"][0]["first_name"] != "changed"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(accounts())
 def test_every_account_can_be_served_and_stored(account):
     assert_servable(account)
     assert_storable(account)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(accounts(integer_ids=False))
 def test_without_integer_ids_every_id_is_text(account):
     assert all(isinstance(record["id"], str) for record in all_records(account))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(accounts(bad_records=True))
 def test_bad_records_are_still_json_and_their_contacts_can_be_stored(account):
     assert json.loads(json.dumps(account.records)) == account.records
@@ -187,10 +187,10 @@ NASTINESS: dict[str, Callable[[Account], Any]] = {
 
 @pytest.fixture(scope="module")
 def many_accounts() -> list[Account]:
-    """The same 250 accounts in every run."""
+    """The same 200 accounts in every run."""
     drawn: list[Account] = []
 
-    @settings(max_examples=250, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    @settings(max_examples=200, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
     @given(accounts())
     def draw(account: Account) -> None:
         drawn.append(account)
@@ -201,12 +201,15 @@ def many_accounts() -> list[Account]:
 
 @pytest.mark.parametrize("nasty", NASTINESS.values(), ids=NASTINESS.keys())
 def test_accounts_hold(nasty, many_accounts):
-    assert any(nasty(account) for account in many_accounts)
+    if not any(nasty(account) for account in many_accounts):
+        # Another version of hypothesis may draw others: look longer before calling it unreachable.
+        search = settings(deadline=None, database=None, phases=[Phase.generate], max_examples=2000)
+        find(accounts(), lambda account: bool(nasty(account)), settings=search)
 
 
 def test_bad_records_are_drawn_only_when_asked_for(many_accounts):
     assert not any(broken(account) for account in many_accounts)
-    find(accounts(bad_records=True), broken, settings=settings(deadline=None, database=None))
+    find(accounts(bad_records=True), broken, settings=settings(deadline=None, database=None, phases=[Phase.generate]))
 
 
 def test_a_window_of_another_length_has_appointments_at_its_own_start():
