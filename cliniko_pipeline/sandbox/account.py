@@ -55,9 +55,10 @@ class Account:
     def from_records(cls, name: str, shard: str, api_key: str, records: Mapping[str, Iterable[Any]]) -> "Account":
         """Make an account of records written by hand or generated, by resource name.
 
-        A record is served exactly as it is, however partial or hostile, except that strings beginning with
+        A record is served exactly as it is, however partial or hostile, except that values beginning with
         `{base}/` become links to the host that serves it. Iterables are read once, so they may be generators.
-        Raises SettingsError for a resource the sandbox does not have.
+        Individual and group appointments share one space of ids, as in reality: an id that both use is one
+        booking only. Raises SettingsError for a resource the sandbox does not have.
         """
         account = cls(name, shard, api_key)
         for resource, rows in records.items():

@@ -167,7 +167,7 @@ class Clinic:
             for record in ours[:staying]:
                 record["patient"] = link(f"patients/{kept.id}")
                 record["updated_at"] = max(str(record["updated_at"]), instant(at))
-            theirs += ours[:staying]
+            theirs.extend(ours[:staying])
             del ours[:staying]
         self._rename_in_classes(gone, kept)
 

@@ -59,7 +59,7 @@ def _surf_rehab(now: datetime, *, empty_strings: bool) -> DemoOrganization:
     """A physiotherapy clinic: mostly individual appointments, three years of them, one weekly class."""
     dice = random.Random("surf-rehab")  # noqa: S311 - data for a demo, no secret
     # The ids grow from 18 to 19 digits on the way, so that their order as text is not their order.
-    clinic = Clinic("au", now, dice, _large_ids(999_999_999_999_500_000, 37))
+    clinic = Clinic("au", now, dice, _large_ids(999_999_999_999_760_000, 37))
     business = clinic.add_business("Surf Rehab Torquay")
     staff = [clinic.add_practitioner(invent_person(dice, 80_000 + n, "au")) for n in range(4)]
     kinds = [clinic.add_appointment_type("Initial consultation", 45)]
@@ -67,8 +67,9 @@ def _surf_rehab(now: datetime, *, empty_strings: bool) -> DemoOrganization:
     class_kind = clinic.add_appointment_type("Knee rehabilitation class", 45, 8)
     for number in range(SURF_REHAB_PATIENTS - 8):
         _treat(clinic, number, [Site(business, one, kinds[1]) for one in staff])
-    _unusual_names(clinic)
-    _families_and_namesakes(clinic)
+    site = Site(business, staff[1], kinds[0])
+    _unusual_names(clinic, site)
+    _families_and_namesakes(clinic, site)
     _weekly_classes(clinic, Site(business, staff[0], class_kind), weeks=30, size=6)
     _archive_and_delete(clinic, archived=14, deleted=5)
     merged = _merge_patients(clinic)
@@ -116,7 +117,7 @@ def _old_mill_physio(now: datetime, *, empty_strings: bool) -> DemoOrganization:
     )
     for number in range(38):
         _treat(clinic, number, [site])
-    _families_and_namesakes(clinic)
+    _families_and_namesakes(clinic, site)
     _archive_and_delete(clinic, archived=3, deleted=1)
     merged = _merge_patients(clinic)
     contacts = _contacts(clinic, "old-mill-physio", merged, strangers=3)
@@ -124,13 +125,13 @@ def _old_mill_physio(now: datetime, *, empty_strings: bool) -> DemoOrganization:
     return _organization(clinic, "old-mill-physio", "Old Mill Physio", shard_and_key, contacts, empty_strings)
 
 
-def _organization(  # noqa: PLR0913 - the last step of three stories
+def _organization(
     clinic: Clinic,
     organization_id: str,
     name: str,
     shard_and_key: tuple[str, str],
     contacts: list[dict[str, Any]],
-    empty_strings: bool,  # noqa: FBT001
+    empty_strings: bool,
 ) -> DemoOrganization:
     if empty_strings:
         _blank_nulls(clinic)
@@ -242,26 +243,33 @@ def _archive_classes(clinic: Clinic) -> None:
 # The unusual.
 
 
-def _unusual_names(clinic: Clinic) -> None:
-    """Register two patients whose names are hard on text handling."""
+def _unusual_names(clinic: Clinic, site: Site) -> None:
+    """Let two patients come whose names are hard on text handling."""
     names = (("Zoë 🏄", "Müller-Lüdenscheidt"), ("Nguyễn Thị", "Ánh"))
     for number, (first_name, last_name) in enumerate(names):
-        person = replace(invent_person(clinic.dice, 70_000 + number, clinic.country), first_name=first_name)
-        patient = clinic.add_patient(replace(person, last_name=last_name), clinic.now - timedelta(days=300 + number))
+        person = invent_person(clinic.dice, 70_000 + number, clinic.country)
+        patient = _regular(clinic, site, replace(person, first_name=first_name, last_name=last_name))
         patient.record["city"] = "Exam\x00pleton"
         patient.record["notes"] = "First line\nsecond line \x00 third 👩‍⚕️"
 
 
-def _families_and_namesakes(clinic: Clinic) -> None:
-    """Register a family of three with one e-mail address, two namesakes without any, and a lone one."""
-    created = clinic.now - timedelta(days=500)
+def _families_and_namesakes(clinic: Clinic, site: Site) -> None:
+    """Let a family of three with one e-mail address come, two namesakes without any, and a lone one."""
     parent = invent_person(clinic.dice, 71_000, clinic.country)
     for first_name in (parent.first_name, "Ruby-May", "Leo-Jack"):
-        clinic.add_patient(replace(parent, first_name=first_name), created)
+        _regular(clinic, site, replace(parent, first_name=first_name))
     for number in range(2):
         person = invent_person(clinic.dice, 71_100 + number, clinic.country, with_email=False)
-        clinic.add_patient(replace(person, first_name="Alex", last_name="Taylor"), created)
-    clinic.add_patient(invent_person(clinic.dice, 71_200, clinic.country, with_email=False), created)
+        _regular(clinic, site, replace(person, first_name="Alex", last_name="Taylor"))
+    _regular(clinic, site, invent_person(clinic.dice, 71_200, clinic.country, with_email=False))
+
+
+def _regular(clinic: Clinic, site: Site, person: Person) -> ClinicPatient:
+    """Register a patient who came twice lately and will come again."""
+    patient = clinic.add_patient(person, clinic.now - timedelta(days=500))
+    for day in (-33, -12, 9):
+        clinic.book(patient, site, _slot(clinic.now, day, clinic.dice.randrange(20)), Outcome.KEPT)
+    return patient
 
 
 def _archive_and_delete(clinic: Clinic, archived: int, deleted: int) -> None:

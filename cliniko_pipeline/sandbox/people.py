@@ -12,22 +12,22 @@ _GIVEN_NAMES = (
     "Finn Freya Grace Hana Hugo Ines Isla Ivan Jack Jade James Jörg Jude Kai Kaur Layla Leo Lien Lily Lucas "
     "Maja Malik María Mason Mei Mia Mila Nadia Nina Noah Nora Oliver Olga Omar Oscar Priya Quinn Rosa Ruby Ryan "
     "Sam Sana Sofia Søren Tara Theo Tom Uma Vera Viktor Wanda Will Xin Yara Yusuf Zara Zoë Zoran"
-).split()
+)
 _FAMILY_NAMES = (
     "Adams Ahmed Andersen Baker Barnes Begum Bianchi Brown Campbell Carter Chen Clarke Cooper Costa Cruz Davies "
     "Dubois Evans Fischer Foster Garcia Gonzalez Grant Gray Green Gupta Hall Harris Hassan Hughes Ibrahim Ito "
     "Jackson Jansen Johansson Jones Kelly Khan Kim King Kovács Kumar Lee Lewis Lopez Martin Mehta Meyer Miller "
     "Moore Morris Müller Murphy Nguyen Novak O'Brien Okafor Olsen Park Patel Pereira Petrov Phillips Rossi "
     "Schäfer Scott Shaw Silva Singh Smith Sørensen Suzuki Tan Taylor Thomas Tran Turner Walker Wang Watson White "
-    "Wilson Wood Wright Yılmaz Young Zhang"
-).split()
+    "Wilson Wood Wright Young Zhang"
+)
 _DOMAINS = ("example.org", "example.com", "mail.example.org", "post.example.com")
 
 # Australia's mobile numbers set aside for fiction are single ones; the landline and British ones are ranges.
 _AUSTRALIAN_MOBILES = (
     "0491570006 0491570156 0491570157 0491570158 0491570159 0491570110 0491571266 0491571491 0491571804 "
     "0491572549 0491572665 0491572983 0491573770 0491573087 0491574118 0491574632 0491575254 0491575789"
-).split()
+)
 _DIALLING_CODES = {"au": "61", "uk": "44"}
 
 
@@ -44,7 +44,7 @@ class Person:
 
 def invent_person(dice: random.Random, number: int, country: str, *, with_email: bool = True) -> Person:
     """Invent a person; `number` keeps e-mail addresses apart, `country` is "au" or "uk"."""
-    first_name, last_name = dice.choice(_GIVEN_NAMES), dice.choice(_FAMILY_NAMES)
+    first_name, last_name = dice.choice(_GIVEN_NAMES.split()), dice.choice(_FAMILY_NAMES.split())
     return Person(
         first_name=first_name,
         last_name=last_name,
@@ -68,7 +68,7 @@ def _phone(dice: random.Random, country: str) -> str:
     if country == "uk":
         return f"07700900{dice.randrange(1000):03d}"
     if dice.random() < 0.5:
-        return dice.choice(_AUSTRALIAN_MOBILES)
+        return dice.choice(_AUSTRALIAN_MOBILES.split())
     return f"025550{dice.randrange(10_000):04d}"
 
 

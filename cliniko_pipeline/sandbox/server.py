@@ -50,12 +50,19 @@ _GATEWAY_PAGE = b"<!DOCTYPE html><html><head><title>502</title></head><body><h1>
 _MAINTENANCE_PAGE = b"<!DOCTYPE html><html><head><title>Back soon</title></head><body>Maintenance</body></html>"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
     body: bytes
     content_type: str = _JSON
     headers: tuple[tuple[str, str], ...] = ()
+
+
+_FIXED_ANSWERS = {
+    Fault.HTML_OK: _Answer(200, _MAINTENANCE_PAGE, _HTML),
+    Fault.HTML_BAD_GATEWAY: _Answer(502, _GATEWAY_PAGE, _HTML),
+    Fault.NOT_AN_OBJECT: _Answer(200, b"[]"),
+}
 
 
 @dataclass(slots=True)
@@ -220,14 +227,19 @@ class Sandbox:
             query = read_query(RESOURCES[call.resource], call.parameters)
         except QueryError as refused:
             return self._finish(call, _error(400, str(refused)))
+        return await self._answer_query(call, account, query, misfortune.fault)
+
+    async def _answer_query(
+        self, call: _Call, account: Account, query: Query, fault: Fault | None
+    ) -> web.StreamResponse:
         answer = self._record(call, account, query) if call.record_id else self._list(call, account, query)
         broken = self.faults.broken_page(account.name, call.resource, query.page)
         if broken is not None and call.record_id is None:
             if not broken.truncated:
                 return self._finish(call, _error(broken.status, "Something went wrong"))
             return await self._send_half(call, answer, Fault.TRUNCATED_BODY)
-        if misfortune.fault in {Fault.TRUNCATED_BODY, Fault.RESET_IN_BODY}:
-            return await self._send_half(call, answer, misfortune.fault)
+        if fault in {Fault.TRUNCATED_BODY, Fault.RESET_IN_BODY}:
+            return await self._send_half(call, answer, fault)
         return self._finish(call, answer)
 
     def _record(self, call: _Call, account: Account, query: Query) -> _Answer:
@@ -259,20 +271,16 @@ class Sandbox:
         match misfortune.fault:
             case Fault.SERVER_ERROR:
                 return _error(misfortune.status, "Something went wrong")
-            case Fault.HTML_OK:
-                return _Answer(200, _MAINTENANCE_PAGE, _HTML)
-            case Fault.HTML_BAD_GATEWAY:
-                return _Answer(502, _GATEWAY_PAGE, _HTML)
             case Fault.TOO_MANY_REQUESTS:
                 now = self._clock()
                 return self._too_many_requests(now, now + self.faults.too_many_requests_wait_seconds)
             case Fault.REDIRECT:
                 location = f"{self.faults.redirect_to}{call.request.path_qs}"
                 return _Answer(302, b"{}", headers=(("Location", location),))
-            case Fault.NOT_AN_OBJECT:
-                return _Answer(200, b"[]")
-            case _:
+            case None:
                 return None
+            case other:
+                return _FIXED_ANSWERS.get(other)
 
     async def _break_connection(self, call: _Call, fault: Fault) -> web.StreamResponse:
         self._record_request(call, 0)

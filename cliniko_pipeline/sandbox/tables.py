@@ -4,7 +4,7 @@ No HTTP and no query syntax. Not safe for several threads by itself: the account
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, cast
 
@@ -121,12 +121,14 @@ class ResourceTable:
         return hiding
 
     def _apply(self, entries: list[Entry], condition: Filter) -> list[Entry]:
-        holds = condition.holds
-        if condition.field in _DIRECT_FIELDS:
-            value_of = attrgetter(condition.field)
-            return [entry for entry in entries if holds(value_of(entry))]
-        column = self._column(condition.field)
-        return [entry for entry in entries if holds(column[entry.key])]
+        holds, value_of = condition.holds, self._reader(condition.field)
+        return [entry for entry in entries if holds(value_of(entry))]
+
+    def _reader(self, field: str) -> Callable[[Entry], Any]:
+        if field in _DIRECT_FIELDS:
+            return attrgetter(field)
+        column = self._column(field)
+        return lambda entry: column[entry.key]
 
     def _sort(self, entries: list[Entry], query: Query) -> list[Entry]:
         if query.sort == (SortField("created_at", descending=False),):
@@ -135,10 +137,10 @@ class ResourceTable:
             if one.field == "created_at":
                 entries = sorted(entries, key=_by_sort_key, reverse=one.descending)
                 continue
-            column = self._column(one.field)
-            present = [entry for entry in entries if column[entry.key] is not None]
-            absent = [entry for entry in entries if column[entry.key] is None]
-            present.sort(key=lambda entry, column=column: column[entry.key], reverse=one.descending)
+            value_of = self._reader(one.field)
+            present = [entry for entry in entries if value_of(entry) is not None]
+            absent = [entry for entry in entries if value_of(entry) is None]
+            present.sort(key=value_of, reverse=one.descending)
             entries = [*present, *absent] if one.descending else [*absent, *present]
         return entries
 

@@ -1,12 +1,11 @@
 """Records as bytes: JSON whose links are not yet bound to a host.
 
-In a record (a dict) a link is a string that begins with `{base}/`. Serialised, that beginning is one NUL
+In a record (a dict) a link is a member whose value begins with `{base}/`. Serialised, that beginning is one NUL
 byte, which JSON text cannot contain, so that a whole page is bound to its host by one replacement and no text
 of a record can be mistaken for a link.
 """
 
 import json
-import re
 from typing import Any
 
 import msgspec
@@ -15,7 +14,9 @@ LINK_PREFIX = "{base}"
 """Stands for `https://api.{shard}.cliniko.com/v1` in the links of a stored record."""
 
 _UNBOUND = b"\x00"
-_LINK_START = re.compile(rb'(?<!\\)"\{base\}/')
+# A quotation mark inside a text is escaped in JSON, so this can only be the start of a member's value.
+_WRITTEN_START = b':"{base}/'
+_UNBOUND_START = b':"\x00/'
 _encode_utf8 = msgspec.json.Encoder().encode
 _decode_utf8 = msgspec.json.Decoder().decode
 
@@ -34,9 +35,7 @@ def serialise(record: Any) -> bytes:
         encoded = _encode_utf8(record)
     except (UnicodeEncodeError, OverflowError):
         encoded = json.dumps(record, separators=(",", ":")).encode("ascii")
-    if b"{base}/" in encoded:
-        encoded = _LINK_START.sub(b'"\x00/', encoded)
-    return encoded
+    return encoded.replace(_WRITTEN_START, _UNBOUND_START)
 
 
 def bind(encoded: bytes, base_url: str) -> bytes:
