@@ -41,6 +41,7 @@ from cliniko_pipeline.sandbox.resources import RESOURCES
 DEFAULT_REQUESTS_PER_MINUTE = 200
 _START_SECONDS = 30.0
 _STOP_SECONDS = 30.0
+_TURNS_TO_ACCEPT = 10
 _API_PATH = re.compile(r"/(?P<shard>[a-z]{2}[0-9]{1,2})/v1/(?P<resource>[a-z_]+)(?:/(?P<record_id>[^/]+))?")
 _USER_AGENT = re.compile(r"\S.*\([^()\s@]+@[^()\s@]+\.[^()\s@]+\)")
 _JSON = "application/json; charset=utf-8"
@@ -134,11 +135,16 @@ class Sandbox:
         runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=1.0)
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port, backlog=1024).start()
+            site = web.TCPSite(runner, host, port, backlog=1024)
+            await site.start()
             address = runner.addresses[0]
             self.host = f"{address[0]}:{address[1]}"
             started.set_result(asyncio.get_running_loop())
             await self._stopping.wait()
+            await site.stop()
+            # The runner closes the connections it knows: let those just accepted become known first.
+            for _ in range(_TURNS_TO_ACCEPT):
+                await asyncio.sleep(0)
         finally:
             await runner.cleanup()
 

@@ -1,0 +1,340 @@
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.queries import QueryError, read_query
+from cliniko_pipeline.sandbox.resources import RESOURCES
+from cliniko_pipeline.sandbox.server import running_sandbox
+from cliniko_pipeline_tests.sandbox.conftest import EVERYTHING, KEY, linked, record
+
+
+def account(**records):
+    return Account.from_records("clinic", "au4", KEY, records)
+
+
+@pytest.fixture
+def asking(calling):
+    """A caller of a sandbox that serves the given records."""
+    running = []
+
+    def make(**records):
+        one = account(**records)
+        context = running_sandbox([one])
+        running.append(context)
+        return calling(context.__enter__(), one)
+
+    yield make
+    for context in running:
+        context.__exit__(None, None, None)
+
+
+AT = "2024-05-05T05:05:05Z"
+
+
+def test_a_list_has_records_total_and_links(asking):
+    answer = asking(patients=[record(n) for n in range(1, 6)]).get("/patients", "id:>0", page=2, per_page=2)
+    body = answer.json()
+    url = str(answer.request.url).split("?")[0]
+    assert list(body) == ["patients", "total_entries", "links"]
+    assert ([one["id"] for one in body["patients"]], body["total_entries"]) == (["3", "4"], 5)
+    assert body["links"] == {
+        "self": f"{url}?per_page=2&q%5B%5D=id%3A%3E0&page=2",
+        "next": f"{url}?per_page=2&q%5B%5D=id%3A%3E0&page=3",
+        "previous": f"{url}?per_page=2&q%5B%5D=id%3A%3E0&page=1",
+    }
+
+
+def test_the_first_page_has_no_previous_and_the_last_no_next(asking):
+    caller = asking(patients=[record(n) for n in range(1, 5)])
+    assert set(caller.get("/patients", per_page=2).json()["links"]) == {"self", "next"}
+    assert set(caller.get("/patients", per_page=2, page=2).json()["links"]) == {"self", "previous"}
+    assert set(caller.get("/patients").json()["links"]) == {"self"}
+    beyond = caller.get("/patients", page=9).json()
+    assert (beyond["patients"], set(beyond["links"])) == ([], {"self", "previous"})
+
+
+def test_a_page_has_50_records_unless_asked_and_at_most_100(asking):
+    caller = asking(patients=[record(n) for n in range(1, 151)])
+    assert len(caller.ids("/patients")) == 50
+    assert len(caller.ids("/patients", per_page=100)) == 100
+    assert len(caller.ids("/patients", per_page=1000)) == 100
+
+
+@pytest.mark.parametrize("parameters", [{"page": 0}, {"page": "x"}, {"per_page": -1}, {"order": "up"}])
+def test_unusable_parameters_are_400(asking, parameters):
+    assert asking(patients=[]).get("/patients", **parameters).status_code == 400
+
+
+def test_the_default_order_is_created_at_then_numeric_id(asking):
+    rows = [record(1, id=one) for one in ("1000000000000000000", "999999999999999999", "82")] + [record(0, id="9")]
+    assert asking(patients=rows).ids("/patients") == ["9", "82", "999999999999999999", "1000000000000000000"]
+
+
+def test_lists_can_be_sorted(asking):
+    rows = [
+        record(1, last_name="B", first_name="x"),
+        record(2, last_name="A", first_name="y"),
+        record(3, last_name="A", first_name="x"),
+    ]
+    caller = asking(patients=rows)
+    assert caller.ids("/patients", sort="created_at:desc") == ["3", "2", "1"]
+    assert caller.ids("/patients", order="desc") == ["3", "2", "1"]
+    assert caller.ids("/patients", sort="last_name,first_name") == ["3", "2", "1"]
+    assert caller.ids("/patients", sort="last_name,first_name:desc") == ["2", "3", "1"]
+    assert caller.get("/patients", sort="notes").json() == {"message": "notes is not sortable"}
+
+
+def test_under_updated_at_order_a_record_that_changes_hides_the_one_at_the_page_boundary(asking):
+    caller = asking(patients=[record(n) for n in range(1, 5)])
+    seen = caller.ids("/patients", sort="updated_at", per_page=2)
+    caller.account.put("patients", record(1, updated_at=AT))
+    seen += caller.ids("/patients", sort="updated_at", per_page=2, page=2)
+    assert "3" not in seen
+
+
+def test_a_record_put_or_deleted_while_served_shows_at_once(asking):
+    caller = asking(patients=[record(n) for n in range(1, 4)])
+    assert caller.ids("/patients") == ["1", "2", "3"]
+    caller.account.put("patients", record(0))
+    caller.account.put("patients", record(2, first_name="new"))
+    caller.account.delete("patients", 3)
+    assert caller.ids("/patients") == ["0", "1", "2"]
+    assert caller.ids("/patients", "first_name:=new") == ["2"]
+
+
+STATES = [
+    record(1),
+    record(2, archived_at=AT),
+    record(3, cancelled_at=AT),
+    record(4, deleted_at=AT),
+    record(5, archived_at="", cancelled_at="", deleted_at=""),
+    record(6, archived_at=AT, cancelled_at=AT),
+]
+
+
+@pytest.mark.parametrize("resource", ["individual_appointments", "attendees"])
+def test_archived_cancelled_and_deleted_records_are_left_out_until_asked_for(asking, resource):
+    caller, path = asking(**{resource: STATES}), f"/{resource}"
+    assert caller.ids(path) == ["1", "5"]
+    assert caller.ids(path, "archived_at:*") == ["1", "2", "5"]
+    assert caller.ids(path, "cancelled_at:*") == ["1", "3", "5"]
+    assert caller.ids(path, "deleted_at:*") == ["1", "4", "5"]
+    assert caller.ids(path, "archived_at:*", "cancelled_at:*") == ["1", "2", "3", "5", "6"]
+    assert caller.ids(path, *EVERYTHING) == ["1", "2", "3", "4", "5", "6"]
+    assert caller.ids(path, "cancelled_at:?") == ["3"]
+    assert caller.ids(path, "cancelled_at:!?", "archived_at:*") == ["1", "2", "5"]
+
+
+def test_deleted_patients_come_with_the_archived_ones(asking):
+    caller = asking(patients=STATES)
+    assert caller.ids("/patients", "archived_at:*") == ["1", "2", "4", "5"]
+    assert caller.get("/patients", "deleted_at:*").json() == {"message": "deleted_at is not filterable"}
+
+
+def test_a_hidden_record_is_404_by_id_until_asked_for(asking):
+    caller = asking(patients=[record(1, archived_at=AT)])
+    assert caller.get("/patients/1").status_code == 404
+    assert caller.get("/patients/1", "archived_at:*").json()["id"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("resource", "field"),
+    [
+        ("patients", "merged_at"),
+        ("patients", "cancelled_at"),
+        ("group_appointments", "cancelled_at"),
+        ("group_appointments", "patient_id"),
+        ("attendees", "starts_at"),
+        ("practitioners", "archived_at"),
+        ("individual_appointments", "patient_ids"),
+    ],
+)
+def test_filtering_on_another_field_is_400(asking, resource, field):
+    answer = asking().get(f"/{resource}", f"{field}:*")
+    assert (answer.status_code, answer.json()) == (400, {"message": f"{field} is not filterable"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "created_at",
+        "created_at:",
+        "created_at:2024-01-01T00:00:00Z",
+        "created_at:=2024-01-01T00:00:00Z",
+        "created_at:>=2024-01-01",
+        "created_at:>=2024-01-01T00:00:00+00:00",
+        "created_at:>=2024-13-01T00:00:00Z",
+        "created_at:*x",
+        "created_at:?x",
+        "id:=",
+        "id:=1,,2",
+        "id:=one",
+        "id:>1,2",
+        "id:~1",
+        "email:>a",
+        "date_of_birth:>1990",
+    ],
+)
+def test_a_malformed_filter_is_refused(text):
+    with pytest.raises(QueryError):
+        read_query(RESOURCES["patients"], [("q[]", text)])
+
+
+def test_all_filters_must_hold(asking):
+    caller = asking(patients=[record(n) for n in range(10)])
+    assert caller.ids("/patients", "id:>=3", "id:<6", "id:!=4") == ["3", "5"]
+
+
+@dataclass(frozen=True)
+class Case:
+    resource: str
+    text: str
+    expected: str
+
+
+BIG = "1234567890123456789"
+ROWS = {
+    "patients": [
+        record(1, email="Ann@example.org", first_name="Ann", date_of_birth="1990-02-03"),
+        record(2, email="", first_name="Bo%b", date_of_birth=None),
+        record(3, first_name="Annette", email="x@example.com", date_of_birth="2000-01-01"),
+    ],
+    "individual_appointments": [
+        record(1, patient=linked("patients/82"), starts_at="2024-03-01T00:00:00Z", did_not_arrive=True),
+        record(2, patient=linked(f"patients/{BIG}"), starts_at="2024-03-02T00:00:00Z", did_not_arrive=False),
+        record(3, patient=None, starts_at="2024-03-03T00:00:00Z"),
+    ],
+    "group_appointments": [record(7, patient_ids=["82", "9"]), record(8, patient_ids=[]), record(9)],
+    "attendees": [
+        record(1, booking=linked("bookings/5"), patient=linked("patients/82")),
+        record(2, booking=linked("bookings/6")),
+        record(3, booking={"links": {"self": None}}),
+    ],
+    "unavailable_blocks": [record(12)],
+}
+CASES = [
+    Case("patients", "created_at:>2024-01-01T00:00:01Z", "2 3"),
+    Case("patients", "created_at:>=2024-01-01T00:00:02Z", "2 3"),
+    Case("patients", "created_at:<2024-01-01T00:00:02Z", "1"),
+    Case("patients", "created_at:<=2024-01-01T00:00:02Z", "1 2"),
+    Case("patients", "updated_at:>=2024-01-01T00:00:03Z", "3"),
+    Case("patients", "created_at:?", "1 2 3"),
+    Case("patients", "created_at:!?", ""),
+    Case("patients", "created_at:*", "1 2 3"),
+    Case("patients", "date_of_birth:>=1995-01-01", "3"),
+    Case("patients", "date_of_birth:!?", "2"),
+    Case("patients", "id:=1,3", "1 3"),
+    Case("patients", "id:!=1,3", "2"),
+    Case("patients", "id:>2", "3"),
+    Case("patients", "id:<=1", "1"),
+    Case("patients", "email:=Ann@example.org", "1"),
+    Case("patients", "email:!=Ann@example.org", "3"),
+    Case("patients", "email:?", "1 3"),
+    Case("patients", "email:!?", "2"),
+    Case("patients", "first_name:~NN", "1 3"),
+    Case("patients", "first_name:~%", "2"),
+    Case("patients", "first_name:~~ann%", "1 3"),
+    Case("patients", "first_name:~~%n", "1"),
+    Case("individual_appointments", "patient_id:=82", "1"),
+    Case("individual_appointments", f"patient_id:={BIG}", "2"),
+    Case("individual_appointments", "patient_id:!?", "3"),
+    Case("individual_appointments", "starts_at:>2024-03-02T00:00:00Z", "3"),
+    Case("group_appointments", "patient_ids:~82", "7"),
+    Case("group_appointments", "patient_ids:~8", ""),
+    Case("attendees", "booking_id:=5,6", "1 2"),
+    Case("attendees", "appointment_id:=6", "2"),
+    Case("attendees", "patient_id:?", "1"),
+    Case("bookings", "patient_ids:~82", "1 7"),
+    Case("bookings", "did_not_arrive:=true", "1"),
+    Case("bookings", "did_not_arrive:!=true", "2"),
+    Case("bookings", "id:>0", "1 2 3 7 8 9 12"),
+]
+
+
+def test_each_operator_selects_what_it_says(asking):
+    caller = asking(**ROWS)
+    found = [" ".join(caller.ids(f"/{one.resource}", one.text)) for one in CASES]
+    assert found == [one.expected for one in CASES]
+
+
+def test_bookings_are_the_union_of_appointments_groups_and_blocks(asking):
+    caller = asking(**ROWS)
+    assert caller.get("/bookings/7").json()["patient_ids"] == ["82", "9"]
+    caller.account.delete("group_appointments", "7")
+    assert caller.get("/bookings/7").status_code == 404
+
+
+seconds = st.integers(0, 5)
+flags = st.sampled_from([None, "", AT])
+rows = st.lists(
+    st.builds(
+        lambda number, created, updated, archived, cancelled: record(
+            number,
+            created_at=f"2024-01-01T00:00:0{created}Z",
+            updated_at=f"2024-01-01T00:00:0{updated}Z",
+            archived_at=archived,
+            cancelled_at=cancelled,
+        ),
+        st.integers(1, 10**19 - 1),
+        seconds,
+        seconds,
+        flags,
+        flags,
+    ),
+    max_size=25,
+    unique_by=lambda one: one["id"],
+)
+
+
+def pages(one, resource, *pairs):
+    ids, page = [], 1
+    while True:
+        found = one.page(resource, read_query(RESOURCES[resource], [*pairs, ("page", str(page))]))
+        ids += [body.split(b'"')[3].decode() for body in found.bodies]
+        if not found.bodies:
+            assert found.total_entries == len(ids)
+            return ids
+        page += 1
+
+
+@settings(deadline=None)
+@given(rows, st.integers(1, 9))
+def test_the_pages_together_are_the_whole_list_once_each_in_order(records, per_page):
+    one = account(attendees=records)
+    wanted = sorted(records, key=lambda row: (row["created_at"], int(row["id"])))
+    filters = [("q[]", text) for text in EVERYTHING]
+    assert pages(one, "attendees", ("per_page", str(per_page)), *filters) == [row["id"] for row in wanted]
+
+
+@settings(deadline=None)
+@given(rows, seconds, st.booleans())
+def test_filters_agree_with_a_plain_reading_of_the_records(records, second, with_cancelled):
+    one = account(attendees=records)
+    since = f"2024-01-01T00:00:0{second}Z"
+    filters = [("q[]", f"updated_at:>={since}")] + ([("q[]", "cancelled_at:*")] if with_cancelled else [])
+    wanted = {
+        row["id"]
+        for row in records
+        if row["updated_at"] >= since and not row["archived_at"] and (with_cancelled or not row["cancelled_at"])
+    }
+    assert set(pages(one, "attendees", *filters)) == wanted
+
+
+@settings(deadline=None)
+@given(rows, rows, st.lists(st.integers(0, 24)))
+def test_an_account_changed_step_by_step_lists_like_one_made_at_once(first, second, gone):
+    one = account(attendees=first)
+    pages(one, "attendees", ("sort", "cancelled_at"))
+    for row in second:
+        one.put("attendees", row)
+    for index in gone:
+        if index < len(first):
+            one.delete("attendees", first[index]["id"])
+    removed = {first[index]["id"] for index in gone if index < len(first)}
+    final = {row["id"]: row for row in [*first, *second] if row["id"] not in removed}
+    other = account(attendees=final.values())
+    for pairs in ([], [("q[]", "cancelled_at:?")], [("sort", "cancelled_at:desc")]):
+        assert pages(one, "attendees", *pairs) == pages(other, "attendees", *pairs)

@@ -1,0 +1,179 @@
+"""The demo's answers held against the API's published OpenAPI file, which is not part of this project.
+
+Only what the demo names a hostility is switched off for it: empty strings where null is meant.
+"""
+
+import ipaddress
+import json
+import os
+import re
+import uuid
+from datetime import UTC, date, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import jsonschema
+import pytest
+
+from cliniko_pipeline.sandbox.demo import demo_organizations
+from cliniko_pipeline.sandbox.generated import generated_account
+from cliniko_pipeline.sandbox.resources import RESOURCES, FieldKind
+from cliniko_pipeline.sandbox.server import running_sandbox
+from cliniko_pipeline_tests.sandbox.conftest import EVERYTHING
+
+FILE = os.environ.get("CLINIKO_OPENAPI_FILE")
+ANCHOR = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+pytestmark = pytest.mark.skipif(
+    not FILE, reason="set CLINIKO_OPENAPI_FILE to Cliniko's published OpenAPI file to check the sandbox against it"
+)
+
+FORMATS = jsonschema.FormatChecker(formats=())
+
+
+def _format(name):
+    """A check of a format; formats say something of strings only."""
+
+    def register(check):
+        FORMATS.checks(name, raises=ValueError)(lambda value: not isinstance(value, str) or check(value))
+        return check
+
+    return register
+
+
+@_format("date-time")
+def _is_date_time(value):
+    return bool(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", value)) and datetime.fromisoformat(value)
+
+
+@_format("date")
+def _is_date(value):
+    return bool(date.fromisoformat(value))
+
+
+@_format("uri")
+def _is_uri(value):
+    parts = urlsplit(value)
+    return parts.scheme in {"http", "https"} and bool(parts.netloc) and " " not in value
+
+
+@_format("int64")
+def _is_int64(value):
+    return re.fullmatch(r"[0-9]+", value) is not None and int(value) < 2**63
+
+
+@_format("float")
+def _is_float(value):
+    return float(value) is not None
+
+
+@_format("ipv4")
+def _is_ipv4(value):
+    return bool(ipaddress.IPv4Address(value))
+
+
+@_format("uuid")
+def _is_uuid(value):
+    return bool(uuid.UUID(value))
+
+
+@_format("phone")
+def _is_phone(value):
+    return re.fullmatch(r"[0-9 +()-]+", value) is not None
+
+
+def json_schema(node):
+    """Turn OpenAPI 3.0's dialect into JSON Schema, and refuse fields the file does not know."""
+    if isinstance(node, list):
+        return [json_schema(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    schema = {name: json_schema(value) for name, value in node.items() if name != "example"}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        schema["additionalProperties"] = False
+    if "A-Z0-9!" in str(schema.get("pattern")):
+        # The e-mail pattern is written for a matcher that ignores case.
+        schema["pattern"] = schema["pattern"].replace("A-Z", "A-Za-z")
+    return nullable(exclusive_bounds(schema))
+
+
+def exclusive_bounds(schema):
+    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if isinstance(schema.get(exclusive), bool) and schema.pop(exclusive):
+            schema[exclusive] = schema.pop(bound)
+    return schema
+
+
+def nullable(schema):
+    if schema.pop("nullable", False) is True:
+        schema["type"] = [schema["type"], "null"]
+        if "enum" in schema:
+            schema["enum"] = [*schema["enum"], None]
+    return schema
+
+
+@pytest.fixture(scope="module")
+def published():
+    return json.loads(Path(FILE).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def components(published):
+    return json_schema({"components": {"schemas": published["components"]["schemas"]}})
+
+
+def validator(components, schema):
+    return jsonschema.Draft202012Validator({**components, **json_schema(schema)}, format_checker=FORMATS)
+
+
+def response_schema(published, path):
+    return published["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+
+
+@pytest.fixture(scope="module")
+def accounts():
+    demo = [one.account for one in demo_organizations(ANCHOR, empty_strings_for_nulls=False)]
+    return [*demo, generated_account(30, 200, 1, ANCHOR, 0.3)]
+
+
+@pytest.mark.parametrize("resource", list(RESOURCES))
+def test_answers_are_valid_by_the_published_schema(published, components, accounts, calling, resource):
+    listed = validator(components, response_schema(published, f"/{resource}"))
+    single = validator(components, response_schema(published, f"/{resource}/{{id}}"))
+    filters = [one for one in EVERYTHING if one.split(":")[0] in RESOURCES[resource].fields]
+    with running_sandbox(accounts) as served:
+        for account in accounts:
+            caller, page = calling(served, account), 1
+            while page < 12:
+                body = caller.get(f"/{resource}", *filters, page=page, per_page=100).json()
+                errors = [f"{one.json_path}: {one.message[:200]}" for one in listed.iter_errors(body)]
+                assert not errors
+                if "next" not in body["links"]:
+                    break
+                page += 1
+            for one in body[resource][:3]:
+                single.validate(caller.get(f"/{resource}/{one['id']}", *filters).json())
+
+
+def test_unknown_fields_wrong_types_and_wrong_formats_fail_the_check(published, components, accounts):
+    single = validator(components, response_schema(published, "/patients/{id}"))
+    (patient, *_) = accounts[0].wire_records("patients", "http://127.0.0.1/au4/v1")
+    single.validate(patient)
+    wrong = ({"invented": 1}, {"id": 82}, {"archived_at": ""}, {"email": ""}, {"created_at": None})
+    for change in wrong:
+        assert not single.is_valid({**patient, **change}), change
+
+
+@pytest.mark.parametrize("resource", list(RESOURCES))
+def test_the_same_fields_are_filterable_as_published(published, resource):
+    kinds = {
+        "int64": FieldKind.NUMBER,
+        "date-time": FieldKind.DATE_TIME,
+        "date": FieldKind.DATE,
+        "string": FieldKind.TEXT,
+        "boolean": FieldKind.BOOLEAN,
+        "array": FieldKind.ARRAY,
+    }
+    parameters = published["paths"][f"/{resource}"]["get"]["parameters"]
+    (described,) = [one["description"] for one in parameters if one.get("name") == "q[]"]
+    rows = re.findall(r"\| (\w+) \| \[([\w-]+)\]", described)
+    assert RESOURCES[resource].fields == {name: kinds[kind] for name, kind in rows}

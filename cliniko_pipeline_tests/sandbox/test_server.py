@@ -1,0 +1,239 @@
+import socket
+import threading
+from email.utils import parsedate_to_datetime
+
+import httpx
+import pytest
+
+from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.server import running_sandbox
+from cliniko_pipeline_tests.sandbox.conftest import KEY, USER_AGENT, linked, record
+
+ACCEPT = {"Accept": "application/json"}
+HEADERS = {**ACCEPT, "User-Agent": USER_AGENT}
+
+
+def account(name="clinic", shard="au4", key=KEY, **records):
+    return Account.from_records(name, shard, key, {"patients": [record(1)], **records})
+
+
+@pytest.fixture
+def served():
+    accounts = [account(), account("old", "au1", "bm8tc2hhcmQ"), account("other", "uk2", "b3RoZXI-uk2")]
+    with running_sandbox(accounts) as sandbox:
+        yield sandbox
+
+
+def fetch(sandbox, name, user, *, headers=HEADERS, password="", path="/patients"):
+    with httpx.Client(trust_env=False) as client:
+        # httpx adds these by itself where they are not given.
+        for header in ("Accept", "User-Agent"):
+            client.headers.pop(header)
+        url = sandbox.base_url(name) + path
+        return client.get(url, auth=None if user is None else (user, password), headers=headers)
+
+
+@pytest.mark.parametrize("user", [KEY, KEY.removesuffix("-au4")])
+def test_a_key_is_accepted_with_and_without_its_shard(served, user):
+    assert fetch(served, "clinic", user).status_code == 200
+
+
+@pytest.mark.parametrize("user", ["bm8tc2hhcmQ", "bm8tc2hhcmQ-au1"])
+def test_a_key_issued_without_a_shard_belongs_to_au1(served, user):
+    assert fetch(served, "old", user).status_code == 200
+
+
+@pytest.mark.parametrize("user", [None, "wrong", "wrong-au4", "b3RoZXI-uk2", "b3RoZXI-au4", ""])
+def test_no_key_a_wrong_key_and_a_key_of_another_shard_are_401_with_json(served, user):
+    answer = fetch(served, "clinic", user)
+    assert answer.status_code == 401
+    assert answer.json()["message"]
+
+
+def test_a_password_is_refused(served):
+    assert fetch(served, "clinic", KEY, password="x").status_code == 401
+
+
+def test_a_revoked_key_is_401_while_the_server_runs(served):
+    served.accounts["clinic"].revoked = True
+    assert fetch(served, "clinic", KEY).status_code == 401
+    served.accounts["clinic"].revoked = False
+    assert fetch(served, "clinic", KEY).status_code == 200
+
+
+def test_a_key_without_the_right_is_403_for_that_resource_only(served):
+    served.accounts["clinic"].forbidden_resources = {"patients"}
+    answer = fetch(served, "clinic", KEY)
+    assert (answer.status_code, answer.headers["content-type"]) == (403, "application/json; charset=utf-8")
+    assert fetch(served, "clinic", KEY, path="/businesses").status_code == 200
+
+
+@pytest.mark.parametrize("agent", [None, "", "sync", "sync (no address)", "(me@example.org)", "sync me@example.org"])
+def test_a_user_agent_without_name_and_address_is_blocked_with_html(served, agent):
+    headers = ACCEPT if agent is None else {**ACCEPT, "User-Agent": agent}
+    answer = fetch(served, "clinic", KEY, headers=headers)
+    assert answer.status_code == 403
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize("accept", [None, "*/*", "text/html"])
+def test_an_accept_header_without_json_is_406(served, accept):
+    headers = {"User-Agent": USER_AGENT} | ({"Accept": accept} if accept else {})
+    assert fetch(served, "clinic", KEY, headers=headers).status_code == 406
+
+
+def test_unknown_resources_and_records_are_404_with_json(served, calling):
+    caller = calling(served, served.accounts["clinic"])
+    for path in ("/unicorns", "/patients/99", "/unavailable_blocks", "/patients/1/attendees"):
+        answer = caller.get(path)
+        assert (answer.status_code, list(answer.json())) == (404, ["message"]), path
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_writes_are_405(served, calling, method):
+    caller = calling(served, served.accounts["clinic"])
+    assert caller.request(method, "/patients/1").status_code == 405
+    assert served.accounts["clinic"].get("patients", 1) == record(1)
+
+
+def test_a_single_record_is_served_by_id(served, calling):
+    assert calling(served, served.accounts["clinic"]).get("/patients/1").json() == record(1)
+
+
+def test_links_lead_to_the_host_and_shard_that_were_asked(calling):
+    one = account(attendees=[record(5, patient=linked("patients/1"), links={"self": "{base}/attendees/5"})])
+    with running_sandbox([one]) as sandbox:
+        answer = calling(sandbox, one).get("/attendees").json()["attendees"][0]
+        assert answer["patient"]["links"]["self"] == f"http://{sandbox.host}/au4/v1/patients/1"
+        assert answer["links"]["self"] == f"{sandbox.base_url(one)}/attendees/5"
+        assert answer == one.wire_records("attendees", sandbox.base_url(one))[0]
+
+
+def test_the_date_header_is_the_servers_clock():
+    one = account()
+    with running_sandbox([one], clock=lambda: 1_700_000_000.9) as sandbox:
+        answer = fetch(sandbox, "clinic", KEY)
+    assert parsedate_to_datetime(answer.headers["date"]).timestamp() == 1_700_000_000
+
+
+def test_the_request_over_the_limit_is_429_until_the_reset_it_names():
+    now = [1000.5]
+    one = account()
+    with running_sandbox([one], requests_per_minute=3, clock=lambda: now[0]) as sandbox:
+        statuses = []
+        for at in (1000.5, 1010.0, 1020.0, 1030.0):
+            now[0] = at
+            statuses.append(fetch(sandbox, "clinic", KEY).status_code)
+        refused = fetch(sandbox, "clinic", KEY)
+        reset = int(refused.headers["x-ratelimit-reset"])
+        now[0] = reset - 1.0
+        too_early = fetch(sandbox, "clinic", KEY).status_code
+        now[0] = float(reset)
+        in_time = [fetch(sandbox, "clinic", KEY).status_code for _ in range(2)]
+    assert statuses == [200, 200, 200, 429]
+    assert reset == 1061
+    assert int(refused.headers["retry-after"]) == 31
+    assert (too_early, in_time) == (429, [200, 429])
+    assert sandbox.counters.rate_limited == 4
+
+
+def test_retry_after_can_be_left_out():
+    one = account()
+    with running_sandbox([one], requests_per_minute=1, retry_after=False) as sandbox:
+        answers = [fetch(sandbox, "clinic", KEY) for _ in range(2)]
+    assert "x-ratelimit-reset" in answers[1].headers
+    assert "retry-after" not in answers[1].headers
+
+
+def test_each_key_has_a_limit_of_its_own():
+    accounts = [account(), account("old", "au1", "bm8tc2hhcmQ")]
+    with running_sandbox(accounts, requests_per_minute=1) as sandbox:
+        assert fetch(sandbox, "clinic", KEY).status_code == 200
+        assert fetch(sandbox, "old", "bm8tc2hhcmQ").status_code == 200
+        # With or without the shard it is the same key.
+        assert fetch(sandbox, "clinic", KEY.removesuffix("-au4")).status_code == 429
+
+
+def test_requests_are_counted_by_account_resource_and_status(served, calling):
+    caller = calling(served, served.accounts["clinic"])
+    caller.get("/patients", "archived_at:*", page=1)
+    caller.get("/patients/99")
+    fetch(served, "clinic", "wrong")
+    counters = served.counters
+    assert counters.requests() == 3
+    assert counters.requests(account="clinic", resource="patients", status=200) == 1
+    assert counters.requests(account="clinic", status=404) == 1
+    assert counters.requests(status=401) == 1
+    assert counters.recorded[0].parameters == (("page", "1"), ("q[]", "archived_at:*"))
+    assert len(counters.request_times("clinic")) == 2
+    assert KEY not in repr(counters.recorded)
+
+
+def test_the_busiest_window_is_found():
+    times = iter([0.0, 30.0, 59.9, 60.0, 100.0])
+    now = [0.0]
+    one = account()
+    with running_sandbox([one], clock=lambda: now[0]) as sandbox:
+        for now[0] in times:
+            fetch(sandbox, "clinic", KEY)
+    assert sandbox.counters.busiest_window("clinic") == 3
+    assert sandbox.counters.busiest_window("clinic", 10.0) == 2
+
+
+def is_closed(connection):
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_nothing_is_left_behind_when_the_sandbox_ends():
+    before = set(threading.enumerate())
+    with running_sandbox([account()]) as sandbox, httpx.Client(trust_env=False) as kept_alive:
+        address = (sandbox.host.split(":")[0], int(sandbox.host.split(":")[1]))
+        assert kept_alive.get(f"http://{sandbox.host}/sandbox/counters").status_code == 200
+        idle = socket.create_connection(address, timeout=5)
+    with idle:
+        assert set(threading.enumerate()) == before
+        assert is_closed(idle)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=5)
+
+
+def test_an_address_in_use_is_a_settings_error():
+    with running_sandbox([account()]) as sandbox:
+        port = int(sandbox.host.rpartition(":")[2])
+        with pytest.raises(SettingsError, match="another host or port"), running_sandbox([], port=port):
+            pass
+
+
+def test_two_accounts_cannot_share_a_name_or_a_key():
+    for other in (account(key="b3RoZXI-au4"), account("other", key=KEY.removesuffix("-au4"))):
+        with pytest.raises(SettingsError), running_sandbox([account(), other]):
+            pass
+
+
+def test_an_account_can_be_added_while_the_server_runs(served):
+    served.add(account("late", "eu1", "bGF0ZQ-eu1"))
+    assert fetch(served, "late", "bGF0ZQ-eu1").status_code == 200
+
+
+def test_another_process_reads_counters_and_records_and_sets_faults(served):
+    fetch(served, "clinic", KEY)
+    root = f"http://{served.host}/sandbox"
+    assert httpx.get(f"{root}/counters").json()["requests"] == 1
+    assert httpx.get(f"{root}/accounts/clinic").json()["patients"] == [record(1)]
+    assert httpx.get(f"{root}/accounts/nobody").status_code == 404
+    broken = {"server_error_rate": 1.0, "broken_pages": [{"resource": "patients", "page": 2, "status": 503}]}
+    assert httpx.put(f"{root}/faults", json=broken).status_code == 200
+    assert fetch(served, "clinic", KEY).status_code in {500, 502, 503}
+    assert httpx.get(f"{root}/faults").json()["broken_pages"][0]["page"] == 2
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"no_such": 1}', b'{"hang_rate": 2}', b'{"latency_ms": "x"}'])
+def test_unusable_faults_are_refused_and_change_nothing(served, body):
+    before = served.faults
+    answer = httpx.put(f"http://{served.host}/sandbox/faults", content=body)
+    assert (answer.status_code, list(answer.json())) == (400, ["message"])
+    assert served.faults == before
