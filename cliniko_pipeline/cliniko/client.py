@@ -38,6 +38,8 @@ LONGEST_EXCHANGE_SECONDS = 120.0
 """An answer that still trickles in after this long counts as a time-out: each single read keeps its own."""
 LARGEST_BODY_BYTES = 64 * 1024 * 1024
 """A page of 100 records is about 150 kB; beyond this an answer is no page."""
+WORTH_TELLING_SECONDS = 0.5
+"""A shorter wait for the request budget is no event."""
 LONGEST_WAIT_SECONDS = 900.0
 """What the waits between the attempts at one request may come to, those for a full budget not counted."""
 
@@ -169,9 +171,10 @@ class ClinikoClient:
     def _fetch(self, url: httpx.URL, resource: Resource[RecordT], what: str) -> FetchedPage[RecordT]:
         """Return a page, in as many attempts as it takes and is reasonable."""
         causes: Counter[int | TransportFailure] = Counter()
-        attempt, waits = 0, 0.0
+        attempt, waits, announced = 0, 0.0, 0.0
         while True:
             attempt += 1
+            self._wait_for_turn(announced)
             outcome = self._attempt(url, resource, attempt)
             if isinstance(outcome, FetchedPage):
                 return outcome
@@ -181,10 +184,9 @@ class ClinikoClient:
             waits += outcome.decision.seconds
             if attempt >= self._max_attempts or waits > LONGEST_WAIT_SECONDS:
                 raise _exhausted(outcome.decision.error, what, causes)
-            self._wait(outcome.decision, _named(outcome.result), what, attempt)
+            announced = self._wait(outcome.decision, _named(outcome.result), what, attempt)
 
     def _attempt(self, url: httpx.URL, resource: Resource[RecordT], attempt: int) -> "FetchedPage[RecordT] | _Failed":
-        self._wait_for_turn()
         answer = self._send(url)
         now = self._wall_clock()
         decision = decide(answer.result, answer.headers, attempt=attempt, now=now, rng=self._rng)
@@ -220,22 +222,24 @@ class ClinikoClient:
                 return _Answer(TransportFailure.UNREADABLE_BODY, response.headers)
         return _Answer(response.status_code, response.headers, bytes(body))
 
-    def _wait_for_turn(self) -> None:
+    def _wait_for_turn(self, announced: float) -> None:
         waited = self._budget.take()
-        if waited > 0:
-            self._count(seconds_waited=waited)
-            self._emit(Waiting(waited, "the request budget was used up"))
+        self._count(seconds_waited=waited)
+        if waited - announced >= WORTH_TELLING_SECONDS:
+            self._emit(Waiting(waited - announced, "the request budget was used up"))
 
-    def _wait(self, retry: Retry, cause: str, what: str, attempt: int) -> None:
+    def _wait(self, retry: Retry, cause: str, what: str, attempt: int) -> float:
+        """Wait before the next attempt, or let its turn come later; return the seconds announced of the latter."""
         self._count(retries=1)
         if retry.everyone:
             self._count(rate_limited=1)
             self._emit(Waiting(retry.seconds, "Cliniko asked to wait (429)"))
-            self._budget.block(retry.seconds)  # the next turn comes after it, this client's as everyone's
-            return
+            self._budget.block(retry.seconds)
+            return retry.seconds
         self._emit(Retrying(what, attempt, retry.seconds, cause))
         self._sleep(retry.seconds)
         self._count(seconds_waited=retry.seconds)
+        return 0.0
 
     def _emit(self, event: Event) -> None:
         if self._on_event:

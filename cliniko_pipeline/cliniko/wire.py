@@ -129,7 +129,8 @@ class _AppointmentType(_Entry, gc=False):
             identifier("id", self.id),
             instant("created_at", self.created_at),
             instant("updated_at", self.updated_at),
-            text(self.name),
+            # As it stands, but a blank one is none.
+            name if (name := text(self.name)) and name.strip() else None,
             optional_instant("archived_at", self.archived_at),
         )
 
@@ -141,7 +142,7 @@ class _Practitioner(_Entry, gc=False):
     last_name: str | None = None
 
     def record(self) -> Practitioner:
-        whole_name = f"{self.first_name or ''} {self.last_name or ''}".strip()
+        whole_name = f"{self.first_name or ''} {self.last_name or ''}"
         return Practitioner(
             identifier("id", self.id),
             instant("created_at", self.created_at),
@@ -151,8 +152,8 @@ class _Practitioner(_Entry, gc=False):
 
 
 def _first_not_blank(*names: str | None) -> str | None:
-    clean = (text(name) or "" for name in names)
-    return next((name for name in clean if name.strip()), None)
+    clean = ((text(name) or "").strip() for name in names)
+    return next(filter(None, clean), None)
 
 
 WIRE_TYPES: dict[type[Record], type[msgspec.Struct]] = {
