@@ -26,14 +26,25 @@ TENANT_TABLES = (
 
 CREATE_ROLE = f"""
 do $$
+declare
+    -- From version 16 on a member need not have the right to switch to the role; who creates one has not.
+    membership constant text :=
+        case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end;
 begin
-    -- Roles belong to the server, not the database: another database's pipeline may have made it.
-    if not exists (select from pg_roles where rolname = '{ROLE}') then
-        create role {ROLE} nologin nobypassrls noinherit;
-    end if;
-    if not pg_has_role(current_user, '{ROLE}', 'member') then
-        execute format('grant {ROLE} to %I', current_user);
-    end if;
+    -- Roles belong to the server, not the database: another database's pipeline may have made it, or make it now.
+    for attempt in 1..3 loop
+        begin
+            if not exists (select from pg_roles where rolname = '{ROLE}') then
+                create role {ROLE} nologin nobypassrls noinherit;
+            end if;
+            if not pg_has_role(current_user, '{ROLE}', membership) then
+                execute format('grant {ROLE} to %I', current_user);
+            end if;
+            exit;
+        exception when duplicate_object or unique_violation then
+            continue;
+        end;
+    end loop;
     -- Staging tables are temporary ones.
     execute format('grant temporary on database %I to {ROLE}', current_database());
 end
