@@ -1,6 +1,12 @@
-"""A pipeline to be tested: the real definitions on a real database, reading a sandbox over real HTTP."""
+"""A pipeline to be tested: the real definitions on a real database, reading a sandbox over real HTTP.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+`python -m cliniko_pipeline_tests.pipeline ORGANIZATION AS_OF` runs the main job in a process of its own.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -9,10 +15,12 @@ from uuid import UUID
 import dagster as dg
 import sqlalchemy as sa
 
+from cliniko_pipeline.cliniko.throttle import BudgetRegistry, SlidingWindowBudget
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
 from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.postgres.tables import TENANT_TABLES
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
@@ -20,6 +28,16 @@ from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.independent import ExpectedMapping
 
 CONTACT_COLUMNS = ("id", "organization_id", "cliniko_patient_id", "name", "first_name", "last_name", "email")
+
+# What tells when and in which order a row was written, and nothing of what is in it.
+BOOKKEEPING = {
+    "cliniko.contact_mapping": ("created_at", "updated_at"),
+    "public.active_patients": ("id", "created_at", "updated_at"),
+    "cliniko.crawls": ("started_at", "completed_at"),
+    "cliniko.rejected_records": ("rejected_at",),
+}
+
+Table = list[dict[str, Any]]
 
 
 class PipelineUnderTest:
@@ -53,9 +71,10 @@ class PipelineUnderTest:
     def add_contacts(self, contacts: Sequence[Mapping[str, Any]]) -> None:
         if not contacts:
             return
-        rows = [{column: contact.get(column) for column in CONTACT_COLUMNS} for contact in contacts]
-        columns = ", ".join(CONTACT_COLUMNS)
-        values = ", ".join(f":{column}" for column in CONTACT_COLUMNS)
+        present = [column for column in CONTACT_COLUMNS if column in contacts[0]]
+        rows = [{column: contact.get(column) for column in present} for contact in contacts]
+        columns = ", ".join(present)
+        values = ", ".join(f":{column}" for column in present)
         with self.database.operator() as connection:
             connection.execute(sa.text(f"insert into public.contacts ({columns}) values ({values})"), rows)
 
@@ -94,14 +113,106 @@ class PipelineUnderTest:
         with self.database.organization(organization_id) as connection:
             return [dict(row) for row in connection.execute(sa.text(f"select * from {table}")).mappings()]
 
+    def tables(self, organization_id: str) -> dict[str, Table]:
+        """Everything stored for the organization, byte for byte, in an order that depends on nothing else."""
+        return {
+            name: sorted(self.rows(organization_id, name), key=repr)
+            for name in (table.replace('"', "") for table in TENANT_TABLES)
+        }
+
+    def contents(self, organization_id: str) -> dict[str, Table]:
+        """The same without what tells when a row was written, and without the runs."""
+        return {
+            name: sorted(({c: row[c] for c in row if c not in _bookkeeping(name)} for row in rows), key=repr)
+            for name, rows in self.tables(organization_id).items()
+            if name != "cliniko.sync_runs"
+        }
+
+    def materialize(self, organization_id: str, *keys: str, **config: Any) -> dg.ExecuteInProcessResult:
+        """Only these assets, as from the UI."""
+        ensure_partitions(self.instance, [organization_id])
+        job = self._definitions.resolve_job_def("cliniko_sync")
+        return job.execute_in_process(
+            instance=self.instance,
+            partition_key=organization_id,
+            asset_selection=[dg.AssetKey.from_user_string(key) for key in keys],
+            raise_on_error=False,
+            **config,
+        )
+
+
+def _bookkeeping(table: str) -> tuple[str, ...]:
+    return BOOKKEEPING.get(table, ("synced_at",))
+
 
 @contextmanager
-def opened_pipeline(environ: Mapping[str, str]) -> Iterator[PipelineUnderTest]:
-    with open_runtime(load_settings(environ)) as runtime, dg.DagsterInstance.ephemeral() as instance:
-        yield PipelineUnderTest(runtime, instance)
+def opened_pipeline(
+    environ: Mapping[str, str], instance: dg.DagsterInstance | None = None
+) -> Iterator[PipelineUnderTest]:
+    with open_runtime(load_settings(environ)) as runtime:
+        if instance is not None:
+            yield PipelineUnderTest(runtime, instance)
+            return
+        with dg.DagsterInstance.ephemeral() as ephemeral:
+            yield PipelineUnderTest(runtime, ephemeral)
+
+
+class SkippedTime:
+    """A clock and a sleep for it: waits take no time and yet pass. Counts what was waited."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+
+    def clock(self) -> float:
+        return time.monotonic() + self.skipped
+
+    def sleep(self, seconds: float) -> None:
+        self.skipped += seconds
+
+
+@contextmanager
+def opened_pipeline_that_skips_waits(
+    environ: Mapping[str, str], on_sleep: Callable[[float], None] = lambda _seconds: None
+) -> Iterator[tuple[PipelineUnderTest, SkippedTime]]:
+    time_ = SkippedTime()
+
+    def sleep(seconds: float) -> None:
+        on_sleep(seconds)
+        time_.sleep(seconds)
+
+    settings = load_settings(environ)
+    with open_runtime(settings, sleep=sleep) as runtime, dg.DagsterInstance.ephemeral() as instance:
+        # The budgets measure time by themselves: with a sleep that does not last they would ask again and again.
+        runtime._budgets = BudgetRegistry(
+            lambda _digest: SlidingWindowBudget(settings.requests_per_minute, clock=time_.clock, sleep=sleep)
+        )
+        yield PipelineUnderTest(runtime, instance), time_
 
 
 def errors_of(result: dg.ExecuteInProcessResult) -> list[str]:
     """What the failed steps of a run say, as the UI shows it."""
     events = result.filter_events(lambda event: event.is_step_failure)
     return [event.step_failure_data.error_display_string for event in events]
+
+
+def materializations_of(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """The metadata of each materialization by asset, values as they are."""
+    return {
+        event.asset_key.to_user_string(): {
+            name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
+        }
+        for event in result.filter_events(lambda event: event.is_step_materialization)
+    }
+
+
+def main() -> int:
+    organization_id, as_of = sys.argv[1:]
+    with opened_pipeline(os.environ) as pipeline:
+        result = pipeline.sync(organization_id, datetime.fromisoformat(as_of))
+    for error in errors_of(result):
+        sys.stderr.write(f"{error}\n")
+    return 0 if result.success else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
