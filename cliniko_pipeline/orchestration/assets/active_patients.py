@@ -6,6 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.orchestration.assets.appointments import SOURCES as APPOINTMENT_SOURCES
 from cliniko_pipeline.orchestration.assets.appointments import appointments
 from cliniko_pipeline.orchestration.assets.contact_mapping import contact_mapping
@@ -24,17 +25,6 @@ class ActivePatientsConfig(dg.Config):
     as_of: str | None = Field(
         default=None, description="The instant to judge by, ISO 8601 with an offset or Z. Not given: now."
     )
-
-
-def parse_as_of(text: str) -> datetime:
-    """An instant, in UTC. Raises SettingsError where the text is none, or has no offset."""
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise SettingsError(f"'{text}' is not an instant: write it as 2026-01-31T09:30:00Z.")
-    return instant.astimezone(UTC)
 
 
 @dg.asset(
@@ -70,7 +60,7 @@ def parse_as_of(text: str) -> datetime:
 def active_patients(config: ActivePatientsConfig, runtime: dg.ResourceParam[Runtime]) -> TableQuery:
     """The query that computes the rows inside PostgreSQL."""
     try:
-        as_of = datetime.now(UTC) if config.as_of is None else parse_as_of(config.as_of)
+        as_of = datetime.now(UTC) if config.as_of is None else parse_instant(config.as_of)
     except SettingsError as error:
         raise failure(error) from None
     return TableQuery(

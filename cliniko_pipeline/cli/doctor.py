@@ -1,0 +1,66 @@
+"""`cliniko-pipeline doctor`: checks everything a sync needs, in the order it needs it, and says what to do."""
+
+from collections.abc import Callable
+from functools import partial
+
+import click
+
+from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.postgres import organizations as stored
+from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.runtime import Runtime, open_runtime
+from cliniko_pipeline.settings import load_settings
+
+
+@click.command()
+def doctor() -> None:
+    """Check settings, database, keys and reachability; say what to do."""
+    try:
+        with open_runtime(load_settings()) as runtime:
+            click.secho("✓ The settings are valid", fg="green")
+            healthy = _examine(runtime)
+    except ClinikoPipelineError as error:
+        healthy = _shown("The settings are valid", error)
+    raise SystemExit(0 if healthy else 1)
+
+
+def _examine(runtime: Runtime) -> bool:
+    """Whether all is well. What everything after it needs ends the examination; the other checks all take place."""
+    has_key = _check("There is an encryption key", lambda: runtime.vault)
+    where = runtime.database.location
+    if not _check(f"PostgreSQL answers ({where})", runtime.database.require_supported_version):
+        return False
+    if not _check("The schema is up to date", lambda: _require_schema(runtime)):
+        return False
+    with runtime.database.operator() as connection:
+        found = [each.id for each in stored.organizations(connection) if each.is_active]
+    if not found:
+        click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
+    accepted = [_check(f"Cliniko accepts the key of '{each}'", partial(_ask, runtime, each)) for each in found]
+    return has_key and all(accepted)
+
+
+def _require_schema(runtime: Runtime) -> None:
+    if runtime.settings.embedded_database:
+        schema.migrate(runtime.database, create_application_tables=True)
+    schema.require_current(runtime.database)
+
+
+def _ask(runtime: Runtime, organization_id: str) -> None:
+    with runtime.client(organization_id) as client:
+        client.validate()
+
+
+def _check(claim: str, check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except ClinikoPipelineError as error:
+        return _shown(claim, error)
+    click.secho(f"✓ {claim}", fg="green")
+    return True
+
+
+def _shown(claim: str, error: ClinikoPipelineError) -> bool:
+    click.secho(f"✗ {claim}", fg="red")
+    click.echo(f"  {error}")
+    return False

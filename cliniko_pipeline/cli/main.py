@@ -1,0 +1,67 @@
+"""`cliniko-pipeline`: the commands, and how every one of them ends when something is wrong."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from cliniko_pipeline.errors import ClinikoPipelineError
+
+COMMANDS = {
+    "credentials": "cliniko_pipeline.cli.credentials:credentials",
+    "demo": "cliniko_pipeline.cli.demo:demo",
+    "doctor": "cliniko_pipeline.cli.doctor:doctor",
+    "migrate": "cliniko_pipeline.cli.migrate:migrate",
+    "organizations": "cliniko_pipeline.cli.organizations:organizations",
+    "sandbox": "cliniko_pipeline.cli.sandbox:sandbox",
+    "status": "cliniko_pipeline.cli.status:status",
+    "sync": "cliniko_pipeline.cli.sync:sync",
+    "ui": "cliniko_pipeline.cli.ui:ui",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command when it is used: `status` must not wait for Dagster."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        return getattr(import_module(module), name)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cliniko_pipeline")
+@click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
+@click.pass_context
+def cli(context: click.Context, *, debug: bool) -> None:
+    """Active patients of many Cliniko clinics, kept current in your own PostgreSQL."""
+    context.obj = debug
+
+
+def main() -> None:
+    """The entry point. Exit code 0: done; 1: something is wrong, one line on stderr says what; 2: wrong usage."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except ClinikoPipelineError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except Exception as error:  # a defect: its text may hold anything, so it is shown on demand only
+        if debug:
+            raise
+        click.echo(
+            f"Error: an unexpected {type(error).__name__}; this is a defect."
+            " `cliniko-pipeline --debug ...` shows where (mind that a traceback can hold data).",
+            err=True,
+        )
+        sys.exit(1)

@@ -1,0 +1,20 @@
+"""`cliniko-pipeline migrate`."""
+
+import click
+
+from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.runtime import open_runtime
+from cliniko_pipeline.settings import load_settings
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the database's schema up to date; safe to repeat."""
+    with open_runtime(load_settings()) as runtime:
+        embedded = runtime.settings.embedded_database
+        done = schema.migrate(runtime.database, create_application_tables=embedded)
+        where = runtime.database.location
+    if done.changed:
+        click.echo(f"Migrated {where} from {done.before or 'nothing'} to {done.after}.")
+    else:
+        click.echo(f"{where} is up to date ({done.after}).")

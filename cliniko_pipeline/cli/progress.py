@@ -1,0 +1,143 @@
+"""The progress of several organizations' syncs, live in a terminal, in plain lines elsewhere."""
+
+import threading
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressDisplay(Protocol):
+    """Shows what the clients tell, and each organization's end."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def show(self, organization_id: str, event: Event) -> None:
+        """Takes note of the event; called from many threads."""
+        ...
+
+    def ended(self, organization_id: str, error: str | None) -> None:
+        """The organization's sync is over."""
+        ...
+
+
+def progress_display(organization_ids: list[str]) -> ProgressDisplay:
+    """What fits where standard error goes."""
+    console = Console(stderr=True)
+    return _LiveDisplay(console, organization_ids) if console.is_terminal else _LineDisplay()
+
+
+class _LiveDisplay:
+    def __init__(self, console: Console, organization_ids: list[str]) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.fields[organization]}"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[pages]}"),
+            TextColumn("{task.fields[records]:,} records"),
+            TextColumn("{task.fields[budget]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {
+            organization_id: self._progress.add_task(
+                "waiting for its turn",
+                total=None,
+                start=False,
+                organization=organization_id,
+                pages="",
+                records=0,
+                budget="",
+            )
+            for organization_id in organization_ids
+        }
+        self._records = dict.fromkeys(organization_ids, 0)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, organization_id: str, event: Event) -> None:
+        task = self._tasks[organization_id]
+        self._progress.start_task(task)
+        match event:
+            case PageRead():
+                self._records[organization_id] += event.records
+                self._progress.update(
+                    task,
+                    description=event.resource.replace("_", " "),
+                    completed=event.number,
+                    total=max(event.pages, 1),
+                    pages=f"page {event.number}/{event.pages}",
+                    records=self._records[organization_id],
+                    budget=f"{event.budget_left} requests left this minute",
+                )
+            case Waiting():
+                self._progress.update(task, description=f"waiting {event.seconds:.0f} s")
+            case Retrying():
+                self._progress.update(task, description=f"retrying after {event.cause}")
+
+    def ended(self, organization_id: str, error: str | None) -> None:
+        task = self._tasks[organization_id]
+        self._progress.update(
+            task, description="[red]failed" if error else "[green]done", total=1, completed=1, pages="", budget=""
+        )
+        self._progress.stop_task(task)
+
+
+class _LineDisplay:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: dict[str, float] = {}
+        self._records: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def show(self, organization_id: str, event: Event) -> None:
+        with self._lock:
+            match event:
+                case PageRead():
+                    self._records[organization_id] = self._records.get(organization_id, 0) + event.records
+                    if event.number == event.pages or self._is_due(organization_id):
+                        click.echo(
+                            f"{organization_id}: {event.resource} page {event.number}/{event.pages},"
+                            f" {self._records[organization_id]} records, {event.budget_left} requests left this minute",
+                            err=True,
+                        )
+                case Waiting():
+                    if event.seconds >= 1:
+                        click.echo(f"{organization_id}: waiting {event.seconds:.0f} s: {event.reason}", err=True)
+                case Retrying():
+                    click.echo(f"{organization_id}: {event.what}: retrying after {event.cause}", err=True)
+
+    def ended(self, organization_id: str, error: str | None) -> None:
+        click.echo(f"{organization_id}: {'failed' if error else 'done'}", err=True)
+
+    def _is_due(self, organization_id: str) -> bool:
+        now = time.monotonic()
+        if now - self._last.get(organization_id, -SECONDS_BETWEEN_LINES) < SECONDS_BETWEEN_LINES:
+            return False
+        self._last[organization_id] = now
+        return True

@@ -1,0 +1,120 @@
+"""`cliniko-pipeline status`: where every organization stands."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cliniko_pipeline.cli.session import session
+from cliniko_pipeline.postgres import organizations as stored
+from cliniko_pipeline.postgres.organizations import Organization
+from cliniko_pipeline.postgres.sync_runs import OrganizationStatus, organization_status
+from cliniko_pipeline.runtime import Runtime
+
+WIDTH = 130
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(*, as_json: bool) -> None:
+    """Show each organization's last sync, counts, freshness and problems."""
+    with session() as runtime:
+        found = statuses(runtime)
+    if as_json:
+        click.echo(json.dumps([_as_json(*each) for each in found], indent=2))
+    elif found:
+        show_statuses(found)
+        for line in problem_lines(found):
+            click.echo(line)
+    else:
+        click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
+
+
+def statuses(runtime: Runtime, only: list[str] | None = None) -> list[tuple[Organization, OrganizationStatus]]:
+    """All organizations, or those named, each read in its own context."""
+    with runtime.database.operator() as connection:
+        found = stored.organizations(connection)
+    result: list[tuple[Organization, OrganizationStatus]] = []
+    for each in found:
+        if only is None or each.id in only:
+            with runtime.database.organization(each.id) as connection:
+                result.append((each, organization_status(connection)))
+    return result
+
+
+def show_statuses(found: list[tuple[Organization, OrganizationStatus]]) -> None:
+    """Prints one row an organization, as wide as it needs to be where nobody's terminal says otherwise."""
+    table = Table(title="Organizations", title_justify="left")
+    for heading in ("Organization", "Last sync", "Last success"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("Patients", "Appts", "Matched", "Unmatched", "Ambiguous", "Active", "Requests", "Waited"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for organization, state in found:
+        table.add_row(
+            organization.name,
+            _last_sync(organization, state),
+            _age(state.last_success_at),
+            f"{state.patients:,}",
+            f"{state.appointments:,}",
+            f"{state.matched:,}",
+            f"{state.unmatched:,}",
+            f"{state.ambiguous:,}",
+            f"[bold]{state.active_patients:,}[/]",
+            f"{state.requests or 0:,}",
+            f"{state.seconds_waited or 0:.0f} s",
+        )
+    console = Console()
+    Console(width=None if console.is_terminal else WIDTH).print(table)
+
+
+def problem_lines(found: list[tuple[Organization, OrganizationStatus]]) -> list[str]:
+    """What an operator should look at, a line each."""
+    return [f"{organization.id}: {problem}" for organization, state in found for problem in problems(state)]
+
+
+def problems(state: OrganizationStatus) -> list[str]:
+    """What an operator should look at, for one organization."""
+    found: list[str] = []
+    if state.status == "failed" and state.error:
+        found.append(f"the last sync failed. {state.error}")
+    if state.rejected_records:
+        found.append(
+            f"{state.rejected_records} records could not be understood and were set aside"
+            " (cliniko.rejected_records has the reasons)."
+        )
+    if state.patients_in_merge_loops:
+        found.append(
+            f"{state.patients_in_merge_loops} patients are merged in a loop; the lowest id stands for each loop."
+        )
+    return found
+
+
+def _last_sync(organization: Organization, state: OrganizationStatus) -> str:
+    if not organization.is_active:
+        return "disabled"
+    colour = {"succeeded": "green", "failed": "red"}.get(state.status or "", "yellow")
+    return f"[{colour}]{state.status or 'never'}[/]"
+
+
+def _age(instant: datetime | None) -> str:
+    if instant is None:
+        return "never"
+    minutes = int((datetime.now(UTC) - instant).total_seconds() // 60)
+    if minutes < 1:
+        return "just now"
+    if minutes < 120:
+        return f"{minutes} min ago"
+    return f"{minutes // 60} h ago" if minutes < 48 * 60 else f"{minutes // (24 * 60)} days ago"
+
+
+def _as_json(organization: Organization, state: OrganizationStatus) -> dict[str, Any]:
+    values = {"id": organization.id, "name": organization.name, "is_active": organization.is_active}
+    values |= {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in dataclasses.asdict(state).items()
+    }
+    return values | {"problems": problems(state)}

@@ -1,0 +1,54 @@
+"""`cliniko-pipeline sync`: the main job in the terminal."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import click
+
+from cliniko_pipeline.cli.progress import progress_display
+from cliniko_pipeline.cli.session import session
+from cliniko_pipeline.cli.status import show_statuses, statuses
+from cliniko_pipeline.cli.workers import run_in_workers
+from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.instants import parse_instant
+from cliniko_pipeline.postgres import organizations as stored
+from cliniko_pipeline.runtime import Runtime
+
+
+@click.command()
+@click.argument("organization_ids", metavar="[ID]...", nargs=-1)
+@click.option("--all", "all_organizations", is_flag=True, help="Every organization that is not disabled.")
+@click.option("--as-of", metavar="INSTANT", help="Judge by this instant (2026-01-31T09:30:00Z), not by now.")
+def sync(organization_ids: tuple[str, ...], *, all_organizations: bool, as_of: str | None) -> None:
+    """Read organizations from Cliniko and renew their active patients, as runs that the Dagster UI shows."""
+    if bool(organization_ids) == all_organizations:
+        raise click.UsageError("Name organizations, or give --all.")
+    instant = None if as_of is None else parse_instant(as_of)
+    with session() as runtime:
+        ids = _chosen(runtime, organization_ids)
+        errors = run_syncs(ids, instant)
+        report(runtime, ids, errors)
+    raise SystemExit(1 if errors else 0)
+
+
+def run_syncs(ids: Sequence[str], as_of: datetime | None = None) -> dict[str, str]:
+    """Syncs the organizations with progress; returns the errors, a line each, of those that failed."""
+    with progress_display(list(ids)) as display:
+        return run_in_workers(ids, as_of, display)
+
+
+def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None:
+    """The summary table, then a line for each organization that failed."""
+    show_statuses(statuses(runtime, list(ids)))
+    for organization_id, error in errors.items():
+        click.echo(f"Error: {organization_id} failed. {error}", err=True)
+
+
+def _chosen(runtime: Runtime, named: Sequence[str]) -> list[str]:
+    with runtime.database.operator() as connection:
+        if named:
+            return [stored.organization(connection, each).id for each in dict.fromkeys(named)]
+        found = [each.id for each in stored.organizations(connection) if each.is_active]
+    if not found:
+        raise SettingsError("There is no organization to sync: `cliniko-pipeline organizations add ID --name NAME`.")
+    return found
