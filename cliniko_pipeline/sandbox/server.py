@@ -132,21 +132,23 @@ class Sandbox:
 
     async def serve(self, host: str, port: int, started: "Future[asyncio.AbstractEventLoop]") -> None:
         """Serve until `stop`; `started` gets the event loop, or why there is no server."""
-        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=1.0)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, host, port, backlog=1024)
-            await site.start()
-            address = runner.addresses[0]
-            self.host = f"{address[0]}:{address[1]}"
-            started.set_result(asyncio.get_running_loop())
-            await self._stopping.wait()
-            await site.stop()
-            # The runner closes the connections it knows: let those just accepted become known first.
-            for _ in range(_TURNS_TO_ACCEPT):
-                await asyncio.sleep(0)
-        finally:
-            await runner.cleanup()
+        loop = asyncio.get_running_loop()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family, backlog=1024) as listening:
+            runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=1.0)
+            await runner.setup()
+            try:
+                await web.SockSite(runner, listening).start()
+                self.host = _authority(listening)
+                started.set_result(loop)
+                await self._stopping.wait()
+                # The runner closes only connections it knows: accept no more, and let those just accepted
+                # become known, before it stops.
+                loop.remove_reader(listening)
+                for _ in range(_TURNS_TO_ACCEPT):
+                    await asyncio.sleep(0)
+            finally:
+                await runner.cleanup()
 
     def stop(self) -> None:
         """End `serve`; call it on the server's event loop."""
@@ -447,6 +449,11 @@ def _error(status: int, message: str) -> _Answer:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _authority(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_loopback(remote: str | None) -> bool:

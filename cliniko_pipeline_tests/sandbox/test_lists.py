@@ -1,3 +1,4 @@
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -265,6 +266,30 @@ def test_bookings_are_the_union_of_appointments_groups_and_blocks(asking):
     assert caller.get("/bookings/7").json()["patient_ids"] == ["82", "9"]
     caller.account.delete("group_appointments", "7")
     assert caller.get("/bookings/7").status_code == 404
+    caller.account.put("individual_appointments", record(30))
+    caller.account.put("group_appointments", record(8, patient_ids=["5"]))
+    assert caller.ids("/bookings", "id:>=8") == ["8", "9", "12", "30"]
+    assert caller.ids("/bookings", "patient_ids:~5") == ["8"]
+
+
+def test_lists_stay_whole_while_another_thread_changes_the_account(asking):
+    caller = asking(patients=[record(n) for n in range(100)])
+    done = threading.Event()
+
+    def change():
+        while not done.is_set():
+            for number in range(0, 100, 7):
+                caller.account.put("patients", record(number, first_name="changed"))
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    try:
+        for _ in range(30):
+            assert caller.ids("/patients", per_page=100) == [str(n) for n in range(100)]
+            assert caller.get("/patients", "first_name:?").status_code == 200
+    finally:
+        done.set()
+        writer.join()
 
 
 seconds = st.integers(0, 5)

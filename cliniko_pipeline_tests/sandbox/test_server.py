@@ -7,7 +7,8 @@ import pytest
 
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.server import running_sandbox
+from cliniko_pipeline.sandbox.rate_limit import RateLimit
+from cliniko_pipeline.sandbox.server import _is_loopback, running_sandbox
 from cliniko_pipeline_tests.sandbox.conftest import KEY, USER_AGENT, linked, record
 
 ACCEPT = {"Accept": "application/json"}
@@ -199,6 +200,28 @@ def test_nothing_is_left_behind_when_the_sandbox_ends():
         assert is_closed(idle)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address, timeout=5)
+
+
+def test_a_connection_made_at_the_last_moment_is_closed_too():
+    for _ in range(10):
+        with running_sandbox([account()]) as sandbox:
+            host, port = sandbox.host.split(":")
+            late = socket.create_connection((host, int(port)), timeout=5)
+        with late:
+            assert is_closed(late)
+
+
+def test_a_request_is_possible_again_exactly_a_window_after_the_oldest():
+    limit = RateLimit(2)
+    assert [limit.admit(at) for at in (0.0, 1.0, 59.9, 60.0, 60.5, 61.0)] == [None, None, 60.0, None, 61.0, None]
+
+
+@pytest.mark.parametrize(
+    ("remote", "expected"),
+    [("127.0.0.1", True), ("::1", True), ("192.0.2.7", False), (None, False), ("", False), ("x", False)],
+)
+def test_only_loopback_addresses_may_steer_the_sandbox(remote, expected):
+    assert _is_loopback(remote) is expected
 
 
 def test_an_address_in_use_is_a_settings_error():
