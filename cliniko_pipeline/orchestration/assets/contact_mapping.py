@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from cliniko_pipeline.orchestration.assets.appointments import SOURCES as APPOINTMENT_SOURCES
+from cliniko_pipeline.orchestration.assets.appointments import appointments
 from cliniko_pipeline.orchestration.assets.patients import patients
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.table_metadata import column_schema
@@ -10,7 +12,8 @@ from cliniko_pipeline.postgres.tables import CONTACT_MAPPING
 
 
 @dg.asset(
-    deps=[patients],
+    # It needs no appointments, but what the application reads changes together or, after a failed reading, not at all.
+    deps=[patients, appointments],
     partitions_def=ORGANIZATIONS,
     io_manager_key="postgres",
     group_name="active_patients",
@@ -36,4 +39,8 @@ from cliniko_pipeline.postgres.tables import CONTACT_MAPPING
 )
 def contact_mapping() -> TableQuery:
     """The query that computes the mapping inside PostgreSQL."""
-    return TableQuery(CONTACT_MAPPING, "contact_mapping", requires=("patients",))
+    return TableQuery(
+        CONTACT_MAPPING,
+        "contact_mapping",
+        requires=("patients", *(each.resource.name for each in APPOINTMENT_SOURCES)),
+    )

@@ -75,15 +75,20 @@ class Reading:
 
 
 def _batched(source: Source[RecordT], pages: Iterator[Page[RecordT]]) -> Iterator[RecordBatch]:
-    """Joins pages into batches, one page behind: only the page after the last tells that it was the last."""
+    """Joins pages into batches, one page behind: only the page after the last tells that it was the last.
+
+    An empty batch goes first, before anything is requested: a reading that fails on its first page has begun, too.
+    """
+    name, table = source.resource.name, source.table
+    yield RecordBatch(name, table, (), is_first=True)
     rows: list[tuple[object, ...]] = []
     rejected: list[RejectedRecord] = []
-    is_first, held = True, 0
+    held = 0
     for page in pages:
         if held == PAGES_IN_A_BATCH:
-            yield RecordBatch(source.resource.name, source.table, rows, rejected, is_first=is_first)
-            rows, rejected, is_first, held = [], [], False, 0
+            yield RecordBatch(name, table, rows, rejected)
+            rows, rejected, held = [], [], 0
         rows.extend(map(source.row, page.records))
         rejected.extend(RejectedRecord(record.id, record.reason) for record in page.rejected)
         held += 1
-    yield RecordBatch(source.resource.name, source.table, rows, rejected, is_first=is_first, is_last=True)
+    yield RecordBatch(name, table, rows, rejected, is_last=True)

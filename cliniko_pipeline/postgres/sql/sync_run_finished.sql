@@ -3,12 +3,15 @@ set
     assets = run.assets || jsonb_build_object(
         cast(:asset as text),
         coalesce(run.assets -> :asset, '{}') || cast(:result as jsonb)
-            || jsonb_build_object('finished_at', cliniko.instant(now()))
+            || jsonb_strip_nulls(
+                jsonb_build_object('finished_at', cliniko.instant(now()), 'error', cast(:error as text))
+            )
     ),
     requests = run.requests + :requests,
     seconds_waited = run.seconds_waited + :seconds_waited,
     status = case
-        when cast(:error as text) is not null then 'failed'
+        -- Assets that do not depend on one that failed go on after it, and the run has failed nevertheless.
+        when cast(:error as text) is not null or run.status = 'failed' then 'failed'
         -- The run has succeeded when the last of what it planned has.
         when (
             select bool_and(planned = :asset or run.assets -> planned ->> 'status' = 'succeeded')
@@ -18,11 +21,15 @@ set
     end,
     finished_at = case
         when cast(:error as text) is not null
+            or run.status = 'failed'
             or (
                 select bool_and(planned = :asset or run.assets -> planned ->> 'status' = 'succeeded')
                 from unnest(run.planned) as planned
             )
         then now()
     end,
-    error = cast(:error as text)
+    error = case
+        when run.error is null or run.error = cast(:error as text) then cast(:error as text)
+        else concat_ws('; ', run.error, cast(:error as text))
+    end
 where run.run_id = :run_id

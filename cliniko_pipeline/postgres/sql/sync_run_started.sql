@@ -1,4 +1,4 @@
--- The first asset of a run makes the row; the others find it.
+-- The first asset of a run makes the row; the others find it. What failed before in the same run stays told.
 insert into cliniko.sync_runs as run (organization_id, run_id, planned, status, assets)
 values (
     current_setting('app.organization_id'),
@@ -9,7 +9,16 @@ values (
 )
 on conflict (organization_id, run_id) do update
 set
-    status = 'running',
+    status = case
+        when exists (
+            select from jsonb_each(run.assets - cast(:asset as text)) as other where other.value ->> 'status' = 'failed'
+        ) then 'failed'
+        else 'running'
+    end,
     finished_at = null,
-    error = null,
+    error = (
+        select string_agg(distinct other.value ->> 'error', '; ')
+        from jsonb_each(run.assets - cast(:asset as text)) as other
+        where other.value ->> 'status' = 'failed'
+    ),
     assets = run.assets || excluded.assets
