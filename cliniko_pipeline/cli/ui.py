@@ -37,7 +37,8 @@ def serve(runtime: Runtime, port: int = PORT) -> None:
         ids = [each.id for each in stored.organizations(connection) if each.is_active]
     with open_instance(runtime) as instance:
         ensure_partitions(instance, ids)
-    environment = os.environ | instance_environment(runtime)
+    # Dagster says at every start that another command of its own is the newer one.
+    environment = os.environ | instance_environment(runtime) | {"PYTHONWARNINGS": "ignore"}
     free = _free_port(port)
     if free != port:
         click.echo(f"Port {port} is in use, so the UI takes {free}.")

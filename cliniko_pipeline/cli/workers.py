@@ -113,7 +113,7 @@ def _serve_with_runtime(connection: Connection, organization_id: str, as_of: dat
     from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
     from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
 
-    def on_event(_organization_id: str, event: Event) -> None:
+    def on_event(organization_id: str, event: Event) -> None:  # noqa: ARG001 (whose it is, the caller knows)
         connection.send(event)
 
     with open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:
