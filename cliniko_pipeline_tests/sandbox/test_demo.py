@@ -160,6 +160,17 @@ def test_pilates_places_are_cancelled_and_taken_again(everything):
     assert any(one["deleted_at"] for one in groups.values())
 
 
+def test_a_class_names_the_patients_that_have_a_place_in_it(everything):
+    for records in everything.values():
+        places = {}
+        for one in records["attendees"].values():
+            if counts(one):
+                places.setdefault(related(one, "booking"), set()).add(related(one, "patient"))
+        for one in records["group_appointments"].values():
+            assert set(one["patient_ids"]) == places.get(one["id"], set())
+            assert len(one["patient_ids"]) <= one["max_attendees"]
+
+
 def test_a_change_of_an_attendee_does_not_touch_its_class(everything):
     records = everything["harbour-pilates"]
     groups = records["group_appointments"]
