@@ -1,0 +1,60 @@
+# Everything a newcomer does is one command. All of it works on a machine with Python 3.11 or later and nothing else.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python that is new enough; `make PYTHON=/path/to/python3 ...` chooses another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: help demo ui test test-thorough lint format sandbox constraints clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.runtime ## Everything at once on made-up clinics, then the Dagster UI; ARGS=--no-ui ends after the summary
+	@$(BIN)/cliniko-pipeline demo $(ARGS)
+
+ui: $(VENV)/.runtime ## The Dagster UI and daemon on this machine
+	@$(BIN)/cliniko-pipeline ui $(ARGS)
+
+sandbox: $(VENV)/.runtime ## The simulated Cliniko
+	@$(BIN)/cliniko-pipeline sandbox $(ARGS)
+
+test: $(VENV)/.dev ## All tests; ARGS='-k words' for some
+	$(BIN)/pytest --numprocesses=auto $(ARGS)
+
+test-thorough: $(VENV)/.dev ## The same with many more examples of every property; half an hour
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto $(ARGS)
+
+lint: $(VENV)/.dev ## Style, formatting, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --level error
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Bring the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: ## Pin every dependency anew, at its newest release
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet '.[dev]'
+	build/constraints/bin/pip freeze --exclude cliniko_pipeline | grep -v ' @ ' > constraints.txt
+	rm -rf build/constraints
+
+clean: ## Remove what was built and installed; the embedded database and its data in .cliniko stay
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing what the pipeline needs into $(VENV); this takes about a minute."
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing what the pipeline and its tests need into $(VENV); this takes about a minute."
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, then try again."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
