@@ -54,7 +54,12 @@ class Database:
             pool_pre_ping=True,
             pool_size=5,
             max_overflow=10,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "cliniko_pipeline"},
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+                "application_name": "cliniko_pipeline",
+                # Whatever the database's own: text must not come as bytes before that was looked at.
+                "client_encoding": "utf8",
+            },
         )
 
     def __repr__(self) -> str:

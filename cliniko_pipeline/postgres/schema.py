@@ -4,10 +4,12 @@ Two kinds of change: versioned steps (Alembic, in `migrations/versions`) for wha
 `sql/functions`, which are made anew whenever their text changed. One transaction: all of it, or nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
+from threading import Lock
 
 import sqlalchemy as sa
 from alembic import command
@@ -33,6 +35,9 @@ APPLICATION_TABLES = {
     "contacts": ("id", "organization_id", "cliniko_patient_id", "name", "email"),
 }
 """The application's tables in schema public and the columns of them that the pipeline needs."""
+
+# Alembic keeps the migration that runs in variables of its modules.
+_ALEMBIC = Lock()
 
 # In the order of their dependencies.
 FUNCTIONS = ("casefold", "name_key", "email_key", "instant", "persons", "organization_contacts")
@@ -102,7 +107,8 @@ def _upgrade(connection: Connection) -> None:
     connection.execute(sa.text("create schema if not exists cliniko"))
     config = _alembic_config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    with _ALEMBIC:
+        command.upgrade(config, "head")
     for name in FUNCTIONS:
         connection.exec_driver_sql(sql(f"functions/{name}"))
     connection.exec_driver_sql(
@@ -121,28 +127,29 @@ def _alembic_config() -> Config:
 
 
 def _require_application_tables(connection: Connection) -> None:
-    columns = _columns(connection)
+    rows = connection.execute(sa.text(sql("public_columns")), {"names": [*APPLICATION_TABLES, ACTIVE_PATIENTS.name]})
+    found = {row.table_name: row for row in rows}
     for table, needed in APPLICATION_TABLES.items():
-        if table not in columns:
+        if table not in found:
             raise DatabaseSetupError(
                 f"The table public.{table} is missing: point DATABASE_URL at the application's database, or create the"
                 " table there (docs/operations.md lists its columns)."
             )
-        _require_columns(table, needed, columns[table])
-    if ACTIVE_PATIENTS.name in columns:
+        _require_columns(table, needed, found[table].column_names)
+    if ACTIVE_PATIENTS.name in found:
+        existing = found[ACTIVE_PATIENTS.name]
+        if not existing.is_table:
+            raise DatabaseSetupError(
+                f"public.{ACTIVE_PATIENTS.name} is a view: the pipeline writes a table of that name; rename the view."
+            )
         needed = ("id", "organization_id", *ACTIVE_PATIENTS.written, *ACTIVE_PATIENTS.stamps)
-        _require_columns(ACTIVE_PATIENTS.name, needed, columns[ACTIVE_PATIENTS.name])
+        _require_columns(ACTIVE_PATIENTS.name, needed, existing.column_names)
 
 
-def _require_columns(table: str, needed: tuple[str, ...], found: set[str]) -> None:
+def _require_columns(table: str, needed: Sequence[str], found: Sequence[str]) -> None:
     missing = [column for column in needed if column not in found]
     if missing:
         raise DatabaseSetupError(
             f"The table public.{table} lacks {', '.join(missing)}: add what is missing"
             " (docs/operations.md lists its columns)."
         )
-
-
-def _columns(connection: Connection) -> dict[str, set[str]]:
-    rows = connection.execute(sa.text(sql("public_columns")), {"names": [*APPLICATION_TABLES, ACTIVE_PATIENTS.name]})
-    return {row.table_name: set(row.column_names) for row in rows}

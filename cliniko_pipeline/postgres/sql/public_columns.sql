@@ -1,5 +1,8 @@
 -- From the catalog, not information_schema, which hides what the user has no right to.
-select pg_class.relname as table_name, array_agg(pg_attribute.attname::text) as column_names
+select
+    pg_class.relname as table_name,
+    pg_class.relkind in ('r', 'p') as is_table,
+    array_agg(pg_attribute.attname::text) as column_names
 from pg_class
 inner join pg_attribute on pg_attribute.attrelid = pg_class.oid
 where pg_class.relnamespace = 'public'::regnamespace
@@ -7,4 +10,4 @@ where pg_class.relnamespace = 'public'::regnamespace
     and pg_class.relname = any(:names)
     and pg_attribute.attnum > 0
     and not pg_attribute.attisdropped
-group by pg_class.relname
+group by pg_class.relname, pg_class.relkind

@@ -34,7 +34,7 @@ begin
                     ),
                     ''
                 ),
-                case when cliniko.name_key(name) is not null then name else $$ || parts || $$ end,
+                case when cliniko.name_key(name) is not null then name::text else $$ || parts || $$ end,
                 email::text
             from public.contacts
             where organization_id = nullif(current_setting('app.organization_id', true), '')
