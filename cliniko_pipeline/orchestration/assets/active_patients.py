@@ -31,7 +31,7 @@ class ActivePatientsConfig(dg.Config):
     deps=[patients, appointments, contact_mapping],
     partitions_def=ORGANIZATIONS,
     io_manager_key="postgres",
-    group_name="active_patients",
+    group_name="cliniko",
     kinds={"sql", "postgres"},
     owners=["team:data-engineering"],
     description=(

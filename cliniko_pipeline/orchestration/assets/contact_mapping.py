@@ -16,7 +16,7 @@ from cliniko_pipeline.postgres.tables import CONTACT_MAPPING
     deps=[patients, appointments],
     partitions_def=ORGANIZATIONS,
     io_manager_key="postgres",
-    group_name="active_patients",
+    group_name="cliniko",
     kinds={"sql", "postgres"},
     owners=["team:data-engineering"],
     description=(
