@@ -1,14 +1,17 @@
 """A pipeline to be tested: the real definitions on a real database, reading a sandbox over real HTTP.
 
-`python -m cliniko_pipeline_tests.pipeline ORGANIZATION AS_OF` runs the main job in a process of its own.
+`python -m cliniko_pipeline_tests.pipeline AS_OF ORGANIZATION ...` runs the main job in a process of its own, on the
+Dagster instance in DAGSTER_HOME where that is set.
 """
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -145,48 +148,39 @@ def _bookkeeping(table: str) -> tuple[str, ...]:
     return BOOKKEEPING.get(table, ("synced_at",))
 
 
-@contextmanager
-def opened_pipeline(
-    environ: Mapping[str, str], instance: dg.DagsterInstance | None = None
-) -> Iterator[PipelineUnderTest]:
-    with open_runtime(load_settings(environ)) as runtime:
-        if instance is not None:
-            yield PipelineUnderTest(runtime, instance)
-            return
-        with dg.DagsterInstance.ephemeral() as ephemeral:
-            yield PipelineUnderTest(runtime, ephemeral)
-
-
 class SkippedTime:
     """A clock and a sleep for it: waits take no time and yet pass. Counts what was waited."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_sleep: Callable[[], None] = lambda: None) -> None:
         self.skipped = 0.0
+        self._on_sleep = on_sleep
 
     def clock(self) -> float:
         return time.monotonic() + self.skipped
 
     def sleep(self, seconds: float) -> None:
+        self._on_sleep()
         self.skipped += seconds
 
 
 @contextmanager
-def opened_pipeline_that_skips_waits(
-    environ: Mapping[str, str], on_sleep: Callable[[float], None] = lambda _seconds: None
-) -> Iterator[tuple[PipelineUnderTest, SkippedTime]]:
-    time_ = SkippedTime()
-
-    def sleep(seconds: float) -> None:
-        on_sleep(seconds)
-        time_.sleep(seconds)
-
+def opened_pipeline(
+    environ: Mapping[str, str], *, instance: dg.DagsterInstance | None = None, waits: SkippedTime | None = None
+) -> Iterator[PipelineUnderTest]:
+    """On an instance of its own unless one is given; with `waits`, those of the client take no time."""
     settings = load_settings(environ)
-    with open_runtime(settings, sleep=sleep) as runtime, dg.DagsterInstance.ephemeral() as instance:
+    with ExitStack() as stack:
+        if instance is None:
+            instance = stack.enter_context(dg.DagsterInstance.ephemeral())
+        if waits is None:
+            yield PipelineUnderTest(stack.enter_context(open_runtime(settings)), instance)
+            return
+        runtime = stack.enter_context(open_runtime(settings, sleep=waits.sleep))
         # The budgets measure time by themselves: with a sleep that does not last they would ask again and again.
         runtime._budgets = BudgetRegistry(
-            lambda _digest: SlidingWindowBudget(settings.requests_per_minute, clock=time_.clock, sleep=sleep)
+            lambda _digest: SlidingWindowBudget(settings.requests_per_minute, clock=waits.clock, sleep=waits.sleep)
         )
-        yield PipelineUnderTest(runtime, instance), time_
+        yield PipelineUnderTest(runtime, instance)
 
 
 def errors_of(result: dg.ExecuteInProcessResult) -> list[str]:
@@ -206,12 +200,30 @@ def materializations_of(result: dg.ExecuteInProcessResult) -> dict[str, dict[str
 
 
 def main() -> int:
-    organization_id, as_of = sys.argv[1:]
-    with opened_pipeline(os.environ) as pipeline:
-        result = pipeline.sync(organization_id, datetime.fromisoformat(as_of))
-    for error in errors_of(result):
-        sys.stderr.write(f"{error}\n")
-    return 0 if result.success else 1
+    as_of, *organization_ids = sys.argv[1:]
+    home = os.environ.get("DAGSTER_HOME")
+    failed = 0
+    with (
+        dg.DagsterInstance.from_config(home) if home else dg.DagsterInstance.ephemeral() as instance,
+        opened_pipeline(os.environ, instance=instance, waits=SkippedTime()) as pipeline,
+    ):
+        for organization_id in organization_ids:
+            result = pipeline.sync(organization_id, datetime.fromisoformat(as_of))
+            failed += not result.success
+            for error in errors_of(result):
+                sys.stderr.write(f"{error}\n")
+    return failed
+
+
+def sync_in_a_process(environ: Mapping[str, str], as_of: datetime, *organization_ids: str) -> subprocess.Popen[bytes]:
+    """Starts the main job for each in turn; the exit code is how many failed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cliniko_pipeline_tests.pipeline", as_of.isoformat(), *organization_ids],
+        env=os.environ | environ,
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 if __name__ == "__main__":
