@@ -1,6 +1,6 @@
 """What all tests share: a real PostgreSQL, and a pipeline on a database of its own.
 
-CLINIKO_TEST_DATABASE_URL, the URL of a superuser of another server, makes the tests use that instead of the embedded one.
+CLINIKO_TEST_DATABASE_URL, the URL of a superuser of another server, makes the tests use that one instead.
 """
 
 import os

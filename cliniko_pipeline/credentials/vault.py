@@ -10,7 +10,6 @@ handlers of the errors that caused them, for those may hold what could not be re
 
 import base64
 import binascii
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -80,16 +79,6 @@ class ClinikoCredentials:
                 " https://api.au4.cliniko.com/v1, with no user, query or fragment; correct it or leave it out"
             )
         return None
-
-
-def api_key_digest(api_key: str) -> str:
-    """Return the name that an API key's request budget goes by: 64 hexadecimal digits of a one-way hash.
-
-    The key counts as it is sent: with and without the shard's suffix it has two digests.
-    """
-    # Without the error handler a key that is no text would stand in the UnicodeEncodeError.
-    key = api_key.strip().encode(errors="backslashreplace")
-    return hashlib.sha256(b"cliniko_pipeline api key budget v1\x00" + key).hexdigest()
 
 
 class Vault:

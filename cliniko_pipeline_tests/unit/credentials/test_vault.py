@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault, api_key_digest
+from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 from cliniko_pipeline.errors import CredentialsDecryptionError, CredentialsFormatError, SettingsError
 
 NEW_KEY = Fernet.generate_key().decode()
@@ -316,19 +316,3 @@ def test_a_vault_without_proper_keys_is_a_settings_error_that_shows_none(keys):
     told = everything_told(caught.value)
     assert caught.value.__context__ is None
     assert not any(len(key) > 1 and key in told for key in keys)
-
-
-def test_a_digest_identifies_an_api_key_without_showing_it():
-    digest = api_key_digest(API_KEY)
-    assert len(bytes.fromhex(digest)) == 32
-    assert digest == api_key_digest(f"{API_KEY}\n")
-    assert digest != api_key_digest(API_KEY.removesuffix("-au4"))
-
-
-def test_a_digest_of_what_is_no_text_raises_nothing_that_could_show_it():
-    assert api_key_digest("key\ud800") != api_key_digest("key")
-
-
-def test_a_digest_stays_the_same_between_releases():
-    # Budgets are stored under it: another digest would give every key a second budget during a deployment.
-    assert api_key_digest("key-au1") == "58765be6f90bae899e2b865b13c22adec1def82c45fd432023ea989f3426109d"
