@@ -100,13 +100,14 @@ def set_up(pipeline: PipelineUnderTest, sandbox: Sandbox) -> None:
     with pipeline.database.operator() as connection:
         organizations.replace_encrypted(connection, "unknown-key", pipeline.runtime.vault.encrypt(wrong))
         organizations.replace_encrypted(connection, "undecryptable", lost)
-        # The driver's error for this quotes the whole row.
+        # The driver's error for this quotes the name.
         connection.execute(
             sa.text(
-                "alter table cliniko.patients add constraint refused"
-                " check (organization_id <> 'refusing-database' or id <> '1')"
+                "create domain cliniko.refused as text check"
+                " (current_setting('app.organization_id', true) <> 'refusing-database' or length(value) < 3)"
             )
         )
+        connection.execute(sa.text("alter table cliniko.patients alter column first_name type cliniko.refused"))
 
 
 @pytest.fixture
