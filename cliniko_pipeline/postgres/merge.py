@@ -16,6 +16,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from cliniko_pipeline.errors import DataError
 from cliniko_pipeline.postgres.engine import advisory_key
 from cliniko_pipeline.postgres.tables import Table
 
@@ -105,7 +106,13 @@ def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]
         cursor.copy(f"copy {STAGING} ({_list(table.written)}) from stdin".encode()) as copy,
     ):
         for row in rows:
-            copy.write_row(row)
+            try:
+                copy.write_row(row)
+            except (TypeError, ValueError) as error:  # half a character, say; the error quotes it
+                raise DataError(
+                    f"A row for {table.schema}.{table.name} holds a value that PostgreSQL cannot store"
+                    f" ({type(error).__name__})."
+                ) from None
 
 
 def _upsert_staging(connection: Connection, table: Table) -> Written:

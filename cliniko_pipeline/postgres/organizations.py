@@ -14,7 +14,6 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import OrganizationUnknownError
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.tables import TENANT_TABLES
 
 SERVICE = "cliniko"
 """`api_credentials.service_name` of the credentials that are ours."""
@@ -130,8 +129,9 @@ def remove(database: Database, organization_id: str) -> int:
 def delete_tenant_rows(database: Database, organization_id: str) -> int:
     """Deletes everything the pipeline stored for the organization; returns the number of rows."""
     with database.organization(organization_id) as connection:
+        tables = connection.execute(sa.text(sql("isolated_tables"))).scalars().all()
         # The policies narrow these statements, which name no organization, to this one.
-        return sum(connection.exec_driver_sql(f"delete from {table}").rowcount for table in TENANT_TABLES)
+        return sum(connection.execute(sa.text(f"delete from {table}")).rowcount for table in tables)
 
 
 def _update(connection: Connection, organization_id: str, assignment: str, **values: Any) -> None:

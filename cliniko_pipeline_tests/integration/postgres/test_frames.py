@@ -1,0 +1,334 @@
+"""DataFrames, as an operator's own assets return them: what is written is what is read."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from threading import Barrier
+from uuid import UUID
+
+import numpy as np
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cliniko_pipeline.errors import DatabaseSetupError, DataError
+from cliniko_pipeline.postgres import frames, organizations
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.merge import Written
+
+SYDNEY = timezone(timedelta(hours=10))
+INSTANT = datetime(2026, 3, 1, 9, 30, 0, 123456, tzinfo=UTC)
+
+# What a column holds, the type it gets, and what is read back where that differs.
+COLUMNS: dict[str, tuple[pd.Series, str, list[object]]] = {
+    "integers": (pd.Series([1, -(2**63)]), "bigint", [1, -(2**63)]),
+    "small integers": (pd.Series([1, 2], dtype="int8"), "bigint", [1, 2]),
+    "nullable integers": (pd.Series([1, None], dtype="Int64"), "bigint", [1, None]),
+    "integers as objects": (pd.Series([None, 2**62 + 1], dtype=object), "bigint", [None, 2**62 + 1]),
+    "numpy integers as objects": (pd.Series([np.int64(7), None], dtype=object), "bigint", [7, None]),
+    "floats": (pd.Series([1.5, float("nan")]), "double precision", [1.5, None]),
+    "endless floats": (pd.Series([float("inf"), -0.1]), "double precision", [float("inf"), -0.1]),
+    "booleans": (pd.Series([True, False]), "boolean", [True, False]),
+    "nullable booleans": (pd.Series([True, None], dtype="boolean"), "boolean", [True, None]),
+    "booleans as objects": (pd.Series([None, False], dtype=object), "boolean", [None, False]),
+    "numpy booleans as objects": (pd.Series([np.bool_(True), None], dtype=object), "boolean", [True, None]),
+    "texts": (pd.Series(["Zoë 😀\n\t\\N", ""]), "text", ["Zoë 😀\n\t\\N", ""]),
+    "missing texts": (pd.Series([None, "x"]), "text", [None, "x"]),
+    "texts of pandas": (pd.Series(["x", None], dtype="string"), "text", ["x", None]),
+    "categories": (pd.Series(["x", None], dtype="category"), "text", ["x", None]),
+    "instants": (pd.Series([pd.Timestamp(INSTANT), pd.NaT]), "timestamp with time zone", [INSTANT, None]),
+    "instants elsewhere": (
+        pd.Series([INSTANT.astimezone(SYDNEY), None]),
+        "timestamp with time zone",
+        [INSTANT, None],
+    ),
+    "instants as objects": (pd.Series([None, INSTANT], dtype=object), "timestamp with time zone", [None, INSTANT]),
+    "naive times": (
+        pd.Series([pd.Timestamp(2026, 3, 1, 9), pd.NaT]),
+        "timestamp without time zone",
+        [datetime(2026, 3, 1, 9), None],  # noqa: DTZ001
+    ),
+    "naive times as objects": (
+        pd.Series([None, datetime(2026, 3, 1, 9)], dtype=object),  # noqa: DTZ001
+        "timestamp without time zone",
+        [None, datetime(2026, 3, 1, 9)],  # noqa: DTZ001
+    ),
+    "dates": (pd.Series([date(2026, 3, 1), None]), "date", [date(2026, 3, 1), None]),
+    "decimals": (
+        pd.Series([Decimal("12345678901234567890.10"), None]),
+        "numeric",
+        [Decimal("12345678901234567890.10"), None],
+    ),
+    "uuids": (pd.Series([UUID(int=7), None]), "uuid", [UUID(int=7), None]),
+    "objects": (pd.Series([{"a": [1, None, "😀"]}, None]), "jsonb", [{"a": [1, None, "😀"]}, None]),
+    "lists": (pd.Series([[1, {"b": True}], []]), "jsonb", [[1, {"b": True}], []]),
+    "durations": (pd.Series([timedelta(days=1, seconds=1), None]), "interval", [timedelta(days=1, seconds=1), None]),
+    "nothing": (pd.Series([None, None], dtype=object), "text", [None, None]),
+}
+
+
+@pytest.fixture
+def database(module_database: Database) -> Database:
+    with module_database.operator() as connection:
+        connection.execute(sa.text("drop schema if exists clinic cascade"))
+    return module_database
+
+
+def write(database: Database, frame: pd.DataFrame, organization: str = "a", name: str = "reports") -> Written:
+    return frames.write(database, organization, "clinic", name, frame)
+
+
+def values(database: Database, organization: str = "a", name: str = "reports") -> list[tuple[object, ...]]:
+    frame = frames.read(database, organization, "clinic", name)
+    return [
+        tuple(None if not isinstance(value, dict | list) and pd.isna(value) else value for value in row)
+        for row in frame.astype(object).itertuples(index=False, name=None)
+    ]
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_column_is_read_back_as_it_was_written(database: Database, column: str) -> None:
+    series, sql_type, expected = COLUMNS[column]
+    frame = pd.DataFrame({"position": [0, 1], column: series})
+    assert write(database, frame) == Written(inserted=2)
+    with database.operator() as connection:
+        columns = sa.inspect(connection).get_columns("reports", "clinic")
+        found = connection.execute(
+            sa.text(
+                "select format_type(atttypid, null) from pg_attribute"
+                " where attrelid = 'clinic.reports'::regclass and attname = :name"
+            ),
+            {"name": column},
+        ).scalar_one()
+    assert [c["name"] for c in columns] == ["organization_id", "position", column]
+    assert found == sql_type
+    assert [row[1] for row in sorted(values(database))] == expected
+    # What was read can be written again, and is the same.
+    write(database, frames.read(database, "a", "clinic", "reports"))
+    assert [row[1] for row in sorted(values(database), key=lambda row: row[0])] == expected
+
+
+def test_the_second_writing_takes_the_place_of_the_first_in_its_organization_only(database: Database) -> None:
+    assert write(database, pd.DataFrame({"x": [1, 2, 3]})) == Written(inserted=3)
+    assert write(database, pd.DataFrame({"x": [9]}), "b") == Written(inserted=1)
+    assert write(database, pd.DataFrame({"x": [1, 5]})) == Written(inserted=2, deleted=3)
+    assert (sorted(values(database)), values(database, "b")) == ([(1,), (5,)], [(9,)])
+
+
+def test_an_empty_frame_empties_the_organizations_rows(database: Database) -> None:
+    assert write(database, pd.DataFrame({"x": pd.Series([], dtype="int64"), "y": []})) == Written()
+    assert values(database) == []
+    write(database, pd.DataFrame({"x": [1], "y": [2.5]}))
+    assert write(database, pd.DataFrame({"x": [], "y": []})) == Written(deleted=1)
+    assert values(database) == []
+
+
+def test_a_frame_without_columns_is_refused_in_one_line(database: Database) -> None:
+    for frame in (pd.DataFrame(), pd.DataFrame(index=[1, 2])):
+        with pytest.raises(DataError, match=r"clinic\.reports has no columns"):
+            write(database, frame)
+
+
+def test_whole_numbers_that_pandas_keeps_as_floats_because_one_is_missing_stay_whole(database: Database) -> None:
+    write(database, pd.DataFrame({"x": [1, 2]}))
+    write(database, pd.DataFrame({"x": [7, None]}), "b")
+    assert sorted(values(database, "b"), key=str) == [(7,), (None,)]
+    with pytest.raises(DataError):
+        write(database, pd.DataFrame({"x": [7.5, None]}), "b")
+
+
+def test_the_index_is_not_stored(database: Database) -> None:
+    write(database, pd.DataFrame({"x": [1, 2]}, index=pd.Index(["k", "k"], name="key")))
+    assert list(frames.read(database, "a", "clinic", "reports").columns) == ["x"]
+
+
+def test_a_frame_that_names_organizations_is_refused(database: Database) -> None:
+    with pytest.raises(DataError, match="leave it out"):
+        write(database, pd.DataFrame({"x": [1], "organization_id": ["b"]}))
+    assert _tables(database) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'x" text); drop table cliniko.patients; --',
+        "a:b",
+        "50%",
+        "",
+        " ",
+        "a\x00b",
+        "a'b",
+        "a\nb",
+        "x.y",
+        1,
+        None,
+        "ctid",
+    ],
+)
+def test_a_hostile_column_name_is_refused_and_nothing_is_made(database: Database, name: object) -> None:
+    with pytest.raises(DataError) as raised:
+        write(database, pd.DataFrame({"x": [1], name: [2]}))
+    assert "\n" not in str(raised.value)
+    assert _tables(database) == []
+
+
+@pytest.mark.parametrize("name", ["select", "Upper Case", "größe", "名前", "_x", "a" * 63, "ö" * 31])
+def test_an_unusual_column_name_is_kept(database: Database, name: str) -> None:
+    for value in (1, 2):
+        write(database, pd.DataFrame({name: [value]}))
+        assert list(frames.read(database, "a", "clinic", "reports").columns) == [name]
+        assert values(database) == [(value,)]
+
+
+@pytest.mark.parametrize("name", ["a" * 64, "ö" * 32, "名" * 22])
+def test_a_column_name_longer_than_postgresql_keeps_is_refused(database: Database, name: str) -> None:
+    with pytest.raises(DataError):
+        write(database, pd.DataFrame({name: [1]}))
+    assert _tables(database) == []
+
+
+def test_two_columns_of_one_name_are_refused(database: Database) -> None:
+    frame = pd.DataFrame([[1, 2]], columns=["x", "x"])
+    with pytest.raises(DataError, match="twice"):
+        write(database, frame)
+    assert _tables(database) == []
+
+
+def test_a_column_that_the_table_lacks_is_refused_and_one_that_the_frame_lacks_is_left_empty(
+    database: Database,
+) -> None:
+    write(database, pd.DataFrame({"x": [1], "y": ["a"]}))
+    with pytest.raises(DataError, match="has no column z"):
+        write(database, pd.DataFrame({"x": [2], "z": [1]}))
+    assert values(database) == [(1, "a")]
+    write(database, pd.DataFrame({"y": ["b"]}))
+    assert values(database) == [(None, "b")]
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        pd.Series([1, "not a number"], dtype=object),
+        pd.Series(["NUL \x00"]),
+        pd.Series([2**63], dtype="uint64"),
+        pd.Series([{"nul": "\x00"}]),
+        pd.Series([{"when": datetime.now(UTC)}]),
+        pd.Series(["half a character \ud800"]),
+        pd.Series([np.array([1, 2])]),
+        pd.Series([object()]),
+    ],
+    ids=["mixed", "nul", "too large", "nul in json", "instant in json", "surrogate", "array", "foreign object"],
+)
+def test_a_value_that_cannot_be_stored_is_refused_without_being_quoted_and_changes_nothing(
+    database: Database, series: pd.Series
+) -> None:
+    write(database, pd.DataFrame({"before": [1]}), name="kept")
+    with pytest.raises(DataError) as raised:
+        write(database, pd.DataFrame({"x": series}))
+    assert "\n" not in str(raised.value)
+    assert not any(part in str(raised.value) for part in ("not a number", "NUL", "half", "9223372036854775808"))
+    assert values(database, name="kept") == [(1,)]
+
+
+def test_a_table_that_is_made_is_under_forced_row_level_security_like_the_others(database: Database) -> None:
+    for organization in "ab":
+        write(database, pd.DataFrame({"x": [1]}), organization)
+    with database.operator() as connection:
+        row = connection.execute(
+            sa.text(
+                """
+                select relrowsecurity, relforcerowsecurity,
+                    (select count(*) from pg_policy where polrelid = pg_class.oid),
+                    has_table_privilege('cliniko_organization', oid, 'truncate')
+                from pg_class where oid = 'clinic.reports'::regclass
+                """
+            )
+        ).one()
+    assert tuple(row) == (True, True, 1, False)
+    with database.organization("a") as connection:
+        found = connection.execute(sa.text("select organization_id from clinic.reports")).scalars().all()
+    assert found == ["a"]
+
+
+def test_the_owner_of_a_table_that_was_made_sees_no_rows_outside_of_a_context(owner_database: Database) -> None:
+    write(owner_database, pd.DataFrame({"x": [1, 2]}))
+    assert len(values(owner_database)) == 2
+    with owner_database.operator() as connection:
+        assert connection.execute(sa.text("select count(*) from clinic.reports")).scalar_one() == 0
+
+
+def test_the_first_writings_of_many_organizations_at_the_same_time_all_succeed(database: Database) -> None:
+    start = Barrier(8)
+
+    def work(number: int) -> Written:
+        start.wait(10)
+        return write(database, pd.DataFrame({"x": [number]}), f"org_{number}", "at_once")
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(work, range(8))) == [Written(inserted=1)] * 8
+    assert [values(database, f"org_{number}", "at_once") for number in range(8)] == [[(n,)] for n in range(8)]
+
+
+def test_the_rows_of_an_organization_that_is_removed_go_from_tables_that_were_made_too(database: Database) -> None:
+    for organization in "ab":
+        write(database, pd.DataFrame({"x": [1, 2]}), organization)
+    assert organizations.delete_tenant_rows(database, "a") == 2
+    assert (values(database), len(values(database, "b"))) == ([], 2)
+
+
+@pytest.mark.parametrize("name", ["contacts", "organizations", "api_credentials"])
+def test_the_applications_tables_cannot_be_written(database: Database, name: str) -> None:
+    with pytest.raises((DatabaseSetupError, DataError)):
+        frames.write(database, "a", "public", name, pd.DataFrame({"id": [None], "name": ["x"]}))
+    with pytest.raises(DatabaseSetupError, match="permission denied"):
+        frames.read(database, "a", "public", name)
+
+
+def test_a_table_of_the_pipelines_own_takes_its_own_columns_only(database: Database) -> None:
+    columns = ["patient_id", "contact_id", "status", "method", "candidate_count"]
+    frame = pd.DataFrame(
+        [["1", None, "unmatched", None, None], ["2", UUID(int=1), "matched", "name", None]], columns=columns
+    )
+    assert frames.write(database, "a", "cliniko", "contact_mapping", frame) == Written(inserted=2)
+    assert frames.write(database, "a", "cliniko", "contact_mapping", frame[columns[::-1]]) == Written()
+    with pytest.raises(DataError, match="must have the columns"):
+        frames.write(database, "a", "cliniko", "contact_mapping", frame[["patient_id"]])
+
+
+def test_a_table_that_is_not_there_is_said_to_be_missing(database: Database) -> None:
+    with pytest.raises(DatabaseSetupError, match="does not exist"):
+        frames.read(database, "a", "clinic", "nowhere")
+
+
+SCALARS = [
+    st.integers(-(2**63), 2**63 - 1),
+    st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])),
+    st.booleans(),
+    st.uuids(),
+    st.dates(),
+    st.datetimes(timezones=st.just(UTC), min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30)),  # noqa: DTZ001
+    st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**20), max_value=10**20),
+]
+
+
+@settings(
+    deadline=None,
+    max_examples=settings.default.max_examples // 4,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.sampled_from(SCALARS).flatmap(lambda kind: st.lists(st.none() | kind, min_size=1, max_size=8)))
+def test_any_values_of_one_kind_are_read_back(database: Database, cells: list[object]) -> None:
+    with database.operator() as connection:
+        connection.execute(sa.text("drop table if exists clinic.any"))
+    frame = pd.DataFrame({"n": range(len(cells)), "x": pd.Series(cells, dtype=object)})
+    write(database, frame, name="any")
+    with database.organization("a") as connection:
+        stored = connection.execute(sa.text("select x from clinic.any order by n")).scalars().all()
+    assert stored == cells
+
+
+def _tables(database: Database) -> list[str]:
+    with database.operator() as connection:
+        return sa.inspect(connection).get_table_names("clinic")
