@@ -13,6 +13,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from cliniko_pipeline.errors import (
     ClinikoPipelineError,
@@ -130,37 +131,89 @@ class Database:
     def _translate(self, error: SQLAlchemyError | psycopg.Error) -> ClinikoPipelineError:
         cause = error.orig if isinstance(error, DBAPIError) else error
         state = getattr(cause, "sqlstate", None) or ""
-        message = _primary_message(cause)
+        return self._unavailable(cause, state) or _refused(cause, state)
+
+    def _unavailable(self, cause: BaseException | None, state: str) -> DatabaseUnavailableError | None:
+        if isinstance(cause, PoolTimeoutError):
+            return DatabaseUnavailableError(
+                f"No connection to PostgreSQL became free ({self.location}): this process uses all it may have;"
+                " try again."
+            )
+        if state in _GIVEN_UP:
+            return DatabaseUnavailableError(
+                f"PostgreSQL gave up a statement ({self.location}): {_GIVEN_UP[state]}. Try again."
+            )
         if _is_connection_failure(cause, state):
             return DatabaseUnavailableError(
-                f"PostgreSQL cannot be used ({self.location}): {_connection_reason(cause)}."
+                f"PostgreSQL cannot be used ({self.location}): {_connection_reason(cause, state)}."
                 " Check that the server runs and that DATABASE_URL is right, then try again."
             )
-        if state == "42501":  # insufficient_privilege
-            return DatabaseSetupError(
-                f"The database user lacks a privilege: {message}."
-                " Grant it, or let a user who has it run `cliniko-pipeline migrate`."
-            )
-        if state in {"42P01", "3F000", "42883", "22023", "42704"}:  # undefined table, schema, function, role
-            return DatabaseSetupError(
-                f"The database is not set up: {message}."
-                " Run `cliniko-pipeline migrate`; `cliniko-pipeline doctor` tells what else is missing."
-            )
-        if state in {"42703", "42804", "42830"}:  # undefined column, wrong type
-            return DatabaseSetupError(
-                f"A table is not as the pipeline expects it: {message}. `cliniko-pipeline doctor` tells more."
-            )
-        kind = type(cause).__name__
-        return DataError(f"PostgreSQL refused a statement ({kind}, SQLSTATE {state or 'unknown'}).")
+        return None
+
+
+def _refused(cause: BaseException | None, state: str) -> ClinikoPipelineError:
+    message = _primary_message(cause)
+    if state == "42501":  # insufficient_privilege
+        return DatabaseSetupError(
+            f"The database user lacks a privilege: {message}."
+            " Grant it, or let a user who has it run `cliniko-pipeline migrate`."
+        )
+    if state in {"42P01", "3F000", "42883", "22023", "42704"}:  # undefined table, schema, function, role
+        return DatabaseSetupError(
+            f"The database is not set up: {message}."
+            " Run `cliniko-pipeline migrate`; `cliniko-pipeline doctor` tells what else is missing."
+        )
+    if state in {"42703", "42804", "42830"}:  # undefined column, wrong type
+        return DatabaseSetupError(
+            f"A table is not as the pipeline expects it: {message}. `cliniko-pipeline doctor` tells more."
+        )
+    kind = type(cause).__name__
+    return DataError(f"PostgreSQL refused a statement ({kind}, SQLSTATE {state or 'unknown'}).")
+
+
+# Statements that may do better another time.
+_GIVEN_UP = {
+    "40001": "another transaction changed the same rows",
+    "40P01": "two transactions waited for each other",
+    "55P03": "another transaction held a lock for too long",
+    "57014": "a statement took too long, or was cancelled",
+}
+
+_CONNECTION_REASONS = {
+    "28000": "the user may not connect",
+    "28P01": "the user name or password is wrong",
+    "3D000": "that database does not exist",
+    "53100": "the server's disk is full",
+    "53200": "the server is out of memory",
+    "53300": "the server has no connection left",
+    "57P01": "the server shut down or ended the connection",
+    "57P02": "the server shut down or ended the connection",
+    "57P03": "the server is starting up or shutting down",
+}
+
+# libpq reports what happens on connecting in words only.
+_CONNECTION_WORDS = {
+    "password authentication failed": "the user name or password is wrong",
+    "no password supplied": "a password is needed",
+    "does not exist": "that database or user does not exist",
+    "connection refused": "the connection was refused",
+    "could not translate host name": "the host name is unknown",
+    "name or service not known": "the host name is unknown",
+    "failed to resolve host": "the host name is unknown",
+    "timeout": "the connection timed out",
+    "no such file or directory": "there is no server at that socket",
+    "too many": "the server has no connection left",
+    "starting up": "the server is starting up or shutting down",
+    "shutting down": "the server is starting up or shutting down",
+}
 
 
 def _is_connection_failure(cause: BaseException | None, state: str) -> bool:
-    # 08: connection, 53: resources, 57P: shutdown, 40: serialization failure and deadlock, 55P03 and 57014:
-    # a lock or a statement took too long. 28 (no such user or password) and 3D (no such database) come on
-    # connecting, without a state when libpq reports them.
+    # 08: connection, 28: no such user or password, 3D: no such database, 40: rolled back, 53: resources,
+    # 57P: shutdown. What libpq reports itself has no state.
     if isinstance(cause, psycopg.OperationalError) and not state:
         return True
-    return state[:2] in {"08", "53", "28", "3D", "40"} or state[:3] == "57P" or state in {"55P03", "57014"}
+    return state[:2] in {"08", "28", "3D", "40", "53"} or state[:3] == "57P"
 
 
 def _primary_message(cause: BaseException | None) -> str:
@@ -169,24 +222,10 @@ def _primary_message(cause: BaseException | None) -> str:
     return (getattr(diagnostics, "message_primary", None) or type(cause).__name__).strip()
 
 
-def _connection_reason(cause: BaseException | None) -> str:
+def _connection_reason(cause: BaseException | None, state: str) -> str:
     text = str(cause).lower()
-    known = {
-        "password authentication failed": "the user name or password is wrong",
-        "does not exist": "that database or user does not exist",
-        "connection refused": "the connection was refused",
-        "could not translate host name": "the host name is unknown",
-        "name or service not known": "the host name is unknown",
-        "failed to resolve host": "the host name is unknown",
-        "timeout": "the connection timed out",
-        "no such file or directory": "there is no server at that socket",
-        "too many": "it has no connection left",
-        "deadlock": "two transactions waited for each other",
-        "lock timeout": "another transaction held a lock for too long",
-        "statement timeout": "a statement took too long",
-        "no password supplied": "a password is needed",
-    }
-    return next((reason for words, reason in known.items() if words in text), "the connection broke")
+    by_words = (reason for words, reason in _CONNECTION_WORDS.items() if not state and words in text)
+    return _CONNECTION_REASONS.get(state) or next(by_words, "the connection broke")
 
 
 def advisory_key(*parts: str) -> int:
