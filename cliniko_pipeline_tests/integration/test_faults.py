@@ -5,7 +5,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -99,13 +101,20 @@ def environ(database_url: URL, tmp_path: Path) -> dict[str, str]:
 
 @contextmanager
 def opened_clinic(environ: dict[str, str], waits: SkippedTime, organization_id: str = SMALL) -> Iterator[Clinic]:
-    # Made anew for each test, which may change it.
-    demo = next(demo for demo in demo_organizations(AS_OF) if demo.id == organization_id)
+    demo = next(demo for demo in demos() if demo.id == organization_id)
+    # A copy, which the test may change.
+    records = {resource: list(found.values()) for resource, found in demo.account.records.items()}
+    account = Account.from_records(demo.account.name, demo.account.shard, demo.account.api_key, records)
     with (
         opened_pipeline(environ, waits=waits) as pipeline,
-        pipeline.sandbox([demo.account]) as sandbox,
+        pipeline.sandbox([account]) as sandbox,
     ):
-        yield Clinic(demo, pipeline, sandbox, waits)
+        yield Clinic(replace(demo, account=account), pipeline, sandbox, waits)
+
+
+@cache
+def demos() -> list[DemoOrganization]:
+    return list(demo_organizations(AS_OF))
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ CHANGED_AT = "2025-07-01T08:00:00Z"
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 EXAMPLES = settings(
     deadline=None,
-    max_examples=500 if THOROUGH else 5,
+    max_examples=500 if THOROUGH else 4,
     # Accounts are small as drawn, and shrinking one further takes minutes: each attempt is three runs of the job.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),

@@ -118,7 +118,7 @@ def test_two_organizations_synced_at_once_in_threads_get_what_each_gets_alone(tw
     expected = alone(twins)
     assert expected["twin-one"] != expected["twin-two"]
     twins.sandbox.faults = Faults(latency_ms=2, jitter_ms=8)
-    for _ in range(3):
+    for _ in range(2):
         twins.forget_everything()
         one, two = at_once(*(lambda name=name: sync_on_its_own_instance(twins, name) for name in twins.accounts))
         assert one == (True, [])
@@ -142,7 +142,7 @@ def test_two_organizations_synced_at_once_in_two_processes_get_what_each_gets_al
 def test_one_organization_synced_by_two_runs_at_once_has_the_right_tables(twins: Twins) -> None:
     expected = alone(twins)
     twins.sandbox.faults = Faults(latency_ms=2, jitter_ms=20)
-    for round_ in range(6):
+    for round_ in range(4):
         if round_ % 2 == 0:
             twins.forget_everything()
         results = at_once(*[lambda: sync_on_its_own_instance(twins, "twin-one")] * 2)
