@@ -1,5 +1,7 @@
 """`cliniko-pipeline`: the commands, and how every one of them ends when something is wrong."""
 
+import os
+import signal
 import sys
 from importlib import import_module
 
@@ -43,7 +45,11 @@ def cli(context: click.Context, *, debug: bool) -> None:
 
 
 def main() -> None:
-    """The entry point. Exit code 0: done; 1: something is wrong, one line on stderr says what; 2: wrong usage."""
+    """The entry point.
+
+    Exit code 0: done; 1: something is wrong, one line on stderr says what; 2: wrong usage; 130: interrupted.
+    """
+    _end_in_order_on_signals()
     debug = "--debug" in sys.argv[1:]
     try:
         sys.exit(cli.main(standalone_mode=False))
@@ -56,12 +62,45 @@ def main() -> None:
     except ClinikoPipelineError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
-    except Exception as error:  # a defect: its text may hold anything, so it is shown on demand only
+    except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
         if debug:
             raise
-        click.echo(
-            f"Error: an unexpected {type(error).__name__}; this is a defect."
-            " `cliniko-pipeline --debug ...` shows where (mind that a traceback can hold data).",
-            err=True,
-        )
+        click.echo(f"Error: {_of_this_machine(error) if isinstance(error, OSError) else _defect(error)}", err=True)
         sys.exit(1)
+
+
+def _end_in_order_on_signals() -> None:
+    """Lets every signal that ends a program do so as Ctrl-C does: what was started is ended too."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        # The end takes a moment, and waits for nothing without a limit: a second signal would cut it short.
+        for each in signals:
+            signal.signal(each, lambda _signal, _frame: None)
+        raise KeyboardInterrupt
+
+    for each in signals:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup
+            signal.signal(each, interrupt)
+
+
+def _of_this_machine(error: OSError) -> str:
+    """What to say of a file or folder that cannot be used, or whatever else this machine refuses."""
+    reason = error.strerror or type(error).__name__
+    if not isinstance(error.filename, str):
+        return f"this machine refuses ({reason}); `cliniko-pipeline --debug ...` shows what."
+    return (
+        f"{error.filename} cannot be used ({reason}): CLINIKO_PIPELINE_HOME (default: .cliniko here) and DAGSTER_HOME"
+        " must be folders that can be written."
+    )
+
+
+def _defect(error: Exception) -> str:
+    # Its text may hold anything, so it is shown on demand only.
+    return (
+        f"an unexpected {type(error).__name__}; this is a defect."
+        " `cliniko-pipeline --debug ...` shows where (mind that a traceback can hold data)."
+    )

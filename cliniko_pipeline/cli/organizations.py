@@ -3,10 +3,11 @@
 import sys
 
 import click
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import session
+from cliniko_pipeline.cli.status import output_console
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.errors import CredentialsFormatError
 from cliniko_pipeline.postgres import organizations as stored
@@ -48,8 +49,11 @@ def list_() -> None:
     table = Table("ID", "Name", "Active", "Key last accepted")
     for each in found:
         validated = f"{each.last_validated_at:%Y-%m-%d %H:%M} UTC" if each.last_validated_at else "never"
-        table.add_row(each.id, each.name, "yes" if each.is_active else "disabled", validated)
-    Console().print(table if found else "No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
+        table.add_row(escape(each.id), escape(each.name), "yes" if each.is_active else "disabled", validated)
+    if found:
+        output_console().print(table)
+    else:
+        click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
 
 
 @organizations.command()

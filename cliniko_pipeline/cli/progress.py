@@ -7,6 +7,7 @@ from typing import Protocol, Self
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
@@ -55,7 +56,7 @@ class _LiveDisplay:
                 "waiting for its turn",
                 total=None,
                 start=False,
-                organization=organization_id,
+                organization=escape(organization_id),
                 pages="",
                 records=0,
                 budget="",
@@ -91,7 +92,7 @@ class _LiveDisplay:
             case Waiting():
                 self._progress.update(task, description=f"waiting {event.seconds:.0f} s")
             case Retrying():
-                self._progress.update(task, description=f"retrying after {event.cause}")
+                self._progress.update(task, description=f"retrying after {escape(event.cause)}")
 
     def ended(self, organization_id: str, error: str | None) -> None:
         task = self._tasks[organization_id]

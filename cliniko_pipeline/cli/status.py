@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import session
@@ -15,7 +16,7 @@ from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.postgres.sync_runs import OrganizationStatus, organization_status
 from cliniko_pipeline.runtime import Runtime
 
-WIDTH = 130
+UNLIMITED_WIDTH = 2000
 
 
 @click.command()
@@ -47,7 +48,7 @@ def statuses(runtime: Runtime, only: list[str] | None = None) -> list[tuple[Orga
 
 
 def show_statuses(found: list[tuple[Organization, OrganizationStatus]]) -> None:
-    """Prints one row an organization, as wide as it needs to be where nobody's terminal says otherwise."""
+    """Prints one row an organization."""
     table = Table(title="Organizations", title_justify="left")
     for heading in ("Organization", "Last sync", "Last success"):
         table.add_column(heading, no_wrap=True)
@@ -55,7 +56,7 @@ def show_statuses(found: list[tuple[Organization, OrganizationStatus]]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for organization, state in found:
         table.add_row(
-            organization.name,
+            escape(organization.name),
             _last_sync(organization, state),
             _age(state.last_success_at),
             f"{state.patients:,}",
@@ -67,8 +68,13 @@ def show_statuses(found: list[tuple[Organization, OrganizationStatus]]) -> None:
             f"{state.requests or 0:,}",
             f"{state.seconds_waited or 0:.0f} s",
         )
+    output_console().print(table)
+
+
+def output_console() -> Console:
+    """Standard output; where that is no terminal, wide enough that nothing is cut off or broken into lines."""
     console = Console()
-    Console(width=None if console.is_terminal else WIDTH).print(table)
+    return console if console.is_terminal else Console(width=UNLIMITED_WIDTH)
 
 
 def problem_lines(found: list[tuple[Organization, OrganizationStatus]]) -> list[str]:

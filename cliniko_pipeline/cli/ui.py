@@ -17,11 +17,18 @@ from cliniko_pipeline.runtime import Runtime
 HOST = "127.0.0.1"
 PORT = 3000
 PORTS_TRIED = 50
+LAST_PORT = 65535
 STOP_SECONDS = 20
 
 
 @click.command()
-@click.option("--port", type=int, default=PORT, show_default=True, help="Another is taken where this is in use.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, LAST_PORT),
+    default=PORT,
+    show_default=True,
+    help="Another is taken where this is in use.",
+)
 def ui(port: int) -> None:
     """Serve the Dagster UI, with its daemon, on this machine until Ctrl-C."""
     with session() as runtime:
@@ -32,11 +39,14 @@ def serve(runtime: Runtime, port: int = PORT) -> None:
     """Runs `dagster dev` until Ctrl-C or SIGTERM, then ends it and all it started."""
     from cliniko_pipeline.orchestration.instance import instance_environment, open_instance  # noqa: PLC0415
     from cliniko_pipeline.orchestration.partitions import ensure_partitions  # noqa: PLC0415
+    from cliniko_pipeline.orchestration.runs import end_abandoned_runs  # noqa: PLC0415
 
     with runtime.database.operator() as connection:
         ids = [each.id for each in stored.organizations(connection) if each.is_active]
     with open_instance(runtime) as instance:
         ensure_partitions(instance, ids)
+        for organization_id in ids:
+            end_abandoned_runs(instance, runtime, organization_id)
     # Dagster says at every start that another command of its own is the newer one.
     environment = os.environ | instance_environment(runtime) | {"PYTHONWARNINGS": "ignore"}
     free = _free_port(port)
@@ -55,17 +65,16 @@ def _command(workspace: Path, port: int) -> list[str]:
 def _run_until_stopped(command: list[str], environment: dict[str, str]) -> None:
     # A session of its own: Ctrl-C reaches us alone, and we end the whole group in order.
     process = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 (no shell)
-    previous = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         process.wait()
     except KeyboardInterrupt:
         click.echo("Stopping ...")
     finally:
-        signal.signal(signal.SIGTERM, previous)
         _end_group(process)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends the process and all it started that stayed in its group."""
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)
@@ -76,12 +85,9 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def _as_interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def _free_port(wanted: int) -> int:
-    for port in range(wanted, wanted + PORTS_TRIED):
+    last = min(wanted + PORTS_TRIED - 1, LAST_PORT)
+    for port in range(wanted, last + 1):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -89,4 +95,4 @@ def _free_port(wanted: int) -> int:
             except OSError:
                 continue
             return port
-    raise click.ClickException(f"No free port from {wanted} to {wanted + PORTS_TRIED - 1}: name another with --port.")
+    raise click.ClickException(f"No free port from {wanted} to {last}: name another with --port.")

@@ -5,8 +5,12 @@ without waiting for each other forever. And a worker that is killed takes one or
 """
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing.connection import Connection
@@ -19,45 +23,106 @@ from cliniko_pipeline.errors import ClinikoPipelineError
 
 WORKERS = 4
 END_SECONDS = 30
+INTERRUPTED_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class _Ended:
+    """The end of an organization's sync; `is_last`: of the worker, too."""
+
     error: str | None
+    is_last: bool = False
 
 
 def run_in_workers(organization_ids: Sequence[str], as_of: datetime | None, display: ProgressDisplay) -> dict[str, str]:
     """Syncs the organizations; returns the errors, a line each, of those that failed.
 
-    Ctrl-C reaches the workers too (they share the terminal's group), so that
-    their runs end as interrupted ones.
+    An interruption (KeyboardInterrupt) is passed on to the workers, which end their runs, and then raised.
     """
-    waiting: SimpleQueue[str] = SimpleQueue()
-    for organization_id in organization_ids:
-        waiting.put(organization_id)
-    errors: dict[str, str] = {}
+    crew = _Crew(organization_ids, as_of, display)
+    workers = min(WORKERS, len(organization_ids))
+    try:
+        with ThreadPoolExecutor(workers, thread_name_prefix="sync") as executor:
+            try:
+                for future in [executor.submit(crew.work) for _ in range(workers)]:
+                    future.result()
+            except BaseException:
+                crew.stop()
+                raise
+    finally:
+        if crew.died:
+            _end_runs_of(crew.died)
+    return crew.errors
 
-    def work() -> None:
+
+class _Crew:
+    """The workers, and what waits for one."""
+
+    def __init__(self, organization_ids: Sequence[str], as_of: datetime | None, display: ProgressDisplay) -> None:
+        self.errors: dict[str, str] = {}
+        self.died: list[str] = []
+        self._as_of = as_of
+        self._display = display
+        self._waiting: SimpleQueue[str] = SimpleQueue()
+        for organization_id in organization_ids:
+            self._waiting.put(organization_id)
+        self._lock = threading.Lock()
+        self._workers: list[_Worker] = []
+        self._is_stopping = False
+
+    def work(self) -> None:
+        """Has one worker at a time sync what waits, until nothing does."""
         worker: _Worker | None = None
         try:
-            while True:
-                organization_id = waiting.get_nowait()
-                worker = worker if worker is not None and worker.is_alive() else _Worker(as_of)
-                error = worker.sync(organization_id, display)
-                display.ended(organization_id, error)
-                if error is not None:
-                    errors[organization_id] = error
+            while not self._is_stopping:
+                organization_id = self._waiting.get_nowait()
+                worker = worker if worker is not None and worker.is_usable() else self._new_worker()
+                if worker is not None:
+                    self._sync(worker, organization_id)
         except Empty:
             pass
         finally:
             if worker is not None:
                 worker.end()
 
-    workers = min(WORKERS, len(organization_ids))
-    with ThreadPoolExecutor(workers, thread_name_prefix="sync") as executor:
-        for future in [executor.submit(work) for _ in range(workers)]:
-            future.result()
-    return errors
+    def stop(self) -> None:
+        """Interrupts all workers, and kills those that do not end by themselves soon."""
+        with self._lock:
+            self._is_stopping = True
+        for worker in self._workers:
+            worker.interrupt()
+        for worker in self._workers:
+            worker.wait(INTERRUPTED_SECONDS)
+
+    def _new_worker(self) -> "_Worker | None":
+        with self._lock:
+            if self._is_stopping:
+                return None
+            worker = _Worker(self._as_of)
+            self._workers.append(worker)
+            return worker
+
+    def _sync(self, worker: "_Worker", organization_id: str) -> None:
+        error = worker.sync(organization_id, self._display)
+        if not self._is_stopping:
+            self._display.ended(organization_id, error)
+        if error is not None:
+            self.errors[organization_id] = error
+        if worker.has_died:
+            self.died.append(organization_id)
+
+
+def _end_runs_of(organization_ids: Sequence[str]) -> None:
+    """Marks as failed what the processes that died left running."""
+    from cliniko_pipeline.orchestration.instance import open_instance  # noqa: PLC0415
+    from cliniko_pipeline.orchestration.runs import end_abandoned_runs  # noqa: PLC0415
+    from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
+    from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
+
+    # Where that cannot be done, the next sync does it.
+    with suppress(ClinikoPipelineError), open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:
+        for organization_id in organization_ids:
+            end_abandoned_runs(instance, runtime, organization_id)
 
 
 class _Worker:
@@ -67,11 +132,18 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, as_of), name="sync worker")
-        self._process.start()
+        self.has_died = False
+        self._has_ended = False
+        # The process begins with SIGINT blocked, as this thread has it, and lets it in when it can be interrupted.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
-    def is_alive(self) -> bool:
-        return self._process.is_alive()
+    def is_usable(self) -> bool:
+        return not self._has_ended and self._process.is_alive()
 
     def sync(self, organization_id: str, display: ProgressDisplay) -> str | None:
         try:
@@ -79,13 +151,25 @@ class _Worker:
             while not isinstance(message := self._connection.recv(), _Ended):
                 display.show(organization_id, message)
         except (EOFError, OSError):
+            self.has_died = self._has_ended = True
             self._process.join(END_SECONDS)
             return f"Its process ended unexpectedly (exit code {self._process.exitcode}); sync it again."
+        self._has_ended = message.is_last
         return message.error
 
+    def interrupt(self) -> None:
+        process_id = self._process.pid
+        if process_id is not None and self._process.is_alive():
+            os.kill(process_id, signal.SIGINT)
+
     def end(self) -> None:
+        """Lets it go: it ends when nobody is there to tell it what to do."""
         self._connection.close()
-        self._process.join(END_SECONDS)
+        self.wait(END_SECONDS)
+
+    def wait(self, seconds: float) -> None:
+        """Waits for its end, and kills it when that takes longer."""
+        self._process.join(seconds)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -93,15 +177,18 @@ class _Worker:
 
 def _serve(connection: Connection, as_of: datetime | None) -> None:
     """The worker's own side: syncs whatever it is told to, until nobody is there to tell."""
+    # Ctrl-C in the terminal reaches the command alone, which passes it on, once.
+    os.setsid()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         organization_id = connection.recv()
         _serve_with_runtime(connection, organization_id, as_of)
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
     except ClinikoPipelineError as error:
-        connection.send(_Ended(str(error)))
+        connection.send(_Ended(str(error), is_last=True))
     except Exception as error:  # noqa: BLE001 (a defect; its text may hold anything)
-        connection.send(_Ended(f"An unexpected {type(error).__name__} outside of the run."))
+        connection.send(_Ended(f"An unexpected {type(error).__name__} outside of the run.", is_last=True))
 
 
 def _serve_with_runtime(connection: Connection, organization_id: str, as_of: datetime | None) -> None:
@@ -120,5 +207,5 @@ def _serve_with_runtime(connection: Connection, organization_id: str, as_of: dat
         definitions = build_definitions(runtime=runtime, listener=on_event)
         while True:
             ensure_partitions(instance, [organization_id])
-            connection.send(_Ended(run_sync(definitions, instance, organization_id, as_of).error))
+            connection.send(_Ended(run_sync(definitions, instance, runtime, organization_id, as_of).error))
             organization_id = connection.recv()

@@ -1,0 +1,130 @@
+"""The command line as an operator runs it: the installed console script, in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+SCRIPT = str(Path(sysconfig.get_path("scripts")) / "cliniko-pipeline")
+OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_HOME", "CLINIKO_")
+
+
+class CommandLine:
+    """Runs commands under the variables given, and none of ours beside them."""
+
+    def __init__(self, environ: Mapping[str, str], folder: Path) -> None:
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+        # Plain lines, whatever the terminal is that the tests run in.
+        self.environ |= {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **environ}
+        self.folder = folder
+
+    def __call__(
+        self, *arguments: str, stdin: str = "", seconds: float = 90, **changes: str | None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [SCRIPT, *arguments],
+            env=self.with_changes(changes),
+            cwd=self.folder,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def start(self, *arguments: str) -> "Running":
+        return Running([SCRIPT, *arguments], self.environ, self.folder)
+
+    def with_changes(self, changes: Mapping[str, str | None]) -> dict[str, str]:
+        merged = {**self.environ, **changes}
+        return {name: value for name, value in merged.items() if value is not None}
+
+
+class Running:
+    """A command that goes on, in a process group of its own, as a shell starts it; its output as it comes."""
+
+    def __init__(self, command: list[str], environ: dict[str, str], folder: Path) -> None:
+        self.process = subprocess.Popen(
+            command,
+            env=environ,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(30)
+
+    @property
+    def output(self) -> str:
+        return "".join(self._lines)
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        self.wait_until(lambda: text in self.output, seconds, f"no {text!r}")
+
+    def wait_until(self, condition: Callable[[], object], seconds: float = 60, failure: str = "it never came") -> None:
+        try:
+            wait_until(lambda: condition() or self.process.poll() is not None, seconds, failure)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; output so far:\n{self.output}") from None
+        time.sleep(0.05)
+        assert condition(), f"{failure}; it ended with {self.process.returncode}:\n{self.output}"
+
+    def interrupt(self, sign: signal.Signals = signal.SIGINT) -> None:
+        """As Ctrl-C in the terminal: the whole group gets it."""
+        os.killpg(self.process.pid, sign)
+
+    def wait(self, seconds: float) -> int:
+        code = self.process.wait(seconds)
+        self._reader.join(10)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line)
+        self.process.stdout.close()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30, failure: str = "it never came") -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{failure} within {seconds} s")
+        time.sleep(0.05)
+
+
+def processes_of(home: Path) -> dict[int, str]:
+    """The command lines of all processes that know the home, by their arguments or their environment."""
+    needle = os.fsencode(home)
+    found: dict[int, str] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_bytes()
+            if arguments and needle in arguments + (folder / "environ").read_bytes():
+                found[int(folder.name)] = arguments.replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+    found.pop(os.getpid(), None)
+    return found
+
+
+def workers_of(home: Path) -> list[int]:
+    return [number for number, command in processes_of(home).items() if "spawn_main" in command]
