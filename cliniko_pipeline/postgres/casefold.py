@@ -16,16 +16,14 @@ create or replace function cliniko.casefold(value text) returns text
 language plpgsql immutable strict parallel safe
 as $function$
 declare
-    folded text := lower(value collate "C");
+    -- Whatever the collation of the value: in one that ignores case nothing can be looked for.
+    folded text collate "C" := lower(value collate "C");
 begin
     if octet_length(folded) = char_length(folded) then
         return folded;  -- ASCII
     end if;
-    folded := translate(
-        folded,
-{letters},
-{folded_letters}
-    );
+    -- Alphabet by alphabet: translate() looks every letter up in the whole of its list.
+{translations}
     -- Letters that fold to more than one.
     if folded ~
 {expanding_letters}
@@ -36,6 +34,20 @@ begin
 end
 $function$;
 """
+
+_TRANSLATION = """\
+    if folded ~
+{any_letter}
+    then
+        folded := translate(
+            folded,
+{letters},
+{folded_letters}
+        );
+    end if;"""
+
+# Where the alphabets end: Latin, Greek, Cyrillic with Armenian, all others.
+_ENDS = (0x250, 0x400, 0x590, sys.maxunicode + 1)
 
 
 def function() -> str:
@@ -49,13 +61,28 @@ def function() -> str:
     to_more = {character: fold for character, fold in folded.items() if len(fold) > 1}
     return _FUNCTION.format(
         version=unicodedata.unidata_version,
-        letters=_literal("".join(to_one), 8),
-        folded_letters=_literal("".join(to_one.values()), 8),
+        translations="\n".join(_translation(part) for part in _by_alphabet(to_one)),
         expanding_letters=_literal(f"[{''.join(to_more)}]", 8),
         expansions="\n".join(
             f"        folded := replace(folded, U&'{_escape(character)}', U&'{_escape(fold)}');"
             for character, fold in to_more.items()
         ),
+    )
+
+
+def _by_alphabet(to_one: dict[str, str]) -> list[dict[str, str]]:
+    starts = (0, *_ENDS[:-1])
+    return [
+        {letter: fold for letter, fold in to_one.items() if start <= ord(letter) < end}
+        for start, end in zip(starts, _ENDS, strict=True)
+    ]
+
+
+def _translation(to_one: dict[str, str]) -> str:
+    return _TRANSLATION.format(
+        any_letter=_literal(f"[{''.join(to_one)}]", 8),
+        letters=_literal("".join(to_one), 12),
+        folded_letters=_literal("".join(to_one.values()), 12),
     )
 
 

@@ -5,8 +5,9 @@ return nullif(
     btrim(
         regexp_replace(
             cliniko.casefold(
-                -- ASCII needs no normalization, and most names are ASCII.
-                case when octet_length(name) = char_length(name) then name else normalize(name, NFKC) end
+                -- ASCII needs no normalization, and most names are ASCII. "C": in a collation that ignores case nothing
+                -- could be looked for.
+                case when octet_length(name) = char_length(name) then name else normalize(name, NFKC) end collate "C"
             ),
             U&'[\0009-\000D\001C-\0020\0085\00A0\1680\2000-\200A\2028\2029\202F\205F\3000]+', ' ', 'g'
         ),

@@ -38,6 +38,8 @@ begin
                 email::text
             from public.contacts
             where organization_id = nullif(current_setting('app.organization_id', true), '')
+                -- The column's collation may take two organizations for one.
+                and organization_id::text collate "C" = current_setting('app.organization_id', true)
         $$;
 end
 $function$;
