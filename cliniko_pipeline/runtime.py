@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
-from cliniko_pipeline.cliniko.client import ClinikoClient
+from cliniko_pipeline.cliniko.client import DEFAULT_MAX_ATTEMPTS, ClinikoClient
 from cliniko_pipeline.cliniko.events import Event
 from cliniko_pipeline.cliniko.shards import resolve_api_url
 from cliniko_pipeline.cliniko.throttle import BudgetRegistry, SlidingWindowBudget
@@ -51,9 +51,16 @@ class Runtime:
         except CredentialsError as error:
             raise in_organization(organization_id, error) from None
 
-    def client(self, organization_id: str, *, on_event: Callable[[Event], None] | None = None) -> ClinikoClient:
+    def client(
+        self,
+        organization_id: str,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    ) -> ClinikoClient:
         """A client for the organization's stored credentials. Raises as `credentials` and `client_for` do."""
-        return self.client_for(organization_id, self.credentials(organization_id), on_event=on_event)
+        credentials = self.credentials(organization_id)
+        return self.client_for(organization_id, credentials, on_event=on_event, max_attempts=max_attempts)
 
     def client_for(
         self,
@@ -61,6 +68,7 @@ class Runtime:
         credentials: ClinikoCredentials,
         *,
         on_event: Callable[[Event], None] | None = None,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
     ) -> ClinikoClient:
         """A client for credentials that may not be stored yet.
 
@@ -82,6 +90,7 @@ class Runtime:
             api_url,
             self.settings.user_agent_for(api_url),
             self._budgets.budget_for(credentials.api_key),
+            max_attempts=max_attempts,
             sleep=self._sleep,
             on_event=on_event,
         )

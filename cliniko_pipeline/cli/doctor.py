@@ -5,6 +5,7 @@ from functools import partial
 
 import click
 
+from cliniko_pipeline.cli.session import CHECK_ATTEMPTS
 from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.postgres import schema
@@ -47,7 +48,7 @@ def _require_schema(runtime: Runtime) -> None:
 
 
 def _ask(runtime: Runtime, organization_id: str) -> None:
-    with runtime.client(organization_id) as client:
+    with runtime.client(organization_id, max_attempts=CHECK_ATTEMPTS) as client:
         client.validate()
 
 

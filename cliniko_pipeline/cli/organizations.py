@@ -6,7 +6,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from cliniko_pipeline.cli.session import session
+from cliniko_pipeline.cli.session import CHECK_ATTEMPTS, session
 from cliniko_pipeline.cli.status import output_console
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.errors import CredentialsFormatError
@@ -33,7 +33,7 @@ def add(organization_id: str, name: str, api_url: str | None, *, no_validate: bo
         # Asked for only when the rest is known to work.
         vault = runtime.vault
         credentials = ClinikoCredentials(_read_api_key(), None, api_url)
-        with runtime.client_for(organization_id, credentials) as client:
+        with runtime.client_for(organization_id, credentials, max_attempts=CHECK_ATTEMPTS) as client:
             if not no_validate:
                 client.validate()
         with runtime.database.operator() as connection:
@@ -61,7 +61,7 @@ def list_() -> None:
 def validate(organization_id: str) -> None:
     """Ask Cliniko whether the stored key works."""
     with session() as runtime:
-        with runtime.client(organization_id) as client:
+        with runtime.client(organization_id, max_attempts=CHECK_ATTEMPTS) as client:
             client.validate()
         with runtime.database.operator() as connection:
             stored.mark_validated(connection, organization_id)

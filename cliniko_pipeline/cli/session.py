@@ -7,6 +7,9 @@ from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
+CHECK_ATTEMPTS = 2
+"""How often a command asks Cliniko whether a key works: somebody waits for the answer."""
+
 
 @contextmanager
 def session() -> Generator[Runtime, None, None]:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DataError
 from cliniko_pipeline.orchestration.failures import failure
+from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.table_metadata import preview, stored_rows
 from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
 from cliniko_pipeline.postgres import crawls, frames, sync_runs
@@ -49,7 +50,7 @@ class PostgresIOManager(dg.IOManager):
 
         Raises Failure, one line, without retries where the error is permanent.
         """
-        organization_id = context.asset_partition_key
+        organization_id = _organization_of(context)
         with self._recorded(context, organization_id) as result:
             match obj:
                 case RecordStream():
@@ -70,7 +71,7 @@ class PostgresIOManager(dg.IOManager):
     def load_input(self, context: dg.InputContext) -> pd.DataFrame | TableReference:
         """The organization's rows as a DataFrame, or a TableReference where the input is annotated as one."""
         schema, table = _schema_and_table(context.asset_key)
-        organization_id = context.asset_partition_key
+        organization_id = _organization_of(context)
         if context.dagster_type.typing_type is TableReference:
             return TableReference(f'"{schema}"."{table}"', organization_id)
         try:
@@ -182,6 +183,23 @@ def postgres_io_manager() -> dg.IOManagerDefinition:
         return PostgresIOManager(runtime.database)
 
     return dg.IOManagerDefinition(made, required_resource_keys={"runtime"}, description="Tables in PostgreSQL")
+
+
+def _organization_of(context: dg.OutputContext | dg.InputContext) -> str:
+    """The organization whose partition is written or read. Raises Failure where that is not one organization."""
+    if (
+        not context.has_partition_key
+        or not context.has_asset_partitions
+        or context.asset_partitions_def != ORGANIZATIONS
+        or len(context.asset_partition_keys) != 1
+    ):
+        error = DataError(
+            f"What is stored of {context.asset_key.to_user_string()} belongs to one organization: give each asset that"
+            " writes or reads it partitions_def=ORGANIZATIONS (cliniko_pipeline.orchestration.partitions), and run one"
+            " partition at a time."
+        )
+        raise failure(error)
+    return context.asset_partition_key
 
 
 def _schema_and_table(key: dg.AssetKey) -> tuple[str, str]:

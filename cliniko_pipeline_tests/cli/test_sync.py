@@ -44,10 +44,6 @@ def test_a_wrong_key_and_a_killed_worker_fail_alone(command: CommandLine, clinic
     assert "requests left" in progress
     states = [[state for state, _ in clinics.run_states(name)] for name in NAMES]
     assert states == [["succeeded"], ["failed"], ["failed"]]
-        ["succeeded"],
-        ["failed"],
-        ["failed"],
-    ]
     assert [clinics.dagster_runs(name) for name in NAMES] == [["SUCCESS"], ["FAILURE"], ["FAILURE"]]
     for secret in (WRONG_KEY, *(each.bare_key for each in accounts), command.environ["CREDENTIALS_ENCRYPTION_KEY"]):
         assert secret.removesuffix("-au2") not in running.output + command_lines
