@@ -2,48 +2,75 @@
 -- followed to the end of the chain. A chain may end at an id without a record. A loop ends at its lowest id.
 create or replace function cliniko.persons()
 returns table (patient_id text, person_id text, in_loop boolean)
-language sql stable
+language plpgsql stable
+rows 10000
 as $function$
-with recursive
-patient as materialized (
-    select id, merged_into_id from cliniko.patients
-),
--- From the ends of the chains backwards, so that each patient is visited once.
-settled (patient_id, person_id) as (
-    (
-        select id, id from patient where merged_into_id is null
-        union all
-        select merged.id, merged.merged_into_id
-        from patient as merged
-        where merged.merged_into_id is not null
-            and not exists (select from patient as target where target.id = merged.merged_into_id)
+declare
+    -- The merged patients, numbered: their ids, the ids they were merged into, and the numbers of those that were
+    -- merged on. What is found out about each stands under its number.
+    ids text[];
+    target_ids text[];
+    targets integer[];
+    persons text[];
+    loops boolean[];
+    walks integer[];
+    here integer;
+    last integer;
+    person text;
+    is_loop boolean;
+begin
+    with merged as (
+        select id, merged_into_id, cast(row_number() over () as integer) as number
+        from cliniko.patients
+        where merged_into_id is not null
     )
-    union all
-    select merged.id, settled.person_id
-    from settled
-    inner join patient as merged on merged.merged_into_id = settled.patient_id
-),
--- What no end leads to stands in a loop, or on the way into one.
-looped as materialized (
-    select patient.id, patient.merged_into_id
-    from patient
-    where patient.merged_into_id is not null
-        and not exists (select from settled where settled.patient_id = patient.id)
-),
-walk (patient_id, reached_id) as (
-    select id, merged_into_id from looped
-    union
-    select walk.patient_id, looped.merged_into_id
-    from walk
-    inner join looped on looped.id = walk.reached_id
-)
-select settled.patient_id, settled.person_id, false
-from settled
-union all
-select walk.patient_id, (array_agg(walk.reached_id order by length(walk.reached_id), walk.reached_id))[1], true
-from walk
-where exists (
-    select from walk as around where around.patient_id = walk.reached_id and around.reached_id = walk.reached_id
-)
-group by walk.patient_id
+    select
+        array_agg(merged.id order by merged.number),
+        array_agg(merged.merged_into_id order by merged.number),
+        array_agg(target.number order by merged.number),
+        array_agg(null::text),
+        array_agg(false),
+        array_agg(0)
+    into ids, target_ids, targets, persons, loops, walks
+    from merged
+    left join merged as target on target.id = merged.merged_into_id;
+
+    -- Each patient is walked over once or twice, however long the chains are.
+    for start in 1..coalesce(cardinality(ids), 0) loop
+        here := start;
+        while here is not null and persons[here] is null and walks[here] <> start loop
+            walks[here] := start;
+            last := here;
+            here := targets[here];
+        end loop;
+        if here is null then
+            person := target_ids[last];
+            is_loop := false;
+        elsif persons[here] is not null then
+            person := persons[here];
+            is_loop := loops[here];
+        else
+            person := ids[here];
+            is_loop := true;
+            last := targets[here];
+            while last <> here loop
+                if (length(ids[last]), ids[last] collate "C") < (length(person), person collate "C") then
+                    person := ids[last];
+                end if;
+                last := targets[last];
+            end loop;
+        end if;
+        here := start;
+        while here is not null and persons[here] is null loop
+            persons[here] := person;
+            loops[here] := is_loop;
+            here := targets[here];
+        end loop;
+    end loop;
+
+    return query
+    select patient.id, coalesce(settled.person_id, patient.id), coalesce(settled.in_loop, false)
+    from cliniko.patients as patient
+    left join unnest(ids, persons, loops) as settled (id, person_id, in_loop) on settled.id = patient.id;
+end
 $function$;
