@@ -1,5 +1,6 @@
 """`cliniko-pipeline`: the commands, and how every one of them ends when something is wrong."""
 
+import logging
 import os
 import signal
 import sys
@@ -50,6 +51,8 @@ def main() -> None:
     Exit code 0: done; 1: something is wrong, one line on stderr says what; 2: wrong usage; 130: interrupted.
     """
     _end_in_order_on_signals()
+    # An interruption may hit a connection in the middle of a statement: the pool drops it, and need not tell.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     debug = "--debug" in sys.argv[1:]
     try:
         sys.exit(cli.main(standalone_mode=False))

@@ -4,6 +4,7 @@ Processes, not threads: Dagster sets up logging anew for every run, which two th
 without waiting for each other forever. And a worker that is killed takes one organization with it, no more.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -179,6 +180,8 @@ def _serve(connection: Connection, as_of: datetime | None) -> None:
     """The worker's own side: syncs whatever it is told to, until nobody is there to tell."""
     # Ctrl-C in the terminal reaches the command alone, which passes it on, once.
     os.setsid()
+    # An interruption may hit a connection in the middle of a statement: the pool drops it, and need not tell.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         organization_id = connection.recv()

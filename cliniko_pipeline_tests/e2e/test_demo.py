@@ -1,0 +1,166 @@
+"""`cliniko-pipeline demo`, from an empty folder: twice without the UI, then with it and a run launched there."""
+
+import re
+import signal
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from cliniko_pipeline.postgres.embedded import EmbeddedServer
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.sandbox.demo import demo_organizations
+from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, processes_of, wait_until
+from cliniko_pipeline_tests.independent import expected_active_patients
+
+RESOURCES = (
+    "patients",
+    "individual_appointments",
+    "group_appointments",
+    "attendees",
+    "appointment_types",
+    "practitioners",
+)
+ELSEWHERE = "postgresql://nobody:hidden@127.0.0.1:1/elsewhere"
+LAUNCH = """
+mutation Launch($organization: String!) {
+  launchPipelineExecution(executionParams: {
+    selector: {repositoryLocationName: "cliniko_pipeline", repositoryName: "__repository__", jobName: "cliniko_sync"}
+    runConfigData: {}
+    executionMetadata: {tags: [{key: "dagster/partition", value: $organization}]}
+  }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
+}
+"""
+RUNS = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def command(folder: Path) -> CommandLine:
+    # The home is the default one, beside which nothing may appear; it is named to find the processes by.
+    environ = {"CLINIKO_PIPELINE_HOME": str(folder / ".cliniko"), "DATABASE_URL": ELSEWHERE}
+    return CommandLine(environ, folder)
+
+
+def test_the_demo_passes_twice_and_its_tables_are_right(command: CommandLine, folder: Path) -> None:
+    ids: list[dict[tuple[str, UUID], int]] = []
+    for _ in range(2):
+        done = command("demo", "--no-ui")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "leaves DATABASE_URL alone" in done.stdout
+        assert done.stdout.count("succeeded") == 3
+        assert "hidden" not in done.stdout + done.stderr
+        assert not processes_of(folder)
+        assert [path.name for path in folder.iterdir()] == [".cliniko"]
+        ids.append(_assert_tables_are_right(folder / ".cliniko"))
+    assert ids[0] == ids[1]
+
+
+def test_the_demo_with_the_ui_runs_what_is_launched_there_and_ends_without_a_trace(
+    command: CommandLine, folder: Path
+) -> None:
+    with _port_3000_taken(), command.start("demo") as running:
+        running.wait_for("Ctrl-C ends it", 120)
+        assert "Port 3000 is in use, so the UI takes" in running.output
+        (port,) = re.findall(r"Dagster UI: http://127\.0\.0\.1:(\d+)", running.output)
+        assert port != "3000"
+        _assert_the_ui_works(f"http://127.0.0.1:{port}/graphql", running)
+        password = (folder / ".cliniko" / "postgres" / "password").read_text().strip()
+        assert password not in "".join(processes_of(folder).values())
+        running.interrupt()
+        time.sleep(0.3)
+        running.interrupt()  # impatience must leave nothing behind
+        assert running.wait(60) in {0, 130}
+    assert "Traceback" not in running.output
+    wait_until(lambda: not processes_of(folder), 5, f"they never ended: {processes_of(folder)}")
+
+
+def test_sigterm_in_the_middle_leaves_no_process(command: CommandLine, folder: Path) -> None:
+    with command.start("demo", "--no-ui") as running:
+        running.wait_for("patients page")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait(30) == 130
+    assert "Traceback" not in running.output
+    assert not processes_of(folder)
+
+
+def _assert_the_ui_works(graphql: str, running: Running) -> None:
+    running.wait_until(lambda: _answers(graphql), 60, "the UI never answered")
+    with httpx.Client(trust_env=False, timeout=30) as client:
+
+        def ask(query: str, **variables: Any) -> dict[str, Any]:
+            answer = client.post(graphql, json={"query": query, "variables": variables}).json()
+            assert "errors" not in answer, answer
+            return answer["data"]
+
+        before = ask(RUNS)["runsOrError"]["results"]
+        # The runs that the terminal made: two demos before, this one, each with three organizations.
+        assert len(before) >= 3
+        assert {run["status"] for run in before} == {"SUCCESS"}
+        launched: dict[str, Any] = {}
+
+        def launches() -> bool:
+            launched.update(ask(LAUNCH, organization="old-mill-physio")["launchPipelineExecution"])
+            return launched["__typename"] == "LaunchRunSuccess"
+
+        running.wait_until(launches, 60, "the run could not be launched")
+        run_id = launched["run"]["runId"]
+
+        def status() -> str:
+            return next(run["status"] for run in ask(RUNS)["runsOrError"]["results"] if run["runId"] == run_id)
+
+        running.wait_until(lambda: status() in {"SUCCESS", "FAILURE"}, 90, "the run never ended")
+        assert status() == "SUCCESS"
+
+
+def _answers(graphql: str) -> bool:
+    try:
+        answer = httpx.post(graphql, json={"query": "{ version }"}, trust_env=False, timeout=10)
+    except httpx.HTTPError:
+        return False
+    return answer.is_success
+
+
+def _assert_tables_are_right(home: Path) -> dict[tuple[str, UUID], int]:
+    """Returns the rows' ids, which another sync must keep."""
+    anchor = datetime.fromisoformat((home / "demo-anchor").read_text().strip())
+    clinics = demo_organizations(anchor)
+    contacts = [contact | {"id": UUID(contact["id"])} for clinic in clinics for contact in clinic.contacts]
+    ids: dict[tuple[str, UUID], int] = {}
+    with EmbeddedServer(home / "postgres") as server:
+        database = Database(server.url)
+        for clinic in clinics:
+            with database.organization(clinic.id) as connection:
+                found = connection.exec_driver_sql("select * from public.active_patients")
+                rows = [dict(row) for row in found.mappings()]
+            judged_at = {row["search_date_to"] for row in rows}
+            assert len(judged_at) == 1
+            wire = {name: clinic.account.wire_records(name, "http://sandbox/v1") for name in RESOURCES}
+            expected = expected_active_patients(wire, contacts, clinic.id, judged_at.pop().replace(tzinfo=UTC))
+            ids |= {(clinic.id, row["contact_id"]): row["id"] for row in rows}
+            for row in rows:
+                for bookkeeping in ("id", "created_at", "updated_at"):
+                    del row[bookkeeping]
+            assert {row["contact_id"]: row for row in rows} == expected
+        database.close()
+    return ids
+
+
+def _port_3000_taken() -> Any:
+    taken = socket.socket()
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind(("127.0.0.1", 3000))
+        taken.listen()
+    except OSError:
+        pass  # somebody else has it, which is as good
+    return taken
