@@ -130,8 +130,9 @@ def delete_tenant_rows(database: Database, organization_id: str) -> int:
     """Deletes everything the pipeline stored for the organization; returns the number of rows."""
     with database.organization(organization_id) as connection:
         tables = connection.execute(sa.text(sql("isolated_tables"))).scalars().all()
-        # The policies narrow these statements, which name no organization, to this one.
-        return sum(connection.execute(sa.text(f"delete from {table}")).rowcount for table in tables)
+        # The policies narrow these statements to the organization already; nothing here is left to them alone.
+        mine = "organization_id = current_setting('app.organization_id')"
+        return sum(connection.execute(sa.text(f"delete from {table} where {mine}")).rowcount for table in tables)
 
 
 def _update(connection: Connection, organization_id: str, assignment: str, **values: Any) -> None:
