@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +25,8 @@ from cliniko_pipeline.errors import ClinikoPipelineError
 
 WORKERS = 4
 END_SECONDS = 30
-INTERRUPTED_SECONDS = 10
+INTERRUPTIONS = 4
+SECONDS_BETWEEN_INTERRUPTIONS = 2.5
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,15 @@ class _Crew:
         """Interrupts all workers, and kills those that do not end by themselves soon."""
         with self._lock:
             self._is_stopping = True
+        # Again and again: between its steps Dagster takes an interruption and lets it fall.
+        for _ in range(INTERRUPTIONS):
+            for worker in self._workers:
+                worker.interrupt()
+            deadline = time.monotonic() + SECONDS_BETWEEN_INTERRUPTIONS
+            if all(worker.wait(deadline - time.monotonic()) for worker in self._workers):
+                return
         for worker in self._workers:
-            worker.interrupt()
-        for worker in self._workers:
-            worker.wait(INTERRUPTED_SECONDS)
+            worker.kill()
 
     def _new_worker(self) -> "_Worker | None":
         with self._lock:
@@ -166,14 +173,17 @@ class _Worker:
     def end(self) -> None:
         """Lets it go: it ends when nobody is there to tell it what to do."""
         self._connection.close()
-        self.wait(END_SECONDS)
+        if not self.wait(END_SECONDS):
+            self.kill()
 
-    def wait(self, seconds: float) -> None:
-        """Waits for its end, and kills it when that takes longer."""
-        self._process.join(seconds)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+    def wait(self, seconds: float) -> bool:
+        """Waits for its end; tells whether that came."""
+        self._process.join(max(seconds, 0))
+        return not self._process.is_alive()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
 
 
 def _serve(connection: Connection, as_of: datetime | None) -> None:

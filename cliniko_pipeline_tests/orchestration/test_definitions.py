@@ -39,7 +39,8 @@ def repository() -> dg.RepositoryDefinition:
 
 
 def specs() -> list[dg.AssetSpec]:
-    return list(build_definitions().resolve_all_asset_specs())
+    """In an order of their own: the tests are collected in several processes."""
+    return sorted(build_definitions().resolve_all_asset_specs(), key=lambda spec: spec.key)
 
 
 def test_there_is_exactly_this(repository: dg.RepositoryDefinition) -> None:
