@@ -1,7 +1,8 @@
 """Brings a database's schema up to date and tells whether it is.
 
-Two kinds of change: versioned steps (Alembic, in `migrations/versions`) for what holds data, and the functions under
-`sql/functions`, which are made anew whenever their text changed. One transaction: all of it, or nothing.
+Two kinds of change: versioned steps (Alembic, in `migrations/versions`) for what holds data; and the functions under
+`sql/functions`, the role and the policies, which are made anew whenever their text changed. One transaction: all of it,
+or nothing.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database, advisory_key, sql
-from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, TENANT_TABLES
 
 APPLICATION_TABLES = {
     "organizations": ("id", "name"),
@@ -30,6 +31,7 @@ APPLICATION_TABLES = {
         "credentials_encrypted",
         "is_active",
         "last_validated_at",
+        "created_by",
         "updated_at",
     ),
     "contacts": ("id", "organization_id", "cliniko_patient_id", "name", "email"),
@@ -42,18 +44,22 @@ _ALEMBIC = Lock()
 # In the order of their dependencies.
 FUNCTIONS = ("casefold", "name_key", "email_key", "instant", "persons", "organization_contacts")
 
+ISOLATION = ("organization_role", "isolate", "grant_sequence")
+
 
 @dataclass(frozen=True)
 class Migration:
-    """What a migration did: the version before (None: none) and after."""
+    """What a migration did.
+
+    Attributes:
+        before: the version before; None: none.
+        after: the version now.
+        changed: whether there was anything to do.
+    """
 
     before: str | None
     after: str
-
-    @property
-    def changed(self) -> bool:
-        """Whether there was anything to do."""
-        return self.before != self.after
+    changed: bool
 
 
 def migrate(database: Database, *, create_application_tables: bool = False) -> Migration:
@@ -73,16 +79,19 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
         if create_application_tables:
             connection.execute(sa.text(sql("application_tables")))
         _require_application_tables(connection)
-        before = _current_version(connection)
-        if before != expected_version():
+        _require_powerless_role(connection)
+        before, after = _current_version(connection), expected_version()
+        changed = before != after or bool(_unisolated_tables(connection))
+        if changed:
             _upgrade(connection)
-        return Migration(before, expected_version())
+        return Migration(before, after, changed)
 
 
 def require_current(database: Database) -> None:
     """Raises DatabaseSetupError where the schema is not this version's, or an application table is missing."""
     with database.operator() as connection:
         _require_application_tables(connection)
+        _require_powerless_role(connection)
         found = _current_version(connection)
     if found != expected_version():
         state = "has no pipeline schema yet" if found is None else "has the schema of another version of the pipeline"
@@ -90,14 +99,14 @@ def require_current(database: Database) -> None:
 
 
 def expected_version() -> str:
-    """The last migration's revision and a digest of the functions, e.g. `0001+3f2a...`."""
+    """The last migration's revision and a digest of the functions and policies, e.g. `0001+3f2a...`."""
     revision = ScriptDirectory.from_config(_alembic_config()).get_current_head()
-    texts = "\x1f".join(sql(f"functions/{name}") for name in FUNCTIONS)
+    texts = "\x1f".join(sql(name) for name in (*(f"functions/{name}" for name in FUNCTIONS), *ISOLATION))
     return f"{revision}+{sha256(texts.encode()).hexdigest()[:12]}"
 
 
 def _current_version(connection: Connection) -> str | None:
-    # Kept as the schema's comment: the migrations' version alone does not tell the functions'.
+    # Kept as the schema's comment: the migrations' version alone does not tell the functions' and policies'.
     return connection.execute(
         sa.text("select obj_description(to_regnamespace('cliniko'), 'pg_namespace')")
     ).scalar_one_or_none()
@@ -105,10 +114,12 @@ def _current_version(connection: Connection) -> str | None:
 
 def _upgrade(connection: Connection) -> None:
     connection.execute(sa.text("create schema if not exists cliniko"))
+    connection.execute(sa.text(sql("organization_role")))
     config = _alembic_config()
     config.attributes["connection"] = connection
     with _ALEMBIC:
         command.upgrade(config, "head")
+    _isolate(connection)
     for name in FUNCTIONS:
         connection.exec_driver_sql(sql(f"functions/{name}"))
     connection.exec_driver_sql(
@@ -116,6 +127,40 @@ def _upgrade(connection: Connection) -> None:
         f" grant execute on all functions in schema cliniko to {ORGANIZATION_ROLE}"
     )
     connection.exec_driver_sql(f"comment on schema cliniko is '{expected_version()}'")
+
+
+def _isolate(connection: Connection) -> None:
+    own = {(table.partition(".")[0].strip('"'), table) for table in TENANT_TABLES}
+    operators = {(row.schema, row.name) for row in connection.execute(sa.text(sql("isolated_tables")))}
+    unquoted = {table.replace('"', "") for _, table in own}
+    for schema, table in sorted(own | {(schema, name) for schema, name in operators if name not in unquoted}):
+        connection.exec_driver_sql(sql("isolate").format(schema=schema, table=table))
+    connection.execute(sa.text(sql("grant_sequence")))
+
+
+def _unisolated_tables(connection: Connection) -> list[str]:
+    rows = connection.execute(sa.text(sql("unisolated_tables")), {"names": list(TENANT_TABLES)})
+    return list(rows.scalars())
+
+
+def _require_powerless_role(connection: Connection) -> None:
+    """Roles belong to the server: this one may have been made, or changed, by somebody else."""
+    role = connection.execute(sa.text(sql("role_powers")), {"role": ORGANIZATION_ROLE}).one_or_none()
+    if role is None:
+        return  # made by the migration
+    powers = [
+        *(["is a superuser"] if role.rolsuper else []),
+        *(["bypasses row-level security"] if role.rolbypassrls else []),
+        *(["may log in"] if role.rolcanlogin else []),
+        *(["is a member of " + ", ".join(role.memberships)] if role.memberships else []),
+    ]
+    if powers:
+        mend = [f"alter role {ORGANIZATION_ROLE} nosuperuser nobypassrls nologin"]
+        mend += [f"revoke {other} from {ORGANIZATION_ROLE}" for other in role.memberships]
+        raise DatabaseSetupError(
+            f"The role {ORGANIZATION_ROLE}, which keeps organizations apart, {' and '.join(powers)}: run"
+            f" `{'; '.join(mend)}` as a superuser, after making sure that no other program uses the role."
+        )
 
 
 def _alembic_config() -> Config:

@@ -10,15 +10,16 @@ from threading import Barrier
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres import engine, schema
+from cliniko_pipeline.postgres import engine, frames, schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.tables import WRITTEN
+from cliniko_pipeline.postgres.tables import TENANT_TABLES, WRITTEN
 from cliniko_pipeline_tests.integration.postgres.conftest import administer
 
 # The application's own statement, in its own words.
@@ -273,6 +274,63 @@ def test_a_changed_function_is_made_anew(empty: Database, monkeypatch: pytest.Mo
     assert migration.after != before
     with empty.organization("a") as connection:
         assert connection.execute(sa.text("select cliniko.email_key('A@B')")).scalar_one() == "a@b"
+
+
+POWERS = {
+    "superuser": ("is a superuser", "alter role {role} superuser"),
+    "bypass": ("bypasses row-level security", "alter role {role} bypassrls"),
+    "login": ("may log in", "alter role {role} login"),
+    "member": ("is a member of pg_monitor, pg_read_all_data", "grant pg_read_all_data, pg_monitor to {role}"),
+    "all": ("may log in and is a member of pg_monitor", "alter role {role} login; grant pg_monitor to {role}"),
+}
+
+
+@pytest.mark.parametrize(("words", "given"), POWERS.values(), ids=POWERS)
+def test_a_role_of_the_organizations_that_has_powers_is_refused_until_they_are_taken_away(
+    fresh_server_url: URL, owner_database: Database, words: str, given: str
+) -> None:
+    administer(fresh_server_url, *given.format(role=engine.ORGANIZATION_ROLE).split(";"))
+    mend = ""
+    try:
+        for action in (schema.migrate, schema.require_current):
+            with pytest.raises(DatabaseSetupError) as raised:
+                action(owner_database)
+            _is_one_line(raised.value, engine.ORGANIZATION_ROLE, words)
+            mend = str(raised.value).split("`")[1]
+    finally:
+        administer(fresh_server_url, *mend.split(";"))
+    schema.require_current(owner_database)
+    assert not schema.migrate(owner_database).changed
+
+
+def test_isolation_that_was_lost_is_made_anew_and_nothing_else_is_changed(application: Database) -> None:
+    schema.migrate(application)
+    objects = _objects(application)
+    for loss in (
+        "alter table cliniko.patients disable row level security",
+        "alter table public.active_patients no force row level security",
+        "drop policy organization_isolation on cliniko.crawls",
+        "drop policy organization_boundary on public.active_patients",
+    ):
+        administer(application.url, loss)
+        assert schema.migrate(application).changed
+        assert _objects(application) == objects
+        assert not schema.migrate(application).changed
+
+
+def test_a_change_of_the_policies_reaches_tables_of_the_operators_own(
+    application: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema.migrate(application)
+    frames.write(application, "a", "Odd schema", "odd table", pd.DataFrame({"n": [1]}))
+    changed = sql("isolate") + "; comment on table {table} is 'x'"
+    monkeypatch.setattr(schema, "sql", lambda name: changed if name == "isolate" else sql(name))
+    assert schema.migrate(application).changed
+    with application.operator() as connection:
+        commented = connection.execute(
+            sa.text("select count(*) from pg_description where objsubid = 0 and description = 'x'")
+        ).scalar_one()
+    assert commented == len(TENANT_TABLES) + 1
 
 
 def test_every_function_is_applied_and_only_the_organization_role_may_use_it(owner_database: Database) -> None:

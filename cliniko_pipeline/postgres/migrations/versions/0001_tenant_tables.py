@@ -1,55 +1,11 @@
-"""The tenant tables, each under forced row-level security from its first moment, and the role that uses them."""
+"""The tenant tables. `schema` puts them under row-level security in the same transaction."""
 
 from alembic import op
-
-from cliniko_pipeline.postgres.engine import sql
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
-
-ROLE = "cliniko_organization"
-
-TENANT_TABLES = (
-    "cliniko.patients",
-    "cliniko.appointments",
-    "cliniko.attendees",
-    "cliniko.appointment_types",
-    "cliniko.practitioners",
-    "cliniko.contact_mapping",
-    "cliniko.crawls",
-    "cliniko.rejected_records",
-    "cliniko.sync_runs",
-    "public.active_patients",
-)
-
-CREATE_ROLE = f"""
-do $$
-declare
-    -- From version 16 on a member need not have the right to switch to the role; who creates one has not.
-    membership constant text :=
-        case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end;
-begin
-    -- Roles belong to the server, not the database: another database's pipeline may have made it, or make it now.
-    for attempt in 1..3 loop
-        begin
-            if not exists (select from pg_roles where rolname = '{ROLE}') then
-                create role {ROLE} nologin nobypassrls noinherit;
-            end if;
-            if not pg_has_role(current_user, '{ROLE}', membership) then
-                execute format('grant {ROLE} to %I', current_user);
-            end if;
-            exit;
-        exception when duplicate_object or unique_violation then
-            continue;
-        end;
-    end loop;
-    -- Staging tables are temporary ones.
-    execute format('grant temporary on database %I to {ROLE}', current_database());
-end
-$$
-"""
 
 CREATE_TABLES = """
 create table cliniko.patients (
@@ -201,23 +157,7 @@ create unique index if not exists active_patients_organization_id_contact_id_key
     on public.active_patients (organization_id, contact_id);
 """
 
-GRANT_SEQUENCE = """
-do $$
-declare
-    ids text := pg_get_serial_sequence('public.active_patients', 'id');
-begin
-    if ids is not null then
-        execute format('grant usage on sequence %s to cliniko_organization', ids);
-    end if;
-end
-$$
-"""
-
 
 def upgrade() -> None:
     """Creates what the first version needs; an `active_patients` of the operator's is kept with its rows."""
-    op.execute(CREATE_ROLE)
     op.execute(CREATE_TABLES)
-    for table in TENANT_TABLES:
-        op.execute(sql("isolate").format(schema=table.partition(".")[0], table=table))
-    op.execute(GRANT_SEQUENCE)

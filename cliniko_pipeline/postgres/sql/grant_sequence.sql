@@ -1,0 +1,10 @@
+-- Where active_patients numbers its rows itself, whoever writes them needs the numbers.
+do $$
+declare
+    ids text := pg_get_serial_sequence('public.active_patients', 'id');
+begin
+    if ids is not null then
+        execute format('grant usage on sequence %s to cliniko_organization', ids);
+    end if;
+end
+$$

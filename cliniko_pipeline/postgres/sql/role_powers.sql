@@ -1,0 +1,14 @@
+-- What the organizations' role may do beyond what it is granted on the tenant tables; no row where there is no role.
+select
+    role.rolsuper,
+    role.rolbypassrls,
+    role.rolcanlogin,
+    array(
+        select quote_ident(other.rolname)
+        from pg_auth_members as membership
+        inner join pg_roles as other on other.oid = membership.roleid
+        where membership.member = role.oid
+        order by other.rolname
+    ) as memberships
+from pg_roles as role
+where role.rolname = :role
