@@ -79,6 +79,14 @@ def linked_id(field: str, link: Link | str | None) -> str | None:
     return identifier(field, _last_path_segment(url))
 
 
+def linked_id_or_none(link: Link | str | None) -> str | None:
+    """Return the same for a link that only names hang on: None where it cannot be read, which loses no record."""
+    try:
+        return linked_id("link", link)
+    except UnexpectedResponseError:
+        return None
+
+
 def _last_path_segment(url: str) -> str:
     if "?" in url or "#" in url or url.endswith("/"):
         try:

@@ -15,7 +15,16 @@ from cliniko_pipeline.cliniko.records import (
     Practitioner,
     Record,
 )
-from cliniko_pipeline.cliniko.values import Link, flag, identifier, instant, linked_id, optional_instant, text
+from cliniko_pipeline.cliniko.values import (
+    Link,
+    flag,
+    identifier,
+    instant,
+    linked_id,
+    linked_id_or_none,
+    optional_instant,
+    text,
+)
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -61,8 +70,8 @@ class _GroupAppointment(_Entry, gc=False, kw_only=True):
             identifier("id", self.id),
             instant("created_at", self.created_at),
             instant("updated_at", self.updated_at),
-            appointment_type_id=linked_id("appointment_type", self.appointment_type),
-            practitioner_id=linked_id("practitioner", self.practitioner),
+            appointment_type_id=linked_id_or_none(self.appointment_type),
+            practitioner_id=linked_id_or_none(self.practitioner),
             starts_at=instant("starts_at", self.starts_at),
             ends_at=optional_instant("ends_at", self.ends_at),
             archived_at=optional_instant("archived_at", self.archived_at),
@@ -87,8 +96,8 @@ class _IndividualAppointment(_Entry, gc=False, kw_only=True):
             instant("created_at", self.created_at),
             instant("updated_at", self.updated_at),
             patient_id=linked_id("patient", self.patient),
-            appointment_type_id=linked_id("appointment_type", self.appointment_type),
-            practitioner_id=linked_id("practitioner", self.practitioner),
+            appointment_type_id=linked_id_or_none(self.appointment_type),
+            practitioner_id=linked_id_or_none(self.practitioner),
             starts_at=instant("starts_at", self.starts_at),
             ends_at=optional_instant("ends_at", self.ends_at),
             cancelled_at=optional_instant("cancelled_at", self.cancelled_at),

@@ -22,6 +22,9 @@ from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.merge import Written, replace_by_query, upsert
 from cliniko_pipeline.runtime import Runtime
 
+REJECTED_BATCH = 10
+"""A batch of so many records, all of them rejected, is no bad luck with single records."""
+
 
 @dataclass
 class _Result:
@@ -98,6 +101,11 @@ class PostgresIOManager(dg.IOManager):
     def _write_batch(
         self, organization_id: str, batch: RecordBatch, records: int, rejected: list[crawls.RejectedRecord]
     ) -> Written:
+        if not batch.rows and len(batch.rejected) >= REJECTED_BATCH:
+            raise DataError(
+                f"{batch.resource}: not one of {len(batch.rejected)} records could be understood"
+                f" ({batch.rejected[0].reason}): Cliniko's answers seem to have changed. Nothing was written of them."
+            )
         with self._database.organization(organization_id) as connection:
             if batch.is_first:
                 crawls.begin(connection, batch.resource)
@@ -109,7 +117,7 @@ class PostgresIOManager(dg.IOManager):
     def _write_query(self, organization_id: str, query: TableQuery, result: _Result) -> None:
         with self._database.organization(organization_id) as connection:
             crawls.require_complete(connection, query.requires)
-            result.written = replace_by_query(connection, query.table, sql(query.query), query.parameters)
+            result.written = replace_by_query(connection, query.table, sql(query.query), query.parameters())
 
     def _metadata(self, organization_id: str, key: dg.AssetKey, result: _Result) -> Mapping[str, Any]:
         schema, table = _schema_and_table(key)
@@ -144,7 +152,8 @@ class PostgresIOManager(dg.IOManager):
         try:
             with self._database.organization(organization_id) as connection:
                 sync_runs.started(connection, run_id=context.run_id, asset=asset, planned=_planned(context))
-            yield result
+            with self._database.turn(organization_id):
+                yield result
             self._finish(context, organization_id, result)
         except ClinikoPipelineError as error:
             self._finish_failed(context, organization_id, result, str(error))

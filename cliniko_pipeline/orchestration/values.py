@@ -53,12 +53,13 @@ class RecordStream:
 class TableQuery:
     """What a transforming asset returns: `sql/<query>.sql` makes the organization's rows of `table`.
 
+    `parameters` are asked for when the query is run, so that what is wrong with them is noted like any other failure.
     `requires` names the resources whose last reading must be complete, for the query to be run at all.
     """
 
     table: Table
     query: str
-    parameters: Mapping[str, object] = field(default_factory=dict[str, object])
+    parameters: Callable[[], Mapping[str, object]] = dict[str, object]
     requires: tuple[str, ...] = ()
 
 

@@ -5,7 +5,7 @@ Nothing here knows a table of its own: what is stored stands in `tables`, how it
 
 import hashlib
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
 
@@ -29,6 +29,7 @@ OLDEST_SUPPORTED_VERSION = 14
 CONNECT_TIMEOUT_SECONDS = 10
 STATEMENT_TIMEOUT_SECONDS = 15 * 60
 LOCK_TIMEOUT_SECONDS = 5 * 60
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 @cache
@@ -101,6 +102,33 @@ class Database:
                 },
             )
             yield connection
+
+    @contextmanager
+    def turn(self, organization_id: str) -> Generator[None, None, None]:
+        """Has the organization's data written by nobody else until the end; waits for its turn.
+
+        The lock belongs to a connection of its own: it ends with it, however that ends. Raises DatabaseUnavailableError
+        where another run goes on for too long.
+        """
+        outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        with self._translated(), outside_transactions.connect() as connection:
+            key = {"key": advisory_key("organization", organization_id)}
+            try:
+                connection.execute(sa.text(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+                connection.execute(sa.text("select pg_advisory_lock(:key)"), key)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                    raise
+                raise DatabaseUnavailableError(
+                    f"Another run has been writing organization '{organization_id}' for more than"
+                    f" {LOCK_TIMEOUT_SECONDS // 60} minutes: try again when it has ended."
+                ) from None
+            try:
+                yield
+            finally:
+                with suppress(SQLAlchemyError):  # a lost connection has lost the lock, too
+                    connection.execute(sa.text("select pg_advisory_unlock(:key)"), key)
+                    connection.execute(sa.text("reset lock_timeout"))
 
     def require_supported_version(self) -> None:
         """Raises DatabaseSetupError where the server is older than PostgreSQL 14 or not in UTF-8."""

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import advisory_key
+from cliniko_pipeline.postgres.engine import advisory_key, sql
 from cliniko_pipeline.postgres.tables import Table
 
 STAGING = "pg_temp.staging"
@@ -37,12 +37,13 @@ class Written:
 
 
 def upsert(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
-    """Adds the rows, or renews those whose key is there with an older version or other contents.
+    """Adds the rows, or renews those whose key is there with other contents.
 
-    `rows` are tuples in the order of `table.written`. Of several with one key the newest version counts.
+    `rows` are tuples in the order of `table.written`. Of several with one key the last counts: it was read last.
     """
+    last_of_each = {tuple(row[: len(table.key)]): row for row in rows}
     _create_staging(connection, table)
-    _copy(connection, table, rows)
+    _copy(connection, table, last_of_each.values())
     written = _upsert_staging(connection, table)
     connection.execute(sa.text(f"drop table {STAGING}"))
     return written
@@ -52,6 +53,7 @@ def replace_by_query(connection: Connection, table: Table, query: str, parameter
     """Makes the organization's rows exactly what `query` selects (columns named as in `table.written`)."""
     _one_writer_at_a_time(connection, table)
     _create_staging(connection, table)
+    connection.execute(sa.text(sql("plan_for_whole_tables")))
     columns = _list(table.written)
     connection.execute(
         sa.text(f"insert into {STAGING} ({columns}) select {columns} from ({query}) as computed"),
@@ -117,17 +119,15 @@ def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]
 
 def _upsert_staging(connection: Connection, table: Table) -> Written:
     key, written = _list(table.key), _list(table.written)
-    newest_first = f", {quote(table.version)} desc" if table.version else ""
-    not_older = f"target.{quote(table.version)} <= excluded.{quote(table.version)} and " if table.version else ""
     row = connection.execute(
         sa.text(
             f"""
             with merged as (
                 insert into {table.qualified} as target (organization_id, {written})
-                select distinct on ({key}) {_ORGANIZATION}, {written} from {STAGING} order by {key}{newest_first}
+                select {_ORGANIZATION}, {written} from {STAGING} order by {key}
                 on conflict (organization_id, {key}) do update
                 set {_assignments(table, "excluded")}
-                where {not_older}{_differs(table, "target", "excluded")}
+                where {_differs(table, "target", "excluded")}
                 returning xmax = 0 as is_new
             )
             select count(*) filter (where is_new), count(*) filter (where not is_new) from merged

@@ -17,7 +17,6 @@ class Table:
         columns: the other columns a writer gives.
         stamps: columns set to the time of the transaction whenever a row is inserted or changed.
         inserted: the one of them that is set on insert only, if any.
-        version: for tables fed by Cliniko: an older version of a record never replaces a newer one.
     """
 
     schema: str
@@ -26,7 +25,6 @@ class Table:
     columns: tuple[str, ...]
     stamps: tuple[str, ...] = ()
     inserted: str | None = None
-    version: str | None = None
 
     @property
     def qualified(self) -> str:
@@ -56,7 +54,6 @@ PATIENTS = Table(
         *_RECORD_STAMPS,
     ),
     stamps=("synced_at",),
-    version="updated_at",
 )
 
 APPOINTMENTS = Table(
@@ -76,7 +73,6 @@ APPOINTMENTS = Table(
         *_RECORD_STAMPS,
     ),
     stamps=("synced_at",),
-    version="updated_at",
 )
 
 ATTENDEES = Table(
@@ -93,7 +89,6 @@ ATTENDEES = Table(
         *_RECORD_STAMPS,
     ),
     stamps=("synced_at",),
-    version="updated_at",
 )
 
 APPOINTMENT_TYPES = Table(
@@ -102,7 +97,6 @@ APPOINTMENT_TYPES = Table(
     key=("id",),
     columns=("name", *_RECORD_STAMPS),
     stamps=("synced_at",),
-    version="updated_at",
 )
 
 PRACTITIONERS = Table(
@@ -111,7 +105,6 @@ PRACTITIONERS = Table(
     key=("id",),
     columns=("name", *_RECORD_STAMPS),
     stamps=("synced_at",),
-    version="updated_at",
 )
 
 CONTACT_MAPPING = Table(

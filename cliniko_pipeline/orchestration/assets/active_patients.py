@@ -5,13 +5,11 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from pydantic import Field
 
-from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.orchestration.assets.appointments import SOURCES as APPOINTMENT_SOURCES
 from cliniko_pipeline.orchestration.assets.appointments import appointments
 from cliniko_pipeline.orchestration.assets.contact_mapping import contact_mapping
 from cliniko_pipeline.orchestration.assets.patients import patients
-from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import TableQuery
@@ -59,17 +57,13 @@ class ActivePatientsConfig(dg.Config):
 )
 def active_patients(config: ActivePatientsConfig, runtime: dg.ResourceParam[Runtime]) -> TableQuery:
     """The query that computes the rows inside PostgreSQL."""
-    try:
-        as_of = datetime.now(UTC) if config.as_of is None else parse_instant(config.as_of)
-    except SettingsError as error:
-        raise failure(error) from None
-    return TableQuery(
-        ACTIVE_PATIENTS,
-        "active_patients",
-        {
-            "as_of": as_of,
+
+    def parameters() -> dict[str, object]:
+        return {
+            "as_of": datetime.now(UTC) if config.as_of is None else parse_instant(config.as_of),
             "activity_window": timedelta(days=runtime.settings.activity_window_days),
             "count_no_shows": runtime.settings.count_no_shows,
-        },
-        requires=("patients", *(each.resource.name for each in APPOINTMENT_SOURCES)),
-    )
+        }
+
+    requires = ("patients", *(each.resource.name for each in APPOINTMENT_SOURCES))
+    return TableQuery(ACTIVE_PATIENTS, "active_patients", parameters, requires)

@@ -1,6 +1,9 @@
 """`cliniko/appointments`: every individual and group appointment, the attendees of groups, and the names to show."""
 
+from functools import partial
+
 import dagster as dg
+import sqlalchemy as sa
 
 from cliniko_pipeline.cliniko.records import (
     APPOINTMENT_TYPES as APPOINTMENT_TYPES_RESOURCE,
@@ -22,7 +25,9 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import RecordStream
+from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.tables import APPOINTMENT_TYPES, APPOINTMENTS, ATTENDEES, PRACTITIONERS
+from cliniko_pipeline.runtime import Runtime
 
 
 def individual_row(appointment: IndividualAppointment) -> tuple[object, ...]:
@@ -72,11 +77,14 @@ SOURCES = (
 )
 
 
-def no_group_has_attendees(resource: str, records: dict[str, int]) -> bool:
+def no_group_has_attendees(database: Database, organization_id: str, resource: str) -> bool:
     """Attendees count in group appointments only: an account without any saves one request per hundred appointments,
     since Cliniko lists the attendees of individual appointments too.
     """
-    return resource == ATTENDEES_RESOURCE.name and records[GROUP_APPOINTMENTS.name] == 0
+    if resource != ATTENDEES_RESOURCE.name:
+        return False
+    with database.organization(organization_id) as connection:
+        return not connection.execute(sa.text(sql("has_group_appointments"))).scalar_one()
 
 
 @dg.asset(
@@ -112,6 +120,10 @@ def no_group_has_attendees(resource: str, records: dict[str, int]) -> bool:
         ),
     },
 )
-def appointments(context: dg.AssetExecutionContext, cliniko: dg.ResourceParam[ClinikoResource]) -> RecordStream:
+def appointments(
+    context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime], cliniko: dg.ResourceParam[ClinikoResource]
+) -> RecordStream:
     """A stream of all appointments, each resource in `created_at` order, groups before their attendees."""
-    return Reading(cliniko, context.partition_key, context.log, SOURCES, no_group_has_attendees).stream()
+    organization_id = context.partition_key
+    skip = partial(no_group_has_attendees, runtime.database, organization_id)
+    return Reading(cliniko, organization_id, context.log, SOURCES, skip).stream()

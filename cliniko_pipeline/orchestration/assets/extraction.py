@@ -38,14 +38,14 @@ def source(resource: Resource[RecordT], table: Table) -> Source[RecordT]:
 class Reading:
     """One reading of an account: opens the client when iterated, and knows afterwards what that took.
 
-    `skip` may say, given how many records each earlier source held, that a source need not be read.
+    `skip` may say, when its turn has come, that a source need not be read.
     """
 
     cliniko: ClinikoResource
     organization_id: str
     log: "dg.DagsterLogManager"
     sources: Sequence[Source[Any]]
-    skip: Callable[[str, dict[str, int]], bool] = lambda _resource, _records: False
+    skip: Callable[[str], bool] = lambda _resource: False
     _client: ClinikoClient | None = field(default=None, repr=False)
 
     def stream(self) -> RecordStream:
@@ -53,19 +53,15 @@ class Reading:
         return RecordStream(self._batches, self._cost)
 
     def _batches(self) -> Iterator[RecordBatch]:
-        records: dict[str, int] = {}
         with ExitStack() as stack:
             self._client = stack.enter_context(self.cliniko.client(self.organization_id, self.log))
             for each in self.sources:
                 name = each.resource.name
-                if self.skip(name, records):
+                if self.skip(name):
                     self.log.info("%s: not read, nothing in it can count", name)
                     yield RecordBatch(name, each.table, (), is_first=True, is_last=True)
                     continue
-                records[name] = 0
-                for batch in _batched(each, self._client.crawl(each.resource)):
-                    records[name] += len(batch.rows)
-                    yield batch
+                yield from _batched(each, self._client.crawl(each.resource))
 
     def _cost(self) -> RequestCost:
         if self._client is None:

@@ -13,6 +13,8 @@ person as materialized (
     select patient.id, mapping.contact_id
     from cliniko.contact_mapping as mapping
     inner join cliniko.patients as patient on patient.id = mapping.patient_id
+    -- The mapping may be older than the contacts.
+    inner join cliniko.organization_contacts() as contact on contact.id = mapping.contact_id
     where mapping.contact_id is not null and patient.archived_at is null and patient.deleted_at is null
 ),
 

@@ -7,7 +7,8 @@ last_run as (
 last_success as (
     select max(finished_at) as finished_at
     from cliniko.sync_runs
-    where status = 'succeeded' and 'active_patients' = any(planned)
+    where status = 'succeeded'
+        and planned @> array['cliniko/patients', 'cliniko/appointments', 'contact_mapping', 'active_patients']
 ),
 
 mapping as (

@@ -14,7 +14,7 @@ set
         when cast(:error as text) is not null or run.status = 'failed' then 'failed'
         -- The run has succeeded when the last of what it planned has.
         when (
-            select bool_and(planned = :asset or run.assets -> planned ->> 'status' = 'succeeded')
+            select bool_and(planned = :asset or coalesce(run.assets -> planned ->> 'status', '') = 'succeeded')
             from unnest(run.planned) as planned
         ) then 'succeeded'
         else run.status
@@ -23,7 +23,7 @@ set
         when cast(:error as text) is not null
             or run.status = 'failed'
             or (
-                select bool_and(planned = :asset or run.assets -> planned ->> 'status' = 'succeeded')
+                select bool_and(planned = :asset or coalesce(run.assets -> planned ->> 'status', '') = 'succeeded')
                 from unnest(run.planned) as planned
             )
         then now()

@@ -1,0 +1,6 @@
+-- Until the end of the transaction. The queries compute whole tables of an organization through many steps whose sizes
+-- the planner cannot know (it guesses one row); a nested loop where it guessed wrong takes hours instead of seconds, a
+-- hash join where one row was right a millisecond more.
+select
+    set_config('enable_nestloop', 'off', true),
+    set_config('jit', 'off', true)
