@@ -11,6 +11,7 @@ from cliniko_pipeline.cli.status import output_console
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.errors import CredentialsFormatError
 from cliniko_pipeline.postgres import organizations as stored
+from cliniko_pipeline.runtime import Runtime
 
 LONGEST_KEY = 4096
 
@@ -92,14 +93,21 @@ def enable(organization_id: str) -> None:
 def remove(organization_id: str, *, yes: bool) -> None:
     """Delete an organization's credentials and all the pipeline stored for it."""
     with session() as runtime:
-        with runtime.database.operator() as connection:
-            name = stored.organization(connection, organization_id).name
         if not yes:
             click.confirm(
-                f"Delete the credentials of '{organization_id}' ({name}) and all its synced data?", abort=True
+                f"Delete the credentials of '{organization_id}'{_name_of(runtime, organization_id)} and all its synced"
+                " data?",
+                abort=True,
             )
         rows = stored.remove(runtime.database, organization_id)
     click.echo(f"Removed '{organization_id}': its credentials and {rows} rows. Its contacts were not touched.")
+
+
+def _name_of(runtime: Runtime, organization_id: str) -> str:
+    """For the question; nothing where there are no credentials any more, which is no reason not to remove the rows."""
+    with runtime.database.operator() as connection:
+        names = {each.id: each.name for each in stored.organizations(connection)}
+    return f" ({names[organization_id]})" if organization_id in names else ""
 
 
 def _read_api_key() -> str:

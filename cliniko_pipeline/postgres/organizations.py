@@ -112,18 +112,27 @@ def set_active(connection: Connection, organization_id: str, *, active: bool) ->
 
 
 def remove(database: Database, organization_id: str) -> int:
-    """Deletes the organization's credentials and everything the pipeline stored for it; returns the number of tenant
+    """Deletes everything the pipeline stored for the organization, then its credentials; returns the number of tenant
     rows. The application's own tables, organizations and contacts, stay as they are.
 
-    Raises OrganizationUnknownError.
+    Three transactions, in an order in which whatever breaks off can be repeated: no sync begins any more, the rows go
+    when nobody writes them any more, the credentials go. Works where there are rows and no credentials any more.
+
+    Raises OrganizationUnknownError where there are neither, DatabaseUnavailableError where a running sync goes on
+    writing for too long.
     """
     with database.operator() as connection:
-        organization(connection, organization_id)
+        _update(connection, organization_id, "is_active = false")
+    with database.turn(organization_id):
+        rows = delete_tenant_rows(database, organization_id)
+    with database.operator() as connection:
+        if not rows:
+            organization(connection, organization_id)
         connection.execute(
             sa.text("delete from public.api_credentials where organization_id = :id and service_name = :service"),
             {"id": organization_id, "service": SERVICE},
         )
-    return delete_tenant_rows(database, organization_id)
+    return rows
 
 
 def delete_tenant_rows(database: Database, organization_id: str) -> int:
