@@ -121,7 +121,7 @@ class Database:
                     raise
                 raise DatabaseUnavailableError(
                     f"Another run has been writing organization '{organization_id}' for more than"
-                    f" {LOCK_TIMEOUT_SECONDS // 60} minutes: try again when it has ended."
+                    f" {LOCK_TIMEOUT_SECONDS:.0f} s: try again when it has ended."
                 ) from None
             try:
                 yield

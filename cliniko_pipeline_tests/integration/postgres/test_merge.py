@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.errors import ClinikoPipelineError, DataError
+from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseUnavailableError, DataError
+from cliniko_pipeline.postgres import engine
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.merge import Written, replace_all, replace_by_query, replace_by_rows, upsert
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, ATTENDEES, CONTACT_MAPPING, PATIENTS, Table
@@ -72,24 +73,19 @@ def test_an_upsert_of_what_is_there_rewrites_no_row(database: Database) -> None:
     assert seen(database, PATIENTS) == before
 
 
-@pytest.mark.parametrize(
-    ("updated", "name"),
-    [(-1, "Ann"), (0, "New"), (1, "New")],
-    ids=["older", "of the same second", "newer"],
-)
-def test_an_older_version_never_replaces_a_newer_one(database: Database, updated: int, name: str) -> None:
+@pytest.mark.parametrize("updated", [-1, 0, 1], ids=["older", "of the same second", "newer"])
+def test_what_was_read_last_holds_whatever_its_time_stamp_says(database: Database, updated: int) -> None:
     write(database, upsert, PATIENTS, [patient("1")])
     written = write(database, upsert, PATIENTS, [patient("1", "New", updated=updated)])
-    assert stored(database, PATIENTS, "id, first_name") == [("1", name)]
-    assert written == Written(updated=int(name == "New"))
+    assert stored(database, PATIENTS, "id, first_name") == [("1", "New")]
+    assert written == Written(updated=1)
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_of_several_versions_in_one_batch_the_newest_is_stored(database: Database, order: int) -> None:
-    rows = [patient("1", "Old"), patient("1", "Newest", updated=2), patient("1", "Newer", updated=1)][::order]
-    assert write(database, upsert, PATIENTS, rows) == Written(inserted=1)
+def test_of_several_readings_in_one_batch_the_last_is_stored(database: Database) -> None:
+    rows = [patient(str(n), name) for name in ("First", "Second", "Last") for n in range(2_000)]
+    assert write(database, upsert, PATIENTS, rows) == Written(inserted=2_000)
     assert write(database, upsert, PATIENTS, rows) == Written()
-    assert stored(database, PATIENTS, "id, first_name") == [("1", "Newest")]
+    assert {name for _, name in stored(database, PATIENTS, "id, first_name")} == {"Last"}
 
 
 def test_a_changed_row_is_stamped_and_an_unchanged_one_is_not(database: Database) -> None:
@@ -295,16 +291,37 @@ def test_a_replacement_waits_for_one_of_the_same_table_and_organization_only(dat
             replace_by_rows(same, CONTACT_MAPPING, [])
 
 
-def test_upserts_of_the_same_rows_at_the_same_time_keep_the_newest(database: Database) -> None:
+def test_upserts_of_the_same_rows_at_the_same_time_never_mix(database: Database) -> None:
     start = Barrier(4)
 
     def work(worker: int) -> None:
         start.wait(10)
         for turn in range(5):
-            rows = [patient(str(number), f"v{worker}", updated=worker) for number in range(50)]
-            with database.organization("a") as connection:
+            rows = [patient(str(number), f"v{worker}") for number in range(50)]
+            with database.turn("a"), database.organization("a") as connection:
                 upsert(connection, PATIENTS, rows if turn % 2 else rows[::-1])
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
-    assert {row[1] for row in stored(database, PATIENTS, "id, first_name")} == {"v3"}
+    assert len({row[1] for row in stored(database, PATIENTS, "id, first_name")}) == 1
+
+
+def test_an_organizations_turn_ends_with_the_connection_that_held_it(database: Database) -> None:
+    with suppress(DatabaseUnavailableError), database.turn("a"):
+        with database.operator() as connection:
+            connection.exec_driver_sql(
+                "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and pid <> pg_backend_pid()"
+            )
+        raise DatabaseUnavailableError("lost")
+    with database.turn("a"), database.turn("b"):
+        pass
+
+
+def test_whoever_waits_too_long_for_its_turn_is_told_so(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "LOCK_TIMEOUT_SECONDS", 0.05)
+    with (
+        database.turn("a"),
+        pytest.raises(DatabaseUnavailableError, match="Another run has been writing organization 'a'"),
+        database.turn("a"),
+    ):
+        raise AssertionError("both had their turn")
