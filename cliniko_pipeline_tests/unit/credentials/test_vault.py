@@ -16,9 +16,9 @@ from pydantic import SecretStr
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 from cliniko_pipeline.errors import CredentialsDecryptionError, CredentialsFormatError, SettingsError
 
-NEW_KEY = Fernet.generate_key().decode()
-OLD_KEY = Fernet.generate_key().decode()
-FOREIGN_KEY = Fernet.generate_key().decode()
+NEW_KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
+OLD_KEY = base64.urlsafe_b64encode(bytes(range(32, 64))).decode()
+FOREIGN_KEY = base64.urlsafe_b64encode(bytes(range(64, 96))).decode()
 
 API_KEY = "MS0xMjM0NTY3ODkwLXRvcHNlY3JldA-au4"
 CREDENTIALS = ClinikoCredentials(API_KEY, "au4", "https://api.au4.cliniko.com/v1")
