@@ -5,7 +5,7 @@ Knows no Dagster and no database, and reads no environment. What other packages 
 
 from cliniko_pipeline.cliniko.client import ClinikoClient, Statistics
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
-from cliniko_pipeline.cliniko.pagination import Page, at_or_after
+from cliniko_pipeline.cliniko.pagination import Page, Position
 from cliniko_pipeline.cliniko.records import (
     APPOINTMENT_TYPES,
     ATTENDEES,
@@ -44,6 +44,7 @@ __all__ = [
     "Page",
     "PageRead",
     "Patient",
+    "Position",
     "Practitioner",
     "Record",
     "RecordT",
@@ -55,7 +56,6 @@ __all__ = [
     "Statistics",
     "Waiting",
     "api_url_for",
-    "at_or_after",
     "digest_of",
     "is_loopback",
     "resolve_api_url",

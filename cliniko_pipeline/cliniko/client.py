@@ -8,17 +8,18 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
 from cliniko_pipeline.cliniko.decoding import decode_page
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
-from cliniko_pipeline.cliniko.pagination import FetchedPage, Page, crawl_pages, first_page_url
+from cliniko_pipeline.cliniko.pagination import FetchedPage, Listing, Page, Position, crawl_pages
 from cliniko_pipeline.cliniko.records import PATIENTS, RecordT, Resource
 from cliniko_pipeline.cliniko.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
 from cliniko_pipeline.cliniko.shards import is_loopback
@@ -128,18 +129,21 @@ class ClinikoClient:
         """What this client has done so far."""
         return self._statistics
 
-    def crawl(self, resource: Resource[RecordT], filters: Sequence[str] = ()) -> Iterator[Page[RecordT]]:
-        """Yield all pages of a list in order of creation, archived, cancelled and deleted records included.
+    def crawl(
+        self, resource: Resource[RecordT], *, changed_since: datetime | None = None, position: Position | None = None
+    ) -> Iterator[Page[RecordT]]:
+        """Yield the pages of a list, archived, cancelled and deleted records included, the first one first.
 
-        `filters` are conditions in Cliniko's notation, such as at_or_after makes; all must hold. Raises
-        CredentialsError (AuthenticationError, PermissionDeniedError), TransientError (ClinikoUnavailableError,
+        With `changed_since`, an aware instant of the server's clock, only what was changed then or later. `position` is
+        where an earlier crawl of the same kind broke off. Records come in no order, and twice where others vanished.
+        Raises CredentialsError (AuthenticationError, PermissionDeniedError), TransientError (ClinikoUnavailableError,
         RateLimitedError) or DataError (RequestRejectedError, UnexpectedResponseError, ForeignLinkError).
         """
 
         def fetch(url: httpx.URL, number: int) -> FetchedPage[RecordT]:
             return self._fetch(url, resource, f"{resource.name}, page {number}")
 
-        pages = crawl_pages(self._api_url, resource, filters, fetch)
+        pages = crawl_pages(Listing(self._api_url, resource, changed_since), fetch, position)
         while True:
             with self._naming_the_organization():
                 page = next(pages, None)
@@ -148,11 +152,17 @@ class ClinikoClient:
             self._told_of(page, resource.name)
             yield page
 
+    def total_entries(self, resource: Resource[Any]) -> int:
+        """How many records the list holds, at the price of one request; raises as `crawl` does."""
+        return self._first_entry(resource, f"counting {resource.name}").decoded.total_entries
+
     def validate(self) -> None:
-        """Find out with one cheap request whether the key opens the account; raises as crawl does if not."""
+        """Find out with one cheap request whether the key opens the account; raises as `crawl` does if not."""
+        self._first_entry(PATIENTS, "checking the API key")
+
+    def _first_entry(self, resource: Resource[RecordT], what: str) -> FetchedPage[RecordT]:
         with self._naming_the_organization():
-            url = first_page_url(self._api_url, PATIENTS, (), per_page=1)
-            self._fetch(url, PATIENTS, "checking the API key")
+            return self._fetch(Listing(self._api_url, resource).url(1, per_page=1), resource, what)
 
     @contextmanager
     def _naming_the_organization(self) -> Generator[None]:

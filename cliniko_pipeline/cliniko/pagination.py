@@ -1,11 +1,21 @@
-"""From page to page of a list, without losing a record and without following a link anywhere else.
+"""From page to page of a list that changes meanwhile, without losing a record.
 
-Belongs here: the address of the first page, and every rule a `next` link must keep. Does not: sending, retrying
-and counting (client.py), and decoding (decoding.py).
+Belongs here: the addresses of pages, in which order they are read, and every rule an answer must keep. Does not:
+sending, retrying and counting (client.py), and decoding (decoding.py).
+
+Pages are offsets into a live list. Read from the front, a record that vanishes moves all later ones forwards, and the
+one at the page boundary out of sight. So the first page, which tells how long the list is, is followed by the last, and
+then backwards: what moves forwards moves towards the pages still to come. What remains is the first page itself: if the
+list was found shorter than it said, it is read again, last of all.
+
+That holds as long as nothing comes into the list, so all pages but the first are bounded: only what is older than the
+second in which the first was answered. The list of that very second is read last, where the numbers show that there
+may be one. A server whose clock goes back can still add to the older ones; then the list is found longer, and as many
+pages as that can have moved are read again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Generic
 
@@ -17,18 +27,33 @@ from cliniko_pipeline.errors import ForeignLinkError, UnexpectedResponseError
 
 PAGE_SIZE = 100
 """Cliniko's maximum."""
-SPARE_PAGES = 10
-"""How many pages a list may have beyond twice what its number of entries explains; it can grow while it is read."""
+MOST_SURPRISES = 10
+"""How often one crawl asks again because a page contradicts itself, or because a list that cannot grow has grown."""
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
 @dataclass(frozen=True, slots=True)
-class Page(Generic[RecordT]):
-    """One page of a list. `number` counts from 1; `pages` and `total_entries` are the list's, as of this page.
+class Position:
+    """Where a crawl stands, to go on from in another process: `page` comes next, then those before it.
 
-    `server_date` is when Cliniko answered, by its own clock, in UTC: the first page's is what a later crawl may
-    start from (less an overlap). None if the answer had no readable Date.
+    `horizon` is the server's clock when the crawl began, None if it told none: what came to the list later does not
+    belong to the crawl. `total_entries` is what the list would hold if nothing had vanished from it since.
+    """
+
+    horizon: datetime | None
+    page: int
+    total_entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[RecordT]):
+    """One page of a list.
+
+    `number` counts the crawl's pages from 1 in the order in which they are read; `pages` is how many there will be as
+    far as is known, and `total_entries` how many records the list held at the beginning. `horizon` is when Cliniko
+    answered the crawl's first request, by its own clock, in UTC: what a later crawl may start from (less an overlap).
+    `following` is where the crawl stands after this page; None after the last.
     """
 
     records: list[RecordT]
@@ -36,7 +61,8 @@ class Page(Generic[RecordT]):
     number: int
     pages: int
     total_entries: int
-    server_date: datetime | None
+    horizon: datetime | None
+    following: Position | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,76 +72,226 @@ class FetchedPage(Generic[RecordT]):
     decoded: DecodedPage[RecordT]
     server_date: datetime | None
 
+    @property
+    def entries(self) -> int:
+        """How many records the page holds, those that were rejected too."""
+        return len(self.decoded.records) + len(self.decoded.rejected)
 
-def at_or_after(field: str, moment: datetime) -> str:
-    """Return the filter for records whose `field` is at or after an aware instant, to the second below it."""
-    return f"{field}:>={moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat()}Z"
+
+Fetch = Callable[[httpx.URL, int], FetchedPage[RecordT]]
+"""Gets the page at an address, whose number in the list is only for messages."""
 
 
-def first_page_url(
-    api_url: str, resource: Resource[RecordT], filters: Sequence[str], per_page: int = PAGE_SIZE
-) -> httpx.URL:
-    """Return the address of a list's first page, archived, cancelled and deleted records included.
+@dataclass(frozen=True, slots=True)
+class Listing(Generic[RecordT]):
+    """What a crawl reads: a resource whole, or what changed at or after an instant of the server's clock.
 
-    The order is by creation, which never changes: under any other order a record that changes while the list
-    is read moves, and shifts another one over a page boundary, unseen.
+    `bounds` are further filters.
     """
-    params: list[tuple[str, str]] = [
-        ("page", "1"),
-        ("per_page", str(per_page)),
-        ("sort", "created_at"),
-        ("order", "asc"),
-        *(("q[]", condition) for condition in (*resource.include_everything, *filters)),
-    ]
-    return httpx.URL(f"{api_url}/{resource.name}", params=params)
+
+    api_url: str
+    resource: Resource[RecordT]
+    changed_since: datetime | None = None
+    bounds: tuple[str, ...] = ()
+
+    def url(self, page: int, per_page: int = PAGE_SIZE) -> httpx.URL:
+        """Return the address of a page, archived, cancelled and deleted records included.
+
+        The order is by creation, which never changes: under any other, records change places while the list is read.
+        """
+        since = [] if self.changed_since is None else [f"updated_at:>={_second(self.changed_since)}"]
+        params: list[tuple[str, str]] = [
+            ("page", str(page)),
+            ("per_page", str(per_page)),
+            ("sort", "created_at"),
+            ("order", "asc"),
+            *(("q[]", condition) for condition in (*self.resource.include_everything, *since, *self.bounds)),
+        ]
+        return httpx.URL(f"{self.api_url}/{self.resource.name}", params=params)
+
+    def before(self, horizon: datetime) -> "Listing[RecordT]":
+        """Return the part to which nothing is added any more, since its time is over."""
+        return replace(self, bounds=(f"{self._field}:<{_second(horizon)}",))
+
+    def within(self, horizon: datetime) -> "Listing[RecordT]":
+        """Return the part of the horizon's own second."""
+        return replace(self, bounds=(f"{self._field}:>={_second(horizon)}", f"{self._field}:<={_second(horizon)}"))
+
+    @property
+    def _field(self) -> str:
+        # A record that changes leaves what changed before the horizon; nothing leaves what was created before it.
+        return "created_at" if self.changed_since is None else "updated_at"
+
+
+@dataclass(frozen=True, slots=True)
+class _Step(Generic[RecordT]):
+    """A page that was read. `following` is the number in the list of the one to read next, 0 if that was all.
+
+    `expected` is what the list would hold if nothing had vanished from it; it is `shorter` if it holds less.
+    """
+
+    fetched: FetchedPage[RecordT]
+    following: int
+    expected: int
+    shorter: bool
 
 
 def crawl_pages(
-    api_url: str,
-    resource: Resource[RecordT],
-    filters: Sequence[str],
+    listing: Listing[RecordT],
     fetch: Callable[[httpx.URL, int], FetchedPage[RecordT]],
+    position: Position | None = None,
 ) -> Iterator[Page[RecordT]]:
-    """Yield a list's pages in order, one request each, the next only when asked for.
+    """Yield a list's pages, from its beginning or from a position, each fetched only when asked for.
+
+    Every record that is in the list at the beginning, and neither vanishes nor changes meanwhile, is yielded, some of
+    them twice. That costs a request for each page, and where the list was found shorter (something vanished, or came in
+    the very second of the beginning) one for the first page again and one for each page of that second.
 
     `fetch` gets an address and the page's number. Raises ForeignLinkError for a `next` link that leaves the API's
-    address, and UnexpectedResponseError for links that cannot be right: loops, gaps, a list without an end, or one
-    that ends before the entries it announced.
+    address, and UnexpectedResponseError for one that does not lead to the next page, and for a list that contradicts
+    itself again and again: pages that are not full, an end before or after the entries it announces, or growth where
+    nothing can be added.
     """
-    base, url, number, seen = httpx.URL(api_url), first_page_url(api_url, resource, filters), 1, 0
-    while True:
-        fetched = fetch(url, number)
-        decoded = fetched.decoded
-        seen += len(decoded.records) + len(decoded.rejected)
-        pages = max(number, -(-decoded.total_entries // PAGE_SIZE))
-        yield Page(decoded.records, decoded.rejected, number, pages, decoded.total_entries, fetched.server_date)
-        if decoded.next_url is None:
-            _check_whole(resource.name, number, seen, decoded.total_entries)
-            return
-        url, number = _followed(decoded.next_url, url, base, resource.name, number), number + 1
-        _check_bounded(resource.name, number, decoded.total_entries)
+    requests = _Requests(fetch)
+    if position is None:
+        first = _first_step(listing, requests)
+        horizon = first.fetched.server_date
+        position = Position(horizon, first.following, first.expected) if first.following else None
+        yield _page(first, 1, first.expected, horizon, position)
+    if position is not None:
+        yield from _rest(listing, requests, position)
 
 
-def _followed(link: str, current: httpx.URL, base: httpx.URL, name: str, number: int) -> httpx.URL:
-    """Return the address a `next` link names, if credentials may go there and it is the page after this one."""
-    url = _joined(link, current)
-    if url is None or not _stays_within(url, base):
+def _rest(listing: Listing[RecordT], requests: "_Requests[RecordT]", position: Position) -> Iterator[Page[RecordT]]:
+    """Yield what is left of a crawl after its first page."""
+    horizon, expected = position.horizon, position.total_entries
+    number = _pages(expected) - position.page + 1
+    left: Position | None = position
+    older = listing if horizon is None else listing.before(horizon)
+    for step in _backwards(older, requests, position.page, expected):
+        number, expected = number + 1, step.expected
+        # The newest records have no position of their own: they come with the first page, read again.
+        newest_left = step.shorter and horizon is not None
+        left = Position(horizon, step.following or 1, expected) if step.following or newest_left else None
+        yield _page(step, number, expected, horizon, left)
+    if left is None or horizon is None:
+        return
+    for step in _whole(listing.within(horizon), requests):
+        number += 1
+        yield _page(step, number, expected, horizon, left if step.following else None)
+
+
+def _first_step(listing: Listing[RecordT], requests: "_Requests[RecordT]") -> _Step[RecordT]:
+    fetched = requests.page(listing, 1)
+    total = fetched.decoded.total_entries
+    return _Step(fetched, _pages(total) if total > PAGE_SIZE else 0, total, shorter=False)
+
+
+def _whole(listing: Listing[RecordT], requests: "_Requests[RecordT]") -> Iterator[_Step[RecordT]]:
+    first = _first_step(listing, requests)
+    yield first
+    if first.following:
+        yield from _backwards(listing, requests, first.following, first.expected)
+
+
+def _backwards(
+    listing: Listing[RecordT], requests: "_Requests[RecordT]", number: int, expected: int
+) -> Iterator[_Step[RecordT]]:
+    """Read a list from a page to its second, and to its first if that has to be read again.
+
+    What holds between two requests: everything behind page `number` has been read, of a list of `known` entries.
+    """
+    known, first_again = expected, number == 1
+    while number:
+        fetched = requests.page(listing, number)
+        total = fetched.decoded.total_entries
+        grown, known = max(0, total - known), total
+        expected += grown
+        # So far behind the page may be now what has not been read.
+        furthest = min(number + _pages(grown), _pages(total))
+        if grown and furthest > number:
+            requests.surprised(listing, number)
+            number = furthest
+            continue
+        shorter = first_again or total < expected
+        number = _page_before(number, total, shorter)
+        yield _Step(fetched, number, expected, shorter)
+
+
+def _page_before(number: int, total: int, first_again: bool) -> int:
+    # The pages beyond the end of a list that got shorter are empty.
+    before = min(number - 1, max(1, _pages(total)))
+    return 0 if before == 1 and not first_again else before
+
+
+class _Requests(Generic[RecordT]):
+    """Gets pages that do not contradict themselves."""
+
+    def __init__(self, fetch: Callable[[httpx.URL, int], FetchedPage[RecordT]]) -> None:
+        self._fetch = fetch
+        self._surprises = 0
+
+    def page(self, listing: Listing[RecordT], number: int) -> FetchedPage[RecordT]:
+        url = listing.url(number)
+        while True:
+            fetched = self._fetch(url, number)
+            if fetched.decoded.next_url is not None:
+                _check_link(fetched.decoded.next_url, url, listing, number)
+            if _agrees_with_itself(fetched, number):
+                return fetched
+            # Cliniko may count the entries a moment before or after it selects them.
+            self.surprised(listing, number)
+
+    def surprised(self, listing: Listing[RecordT], number: int) -> None:
+        self._surprises += 1
+        if self._surprises > MOST_SURPRISES:
+            raise UnexpectedResponseError(
+                f"{listing.resource.name}, page {number}: the list does not hold the number of entries it announces, "
+                "or never stays the same: try again later, and report this to Cliniko if it stays"
+            )
+
+
+def _agrees_with_itself(fetched: FetchedPage[RecordT], number: int) -> bool:
+    total = fetched.decoded.total_entries
+    due = min(PAGE_SIZE, max(0, total - PAGE_SIZE * (number - 1)))
+    return fetched.entries == due and (fetched.decoded.next_url is not None) == (total > PAGE_SIZE * number)
+
+
+def _page(
+    step: _Step[RecordT], number: int, expected: int, horizon: datetime | None, following: Position | None
+) -> Page[RecordT]:
+    decoded = step.fetched.decoded
+    pages = max(number, _pages(expected))
+    return Page(decoded.records, decoded.rejected, number, pages, expected, horizon, following)
+
+
+def _pages(entries: int) -> int:
+    return -(-entries // PAGE_SIZE)
+
+
+def _second(moment: datetime) -> str:
+    # Filters know whole seconds, and so does the clock that the horizon comes from.
+    return f"{moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat()}Z"
+
+
+def _check_link(link: str, current: httpx.URL, listing: Listing[RecordT], number: int) -> None:
+    """Hold a `next` link against what is known of it. It is not followed, but a wrong one tells of a wrong API URL."""
+    what, url = f"{listing.resource.name}, page {number}", _joined(link, current)
+    if url is None or not _stays_within(url, httpx.URL(listing.api_url)):
         raise ForeignLinkError(
-            f"{name}, page {number}: the link to the next page leaves the organization's API URL and was not "
-            "followed: check that the API URL is Cliniko's own"
+            f"{what}: the link to the next page leaves the organization's API URL and was not followed: check that "
+            "the API URL is Cliniko's own"
         )
     if url.params.get("page") != str(number + 1):
         raise UnexpectedResponseError(
-            f"{name}, page {number}: the link to the next page does not lead to page {number + 1}: try again later, "
-            "and report this to Cliniko if it stays"
+            f"{what}: the link to the next page does not lead to page {number + 1}: try again later, and report this "
+            "to Cliniko if it stays"
         )
-    return url
 
 
 def _joined(link: str, current: httpx.URL) -> httpx.URL | None:
-    # Judged by the parser that will send it, so that no other reading of the same text gets a say.
     try:
-        return current.join(link).copy_with(fragment=None)
+        return current.join(link)
     except (httpx.InvalidURL, ValueError):
         return None
 
@@ -133,20 +309,3 @@ def _stays_within(url: httpx.URL, base: httpx.URL) -> bool:
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port or _DEFAULT_PORTS.get(url.scheme)
-
-
-def _check_bounded(name: str, number: int, total_entries: int) -> None:
-    if number > 2 * -(-total_entries // PAGE_SIZE) + SPARE_PAGES:
-        raise UnexpectedResponseError(
-            f"{name}: Cliniko announces a page {number} of {total_entries} entries: the list seems to have no end; "
-            "try again later, and report this to Cliniko if it stays"
-        )
-
-
-def _check_whole(name: str, number: int, seen: int, total_entries: int) -> None:
-    # One page of tolerance: records can be removed for good while the list is read.
-    if total_entries - seen > PAGE_SIZE:
-        raise UnexpectedResponseError(
-            f"{name}: the list ended on page {number} after {seen} of {total_entries} entries: try again later, and "
-            "report this to Cliniko if it stays"
-        )

@@ -246,7 +246,7 @@ def test_a_table_that_is_made_is_under_forced_row_level_security_like_the_others
                 """
             )
         ).one()
-    assert tuple(row) == (True, True, 1, False)
+    assert tuple(row) == (True, True, 2, False)
     with database.organization("a") as connection:
         found = connection.execute(sa.text("select organization_id from clinic.reports")).scalars().all()
     assert found == ["a"]

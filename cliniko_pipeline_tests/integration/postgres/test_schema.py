@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres import engine, frames, schema
+from cliniko_pipeline.postgres import engine, frames, organizations, schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.tables import TENANT_TABLES, WRITTEN
@@ -333,6 +333,95 @@ def test_a_change_of_the_policies_reaches_tables_of_the_operators_own(
     assert commented == len(TENANT_TABLES) + 1
 
 
+def test_contacts_whose_id_is_no_uuid_are_refused(application: Database) -> None:
+    administer(
+        application.url,
+        "alter table public.contacts alter id drop default, alter id type text using id::text",
+    )
+    for action in (schema.migrate, schema.require_current):
+        with pytest.raises(DatabaseSetupError) as raised:
+            action(application)
+        _is_one_line(raised.value, "id of public.contacts is of type text", "uuid")
+    assert not any(name.startswith("cliniko") for name in _objects(application))
+
+
+NO_TARGET = {
+    "none": [],
+    "another order": ["create unique index on public.api_credentials (service_name, organization_id)"],
+    "partial": ["create unique index on public.api_credentials (organization_id, service_name) where is_active"],
+    "not unique": ["create index on public.api_credentials (organization_id, service_name)"],
+    "more": ["create unique index on public.api_credentials (organization_id, service_name, id)"],
+    "of expressions": ["create unique index on public.api_credentials (lower(organization_id), service_name)"],
+}
+
+
+@pytest.mark.parametrize(("given", "enough"), [(name, name == "another order") for name in NO_TARGET], ids=NO_TARGET)
+def test_credentials_that_nothing_keeps_unique_are_told_with_what_to_do(
+    application: Database, given: str, enough: bool
+) -> None:
+    administer(
+        application.url,
+        "alter table public.api_credentials drop constraint api_credentials_organization_id_service_name_key",
+        *NO_TARGET[given],
+    )
+    if not enough:
+        for action in (schema.migrate, schema.require_current):
+            with pytest.raises(DatabaseSetupError) as raised:
+                action(application)
+            _is_one_line(raised.value, "public.api_credentials")
+        administer(application.url, str(raised.value).split("`")[1])
+    schema.migrate(application)
+    with application.operator() as connection:
+        for name in ("First", "Second"):
+            organizations.save(connection, "a", name, {"encrypted_data": name}, validated=False)
+        assert organizations.all_stored_credentials(connection) == {"a": {"encrypted_data": "Second"}}
+
+
+def test_organizations_of_the_applications_may_have_uuids(application: Database) -> None:
+    mine, theirs = str(uuid4()), str(uuid4())
+    administer(
+        application.url,
+        *(
+            f"alter table public.{table} alter {column} type uuid using {column}::uuid"
+            for table, column in (
+                ("organizations", "id"),
+                ("api_credentials", "organization_id"),
+                ("contacts", "organization_id"),
+            )
+        ),
+    )
+    schema.migrate(application)
+    with application.operator() as connection:
+        for each in (mine, theirs):
+            organizations.save(connection, each, f"Clinic {each}", {"encrypted_data": each}, validated=False)
+            connection.execute(
+                sa.text("insert into public.contacts (organization_id, name) values (:id, :name)"),
+                {"id": each, "name": each},
+            )
+        found = organizations.organizations(connection)
+        assert {each.id: each.name for each in found} == {each: f"Clinic {each}" for each in (mine, theirs)}
+        assert organizations.stored_credentials(connection, mine) == {"encrypted_data": mine}
+        assert set(organizations.all_stored_credentials(connection)) == {mine, theirs}
+    for context, names in ((mine, [mine]), (theirs, [theirs]), ("surf-rehab", []), ("", [])):
+        with application.organization(context) as connection:
+            seen = connection.execute(sa.text("select name from cliniko.organization_contacts()")).scalars().all()
+        assert seen == names
+    organizations.remove(application, mine)
+    with application.operator() as connection:
+        assert [each.id for each in organizations.organizations(connection)] == [theirs]
+
+
+def test_the_schema_of_a_newer_version_is_left_alone(application: Database) -> None:
+    schema.migrate(application)
+    administer(application.url, "update cliniko.schema_version set version_num = '0099'")
+    objects = _objects(application)
+    for action in (schema.migrate, schema.require_current):
+        with pytest.raises(DatabaseSetupError) as raised:
+            action(application)
+        _is_one_line(raised.value, "newer version of the pipeline (0099)", "install")
+    assert _objects(application) == objects
+
+
 def test_every_function_is_applied_and_only_the_organization_role_may_use_it(owner_database: Database) -> None:
     with owner_database.operator() as connection:
         rows = connection.execute(
@@ -449,7 +538,6 @@ def test_the_columns_of_every_written_table_are_the_catalogs(owner_database: Dat
             unique = {tuple(index["column_names"]) for index in inspector.get_indexes(table.name, table.schema)}
             unique.add(tuple(inspector.get_pk_constraint(table.name, table.schema)["constrained_columns"]))
             assert ("organization_id", *table.key) in unique, table.name
-            assert table.version is None or not columns[table.version]["nullable"], table.name
 
 
 def test_the_pipelines_active_patients_has_the_columns_and_types_that_the_application_specified(

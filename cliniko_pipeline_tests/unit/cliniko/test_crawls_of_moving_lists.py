@@ -1,0 +1,277 @@
+"""Crawls of a list in which anything may happen between two requests, and in which a crawl may break off anywhere.
+
+The list is simulated by what is published of Cliniko's: offsets into live data in order of creation. Pages hold four
+records instead of a hundred, so that few records make many pages and every event falls upon a boundary.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from unittest.mock import patch
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from cliniko_pipeline.cliniko import pagination
+from cliniko_pipeline.cliniko.decoding import DecodedPage
+from cliniko_pipeline.cliniko.pagination import FetchedPage, Listing, crawl_pages
+from cliniko_pipeline.cliniko.records import PATIENTS, Patient
+
+API = "https://api.au4.cliniko.com/v1"
+EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
+START = 100
+PAGE = 4
+MOST_REQUESTS = 1000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_pages() -> Iterator[None]:
+    with patch.object(pagination, "PAGE_SIZE", PAGE):
+        yield
+
+
+@dataclass(frozen=True)
+class Kept:
+    id: int
+    created: int
+    updated: int
+
+
+@dataclass
+class Account:
+    """The records and the clock, in whole seconds, of a Cliniko that a crawl reads."""
+
+    records: dict[int, Kept] = field(default_factory=dict)
+    now: int = START
+    made: int = 0
+    requests: int = 0
+    changed: set[int] = field(default_factory=set)
+
+    def add(self, created: int, updated: int) -> None:
+        self.made += 1
+        self.records[self.made] = Kept(self.made, created, updated)
+
+    def touch(self, id_: int) -> None:
+        self.records[id_] = replace(self.records[id_], updated=self.now)
+        self.changed.add(id_)
+
+    def listed(self, *conditions: str) -> list[Kept]:
+        kept = sorted(self.records.values(), key=lambda one: (one.created, one.id))
+        return [one for one in kept if all(_holds(one, condition) for condition in conditions)]
+
+    def answer(self, url: httpx.URL) -> FetchedPage[Patient]:
+        self.requests += 1
+        assert self.requests <= MOST_REQUESTS
+        assert [url.params[name] for name in ("sort", "order")] == ["created_at", "asc"]
+        listed = self.listed(*(one for one in url.params.get_list("q[]") if one != "archived_at:*"))
+        page = int(url.params["page"])
+        shown = [Patient(str(one.id), _at(one.created), _at(one.updated)) for one in listed[(page - 1) * PAGE :][:PAGE]]
+        following = str(url.copy_set_param("page", str(page + 1))) if page * PAGE < len(listed) else None
+        return FetchedPage(DecodedPage(shown, [], len(listed), following), _at(self.now))
+
+
+def _at(second: int) -> datetime:
+    return EPOCH + timedelta(seconds=second)
+
+
+def _holds(one: Kept, condition: str) -> bool:
+    name, _, comparison = condition.partition(":")
+    value = {"created_at": one.created, "updated_at": one.updated}[name]
+    sign = comparison.rstrip("Z:T-0123456789")
+    bound = (datetime.fromisoformat(comparison.removeprefix(sign)) - EPOCH).total_seconds()
+    return {">=": value >= bound, "<=": value <= bound, "<": value < bound}[sign]
+
+
+Event = tuple[str, int, int]
+
+
+def happen(account: Account, what: Event) -> None:
+    """Let one thing happen. Its two numbers say to which record (by its place in the list) and how much."""
+    kind, place, size = what
+    ids = [one.id for one in account.listed()]
+    here = place % max(1, len(ids))
+    match kind:
+        case "insert":
+            for _ in range(size):
+                account.add(account.now, account.now)
+        case "update":
+            for id_ in ids[here:][:size]:
+                account.touch(id_)
+        case "delete":
+            for id_ in ids[here:][:size]:
+                del account.records[id_]
+        case "clock":
+            account.now += size
+
+
+@dataclass
+class Outcome:
+    at_first: set[int]
+    yielded: set[int]
+    requests: int
+    breaks: int
+    horizon: int
+
+
+def crawl(
+    account: Account,
+    since: int | None,
+    happens: Callable[[], None],
+    breaks: Iterator[bool],
+) -> Outcome:
+    """Crawl the account, letting something happen before every request but the first, and breaking off now and then."""
+    listing = Listing(API, PATIENTS, None if since is None else _at(since))
+    own = [] if since is None else [f"updated_at:>={_at(since).isoformat().removesuffix('+00:00')}Z"]
+    outcome = Outcome({one.id for one in account.listed(*own)}, set(), 0, 0, account.now)
+
+    def fetch(url: httpx.URL, _number: int) -> FetchedPage[Patient]:
+        if account.requests:
+            happens()
+        return account.answer(url)
+
+    pages, broken_off = crawl_pages(listing, fetch), True
+    while broken_off:
+        broken_off = False
+        for page in pages:
+            outcome.yielded |= {int(record.id) for record in page.records}
+            if page.following is not None and next(breaks, False):
+                pages, broken_off = crawl_pages(listing, fetch, page.following), True
+                outcome.breaks += 1
+                break
+    outcome.requests = account.requests
+    return outcome
+
+
+# Most of what matters happens at the front, and to one record or a whole page.
+places, sizes = st.integers(0, 2 * PAGE) | st.integers(0, 10**6), st.integers(1, 2 * PAGE + 1)
+ticks = st.sampled_from([("clock", 0, 1), ("clock", 0, 5)])
+
+
+def events(*kinds: str) -> st.SearchStrategy[Event]:
+    return st.tuples(st.sampled_from(kinds), places, sizes) | ticks
+
+
+anything = st.lists(events("insert", "update", "delete"), max_size=4)
+additions = st.lists(events("insert") | st.tuples(st.just("clock"), st.just(0), st.integers(-90, 10)), max_size=3)
+losses = st.lists(events("delete"), max_size=3)
+
+
+@st.composite
+def accounts(draw: st.DrawFn, newest: int = START, oldest: int = 1) -> Account:
+    """An account of up to ten pages, with many records in few seconds."""
+    account = Account()
+    number = draw(st.integers(0, 10 * PAGE))
+    seconds = sorted({oldest, oldest + 1, 50, 99, newest} - set(range(oldest)))
+    for created in sorted(draw(st.lists(st.sampled_from(seconds), min_size=number, max_size=number))):
+        account.add(created, draw(st.sampled_from([created, max(created, 60), newest])))
+    return account
+
+
+sinces = st.none() | st.sampled_from([0, 51, 60, 90, START, START + 5])
+breakings = st.lists(st.booleans(), max_size=8)
+thorough = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def stream(gaps: list[list[Event]], account: Account) -> Callable[[], None]:
+    left = iter(gaps)
+
+    def happens() -> None:
+        for one in next(left, []):
+            happen(account, one)
+
+    return happens
+
+
+def remaining(outcome: Outcome, account: Account, since: int | None) -> set[int]:
+    """The records the crawl owes: there at its beginning, never deleted, and in a crawl of changes not changed."""
+    return outcome.at_first & account.records.keys() - (account.changed if since is not None else set())
+
+
+def pages_of(outcome: Outcome) -> int:
+    return max(1, -(-len(outcome.at_first) // PAGE))
+
+
+@given(accounts(), sinces, st.lists(anything, max_size=12), breakings)
+@thorough
+def test_whatever_happens_no_record_is_lost(account, since, gaps, breaks):
+    outcome = crawl(account, since, stream(gaps, account), iter(breaks))
+    assert remaining(outcome, account, since) <= outcome.yielded
+    assert outcome.yielded <= set(range(1, account.made + 1))
+    event(f"{outcome.requests - pages_of(outcome)} requests more than pages")
+
+
+@given(accounts(START - 1), sinces, st.lists(anything, max_size=12), breakings)
+@thorough
+def test_whatever_happens_later_than_the_first_second_costs_one_request_for_the_first_page_and_one_for_the_newest(
+    account, since, gaps, breaks
+):
+    later = [[("clock", 0, 1), *(gaps[0] if gaps else [])], *gaps[1:]]
+    outcome = crawl(account, since, stream(later, account), iter(breaks))
+    assert remaining(outcome, account, since) <= outcome.yielded
+    assert outcome.requests <= pages_of(outcome) + 2 + outcome.breaks
+
+
+@given(accounts(START - 1), st.lists(st.lists(events("insert", "update"), max_size=4), max_size=12), breakings)
+@thorough
+def test_a_crawl_of_everything_from_which_nothing_vanishes_costs_a_request_a_page(account, gaps, breaks):
+    outcome = crawl(account, None, stream(gaps, account), iter(breaks))
+    assert remaining(outcome, account, None) <= outcome.yielded
+    assert outcome.requests == pages_of(outcome)
+
+
+@given(accounts(START - 1), sinces, st.lists(st.lists(events("insert"), max_size=4), max_size=12), breakings)
+@thorough
+def test_a_crawl_of_changes_that_nothing_leaves_costs_a_request_a_page(account, since, gaps, breaks):
+    outcome = crawl(account, since, stream(gaps, account), iter(breaks))
+    assert remaining(outcome, account, since) <= outcome.yielded
+    assert outcome.requests == pages_of(outcome)
+
+
+@given(accounts(START - 1) | accounts(START - 1, 98), sinces, st.lists(additions | losses, max_size=8))
+@thorough
+def test_a_server_whose_clock_goes_back_hides_no_record(account, since, gaps):
+    outcome = crawl(account, since, stream(gaps, account), iter(()))
+    assert remaining(outcome, account, since) <= outcome.yielded
+
+
+@given(accounts(START - 1), sinces, st.integers(0, 8), breakings)
+@thorough
+def test_a_list_that_is_emptied_ends(account, since, emptied_after, breaks):
+    gaps: list[list[Event]] = [[] for _ in range(emptied_after)] + [[("delete", 0, 10**6)]]
+    outcome = crawl(account, since, stream(gaps, account), iter(breaks))
+    # After the page that tells it: the first one, and the newest.
+    assert outcome.requests <= min(pages_of(outcome), emptied_after + 2) + 2 + outcome.breaks
+
+
+def of_one_second(number: int) -> Account:
+    account = Account()
+    for _ in range(number):
+        account.add(START - 1, START - 1)
+    return account
+
+
+FRONT = [("clock", 0, -START // 2), ("insert", 0, PAGE)]
+NOTHING: list[Event] = []
+
+
+@pytest.mark.parametrize(
+    ("gaps", "breaks"),
+    [
+        pytest.param([[("delete", 0, 1)]], [], id="deleted before the last page is read"),
+        pytest.param([[("delete", 0, 1)]], [False, True], id="deleted, and broken off once that was noticed"),
+        pytest.param([NOTHING, NOTHING, [("delete", 0, PAGE)]], [], id="deleted last"),
+        pytest.param([NOTHING, FRONT], [], id="added in front"),
+        pytest.param([NOTHING, FRONT, NOTHING, [("delete", 0, PAGE + 1)]], [], id="added in front, then deleted"),
+        pytest.param(
+            [[("delete", 0, 1)], NOTHING, NOTHING, [*FRONT, *FRONT]],
+            [False, False, False, True],
+            id="deleted, broken off before the first page, then added in front",
+        ),
+    ],
+)
+def test_what_moves_over_a_boundary_is_read(gaps, breaks):
+    account = of_one_second(4 * PAGE)
+    outcome = crawl(account, None, stream(gaps, account), iter(breaks))
+    assert remaining(outcome, account, None) <= outcome.yielded
