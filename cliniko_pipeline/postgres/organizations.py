@@ -69,7 +69,7 @@ def all_stored_credentials(connection: Connection) -> dict[str, object]:
     the transaction ends.
     """
     rows = connection.execute(sa.text(sql("all_stored_credentials")), {"service": SERVICE})
-    return {row.organization_id: row.credentials_encrypted for row in rows}
+    return {str(row.organization_id): row.credentials_encrypted for row in rows}
 
 
 def save(

@@ -11,12 +11,13 @@ from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database, advisory_key, sql
@@ -80,6 +81,7 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
             connection.execute(sa.text(sql("application_tables")))
         _require_application_tables(connection)
         _require_powerless_role(connection)
+        _require_known_version(connection)
         before, after = _current_version(connection), expected_version()
         changed = before != after or bool(_unisolated_tables(connection))
         if changed:
@@ -92,6 +94,7 @@ def require_current(database: Database) -> None:
     with database.operator() as connection:
         _require_application_tables(connection)
         _require_powerless_role(connection)
+        _require_known_version(connection)
         found = _current_version(connection)
     if found != expected_version():
         state = "has no pipeline schema yet" if found is None else "has the schema of another version of the pipeline"
@@ -110,6 +113,19 @@ def _current_version(connection: Connection) -> str | None:
     return connection.execute(
         sa.text("select obj_description(to_regnamespace('cliniko'), 'pg_namespace')")
     ).scalar_one_or_none()
+
+
+def _require_known_version(connection: Connection) -> None:
+    """Raises DatabaseSetupError where another version of the pipeline, with migrations of its own, was here."""
+    if connection.execute(sa.text("select to_regclass('cliniko.schema_version')")).scalar_one() is None:
+        return
+    found = set(connection.execute(sa.text("select version_num from cliniko.schema_version")).scalars())
+    known = {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+    if found - known:
+        raise DatabaseSetupError(
+            f"The database has the schema of a newer version of the pipeline ({', '.join(sorted(found - known))}):"
+            " install that version, or point DATABASE_URL at another database."
+        )
 
 
 def _upgrade(connection: Connection) -> None:
@@ -181,6 +197,13 @@ def _require_application_tables(connection: Connection) -> None:
                 " table there (docs/operations.md lists its columns)."
             )
         _require_columns(table, needed, found[table].column_names)
+    _require_usable_types(found)
+    if not connection.execute(sa.text(sql("conflict_target"))).scalar_one():
+        raise DatabaseSetupError(
+            "The table public.api_credentials has no unique constraint by which credentials are found again: run"
+            " `create unique index on public.api_credentials (organization_id, service_name)`, after removing rows that"
+            " are there twice."
+        )
     if ACTIVE_PATIENTS.name in found:
         existing = found[ACTIVE_PATIENTS.name]
         if not existing.is_table:
@@ -189,6 +212,16 @@ def _require_application_tables(connection: Connection) -> None:
             )
         needed = ("id", "organization_id", *ACTIVE_PATIENTS.written, *ACTIVE_PATIENTS.stamps)
         _require_columns(ACTIVE_PATIENTS.name, needed, existing.column_names)
+
+
+def _require_usable_types(found: dict[str, Row[Any]]) -> None:
+    contacts = found["contacts"]
+    id_type = dict(zip(contacts.column_names, contacts.column_types, strict=True))["id"]
+    if id_type != "uuid":
+        raise DatabaseSetupError(
+            f"The column id of public.contacts is of type {id_type}: the pipeline needs uuid, for contact_id in"
+            f" public.{ACTIVE_PATIENTS.name} is one."
+        )
 
 
 def _require_columns(table: str, needed: Sequence[str], found: Sequence[str]) -> None:

@@ -1,9 +1,10 @@
+-- As text: in the application's tables an id may be a uuid.
 select
-    credentials.organization_id as id,
-    coalesce(organization.name, credentials.organization_id) as name,
+    credentials.organization_id::text as id,
+    coalesce(organization.name, credentials.organization_id::text) as name,
     credentials.is_active,
     credentials.last_validated_at
 from public.api_credentials as credentials
-left join public.organizations as organization on organization.id = credentials.organization_id
+left join public.organizations as organization on organization.id::text = credentials.organization_id::text
 where credentials.service_name = :service
-order by credentials.organization_id
+order by id

@@ -2,7 +2,8 @@
 select
     pg_class.relname as table_name,
     pg_class.relkind in ('r', 'p') as is_table,
-    array_agg(pg_attribute.attname::text) as column_names
+    array_agg(pg_attribute.attname::text order by pg_attribute.attnum) as column_names,
+    array_agg(format_type(pg_attribute.atttypid, null) order by pg_attribute.attnum) as column_types
 from pg_class
 inner join pg_attribute on pg_attribute.attrelid = pg_class.oid
 where pg_class.relnamespace = 'public'::regnamespace

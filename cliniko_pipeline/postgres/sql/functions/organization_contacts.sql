@@ -20,6 +20,18 @@ declare
             and not attisdropped
     );
     parts constant text := case when has_parts then $$concat_ws(' ', first_name, last_name)$$ else 'null' end;
+    -- Where organizations are texts an index finds their contacts; elsewhere (uuid, ...) they are compared as texts only.
+    is_text constant boolean := exists (
+        select
+        from pg_attribute
+        where attrelid = to_regclass('public.contacts')
+            and attname = 'organization_id'
+            and atttypid in ('text'::regtype, 'varchar'::regtype)
+    );
+    indexed constant text := case
+        when is_text then $$organization_id = nullif(current_setting('app.organization_id', true), '')$$
+        else 'true'
+    end;
 begin
     return query execute
         $$
@@ -37,9 +49,9 @@ begin
                 case when cliniko.name_key(name) is not null then name::text else $$ || parts || $$ end,
                 email::text
             from public.contacts
-            where organization_id = nullif(current_setting('app.organization_id', true), '')
+            where $$ || indexed || $$
                 -- The column's collation may take two organizations for one.
-                and organization_id::text collate "C" = current_setting('app.organization_id', true)
+                and organization_id::text collate "C" = nullif(current_setting('app.organization_id', true), '')
         $$;
 end
 $function$;
