@@ -14,7 +14,15 @@ def migrate() -> None:
         embedded = runtime.settings.embedded_database
         done = schema.migrate(runtime.database, create_application_tables=embedded)
         where = runtime.database.location
-    if done.changed:
+    if done.changed and done.before == done.after:
+        click.echo(f"Mended what keeps organizations apart in {where} ({done.after}).")
+    elif done.changed:
         click.echo(f"Migrated {where} from {done.before or 'nothing'} to {done.after}.")
     else:
         click.echo(f"{where} is up to date ({done.after}).")
+    if done.closed_to_readers:
+        click.echo(
+            "public.active_patients, which had rows, is now under row-level security: whoever reads it sets"
+            " app.organization_id first,\nor gets a policy of its own"
+            ' (docs/operations.md, "How the application reads active_patients").'
+        )

@@ -5,7 +5,8 @@ Two kinds of change: versioned steps (Alembic, in `migrations/versions`) for wha
 or nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import resources
@@ -18,9 +19,17 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection, Row
+from sqlalchemy.exc import DBAPIError
 
-from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database, advisory_key, sql
+from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
+from cliniko_pipeline.postgres.engine import (
+    LOCK_NOT_AVAILABLE,
+    LOCK_TIMEOUT_SECONDS,
+    ORGANIZATION_ROLE,
+    Database,
+    advisory_key,
+    sql,
+)
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, TENANT_TABLES
 
 APPLICATION_TABLES = {
@@ -39,6 +48,9 @@ APPLICATION_TABLES = {
 }
 """The application's tables in schema public and the columns of them that the pipeline needs."""
 
+TABLE_LOCK_TIMEOUT_SECONDS = 5
+"""How long a migration waits for a table, and whoever comes after it waits with it."""
+
 # Alembic keeps the migration that runs in variables of its modules.
 _ALEMBIC = Lock()
 
@@ -56,11 +68,14 @@ class Migration:
         before: the version before; None: none.
         after: the version now.
         changed: whether there was anything to do.
+        closed_to_readers: whether active_patients was there already, with rows, and open: who reads it must now say
+            whose rows.
     """
 
     before: str | None
     after: str
     changed: bool
+    closed_to_readers: bool = False
 
 
 def migrate(database: Database, *, create_application_tables: bool = False) -> Migration:
@@ -70,13 +85,16 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
     embedded database, which no application shares.
 
     Raises DatabaseSetupError where one of the application's tables or columns is missing, naming it, or where the
-    database user lacks a privilege; then nothing was changed.
+    database user lacks a privilege, DatabaseUnavailableError where others use the tables; then nothing was changed.
     """
     database.require_supported_version()
     with database.operator() as connection:
+        # Another migration may take long; the tables' users must not queue up behind this one.
+        _limit_waits(connection, LOCK_TIMEOUT_SECONDS)
         connection.execute(
             sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("cliniko_pipeline.migrate")}
         )
+        _limit_waits(connection, TABLE_LOCK_TIMEOUT_SECONDS)
         if create_application_tables:
             connection.execute(sa.text(sql("application_tables")))
         _require_application_tables(connection)
@@ -84,9 +102,11 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
         _require_known_version(connection)
         before, after = _current_version(connection), expected_version()
         changed = before != after or bool(_unisolated_tables(connection))
+        closes = changed and _is_open_with_rows(connection)
         if changed:
-            _upgrade(connection)
-        return Migration(before, after, changed)
+            with _told_of_other_users():
+                _upgrade(connection)
+        return Migration(before, after, changed, closes)
 
 
 def require_current(database: Database) -> None:
@@ -113,6 +133,33 @@ def _current_version(connection: Connection) -> str | None:
     return connection.execute(
         sa.text("select obj_description(to_regnamespace('cliniko'), 'pg_namespace')")
     ).scalar_one_or_none()
+
+
+def _limit_waits(connection: Connection, seconds: int) -> None:
+    connection.execute(sa.text("select set_config('lock_timeout', :limit, true)"), {"limit": f"{seconds}s"})
+
+
+def _is_open_with_rows(connection: Connection) -> bool:
+    table = f"{ACTIVE_PATIENTS.schema}.{ACTIVE_PATIENTS.name}"
+    is_open = connection.execute(
+        sa.text("select not (relrowsecurity and relforcerowsecurity) from pg_class where oid = to_regclass(:table)"),
+        {"table": table},
+    ).scalar_one_or_none()
+    return bool(is_open) and connection.execute(sa.text(f"select exists (select from {table})")).scalar_one()
+
+
+@contextmanager
+def _told_of_other_users() -> Generator[None, None, None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            raise
+        raise DatabaseUnavailableError(
+            f"Others use the tables that the migration changes (public.{ACTIVE_PATIENTS.name}, above all) and did not"
+            f" let go of them within {TABLE_LOCK_TIMEOUT_SECONDS} seconds; nothing was changed. Try again when no"
+            " sync and no long transaction of the application runs."
+        ) from None
 
 
 def _require_known_version(connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.errors import DatabaseSetupError
+from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.postgres import engine, frames, organizations, schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database, sql
@@ -420,6 +421,56 @@ def test_the_schema_of_a_newer_version_is_left_alone(application: Database) -> N
             action(application)
         _is_one_line(raised.value, "newer version of the pipeline (0099)", "install")
     assert _objects(application) == objects
+
+
+@pytest.mark.parametrize("holder", ["select count(*)", "delete"])
+def test_a_table_in_use_is_waited_for_a_moment_only_and_nothing_is_changed(
+    application: Database, monkeypatch: pytest.MonkeyPatch, holder: str
+) -> None:
+    assert schema.TABLE_LOCK_TIMEOUT_SECONDS == 5
+    monkeypatch.setattr(schema, "TABLE_LOCK_TIMEOUT_SECONDS", 0.1)
+    administer(application.url, ACTIVE_PATIENTS)
+    before = _objects(application)
+    with application.operator() as user:
+        user.execute(sa.text(f"{holder} from public.active_patients"))
+        started = time.monotonic()
+        with pytest.raises(DatabaseUnavailableError) as raised:
+            schema.migrate(application)
+        assert time.monotonic() - started < 4
+    _is_one_line(raised.value, "public.active_patients", "nothing was changed", "Try again")
+    assert _objects(application) == before
+    assert schema.migrate(application).changed
+
+
+def test_a_migration_waits_for_another_one_for_longer_than_for_a_table(
+    application: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "TABLE_LOCK_TIMEOUT_SECONDS", 0.1)
+    with ThreadPoolExecutor(1) as thread:
+        with application.operator() as connection:
+            key = {"key": engine.advisory_key("cliniko_pipeline.migrate")}
+            connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), key)
+            second = thread.submit(schema.migrate, application)
+            with pytest.raises(TimeoutError):
+                second.result(0.5)
+        assert second.result(30).changed
+
+
+def test_who_migrates_is_told_that_readers_of_the_rows_that_were_there_must_now_say_whose(
+    application: Database,
+) -> None:
+    administer(application.url, ACTIVE_PATIENTS)
+    assert not schema.migrate(application).closed_to_readers
+    administer(
+        application.url,
+        "drop schema cliniko cascade",
+        "alter table public.active_patients disable row level security",
+        f"insert into public.active_patients (contact_id, organization_id, {COUNTS})"
+        " values (gen_random_uuid(), 'a', 1, 1, 2)",
+    )
+    assert schema.migrate(application).closed_to_readers
+    administer(application.url, "drop schema cliniko cascade")
+    assert not schema.migrate(application).closed_to_readers
 
 
 def test_every_function_is_applied_and_only_the_organization_role_may_use_it(owner_database: Database) -> None:
