@@ -7,7 +7,7 @@ import click
 
 from cliniko_pipeline.cli.progress import progress_display
 from cliniko_pipeline.cli.session import session
-from cliniko_pipeline.cli.status import show_statuses, statuses
+from cliniko_pipeline.cli.status import problem_lines, show_statuses, statuses
 from cliniko_pipeline.cli.workers import run_in_workers
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.instants import parse_instant
@@ -38,8 +38,11 @@ def run_syncs(ids: Sequence[str], as_of: datetime | None = None) -> dict[str, st
 
 
 def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None:
-    """The summary table, then a line for each organization that failed."""
-    show_statuses(statuses(runtime, list(ids)))
+    """The summary table, then a line for each problem, and for each organization that failed."""
+    found = statuses(runtime, list(ids))
+    show_statuses(found)
+    for line in problem_lines([each for each in found if each[0].id not in errors]):
+        click.echo(line)
     for organization_id, error in errors.items():
         click.echo(f"Error: {organization_id} failed. {error}", err=True)
 

@@ -35,7 +35,7 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a crawl stands, to go on from in another process: `page` comes next, then those before it.
+    """Where a crawl stands, to go on from in another process: `page` comes next, then those before it; 0: the newest.
 
     `horizon` is the server's clock when the crawl began, None if it told none: what came to the list later does not
     belong to the crawl. `total_entries` is what the list would hold if nothing had vanished from it since.
@@ -170,9 +170,8 @@ def _rest(listing: Listing[RecordT], requests: "_Requests[RecordT]", position: P
     older = listing if horizon is None else listing.before(horizon)
     for step in _backwards(older, requests, position.page, expected):
         number, expected = number + 1, step.expected
-        # The newest records have no position of their own: they come with the first page, read again.
         newest_left = step.shorter and horizon is not None
-        left = Position(horizon, step.following or 1, expected) if step.following or newest_left else None
+        left = Position(horizon, step.following, expected) if step.following or newest_left else None
         yield _page(step, number, expected, horizon, left)
     if left is None or horizon is None:
         return

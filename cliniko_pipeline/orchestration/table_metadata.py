@@ -10,11 +10,11 @@ from cliniko_pipeline.postgres.merge import quote
 
 PREVIEW_ROWS = 5
 
-# Metadata are kept in Dagster's own storage and shown to whoever may see the UI: no names, no addresses, and of
-# appointments no free text. A table that is not listed here is not previewed.
+# Metadata are kept in Dagster's own storage and shown to whoever may see the UI: no names, no addresses, and no
+# patient's appointments. A table that is not listed here is not previewed.
 PREVIEW_COLUMNS: dict[tuple[str, str], tuple[str, ...]] = {
     ("cliniko", "patients"): ("id", "archived_at", "deleted_at", "merged_into_id", "created_at", "updated_at"),
-    ("cliniko", "appointments"): ("kind", "id", "patient_id", "starts_at", "cancelled_at", "did_not_arrive"),
+    ("cliniko", "appointments"): ("kind", "id", "created_at", "updated_at", "cancelled_at"),
     ("cliniko", "contact_mapping"): ("patient_id", "contact_id", "status", "method", "candidate_count"),
     ("public", "active_patients"): (
         "contact_id",

@@ -253,6 +253,7 @@ def of_one_second(number: int) -> Account:
 
 
 FRONT = [("clock", 0, -START // 2), ("insert", 0, PAGE)]
+BACK = [("clock", 0, -1), ("insert", 0, 2 * PAGE)]
 NOTHING: list[Event] = []
 
 
@@ -265,9 +266,9 @@ NOTHING: list[Event] = []
         pytest.param([NOTHING, FRONT], [], id="added in front"),
         pytest.param([NOTHING, FRONT, NOTHING, [("delete", 0, PAGE + 1)]], [], id="added in front, then deleted"),
         pytest.param(
-            [[("delete", 0, 1)], NOTHING, NOTHING, [*FRONT, *FRONT]],
+            [[("delete", 0, 1)], NOTHING, NOTHING, BACK],
             [False, False, False, True],
-            id="deleted, broken off before the first page, then added in front",
+            id="deleted, broken off before the first page, then added behind",
         ),
     ],
 )
