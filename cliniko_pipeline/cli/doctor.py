@@ -33,12 +33,13 @@ def _examine(runtime: Runtime) -> bool:
         return False
     if not _check("The schema is up to date", lambda: _require_schema(runtime)):
         return False
+    is_isolated = _check("Organizations are kept apart", partial(schema.require_isolation, runtime.database))
     with runtime.database.operator() as connection:
         found = [each.id for each in stored.organizations(connection) if each.is_active]
     if not found:
         click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
     accepted = [_check(f"Cliniko accepts the key of '{each}'", partial(_ask, runtime, each)) for each in found]
-    return has_key and all(accepted)
+    return has_key and is_isolated and all(accepted)
 
 
 def _require_schema(runtime: Runtime) -> None:

@@ -121,6 +121,34 @@ def require_current(database: Database) -> None:
         raise DatabaseSetupError(f"The database {state}: run `cliniko-pipeline migrate`.")
 
 
+def require_isolation(database: Database) -> None:
+    """Raises DatabaseSetupError where organizations are not kept apart, or the database user cannot enter the context
+    of one. Needs a schema that is current.
+    """
+    with database.operator() as connection:
+        unisolated = _unisolated_tables(connection)
+        user, may_switch = connection.execute(sa.text(sql("may_switch")), {"role": ORGANIZATION_ROLE}).one()
+    if unisolated:
+        raise DatabaseSetupError(
+            f"Row-level security does not keep organizations apart in {', '.join(unisolated)}:"
+            " `cliniko-pipeline migrate` mends that."
+        )
+    if not may_switch:
+        raise DatabaseSetupError(
+            f"The database user may not switch to the role {ORGANIZATION_ROLE}: run"
+            f" `grant {ORGANIZATION_ROLE} to {user}` as a superuser, or as whoever ran `cliniko-pipeline migrate`."
+        )
+    with database.organization("doctor") as connection:
+        found = connection.execute(
+            sa.text("select cast(current_user as text), current_setting('app.organization_id')")
+        ).one()
+    if tuple(found) != (ORGANIZATION_ROLE, "doctor"):
+        raise DatabaseSetupError(
+            "What a transaction sets does not reach its next statement: connect without a pooler of statements"
+            " between the pipeline and PostgreSQL."
+        )
+
+
 def expected_version() -> str:
     """The last migration's revision and a digest of the functions and policies, e.g. `0001+3f2a...`."""
     revision = ScriptDirectory.from_config(_alembic_config()).get_current_head()

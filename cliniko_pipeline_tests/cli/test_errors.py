@@ -92,13 +92,47 @@ def test_doctor_finds_all_well_and_then_what_is_not(command: CommandLine, clinic
     assert "organizations add" in empty.stdout
     account = clinics.add("alpha")
     clinics.add("beta")
-    assert command("doctor").stdout.count("✓") == 6
+    assert command("doctor").stdout.count("✓") == 7
     account.revoked = True
     examined = command("doctor")
     assert examined.returncode == 1
     assert "✗ Cliniko accepts the key of 'alpha'" in examined.stdout
     assert "✓ Cliniko accepts the key of 'beta'" in examined.stdout
     assert account.bare_key not in examined.stdout
+
+
+def test_doctor_tells_what_does_not_keep_organizations_apart_and_migrate_mends_it(
+    command: CommandLine, clinics
+) -> None:
+    with clinics.database.operator() as connection:
+        connection.exec_driver_sql("alter table cliniko.patients no force row level security")
+    examined = command("doctor")
+    assert examined.returncode == 1
+    assert "✗ Organizations are kept apart" in examined.stdout
+    assert "cliniko.patients" in examined.stdout
+    assert "Mended what keeps organizations apart" in command("migrate").stdout
+    assert command("doctor").returncode == 0
+
+
+def test_migrate_tells_of_readers_that_must_now_say_whose_rows_they_want(
+    empty_database_url: URL, tmp_path: Path
+) -> None:
+    command = CommandLine(environment(empty_database_url, tmp_path), tmp_path)
+    database = Database(empty_database_url)
+    schema.migrate(database, create_application_tables=True)
+    with database.operator() as connection:
+        connection.exec_driver_sql(
+            "drop schema cliniko cascade; alter table public.active_patients disable row level security;"
+            " insert into public.active_patients (contact_id, organization_id, recent_appointment_count,"
+            " upcoming_appointment_count, total_appointment_count) values (gen_random_uuid(), 'a', 1, 1, 2)"
+        )
+    database.close()
+    told = command("migrate").stdout
+    assert "app.organization_id" in told
+    assert "docs/operations.md" in told
+    heading = told.partition('docs/operations.md, "')[2].partition('"')[0]
+    assert f"### {heading}\n" in (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    assert "app.organization_id" not in command("migrate").stdout
 
 
 def test_every_command_has_help(command: CommandLine) -> None:

@@ -473,6 +473,46 @@ def test_who_migrates_is_told_that_readers_of_the_rows_that_were_there_must_now_
     assert not schema.migrate(application).closed_to_readers
 
 
+def test_a_user_that_cannot_enter_a_context_is_told_what_to_grant(
+    fresh_server_url: URL, owner_database: Database
+) -> None:
+    schema.require_isolation(owner_database)
+    user = f'odd "{uuid4().hex}'
+    quoted = '"' + user.replace('"', '""') + '"'
+    administer(
+        fresh_server_url.set(database=owner_database.url.database),
+        f"create role {quoted} login password 'odd'",
+        f"grant usage on schema cliniko to {quoted}",
+    )
+    database = Database(owner_database.url.set(username=user, password="odd"))
+    try:
+        with pytest.raises(DatabaseSetupError) as raised:
+            schema.require_isolation(database)
+        _is_one_line(raised.value, "may not switch")
+        administer(fresh_server_url, str(raised.value).split("`")[1])
+        schema.require_isolation(database)
+    finally:
+        database.close()
+        target = fresh_server_url.set(database=owner_database.url.database)
+        administer(target, f"drop owned by {quoted}", f"drop role {quoted}")
+
+
+@pytest.mark.parametrize("table", TENANT_TABLES)
+def test_a_table_that_row_level_security_does_not_close_is_named(owner_database: Database, table: str) -> None:
+    for opened, closed in (
+        ("disable row level security", "enable row level security"),
+        ("no force row level security", "force row level security"),
+    ):
+        administer(owner_database.url, f"alter table {table} {opened}")
+        try:
+            with pytest.raises(DatabaseSetupError) as raised:
+                schema.require_isolation(owner_database)
+            _is_one_line(raised.value, table.replace('"', "").removeprefix("public."), "cliniko-pipeline migrate")
+        finally:
+            administer(owner_database.url, f"alter table {table} {closed}")
+    schema.require_isolation(owner_database)
+
+
 def test_every_function_is_applied_and_only_the_organization_role_may_use_it(owner_database: Database) -> None:
     with owner_database.operator() as connection:
         rows = connection.execute(

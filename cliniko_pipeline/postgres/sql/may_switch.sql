@@ -1,0 +1,12 @@
+-- The database user, quoted, and whether it may switch to the role; from version 16 on membership alone does not tell.
+select
+    quote_ident(current_user) as database_user,
+    exists (
+        select from pg_roles
+        where rolname = :role
+            and pg_has_role(
+                current_user,
+                oid,
+                case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end
+            )
+    ) as may_switch
