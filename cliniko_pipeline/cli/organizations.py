@@ -1,6 +1,7 @@
 """`cliniko-pipeline organizations`: which clinics are synced, and their credentials."""
 
 import sys
+from urllib.parse import urlsplit
 
 import click
 from rich.markup import escape
@@ -8,6 +9,7 @@ from rich.table import Table
 
 from cliniko_pipeline.cli.session import CHECK_ATTEMPTS, session
 from cliniko_pipeline.cli.status import output_console
+from cliniko_pipeline.cliniko.shards import resolve_api_url, shard_of
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.errors import CredentialsFormatError
 from cliniko_pipeline.postgres import organizations as stored
@@ -33,7 +35,7 @@ def add(organization_id: str, name: str, api_url: str | None, *, no_validate: bo
     with session() as runtime:
         # Asked for only when the rest is known to work.
         vault = runtime.vault
-        credentials = ClinikoCredentials(_read_api_key(), None, api_url)
+        credentials = _located(ClinikoCredentials(_read_api_key(), None, api_url), runtime.settings.allowed_hosts)
         with runtime.client_for(organization_id, credentials, max_attempts=CHECK_ATTEMPTS) as client:
             if not no_validate:
                 client.validate()
@@ -101,6 +103,19 @@ def remove(organization_id: str, *, yes: bool) -> None:
             )
         rows = stored.remove(runtime.database, organization_id)
     click.echo(f"Removed '{organization_id}': its credentials and {rows} rows. Its contacts were not touched.")
+
+
+def _located(credentials: ClinikoCredentials, allowed_hosts: frozenset[str]) -> ClinikoCredentials:
+    """The same with region and API URL, for other programs that read what is stored and cannot work them out."""
+    key = credentials.api_key
+    api_url = resolve_api_url(api_key=key, region=None, api_url=credentials.api_url, allowed_hosts=allowed_hosts)
+    host = urlsplit(api_url).hostname or ""
+    if host.endswith(".cliniko.com"):
+        return ClinikoCredentials(key, host.split(".")[1], api_url)
+    try:
+        return ClinikoCredentials(key, shard_of(key), api_url)
+    except CredentialsFormatError:
+        return ClinikoCredentials(key, None, api_url)
 
 
 def _name_of(runtime: Runtime, organization_id: str) -> str:

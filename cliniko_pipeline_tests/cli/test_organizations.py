@@ -104,6 +104,30 @@ def test_credentials_that_do_not_work_are_not_stored(
         assert connection.exec_driver_sql("select count(*) from public.organizations").scalar_one() == 0
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "region", "api_url"),
+    [
+        ("MS0x-au4", None, "au4", "https://api.au4.cliniko.com/v1"),
+        ("MS0x", None, "au1", "https://api.au1.cliniko.com/v1"),
+        ("MS0x-au4", "https://api.uk1.cliniko.com/v1/", "uk1", "https://api.uk1.cliniko.com/v1"),
+        ("MS0x-au4", "http://127.0.0.1:9/au2/v1/", "au4", "http://127.0.0.1:9/au2/v1"),
+        ("MS0x-odd", "http://127.0.0.1:9/au2/v1", None, "http://127.0.0.1:9/au2/v1"),
+    ],
+)
+def test_where_the_account_is_is_stored_for_other_programs_that_read_it(
+    command: CommandLine, clinics, key, given, region, api_url
+) -> None:
+    added = command(
+        *("organizations", "add", "alpha", "--name", "A", "--no-validate"),
+        *(["--api-url", given] if given else []),
+        stdin=key,
+        CLINIKO_CONTACT_EMAIL="it@clinic.example",
+        CLINIKO_ALLOWED_HOSTS="127.0.0.1:9",
+    )
+    assert added.returncode == 0, added.stderr
+    assert clinics.vault.decrypt(_stored(clinics)["alpha"]) == ClinikoCredentials(key, region, api_url)
+
+
 def test_a_cliniko_that_cannot_be_reached_is_told_in_one_line(command: CommandLine, clinics, account) -> None:
     port = free_port()
     refused = command(
