@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.hosts import is_loopback
 
 APPLICATION_NAME = "cliniko_pipeline"
 LOOPBACK_CONTACT_EMAIL = "nobody@example.org"
@@ -257,7 +258,7 @@ class Settings(BaseSettings):
 
         Raises SettingsError where none is set and the host is not a loopback one.
         """
-        if self.contact_email is None and _is_loopback(api_url):
+        if self.contact_email is None and _is_on_this_machine(api_url):
             return LOOPBACK_CONTACT_EMAIL
         return self._set_contact_email()
 
@@ -319,15 +320,11 @@ def _user_agent(contact_email: str) -> str:
     return f"{APPLICATION_NAME} ({contact_email})"
 
 
-def _is_loopback(api_url: str) -> bool:
+def _is_on_this_machine(api_url: str) -> bool:
     try:
-        host = urlsplit(api_url).hostname or ""
+        return is_loopback(urlsplit(api_url).hostname or "")
     except ValueError:
         return False
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _ensure_key_file(path: Path) -> tuple[SecretStr, ...]:

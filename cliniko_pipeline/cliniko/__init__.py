@@ -24,7 +24,7 @@ from cliniko_pipeline.cliniko.records import (
     RejectedRecord,
     Resource,
 )
-from cliniko_pipeline.cliniko.shards import api_url_for, is_loopback, resolve_api_url, shard_of
+from cliniko_pipeline.cliniko.shards import api_url_for, resolve_api_url, shard_of
 from cliniko_pipeline.cliniko.throttle import BudgetRegistry, RequestBudget, SlidingWindowBudget, digest_of
 
 __all__ = [
@@ -57,7 +57,6 @@ __all__ = [
     "Waiting",
     "api_url_for",
     "digest_of",
-    "is_loopback",
     "resolve_api_url",
     "shard_of",
 ]

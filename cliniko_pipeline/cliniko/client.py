@@ -22,7 +22,6 @@ from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
 from cliniko_pipeline.cliniko.pagination import FetchedPage, Listing, Page, Position, crawl_pages
 from cliniko_pipeline.cliniko.records import PATIENTS, RecordT, Resource
 from cliniko_pipeline.cliniko.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
-from cliniko_pipeline.cliniko.shards import is_loopback
 from cliniko_pipeline.cliniko.throttle import RequestBudget
 from cliniko_pipeline.errors import (
     ClinikoPipelineError,
@@ -32,6 +31,7 @@ from cliniko_pipeline.errors import (
     SettingsError,
     TransientError,
 )
+from cliniko_pipeline.hosts import is_loopback
 
 DEFAULT_TIMEOUT = httpx.Timeout(connect=10.0, read=30.0, write=10.0, pool=10.0)
 DEFAULT_MAX_ATTEMPTS = 6

@@ -3,12 +3,12 @@
 Belongs here: every rule on which hosts may ever see an API key. Does not: sending anything, reading settings.
 """
 
-import ipaddress
 import re
 from collections.abc import Collection
 from urllib.parse import SplitResult, urlsplit
 
 from cliniko_pipeline.errors import CredentialsFormatError
+from cliniko_pipeline.hosts import is_loopback
 
 DEFAULT_SHARD = "au1"
 """The shard of keys made before Cliniko had shards; such a key carries none."""
@@ -54,16 +54,6 @@ def resolve_api_url(*, api_key: str, region: str | None, api_url: str | None, al
     if region and region.strip():
         return api_url_for(region.strip())
     return api_url_for(shard_of(api_key))
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is this machine itself, judged by its text alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _checked_shard(shard: str, *, named: str) -> str:

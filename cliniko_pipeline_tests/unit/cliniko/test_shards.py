@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.cliniko.shards import api_url_for, is_loopback, resolve_api_url, shard_of
+from cliniko_pipeline.cliniko.shards import api_url_for, resolve_api_url, shard_of
 from cliniko_pipeline.errors import CredentialsFormatError
+from cliniko_pipeline.hosts import is_loopback
 
 KEY = "MS0xLWtleQ-au4"
 ALLOWED = ("127.0.0.1:8765", "sandbox.example:8443", "sandbox.example", "localhost", "[::1]:8765")
