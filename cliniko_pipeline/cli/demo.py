@@ -29,14 +29,15 @@ NOT_FOR_THE_DEMO = ("DATABASE_URL", "DAGSTER_HOME", "CREDENTIALS_ENCRYPTION_KEY"
 @click.option("--no-ui", is_flag=True, help="End after the summary.")
 def demo(*, no_ui: bool) -> None:
     """Three made-up clinics on a simulated Cliniko, synced into an embedded database, then the Dagster UI."""
-    home = load_settings({**os.environ, "DATABASE_URL": ""}).home
+    # A home, and so a database, of its own: made-up clinics never stand beside real ones.
+    home = load_settings({**os.environ, "DATABASE_URL": ""}).home / "demo"
     anchor, is_new = _anchor(home / "demo-anchor")
     clinics = demo_organizations(anchor)
     with (
         running_sandbox(
             [clinic.account for clinic in clinics], requests_per_minute=DEFAULT_REQUESTS_PER_MINUTE
         ) as sandbox,
-        _environment(sandbox),
+        _environment(sandbox, home),
         session() as runtime,
     ):
         click.echo(
@@ -78,10 +79,11 @@ def _anchor(path: Path) -> tuple[datetime, bool]:
 
 
 @contextmanager
-def _environment(sandbox: Sandbox) -> Generator[None, None, None]:
+def _environment(sandbox: Sandbox, home: Path) -> Generator[None, None, None]:
     """The variables under which this process and those it starts find the demo's own things, and no real ones."""
     ignored = [name for name in NOT_FOR_THE_DEMO if os.environ.pop(name, "")]
     if ignored:
         click.echo(f"The demo leaves {', '.join(ignored)} alone and uses the embedded database.")
     os.environ["CLINIKO_ALLOWED_HOSTS"] = sandbox.host
+    os.environ["CLINIKO_PIPELINE_HOME"] = str(home)
     yield

@@ -61,7 +61,9 @@ def test_the_demo_passes_twice_and_its_tables_are_right(command: CommandLine, fo
         assert "hidden" not in done.stdout + done.stderr
         assert not processes_of(folder)
         assert [path.name for path in folder.iterdir()] == [".cliniko"]
-        ids.append(_assert_tables_are_right(folder / ".cliniko"))
+        # Nothing beside it: the made-up clinics stand in no database that real ones could be in.
+        assert [path.name for path in (folder / ".cliniko").iterdir()] == ["demo"]
+        ids.append(_assert_tables_are_right(folder / ".cliniko" / "demo"))
     assert ids[0] == ids[1]
 
 
@@ -74,7 +76,7 @@ def test_the_demo_with_the_ui_runs_what_is_launched_there_and_ends_without_a_tra
         (port,) = re.findall(r"Dagster UI: http://127\.0\.0\.1:(\d+)", running.output)
         assert port != "3000"
         _assert_the_ui_works(f"http://127.0.0.1:{port}/graphql", running)
-        password = (folder / ".cliniko" / "postgres" / "password").read_text().strip()
+        password = (folder / ".cliniko" / "demo" / "postgres" / "password").read_text().strip()
         assert password not in "".join(processes_of(folder).values())
         running.interrupt()
         time.sleep(0.3)
