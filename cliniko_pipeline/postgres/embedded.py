@@ -258,10 +258,14 @@ def _disown_stranger(layout: _Layout) -> None:
 
     The file's other lines stay, by which it knows whether parts of the old server still run.
     """
-    if layout.process_file.exists():
-        _, *others = layout.process_file.read_text(encoding="utf-8").split("\n")
-        layout.process_file.write_text("\n".join([str(_NOBODY), *others]), encoding="utf-8")
-    (layout.socket_directory / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
+    for path in (layout.process_file, layout.socket_directory / f".s.PGSQL.{PORT}.lock"):
+        # Read and written through one handle: a server that starts meanwhile makes a file of its own.
+        with suppress(FileNotFoundError), path.open("r+", encoding="utf-8") as file:
+            first, *others = file.read().split("\n")
+            if first.strip().isdecimal() and not _is_server(layout, int(first)):
+                file.seek(0)
+                file.write("\n".join([str(_NOBODY), *others]))
+                file.truncate()
 
 
 def _comes_up(layout: _Layout) -> bool:
@@ -290,6 +294,10 @@ def _is_our_server(layout: _Layout) -> bool:
         process = int(layout.process_file.read_text(encoding="utf-8").partition("\n")[0])
     except (FileNotFoundError, ValueError):
         return False
+    return _is_server(layout, process)
+
+
+def _is_server(layout: _Layout, process: int) -> bool:
     command = _command_of(process)
     if "postgres" not in command:
         return False
@@ -377,8 +385,8 @@ def _execute(data: Path, program: str, *arguments: str, log: Path, output: Path 
 
 
 def _environment() -> dict[str, str]:
-    """For every process that is started here: nothing of ours but where programs are found."""
-    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+    """For every process that is started here: nothing of ours."""
+    return {"PATH": f"{os.defpath}:/usr/sbin:/sbin", "LC_ALL": "C"}
 
 
 def _binary(program: str) -> str:
