@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pytest
@@ -21,12 +22,13 @@ from cliniko_pipeline_tests.pipeline import PipelineUnderTest, opened_pipeline
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+def server_url() -> Iterator[URL]:
     given = os.environ.get("CLINIKO_TEST_DATABASE_URL")
     if given:
         yield make_url(given)
         return
-    with EmbeddedServer(tmp_path_factory.mktemp("postgres")) as server:
+    # Not in a folder of pytest's: another pytest that starts closes them to the account that root gives the server.
+    with TemporaryDirectory(prefix="cliniko-tests-") as folder, EmbeddedServer(Path(folder) / "postgres") as server:
         yield server.url
 
 
