@@ -63,7 +63,6 @@ class _LiveDisplay:
             )
             for organization_id in organization_ids
         }
-        self._records = dict.fromkeys(organization_ids, 0)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -79,14 +78,13 @@ class _LiveDisplay:
         self._progress.start_task(task)
         match event:
             case PageRead():
-                self._records[organization_id] += event.records
                 self._progress.update(
                     task,
                     description=event.resource.replace("_", " "),
                     completed=event.number,
                     total=max(event.pages, 1),
                     pages=f"page {event.number}/{event.pages}",
-                    records=self._records[organization_id],
+                    records=event.total_entries,
                     budget=f"{event.budget_left} requests left this minute",
                 )
             case Waiting():
@@ -106,7 +104,6 @@ class _LineDisplay:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: dict[str, float] = {}
-        self._records: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -120,11 +117,10 @@ class _LineDisplay:
         with self._lock:
             match event:
                 case PageRead():
-                    self._records[organization_id] = self._records.get(organization_id, 0) + event.records
                     if event.number == event.pages or self._is_due(organization_id):
                         click.echo(
                             f"{organization_id}: {event.resource} page {event.number}/{event.pages},"
-                            f" {self._records[organization_id]} records, {event.budget_left} requests left this minute",
+                            f" {event.total_entries} records, {event.budget_left} requests left this minute",
                             err=True,
                         )
                 case Waiting():

@@ -33,6 +33,7 @@ def sync(organization_ids: tuple[str, ...], *, all_organizations: bool, as_of: s
 
 def run_syncs(ids: Sequence[str], as_of: datetime | None = None) -> dict[str, str]:
     """Syncs the organizations with progress; returns the errors, a line each, of those that failed."""
+    click.echo(f"Syncing {len(ids)} organization{'s' if len(ids) > 1 else ''} ...", err=True)
     with progress_display(list(ids)) as display:
         return run_in_workers(ids, as_of, display)
 

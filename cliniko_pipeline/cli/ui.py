@@ -52,7 +52,7 @@ def serve(runtime: Runtime, port: int = PORT) -> None:
     free = _free_port(port)
     if free != port:
         click.echo(f"Port {port} is in use, so the UI takes {free}.")
-    click.echo(f"Dagster UI: http://{HOST}:{free} (Ctrl-C ends it)")
+    click.echo(f"Dagster UI: http://{HOST}:{free} (answers in a few seconds; Ctrl-C ends it)")
     with resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "workspace.yaml") as workspace:
         _run_until_stopped(_command(workspace, free), environment)
 
