@@ -127,10 +127,12 @@ def _end_runs_of(organization_ids: Sequence[str]) -> None:
     from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
     from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
 
-    # Where that cannot be done, the next sync does it.
-    with suppress(ClinikoPipelineError), open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:
-        for organization_id in organization_ids:
-            end_abandoned_runs(instance, runtime, organization_id)
+    # Where that cannot be done, the next sync does it; nothing that goes wrong here may hide what ended the workers.
+    with suppress(Exception), open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:
+        # Twice: a run may have been written by its worker's last transaction while it was looked at.
+        for organization_id in [*organization_ids, *organization_ids]:
+            with suppress(Exception):
+                end_abandoned_runs(instance, runtime, organization_id)
 
 
 class _Worker:

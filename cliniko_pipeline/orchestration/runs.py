@@ -71,6 +71,7 @@ def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organizat
     for run in instance.get_runs(dg.RunsFilter(job_name=JOB, tags=tags, statuses=list(_GOES_ON))):
         if _is_abandoned(runtime, run.run_id):
             instance.report_run_failed(run, ABANDONED)
+            _mark(runtime, run.run_id).unlink(missing_ok=True)
     with runtime.database.organization(organization_id) as connection:
         rows = connection.execute(
             sa.text("select run_id, planned, assets from cliniko.sync_runs where status = 'running'")
@@ -98,10 +99,9 @@ def _marked_alive(runtime: Runtime) -> Generator[str, None, None]:
     mark.parent.mkdir(parents=True, exist_ok=True)
     with mark.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield run_id
-        finally:
-            mark.unlink(missing_ok=True)
+        yield run_id
+        # Only now: a run that an interruption left half made is found by its mark, and ended.
+        mark.unlink(missing_ok=True)
 
 
 def _is_abandoned(runtime: Runtime, run_id: str) -> bool:
@@ -110,7 +110,6 @@ def _is_abandoned(runtime: Runtime, run_id: str) -> bool:
     try:
         with mark.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mark.unlink(missing_ok=True)
     except OSError:  # no such file, or somebody holds the lock
         return False
     return True
