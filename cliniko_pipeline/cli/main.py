@@ -14,6 +14,7 @@ COMMANDS = {
     "credentials": "cliniko_pipeline.cli.credentials:credentials",
     "demo": "cliniko_pipeline.cli.demo:demo",
     "doctor": "cliniko_pipeline.cli.doctor:doctor",
+    "explain": "cliniko_pipeline.cli.explain:explain",
     "migrate": "cliniko_pipeline.cli.migrate:migrate",
     "organizations": "cliniko_pipeline.cli.organizations:organizations",
     "sandbox": "cliniko_pipeline.cli.sandbox:sandbox",
