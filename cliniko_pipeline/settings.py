@@ -224,6 +224,15 @@ class Settings(BaseSettings):
     count_no_shows: bool = Field(default=True, validation_alias="CLINIKO_COUNT_NO_SHOWS", description="true or false")
     """Whether an appointment counts that was booked and not cancelled, but not attended."""
 
+    vanished_share_limit: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        validation_alias="CLINIKO_VANISHED_SHARE_LIMIT",
+        description="a share from 0 to 1",
+    )
+    """Above this share of a resource's records, what a full sync no longer finds is not believed to be deleted."""
+
     @classmethod
     def settings_customise_sources(
         cls,

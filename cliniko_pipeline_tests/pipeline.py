@@ -22,12 +22,14 @@ from cliniko_pipeline.cliniko.throttle import BudgetRegistry, SlidingWindowBudge
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
+from cliniko_pipeline.orchestration.runs import run_config
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
 from cliniko_pipeline.settings import load_settings
+from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.independent import ExpectedMapping
 
 CONTACT_COLUMNS = ("id", "organization_id", "cliniko_patient_id", "name", "first_name", "last_name", "email")
@@ -36,8 +38,8 @@ CONTACT_COLUMNS = ("id", "organization_id", "cliniko_patient_id", "name", "first
 BOOKKEEPING = {
     "cliniko.contact_mapping": ("created_at", "updated_at"),
     "public.active_patients": ("id", "created_at", "updated_at"),
-    "cliniko.crawls": ("started_at", "completed_at"),
-    "cliniko.rejected_records": ("rejected_at",),
+    "cliniko.crawls": ("started_at", "completed_at", "horizon", "cursor", "is_full", "reconciles", "records"),
+    "cliniko.rejected_records": ("rejected_at", "position"),
 }
 
 Table = list[dict[str, Any]]
@@ -81,12 +83,16 @@ class PipelineUnderTest:
         with self.database.operator() as connection:
             connection.execute(sa.text(f"insert into public.contacts ({columns}) values ({values})"), rows)
 
-    def sync(self, organization_id: str, as_of: datetime | None = None) -> dg.ExecuteInProcessResult:
+    def sync(
+        self, organization_id: str, as_of: datetime | None = None, *, full: bool = False, accept_deletions: bool = False
+    ) -> dg.ExecuteInProcessResult:
         """The main job, as Dagster runs it; a failure is in the result, not raised."""
         ensure_partitions(self.instance, [organization_id])
-        config = {} if as_of is None else {"ops": {"active_patients": {"config": {"as_of": as_of.isoformat()}}}}
         return self._definitions.resolve_job_def("cliniko_sync").execute_in_process(
-            instance=self.instance, partition_key=organization_id, run_config=config, raise_on_error=False
+            instance=self.instance,
+            partition_key=organization_id,
+            run_config=run_config(SyncOptions(as_of, full, accept_deletions)),
+            raise_on_error=False,
         )
 
     def contact_mapping(self, organization_id: str) -> dict[str, ExpectedMapping]:

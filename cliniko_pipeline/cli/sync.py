@@ -1,7 +1,6 @@
 """`cliniko-pipeline sync`: the main job in the terminal."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 import click
 
@@ -13,29 +12,38 @@ from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.runtime import Runtime
+from cliniko_pipeline.sync_options import SyncOptions
+
+DEFAULT_OPTIONS = SyncOptions()
 
 
 @click.command()
 @click.argument("organization_ids", metavar="[ID]...", nargs=-1)
 @click.option("--all", "all_organizations", is_flag=True, help="Every organization that is not disabled.")
 @click.option("--as-of", metavar="INSTANT", help="Judge by this instant (2026-01-31T09:30:00Z), not by now.")
-def sync(organization_ids: tuple[str, ...], *, all_organizations: bool, as_of: str | None) -> None:
+@click.option("--full", is_flag=True, help="From the beginning; what Cliniko no longer has is marked deleted.")
+@click.option("--accept-deletions", is_flag=True, help="With --full: also a suspicious share of all records.")
+def sync(
+    organization_ids: tuple[str, ...], *, all_organizations: bool, as_of: str | None, full: bool, accept_deletions: bool
+) -> None:
     """Read organizations from Cliniko and renew their active patients, as runs that the Dagster UI shows."""
     if bool(organization_ids) == all_organizations:
         raise click.UsageError("Name organizations, or give --all.")
-    instant = None if as_of is None else parse_instant(as_of)
+    if accept_deletions and not full:
+        raise click.UsageError("--accept-deletions goes with --full.")
+    options = SyncOptions(None if as_of is None else parse_instant(as_of), full, accept_deletions)
     with session() as runtime:
         ids = _chosen(runtime, organization_ids)
-        errors = run_syncs(ids, instant)
+        errors = run_syncs(ids, options)
         report(runtime, ids, errors)
     raise SystemExit(1 if errors else 0)
 
 
-def run_syncs(ids: Sequence[str], as_of: datetime | None = None) -> dict[str, str]:
+def run_syncs(ids: Sequence[str], options: SyncOptions = DEFAULT_OPTIONS) -> dict[str, str]:
     """Syncs the organizations with progress; returns the errors, a line each, of those that failed."""
     click.echo(f"Syncing {len(ids)} organization{'s' if len(ids) > 1 else ''} ...", err=True)
     with progress_display(list(ids)) as display:
-        return run_in_workers(ids, as_of, display)
+        return run_in_workers(ids, options, display)
 
 
 def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None:

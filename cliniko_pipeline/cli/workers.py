@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from queue import Empty, SimpleQueue
@@ -22,6 +21,7 @@ from queue import Empty, SimpleQueue
 from cliniko_pipeline.cli.progress import ProgressDisplay
 from cliniko_pipeline.cliniko.events import Event
 from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.sync_options import SyncOptions
 
 WORKERS = 4
 END_SECONDS = 30
@@ -37,12 +37,12 @@ class _Ended:
     is_last: bool = False
 
 
-def run_in_workers(organization_ids: Sequence[str], as_of: datetime | None, display: ProgressDisplay) -> dict[str, str]:
+def run_in_workers(organization_ids: Sequence[str], options: SyncOptions, display: ProgressDisplay) -> dict[str, str]:
     """Syncs the organizations; returns the errors, a line each, of those that failed.
 
     An interruption (KeyboardInterrupt) is passed on to the workers, which end their runs, and then raised.
     """
-    crew = _Crew(organization_ids, as_of, display)
+    crew = _Crew(organization_ids, options, display)
     workers = min(WORKERS, len(organization_ids))
     try:
         with ThreadPoolExecutor(workers, thread_name_prefix="sync") as executor:
@@ -61,10 +61,10 @@ def run_in_workers(organization_ids: Sequence[str], as_of: datetime | None, disp
 class _Crew:
     """The workers, and what waits for one."""
 
-    def __init__(self, organization_ids: Sequence[str], as_of: datetime | None, display: ProgressDisplay) -> None:
+    def __init__(self, organization_ids: Sequence[str], options: SyncOptions, display: ProgressDisplay) -> None:
         self.errors: dict[str, str] = {}
         self.died: list[str] = []
-        self._as_of = as_of
+        self._options = options
         self._display = display
         self._waiting: SimpleQueue[str] = SimpleQueue()
         for organization_id in organization_ids:
@@ -106,7 +106,7 @@ class _Crew:
         with self._lock:
             if self._is_stopping:
                 return None
-            worker = _Worker(self._as_of)
+            worker = _Worker(self._options)
             self._workers.append(worker)
             return worker
 
@@ -138,10 +138,10 @@ def _end_runs_of(organization_ids: Sequence[str]) -> None:
 class _Worker:
     """The process, seen from here."""
 
-    def __init__(self, as_of: datetime | None) -> None:
+    def __init__(self, options: SyncOptions) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, as_of), name="sync worker")
+        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, options), name="sync worker")
         self.has_died = False
         self._has_ended = False
         # The process begins with SIGINT blocked, as this thread has it, and lets it in when it can be interrupted.
@@ -188,7 +188,7 @@ class _Worker:
         self._process.join()
 
 
-def _serve(connection: Connection, as_of: datetime | None) -> None:
+def _serve(connection: Connection, options: SyncOptions) -> None:
     """The worker's own side: syncs whatever it is told to, until nobody is there to tell."""
     # Ctrl-C in the terminal reaches the command alone, which passes it on, once.
     os.setsid()
@@ -197,7 +197,7 @@ def _serve(connection: Connection, as_of: datetime | None) -> None:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         organization_id = connection.recv()
-        _serve_with_runtime(connection, organization_id, as_of)
+        _serve_with_runtime(connection, organization_id, options)
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
     except ClinikoPipelineError as error:
@@ -206,7 +206,7 @@ def _serve(connection: Connection, as_of: datetime | None) -> None:
         connection.send(_Ended(f"An unexpected {type(error).__name__} outside of the run.", is_last=True))
 
 
-def _serve_with_runtime(connection: Connection, organization_id: str, as_of: datetime | None) -> None:
+def _serve_with_runtime(connection: Connection, organization_id: str, options: SyncOptions) -> None:
     # Imported here: the process that only starts workers need not wait for Dagster.
     from cliniko_pipeline.definitions import build_definitions  # noqa: PLC0415
     from cliniko_pipeline.orchestration.instance import open_instance  # noqa: PLC0415
@@ -222,5 +222,5 @@ def _serve_with_runtime(connection: Connection, organization_id: str, as_of: dat
         definitions = build_definitions(runtime=runtime, listener=on_event)
         while True:
             ensure_partitions(instance, [organization_id])
-            connection.send(_Ended(run_sync(definitions, instance, runtime, organization_id, as_of).error))
+            connection.send(_Ended(run_sync(definitions, instance, runtime, organization_id, options).error))
             organization_id = connection.recv()

@@ -15,26 +15,35 @@ import pandas as pd
 from cliniko_pipeline.errors import ClinikoPipelineError, DataError
 from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
+from cliniko_pipeline.orchestration.record_batches import write_batch
 from cliniko_pipeline.orchestration.table_metadata import preview, stored_rows
 from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
 from cliniko_pipeline.postgres import crawls, frames, sync_runs
+from cliniko_pipeline.postgres.crawls import RejectedRecord
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.merge import Written, replace_by_query, upsert
+from cliniko_pipeline.postgres.merge import Written, replace_by_query
 from cliniko_pipeline.runtime import Runtime
 
-REJECTED_BATCH = 10
-"""A batch of so many records, all of them rejected, is no bad luck with single records."""
+REJECTED_SHOWN = 100
 
 
 @dataclass
 class _Result:
     written: Written = field(default_factory=Written)
     records: int | None = None
-    rejected: list[tuple[str, crawls.RejectedRecord]] = field(default_factory=list[tuple[str, crawls.RejectedRecord]])
+    rejected: int = 0
+    first_rejected: list[tuple[str, RejectedRecord]] = field(default_factory=list[tuple[str, RejectedRecord]])
     cost: RequestCost = field(default_factory=RequestCost)
 
+    def add(self, batch: RecordBatch, written: Written) -> None:
+        self.written += written
+        self.records = (self.records or 0) + len(batch.rows)
+        self.rejected += len(batch.rejected)
+        shown = batch.rejected[: REJECTED_SHOWN - len(self.first_rejected)]
+        self.first_rejected.extend((batch.resource, record) for record in shown)
+
     def counts(self) -> dict[str, int]:
-        read = {} if self.records is None else {"records": self.records, "rejected": len(self.rejected)}
+        read = {} if self.records is None else {"records": self.records, "rejected": self.rejected}
         return read | {
             "inserted": self.written.inserted,
             "updated": self.written.updated,
@@ -84,35 +93,11 @@ class PostgresIOManager(dg.IOManager):
 
     def _write_stream(self, organization_id: str, stream: RecordStream, result: _Result) -> None:
         result.records = 0
-        records = 0
-        rejected: list[crawls.RejectedRecord] = []
         try:
             for batch in stream.batches():
-                if batch.is_first:
-                    records, rejected = 0, []
-                records += len(batch.rows)
-                rejected.extend(batch.rejected)
-                result.written += self._write_batch(organization_id, batch, records, rejected)
-                result.records += len(batch.rows)
-                result.rejected.extend((batch.resource, record) for record in batch.rejected)
+                result.add(batch, write_batch(self._database, organization_id, batch))
         finally:
             result.cost = stream.cost()
-
-    def _write_batch(
-        self, organization_id: str, batch: RecordBatch, records: int, rejected: list[crawls.RejectedRecord]
-    ) -> Written:
-        if not batch.rows and len(batch.rejected) >= REJECTED_BATCH:
-            raise DataError(
-                f"{batch.resource}: not one of {len(batch.rejected)} records could be understood"
-                f" ({batch.rejected[0].reason}): Cliniko's answers seem to have changed. Nothing was written of them."
-            )
-        with self._database.organization(organization_id) as connection:
-            if batch.is_first:
-                crawls.begin(connection, batch.resource)
-            written = upsert(connection, batch.table, batch.rows) if batch.rows else Written()
-            if batch.is_last:
-                crawls.complete(connection, batch.resource, records, rejected)
-            return written
 
     def _write_query(self, organization_id: str, query: TableQuery, result: _Result) -> None:
         with self._database.organization(organization_id) as connection:
@@ -134,14 +119,14 @@ class PostgresIOManager(dg.IOManager):
         if result.records is not None:
             metadata |= {
                 "records_read": result.records,
-                "records_rejected": len(result.rejected),
+                "records_rejected": result.rejected,
                 "requests": result.cost.requests,
                 "requests_retried": result.cost.retries,
                 "requests_rate_limited": result.cost.rate_limited,
                 "seconds_waited": round(result.cost.seconds_waited, 1),
             }
         if result.rejected:
-            metadata["rejected_records"] = _rejected_table(result.rejected)
+            metadata["rejected_records"] = _rejected_table(result.first_rejected)
         return metadata
 
     @contextmanager
@@ -224,11 +209,10 @@ def _planned(context: dg.OutputContext) -> list[str]:
     return sorted(key.to_user_string() for key in layer.selected_asset_keys)
 
 
-def _rejected_table(rejected: list[tuple[str, crawls.RejectedRecord]]) -> dg.TableMetadataValue:
-    most = 100
+def _rejected_table(rejected: list[tuple[str, RejectedRecord]]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(
         [
             dg.TableRecord({"resource": resource, "id": record.id or "unreadable", "reason": record.reason})
-            for resource, record in rejected[:most]
+            for resource, record in rejected
         ]
     )

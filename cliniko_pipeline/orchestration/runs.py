@@ -8,7 +8,6 @@ import fcntl
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,6 +16,7 @@ import sqlalchemy as sa
 
 from cliniko_pipeline.postgres import sync_runs
 from cliniko_pipeline.runtime import Runtime
+from cliniko_pipeline.sync_options import SyncOptions
 
 JOB = "cliniko_sync"
 TERMINAL_TAG = "cliniko_pipeline/terminal"
@@ -43,23 +43,33 @@ def run_sync(
     instance: dg.DagsterInstance,
     runtime: Runtime,
     organization_id: str,
-    as_of: datetime | None,
+    options: SyncOptions,
 ) -> RunResult:
     """Runs `cliniko_sync` for one organization, to its end. A failure is in the result, an interruption too."""
     end_abandoned_runs(instance, runtime, organization_id)
-    configuration: dict[str, object] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-    if as_of is not None:
-        configuration["ops"] = {"active_patients": {"config": {"as_of": as_of.isoformat()}}}
     with _marked_alive(runtime) as run_id:
         result = definitions.resolve_job_def(JOB).execute_in_process(
             instance=instance,
             partition_key=organization_id,
-            run_config=configuration,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, **run_config(options)},
             raise_on_error=False,
             run_id=run_id,
             tags={TERMINAL_TAG: "true"},
         )
     return RunResult(result.run_id, None if result.success else _first_error(result))
+
+
+def run_config(options: SyncOptions) -> dict[str, object]:
+    """The options as `cliniko_sync` takes them."""
+    extraction = {"config": {"full": options.full, "accept_deletions": options.accept_deletions}}
+    as_of = {} if options.as_of is None else {"as_of": options.as_of.isoformat()}
+    return {
+        "ops": {
+            "cliniko__patients": extraction,
+            "cliniko__appointments": extraction,
+            "active_patients": {"config": as_of},
+        }
+    }
 
 
 def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organization_id: str) -> None:

@@ -4,9 +4,32 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
+from cliniko_pipeline.cliniko.pagination import Position
 from cliniko_pipeline.postgres.crawls import RejectedRecord
 from cliniko_pipeline.postgres.tables import Table
+
+
+@dataclass(frozen=True)
+class CrawlProgress:
+    """A reading of a resource, and where it stands.
+
+    Attributes:
+        is_full: whether it reads everything, or what changed.
+        reconciles: whether what it does not see is to be marked as deleted when it has ended whole.
+        horizon: Cliniko's clock when it began.
+        following: where to go on if it breaks off now; only full readings go on.
+        is_partial: whether what is older than the horizon is left out, since none of it could count.
+        believed_share: at most this share of the records may be missing for them to be believed deleted, 0 to 1.
+    """
+
+    is_full: bool
+    reconciles: bool
+    horizon: datetime | None = None
+    following: Position | None = None
+    is_partial: bool = False
+    believed_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -19,6 +42,7 @@ class RecordBatch:
         rows: tuples in the order of `table.written`.
         rejected: records set aside since the batch before.
         is_first, is_last: whether the reading of this resource begins, or ended whole, with this batch.
+        crawl: what kind of reading it is, and where it stands after this batch; None for rows that are no reading.
     """
 
     resource: str
@@ -27,6 +51,7 @@ class RecordBatch:
     rejected: Sequence[RejectedRecord] = ()
     is_first: bool = False
     is_last: bool = False
+    crawl: CrawlProgress | None = None
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,24 @@
-"""`cliniko.crawls` and `cliniko.rejected_records`: how far the last reading of a resource came, and what of it could
-not be understood. All functions run in the organization context the caller opened.
+"""How far the readings of an account's resources came: `cliniko.crawls`, `cliniko.crawled_ids` and
+`cliniko.rejected_records`. All functions run in the organization context the caller opened.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
 from cliniko_pipeline.postgres.engine import sql
+from cliniko_pipeline.postgres.tables import RECONCILED
+
+OVERLAP = timedelta(minutes=3)
+"""How much earlier than the last crawl's beginning the next one starts.
+
+The server's clock may be a minute early when one begins and a minute late when a record changes, and a change is
+stamped a moment before it can be read.
+"""
 
 
 @dataclass(frozen=True)
@@ -20,45 +29,180 @@ class RejectedRecord:
     reason: str
 
 
-def begin(connection: Connection, resource: str) -> None:
+@dataclass(frozen=True)
+class CrawlState:
+    """How far the reading of a resource came. Instants are of Cliniko's clock.
+
+    Attributes:
+        is_complete: whether the last crawl ended whole.
+        is_full, reconciles: whether it reads everything, and then marks what it did not see as deleted.
+        horizon, next_page, total_entries: where a full one that broke off stands; no page: at the beginning.
+        records: how many it has read so far.
+        is_partial: whether the records of before its horizon were left out, since none of them could count.
+        cursor: what an incremental crawl starts from; None: nothing was read whole yet.
+        needs_full: why that would not do; None: it does.
+        doubtful_deletions: how many records the last full crawl missed that are not believed to be deleted.
+    """
+
+    resource: str
+    is_complete: bool
+    is_full: bool
+    reconciles: bool
+    horizon: datetime | None
+    next_page: int | None
+    total_entries: int | None
+    records: int
+    is_partial: bool
+    cursor: datetime | None
+    needs_full: str | None
+    doubtful_deletions: int
+
+
+@dataclass(frozen=True)
+class Vanished:
+    """How many records a full crawl should have seen, and how many of them it did not."""
+
+    known: int
+    vanished: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return self.vanished / self.known if self.known else 0.0
+
+
+def states(connection: Connection) -> dict[str, CrawlState]:
+    """The state of every resource that was ever begun, by its name."""
+    rows = connection.execute(
+        sa.text(
+            "select resource, completed_at is not null as is_complete, is_full, reconciles, horizon, next_page,"
+            " total_entries, records, is_partial, cursor, needs_full, doubtful_deletions from cliniko.crawls"
+        )
+    ).mappings()
+    return {row["resource"]: CrawlState(**row) for row in rows}
+
+
+def begin(connection: Connection, resource: str, *, is_full: bool, reconciles: bool) -> None:
     """A reading of the resource begins; until `complete`, what is stored of it is a mixture."""
-    connection.execute(sa.text(sql("crawl_started")), {"resource": resource})
-
-
-def complete(connection: Connection, resource: str, records: int, rejected: Sequence[RejectedRecord]) -> None:
-    """The reading reached the end: what it rejected takes the place of what the one before rejected."""
-    connection.execute(sa.text(sql("crawl_completed")), {"resource": resource, "records": records})
     connection.execute(
-        sa.text("delete from cliniko.rejected_records where resource = :resource"), {"resource": resource}
+        sa.text(sql("crawl_begun")), {"resource": resource, "is_full": is_full, "reconciles": reconciles}
+    )
+    _forget_ids(connection, resource)
+
+
+def advance(
+    connection: Connection,
+    resource: str,
+    *,
+    records: int,
+    horizon: datetime | None,
+    next_page: int | None = None,
+    total_entries: int | None = None,
+) -> None:
+    """Some more was written; a full crawl that breaks off goes on from here."""
+    connection.execute(
+        sa.text(sql("crawl_advanced")),
+        {
+            "resource": resource,
+            "records": records,
+            "horizon": horizon,
+            "next_page": next_page,
+            "total_entries": total_entries,
+        },
+    )
+
+
+def complete(
+    connection: Connection,
+    resource: str,
+    *,
+    horizon: datetime | None,
+    is_partial: bool = False,
+    doubtful_deletions: int = 0,
+) -> None:
+    """The reading reached the end; the next one starts from its beginning, by Cliniko's clock, less an overlap."""
+    connection.execute(
+        sa.text(sql("crawl_completed")),
+        {
+            "resource": resource,
+            "horizon": horizon,
+            "overlap": OVERLAP,
+            "is_partial": is_partial,
+            "doubtful_deletions": doubtful_deletions,
+        },
+    )
+    connection.execute(sa.text(sql("set_aside_before")), {"resource": resource})
+    _forget_ids(connection, resource)
+
+
+def require_full(connection: Connection, resource: str, reason: str) -> None:
+    """Lets the next crawl of the resource be a full one."""
+    connection.execute(
+        sa.text("update cliniko.crawls set needs_full = :reason where resource = :resource"),
+        {"resource": resource, "reason": reason},
+    )
+
+
+def set_aside(
+    connection: Connection, resource: str, *, understood: Sequence[str], rejected: Sequence[RejectedRecord]
+) -> None:
+    """Notes the records that could not be understood, and that others, which perhaps once could not, now are."""
+    nameless = [record for record in rejected if record.id is None]
+    named = {record.id: record for record in rejected if record.id is not None}
+    connection.execute(
+        sa.text(sql("no_longer_set_aside")),
+        {"resource": resource, "ids": [*understood, *named], "reasons": [record.reason for record in nameless]},
     )
     if rejected:
         connection.execute(
-            sa.text(
-                "insert into cliniko.rejected_records (organization_id, resource, position, id, reason)"
-                " values (current_setting('app.organization_id'), :resource, :position, :id, :reason)"
-            ),
+            sa.text(sql("set_aside")),
             [
-                {"resource": resource, "position": position, "id": record.id, "reason": record.reason}
-                for position, record in enumerate(rejected, start=1)
+                {"resource": resource, "id": record.id, "reason": record.reason}
+                for record in [*named.values(), *nameless]
             ],
         )
+
+
+def remember_ids(connection: Connection, resource: str, ids: Sequence[str]) -> None:
+    """A reconciling crawl has seen these records."""
+    if ids:
+        connection.execute(sa.text(sql("crawled_ids_added")), {"resource": resource, "ids": list(ids)})
+
+
+def vanished(connection: Connection, resource: str, horizon: datetime | None) -> Vanished:
+    """Counts what the reconciling crawl did not see. None vanished where a record was set aside of which not even the
+    id is known: any of those stored could be meant.
+    """
+    unreadable = connection.execute(
+        sa.text("select exists (select from cliniko.rejected_records where resource = :resource and id is null)"),
+        {"resource": resource},
+    ).scalar_one()
+    row = connection.execute(_on_rows("vanished", resource), {"resource": resource, "horizon": horizon}).one()
+    return Vanished(row.known, 0 if unreadable else row.vanished)
+
+
+def mark_vanished(connection: Connection, resource: str, horizon: datetime | None) -> int:
+    """Marks what the reconciling crawl did not see as deleted; returns how many records that were."""
+    return connection.execute(_on_rows("mark_vanished", resource), {"resource": resource, "horizon": horizon}).rowcount
 
 
 def require_complete(connection: Connection, resources: Sequence[str]) -> None:
     """Raises DataError where one of the resources was never read to its end, or its last reading broke off: what is
     stored of it is then no state that Cliniko ever had, and nothing may be computed from it.
     """
-    complete = set(
-        connection.execute(
-            sa.text(
-                "select resource from cliniko.crawls where completed_at is not null and resource = any(:resources)"
-            ),
-            {"resources": list(resources)},
-        ).scalars()
-    )
-    missing = [resource for resource in resources if resource not in complete]
+    found = states(connection)
+    missing = [each for each in resources if each not in found or not found[each].is_complete]
     if missing:
         raise DataError(
             f"What is stored of {', '.join(missing)} is not a complete reading of Cliniko:"
             " materialize cliniko/patients and cliniko/appointments first (the job cliniko_sync does all in order)."
         )
+
+
+def _forget_ids(connection: Connection, resource: str) -> None:
+    connection.execute(sa.text("delete from cliniko.crawled_ids where resource = :resource"), {"resource": resource})
+
+
+def _on_rows(statement: str, resource: str) -> sa.TextClause:
+    rows = RECONCILED[resource]
+    return sa.text(sql(statement).format(table=rows.table.qualified, condition=rows.condition))

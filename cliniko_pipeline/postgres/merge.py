@@ -167,13 +167,15 @@ def _replace_by_staging(connection: Connection, table: Table) -> Written:
 def _assignments(table: Table, source: str) -> str:
     values = [f"{quote(c)} = {source}.{quote(c)}" for c in table.columns]
     stamps = [f"{quote(c)} = now()" for c in table.stamps if c != table.inserted]
-    return ", ".join(values + stamps)
+    there_again = ["vanished_at = null"] if table.vanishes else []
+    return ", ".join(values + stamps + there_again)
 
 
 def _differs(table: Table, left: str, right: str) -> str:
     lefts = ", ".join(f"{left}.{quote(c)}" for c in table.columns)
     rights = ", ".join(f"{right}.{quote(c)}" for c in table.columns)
-    return f"({lefts}) is distinct from ({rights})"
+    vanished = f" or {left}.vanished_at is not null" if table.vanishes else ""
+    return f"(({lefts}) is distinct from ({rights}){vanished})"
 
 
 def _count(connection: Connection, statement: str) -> int:

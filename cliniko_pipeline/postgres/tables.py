@@ -17,6 +17,7 @@ class Table:
         columns: the other columns a writer gives.
         stamps: columns set to the time of the transaction whenever a row is inserted or changed.
         inserted: the one of them that is set on insert only, if any.
+        vanishes: whether a full crawl marks rows it did not see (`vanished_at`); a row that is written is there again.
     """
 
     schema: str
@@ -25,6 +26,7 @@ class Table:
     columns: tuple[str, ...]
     stamps: tuple[str, ...] = ()
     inserted: str | None = None
+    vanishes: bool = False
 
     @property
     def qualified(self) -> str:
@@ -54,6 +56,7 @@ PATIENTS = Table(
         *_RECORD_STAMPS,
     ),
     stamps=("synced_at",),
+    vanishes=True,
 )
 
 APPOINTMENTS = Table(
@@ -73,6 +76,7 @@ APPOINTMENTS = Table(
         *_RECORD_STAMPS,
     ),
     stamps=("synced_at",),
+    vanishes=True,
 )
 
 ATTENDEES = Table(
@@ -89,6 +93,7 @@ ATTENDEES = Table(
         *_RECORD_STAMPS,
     ),
     stamps=("synced_at",),
+    vanishes=True,
 )
 
 APPOINTMENT_TYPES = Table(
@@ -145,9 +150,27 @@ WRITTEN = (
 )
 """The tables that merges write."""
 
+
+@dataclass(frozen=True)
+class ResourceRows:
+    """Where the rows of one of Cliniko's resources stand: `condition` tells them from others of the table, in SQL."""
+
+    table: Table
+    condition: str = "true"
+
+
+RECONCILED = {
+    "patients": ResourceRows(PATIENTS),
+    "individual_appointments": ResourceRows(APPOINTMENTS, "record.kind = 'individual'"),
+    "group_appointments": ResourceRows(APPOINTMENTS, "record.kind = 'group'"),
+    "attendees": ResourceRows(ATTENDEES),
+}
+"""The resources of which it matters whether Cliniko still has a record."""
+
 TENANT_TABLES = (
     *(table.qualified for table in WRITTEN),
     "cliniko.crawls",
+    "cliniko.crawled_ids",
     "cliniko.rejected_records",
     "cliniko.sync_runs",
 )

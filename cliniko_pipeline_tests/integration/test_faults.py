@@ -56,19 +56,24 @@ class Clinic:
         pipeline.add_organization(self.id, sandbox, self.account)
         pipeline.add_contacts(self.contacts)
 
-    def sync(self, faults: Faults | None = None):
+    def sync(self, faults: Faults | None = None, *, full: bool = False):
         self.sandbox.faults = faults or Faults()
-        return self.pipeline.sync(self.id, AS_OF)
+        return self.pipeline.sync(self.id, AS_OF, full=full)
 
     def sync_well(self, faults: Faults | None = None) -> None:
         result = self.sync(faults)
         assert result.success, errors_of(result)
 
-    def sync_badly(self, faults: Faults | None = None) -> str:
+    def sync_badly(self, faults: Faults | None = None, *, full: bool = False) -> str:
         """What the failed run says. There must be one failure for each of the assets that could not be read."""
-        result = self.sync(faults)
+        result = self.sync(faults, full=full)
         assert not result.success
         return "\n".join(errors_of(result))
+
+    def change(self, resource: str, record: dict[str, Any]) -> None:
+        """Puts the record as one that changed just now, by the sandbox's clock."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.account.put(resource, record | {"updated_at": now})
 
     def results(self) -> dict[str, Any]:
         tables = self.pipeline.tables(self.id)
@@ -204,10 +209,10 @@ def test_a_fault_that_stays_fails_the_sync_saying_so_and_leaves_the_results_as_t
 ) -> None:
     clinic.sync_well()
     before = clinic.results()
-    clinic.account.put("patients", patient("990001", "New", "Person", clinic.contacts[0]["email"]))
-    clinic.account.put("individual_appointments", individual_appointment("990002", "990001", "2026-06-14T10:00:00Z"))
+    clinic.change("patients", patient("990001", "New", "Person", clinic.contacts[0]["email"]))
+    clinic.change("individual_appointments", individual_appointment("990002", "990001", "2026-06-14T10:00:00Z"))
 
-    message = clinic.sync_badly(faults)
+    message = clinic.sync_badly(faults, full=True)
 
     assert clinic.results() == before
     run = clinic.last_run()
@@ -330,7 +335,7 @@ def test_when_the_database_ends_a_connection_within_a_statement_the_sync_fails_c
 ) -> None:
     clinic.sync_well()
     before = clinic.results()["public.active_patients"]
-    clinic.account.put("patients", patient("990001", "New", "Person"))
+    clinic.change("patients", patient("990001", "New", "Person"))
     with _ending_the_connection_that_writes_to(clinic.pipeline, table):
         message = clinic.sync_badly()
     assert "PostgreSQL cannot be used" in message
@@ -396,7 +401,7 @@ def test_one_bad_record_is_set_aside_with_its_reason_and_taken_when_it_gets_well
     assert run["assets"]["cliniko/patients"]["rejected"] == 1
     assert "990001" not in clinic.pipeline.contact_mapping(clinic.id)
 
-    clinic.account.put("patients", good)
+    clinic.change("patients", good)
     clinic.sync_well()
     assert clinic.pipeline.rows(clinic.id, "cliniko.rejected_records") == []
     assert clinic.last_run().rejected_records == 0

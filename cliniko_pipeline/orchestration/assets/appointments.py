@@ -1,9 +1,11 @@
 """`cliniko/appointments`: every individual and group appointment, the attendees of groups, and the names to show."""
 
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
-import sqlalchemy as sa
 
 from cliniko_pipeline.cliniko.records import (
     APPOINTMENT_TYPES as APPOINTMENT_TYPES_RESOURCE,
@@ -20,12 +22,12 @@ from cliniko_pipeline.cliniko.records import (
 from cliniko_pipeline.cliniko.records import (
     PRACTITIONERS as PRACTITIONERS_RESOURCE,
 )
-from cliniko_pipeline.orchestration.assets.extraction import Reading, Source, source
+from cliniko_pipeline.orchestration.assets.extraction import AccountReading, ExtractionConfig, Source, source
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.orchestration.table_metadata import column_schema
-from cliniko_pipeline.orchestration.values import RecordStream
-from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream
+from cliniko_pipeline.postgres.appointments import has_groups, stored_ids
 from cliniko_pipeline.postgres.tables import APPOINTMENT_TYPES, APPOINTMENTS, ATTENDEES, PRACTITIONERS
 from cliniko_pipeline.runtime import Runtime
 
@@ -68,23 +70,86 @@ def group_row(appointment: GroupAppointment) -> tuple[object, ...]:
     )
 
 
-SOURCES = (
-    source(APPOINTMENT_TYPES_RESOURCE, APPOINTMENT_TYPES),
-    source(PRACTITIONERS_RESOURCE, PRACTITIONERS),
-    Source(INDIVIDUAL_APPOINTMENTS, APPOINTMENTS, individual_row),
-    Source(GROUP_APPOINTMENTS, APPOINTMENTS, group_row),
-    source(ATTENDEES_RESOURCE, ATTENDEES),
-)
+TYPE_NAMES = source(APPOINTMENT_TYPES_RESOURCE, APPOINTMENT_TYPES)
+PRACTITIONER_NAMES = source(PRACTITIONERS_RESOURCE, PRACTITIONERS)
+INDIVIDUAL = Source(INDIVIDUAL_APPOINTMENTS, APPOINTMENTS, individual_row)
+GROUPS = Source(GROUP_APPOINTMENTS, APPOINTMENTS, group_row)
+IN_GROUPS = source(ATTENDEES_RESOURCE, ATTENDEES)
+SOURCES = (TYPE_NAMES, PRACTITIONER_NAMES, INDIVIDUAL, GROUPS, IN_GROUPS)
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-def no_group_has_attendees(database: Database, organization_id: str, resource: str) -> bool:
-    """Attendees count in group appointments only: an account without any saves one request per hundred appointments,
-    since Cliniko lists the attendees of individual appointments too.
-    """
-    if resource != ATTENDEES_RESOURCE.name:
-        return False
-    with database.organization(organization_id) as connection:
-        return not connection.execute(sa.text(sql("has_group_appointments"))).scalar_one()
+class _AppointmentReading:
+    """The appointments of one reading, and what has become known on the way."""
+
+    def __init__(self, reading: AccountReading) -> None:
+        self._reading = reading
+        self._names = (
+            _Names(reading, TYPE_NAMES, "appointment_type_id"),
+            _Names(reading, PRACTITIONER_NAMES, "practitioner_id"),
+        )
+        self._groups_horizon: datetime | None = None
+
+    def batches(self) -> Iterator[RecordBatch]:
+        for names in self._names:
+            yield from names.when_all_is_read()
+        yield from self._with_names(self._reading.read(INDIVIDUAL))
+        for batch in self._with_names(self._reading.read(GROUPS)):
+            if batch.resource == GROUPS.resource.name and batch.crawl is not None:
+                self._groups_horizon = batch.crawl.horizon
+            yield batch
+        yield from self._attendees()
+
+    def _with_names(self, batches: Iterator[RecordBatch]) -> Iterator[RecordBatch]:
+        """Puts the names before the first appointments that show them: no end in between leaves these without."""
+        for batch in batches:
+            for names in self._names:
+                yield from names.of(batch)
+            yield batch
+
+    def _attendees(self) -> Iterator[RecordBatch]:
+        """Attendees count in group appointments only: an account without any saves one request per hundred
+        appointments, since Cliniko lists the attendees of individual appointments too.
+        """
+        with self._reading.runtime.database.organization(self._reading.organization_id) as connection:
+            there_are_groups = has_groups(connection)
+        if there_are_groups:
+            return self._reading.read(IN_GROUPS)
+        return self._reading.leave_out(IN_GROUPS, self._groups_horizon, "there is no group appointment")
+
+
+@dataclass
+class _Names:
+    """The names that appointments show by a column: read when everything is, and when one is not known."""
+
+    reading: AccountReading
+    source: Source[Any]
+    column: str
+    _known: set[str] | None = None
+
+    def when_all_is_read(self) -> Iterator[RecordBatch]:
+        if self.reading.plan(self.source).is_full:
+            yield from self.reading.read(self.source)
+
+    def of(self, batch: RecordBatch) -> Iterator[RecordBatch]:
+        place = APPOINTMENTS.written.index(self.column)
+        ids = {str(row[place]) for row in batch.rows if row[place] is not None}
+        if not ids - self._stored():
+            return
+        yield from self.reading.read_whole(self.source, "one is not known")
+        self._known = None
+        # An id that Cliniko has no name for is asked for once, not at every sync.
+        nameless = sorted(ids - self._stored())
+        rows = [(each, None, _EPOCH, _EPOCH) for each in nameless]
+        yield RecordBatch(self.source.resource.name, self.source.table, rows)
+        self._known = self._stored() | set(nameless)
+
+    def _stored(self) -> set[str]:
+        if self._known is None:
+            with self.reading.runtime.database.organization(self.reading.organization_id) as connection:
+                self._known = stored_ids(connection, self.source.table)
+        return self._known
 
 
 @dg.asset(
@@ -117,13 +182,16 @@ def no_group_has_attendees(database: Database, organization_id: str, resource: s
             ("created_at", "timestamptz", "in Cliniko"),
             ("updated_at", "timestamptz", "in Cliniko"),
             ("synced_at", "timestamptz", "when this row was last written"),
+            ("vanished_at", "timestamptz", "when a full sync first missed it"),
         ),
     },
 )
 def appointments(
-    context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime], cliniko: dg.ResourceParam[ClinikoResource]
+    context: dg.AssetExecutionContext,
+    config: ExtractionConfig,
+    runtime: dg.ResourceParam[Runtime],
+    cliniko: dg.ResourceParam[ClinikoResource],
 ) -> RecordStream:
-    """A stream of all appointments, each resource in `created_at` order, groups before their attendees."""
-    organization_id = context.partition_key
-    skip = partial(no_group_has_attendees, runtime.database, organization_id)
-    return Reading(cliniko, organization_id, context.log, SOURCES, skip).stream()
+    """A stream of appointments, each resource in `created_at` order, groups before their attendees."""
+    reading = AccountReading(runtime, cliniko, context.partition_key, config.full, config.accept_deletions, context.log)
+    return reading.stream(_AppointmentReading(reading).batches)

@@ -1,23 +1,42 @@
 """Reading an account from Cliniko, in batches, for the extracting assets."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from operator import attrgetter
 from typing import Any, Generic
 
 import dagster as dg
+from pydantic import Field
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.pagination import Page
 from cliniko_pipeline.cliniko.records import RecordT, Resource
+from cliniko_pipeline.orchestration.crawl_plans import CrawlPlan, plan_crawl
 from cliniko_pipeline.orchestration.resources import ClinikoResource
-from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost
+from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch, RecordStream, RequestCost
+from cliniko_pipeline.postgres import crawls
 from cliniko_pipeline.postgres.crawls import RejectedRecord
-from cliniko_pipeline.postgres.tables import Table
+from cliniko_pipeline.postgres.tables import RECONCILED, Table
+from cliniko_pipeline.runtime import Runtime
 
-PAGES_IN_A_BATCH = 20
-"""So many pages are written in one transaction: 2,000 records, a few hundred kilobytes."""
+MOST_PAGES_IN_A_BATCH = 20
+"""So many pages at most are written in one transaction: 2,000 records, a few hundred kilobytes."""
+BATCHES_IN_A_CRAWL = 200
+"""A crawl is written in so many batches at least, pages permitting: one that breaks off loses half a percent."""
+
+
+class ExtractionConfig(dg.Config):
+    """What a launch may say."""
+
+    full: bool = Field(
+        default=False,
+        description="Read everything from the beginning, and mark what Cliniko no longer has as deleted.",
+    )
+    accept_deletions: bool = Field(
+        default=False, description="Believe it, too, when a suspicious share of the records is gone."
+    )
 
 
 @dataclass(frozen=True)
@@ -35,33 +54,55 @@ def source(resource: Resource[RecordT], table: Table) -> Source[RecordT]:
 
 
 @dataclass
-class Reading:
-    """One reading of an account: opens the client when iterated, and knows afterwards what that took.
+class AccountReading:
+    """One reading of an account, as it was launched (see ExtractionConfig)."""
 
-    `skip` may say, when its turn has come, that a source need not be read.
-    """
-
+    runtime: Runtime
     cliniko: ClinikoResource
     organization_id: str
+    full: bool
+    accept_deletions: bool
     log: "dg.DagsterLogManager"
-    sources: Sequence[Source[Any]]
-    skip: Callable[[str], bool] = lambda _resource: False
     _client: ClinikoClient | None = field(default=None, repr=False)
 
-    def stream(self) -> RecordStream:
-        """The reading as the value an asset returns."""
-        return RecordStream(self._batches, self._cost)
+    def stream(self, batches: Callable[[], Iterator[RecordBatch]]) -> RecordStream:
+        """The value an asset returns; `batches` is called when the client is open."""
 
-    def _batches(self) -> Iterator[RecordBatch]:
-        with ExitStack() as stack:
-            self._client = stack.enter_context(self.cliniko.client(self.organization_id, self.log))
-            for each in self.sources:
-                name = each.resource.name
-                if self.skip(name):
-                    self.log.info("%s: not read, nothing in it can count", name)
-                    yield RecordBatch(name, each.table, (), is_first=True, is_last=True)
-                    continue
-                yield from _batched(each, self._client.crawl(each.resource))
+        def opened() -> Iterator[RecordBatch]:
+            with self._opened():
+                yield from batches()
+
+        return RecordStream(opened, self._cost)
+
+    def plan(self, source: Source[Any]) -> CrawlPlan:
+        """How the source is to be read, as things stand."""
+        with self.runtime.database.organization(self.organization_id) as connection:
+            state = crawls.states(connection).get(source.resource.name)
+        return plan_crawl(state, full=self.full)
+
+    def read(self, source: Source[RecordT]) -> Iterator[RecordBatch]:
+        """The source's batches. A reading that went on where one broke off is brought up to date: what it has from
+        the beginning may have changed since.
+        """
+        plan = self.plan(source)
+        yield from self._read(source, plan)
+        if plan.position is not None:
+            yield from self._read(source, self.plan(source))
+
+    def read_whole(self, source: Source[RecordT], reason: str) -> Iterator[RecordBatch]:
+        """Its batches from the beginning, whatever is stored."""
+        yield from self._read(source, CrawlPlan(is_full=True, reconciles=False, reason=f"read whole: {reason}"))
+
+    def leave_out(self, source: Source[Any], horizon: datetime | None, reason: str) -> Iterator[RecordBatch]:
+        """The batch of a reading that needs no request: up to the horizon there can be nothing in it that counts."""
+        self.log.info("%s: not read, %s", source.resource.name, reason)
+        crawl = CrawlProgress(is_full=True, reconciles=False, horizon=horizon, is_partial=True)
+        yield RecordBatch(source.resource.name, source.table, (), is_first=True, is_last=True, crawl=crawl)
+
+    @contextmanager
+    def _opened(self) -> Generator[None, None, None]:
+        with self.cliniko.client(self.organization_id, self.log) as self._client:
+            yield
 
     def _cost(self) -> RequestCost:
         if self._client is None:
@@ -69,22 +110,39 @@ class Reading:
         spent = self._client.statistics
         return RequestCost(spent.requests, spent.retries, spent.rate_limited, spent.seconds_waited)
 
+    def _read(self, source: Source[RecordT], plan: CrawlPlan) -> Iterator[RecordBatch]:
+        if self._client is None:
+            raise RuntimeError("AccountReading is used before it is opened")
+        self.log.info("%s: %s", source.resource.name, plan.reason)
+        begun = CrawlProgress(
+            is_full=plan.is_full,
+            reconciles=plan.reconciles and source.resource.name in RECONCILED,
+            horizon=plan.position.horizon if plan.position else None,
+            following=plan.position,
+            believed_share=1.0 if self.accept_deletions else self.runtime.settings.vanished_share_limit,
+        )
+        pages = self._client.crawl(source.resource, changed_since=plan.changed_since, position=plan.position)
+        return _batched(source, begun, pages)
 
-def _batched(source: Source[RecordT], pages: Iterator[Page[RecordT]]) -> Iterator[RecordBatch]:
+
+def _batched(source: Source[RecordT], begun: CrawlProgress, pages: Iterator[Page[RecordT]]) -> Iterator[RecordBatch]:
     """Joins pages into batches, one page behind: only the page after the last tells that it was the last.
 
-    An empty batch goes first, before anything is requested: a reading that fails on its first page has begun, too.
+    An empty batch goes first, before anything is requested: a reading that fails on its first page has begun, too. One
+    that goes on where another broke off does not begin again.
     """
     name, table = source.resource.name, source.table
-    yield RecordBatch(name, table, (), is_first=True)
+    if begun.following is None:
+        yield RecordBatch(name, table, (), is_first=True, crawl=begun)
     rows: list[tuple[object, ...]] = []
     rejected: list[RejectedRecord] = []
-    held = 0
+    held, progress = 0, begun
     for page in pages:
-        if held == PAGES_IN_A_BATCH:
-            yield RecordBatch(name, table, rows, rejected)
+        if held and held >= min(MOST_PAGES_IN_A_BATCH, page.pages // BATCHES_IN_A_CRAWL):
+            yield RecordBatch(name, table, rows, rejected, crawl=progress)
             rows, rejected, held = [], [], 0
         rows.extend(map(source.row, page.records))
         rejected.extend(RejectedRecord(record.id, record.reason) for record in page.rejected)
         held += 1
-    yield RecordBatch(name, table, rows, rejected, is_last=True)
+        progress = replace(begun, horizon=page.horizon, following=page.following if begun.is_full else None)
+    yield RecordBatch(name, table, rows, rejected, is_last=True, crawl=progress)

@@ -3,14 +3,15 @@
 import dagster as dg
 
 from cliniko_pipeline.cliniko.records import PATIENTS as PATIENTS_RESOURCE
-from cliniko_pipeline.orchestration.assets.extraction import Reading, source
+from cliniko_pipeline.orchestration.assets.extraction import AccountReading, ExtractionConfig, source
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import RecordStream
 from cliniko_pipeline.postgres.tables import PATIENTS
+from cliniko_pipeline.runtime import Runtime
 
-SOURCES = (source(PATIENTS_RESOURCE, PATIENTS),)
+SOURCE = source(PATIENTS_RESOURCE, PATIENTS)
 
 
 @dg.asset(
@@ -39,9 +40,16 @@ SOURCES = (source(PATIENTS_RESOURCE, PATIENTS),)
             ("created_at", "timestamptz", "in Cliniko"),
             ("updated_at", "timestamptz", "in Cliniko"),
             ("synced_at", "timestamptz", "when this row was last written"),
+            ("vanished_at", "timestamptz", "when a full sync first missed it"),
         ),
     },
 )
-def patients(context: dg.AssetExecutionContext, cliniko: dg.ResourceParam[ClinikoResource]) -> RecordStream:
-    """A stream of all patients in `created_at` order."""
-    return Reading(cliniko, context.partition_key, context.log, SOURCES).stream()
+def patients(
+    context: dg.AssetExecutionContext,
+    config: ExtractionConfig,
+    runtime: dg.ResourceParam[Runtime],
+    cliniko: dg.ResourceParam[ClinikoResource],
+) -> RecordStream:
+    """A stream of patients in `created_at` order: all of them, or those that changed."""
+    reading = AccountReading(runtime, cliniko, context.partition_key, config.full, config.accept_deletions, context.log)
+    return reading.stream(lambda: reading.read(SOURCE))

@@ -27,6 +27,7 @@ SAMPLES: dict[str, dict[str, str]] = {
         "upcoming_appointment_count": "1", "total_appointment_count": "2",
     },
     "cliniko.crawls": {"resource": "'resource{n}'", "started_at": "now()"},
+    "cliniko.crawled_ids": {"resource": "'resource{n}'", "id": "'{n}'"},
     "cliniko.rejected_records": {"resource": "'resource{n}'", "position": "{n}", "reason": "'unreadable'"},
     "cliniko.sync_runs": {"run_id": "'run{n}'", "planned": "array['a']", "status": "'running'"},
 }  # fmt: skip

@@ -11,7 +11,7 @@ from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres import organizations, schema
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline_tests.integration.postgres.conftest import administer
-from cliniko_pipeline_tests.integration.postgres.tenants import MINE, THEIRS, insertion, sow
+from cliniko_pipeline_tests.integration.postgres.tenants import MINE, SAMPLES, THEIRS, insertion, sow
 from cliniko_pipeline_tests.integration.postgres.test_schema import ACTIVE_PATIENTS
 
 TABLE = '"public"."active_patients"'
@@ -71,7 +71,7 @@ def test_the_application_still_sees_what_its_policy_opens(opened: Database) -> N
 def test_removing_an_organization_removes_its_own_rows_only(opened: Database, boundary: str) -> None:
     if boundary == "without":  # the statements themselves say whose rows, too
         administer(opened.url, f"drop policy organization_boundary on {TABLE}")
-    assert organizations.delete_tenant_rows(opened, MINE) == 10
+    assert organizations.delete_tenant_rows(opened, MINE) == len(SAMPLES)
     with opened.organization(THEIRS) as connection:
         kept = connection.execute(sa.text(f"select organization_id from {TABLE}")).scalars().all()
     assert kept == [THEIRS]

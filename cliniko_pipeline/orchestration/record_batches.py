@@ -1,0 +1,95 @@
+"""Writes a batch of records and, in the same transaction, how far the reading of their resource has come."""
+
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.errors import DataError
+from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch
+from cliniko_pipeline.postgres import crawls
+from cliniko_pipeline.postgres.crawls import Vanished
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.merge import Written, upsert
+
+REJECTED_AT_ONCE = 10
+"""So many records, all of them rejected, at the beginning of a full reading are no bad luck with single records."""
+
+
+def write_batch(database: Database, organization_id: str, batch: RecordBatch) -> Written:
+    """Writes the batch in one transaction; tells what became of the rows, those included that were marked as deleted.
+
+    Raises DataError where a full reading begins with nothing but records that cannot be understood, and where too many
+    records are missing at its end to be believed: then nothing was marked, but all that was read is written.
+    """
+    doubtful: Vanished | None = None
+    with database.organization(organization_id) as connection:
+        written = _write_rows(connection, batch)
+        if batch.crawl is not None:
+            _note_progress(connection, batch, batch.crawl)
+            if batch.is_last:
+                vanished = _missing(connection, batch.resource, batch.crawl)
+                doubtful = vanished if vanished.share > batch.crawl.believed_share else None
+                written += _reconcile(connection, batch.resource, batch.crawl, vanished, doubtful)
+    if doubtful is not None:
+        # Only now: the reading itself was whole, and what it brought is right.
+        raise DataError(
+            f"{batch.resource}: {doubtful.vanished} of {doubtful.known} records are no longer in Cliniko, more than is"
+            " believed (CLINIKO_VANISHED_SHARE_LIMIT). Nothing was marked as deleted; if it is true, run"
+            f" `cliniko-pipeline sync {organization_id} --full --accept-deletions`."
+        )
+    return written
+
+
+def _write_rows(connection: Connection, batch: RecordBatch) -> Written:
+    if batch.crawl is not None and batch.crawl.is_full and not batch.rows:
+        _require_sense(connection, batch)
+    return upsert(connection, batch.table, batch.rows) if batch.rows else Written()
+
+
+def _require_sense(connection: Connection, batch: RecordBatch) -> None:
+    if len(batch.rejected) < REJECTED_AT_ONCE:
+        return
+    state = crawls.states(connection).get(batch.resource)
+    if state is None or state.records == 0:
+        raise DataError(
+            f"{batch.resource}: not one of {len(batch.rejected)} records could be understood"
+            f" ({batch.rejected[0].reason}): Cliniko's answers seem to have changed. Nothing was written of them."
+        )
+
+
+def _note_progress(connection: Connection, batch: RecordBatch, crawl: CrawlProgress) -> None:
+    if batch.is_first:
+        crawls.begin(connection, batch.resource, is_full=crawl.is_full, reconciles=crawl.reconciles)
+    understood = [str(row[batch.table.written.index("id")]) for row in batch.rows]
+    crawls.set_aside(connection, batch.resource, understood=understood, rejected=batch.rejected)
+    if crawl.reconciles:
+        rejected = [record.id for record in batch.rejected if record.id is not None]
+        crawls.remember_ids(connection, batch.resource, understood + rejected)
+    following = crawl.following
+    crawls.advance(
+        connection,
+        batch.resource,
+        records=len(batch.rows),
+        horizon=crawl.horizon,
+        next_page=following.page if following else None,
+        total_entries=following.total_entries if following else None,
+    )
+
+
+def _missing(connection: Connection, resource: str, crawl: CrawlProgress) -> Vanished:
+    if not crawl.reconciles:
+        return Vanished(known=0, vanished=0)
+    return crawls.vanished(connection, resource, crawl.horizon)
+
+
+def _reconcile(
+    connection: Connection, resource: str, crawl: CrawlProgress, vanished: Vanished, doubtful: Vanished | None
+) -> Written:
+    believed = vanished.vanished and doubtful is None
+    deleted = crawls.mark_vanished(connection, resource, crawl.horizon) if believed else 0
+    crawls.complete(
+        connection,
+        resource,
+        horizon=crawl.horizon,
+        is_partial=crawl.is_partial,
+        doubtful_deletions=doubtful.vanished if doubtful else 0,
+    )
+    return Written(deleted=deleted)

@@ -1,0 +1,7 @@
+-- A full crawl that ended whole has found again whatever still cannot be understood.
+delete from cliniko.rejected_records as rejected
+using cliniko.crawls as crawl
+where rejected.resource = :resource
+    and crawl.resource = rejected.resource
+    and crawl.is_full
+    and rejected.rejected_at < crawl.started_at
