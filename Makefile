@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-thorough lint format sandbox constraints clean
+.PHONY: help demo ui test test-thorough benchmark-memory lint format sandbox constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -25,6 +25,9 @@ test: $(VENV)/.dev ## All tests; ARGS='-k words' for some
 
 test-thorough: $(VENV)/.dev ## The same with many more examples of every property; half an hour
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto $(ARGS)
+
+benchmark-memory: $(VENV)/.runtime ## Peak memory of a first sync: 100,000 against 1,000,000 appointments; ten minutes
+	@$(BIN)/python -m benchmarks.memory $(ARGS)
 
 lint: $(VENV)/.dev ## Style, formatting, and the direction of imports
 	$(BIN)/ruff check .
