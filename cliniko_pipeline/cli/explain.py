@@ -21,6 +21,7 @@ from rich.text import Text
 
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import output_console
+from cliniko_pipeline.cliniko import records
 from cliniko_pipeline.errors import DataError, SettingsError
 from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.postgres import explanations, organizations
@@ -36,6 +37,19 @@ from cliniko_pipeline.postgres.explanations import (
     UnknownPatient,
 )
 from cliniko_pipeline.runtime import Runtime
+
+RESOURCES = tuple(
+    each.name
+    for each in (
+        records.PATIENTS,
+        records.INDIVIDUAL_APPOINTMENTS,
+        records.GROUP_APPOINTMENTS,
+        records.ATTENDEES,
+        records.APPOINTMENT_TYPES,
+        records.PRACTITIONERS,
+    )
+)
+"""What has to be read before anything can be computed."""
 
 MOST_ATTENDANCES = 20
 MOST_IDS = 5
@@ -167,8 +181,14 @@ def verdict(found: Explanation) -> str:
     if found.person.state == "archived":
         return f"{who} is not active: archived on {_at(record.archived_at)} UTC."
     if found.person.state == "deleted":
-        return f"{who} is not active: deleted on {_at(record.deleted_at)} UTC."
+        return f"{who} is not active: {_deleted(record)}."
     return f"{who} is not active: no appointment that counts {_window(found)}{_what_there_is(found)}."
+
+
+def _deleted(record: PatientRecord) -> str:
+    if record.vanished_at is not None and record.vanished_at == record.deleted_at:
+        return f"no longer in Cliniko (noticed on {_at(record.vanished_at)} UTC)"
+    return f"deleted on {_at(record.deleted_at)} UTC"
 
 
 def _window(found: Explanation) -> str:
@@ -205,7 +225,9 @@ def listing(found: Explanation) -> str:
         "ambiguous": f": which contact it is, is not certain (ambiguous among {_candidates(found.match.stored)})",
         "contact_gone": ": its contact was deleted since the mapping was computed",
         "other_instant": f": that was computed by {_at(found.state.judged_at)} UTC, when it was not active",
-        "not_computed": ", which is older than what is stored: the next sync that succeeds adds it",
+        "not_computed": ", which is older than what is stored: the next sync that succeeds adds it"
+        if found.state.judged_at
+        else ", which is empty: the next sync that succeeds adds it",
     }[found.listing]
     return f"It has no row in public.active_patients{why}."
 
@@ -237,8 +259,20 @@ def problems(found: Explanation) -> list[str]:
         lines.append(
             f"A sync that began at {_at(state.last_run_started_at)} UTC has not ended: what is stored may be changing."
         )
-    if state.resources_incomplete:
-        lines.append(f"Not read to the end, and so a mixture of old and new: {', '.join(state.resources_incomplete)}.")
+    incomplete = [each for each in RESOURCES if each not in state.resources_complete]
+    if incomplete:
+        lines.append(f"Not read to the end, and so missing or a mixture of old and new: {', '.join(incomplete)}.")
+    if state.rejected_records:
+        lines.append(
+            f"{_number(state.rejected_records, 'record')} of the organization could not be understood and"
+            f" {'was' if state.rejected_records == 1 else 'were'} set aside: what is missing here may be among them"
+            " (cliniko.rejected_records has the reasons)."
+        )
+    if state.doubtful_deletions:
+        lines.append(
+            f"The last full sync no longer found {_number(state.doubtful_deletions, 'record')} of the organization, too"
+            " many to be believed deleted: what is shown here may be among them."
+        )
     return [line.rstrip() for line in lines]
 
 
@@ -288,7 +322,7 @@ def _patient_line(patient: PatientRecord, person: Person) -> str:
     if patient.archived_at is not None:
         parts.append(f"archived on {_at(patient.archived_at)} UTC")
     if patient.deleted_at is not None:
-        parts.append(f"deleted on {_at(patient.deleted_at)} UTC")
+        parts.append(_deleted(patient))
     if not parts:
         parts.append("neither merged, archived nor deleted")
     role = " (the person)" if patient.id == person.id else ""
@@ -306,6 +340,8 @@ def standing(attendance: Attendance) -> str:
         "deleted": "deleted",
         "booking_archived": "its group archived",
         "booking_deleted": "its group deleted",
+        "vanished": "no longer in Cliniko, noticed",
+        "booking_vanished": "its group no longer in Cliniko, noticed",
         "booking_unknown": "its booking was not read",
         "no_show": "no-show, left out by the setting",
         "counted_once": f"this group counts once, by attendee {attendance.counted_attendee_id}",
@@ -350,6 +386,7 @@ def _key(each: Pass) -> str:
 
 
 def _pass(each: Pass, found: Explanation) -> str:
+    """What the pass found, as the second half of a sentence."""
     key = _key(each)
     if each.method == "cliniko_patient_id":
         return _pass_by_id(each, found.person)

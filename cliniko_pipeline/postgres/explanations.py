@@ -33,10 +33,13 @@ LeftOut = Literal[
     "deleted",
     "booking_archived",
     "booking_deleted",
+    "vanished",
+    "booking_vanished",
     "booking_unknown",
     "no_show",
     "counted_once",
 ]
+"""`vanished`: a full sync no longer found it, and took it for deleted."""
 
 PassOutcome = Literal["matched", "ambiguous", "no_candidate", "not_taken"]
 PassReason = Literal[
@@ -102,8 +105,9 @@ class State:
         judged_at: the instant public.active_patients was last computed by; None: it is empty.
         last_computed_at: when the last successful run began that computed it.
         last_run_status, last_run_started_at, last_run_error: of the last run of all.
-        resources_read: of how many resources a reading was ever begun.
-        resources_incomplete: those whose last reading did not end whole.
+        resources_complete: those of Cliniko's whose last reading ended whole.
+        rejected_records: how many records were set aside, for they could not be understood.
+        doubtful_deletions: how many records the last full readings missed that are not believed to be deleted.
     """
 
     now: datetime
@@ -112,19 +116,24 @@ class State:
     last_run_status: str | None
     last_run_started_at: datetime | None
     last_run_error: str | None
-    resources_read: int
-    resources_incomplete: Sequence[str]
+    resources_complete: Sequence[str]
+    rejected_records: int
+    doubtful_deletions: int
 
 
 @dataclass(frozen=True)
 class PatientRecord:
-    """A stored patient, without what names it."""
+    """A stored patient, without what names it.
+
+    `vanished_at`: when a full sync no longer found it, and took it for deleted.
+    """
 
     id: str
     merged_into_id: str | None
     merged_at: datetime | None
     archived_at: datetime | None
     deleted_at: datetime | None
+    vanished_at: datetime | None
     synced_at: datetime
 
 
@@ -375,7 +384,13 @@ def _person(connection: Connection, patient_id: str) -> Person | None:
 
 def _patient_record(row: RowMapping) -> PatientRecord:
     return PatientRecord(
-        row["id"], row["merged_into_id"], row["merged_at"], row["archived_at"], row["deleted_at"], row["synced_at"]
+        id=row["id"],
+        merged_into_id=row["merged_into_id"],
+        merged_at=row["merged_at"],
+        archived_at=row["archived_at"],
+        deleted_at=row["deleted_at"],
+        vanished_at=row["vanished_at"],
+        synced_at=row["synced_at"],
     )
 
 
@@ -425,20 +440,25 @@ _EVENTS: tuple[tuple[LeftOut, str], ...] = (
     ("cancelled", "cancelled_at"),
     ("archived", "archived_at"),
     ("deleted", "deleted_at"),
+    ("vanished", "vanished_at"),
     ("booking_archived", "booking_archived_at"),
     ("booking_deleted", "booking_deleted_at"),
+    ("booking_vanished", "booking_vanished_at"),
 )
 
 
 def _left_out(row: RowMapping) -> tuple[tuple[LeftOut, datetime | None], ...]:
     events: list[tuple[LeftOut, datetime | None]] = [
-        (reason, row[column]) for reason, column in _EVENTS if row[column] is not None
+        (reason, row[column])
+        for reason, column in _EVENTS
+        if row[column] is not None
+        # What vanished counts as deleted from then on; what was deleted before says both.
+        and not (reason.endswith("deleted") and row[column] == row[column.replace("deleted", "vanished")])
     ]
     if not row["is_booking_known"]:
         events.append(("booking_unknown", None))
     if events:
         return tuple(events)
-    # A no-show never counts before another attendee, so one that is no second attendee was left out by the setting.
     return (("no_show" if row["counted_attendee_id"] is None else "counted_once", None),)
 
 

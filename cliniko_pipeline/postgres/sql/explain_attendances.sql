@@ -18,8 +18,10 @@ individual as (
         appointment.cancelled_at,
         appointment.archived_at,
         appointment.deleted_at,
+        appointment.vanished_at,
         cast(null as timestamptz) as booking_archived_at,
         cast(null as timestamptz) as booking_deleted_at,
+        cast(null as timestamptz) as booking_vanished_at,
         true as is_booking_known,
         appointment.did_not_arrive as is_no_show,
         appointment.synced_at
@@ -39,8 +41,10 @@ in_group as (
         attendee.cancelled_at,
         attendee.archived_at,
         attendee.deleted_at,
+        attendee.vanished_at,
         booking.archived_at as booking_archived_at,
         booking.deleted_at as booking_deleted_at,
+        booking.vanished_at as booking_vanished_at,
         booking.id is not null as is_booking_known,
         coalesce(attendee.arrived is false and booking.starts_at <= :as_of, false) as is_no_show,
         greatest(attendee.synced_at, booking.synced_at) as synced_at
@@ -75,7 +79,8 @@ attended as (
 ranked as (
     select
         attended.*,
-        first_value(attended.attendee_id) over same_group as counted_attendee_id
+        first_value(attended.attendee_id) over same_group as first_attendee_id,
+        :count_no_shows or not first_value(attended.is_no_show) over same_group as is_group_counted
     from attended
     window same_group as (
         partition by attended.kind, attended.id, attended.stands
@@ -98,18 +103,20 @@ select
         else 'earlier'
     end as "window",
     ranked.stands
-        and (ranked.kind = 'individual' or ranked.attendee_id = ranked.counted_attendee_id)
+        and (ranked.kind = 'individual' or ranked.attendee_id = ranked.first_attendee_id)
         and (:count_no_shows or not ranked.is_no_show) as counts,
     ranked.is_no_show,
     ranked.is_booking_known,
     ranked.cancelled_at,
     ranked.archived_at,
     ranked.deleted_at,
+    ranked.vanished_at,
     ranked.booking_archived_at,
     ranked.booking_deleted_at,
+    ranked.booking_vanished_at,
     case
-        when ranked.stands and ranked.kind = 'group' and ranked.attendee_id <> ranked.counted_attendee_id
-            then ranked.counted_attendee_id
+        when ranked.stands and ranked.is_group_counted and ranked.attendee_id <> ranked.first_attendee_id
+            then ranked.first_attendee_id
     end as counted_attendee_id,
     ranked.synced_at
 from ranked

@@ -12,6 +12,7 @@ select
     patient.merged_at,
     patient.archived_at,
     patient.deleted_at,
+    patient.vanished_at,
     patient.synced_at
 from identity as asked
 inner join identity on identity.person_id = asked.person_id

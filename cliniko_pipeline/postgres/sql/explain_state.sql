@@ -18,7 +18,8 @@ select
     last_run.status as last_run_status,
     last_run.started_at as last_run_started_at,
     last_run.error as last_run_error,
-    (select count(*) from cliniko.crawls) as resources_read,
-    array(select resource from cliniko.crawls where completed_at is null order by resource) as resources_incomplete
+    array(select resource from cliniko.crawls where completed_at is not null order by resource) as resources_complete,
+    (select count(*) from cliniko.rejected_records) as rejected_records,
+    (select cast(coalesce(sum(doubtful_deletions), 0) as bigint) from cliniko.crawls) as doubtful_deletions
 from last_computed
 left join last_run on true
