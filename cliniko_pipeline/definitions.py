@@ -2,8 +2,9 @@
 
 import dagster as dg
 
+from cliniko_pipeline.orchestration.checks import CHECKS
 from cliniko_pipeline.orchestration.io_managers import postgres_io_manager
-from cliniko_pipeline.orchestration.jobs import ASSETS, cliniko_sync
+from cliniko_pipeline.orchestration.jobs import ASSETS, cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.resources import ProgressListener, cliniko_resource, runtime_resource
 from cliniko_pipeline.runtime import Runtime
 
@@ -16,7 +17,8 @@ def build_definitions(*, runtime: Runtime | None = None, listener: ProgressListe
     """
     return dg.Definitions(
         assets=ASSETS,
-        jobs=[cliniko_sync],
+        asset_checks=CHECKS,
+        jobs=[cliniko_sync, cliniko_counts],
         executor=dg.in_process_executor,
         resources={
             "runtime": runtime_resource()

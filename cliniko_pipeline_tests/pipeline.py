@@ -95,6 +95,13 @@ class PipelineUnderTest:
             raise_on_error=False,
         )
 
+    def compare_counts(self, organization_id: str) -> dg.ExecuteInProcessResult:
+        """The job that compares the numbers of records with Cliniko's."""
+        ensure_partitions(self.instance, [organization_id])
+        return self._definitions.resolve_job_def("cliniko_counts").execute_in_process(
+            instance=self.instance, tags={"dagster/partition": organization_id}, raise_on_error=False
+        )
+
     def contact_mapping(self, organization_id: str) -> dict[str, ExpectedMapping]:
         """The stored mapping in the form of the independent computation, which says of a match only how it was made."""
         rows = self.rows(organization_id, "cliniko.contact_mapping")

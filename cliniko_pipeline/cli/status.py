@@ -92,6 +92,13 @@ def problems(state: OrganizationStatus) -> list[str]:
             f"{state.rejected_records} records could not be understood and were set aside"
             " (cliniko.rejected_records has the reasons)."
         )
+    if state.doubtful_deletions:
+        found.append(
+            f"{state.doubtful_deletions} records are no longer in Cliniko, too many to be believed deleted; if it is"
+            " true, run `cliniko-pipeline sync ID --full --accept-deletions`."
+        )
+    if state.full_readings_due:
+        found.append(f"the next sync reads everything of some resources ({'; '.join(state.full_readings_due)}).")
     if state.patients_in_merge_loops:
         found.append(
             f"{state.patients_in_merge_loops} patients are merged in a loop; the lowest id stands for each loop."

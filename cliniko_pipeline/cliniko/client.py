@@ -152,17 +152,25 @@ class ClinikoClient:
             self._told_of(page, resource.name)
             yield page
 
-    def total_entries(self, resource: Resource[Any]) -> int:
-        """How many records the list holds, at the price of one request; raises as `crawl` does."""
-        return self._first_entry(resource, f"counting {resource.name}").decoded.total_entries
+    def total_entries(self, resource: Resource[Any], *, created_before: datetime | None = None) -> int:
+        """How many records the list holds, or its part from before an instant of the server's clock (aware).
+
+        Costs one request; raises as `crawl` does.
+        """
+        return self._first_entry(resource, f"counting {resource.name}", created_before).decoded.total_entries
 
     def validate(self) -> None:
         """Find out with one cheap request whether the key opens the account; raises as `crawl` does if not."""
         self._first_entry(PATIENTS, "checking the API key")
 
-    def _first_entry(self, resource: Resource[RecordT], what: str) -> FetchedPage[RecordT]:
+    def _first_entry(
+        self, resource: Resource[RecordT], what: str, created_before: datetime | None = None
+    ) -> FetchedPage[RecordT]:
+        listing = Listing(self._api_url, resource)
+        if created_before is not None:
+            listing = listing.before(created_before)
         with self._naming_the_organization():
-            return self._fetch(Listing(self._api_url, resource).url(1, per_page=1), resource, what)
+            return self._fetch(listing.url(1, per_page=1), resource, what)
 
     @contextmanager
     def _naming_the_organization(self) -> Generator[None]:

@@ -71,6 +71,20 @@ class Vanished:
         return self.vanished / self.known if self.known else 0.0
 
 
+@dataclass(frozen=True)
+class StoredCount:
+    """How many records of a resource are stored, and how many were set aside without ever having been understood: of
+    these nobody knows whether they belong to those that were counted.
+    """
+
+    stored: int
+    set_aside: int
+
+    def agrees_with(self, total: int) -> bool:
+        """Whether Cliniko may have so many."""
+        return self.stored <= total <= self.stored + self.set_aside
+
+
 def states(connection: Connection) -> dict[str, CrawlState]:
     """The state of every resource that was ever begun, by its name."""
     rows = connection.execute(
@@ -184,6 +198,15 @@ def vanished(connection: Connection, resource: str, horizon: datetime | None) ->
 def mark_vanished(connection: Connection, resource: str, horizon: datetime | None) -> int:
     """Marks what the reconciling crawl did not see as deleted; returns how many records that were."""
     return connection.execute(_on_rows("mark_vanished", resource), {"resource": resource, "horizon": horizon}).rowcount
+
+
+def stored_count(connection: Connection, state: CrawlState) -> StoredCount:
+    """Counts what is stored of the records that were created before the cursor: all of them were read, and Cliniko
+    gets no more of them. What is doubted to be deleted is not there in Cliniko, and counts as that.
+    """
+    parameters = {"resource": state.resource, "created_before": state.cursor}
+    row = connection.execute(_on_rows("stored_count", state.resource), parameters).one()
+    return StoredCount(row.stored - state.doubtful_deletions, row.set_aside)
 
 
 def require_complete(connection: Connection, resources: Sequence[str]) -> None:

@@ -17,7 +17,11 @@ from cliniko_pipeline.postgres.engine import sql
 
 @dataclass(frozen=True)
 class OrganizationStatus:
-    """Where an organization stands. Times are UTC; None where there was no run yet."""
+    """Where an organization stands. Times are UTC; None where there was no run yet.
+
+    `doubtful_deletions` are records that a full sync missed and did not believe to be deleted; `full_readings_due` says
+    which resources the next sync reads whole, and why.
+    """
 
     run_id: str | None
     status: str | None
@@ -35,6 +39,8 @@ class OrganizationStatus:
     unmatched: int
     active_patients: int
     rejected_records: int
+    doubtful_deletions: int
+    full_readings_due: list[str] | None
     patients_in_merge_loops: int
 
 

@@ -46,17 +46,22 @@ def specs() -> list[dg.AssetSpec]:
 def test_there_is_exactly_this(repository: dg.RepositoryDefinition) -> None:
     assert {spec.key.to_user_string() for spec in specs()} == set(TABLES)
     jobs = {name for name in repository.job_names if not name.startswith("__ASSET_JOB")}
-    assert jobs == {"cliniko_sync"}
+    assert jobs == {"cliniko_sync", "cliniko_counts"}
     assert [schedule.name for schedule in repository.schedule_defs] == []
     assert [sensor.name for sensor in repository.sensor_defs] == []
     assert set(repository.get_top_level_resources()) == {"runtime", "cliniko", "postgres"}
-    assert list(repository.asset_checks_defs_by_key) == []
+    checks = {(key.asset_key.to_user_string(), key.name) for key in repository.asset_checks_defs_by_key}
+    assert checks == {
+        ("cliniko/patients", "counts_agree_with_cliniko"),
+        ("cliniko/appointments", "counts_agree_with_cliniko"),
+    }
 
 
 def test_the_main_job_makes_all_assets_in_order() -> None:
     definitions = build_definitions()
     job = definitions.resolve_job_def("cliniko_sync")
     assert {key.to_user_string() for key in job.asset_layer.selected_asset_keys} == set(TABLES)
+    assert len(job.nodes) == len(TABLES), "a check costs requests that a sync must not take"
     assert job.executor_def.name == "in_process"
     graph = definitions.resolve_asset_graph()
     extracted = {dg.AssetKey(["cliniko", "patients"]), dg.AssetKey(["cliniko", "appointments"])}

@@ -54,6 +54,7 @@ def test_an_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_pat
         "dagster_home": tmp_path / ".cliniko" / "dagster",
         "activity_window_days": 60,
         "count_no_shows": True,
+        "vanished_share_limit": 0.2,
     }
     assert settings.embedded_database
     assert list(tmp_path.iterdir()) == []
@@ -61,7 +62,7 @@ def test_an_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_pat
 
 def test_blank_variables_count_as_unset():
     names = {str(field.validation_alias) for field in type(load_settings({})).model_fields.values()}
-    assert len(names) == 9
+    assert len(names) == 10
     assert load_settings(dict.fromkeys(names, "")) == load_settings(dict.fromkeys(names, " \t")) == load_settings({})
 
 
@@ -78,6 +79,7 @@ def test_every_variable_is_read(monkeypatch, tmp_path):
             "CLINIKO_PIPELINE_HOME": "state",
             "CLINIKO_ACTIVITY_WINDOW_DAYS": "90",
             "CLINIKO_COUNT_NO_SHOWS": "false",
+            "CLINIKO_VANISHED_SHARE_LIMIT": "0.05",
         }
     )
     assert settings.database_url == DATABASE_URL
@@ -90,6 +92,7 @@ def test_every_variable_is_read(monkeypatch, tmp_path):
     assert settings.home == tmp_path / "state"
     assert settings.activity_window_days == 90
     assert settings.count_no_shows is False
+    assert settings.vanished_share_limit == 0.05
 
 
 def test_without_an_argument_the_process_environment_is_read(monkeypatch):
@@ -243,6 +246,7 @@ def test_the_message_counts_keys_so_that_the_wrong_one_is_found():
         ),
         ("CLINIKO_ACTIVITY_WINDOW_DAYS", ["1", "60", "3650"], ["0", "-60", "3651", "sixty", "1e9"]),
         ("CLINIKO_COUNT_NO_SHOWS", ["true", "FALSE", "1", "0", "yes", "off"], ["maybe", "2", "truefalse"]),
+        ("CLINIKO_VANISHED_SHARE_LIMIT", ["0", "0.2", "1", "1.0"], ["-0.1", "1.01", "20", "20%", "nan", "inf", "few"]),
         (
             "CLINIKO_CONTACT_EMAIL",
             ["it@clinic.example", "a.b+c@sub.clinic.example", "o'neil@clinic.example"],
@@ -329,6 +333,7 @@ def test_all_problems_are_told_at_once():
         CLINIKO_PIPELINE_HOME="~no-such-user-here",
         CLINIKO_ACTIVITY_WINDOW_DAYS=SECRET,
         CLINIKO_COUNT_NO_SHOWS=SECRET,
+        CLINIKO_VANISHED_SHARE_LIMIT=SECRET,
     )
     named = [
         word for word in message.split() if word.startswith(("DATABASE_URL", "CREDENTIALS_", "CLINIKO_", "DAGSTER"))
@@ -342,6 +347,7 @@ def test_all_problems_are_told_at_once():
         "CLINIKO_PIPELINE_HOME",
         "CLINIKO_ACTIVITY_WINDOW_DAYS",
         "CLINIKO_COUNT_NO_SHOWS",
+        "CLINIKO_VANISHED_SHARE_LIMIT",
     ]
 
 

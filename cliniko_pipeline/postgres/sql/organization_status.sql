@@ -28,14 +28,18 @@ select
     last_run.seconds_waited,
     last_run.error,
     last_success.finished_at as last_success_at,
-    (select count(*) from cliniko.patients) as patients,
-    (select count(*) from cliniko.appointments) as appointments,
-    (select count(*) from cliniko.attendees) as attendees,
+    (select count(*) from cliniko.patients where vanished_at is null) as patients,
+    (select count(*) from cliniko.appointments where vanished_at is null) as appointments,
+    (select count(*) from cliniko.attendees where vanished_at is null) as attendees,
     mapping.matched,
     mapping.ambiguous,
     mapping.unmatched,
     (select count(*) from public.active_patients) as active_patients,
     (select count(*) from cliniko.rejected_records) as rejected_records,
+    (select coalesce(sum(doubtful_deletions), 0)::bigint from cliniko.crawls) as doubtful_deletions,
+    (
+        select array_agg(resource || ': ' || needs_full order by resource) from cliniko.crawls where needs_full is not null
+    ) as full_readings_due,
     (select count(*) from cliniko.persons() where in_loop) as patients_in_merge_loops
 from mapping
 cross join last_success
