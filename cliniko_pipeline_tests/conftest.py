@@ -1,6 +1,7 @@
 """What all tests share: a real PostgreSQL, and a pipeline on a database of its own.
 
 CLINIKO_TEST_DATABASE_URL, the URL of a superuser of another server, makes the tests use that one instead.
+HYPOTHESIS_PROFILE=thorough draws many more examples of every property.
 """
 
 import os
@@ -13,12 +14,37 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 from cryptography.fernet import Fernet
+from hypothesis import settings
 from sqlalchemy.engine import URL, make_url
 
 from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline_tests.pipeline import PipelineUnderTest, opened_pipeline
+
+settings.register_profile("default", deadline=None, print_blob=True, max_examples=100)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+THOROUGH = settings.default == settings.get_profile("thorough")
+
+COUNTED = "histories"
+"""The property of a test that says how many histories it has lived through (see pytest_terminal_summary)."""
+
+
+def examples(usually: int, thoroughly: int | None = None) -> int:
+    """How many examples of a property to draw: so many, twenty times as many in the thorough profile unless told."""
+    if not THOROUGH:
+        return usually
+    return 20 * usually if thoroughly is None else thoroughly
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    ends = [report for report in reports if getattr(report, "when", None) == "teardown"]
+    counted = [value for report in ends for name, value in report.user_properties if name == COUNTED]
+    if counted:
+        histories, syncs = (sum(one) for one in zip(*counted, strict=True))
+        terminalreporter.write_line(f"Lived through {histories} histories of a clinic, with {syncs} syncs.")
 
 
 @pytest.fixture(scope="session")

@@ -84,14 +84,23 @@ class PipelineUnderTest:
             connection.execute(sa.text(f"insert into public.contacts ({columns}) values ({values})"), rows)
 
     def sync(
-        self, organization_id: str, as_of: datetime | None = None, *, full: bool = False, accept_deletions: bool = False
+        self,
+        organization_id: str,
+        as_of: datetime | None = None,
+        *,
+        full: bool = False,
+        accept_deletions: bool = False,
+        log_level: str = "DEBUG",
     ) -> dg.ExecuteInProcessResult:
         """The main job, as Dagster runs it; a failure is in the result, not raised."""
         ensure_partitions(self.instance, [organization_id])
         return self._definitions.resolve_job_def("cliniko_sync").execute_in_process(
             instance=self.instance,
             partition_key=organization_id,
-            run_config=run_config(SyncOptions(as_of, full, accept_deletions)),
+            run_config={
+                "loggers": {"console": {"config": {"log_level": log_level}}},
+                **run_config(SyncOptions(as_of, full, accept_deletions)),
+            },
             raise_on_error=False,
         )
 
