@@ -10,7 +10,7 @@ import dagster as dg
 from dagster_shared.utils.warnings import PreviewWarning
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
-from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.errors import ClinikoPipelineError, DataError
 from cliniko_pipeline.orchestration.assets.appointments import GROUPS, IN_GROUPS, INDIVIDUAL, appointments
 from cliniko_pipeline.orchestration.assets.extraction import Source
 from cliniko_pipeline.orchestration.assets.patients import SOURCE as PATIENTS
@@ -19,7 +19,7 @@ from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.postgres import crawls
-from cliniko_pipeline.postgres.crawls import CrawlState, StoredCount
+from cliniko_pipeline.postgres.crawls import StoredCount
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.runtime import Runtime
 
@@ -40,17 +40,6 @@ class Comparison:
     total: int | None = None
 
 
-def _incomparable(state: CrawlState | None, resource: str) -> Comparison | None:
-    """What to say where no comparison can be made; None where one can."""
-    if state is None:
-        return Comparison(resource, holds=False, remark="never read")
-    if not state.is_complete or state.cursor is None:
-        return Comparison(resource, holds=False, remark="not read to the end; sync it again")
-    if state.is_partial:
-        return Comparison(resource, holds=True, remark="not read whole: there is no group appointment yet")
-    return None
-
-
 def _counts_agree(asset: dg.AssetsDefinition, sources: Sequence[Source[Any]]) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=asset,
@@ -66,23 +55,35 @@ def _counts_agree(asset: dg.AssetsDefinition, sources: Sequence[Source[Any]]) ->
         runtime: dg.ResourceParam[Runtime],
         cliniko: dg.ResourceParam[ClinikoResource],
     ) -> dg.AssetCheckResult:
-        organization_id = context.partition_key
-        with _told_as_failures(), runtime.database.turn(organization_id):
-            with cliniko.client(organization_id, context.log) as client:
-                found = [_compare(runtime.database, organization_id, client, source) for source in sources]
-            _require_full(runtime.database, organization_id, found)
-        return _result(found)
+        with _told_as_failures():
+            organization_id = _organization_of(context)
+            with runtime.database.turn(organization_id):
+                with cliniko.client(organization_id, context.log) as client:
+                    found = [_compare(runtime.database, organization_id, client, source) for source in sources]
+                _require_full(runtime.database, organization_id, found)
+            return _result(found)
 
     return counts_agree_with_cliniko
+
+
+def _organization_of(context: dg.AssetCheckExecutionContext) -> str:
+    if not context.has_partition_key:
+        # The UI's button on the asset's page knows no partitions.
+        raise DataError(
+            "The check is of one organization, and none was chosen: launch the job cliniko_counts with the tag"
+            " dagster/partition, the organization's id."
+        )
+    return context.partition_key
 
 
 def _compare(database: Database, organization_id: str, client: ClinikoClient, source: Source[Any]) -> Comparison:
     name = source.resource.name
     with database.organization(organization_id) as connection:
         state = crawls.states(connection).get(name)
-        incomparable = _incomparable(state, name)
-        if state is None or incomparable is not None:
-            return incomparable or Comparison(name, holds=False)
+        if state is None or not state.is_complete or state.cursor is None:
+            return Comparison(name, holds=False, remark="not read to the end; sync it first")
+        if state.is_partial:
+            return Comparison(name, holds=True, remark="not read whole: there was no group appointment")
         stored = crawls.stored_count(connection, state)
     total = client.total_entries(source.resource, created_before=state.cursor)
     agrees = stored.agrees_with(total)

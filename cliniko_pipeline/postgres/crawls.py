@@ -191,12 +191,15 @@ def vanished(connection: Connection, resource: str, horizon: datetime | None) ->
         sa.text("select exists (select from cliniko.rejected_records where resource = :resource and id is null)"),
         {"resource": resource},
     ).scalar_one()
+    # How many ids there are, the planner cannot know: it would go through all of them for every row.
+    connection.execute(sa.text(sql("plan_for_whole_tables")))
     row = connection.execute(_on_rows("vanished", resource), {"resource": resource, "horizon": horizon}).one()
     return Vanished(row.known, 0 if unreadable else row.vanished)
 
 
 def mark_vanished(connection: Connection, resource: str, horizon: datetime | None) -> int:
     """Marks what the reconciling crawl did not see as deleted; returns how many records that were."""
+    connection.execute(sa.text(sql("plan_for_whole_tables")))
     return connection.execute(_on_rows("mark_vanished", resource), {"resource": resource, "horizon": horizon}).rowcount
 
 

@@ -48,6 +48,7 @@ class Clinic:
         self.sandbox.counters.clear()
         result = self.pipeline.compare_counts(CLINIC)
         assert result.success, errors_of(result)
+        assert {each.partition for each in result.get_asset_check_evaluations()} == {CLINIC}
         return {each.asset_key.to_user_string(): each for each in result.get_asset_check_evaluations()}
 
     def disagreements(self) -> set[str]:
@@ -152,7 +153,7 @@ def test_the_first_class_of_an_account_brings_its_attendees_and_costs_no_full_re
 def test_nothing_is_claimed_of_what_was_never_read(clinic: Clinic) -> None:
     evaluations = clinic.compare()
     assert not any(evaluation.passed for evaluation in evaluations.values())
-    assert "never read" in (evaluations["cliniko/patients"].description or "")
+    assert "patients: not read to the end" in (evaluations["cliniko/patients"].description or "")
     assert clinic.sandbox.counters.requests() == 0
 
 
@@ -162,6 +163,12 @@ def test_a_revoked_key_fails_the_check_in_one_line(clinic: Clinic) -> None:
     result = clinic.pipeline.compare_counts(CLINIC)
     assert not result.success
     assert "401" in errors_of(result)[0]
+
+
+def test_without_an_organization_it_is_told_how_to_choose_one(clinic: Clinic) -> None:
+    result = clinic.pipeline.compare_counts(None)
+    assert not result.success
+    assert "none was chosen: launch the job cliniko_counts with the tag dagster/partition" in errors_of(result)[0]
 
 
 # --- The share of deletions that is believed --------------------------------------------------------------

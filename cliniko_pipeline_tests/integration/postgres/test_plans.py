@@ -9,9 +9,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from cliniko_pipeline.postgres import crawls
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.merge import Written, replace_by_query
-from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, CONTACT_MAPPING, Table
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, CONTACT_MAPPING, RECONCILED, Table
 
 AS_OF = datetime(2026, 6, 15, tzinfo=UTC)
 SIZE = 2_000
@@ -94,6 +95,21 @@ def test_the_queries_compute_what_they_should_at_this_size(database: Database) -
     assert matched == persons  # each has a contact of its own name
 
 
+@pytest.mark.parametrize("name", ["vanished", "mark_vanished", "stored_count"])
+def test_what_vanished_is_found_without_going_through_all_ids_for_every_row(database: Database, name: str) -> None:
+    with database.organization("a") as connection:
+        crawls.begin(connection, "attendees", is_full=True, reconciles=True)
+        crawls.remember_ids(connection, "attendees", [str(number) for number in range(SIZE // 10, SIZE)])
+        assert crawls.vanished(connection, "attendees", None) == crawls.Vanished(SIZE, SIZE // 10)
+        rows = RECONCILED["attendees"]
+        statement = sql(name).format(table=rows.table.qualified, condition=rows.condition)
+        parameters = {"resource": "attendees", "horizon": None, "created_before": None}
+        used = {key: value for key, value in parameters.items() if f":{key}" in statement}
+        assert "Nested Loop" not in _steps_of(connection, statement, used)
+        assert crawls.mark_vanished(connection, "attendees", None) == SIZE // 10
+        connection.rollback()
+
+
 def test_how_a_query_is_planned_ends_with_its_transaction(database: Database) -> None:
     with database.organization("a") as connection:
         replace_by_query(connection, CONTACT_MAPPING, sql("contact_mapping"), {})
@@ -103,7 +119,11 @@ def test_how_a_query_is_planned_ends_with_its_transaction(database: Database) ->
 
 
 def _steps(connection: Connection, name: str, parameters: dict[str, object]) -> set[str]:
-    plan = connection.execute(sa.text(f"explain (format json) {sql(name)}"), parameters).scalar_one()
+    return _steps_of(connection, sql(name), parameters)
+
+
+def _steps_of(connection: Connection, statement: str, parameters: dict[str, object]) -> set[str]:
+    plan = connection.execute(sa.text(f"explain (format json) {statement}"), parameters).scalar_one()
     plan = json.loads(plan) if isinstance(plan, str) else plan
 
     def walk(node: dict[str, Any]) -> Iterator[str]:
