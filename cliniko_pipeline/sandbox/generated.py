@@ -94,7 +94,8 @@ def _visits(patients: int, appointments: int, seed: int, now: datetime, group_sh
             number=number,
             patients=tuple(dice.sample(range(patients), size)) if size > 1 else (dice.randrange(patients),),
             starts=starts,
-            booked=min(starts - timedelta(seconds=dice.randrange(86_400, 20 * 86_400)), now),
+            # Nothing was booked in the last hour: an account that was just made is one that nobody touches.
+            booked=min(starts, now - timedelta(hours=1)) - timedelta(seconds=dice.randrange(86_400, 20 * 86_400)),
             cancelled=size == 1 and chance < 0.08,
             no_show=size == 1 and 0.08 <= chance < 0.12 and starts <= now,
         )
