@@ -302,10 +302,11 @@ def _counts_line(found: Explanation) -> str:
 
 def _person_lines(person: Person) -> list[str]:
     lines = [_patient_line(each, person) for each in person.chain]
+    between = len(lines) - 2 * MOST_IDS
+    if between > 0:
+        lines[MOST_IDS:-MOST_IDS] = [f"... {_number(between, 'merge')} more ..."]
     if person.record is None:
         lines.append(f"Patient {person.id}: no record was read, so nobody is counted or matched.")
-    elif person.record not in person.chain:
-        lines.append(_patient_line(person.record, person))
     if person.in_loop:
         lines.append(f"The merges go round in a loop: its lowest id, {person.id}, stands for all of it.")
     if person.merged:
@@ -483,6 +484,7 @@ def _as_json(organization_id: str, found: Explanation) -> dict[str, Any]:
             "row": None if found.row is None else asdict(found.row),
         },
         "problems": problems(found),
+        "state": asdict(found.state),
         "as_of": {
             "instant": found.as_of,
             "source": found.as_of_source,

@@ -158,9 +158,9 @@ class Person:
 
     @property
     def patient_ids(self) -> list[str]:
-        """All patients that are this person."""
-        own = [] if self.record is None else [self.record.id]
-        return list(dict.fromkeys([*own, *(each.id for each in (*self.chain, *self.merged))]))
+        """All patients that are this person, its own record first."""
+        ids = [each.id for each in (*self.chain, *self.merged)]
+        return sorted(ids, key=lambda each: each != self.id)
 
     @property
     def state(self) -> PersonState:

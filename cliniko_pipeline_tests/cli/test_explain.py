@@ -253,6 +253,18 @@ The person
     assert "  No person, so no contact.\n" in nobody
 
 
+def test_of_a_long_chain_of_merges_both_ends_are_told(clinic: Clinic) -> None:
+    clinic.store(patients=[patient(n, merged_into=str(n + 1)) for n in range(1, 30)] + [patient(30)])
+    lines = shown(clinic.explain("1", AS_OF)).partition("The person\n")[2].partition("\n\n")[0].splitlines()
+    assert len(lines) == 11
+    assert lines[4:7] == [
+        "  Patient 5: merged into patient 6.",
+        "  ... 20 merges more ...",
+        "  Patient 26: merged into patient 27.",
+    ]
+    assert lines[-1] == "  Patient 30 (the person): neither merged, archived nor deleted."
+
+
 def test_how_the_person_stands_in_the_table_is_told(clinic: Clinic) -> None:
     ids = [str(n) for n in range(1, 6)]
     clinic.store(
@@ -431,7 +443,7 @@ def test_of_a_long_list_what_decides_is_shown_and_the_rest_counted(clinic: Clini
     assert text.endswith("\n16 more, further from the instant judged by: --json has all.")
 
 
-@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize("width", [70, 80, 140])
 def test_ids_and_instants_stay_whole_however_narrow_the_terminal(clinic: Clinic, width: int) -> None:
     clinic.store(
         patients=[patient(LONG_ID, "Ann"), patient("1", merged_into=LONG_ID)],
@@ -539,6 +551,8 @@ def test_the_command_answers_for_people_and_for_programs_and_shows_nobodys_name(
     assert len(told["attendances"]) == 30
     assert told["attendances"][0]["left_out"] == []
     assert told["active_patients"]["listing"] == "ambiguous"
+    assert told["state"]["rejected_records"] == 1
+    assert told["person"]["state"] == "current"
     assert [(each["method"], each["outcome"]) for each in told["match"]["passes"]] == [
         ("cliniko_patient_id", "no_candidate"),
         ("email", "ambiguous"),
