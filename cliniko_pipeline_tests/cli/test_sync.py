@@ -18,6 +18,34 @@ WRONG_KEY = "MS0tYS1rZXktdGhhdC1ub2JvZHktaGFz-au2"
 HANGING = Faults(hang_rate=1, hang_seconds=60)
 
 
+def test_a_full_sync_marks_what_cliniko_no_longer_has_where_that_is_believed_or_accepted(
+    command: CommandLine, clinics: Clinics
+) -> None:
+    account = clinics.add("alpha")
+    assert command("sync", "alpha").returncode == 0
+    account.delete("patients", "2")
+
+    refused = command("sync", "alpha", "--full")
+    assert refused.returncode == 1
+    (line,) = (line for line in refused.stderr.splitlines() if line.startswith("Error:"))
+    assert "patients: 1 of 2 records are no longer in Cliniko" in line
+    assert "cliniko-pipeline sync alpha --full --accept-deletions" in line
+    (told,) = json.loads(command("status", "--json").stdout)
+    assert (told["patients"], told["doubtful_deletions"]) == (2, 1)
+    assert any("too many to be believed deleted" in problem for problem in told["problems"])
+
+    accepted = command("sync", "alpha", "--full", "--accept-deletions")
+    assert accepted.returncode == 0, accepted.stderr
+    (told,) = json.loads(command("status", "--json").stdout)
+    assert (told["patients"], told["doubtful_deletions"], told["problems"]) == (1, 0, [])
+
+
+def test_deletions_can_be_accepted_of_a_full_sync_only(command: CommandLine) -> None:
+    done = command("sync", "alpha", "--accept-deletions")
+    assert done.returncode == 2
+    assert "--accept-deletions goes with --full" in done.stderr
+
+
 def test_a_wrong_key_and_a_killed_worker_fail_alone(command: CommandLine, clinics: Clinics, home) -> None:
     accounts = [clinics.add("alpha"), clinics.add("beta", api_key=WRONG_KEY), clinics.add("gamma")]
     clinics.sandbox.faults = Faults(hang_rate=1, hang_seconds=60, accounts=("gamma",))
