@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import import_module, resources
@@ -89,19 +89,21 @@ class SyncProcesses:
         options: SyncOptions,
         *,
         kill_after: float | None = None,
+        kill_when: Callable[[], bool] | None = None,
         kill_at_page: int | None = None,
     ) -> Ended:
         """Syncs the organization, and returns when the process has ended.
 
-        `kill_after` so many seconds it gets SIGKILL; with `kill_at_page` it sends that to itself when it has read so
-        many pages and done nothing yet with the last.
+        `kill_after` so many seconds, or as soon as `kill_when` is true, it gets SIGKILL; with `kill_at_page` it sends
+        that to itself when it has read so many pages and done nothing yet with the last.
         """
         as_of = options.as_of and options.as_of.isoformat()
         order = {"environ": dict(environ), "organization": organization_id, "kill_at_page": kill_at_page}
         began = time.monotonic()
         process_id = self._ask({**order, "options": {**asdict(options), "as_of": as_of}})
-        if kill_after is not None:
-            time.sleep(max(0.0, began + kill_after - time.monotonic()))
+        if kill_after is not None or kill_when is not None:
+            while time.monotonic() < began + (kill_after or LONGEST_SECONDS) and not (kill_when and kill_when()):
+                time.sleep(0.001)
             # Nobody has waited for it yet, so this is still its number, whether it goes on or not.
             os.kill(process_id, signal.SIGKILL)
         too_long = threading.Timer(LONGEST_SECONDS, os.kill, (process_id, signal.SIGKILL))

@@ -2,8 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 
 import dagster as dg
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from cliniko_pipeline.postgres.engine import Database, advisory_key
 from cliniko_pipeline.runtime import Runtime
 
 STORAGE_SCHEMA = "dagster"
+UNFINISHED_SCHEMA = "dagster_unfinished"
 STORAGE_VARIABLE = "CLINIKO_DAGSTER_DATABASE_URL"
 
 
@@ -26,8 +27,11 @@ def instance_environment(runtime: Runtime) -> dict[str, str]:
     home.mkdir(parents=True, exist_ok=True)
     configuration = home / "dagster.yaml"
     if not configuration.exists():
+        # Whole or not at all: a process killed in between would leave an empty one, and Dagster would believe that.
+        unfinished = home / f"dagster.yaml.{os.getpid()}"
         with resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "dagster.yaml") as shipped:
-            shutil.copyfile(shipped, configuration)
+            shutil.copyfile(shipped, unfinished)
+        unfinished.replace(configuration)
     storage = storage_url(runtime.database.url)
     return {"DAGSTER_HOME": str(home), STORAGE_VARIABLE: storage.render_as_string(hide_password=False)}
 
@@ -36,12 +40,13 @@ def open_instance(runtime: Runtime) -> dg.DagsterInstance:
     """The instance, its storage made where it is new. Raises DatabaseSetupError where it cannot be opened."""
     environment = instance_environment(runtime)
     os.environ.update(environment)
-    _make_schema(runtime.database)
     try:
         # One process at a time: several that find the storage empty would all make its tables.
         with runtime.database.operator() as connection:
             connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("dagster storage")})
-            return dg.DagsterInstance.from_config(str(Path(environment["DAGSTER_HOME"])))
+            if not connection.execute(sa.text("select to_regnamespace(:name)"), {"name": STORAGE_SCHEMA}).scalar_one():
+                _make_storage(runtime.database, environment)
+            return dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
     except ClinikoPipelineError:
         raise
     except Exception as error:  # noqa: BLE001 (whatever a configured storage may raise)
@@ -52,13 +57,24 @@ def open_instance(runtime: Runtime) -> dg.DagsterInstance:
         ) from None
 
 
-def _make_schema(database: Database) -> None:
+def _make_storage(database: Database, environment: Mapping[str, str]) -> None:
+    """Dagster makes its tables one by one, and takes some for all: so they get their schema's name when all are there.
+    What a process leaves that was killed in between is made anew.
+    """
     with database.operator() as connection:
-        connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("dagster storage")})
-        connection.execute(sa.text(f"create schema if not exists {STORAGE_SCHEMA}"))
+        connection.execute(sa.text(f"drop schema if exists {UNFINISHED_SCHEMA} cascade"))
+        connection.execute(sa.text(f"create schema {UNFINISHED_SCHEMA}"))
+    unfinished = storage_url(database.url, UNFINISHED_SCHEMA)
+    os.environ[STORAGE_VARIABLE] = unfinished.render_as_string(hide_password=False)
+    try:
+        dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]).dispose()
+    finally:
+        os.environ.update(environment)
+    with database.operator() as connection:
+        connection.execute(sa.text(f"alter schema {UNFINISHED_SCHEMA} rename to {STORAGE_SCHEMA}"))
 
 
-def storage_url(url: URL) -> URL:
+def storage_url(url: URL, schema: str = STORAGE_SCHEMA) -> URL:
     """The database's URL as Dagster's storage needs it: psycopg2, and a schema of its own first in the path."""
     # psycopg2, because dagster-postgres does not understand the errors of psycopg 3.
-    return url.set(drivername="postgresql+psycopg2").update_query_dict({"options": f"-csearch_path={STORAGE_SCHEMA}"})
+    return url.set(drivername="postgresql+psycopg2").update_query_dict({"options": f"-csearch_path={schema}"})

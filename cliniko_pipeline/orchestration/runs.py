@@ -6,7 +6,7 @@ that goes on: nobody else would ever end it, and Dagster starts no second run of
 
 import fcntl
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -81,7 +81,7 @@ def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organizat
     for run in instance.get_runs(dg.RunsFilter(job_name=JOB, tags=tags, statuses=list(_GOES_ON))):
         if _is_abandoned(runtime, run.run_id):
             instance.report_run_failed(run, ABANDONED)
-            _mark(runtime, run.run_id).unlink(missing_ok=True)
+    _remove_old_marks(instance, runtime)
     with runtime.database.organization(organization_id) as connection:
         rows = connection.execute(
             sa.text("select run_id, planned, assets from cliniko.sync_runs where status = 'running'")
@@ -107,11 +107,25 @@ def _marked_alive(runtime: Runtime) -> Generator[str, None, None]:
     run_id = str(uuid4())
     mark = _mark(runtime, run_id)
     mark.parent.mkdir(parents=True, exist_ok=True)
-    with mark.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield run_id
-        # Only now: a run that an interruption left half made is found by its mark, and ended.
-        mark.unlink(missing_ok=True)
+    while True:
+        with mark.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not mark.exists():  # taken for an old one before it was locked
+                continue
+            yield run_id
+            # Only now: a run that an interruption left half made is found by its mark, and ended.
+            mark.unlink(missing_ok=True)
+            return
+
+
+def _remove_old_marks(instance: dg.DagsterInstance, runtime: Runtime) -> None:
+    """Those of processes that were killed before their run was made, or when it had ended."""
+    for mark in _mark(runtime, "").glob("*"):
+        with suppress(OSError), mark.open("r+") as file:  # gone meanwhile, or locked by a process that lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            run = instance.get_run_by_id(mark.name)
+            if run is None or run.is_finished:
+                mark.unlink()
 
 
 def _is_abandoned(runtime: Runtime, run_id: str) -> bool:

@@ -24,7 +24,8 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.orchestration.instance import STORAGE_VARIABLE, open_instance
 from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE
-from cliniko_pipeline.sandbox.generated import generated_account
+from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.generated import GENERATED_KEY, generated_account
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests import hostile
@@ -220,8 +221,8 @@ class Operator:
         self.environ = environ
         self.pipeline = pipeline
         self.dice = dice
-        self.seconds = dict.fromkeys(KINDS, 1.5)
-        """How long a sync of each kind takes, about."""
+        self.seconds = 0.0
+        """How long a whole sync takes, about: a little less than the last one took."""
         self.life: Life
         self.sandbox: Sandbox
         self._processes = processes
@@ -254,23 +255,19 @@ class Operator:
             self.life.lose()
         if kind != "first":
             self.life.change()
-        ended = self._sync(full=kind == "full", kill_after=moment * self.seconds[kind])
+        ended = self._sync(full=kind == "full", kill_after=moment * self.seconds)
         if ended.signal is None:
-            self.seconds[kind] = ended.seconds * 0.95
             self._assert_completed(ended, noticed=EVERYTHING if kind == "full" else frozenset())
         return ended.signal is not None
 
-    def follow(self, *, after: str) -> None:
-        """The sync after one that was killed succeeds, a full one also when it is an ordinary one that takes it up."""
-        full = after == "full" and self.dice.random() < 0.5
-        if after == "full" and not full:
+    def follow(self, *, full: bool = False, takes_up_full: bool = False) -> None:
+        """The sync after one that was killed succeeds; where that was a full one, an ordinary one takes it up."""
+        if takes_up_full:
             # What the killed one has begun to read whole, the next ends.
             wait_until(lambda: self._count("pg_stat_activity", f"{OF_OTHERS} and state <> 'idle'") == 0)
             crawls = self.pipeline.rows(self.life.id, "cliniko.crawls")
             self.life.notice(frozenset(crawl["resource"] for crawl in crawls if crawl["reconciles"]))
         ended = self._sync(full=full)
-        if after != "full":
-            self.seconds[after] = ended.seconds * 0.95
         self._assert_completed(ended, noticed=EVERYTHING if full else frozenset())
 
     def _sync(self, *, full: bool = False, kill_after: float | None = None) -> Ended:
@@ -280,6 +277,7 @@ class Operator:
 
     def _assert_completed(self, ended: Ended, *, noticed: frozenset[str]) -> None:
         assert ended.succeeded, ended.error
+        self.seconds = ended.seconds * 0.95
         self.life.completed += 1
         self.life.notice(noticed)
         self._assert_right(self.life)
@@ -300,6 +298,7 @@ class Operator:
         assert runs[-1]["status"] == "succeeded"
         tags = {"dagster/partition": organization_id}
         assert all(run.is_finished for run in self.instance.get_runs(dg.RunsFilter(tags=tags)))
+        assert not list((self.pipeline.runtime.settings.dagster_home / "terminal_runs").glob("*"))
         assert all(crawl["completed_at"] for crawl in self.pipeline.rows(organization_id, "cliniko.crawls"))
         assert self.pipeline.rows(organization_id, "cliniko.crawled_ids") == []
         # That a client is gone, the server notices within moments.
@@ -371,21 +370,44 @@ def test_whenever_a_sync_is_killed_the_next_is_right_without_help_and_nobody_rea
     dice = random.Random(f"life {number}")
     with opened_pipeline(environ) as pipeline, Operator(environ, pipeline, processes, dice).at_work() as operator:
         with operator.new_life():
-            # Where nothing was ever synced: the Dagster instance has to be made, too.
-            operator.kill("first", dice.random())
-            operator.follow(after="first")
-        _live(operator, number)
+            operator.follow()
+            # The first one has made the Dagster instance, too, and tells nothing of how long others take.
+            operator.follow()
+        for _ in range(MOST_ATTEMPTS):
+            with operator.new_life() as life:
+                if operator.kill("first", MOMENTS[number, "first"]):
+                    operator.follow()
+                    _kill_more(operator, number)
+                    break
+        else:
+            pytest.fail(f"the first sync of {life.id}, as of all before, ended before it was killed")
 
 
-def _live(operator: Operator, number: int) -> None:
-    for _ in range(MOST_ATTEMPTS):
-        with operator.new_life():
-            if not operator.kill("first", MOMENTS[number, "first"]):
-                continue
-            operator.follow(after="first")
-            for kind in KINDS[1:]:
-                if (number, kind) in MOMENTS:
-                    assert any(operator.kill(kind, MOMENTS[number, kind]) for _ in range(MOST_ATTEMPTS))
-                    operator.follow(after=kind)
-            return
-    pytest.fail("the first sync always ended before it was killed")
+def _kill_more(operator: Operator, number: int) -> None:
+    for kind in KINDS[1:]:
+        moment = MOMENTS.get((number, kind))
+        if moment is not None:
+            assert any(operator.kill(kind, moment) for _ in range(MOST_ATTEMPTS))
+            full = kind == "full" and number % 2 == 0
+            operator.follow(full=full, takes_up_full=kind == "full" and not full)
+
+
+def test_after_the_first_sync_of_all_was_killed_while_it_made_the_dagster_instance_the_next_makes_it_anew(
+    database_url: URL, tmp_path: Path, processes: SyncProcesses
+) -> None:
+    environ = environment(database_url, tmp_path)
+    account = Account.from_records("clinic", "au5", GENERATED_KEY, {"patients": [hostile.patient("1")]})
+    with opened_pipeline(environ) as pipeline, pipeline.sandbox([account]) as sandbox:
+        pipeline.add_organization("clinic", sandbox, account)
+        with pipeline.database.operator() as connection:
+
+            def a_table_is_there() -> bool:
+                return connection.execute(
+                    sa.text("select exists (select from pg_tables where tablename = 'runs')")
+                ).scalar_one()
+
+            ended = processes.run(environ, "clinic", SyncOptions(START), kill_when=a_table_is_there)
+            assert ended.signal is not None
+            assert not connection.execute(sa.text("select to_regclass('dagster.runs')")).scalar_one()
+        assert processes.run(environ, "clinic", SyncOptions(START)).succeeded
+        assert [row["id"] for row in pipeline.rows("clinic", "cliniko.patients")] == ["1"]
