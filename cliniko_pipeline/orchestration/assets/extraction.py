@@ -126,7 +126,7 @@ class AccountReading:
 
 
 def _batched(source: Source[RecordT], begun: CrawlProgress, pages: Iterator[Page[RecordT]]) -> Iterator[RecordBatch]:
-    """Joins pages into batches, one page behind: only the page after the last tells that it was the last.
+    """Joins pages into batches, each given out as soon as it is full: a reading that breaks off loses none it has read.
 
     An empty batch goes first, before anything is requested: a reading that fails on its first page has begun, too. One
     that goes on where another broke off does not begin again.
@@ -136,13 +136,15 @@ def _batched(source: Source[RecordT], begun: CrawlProgress, pages: Iterator[Page
         yield RecordBatch(name, table, (), is_first=True, crawl=begun)
     rows: list[tuple[object, ...]] = []
     rejected: list[RejectedRecord] = []
-    held, progress = 0, begun
+    held, is_last, progress = 0, False, begun
     for page in pages:
-        if held and held >= min(MOST_PAGES_IN_A_BATCH, page.pages // BATCHES_IN_A_CRAWL):
-            yield RecordBatch(name, table, rows, rejected, crawl=progress)
-            rows, rejected, held = [], [], 0
         rows.extend(map(source.row, page.records))
         rejected.extend(RejectedRecord(record.id, record.reason) for record in page.rejected)
         held += 1
+        is_last = page.following is None
         progress = replace(begun, horizon=page.horizon, following=page.following if begun.is_full else None)
-    yield RecordBatch(name, table, rows, rejected, is_last=True, crawl=progress)
+        if is_last or held >= min(MOST_PAGES_IN_A_BATCH, page.pages // BATCHES_IN_A_CRAWL):
+            yield RecordBatch(name, table, rows, rejected, is_last=is_last, crawl=progress)
+            rows, rejected, held = [], [], 0
+    if not is_last:
+        yield RecordBatch(name, table, rows, rejected, is_last=True, crawl=progress)
