@@ -25,10 +25,12 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline.orchestration.instance import STORAGE_VARIABLE, open_instance
 from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE
 from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.generated import GENERATED_KEY, generated_account
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests import hostile
+from cliniko_pipeline_tests.cli.command_line import CommandLine, processes_of, workers_of
 from cliniko_pipeline_tests.conftest import environment
 from cliniko_pipeline_tests.independent import expected_active_patients, expected_contact_mapping
 from cliniko_pipeline_tests.pipeline import PipelineUnderTest, opened_pipeline
@@ -411,3 +413,38 @@ def test_after_the_first_sync_of_all_was_killed_while_it_made_the_dagster_instan
             assert not connection.execute(sa.text("select to_regclass('dagster.runs')")).scalar_one()
         assert processes.run(environ, "clinic", SyncOptions(START)).succeeded
         assert [row["id"] for row in pipeline.rows("clinic", "cliniko.patients")] == ["1"]
+
+
+def test_after_the_command_was_killed_the_next_is_right_and_the_worker_that_it_left_ends_by_itself(
+    database_url: URL, tmp_path: Path
+) -> None:
+    environ = environment(database_url, tmp_path)
+    command = CommandLine(environ, tmp_path)
+    records = {
+        "patients": [hostile.patient(str(number)) for number in range(1, 901)],
+        "individual_appointments": [hostile.individual_appointment("2000", "1", "2026-06-01T09:00:00Z")],
+    }
+    account = Account.from_records("clinic", "au5", GENERATED_KEY, records)
+    contacts = [hostile.contact(1, "clinic", cliniko_patient_id="1")]
+    with opened_pipeline(environ) as pipeline, pipeline.sandbox([account]) as sandbox:
+        pipeline.add_organization("clinic", sandbox, account)
+        pipeline.add_contacts(contacts)
+        # Slow enough for the worker to be in the middle of it.
+        sandbox.faults = Faults(latency_ms=200)
+        with command.start("sync", "clinic", "--as-of", START.isoformat()) as running:
+            running.wait_until(lambda: sandbox.counters.requests(resource="patients") >= 2)
+            running.process.kill()
+            running.process.wait()
+            assert workers_of(tmp_path)
+            sandbox.faults = Faults()
+            done = command("sync", "clinic", "--as-of", START.isoformat())
+        assert done.returncode == 0, done.stderr
+        wait_until(lambda: not processes_of(tmp_path))
+        wire = {name: account.wire_records(name, "http://sandbox/v1") for name in (*TABLES, *NAMES)}
+        assert pipeline.active_patients("clinic") == expected_active_patients(wire, contacts, "clinic", START)
+        assert len(pipeline.rows("clinic", "cliniko.patients")) == len(account.records["patients"])
+        runs = sorted(pipeline.rows("clinic", "cliniko.sync_runs"), key=lambda run: run["started_at"])
+        assert [run["status"] for run in runs] == ["failed", "succeeded"]
+        with pipeline.database.operator() as connection:
+            states = connection.execute(sa.text("select status from dagster.runs order by id")).scalars().all()
+        assert states == ["FAILURE", "SUCCESS"]
