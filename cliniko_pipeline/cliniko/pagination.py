@@ -9,14 +9,14 @@ then backwards: what moves forwards moves towards the pages still to come. What 
 list was found shorter than it said, it is read again, last of all.
 
 That holds as long as nothing comes into the list, so all pages but the first are bounded: only what is older than the
-second in which the first was answered. The list of that very second is read last, where the numbers show that there
-may be one. A server whose clock goes back can still add to the older ones; then the list is found longer, and as many
-pages as that can have moved are read again.
+second in which the first was answered. The list of that very second, and of as long after it as a clock that was set
+back may have stamped in, is read last, where the numbers show that there may be one. A server whose clock goes back
+can still add to the older ones; then the list is found longer, and as many pages as that can have moved are read again.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Generic
 
 import httpx
@@ -29,6 +29,8 @@ PAGE_SIZE = 100
 """Cliniko's maximum."""
 MOST_SURPRISES = 10
 """How often one crawl asks again because a page contradicts itself, or because a list that cannot grow has grown."""
+FURTHEST_AHEAD = timedelta(minutes=2)
+"""So far ahead of the clock that answers may be what is stamped already: once a minute early, then a minute late."""
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
@@ -113,9 +115,10 @@ class Listing(Generic[RecordT]):
         """Return the part to which nothing is added any more, since its time is over."""
         return replace(self, bounds=(f"{self._field}:<{_second(horizon)}",))
 
-    def within(self, horizon: datetime) -> "Listing[RecordT]":
-        """Return the part of the horizon's own second."""
-        return replace(self, bounds=(f"{self._field}:>={_second(horizon)}", f"{self._field}:<={_second(horizon)}"))
+    def newest(self, horizon: datetime) -> "Listing[RecordT]":
+        """Return the part of the horizon's own second, and of what is stamped later although it is there already."""
+        latest = _second(horizon + FURTHEST_AHEAD)
+        return replace(self, bounds=(f"{self._field}:>={_second(horizon)}", f"{self._field}:<={latest}"))
 
     @property
     def _field(self) -> str:
@@ -145,7 +148,8 @@ def crawl_pages(
 
     Every record that is in the list at the beginning, and neither vanishes nor changes meanwhile, is yielded, some of
     them twice. That costs a request for each page, and where the list was found shorter (something vanished, or came in
-    the very second of the beginning) one for the first page again and one for each page of that second.
+    the very second of the beginning, or is stamped later) one for the first page again and one for each page of that
+    second and the two minutes after it.
 
     `fetch` gets an address and the page's number. Raises ForeignLinkError for a `next` link that leaves the API's
     address, and UnexpectedResponseError for one that does not lead to the next page, and for a list that contradicts
@@ -175,7 +179,7 @@ def _rest(listing: Listing[RecordT], requests: "_Requests[RecordT]", position: P
         yield _page(step, number, expected, horizon, left)
     if left is None or horizon is None:
         return
-    for step in _whole(listing.within(horizon), requests):
+    for step in _newest(listing.newest(horizon), requests):
         number += 1
         yield _page(step, number, expected, horizon, left if step.following else None)
 
@@ -186,21 +190,22 @@ def _first_step(listing: Listing[RecordT], requests: "_Requests[RecordT]") -> _S
     return _Step(fetched, _pages(total) if total > PAGE_SIZE else 0, total, shorter=False)
 
 
-def _whole(listing: Listing[RecordT], requests: "_Requests[RecordT]") -> Iterator[_Step[RecordT]]:
+def _newest(listing: Listing[RecordT], requests: "_Requests[RecordT]") -> Iterator[_Step[RecordT]]:
     first = _first_step(listing, requests)
     yield first
     if first.following:
-        yield from _backwards(listing, requests, first.following, first.expected)
+        yield from _backwards(listing, requests, first.following, first.expected, grows=True)
 
 
 def _backwards(
-    listing: Listing[RecordT], requests: "_Requests[RecordT]", number: int, expected: int
+    listing: Listing[RecordT], requests: "_Requests[RecordT]", number: int, expected: int, *, grows: bool = False
 ) -> Iterator[_Step[RecordT]]:
     """Read a list from a page to its second, and to its first if that has to be read again.
 
-    What holds between two requests: everything behind page `number` has been read, of a list of `known` entries.
+    What holds between two requests: everything behind page `number` has been read, of a list of `known` entries. For
+    one that `grows` all the time this is given up in the end: a later crawl reads whatever stands in it.
     """
-    known, first_again = expected, number == 1
+    known, first_again, rereads = expected, number == 1, 0
     while number:
         fetched = requests.page(listing, number)
         total = fetched.decoded.total_entries
@@ -208,8 +213,10 @@ def _backwards(
         expected += grown
         # So far behind the page may be now what has not been read.
         furthest = min(number + _pages(grown), _pages(total))
-        if grown and furthest > number:
-            requests.surprised(listing, number)
+        if grown and furthest > number and not (grows and rereads == MOST_SURPRISES):
+            rereads += 1
+            if not grows:
+                requests.surprised(listing, number)
             number = furthest
             continue
         shorter = first_again or total < expected

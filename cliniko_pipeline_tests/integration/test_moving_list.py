@@ -138,7 +138,7 @@ def test_a_crawl_that_breaks_off_goes_on_in_a_list_that_has_changed(full):
     position = full.crawl(pages=1)
     steps = [
         lambda: full.delete(50, 150),
-        lambda: (full.later(), full.add(2000, 2300)),
+        lambda: (full.later(121), full.add(2000, 2300)),
         lambda: full.delete(700, 720),
         full.later,
         lambda: full.touch(*range(400, 500)),
@@ -173,7 +173,7 @@ def test_what_changes_again_leaves_a_crawl_of_changes_and_hides_nothing(changed)
     changed.crawl(change(1, 3), change(*range(500, 640)), change(5, 997), since=CURSOR)
     touched = {1, 3, 5, 997, *range(500, 640)}
     assert changed.seen >= set(range(1, 1000, 2)) - touched
-    assert changed.requests <= 7
+    assert changed.requests <= 8
 
 
 def test_what_changes_in_the_second_of_the_beginning_moves_into_the_middle_and_hides_nothing(changed):
@@ -201,3 +201,11 @@ def test_a_server_whose_clock_goes_back_hides_nothing(clinic):
     clinic.crawl(lambda: None, lambda: None, an_hour_back)
     assert clinic.seen >= set(range(1000))
     assert clinic.requests <= 14
+
+
+def test_what_the_server_has_stamped_before_its_clock_was_set_back_is_read_too(full):
+    full.add(1000, 1250, created=START + timedelta(seconds=120))
+    full.crawl()
+    assert full.seen == set(range(1250))
+    # The first page, one beyond the end of the older ones, their ten, and three of the newest.
+    assert full.requests == 15

@@ -69,7 +69,7 @@ def test_practitioners_are_asked_for_without_a_filter_they_would_refuse():
 def test_a_list_read_whole_is_bounded_by_creation_which_nothing_leaves():
     listing = Listing(API, PRACTITIONERS)
     assert listing.before(MOMENT).bounds == ("created_at:<2024-01-01T00:00:00Z",)
-    assert listing.within(MOMENT).bounds == ("created_at:>=2024-01-01T00:00:00Z", "created_at:<=2024-01-01T00:00:00Z")
+    assert listing.newest(MOMENT).bounds == ("created_at:>=2024-01-01T00:00:00Z", "created_at:<=2024-01-01T00:02:00Z")
 
 
 def test_a_filter_by_time_is_in_utc_and_whole_seconds_never_later():
