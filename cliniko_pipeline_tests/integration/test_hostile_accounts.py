@@ -4,7 +4,6 @@ row and field by field; then changed and synced again.
 HYPOTHESIS_PROFILE=thorough draws 500 pairs of accounts a test instead of a few.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -23,7 +22,7 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.sandbox.account import Account as ServedAccount
 from cliniko_pipeline.sandbox.server import Sandbox
-from cliniko_pipeline_tests.conftest import environment
+from cliniko_pipeline_tests.conftest import environment, examples
 from cliniko_pipeline_tests.hostile import (
     ORGANIZATION,
     Account,
@@ -37,10 +36,8 @@ from cliniko_pipeline_tests.hostile import (
 from cliniko_pipeline_tests.independent import expected_active_patients, expected_contact_mapping
 from cliniko_pipeline_tests.pipeline import BOOKKEEPING, PipelineUnderTest, errors_of, opened_pipeline
 
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 EXAMPLES = settings(
-    deadline=None,
-    max_examples=500 if THOROUGH else 4,
+    max_examples=examples(4, 500),
     # Accounts are small as drawn, and shrinking one further takes minutes: each attempt is three runs of the job.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),

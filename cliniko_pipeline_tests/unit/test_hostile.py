@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, find, given, settings
 
+from cliniko_pipeline_tests.conftest import examples
 from cliniko_pipeline_tests.hostile import (
     LARGEST_ID,
     ORGANIZATION,
@@ -70,20 +71,20 @@ def test_the_hand_written_account_is_made_anew_each_time():
     assert hand_written_account().records["patients"][0]["first_name"] != "changed"
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 @given(accounts())
 def test_every_account_can_be_served_and_stored(account):
     assert_servable(account)
     assert_storable(account)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 @given(accounts(integer_ids=False))
 def test_without_integer_ids_every_id_is_text(account):
     assert all(isinstance(record["id"], str) for record in all_records(account))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 @given(accounts(bad_records=True))
 def test_bad_records_are_still_json_and_their_contacts_can_be_stored(account):
     assert json.loads(json.dumps(account.records)) == account.records

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cliniko_pipeline_tests.conftest import examples
 from cliniko_pipeline_tests.hostile import (
     ORGANIZATION,
     OTHER_ORGANIZATION,
@@ -590,7 +591,7 @@ def test_an_archived_or_deleted_person_is_mapped_but_not_active(field):
 
 # --- What holds for every account --------------------------------------------------------------------------
 
-every_account = settings(deadline=None, max_examples=60)
+every_account = settings(max_examples=examples(60))
 
 
 @every_account

@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.settings import KEY_COMMAND, load_settings
+from cliniko_pipeline_tests.conftest import examples
 
 # Always the same: they stand in the names of tests, which several processes collect.
 KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
@@ -134,7 +135,7 @@ def test_postgresql_urls_are_kept_as_given(scheme, rest):
 
 
 @given(st.text("u:@/?#[]%.,0aé \\", max_size=30))
-@hypothesis_settings(deadline=None, max_examples=1000)
+@hypothesis_settings(max_examples=examples(1000))
 def test_what_is_taken_as_a_database_url_is_one_for_sqlalchemy_too(rest):
     with suppress(SettingsError):
         url = make_url(load_settings({"DATABASE_URL": f"postgresql://{rest}"}).database_url)

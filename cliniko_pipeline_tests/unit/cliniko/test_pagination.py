@@ -8,6 +8,7 @@ from cliniko_pipeline.cliniko.decoding import DecodedPage
 from cliniko_pipeline.cliniko.pagination import MOST_SURPRISES, FetchedPage, Listing, crawl_pages
 from cliniko_pipeline.cliniko.records import INDIVIDUAL_APPOINTMENTS, PATIENTS, PRACTITIONERS, Patient, RejectedRecord
 from cliniko_pipeline.errors import ForeignLinkError, UnexpectedResponseError
+from cliniko_pipeline_tests.conftest import examples
 
 API = "https://api.au4.cliniko.com/v1"
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -78,7 +79,7 @@ def test_a_filter_by_time_is_in_utc_and_whole_seconds_never_later():
 
 
 @given(st.integers(0, 1500), st.sampled_from([MOMENT, None]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 def test_every_record_of_a_list_that_stays_comes_exactly_once(total, date):
     source = List(total, date=date)
     pages = source.crawl()

@@ -19,6 +19,7 @@ from cliniko_pipeline.cliniko.records import (
     RejectedRecord,
 )
 from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
+from cliniko_pipeline_tests.conftest import examples
 
 CREATED = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
 UPDATED = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
@@ -281,7 +282,7 @@ def as_postgres_takes_it(text):
 
 
 @given(ANY_TEXT, ANY_TEXT, st.booleans())
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=examples(500))
 def test_any_text_survives_or_is_mended_and_never_costs_the_page(name, notes, readable):
     entries = [{**BASE, "id": "7"}, {**BASE, "first_name": name, "notes": notes, f"x{notes}": 1}]
     body = json.dumps({"patients": entries, "total_entries": 2}, ensure_ascii=not readable)

@@ -16,6 +16,7 @@ from cliniko_pipeline.errors import (
     RequestRejectedError,
     UnexpectedResponseError,
 )
+from cliniko_pipeline_tests.conftest import examples
 
 NOW = 1_700_000_000.0
 
@@ -128,7 +129,7 @@ def test_a_reset_that_has_just_passed_still_waits_a_moment():
     ),
     attempt=st.integers(1, 100),
 )  # fmt: skip
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=examples(400))
 def test_no_answer_whatever_it_says_makes_a_wait_absurd(result, headers, attempt):
     decision = judge(result, headers, attempt=attempt)
     if isinstance(decision, Retry):

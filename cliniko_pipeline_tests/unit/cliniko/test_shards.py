@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from cliniko_pipeline.cliniko.shards import api_url_for, resolve_api_url, shard_of
 from cliniko_pipeline.errors import CredentialsFormatError
 from cliniko_pipeline.hosts import is_loopback
+from cliniko_pipeline_tests.conftest import examples
 
 KEY = "MS0xLWtleQ-au4"
 ALLOWED = ("127.0.0.1:8765", "sandbox.example:8443", "sandbox.example", "localhost", "[::1]:8765")
@@ -155,7 +156,7 @@ def test_loopback_is_this_machine_only(host, expected):
 
 
 @given(st.text(alphabet="abcdehilnopstuvk.:/@?#[]%\\14-_ \t", max_size=40))
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=examples(400))
 def test_whatever_is_accepted_is_an_address_on_a_known_host(tail):
     for start in ("https://api.au4.cliniko.com", "https://", "http://127.0.0.1:8765"):
         try:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from cliniko_pipeline.cliniko.throttle import BudgetRegistry, SlidingWindowBudget, digest_of
 from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline_tests.conftest import examples
 
 
 class FakeTime:
@@ -48,7 +49,7 @@ def test_the_request_over_the_limit_waits_until_the_oldest_leaves_the_window():
     pauses=st.lists(st.floats(0, 40, allow_nan=False), min_size=1, max_size=80),
     blocks=st.dictionaries(st.integers(0, 80), st.floats(0, 100, allow_nan=False), max_size=5),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=examples(150))
 def test_no_window_of_a_minute_ever_holds_more_than_the_limit(limit, pauses, blocks):
     time = FakeTime()
     budget = budget_of(limit, time)
@@ -66,7 +67,7 @@ def test_no_window_of_a_minute_ever_holds_more_than_the_limit(limit, pauses, blo
 
 
 @given(st.lists(st.integers(0, 3), min_size=30, max_size=60))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=examples(50))
 def test_nobody_waits_longer_than_the_window_demands(pauses):
     time = FakeTime()
     budget = budget_of(5, time)
