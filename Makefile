@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-thorough test-kills benchmark-memory lint format sandbox constraints clean
+.PHONY: help demo ui test test-thorough test-histories test-kills benchmark-memory lint format sandbox constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -25,6 +25,10 @@ test: $(VENV)/.dev ## All tests; ARGS='-k words' for some
 
 test-thorough: $(VENV)/.dev ## The same with many more examples of every property; half an hour
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto $(ARGS)
+
+test-histories: $(VENV)/.dev ## 525 random histories of a clinic between and during syncs, of which the tests take 25; ten minutes
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto \
+		cliniko_pipeline_tests/integration/test_changing_accounts.py $(ARGS)
 
 test-kills: $(VENV)/.dev ## Syncs killed at 50 moments instead of 6; five minutes
 	CLINIKO_TEST_KILLS=50 $(BIN)/pytest --numprocesses=auto cliniko_pipeline_tests/integration/test_killed_syncs.py $(ARGS)

@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, Phase, given, note, seed, settings
+from hypothesis import HealthCheck, Phase, currently_in_test_context, given, note, seed, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
@@ -349,7 +349,7 @@ class Life:
 
     def _note(self, told: str) -> None:
         clock = self.world.clock
-        note(f"{clock.now:%d %H:%M:%S} ({clock.ahead:+d}) {told}")
+        (note if currently_in_test_context() else print)(f"{clock.now:%d %H:%M:%S} ({clock.ahead:+d}) {told}")
 
     # --- What is gone -----------------------------------------------------------------------------------------
 
