@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 
 from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.hostile import attendee, group_appointment, individual_appointment, patient
 from cliniko_pipeline_tests.pipeline import PipelineUnderTest, errors_of
@@ -219,6 +220,18 @@ def test_a_record_that_comes_back_is_there_again(clinic: Clinic) -> None:
     assert "7" in clinic.live("cliniko.patients")
     (row,) = [row for row in clinic.pipeline.rows(CLINIC, "cliniko.patients") if row["id"] == "7"]
     assert row["deleted_at"] is None
+
+
+def test_what_a_full_sync_that_broke_off_had_not_come_to_the_next_sync_reads_in_full(clinic: Clinic) -> None:
+    with_a_class(clinic)
+    clinic.sync_well()
+    clinic.account.delete("attendees", "301")
+    clinic.sandbox.faults = Faults(broken_pages=(BrokenPage("individual_appointments", 1, status=404),))
+    assert not clinic.sync(full=True, accept_deletions=True).success
+    clinic.sandbox.faults = Faults()
+    assert clinic.live("cliniko.attendees") == {"300", "301"}
+    clinic.sync_well(accept_deletions=True)
+    assert clinic.live("cliniko.attendees") == {"300"}
 
 
 def test_where_a_records_id_is_unreadable_nothing_is_marked_as_deleted(clinic: Clinic) -> None:

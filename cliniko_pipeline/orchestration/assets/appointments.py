@@ -194,4 +194,4 @@ def appointments(
 ) -> RecordStream:
     """A stream of appointments, each resource in `created_at` order, groups before their attendees."""
     reading = AccountReading(runtime, cliniko, context.partition_key, config.full, config.accept_deletions, context.log)
-    return reading.stream(_AppointmentReading(reading).batches)
+    return reading.stream(SOURCES, _AppointmentReading(reading).batches)

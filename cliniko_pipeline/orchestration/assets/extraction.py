@@ -1,6 +1,6 @@
 """Reading an account from Cliniko, in batches, for the extracting assets."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -65,11 +65,13 @@ class AccountReading:
     log: "dg.DagsterLogManager"
     _client: ClinikoClient | None = field(default=None, repr=False)
 
-    def stream(self, batches: Callable[[], Iterator[RecordBatch]]) -> RecordStream:
-        """The value an asset returns; `batches` is called when the client is open."""
+    def stream(self, sources: Sequence[Source[Any]], batches: Callable[[], Iterator[RecordBatch]]) -> RecordStream:
+        """The value an asset returns, made of these sources; `batches` is called when the client is open."""
 
         def opened() -> Iterator[RecordBatch]:
             with self._opened():
+                if self.full:
+                    self._require_full(sources)
                 yield from batches()
 
         return RecordStream(opened, self._cost)
@@ -98,6 +100,12 @@ class AccountReading:
         self.log.info("%s: not read, %s", source.resource.name, reason)
         crawl = CrawlProgress(is_full=True, reconciles=False, horizon=horizon, is_partial=True)
         yield RecordBatch(source.resource.name, source.table, (), is_first=True, is_last=True, crawl=crawl)
+
+    def _require_full(self, sources: Sequence[Source[Any]]) -> None:
+        """What a full sync that breaks off has not come to, the next one reads in full."""
+        with self.runtime.database.organization(self.organization_id) as connection:
+            for each in sources:
+                crawls.require_full(connection, each.resource.name, "a full sync broke off before it")
 
     @contextmanager
     def _opened(self) -> Generator[None, None, None]:

@@ -52,4 +52,4 @@ def patients(
 ) -> RecordStream:
     """A stream of patients in `created_at` order: all of them, or those that changed."""
     reading = AccountReading(runtime, cliniko, context.partition_key, config.full, config.accept_deletions, context.log)
-    return reading.stream(lambda: reading.read(SOURCE))
+    return reading.stream([SOURCE], lambda: reading.read(SOURCE))
