@@ -5,10 +5,11 @@ HYPOTHESIS_PROFILE=thorough draws many more examples of every property.
 """
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from uuid import uuid4
 
 import pytest
@@ -47,14 +48,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"Lived through {histories} histories of a clinic, with {syncs} syncs.")
 
 
+OWN_FOLDER = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A folder of this session's own: whenever a pytest starts, it closes the one that all share to the account which
+    # root gives the embedded servers, those of other sessions included.
+    if config.option.basetemp is None:
+        config.option.basetemp = config.stash[OWN_FOLDER] = mkdtemp(prefix="cliniko-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if OWN_FOLDER in config.stash:
+        shutil.rmtree(config.stash[OWN_FOLDER], ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def server_url() -> Iterator[URL]:
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     given = os.environ.get("CLINIKO_TEST_DATABASE_URL")
     if given:
         yield make_url(given)
         return
-    # Not in a folder of pytest's: another pytest that starts closes them to the account that root gives the server.
-    with TemporaryDirectory(prefix="cliniko-tests-") as folder, EmbeddedServer(Path(folder) / "postgres") as server:
+    with EmbeddedServer(tmp_path_factory.mktemp("server") / "postgres") as server:
         yield server.url
 
 
