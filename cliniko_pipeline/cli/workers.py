@@ -170,7 +170,8 @@ class _Worker:
     def interrupt(self) -> None:
         process_id = self._process.pid
         if process_id is not None and self._process.is_alive():
-            os.kill(process_id, signal.SIGINT)
+            with suppress(ProcessLookupError):  # it may end at this very moment, and another thread wait for it
+                os.kill(process_id, signal.SIGINT)
 
     def end(self) -> None:
         """Lets it go: it ends when nobody is there to tell it what to do."""

@@ -128,7 +128,8 @@ def test_ctrl_c_ends_everything_within_seconds_and_leaves_no_run_unfinished(
     with command.start("sync", *names) as running:
         running.wait_until(lambda: clinics.sandbox.counters.requests() >= 2)
         running.interrupt()
-        assert running.wait(30) == 130
+        code = running.wait(30)
+        assert code == 130, running.output
     assert running.output.rstrip().endswith("Interrupted.")
     assert "Traceback" not in running.output
     assert not processes_of(home)
