@@ -26,7 +26,7 @@ test: $(VENV)/.dev ## All tests; ARGS='-k words' for some
 test-thorough: $(VENV)/.dev ## The same with many more examples of every property; half an hour
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto $(ARGS)
 
-test-histories: $(VENV)/.dev ## 525 random histories of a clinic between and during syncs, of which the tests take 25; ten minutes
+test-histories: $(VENV)/.dev ## 525 random histories of a clinic between and during syncs, of which the tests take 25; a quarter of an hour
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto \
 		cliniko_pipeline_tests/integration/test_changing_accounts.py $(ARGS)
 

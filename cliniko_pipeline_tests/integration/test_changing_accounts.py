@@ -259,6 +259,7 @@ class Life:
         self.may_be_marked: set[Key] = set()
         self.must_be_marked: set[Key] = set()
         self.full_may_go_on = False
+        self.left_by_a_full_one: set[Key] = set()
         self.stored = Stored(self.pipeline, self.clinic.id)
         self.earliest = world.clock.now
 
@@ -293,14 +294,20 @@ class Life:
         assert self.stored.vanished <= self.clinic.gone.keys() & self.may_be_marked
         self.full_may_go_on = may_have_marked and (result is None or not result.success)
         doubtful = self._doubtful(before, gone_before)
+        if not step.believing:
+            self.left_by_a_full_one.clear()
         if result is None:
             return
         if not result.success:
             self._assert_explained(step, _told(result), before, doubtful)
+            if step.full and step.believing:
+                self.left_by_a_full_one |= self._older(gone_before)
         elif step.nothing_changes:
             if step.full:
                 assert step.believing or not doubtful
-                self._must_be_marked_now()
+                self.must_be_marked |= self._older(self.clinic.gone.keys())
+            # What a full sync did not come to, the next one does.
+            self.must_be_marked |= self.left_by_a_full_one
             self.assert_right(as_of)
             self.clinic.settle()
 
@@ -359,13 +366,12 @@ class Life:
 
     # --- What is gone -----------------------------------------------------------------------------------------
 
-    def _must_be_marked_now(self) -> None:
-        # What was created when the sync began, or later by the server's clock, was none of its business.
-        self.must_be_marked |= {
-            key
-            for key, record in self.clinic.gone.items()
-            if record is not None and instant(record, "created_at") < self.earliest
-        }
+    def _older(self, gone: Iterable[Key]) -> set[Key]:
+        """Of these what a full sync misses: what was created when it began, or later by the server's clock, was none
+        of its business.
+        """
+        records = {key: self.clinic.gone[key] for key in gone}
+        return {key for key, one in records.items() if one is not None and instant(one, "created_at") < self.earliest}
 
     def _doubtful(self, before: "Stored", gone: set[Key]) -> set[str]:
         """The resources of which a full sync misses more than it believes."""
@@ -535,6 +541,17 @@ KNOWN = {
             Change("patients imported", value=1),
             Sync(pace=1, meanwhile=in_each_gap("patient renamed", range(25, 37))),
             Clock(86_400),
+            Sync(),
+        ),
+    ),
+    "a full sync that failed before it came to everything that was deleted for good": History(
+        10,
+        Beginning(patients=7, individual_appointments=7, group_appointments=7, attendees_of_each=1),
+        (
+            Sync(),
+            Change("group deleted for good"),
+            Change("attendee deleted for good"),
+            Sync(full=True, broken=("individual_appointments", 1)),
             Sync(),
         ),
     ),
