@@ -13,6 +13,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Mapping
+from datetime import time
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -158,6 +159,22 @@ def _absolute(path: Path) -> Path:
         raise ValueError("names the home directory of a user that does not exist; write the full path.") from None
 
 
+def time_of_day(text: str) -> time:
+    """Return a time of day written as HH:MM. Raises ValueError."""
+    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", text.strip(), re.ASCII):
+        raise ValueError("must be a time of day such as 02:30, UTC")
+    return time.fromisoformat(text.strip())
+
+
+def _time_of_day(value: str) -> time | None:
+    if value.strip().lower() == "off":
+        return None
+    try:
+        return time_of_day(value)
+    except ValueError:
+        raise ValueError("must be a time of day such as 02:30, UTC, or off.") from None
+
+
 def _entries(value: str) -> list[str]:
     return [entry.strip() for entry in value.split(",") if entry.strip()]
 
@@ -232,6 +249,29 @@ class Settings(BaseSettings):
         description="a share from 0 to 1",
     )
     """Above this share of a resource's records, what a full sync no longer finds is not believed to be deleted."""
+
+    sync_every_minutes: int = Field(
+        default=60,
+        ge=0,
+        le=1440,
+        validation_alias="CLINIKO_SYNC_EVERY_MINUTES",
+        description="a whole number of minutes from 1 to 1440, or 0 for never",
+    )
+    """How often the schedule syncs an organization that has no schedule of its own; 0: never by itself."""
+
+    full_sync_at: Annotated[time | None, BeforeValidator(_time_of_day)] = Field(
+        default=time(2), validation_alias="CLINIKO_FULL_SYNC_AT"
+    )
+    """When, UTC, the first of the nightly full syncs begins; None: never by itself."""
+
+    full_sync_spread_minutes: int = Field(
+        default=240,
+        ge=0,
+        le=1439,
+        validation_alias="CLINIKO_FULL_SYNC_SPREAD_MINUTES",
+        description="a whole number of minutes from 0 to 1439",
+    )
+    """Over how long after that the nightly full syncs are spread."""
 
     @classmethod
     def settings_customise_sources(

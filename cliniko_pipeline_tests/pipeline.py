@@ -49,7 +49,7 @@ class PipelineUnderTest:
     def __init__(self, runtime: Runtime, instance: dg.DagsterInstance) -> None:
         self.runtime = runtime
         self.instance = instance
-        self._definitions = build_definitions(runtime=runtime)
+        self.definitions = build_definitions(runtime=runtime)
 
     @property
     def database(self):
@@ -94,7 +94,7 @@ class PipelineUnderTest:
     ) -> dg.ExecuteInProcessResult:
         """The main job, as Dagster runs it; a failure is in the result, not raised."""
         ensure_partitions(self.instance, [organization_id])
-        return self._definitions.resolve_job_def("cliniko_sync").execute_in_process(
+        return self.definitions.resolve_job_def("cliniko_sync").execute_in_process(
             instance=self.instance,
             partition_key=organization_id,
             run_config={
@@ -107,7 +107,7 @@ class PipelineUnderTest:
     def compare_counts(self, organization_id: str | None) -> dg.ExecuteInProcessResult:
         """The job that compares the numbers of records with Cliniko's; None: as the UI's button starts it."""
         tags = {} if organization_id is None else {"dagster/partition": organization_id}
-        return self._definitions.resolve_job_def("cliniko_counts").execute_in_process(
+        return self.definitions.resolve_job_def("cliniko_counts").execute_in_process(
             instance=self.instance, tags=tags, raise_on_error=False
         )
 
@@ -156,7 +156,7 @@ class PipelineUnderTest:
     def materialize(self, organization_id: str, *keys: str, **config: Any) -> dg.ExecuteInProcessResult:
         """Only these assets, as from the UI."""
         ensure_partitions(self.instance, [organization_id])
-        job = self._definitions.resolve_job_def("cliniko_sync")
+        job = self.definitions.resolve_job_def("cliniko_sync")
         return job.execute_in_process(
             instance=self.instance,
             partition_key=organization_id,

@@ -1,6 +1,7 @@
 """`cliniko-pipeline organizations`: which clinics are synced, and their credentials."""
 
 import sys
+from datetime import time
 from urllib.parse import urlsplit
 
 import click
@@ -13,7 +14,10 @@ from cliniko_pipeline.cliniko.shards import resolve_api_url, shard_of
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.errors import CredentialsFormatError
 from cliniko_pipeline.postgres import organizations as stored
+from cliniko_pipeline.postgres import scheduling
+from cliniko_pipeline.postgres.scheduling import Scheduling
 from cliniko_pipeline.runtime import Runtime
+from cliniko_pipeline.settings import time_of_day
 
 LONGEST_KEY = 4096
 
@@ -49,10 +53,12 @@ def list_() -> None:
     """Show the organizations that have Cliniko credentials."""
     with session() as runtime, runtime.database.operator() as connection:
         found = stored.organizations(connection)
-    table = Table("ID", "Name", "Active", "Key last accepted")
+        schedules = {each.organization_id: each for each in scheduling.schedulings(connection)}
+    table = Table("ID", "Name", "Active", "Key last accepted", "Schedule")
     for each in found:
         validated = f"{each.last_validated_at:%Y-%m-%d %H:%M} UTC" if each.last_validated_at else "never"
-        table.add_row(escape(each.id), escape(each.name), "yes" if each.is_active else "disabled", validated)
+        state = "disabled" if not each.is_active else "paused" if each.pause_reason else "yes"
+        table.add_row(escape(each.id), escape(each.name), state, validated, _schedule(schedules[each.id]))
     if found:
         output_console().print(table)
     else:
@@ -83,10 +89,45 @@ def disable(organization_id: str) -> None:
 @organizations.command()
 @click.argument("organization_id", metavar="ID")
 def enable(organization_id: str) -> None:
-    """Let a disabled organization be synced again."""
+    """Let a disabled or paused organization be synced again."""
     with session() as runtime, runtime.database.operator() as connection:
         stored.set_active(connection, organization_id, active=True)
+        scheduling.end_pause(connection, organization_id)
     click.echo(f"Enabled '{organization_id}'.")
+
+
+class _TimeOfDay(click.ParamType[time]):
+    name = "HH:MM"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> time:
+        try:
+            return time_of_day(str(value))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+@organizations.command()
+@click.argument("organization_id", metavar="ID")
+@click.option("--every", "minutes", type=click.IntRange(1, 1440), metavar="MINUTES", help="Sync it so often.")
+@click.option("--full-at", type=_TimeOfDay(), metavar="HH:MM", help="UTC: read everything at that time of the day.")
+@click.option("--on/--off", "is_on", default=None, help="Whether the schedule syncs it at all.")
+@click.option("--default", "as_settings", is_flag=True, help="As the settings say, like all others.")
+def schedule(
+    organization_id: str, minutes: int | None, full_at: time | None, *, is_on: bool | None, as_settings: bool
+) -> None:
+    """Give an organization a schedule of its own."""
+    own = (minutes, full_at, is_on) != (None, None, None)
+    if own == as_settings:
+        raise click.UsageError("Say --every, --full-at, --on or --off, or else --default.")
+    with session() as runtime, runtime.database.operator() as connection:
+        stored.organization(connection, organization_id)
+        if as_settings:
+            scheduling.use_settings(connection, organization_id)
+        else:
+            scheduling.set_schedule(
+                connection, organization_id, is_on=is_on, sync_every_minutes=minutes, full_sync_at=full_at
+            )
+    click.echo(f"The schedule of '{organization_id}' is set; `cliniko-pipeline organizations list` shows it.")
 
 
 @organizations.command()
@@ -116,6 +157,16 @@ def _located(credentials: ClinikoCredentials, allowed_hosts: frozenset[str]) -> 
         return ClinikoCredentials(key, shard_of(key), api_url)
     except CredentialsFormatError:
         return ClinikoCredentials(key, None, api_url)
+
+
+def _schedule(schedule: Scheduling) -> str:
+    if not schedule.is_on:
+        return "off"
+    own = [
+        *([f"every {schedule.sync_every_minutes} min"] if schedule.sync_every_minutes else []),
+        *([f"full at {schedule.full_sync_at:%H:%M} UTC"] if schedule.full_sync_at else []),
+    ]
+    return ", ".join(own) or "default"
 
 
 def _name_of(runtime: Runtime, organization_id: str) -> str:

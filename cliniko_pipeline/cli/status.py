@@ -79,13 +79,20 @@ def output_console() -> Console:
 
 def problem_lines(found: list[tuple[Organization, OrganizationStatus]]) -> list[str]:
     """What an operator should look at, a line each."""
-    return [f"{organization.id}: {problem}" for organization, state in found for problem in problems(state)]
+    return [
+        f"{organization.id}: {problem}" for organization, state in found for problem in problems(organization, state)
+    ]
 
 
-def problems(state: OrganizationStatus) -> list[str]:
+def problems(organization: Organization, state: OrganizationStatus) -> list[str]:
     """What an operator should look at, for one organization."""
     found: list[str] = []
-    if state.status == "failed" and state.error:
+    if organization.pause_reason is not None:
+        found.append(
+            "paused until its credentials change or `cliniko-pipeline organizations enable ID` lets it be synced again."
+            f" {organization.pause_reason}"
+        )
+    elif state.status == "failed" and state.error:
         found.append(f"the last sync failed. {state.error}")
     if state.rejected_records:
         found.append(
@@ -109,6 +116,8 @@ def problems(state: OrganizationStatus) -> list[str]:
 def _last_sync(organization: Organization, state: OrganizationStatus) -> str:
     if not organization.is_active:
         return "disabled"
+    if organization.pause_reason is not None:
+        return "[red]paused[/]"
     colour = {"succeeded": "green", "failed": "red"}.get(state.status or "", "yellow")
     return f"[{colour}]{state.status or 'never'}[/]"
 
@@ -126,8 +135,9 @@ def _age(instant: datetime | None) -> str:
 
 def _as_json(organization: Organization, state: OrganizationStatus) -> dict[str, Any]:
     values = {"id": organization.id, "name": organization.name, "is_active": organization.is_active}
+    values |= {"pause_reason": organization.pause_reason}
     values |= {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in dataclasses.asdict(state).items()
     }
-    return values | {"problems": problems(state)}
+    return values | {"problems": problems(organization, state)}

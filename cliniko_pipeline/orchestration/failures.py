@@ -7,6 +7,12 @@ import dagster as dg
 from cliniko_pipeline.errors import ClinikoPipelineError
 
 
+def is_permanent(event: dg.DagsterEvent) -> bool:
+    """Whether the failure of a step is of the kind that trying again does not mend."""
+    data = event.step_failure_data.user_failure_data
+    return data is not None and data.metadata.get("permanent") == dg.MetadataValue.bool(True)
+
+
 def failure(error: ClinikoPipelineError) -> dg.Failure:
     """The failure to raise, `from None`, in place of the error."""
     return dg.Failure(

@@ -12,19 +12,21 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from cliniko_pipeline.errors import ClinikoPipelineError, DataError
+from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError, DataError
 from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.record_batches import write_batch
 from cliniko_pipeline.orchestration.table_metadata import preview, stored_rows
 from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
-from cliniko_pipeline.postgres import crawls, frames, sync_runs
+from cliniko_pipeline.postgres import crawls, frames, scheduling, sync_runs
 from cliniko_pipeline.postgres.crawls import RejectedRecord
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.merge import Written, replace_by_query
 from cliniko_pipeline.runtime import Runtime
 
 REJECTED_SHOWN = 100
+ACTIVE_PATIENTS_KEY = dg.AssetKey("active_patients")
+"""What is written last: when that has succeeded, the sync has."""
 
 
 @dataclass
@@ -140,8 +142,12 @@ class PostgresIOManager(dg.IOManager):
             with self._database.turn(organization_id):
                 yield result
             self._finish(context, organization_id, result)
+            if context.asset_key == ACTIVE_PATIENTS_KEY:
+                with self._database.operator() as connection:
+                    scheduling.note_success(connection, organization_id)
         except ClinikoPipelineError as error:
             self._finish_failed(context, organization_id, result, str(error))
+            self._pause_where_nothing_else_helps(context, organization_id, error)
             raise failure(error) from None
         except BaseException as error:
             # A defect, or an interruption: its text may hold anything, so only its kind is kept.
@@ -161,6 +167,17 @@ class PostgresIOManager(dg.IOManager):
                 seconds_waited=result.cost.seconds_waited,
                 error=error,
             )
+
+    def _pause_where_nothing_else_helps(
+        self, context: dg.OutputContext, organization_id: str, error: ClinikoPipelineError
+    ) -> None:
+        if not isinstance(error, CredentialsError):
+            return
+        try:
+            with self._database.operator() as connection:
+                scheduling.pause(connection, organization_id, str(error))
+        except ClinikoPipelineError as secondary:
+            context.log.warning("The organization could not be paused: %s", secondary)
 
     def _finish_failed(self, context: dg.OutputContext, organization_id: str, result: _Result, error: str) -> None:
         try:

@@ -6,13 +6,14 @@ these hold secrets.
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 import dagster as dg
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
+from cliniko_pipeline.orchestration.run_marks import marked_alive
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
@@ -75,8 +76,10 @@ def runtime_resource() -> dg.ResourceDefinition:
     """The runtime of a process that Dagster started: settings from the environment, when first needed."""
 
     @contextmanager
-    def opened(_context: dg.InitResourceContext) -> Generator[Runtime, None, None]:
-        with open_runtime(load_settings()) as runtime:
+    def opened(context: dg.InitResourceContext) -> Generator[Runtime, None, None]:
+        with open_runtime(load_settings()) as runtime, ExitStack() as stack:
+            if context.run is not None:
+                stack.enter_context(marked_alive(runtime, context.run.run_id))
             yield runtime
 
     return dg.ResourceDefinition(opened, description="Settings, database and credentials vault")

@@ -27,18 +27,20 @@ class Organization:
         id, name: as in public.organizations; the name is the id where there is no such row.
         is_active: false: disabled, not to be synced.
         last_validated_at: when Cliniko last accepted the credentials, UTC.
+        pause_reason: why the schedule leaves it alone until its credentials change; None: it does not.
     """
 
     id: str
     name: str
     is_active: bool
     last_validated_at: datetime | None
+    pause_reason: str | None
 
 
 def organizations(connection: Connection) -> list[Organization]:
     """All organizations with Cliniko credentials, by id."""
     rows = connection.execute(sa.text(sql("organizations")), {"service": SERVICE})
-    return [Organization(row.id, row.name, row.is_active, row.last_validated_at) for row in rows]
+    return [Organization(row.id, row.name, row.is_active, row.last_validated_at, row.pause_reason) for row in rows]
 
 
 def organization(connection: Connection, organization_id: str) -> Organization:
@@ -96,8 +98,11 @@ def save(
 
 
 def replace_encrypted(connection: Connection, organization_id: str, encrypted: dict[str, str]) -> None:
-    """Stores the same credentials under another encryption."""
+    """Stores the same credentials under another encryption: an organization that is paused since they do not work stays
+    so.
+    """
     _update(connection, organization_id, "credentials_encrypted = :value", value=encrypted)
+    connection.execute(sa.text(sql("keep_pause")), {"organization_id": organization_id, "service": SERVICE})
 
 
 def mark_validated(connection: Connection, organization_id: str) -> None:
@@ -131,6 +136,9 @@ def remove(database: Database, organization_id: str) -> int:
         connection.execute(
             sa.text("delete from public.api_credentials where organization_id = :id and service_name = :service"),
             {"id": organization_id, "service": SERVICE},
+        )
+        connection.execute(
+            sa.text("delete from cliniko.scheduling where organization_id = :id"), {"id": organization_id}
         )
     return rows
 

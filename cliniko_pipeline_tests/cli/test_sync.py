@@ -60,7 +60,8 @@ def test_a_wrong_key_and_a_killed_worker_fail_alone(command: CommandLine, clinic
     assert not processes_of(home)
     assert [clinics.active(name) for name in NAMES] == [1, 0, 0]
     rows = {name: _row_of(running.output, f"Clinic {name}") for name in NAMES}
-    assert ["failed" in row for row in rows.values()] == [False, True, True]
+    assert ["failed" in row for row in rows.values()] == [False, False, True]
+    assert "paused" in rows["beta"]
     wrong_key, killed = (line for line in running.output.splitlines() if line.startswith("Error:"))
     assert wrong_key.startswith("Error: beta failed.")
     assert "401" in wrong_key
@@ -82,7 +83,7 @@ def test_a_wrong_key_and_a_killed_worker_fail_alone(command: CommandLine, clinic
     assert told["beta"]["last_success_at"] is None
     table = command("status")
     assert table.returncode == 0
-    assert "failed" in _row_of(table.stdout, "Clinic beta")
+    assert "paused" in _row_of(table.stdout, "Clinic beta")
     assert "401" in table.stdout
 
 

@@ -47,7 +47,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def command(folder: Path) -> CommandLine:
     # The home is the default one, beside which nothing may appear; it is named to find the processes by.
-    environ = {"CLINIKO_PIPELINE_HOME": str(folder / ".cliniko"), "DATABASE_URL": ELSEWHERE}
+    environ = {
+        "CLINIKO_PIPELINE_HOME": str(folder / ".cliniko"),
+        "DATABASE_URL": ELSEWHERE,
+        # What runs here, the test has launched.
+        "CLINIKO_SYNC_EVERY_MINUTES": "0",
+        "CLINIKO_FULL_SYNC_AT": "off",
+    }
     return CommandLine(environ, folder)
 
 

@@ -276,7 +276,7 @@ class Operator:
         )
         assert ended.signal is not None
         # And one was killed between marking itself alive and making its run.
-        (self.pipeline.runtime.settings.dagster_home / "terminal_runs" / str(UUID(int=1))).touch()
+        (self.pipeline.runtime.settings.dagster_home / "run_marks" / str(UUID(int=1))).touch()
         # What was read before may be another when the next goes on.
         self.life.change()
 
@@ -334,7 +334,7 @@ class Operator:
         assert runs[-1]["status"] == "succeeded"
         tags = {"dagster/partition": organization_id}
         assert all(run.is_finished for run in self.instance.get_runs(dg.RunsFilter(tags=tags)))
-        assert not list((self.pipeline.runtime.settings.dagster_home / "terminal_runs").glob("*"))
+        assert not list((self.pipeline.runtime.settings.dagster_home / "run_marks").glob("*"))
         assert all(crawl["completed_at"] for crawl in self.pipeline.rows(organization_id, "cliniko.crawls"))
         assert self.pipeline.rows(organization_id, "cliniko.crawled_ids") == []
         # That a client is gone, the server notices within moments.

@@ -47,8 +47,13 @@ def test_there_is_exactly_this(repository: dg.RepositoryDefinition) -> None:
     assert {spec.key.to_user_string() for spec in specs()} == set(TABLES)
     jobs = {name for name in repository.job_names if not name.startswith("__ASSET_JOB")}
     assert jobs == {"cliniko_sync", "cliniko_counts"}
-    assert [schedule.name for schedule in repository.schedule_defs] == []
-    assert [sensor.name for sensor in repository.sensor_defs] == []
+    assert [schedule.name for schedule in repository.schedule_defs] == ["cliniko_syncs"]
+    assert {sensor.name for sensor in repository.sensor_defs} == {"organization_partitions", "lost_runs", "failed_runs"}
+    running = [
+        *(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in repository.schedule_defs),
+        *(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in repository.sensor_defs),
+    ]
+    assert all(running), "the operator need not start what keeps everything going"
     assert set(repository.get_top_level_resources()) == {"runtime", "cliniko", "postgres"}
     checks = {(key.asset_key.to_user_string(), key.name) for key in repository.asset_checks_defs_by_key}
     assert checks == {

@@ -7,6 +7,7 @@ import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,9 @@ def test_an_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_pat
         "activity_window_days": 60,
         "count_no_shows": True,
         "vanished_share_limit": 0.2,
+        "sync_every_minutes": 60,
+        "full_sync_at": time(2),
+        "full_sync_spread_minutes": 240,
     }
     assert settings.embedded_database
     assert list(tmp_path.iterdir()) == []
@@ -63,7 +67,7 @@ def test_an_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_pat
 
 def test_blank_variables_count_as_unset():
     names = {str(field.validation_alias) for field in type(load_settings({})).model_fields.values()}
-    assert len(names) == 10
+    assert len(names) == 13
     assert load_settings(dict.fromkeys(names, "")) == load_settings(dict.fromkeys(names, " \t")) == load_settings({})
 
 
@@ -81,6 +85,9 @@ def test_every_variable_is_read(monkeypatch, tmp_path):
             "CLINIKO_ACTIVITY_WINDOW_DAYS": "90",
             "CLINIKO_COUNT_NO_SHOWS": "false",
             "CLINIKO_VANISHED_SHARE_LIMIT": "0.05",
+            "CLINIKO_SYNC_EVERY_MINUTES": "15",
+            "CLINIKO_FULL_SYNC_AT": "14:30",
+            "CLINIKO_FULL_SYNC_SPREAD_MINUTES": "30",
         }
     )
     assert settings.database_url == DATABASE_URL
@@ -94,6 +101,9 @@ def test_every_variable_is_read(monkeypatch, tmp_path):
     assert settings.activity_window_days == 90
     assert settings.count_no_shows is False
     assert settings.vanished_share_limit == 0.05
+    assert settings.sync_every_minutes == 15
+    assert settings.full_sync_at == time(14, 30)
+    assert settings.full_sync_spread_minutes == 30
 
 
 def test_without_an_argument_the_process_environment_is_read(monkeypatch):
@@ -247,6 +257,13 @@ def test_the_message_counts_keys_so_that_the_wrong_one_is_found():
         ),
         ("CLINIKO_ACTIVITY_WINDOW_DAYS", ["1", "60", "3650"], ["0", "-60", "3651", "sixty", "1e9"]),
         ("CLINIKO_COUNT_NO_SHOWS", ["true", "FALSE", "1", "0", "yes", "off"], ["maybe", "2", "truefalse"]),
+        ("CLINIKO_SYNC_EVERY_MINUTES", ["0", "1", "60", "1440"], ["-1", "1441", "hourly", "1.5"]),
+        (
+            "CLINIKO_FULL_SYNC_AT",
+            ["00:00", "02:30", "23:59", "off", "OFF"],
+            ["24:00", "2:30", "02:60", "noon", "02:30Z"],
+        ),
+        ("CLINIKO_FULL_SYNC_SPREAD_MINUTES", ["0", "240", "1439"], ["-1", "1440", "all night"]),
         ("CLINIKO_VANISHED_SHARE_LIMIT", ["0", "0.2", "1", "1.0"], ["-0.1", "1.01", "20", "20%", "nan", "inf", "few"]),
         (
             "CLINIKO_CONTACT_EMAIL",
@@ -335,6 +352,9 @@ def test_all_problems_are_told_at_once():
         CLINIKO_ACTIVITY_WINDOW_DAYS=SECRET,
         CLINIKO_COUNT_NO_SHOWS=SECRET,
         CLINIKO_VANISHED_SHARE_LIMIT=SECRET,
+        CLINIKO_SYNC_EVERY_MINUTES=SECRET,
+        CLINIKO_FULL_SYNC_AT=SECRET,
+        CLINIKO_FULL_SYNC_SPREAD_MINUTES=SECRET,
     )
     named = [
         word for word in message.split() if word.startswith(("DATABASE_URL", "CREDENTIALS_", "CLINIKO_", "DAGSTER"))
@@ -349,6 +369,9 @@ def test_all_problems_are_told_at_once():
         "CLINIKO_ACTIVITY_WINDOW_DAYS",
         "CLINIKO_COUNT_NO_SHOWS",
         "CLINIKO_VANISHED_SHARE_LIMIT",
+        "CLINIKO_SYNC_EVERY_MINUTES",
+        "CLINIKO_FULL_SYNC_AT",
+        "CLINIKO_FULL_SYNC_SPREAD_MINUTES",
     ]
 
 

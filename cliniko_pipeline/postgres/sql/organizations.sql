@@ -3,8 +3,10 @@ select
     credentials.organization_id::text as id,
     coalesce(organization.name, credentials.organization_id::text) as name,
     credentials.is_active,
-    credentials.last_validated_at
+    credentials.last_validated_at,
+    scheduling.pause_reason
 from public.api_credentials as credentials
 left join public.organizations as organization on organization.id::text = credentials.organization_id::text
+left join cliniko.scheduling as scheduling on scheduling.organization_id = credentials.organization_id::text
 where credentials.service_name = :service
 order by id

@@ -1,0 +1,64 @@
+"""What starts syncs by itself."""
+
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG, organizations_in_flight
+from cliniko_pipeline.orchestration.jobs import cliniko_sync
+from cliniko_pipeline.orchestration.runs import run_config
+from cliniko_pipeline.orchestration.sync_plans import DefaultSchedule, DueSync, due_syncs
+from cliniko_pipeline.postgres import scheduling
+from cliniko_pipeline.runtime import Runtime
+from cliniko_pipeline.settings import Settings
+from cliniko_pipeline.sync_options import SyncOptions
+
+FULL_TAG = "cliniko_pipeline/full"
+
+
+@dg.schedule(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
+    name="cliniko_syncs",
+    job=cliniko_sync,
+    # A tick a minute, each of which requests what is due: so the organizations are spread over the hour.
+    cron_schedule="* * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description=(
+        "Syncs every organization hourly and, at night, in full; each at a minute of its own. Settings and"
+        " `cliniko-pipeline organizations schedule` say otherwise. Skips those that are disabled or paused and those"
+        " whose last run still goes on."
+    ),
+)
+def cliniko_syncs(
+    context: dg.ScheduleEvaluationContext, runtime: dg.ResourceParam[Runtime]
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """The runs that are due."""
+    now = context.scheduled_execution_time.astimezone(UTC)
+    in_flight = organizations_in_flight(context.instance)
+    with runtime.database.operator() as connection:
+        found = scheduling.schedulings(connection)
+        due = due_syncs(found, in_flight, default_schedule(runtime.settings), now)
+        scheduling.note_requested(connection, {each.organization_id: each.is_full for each in due}, now)
+    if not due:
+        return dg.SkipReason(f"None of {len(found)} organizations is due.")
+    return [_request(each, now) for each in due]
+
+
+def default_schedule(settings: Settings) -> DefaultSchedule:
+    """What the settings say."""
+    return DefaultSchedule(
+        sync_every_minutes=settings.sync_every_minutes or None,
+        full_sync_at=settings.full_sync_at,
+        full_sync_spread=timedelta(minutes=settings.full_sync_spread_minutes),
+    )
+
+
+def _request(due: DueSync, now: datetime) -> dg.RunRequest:
+    return dg.RunRequest(
+        # A tick that is evaluated again requests nothing twice.
+        run_key=f"{due.organization_id} {now.isoformat()}",
+        partition_key=due.organization_id,
+        run_config=run_config(SyncOptions(full=due.is_full)),
+        # With the tag given, Dagster does not look each partition up.
+        tags={PARTITION_TAG: due.organization_id, FULL_TAG: str(due.is_full).lower()},
+    )

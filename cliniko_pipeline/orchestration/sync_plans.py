@@ -1,0 +1,84 @@
+"""When which organization is due. Pure: decides, does nothing."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from hashlib import sha256
+
+from cliniko_pipeline.postgres.scheduling import Scheduling
+
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class DefaultSchedule:
+    """What holds for an organization that has no schedule of its own.
+
+    Attributes:
+        sync_every_minutes: None: never by itself.
+        full_sync_at: when, UTC, the first of the nightly full syncs begins; None: never by itself.
+        full_sync_spread: over how much time after that they are spread.
+    """
+
+    sync_every_minutes: int | None
+    full_sync_at: time | None
+    full_sync_spread: timedelta
+
+
+@dataclass(frozen=True)
+class DueSync:
+    """A sync to be requested."""
+
+    organization_id: str
+    is_full: bool
+
+
+def due_syncs(
+    schedulings: Iterable[Scheduling], in_flight: Collection[str], default: DefaultSchedule, now: datetime
+) -> list[DueSync]:
+    """Which syncs are to be requested at `now` (aware, UTC): one an organization at most.
+
+    One is due once its last turn has come and nothing was requested since, or when one that failed is to be tried
+    again. So a turn that nobody could take, since the daemon was down or the run before it still went on, is taken as
+    soon as that is over. Turns are spread by a hash of the organization's id, which stays the same.
+    """
+    return [
+        due
+        for each in schedulings
+        if each.is_active and each.is_on and each.paused_at is None and each.organization_id not in in_flight
+        if (due := _due(each, default, now)) is not None
+    ]
+
+
+def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> DueSync | None:
+    organization_id = scheduling.organization_id
+    full_at = scheduling.full_sync_at or default.full_sync_at
+    spread = timedelta(0) if scheduling.full_sync_at is not None else default.full_sync_spread
+    if full_at is not None:
+        begins = timedelta(hours=full_at.hour, minutes=full_at.minute) + _share(organization_id, "full", spread)
+        # The first sync reads everything anyway.
+        last_full = scheduling.full_requested_at or scheduling.requested_at
+        if last_full is not None and last_full < _last_turn(now, DAY, begins):
+            return DueSync(organization_id, is_full=True)
+    every = scheduling.sync_every_minutes or default.sync_every_minutes
+    if every is None:
+        return None
+    if scheduling.retry_at is not None and scheduling.retry_at <= now:
+        return DueSync(organization_id, is_full=False)
+    period = timedelta(minutes=every)
+    turn = _last_turn(now, period, _share(organization_id, "sync", period))
+    if scheduling.requested_at is None or scheduling.requested_at < turn:
+        return DueSync(organization_id, is_full=False)
+    return None
+
+
+def _last_turn(now: datetime, period: timedelta, offset: timedelta) -> datetime:
+    """The last instant up to `now` that is `offset` after a multiple of `period` since 1970."""
+    epoch = datetime(1970, 1, 1, tzinfo=now.tzinfo)
+    return now - (now - epoch - offset) % period
+
+
+def _share(organization_id: str, what: str, whole: timedelta) -> timedelta:
+    """The organization's own part of the time, the same on every machine."""
+    digest = sha256(f"{what} {organization_id}".encode()).digest()
+    return whole * (int.from_bytes(digest[:8]) / 2**64)

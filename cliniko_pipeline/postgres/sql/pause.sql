@@ -1,0 +1,12 @@
+-- The first reason stays, with its time: what fails after it in the same run says no more.
+insert into cliniko.scheduling as scheduling (organization_id, paused_at, pause_reason, paused_credentials)
+select
+    credentials.organization_id::text, now(), :reason, md5(credentials.credentials_encrypted::text)
+from public.api_credentials as credentials
+where credentials.organization_id::text = :organization_id and credentials.service_name = :service
+on conflict (organization_id) do update
+set
+    paused_at = excluded.paused_at,
+    pause_reason = excluded.pause_reason,
+    paused_credentials = excluded.paused_credentials
+where scheduling.paused_at is null

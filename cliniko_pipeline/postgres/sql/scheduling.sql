@@ -1,0 +1,16 @@
+-- Every organization with Cliniko credentials, and how it is scheduled.
+select
+    credentials.organization_id::text as organization_id,
+    credentials.is_active,
+    coalesce(scheduling.is_on, true) as is_on,
+    scheduling.sync_every_minutes,
+    scheduling.full_sync_at,
+    scheduling.requested_at,
+    scheduling.full_requested_at,
+    scheduling.retry_at,
+    scheduling.paused_at,
+    scheduling.pause_reason
+from public.api_credentials as credentials
+left join cliniko.scheduling as scheduling on scheduling.organization_id = credentials.organization_id::text
+where credentials.service_name = :service
+order by 1

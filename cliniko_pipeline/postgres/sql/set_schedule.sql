@@ -1,0 +1,7 @@
+insert into cliniko.scheduling as scheduling (organization_id, is_on, sync_every_minutes, full_sync_at)
+values (:organization_id, :is_on, :sync_every_minutes, :full_sync_at)
+on conflict (organization_id) do update
+set
+    is_on = coalesce(excluded.is_on, scheduling.is_on),
+    sync_every_minutes = coalesce(excluded.sync_every_minutes, scheduling.sync_every_minutes),
+    full_sync_at = coalesce(excluded.full_sync_at, scheduling.full_sync_at)

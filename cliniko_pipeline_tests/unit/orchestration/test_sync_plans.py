@@ -1,0 +1,124 @@
+"""When which organization is due."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, time, timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cliniko_pipeline.orchestration.sync_plans import DefaultSchedule, DueSync, due_syncs
+from cliniko_pipeline.postgres.scheduling import Scheduling
+
+NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
+NEVER = DefaultSchedule(sync_every_minutes=None, full_sync_at=None, full_sync_spread=timedelta(0))
+HOURLY = replace(NEVER, sync_every_minutes=60)
+NIGHTLY = DefaultSchedule(sync_every_minutes=60, full_sync_at=time(2), full_sync_spread=timedelta(hours=4))
+NEW = Scheduling("org", True, True, None, None, None, None, None, None, None)
+MINUTE = timedelta(minutes=1)
+
+
+def requested(
+    scheduling: Scheduling, default: DefaultSchedule, start: datetime, ticks: int
+) -> list[tuple[datetime, bool]]:
+    """What a tick a minute requests, every run ending before the next."""
+    found = []
+    for number in range(ticks):
+        now = start + number * MINUTE
+        for due in due_syncs([scheduling], set(), default, now):
+            found.append((now, due.is_full))
+            scheduling = replace(
+                scheduling, requested_at=now, full_requested_at=now if due.is_full else scheduling.full_requested_at
+            )
+    return found
+
+
+def test_a_new_organization_is_synced_at_once_and_then_every_hour_at_a_minute_of_its_own():
+    first, *others = [now for now, _ in requested(NEW, HOURLY, NOW, 300)]
+    assert first == NOW
+    assert len(others) == 5
+    assert {later - earlier for earlier, later in pairwise(others)} == {timedelta(hours=1)}
+
+
+def test_every_night_one_sync_is_a_full_one():
+    found = requested(NEW, NIGHTLY, NOW, 3 * 24 * 60)
+    full = [now for now, is_full in found if is_full]
+    assert len(full) == 3
+    assert {later - earlier for earlier, later in pairwise(full)} == {timedelta(days=1)}
+    assert all(time(2) <= now.time() < time(6, 1) for now in full)
+    assert 70 <= len(found) <= 77
+
+
+def test_a_thousand_organizations_do_not_start_at_once():
+    started = [
+        requested(replace(NEW, organization_id=f"org-{number}", requested_at=NOW), HOURLY, NOW + MINUTE, 60)[0][0]
+        for number in range(1000)
+    ]
+    busiest = max(started.count(minute) for minute in set(started))
+    assert len(set(started)) == 60
+    assert busiest < 40
+
+
+def test_the_minute_of_an_organization_does_not_depend_on_the_others():
+    def of_one(organization_ids: list[str]) -> list[DueSync]:
+        found = [replace(NEW, organization_id=each, requested_at=NOW - MINUTE) for each in organization_ids]
+        return [each for each in due_syncs(found, set(), HOURLY, NOW) if each.organization_id == "org-1"]
+
+    assert of_one(["org-1"]) == of_one([f"org-{number}" for number in range(50)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"is_active": False}, {"is_on": False}, {"paused_at": NOW, "pause_reason": "revoked"}],
+    ids=["disabled", "off", "paused"],
+)
+@pytest.mark.parametrize("is_due_again", [False, True])
+def test_nothing_is_requested_for_one_that_is(change, is_due_again):
+    scheduling = replace(NEW, retry_at=NOW if is_due_again else None, **change)
+    assert due_syncs([scheduling], set(), NIGHTLY, NOW) == []
+
+
+def test_while_a_run_goes_on_nothing_is_requested_and_the_turn_is_taken_when_it_has_ended():
+    assert due_syncs([NEW], {"org"}, HOURLY, NOW) == []
+    overdue = replace(NEW, requested_at=NOW - timedelta(hours=2))
+    assert due_syncs([overdue], {"org"}, HOURLY, NOW) == []
+    assert due_syncs([overdue], set(), HOURLY, NOW) == [DueSync("org", is_full=False)]
+
+
+def test_turns_that_nobody_took_are_made_up_for_by_one_sync():
+    assert len(requested(replace(NEW, requested_at=NOW - timedelta(days=3)), HOURLY, NOW, 1)) == 1
+    (due,) = due_syncs([replace(NEW, requested_at=NOW - timedelta(days=3))], set(), NIGHTLY, NOW)
+    assert due.is_full
+
+
+def test_an_organizations_own_schedule_holds():
+    own = replace(NEW, sync_every_minutes=15, full_sync_at=time(10, 5))
+    found = requested(own, NEVER, NOW, 120)
+    assert [now for now, is_full in found if is_full] == [datetime(2026, 6, 15, 10, 5, tzinfo=UTC)]
+    assert 8 <= len(found) <= 10
+    assert requested(NEW, NEVER, NOW, 120) == []
+
+
+def test_what_failed_is_tried_again_when_its_time_has_come():
+    failed = replace(NEW, requested_at=NOW, retry_at=NOW + 4 * MINUTE)
+    assert due_syncs([failed], set(), HOURLY, NOW + 3 * MINUTE) == []
+    assert due_syncs([failed], set(), HOURLY, NOW + 4 * MINUTE) == [DueSync("org", is_full=False)]
+
+
+@given(
+    st.text(min_size=1, max_size=8),
+    st.integers(1, 1440),
+    st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
+)
+def test_between_two_turns_lies_exactly_the_time_that_was_said(organization_id, minutes, now):
+    default = replace(NEVER, sync_every_minutes=minutes)
+    period = timedelta(minutes=minutes)
+
+    def is_due(last: datetime, at: datetime) -> bool:
+        scheduling = replace(NEW, organization_id=organization_id, requested_at=last)
+        return due_syncs([scheduling], set(), default, at) != []
+
+    assert is_due(now - period, now)
+    assert not is_due(now, now)
+    assert is_due(now, now + period)
