@@ -156,7 +156,7 @@ def histories(draw: st.DrawFn) -> History:
     for least, most in ((0, 1), (1, 2)):
         steps += draw(st.lists(happening, max_size=4))
         for disturbed in draw(st.lists(syncs(happening), min_size=least, max_size=most)):
-            steps += [disturbed, *draw(st.lists(happening, max_size=2))]
+            steps += [disturbed, *draw(st.lists(happening, max_size=5))]
         steps.append(draw(quiet_syncs))
     return History(page_size, beginning, tuple(steps))
 
