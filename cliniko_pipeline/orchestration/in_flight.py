@@ -11,7 +11,7 @@ _NOT_ENDED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-_ENDED_BACKFILLS = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
+ENDED_BACKFILLS = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
 
 
 def organizations_in_flight(instance: dg.DagsterInstance) -> set[str]:
@@ -22,4 +22,4 @@ def organizations_in_flight(instance: dg.DagsterInstance) -> set[str]:
 
 def has_backfill(instance: dg.DagsterInstance) -> bool:
     """Whether a backfill has not ended: Dagster fails it as a whole where a partition is gone that it names."""
-    return any(backfill.status.value not in _ENDED_BACKFILLS for backfill in instance.get_backfills(limit=100))
+    return any(backfill.status.value not in ENDED_BACKFILLS for backfill in instance.get_backfills(limit=100))
