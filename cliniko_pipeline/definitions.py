@@ -6,8 +6,14 @@ from cliniko_pipeline.orchestration.checks import CHECKS
 from cliniko_pipeline.orchestration.io_managers import postgres_io_manager
 from cliniko_pipeline.orchestration.jobs import ASSETS, cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.resources import ProgressListener, cliniko_resource, runtime_resource
-from cliniko_pipeline.orchestration.schedules import cliniko_syncs
-from cliniko_pipeline.orchestration.sensors import failed_runs, lost_runs, organization_partitions
+from cliniko_pipeline.orchestration.schedules import cliniko_count_comparisons, cliniko_syncs
+from cliniko_pipeline.orchestration.sensors import (
+    alerts,
+    failed_runs,
+    lost_runs,
+    organization_partitions,
+    stale_organizations,
+)
 from cliniko_pipeline.runtime import Runtime
 
 
@@ -21,8 +27,8 @@ def build_definitions(*, runtime: Runtime | None = None, listener: ProgressListe
         assets=ASSETS,
         asset_checks=CHECKS,
         jobs=[cliniko_sync, cliniko_counts],
-        schedules=[cliniko_syncs],
-        sensors=[organization_partitions, lost_runs, failed_runs],
+        schedules=[cliniko_syncs, cliniko_count_comparisons],
+        sensors=[organization_partitions, lost_runs, failed_runs, stale_organizations, alerts],
         executor=dg.in_process_executor,
         resources={
             "runtime": runtime_resource()

@@ -2,7 +2,8 @@
 
     ClinikoPipelineError
     ├── ConfigurationError             settings or set-up are wrong: fix them, then run again
-    │   ├── SettingsError              an environment variable or an argument
+    │   ├── SettingsError              an environment variable
+    │   ├── ArgumentError              what a command or a launch was told
     │   ├── DatabaseSetupError         the wrong database system, a missing table, privilege or migration
     │   └── OrganizationUnknownError   no such organization, or none with Cliniko credentials
     ├── CredentialsError               permanent until an organization's credentials change
@@ -38,7 +39,11 @@ class ConfigurationError(ClinikoPipelineError):
 
 
 class SettingsError(ConfigurationError):
-    """An environment variable or an argument has a value that cannot be used."""
+    """An environment variable has a value that cannot be used, or none."""
+
+
+class ArgumentError(ConfigurationError):
+    """A command or a launch was told something that cannot be used."""
 
 
 class DatabaseSetupError(ConfigurationError):

@@ -2,15 +2,15 @@
 
 from datetime import UTC, datetime
 
-from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.errors import ArgumentError
 
 
 def parse_instant(text: str) -> datetime:
-    """An ISO 8601 instant, in UTC. Raises SettingsError where the text is none, or has no offset."""
+    """An ISO 8601 instant, in UTC. Raises ArgumentError where the text is none, or has no offset."""
     try:
         instant = datetime.fromisoformat(text)
         if instant.tzinfo is not None:
             return instant.astimezone(UTC)
     except (ValueError, OverflowError):
         pass
-    raise SettingsError(f"{text!r} is not an instant: write it as 2026-01-31T09:30:00Z.")
+    raise ArgumentError(f"{text!r} is not an instant: write it as 2026-01-31T09:30:00Z.")

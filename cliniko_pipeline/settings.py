@@ -13,7 +13,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Mapping
-from datetime import time
+from datetime import time, timedelta
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -40,6 +40,8 @@ _HOST = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.ASCII)
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 # ASCII only, and no parenthesis: the address stands in a header, inside a pair of them.
 _EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[a-z0-9-]+(\.[a-z0-9-]+)+", re.ASCII | re.IGNORECASE)
+_ALERT_URL = re.compile(r"[a-z][a-z0-9]{1,30}://\S+", re.IGNORECASE)
+_BETWEEN_URLS = re.compile(r"[\s,]+(?=[A-Za-z][A-Za-z0-9]{1,30}://)")
 _KEY_FILE_LIMIT = 64 * 1024  # bytes
 
 
@@ -150,6 +152,24 @@ def _is_host_name(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _alert_urls(value: str) -> tuple[SecretStr, ...]:
+    # A comma may stand inside of such a URL, between several addresses.
+    urls = [url.strip() for url in _BETWEEN_URLS.split(value) if url.strip()]
+    if not urls or not all(_ALERT_URL.fullmatch(url) for url in urls):
+        raise ValueError(
+            "must be Apprise URLs, such as mailto://USER:PASSWORD@HOST?to=ADDRESS or json://HOST/PATH, separated by"
+            " white space or commas."
+        )
+    return tuple(map(SecretStr, urls))
+
+
+def _ui_url(value: str) -> str:
+    parts = urlsplit(value.strip())
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise ValueError("must be where the Dagster UI is, such as https://dagster.example.org.")
+    return value.strip().rstrip("/")
 
 
 def _absolute(path: Path) -> Path:
@@ -273,6 +293,61 @@ class Settings(BaseSettings):
     )
     """Over how long after that the nightly full syncs are spread."""
 
+    compare_counts_every_hours: int = Field(
+        default=24,
+        ge=0,
+        le=168,
+        validation_alias="CLINIKO_COMPARE_COUNTS_EVERY_HOURS",
+        description="a whole number of hours from 1 to 168, or 0 for never",
+    )
+    """How often the schedule compares an organization's numbers of records with Cliniko's; 0: never by itself."""
+
+    fresh_within_minutes: int = Field(
+        default=180,
+        ge=1,
+        le=43_200,
+        validation_alias="CLINIKO_FRESH_WITHIN_MINUTES",
+        description="a whole number of minutes from 1 to 43200",
+    )
+    """How old `active_patients` may be. An organization that is synced less often may be two of its turns old."""
+
+    unmatched_share_limit: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        validation_alias="CLINIKO_UNMATCHED_SHARE_LIMIT",
+        description="a share from 0 to 1",
+    )
+    """Above this share of people without a contact, the mapping is to be looked at."""
+
+    alert_urls: Annotated[tuple[SecretStr, ...], BeforeValidator(_alert_urls)] = Field(
+        default=(), validation_alias="CLINIKO_ALERT_URLS"
+    )
+    """Where alerts go, as Apprise writes channels: mailto://, slack://, msteams://, json:// and many more."""
+
+    alert_after_failures: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        validation_alias="CLINIKO_ALERT_AFTER_FAILURES",
+        description="a whole number from 1 to 100",
+    )
+    """How many runs in a row must fail for a reason that passes to be told of; what does not pass is told at once."""
+
+    alert_repeat_hours: int = Field(
+        default=24,
+        ge=0,
+        le=8760,
+        validation_alias="CLINIKO_ALERT_REPEAT_HOURS",
+        description="a whole number of hours from 1 to 8760, or 0 for never",
+    )
+    """After how long something that is still wrong is told again; 0: never."""
+
+    ui_url: Annotated[str, BeforeValidator(_ui_url)] = Field(
+        default="http://127.0.0.1:3000", validation_alias="CLINIKO_UI_URL"
+    )
+    """Where the Dagster UI is, for links; without a slash at the end."""
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -284,6 +359,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take only what `load_settings` hands over: no second look at the environment, no .env file."""
         return (init_settings,)
+
+    @property
+    def fresh_within(self) -> timedelta:
+        """How old `active_patients` may be."""
+        return timedelta(minutes=self.fresh_within_minutes)
 
     @property
     def embedded_database(self) -> bool:

@@ -22,7 +22,7 @@ from rich.text import Text
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import output_console
 from cliniko_pipeline.cliniko import records
-from cliniko_pipeline.errors import DataError, SettingsError
+from cliniko_pipeline.errors import ArgumentError, DataError
 from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.postgres import explanations, organizations
 from cliniko_pipeline.postgres.explanations import (
@@ -79,7 +79,7 @@ def explain(organization_id: str, patient_id: str, *, as_of: str | None, as_json
 
 
 def _explained(runtime: Runtime, organization_id: str, patient_id: str, as_of: datetime | None) -> Explanation:
-    """Raises OrganizationUnknownError, SettingsError, DataError where there is nothing to explain."""
+    """Raises OrganizationUnknownError, ArgumentError, DataError where there is nothing to explain."""
     rules = Rules(timedelta(days=runtime.settings.activity_window_days), runtime.settings.count_no_shows)
     with runtime.database.organization(organization_id) as connection:
         found = explanations.explain(connection, patient_id, rules, as_of)
@@ -91,7 +91,7 @@ def _explained(runtime: Runtime, organization_id: str, patient_id: str, as_of: d
     raise _nothing_to_explain(organization_id, patient_id, unknown)
 
 
-def _nothing_to_explain(organization_id: str, patient_id: str, unknown: UnknownPatient) -> DataError | SettingsError:
+def _nothing_to_explain(organization_id: str, patient_id: str, unknown: UnknownPatient) -> DataError | ArgumentError:
     where = f"Patient {patient_id} of organization '{organization_id}'"
     if unknown.rejected_because is not None:
         return DataError(
@@ -99,11 +99,11 @@ def _nothing_to_explain(organization_id: str, patient_id: str, unknown: UnknownP
             f" ({unknown.rejected_because}); correct it in Cliniko, then sync again."
         )
     if unknown.mentions:
-        return SettingsError(
+        return ArgumentError(
             f"{where} has no record in what was read, though {_number(unknown.mentions, 'record')} of others name it:"
             f" it counts for nobody. `cliniko-pipeline sync {organization_id} --full` reads all patients again."
         )
-    return SettingsError(
+    return ArgumentError(
         f"{where} is not stored: the id is the number at the end of the patient's address in Cliniko;"
         f" `cliniko-pipeline sync {organization_id}` reads what is new there."
     )

@@ -8,7 +8,7 @@ from cliniko_pipeline.cli.progress import progress_display
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import problem_lines, show_statuses, statuses
 from cliniko_pipeline.cli.workers import run_in_workers
-from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.runtime import Runtime
@@ -62,5 +62,5 @@ def _chosen(runtime: Runtime, named: Sequence[str]) -> list[str]:
             return [stored.organization(connection, each).id for each in dict.fromkeys(named)]
         found = [each.id for each in stored.organizations(connection) if each.is_active]
     if not found:
-        raise SettingsError("There is no organization to sync: `cliniko-pipeline organizations add ID --name NAME`.")
+        raise ArgumentError("There is no organization to sync: `cliniko-pipeline organizations add ID --name NAME`.")
     return found

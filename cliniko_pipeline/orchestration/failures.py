@@ -13,6 +13,24 @@ def is_permanent(event: dg.DagsterEvent) -> bool:
     return data is not None and data.metadata.get("permanent") == dg.MetadataValue.bool(True)
 
 
+def reason_of(event: dg.DagsterEvent) -> str:
+    """What the failure of a step says, in one line; of a defect only its kind, since its text may hold anything."""
+    data = event.step_failure_data
+    told = data.user_failure_data
+    if told is not None and told.description:
+        return told.description
+    if is_failed_check(event):
+        return "A check that must hold does not; the run and `cliniko-pipeline status` say which."
+    kind = (data.error.cause or data.error).cls_name if data.error is not None else None
+    return f"An unexpected {kind or 'error'}; the run has the details."
+
+
+def is_failed_check(event: dg.DagsterEvent) -> bool:
+    """Whether the step is a check that does not hold and keeps the run from going on."""
+    error = event.step_failure_data.error
+    return error is not None and error.cls_name == "DagsterAssetCheckFailedError"
+
+
 def failure(error: ClinikoPipelineError) -> dg.Failure:
     """The failure to raise, `from None`, in place of the error."""
     return dg.Failure(

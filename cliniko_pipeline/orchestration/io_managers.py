@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError, DataError
+from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError, DataError, SettingsError
 from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.record_batches import write_batch
@@ -27,6 +27,7 @@ from cliniko_pipeline.runtime import Runtime
 REJECTED_SHOWN = 100
 ACTIVE_PATIENTS_KEY = dg.AssetKey("active_patients")
 """What is written last: when that has succeeded, the sync has."""
+WHOLE_SYNC = frozenset({"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"})
 
 
 @dataclass
@@ -142,7 +143,7 @@ class PostgresIOManager(dg.IOManager):
             with self._database.turn(organization_id):
                 yield result
             self._finish(context, organization_id, result)
-            if context.asset_key == ACTIVE_PATIENTS_KEY:
+            if context.asset_key == ACTIVE_PATIENTS_KEY and _is_whole_sync(context):
                 with self._database.operator() as connection:
                     scheduling.note_success(connection, organization_id)
         except ClinikoPipelineError as error:
@@ -171,11 +172,12 @@ class PostgresIOManager(dg.IOManager):
     def _pause_where_nothing_else_helps(
         self, context: dg.OutputContext, organization_id: str, error: ClinikoPipelineError
     ) -> None:
-        if not isinstance(error, CredentialsError):
+        # Where the database is not set up, no other organization does better either, and all go on when it is.
+        if not isinstance(error, CredentialsError | SettingsError):
             return
         try:
             with self._database.operator() as connection:
-                scheduling.pause(connection, organization_id, str(error))
+                scheduling.pause(connection, organization_id, reason=str(error), run_id=context.run_id)
         except ClinikoPipelineError as secondary:
             context.log.warning("The organization could not be paused: %s", secondary)
 
@@ -219,6 +221,11 @@ def _schema_and_table(key: dg.AssetKey) -> tuple[str, str]:
         return "cliniko", "contact_mapping"
     *schema, table = key.path
     return "_".join(schema) or "public", table
+
+
+def _is_whole_sync(context: dg.OutputContext) -> bool:
+    """Whether the run reads as well as computes."""
+    return {key.to_user_string() for key in context.step_context.job_def.asset_layer.selected_asset_keys} >= WHOLE_SYNC
 
 
 def _planned(context: dg.OutputContext) -> list[str]:

@@ -11,6 +11,7 @@ from uuid import uuid4
 import dagster as dg
 import sqlalchemy as sa
 
+from cliniko_pipeline.orchestration.failures import reason_of
 from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG
 from cliniko_pipeline.orchestration.run_marks import is_abandoned, marked_alive, remove_old_marks
 from cliniko_pipeline.postgres import scheduling, sync_runs
@@ -107,10 +108,5 @@ def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organizat
 def _first_error(result: dg.ExecuteInProcessResult) -> str:
     for event in result.all_events:
         if event.is_step_failure:
-            told = event.step_failure_data.user_failure_data
-            if told is not None and told.description:
-                return told.description
-            error = event.step_failure_data.error
-            kind = (error.cause or error).cls_name if error is not None else None
-            return f"An unexpected {kind or 'error'}; the run {result.run_id} in the Dagster UI has the details."
+            return reason_of(event)
     return f"The run {result.run_id} failed before its first step; it is in the Dagster UI."

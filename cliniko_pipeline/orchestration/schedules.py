@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG, organizations_in_flight
-from cliniko_pipeline.orchestration.jobs import cliniko_sync
+from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.runs import run_config
-from cliniko_pipeline.orchestration.sync_plans import DefaultSchedule, DueSync, due_syncs
+from cliniko_pipeline.orchestration.schedule_settings import default_schedule
+from cliniko_pipeline.orchestration.sync_plans import DueSync, due_counts, due_syncs
 from cliniko_pipeline.postgres import scheduling
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.settings import Settings
 from cliniko_pipeline.sync_options import SyncOptions
 
 FULL_TAG = "cliniko_pipeline/full"
@@ -44,13 +44,31 @@ def cliniko_syncs(
     return [_request(each, now) for each in due]
 
 
-def default_schedule(settings: Settings) -> DefaultSchedule:
-    """What the settings say."""
-    return DefaultSchedule(
-        sync_every_minutes=settings.sync_every_minutes or None,
-        full_sync_at=settings.full_sync_at,
-        full_sync_spread=timedelta(minutes=settings.full_sync_spread_minutes),
-    )
+@dg.schedule(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
+    name="cliniko_count_comparisons",
+    job=cliniko_counts,
+    cron_schedule="* * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description=(
+        "Compares every organization's numbers of records with Cliniko's once a day (a setting), each at a minute of"
+        " its own; skips those that `cliniko_syncs` skips."
+    ),
+)
+def cliniko_count_comparisons(
+    context: dg.ScheduleEvaluationContext, runtime: dg.ResourceParam[Runtime]
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """The comparisons that are due."""
+    now = context.scheduled_execution_time.astimezone(UTC)
+    hours = runtime.settings.compare_counts_every_hours
+    in_flight = organizations_in_flight(context.instance)
+    with runtime.database.operator() as connection:
+        found = scheduling.schedulings(connection)
+        due = due_counts(found, in_flight, timedelta(hours=hours) if hours else None, now)
+        scheduling.note_counts_requested(connection, due, now)
+    if not due:
+        return dg.SkipReason(f"None of {len(found)} organizations is due.")
+    return [dg.RunRequest(run_key=f"{each} {now.isoformat()}", tags={PARTITION_TAG: each}) for each in due]
 
 
 def _request(due: DueSync, now: datetime) -> dg.RunRequest:

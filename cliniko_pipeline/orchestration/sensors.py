@@ -1,16 +1,23 @@
-"""What watches: partitions follow the organizations, and runs whose process died are noted as failed."""
+"""What watches: partitions follow the organizations, runs whose process died are noted as failed, and the operator is
+told of what is wrong.
+"""
 
 from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
 
 import dagster as dg
 
 from cliniko_pipeline.errors import ClinikoPipelineError
-from cliniko_pipeline.orchestration.failures import is_permanent
+from cliniko_pipeline.orchestration.alerting import changed_freshness, decide, send_waiting
+from cliniko_pipeline.orchestration.assets.active_patients import active_patients
+from cliniko_pipeline.orchestration.checks.claims import FRESHNESS
+from cliniko_pipeline.orchestration.failures import is_failed_check, is_permanent, reason_of
 from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG, has_backfill, organizations_in_flight
+from cliniko_pipeline.orchestration.jobs import cliniko_counts
 from cliniko_pipeline.orchestration.partition_plans import plan_partitions
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.run_marks import is_abandoned
-from cliniko_pipeline.orchestration.runs import GOES_ON, end_abandoned_runs
+from cliniko_pipeline.orchestration.runs import ABANDONED, GOES_ON, end_abandoned_runs
 from cliniko_pipeline.postgres import organizations, scheduling
 from cliniko_pipeline.runtime import Runtime
 
@@ -68,13 +75,70 @@ def lost_runs(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Run
 )
 def failed_runs(context: dg.RunFailureSensorContext, runtime: dg.ResourceParam[Runtime]) -> None:
     """Ends what the run left unfinished, and notes when to try again."""
-    organization_id = context.dagster_run.tags.get(PARTITION_TAG)
+    run = context.dagster_run
+    organization_id = run.tags.get(PARTITION_TAG)
     if organization_id is None:
         return
     end_abandoned_runs(context.instance, runtime, organization_id)
-    if not any(is_permanent(event) for event in context.get_step_failure_events()):
-        with runtime.database.operator() as connection:
-            scheduling.note_failure(connection, organization_id)
+    events = context.get_step_failure_events()
+    # A check that does not hold is told as such, and what only compares is repeated with its next turn.
+    if run.job_name == cliniko_counts.name or (events and all(map(is_failed_check, events))):
+        return
+    with runtime.database.operator() as connection:
+        scheduling.note_failure(
+            connection,
+            organization_id,
+            reason=next(map(reason_of, events), ABANDONED),
+            run_id=run.run_id,
+            is_permanent=any(map(is_permanent, events)),
+        )
+
+
+@dg.sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
+    name="stale_organizations",
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Says of active_patients where it has become older than promised: no run is there to say it.",
+)
+def stale_organizations(
+    context: dg.SensorEvaluationContext,  # noqa: ARG001 (Dagster passes it by position)
+    runtime: dg.ResourceParam[Runtime],
+) -> dg.SensorResult | dg.SkipReason:
+    """The results of the check, of the organizations for which it is another than before."""
+    changed = changed_freshness(runtime, datetime.now(UTC))
+    if not changed:
+        return dg.SkipReason("Nothing has become older than promised, or fresh again.")
+    return dg.SensorResult(
+        asset_events=[
+            dg.AssetCheckEvaluation(
+                asset_key=active_patients.key,
+                check_name=FRESHNESS,
+                passed=each.holds,
+                severity=dg.AssetCheckSeverity.ERROR,
+                description=each.remark,
+                partition=each.organization_id,
+            )
+            for each in changed
+        ]
+    )
+
+
+@dg.sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
+    name="alerts",
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Tells the operator (CLINIKO_ALERT_URLS) of syncs that fail or pause, of checks that do not hold, and when that"
+        " is over: each once."
+    ),
+)
+def alerts(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
+    """Requests nothing: what it does is to tell."""
+    decided = decide(runtime)
+    sent = send_waiting(runtime)
+    for label in sent.failing:
+        context.log.warning("A notice was not taken by %s of CLINIKO_ALERT_URLS; it is tried again later.", label)
+    return dg.SkipReason(f"{decided} things to tell; {sent.taken} notices sent, {sent.waiting} wait.")
 
 
 def _active_organizations(runtime: Runtime) -> AbstractSet[str]:

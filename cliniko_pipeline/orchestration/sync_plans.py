@@ -50,6 +50,61 @@ def due_syncs(
     ]
 
 
+def due_counts(
+    schedulings: Iterable[Scheduling], in_flight: Collection[str], every: timedelta | None, now: datetime
+) -> list[str]:
+    """Of which organizations the numbers of records are to be compared at `now`: those that were synced once and whose
+    turn, spread by a hash like that of a sync, has come.
+    """
+    if every is None:
+        return []
+    return [
+        each.organization_id
+        for each in schedulings
+        if each.is_active and each.is_on and each.paused_at is None and each.organization_id not in in_flight
+        if (last := each.counts_requested_at or each.succeeded_at) is not None
+        if last < _last_turn(now, every, _share(each.organization_id, "counts", every))
+    ]
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """Whether an organization was synced no longer ago than promised."""
+
+    holds: bool
+    remark: str
+
+
+def freshness(scheduling: Scheduling, default: DefaultSchedule, within: timedelta, now: datetime) -> Freshness:
+    """Judges by the last sync of everything that succeeded, or by when the organization was first scheduled.
+
+    One that is synced less often than promised may be as old as two of its turns; one that is disabled or not synced
+    by itself is promised nothing.
+    """
+    period = _period(scheduling, default)
+    since = scheduling.succeeded_at or scheduling.known_since
+    if period is None or since is None or not scheduling.is_active or not scheduling.is_on:
+        return Freshness(holds=True, remark="It is not synced by itself: nothing is promised.")
+    promised = max(within, 2 * period)
+    what = "Last synced" if scheduling.succeeded_at is not None else "Never synced, and scheduled"
+    return Freshness(
+        holds=now - since <= promised,
+        remark=f"{what} {_minutes(now - since)} ago; promised are {_minutes(promised)}.",
+    )
+
+
+def _period(scheduling: Scheduling, default: DefaultSchedule) -> timedelta | None:
+    """The time between two syncs; None: never by itself."""
+    every = scheduling.sync_every_minutes or default.sync_every_minutes
+    if every is not None:
+        return timedelta(minutes=every)
+    return None if (scheduling.full_sync_at or default.full_sync_at) is None else DAY
+
+
+def _minutes(time: timedelta) -> str:
+    return f"{max(time, timedelta(0)) // timedelta(minutes=1)} minutes"
+
+
 def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> DueSync | None:
     organization_id = scheduling.organization_id
     full_at = scheduling.full_sync_at or default.full_sync_at

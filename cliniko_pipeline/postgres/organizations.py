@@ -19,6 +19,10 @@ SERVICE = "cliniko"
 """`api_credentials.service_name` of the credentials that are ours."""
 
 
+OPERATORS_TABLES = ("cliniko.scheduling", "cliniko.check_results", "cliniko.alerts")
+"""What is kept of each organization for the operator, outside of row-level security: nothing of a patient."""
+
+
 @dataclass(frozen=True)
 class Organization:
     """An organization that has Cliniko credentials.
@@ -137,9 +141,8 @@ def remove(database: Database, organization_id: str) -> int:
             sa.text("delete from public.api_credentials where organization_id = :id and service_name = :service"),
             {"id": organization_id, "service": SERVICE},
         )
-        connection.execute(
-            sa.text("delete from cliniko.scheduling where organization_id = :id"), {"id": organization_id}
-        )
+        for table in OPERATORS_TABLES:
+            connection.execute(sa.text(f"delete from {table} where organization_id = :id"), {"id": organization_id})
     return rows
 
 

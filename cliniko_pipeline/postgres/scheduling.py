@@ -3,7 +3,7 @@
 The operator's own table: everything here runs in an operator's transaction (`Database.operator`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time
 
@@ -23,20 +23,32 @@ class Scheduling:
         is_on: false: never synced by the schedule.
         sync_every_minutes, full_sync_at: its own; None: as the settings say.
         requested_at, full_requested_at: when the schedule last requested a run, and one that reads everything.
-        retry_at: when a sync that failed for a reason that passes is tried again.
+        counts_requested_at: when it last requested a comparison of counts.
+        known_since: when it was first scheduled; None: not yet.
+        succeeded_at: when a sync of everything last succeeded.
+        failures: how many runs in a row have failed.
+        failure_reason, failed_run_id, failure_is_permanent: of the last of them; None and false: none.
+        retry_at: when it is tried again before its next turn.
         paused_at, pause_reason: since when, and why, nothing is requested until its credentials change.
     """
 
     organization_id: str
-    is_active: bool
-    is_on: bool
-    sync_every_minutes: int | None
-    full_sync_at: time | None
-    requested_at: datetime | None
-    full_requested_at: datetime | None
-    retry_at: datetime | None
-    paused_at: datetime | None
-    pause_reason: str | None
+    is_active: bool = True
+    is_on: bool = True
+    sync_every_minutes: int | None = None
+    full_sync_at: time | None = None
+    requested_at: datetime | None = None
+    full_requested_at: datetime | None = None
+    counts_requested_at: datetime | None = None
+    known_since: datetime | None = None
+    succeeded_at: datetime | None = None
+    failures: int = 0
+    failure_reason: str | None = None
+    failed_run_id: str | None = None
+    failure_is_permanent: bool = False
+    retry_at: datetime | None = None
+    paused_at: datetime | None = None
+    pause_reason: str | None = None
 
 
 def schedulings(connection: Connection) -> list[Scheduling]:
@@ -86,36 +98,35 @@ def note_requested(connection: Connection, requested: Mapping[str, bool], at: da
         )
 
 
-def note_failure(connection: Connection, organization_id: str) -> None:
-    """A sync has failed for a reason that passes: it is tried again, later each time in a row."""
-    connection.execute(sa.text(sql("note_failure")), {"organization_id": organization_id})
+def note_counts_requested(connection: Connection, organization_ids: Sequence[str], at: datetime) -> None:
+    """Comparisons of counts were requested of these organizations."""
+    if organization_ids:
+        connection.execute(
+            sa.text(sql("note_counts_requested")), [{"organization_id": each, "at": at} for each in organization_ids]
+        )
+
+
+def note_failure(connection: Connection, organization_id: str, *, reason: str, run_id: str, is_permanent: bool) -> None:
+    """A run has failed. Where the reason passes, it is tried again, later each time in a row."""
+    connection.execute(
+        sa.text(sql("note_failure")),
+        {"organization_id": organization_id, "reason": reason, "run_id": run_id, "is_permanent": is_permanent},
+    )
 
 
 def note_success(connection: Connection, organization_id: str) -> None:
-    """A sync has succeeded: the next failure is the first in a row again, and nothing is left to pause for."""
-    connection.execute(
-        sa.text(
-            "update cliniko.scheduling set failures = 0, retry_at = null,"
-            " paused_at = null, pause_reason = null, paused_credentials = null"
-            " where organization_id = :organization_id and (failures > 0 or paused_at is not null)"
-        ),
-        {"organization_id": organization_id},
-    )
+    """A sync of everything has succeeded: what went wrong before is over."""
+    connection.execute(sa.text(sql("note_success")), {"organization_id": organization_id})
 
 
-def pause(connection: Connection, organization_id: str, reason: str) -> None:
+def pause(connection: Connection, organization_id: str, *, reason: str, run_id: str) -> None:
     """Nothing is requested of the organization any more until its credentials change or `end_pause`."""
     connection.execute(
-        sa.text(sql("pause")), {"organization_id": organization_id, "reason": reason, "service": SERVICE}
+        sa.text(sql("pause")),
+        {"organization_id": organization_id, "reason": reason, "run_id": run_id, "service": SERVICE},
     )
 
 
-def end_pause(connection: Connection, organization_id: str) -> None:
-    """Lets the schedule have the organization again."""
-    connection.execute(
-        sa.text(
-            "update cliniko.scheduling set paused_at = null, pause_reason = null, paused_credentials = null"
-            " where organization_id = :organization_id"
-        ),
-        {"organization_id": organization_id},
-    )
+def end_pause(connection: Connection, organization_id: str | None) -> int:
+    """Lets the schedule have the organization again, or, None, all that are paused; returns how many were."""
+    return connection.execute(sa.text(sql("end_pause")), {"organization_id": organization_id}).rowcount

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import Any, cast
 
-from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.sandbox import wire
 from cliniko_pipeline.sandbox.queries import Query
 from cliniko_pipeline.sandbox.resources import (
@@ -58,7 +58,7 @@ class Account:
         A record is served exactly as it is, however partial or hostile, except that values beginning with
         `{base}/` become links to the host that serves it. Iterables are read once, so they may be generators.
         Individual and group appointments share one space of ids, as in reality: an id that both use is one
-        booking only. Raises SettingsError for a resource the sandbox does not have.
+        booking only. Raises ArgumentError for a resource the sandbox does not have.
         """
         account = cls(name, shard, api_key)
         for resource, rows in records.items():
@@ -135,7 +135,7 @@ class Account:
         table = self._bookings if resource == "bookings" else self._tables.get(resource)
         if table is None:
             known = ", ".join(sorted(STORED_RESOURCES))
-            raise SettingsError(f"The sandbox has no resource of this name; it has {known}.")
+            raise ArgumentError(f"The sandbox has no resource of this name; it has {known}.")
         return table
 
     def _entry(self, record: Any) -> Entry:

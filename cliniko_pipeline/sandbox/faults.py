@@ -10,7 +10,7 @@ from enum import Enum
 from threading import Lock
 from typing import Any, cast
 
-from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.errors import ArgumentError
 
 _REFUSED = "Faults cannot be used: "
 
@@ -62,7 +62,7 @@ class Faults:
     the jitter, 0 to its value, is added. `too_many_requests_first`: so many requests are answered 429 before
     any other fault is considered. `redirect_to` and `next_links_to` are origins ("http://127.0.0.1:4567"):
     where redirects lead, and where `links.next` of every list leads instead of here. `accounts` limits
-    rates and latency to these accounts (by name); empty: all. Raises SettingsError for a value out of range.
+    rates and latency to these accounts (by name); empty: all. Raises ArgumentError for a value out of range.
     """
 
     seed: int = 0
@@ -91,9 +91,9 @@ class Faults:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
-                raise SettingsError(f"{_REFUSED}{field.name} must be zero or more.")
+                raise ArgumentError(f"{_REFUSED}{field.name} must be zero or more.")
         if sum(self.rates.values()) > 1.0 + 1e-9:
-            raise SettingsError(f"{_REFUSED}the rates add up to more than 1; lower some.")
+            raise ArgumentError(f"{_REFUSED}the rates add up to more than 1; lower some.")
 
     @property
     def rates(self) -> dict[Fault, float]:
@@ -117,18 +117,18 @@ class Faults:
 
     @classmethod
     def from_json(cls, value: Any) -> "Faults":
-        """Faults of a JSON object with any of the settings. Raises SettingsError."""
+        """Faults of a JSON object with any of the settings. Raises ArgumentError."""
         if not isinstance(value, dict):
-            raise SettingsError(f"{_REFUSED}give a JSON object.")
+            raise ArgumentError(f"{_REFUSED}give a JSON object.")
         known = {field.name: field for field in fields(cls)}
         given = cast("dict[str, Any]", value)
         for name in given:
             if name not in known:
-                raise SettingsError(f"{_REFUSED}there is no such setting; known are {', '.join(known)}.")
+                raise ArgumentError(f"{_REFUSED}there is no such setting; known are {', '.join(known)}.")
         try:
             return cls(**{name: _from_json(name, one) for name, one in given.items()})
         except (TypeError, ValueError) as error:
-            raise SettingsError(f"{_REFUSED}a setting has the wrong type.") from error
+            raise ArgumentError(f"{_REFUSED}a setting has the wrong type.") from error
 
 
 def _from_json(name: str, value: Any) -> Any:

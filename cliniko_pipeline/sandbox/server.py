@@ -29,7 +29,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from aiohttp import web
 
-from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.sandbox import wire
 from cliniko_pipeline.sandbox.account import Account, Page
 from cliniko_pipeline.sandbox.counters import Counters, RecordedRequest
@@ -119,9 +119,9 @@ class Sandbox:
         self._dice.faults = faults
 
     def add(self, account: Account) -> None:
-        """Serve one more account. Raises SettingsError if its name or key is taken."""
+        """Serve one more account. Raises ArgumentError if its name or key is taken."""
         if account.name in self.accounts or (account.shard, account.bare_key) in self._keys:
-            raise SettingsError("The sandbox has an account of this name or API key; give each its own.")
+            raise ArgumentError("The sandbox has an account of this name or API key; give each its own.")
         self.accounts[account.name] = account
         self._keys[account.shard, account.bare_key] = account
 
@@ -340,7 +340,7 @@ class Sandbox:
             self.faults = Faults.from_json(json.loads(await request.read()))
         except ValueError:
             return _error(400, "The body is not JSON")
-        except SettingsError as refused:
+        except ArgumentError as refused:
             return _error(400, str(refused))
         return _Answer(200, _json(self.faults.as_json()))
 
@@ -393,7 +393,7 @@ def running_sandbox(
 
     `port` 0 takes a free one. `requests_per_minute` None: no limit. `retry_after`: whether a 429 carries that
     header besides X-RateLimit-Reset. `clock` gives UNIX seconds, for the Date header and the rate limit.
-    Raises SettingsError if the address cannot be served.
+    Raises ArgumentError if the address cannot be served.
     """
     sandbox = Sandbox(
         accounts,
@@ -410,7 +410,7 @@ def running_sandbox(
     except OSError as error:
         thread.join(_STOP_SECONDS)
         message = "The sandbox cannot serve at this address; choose another host or port."
-        raise SettingsError(message) from error
+        raise ArgumentError(message) from error
     try:
         yield sandbox
     finally:

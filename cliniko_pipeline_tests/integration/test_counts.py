@@ -169,7 +169,10 @@ def test_a_revoked_key_fails_the_check_in_one_line(clinic: Clinic) -> None:
 def test_without_an_organization_it_is_told_how_to_choose_one(clinic: Clinic) -> None:
     result = clinic.pipeline.compare_counts(None)
     assert not result.success
-    assert "none was chosen: launch the job cliniko_counts with the tag dagster/partition" in errors_of(result)[0]
+    assert (
+        "none was chosen: launch the job cliniko_sync or cliniko_counts with the tag dagster/partition"
+        in errors_of(result)[0]
+    )
 
 
 # --- The share of deletions that is believed --------------------------------------------------------------

@@ -47,8 +47,14 @@ def test_there_is_exactly_this(repository: dg.RepositoryDefinition) -> None:
     assert {spec.key.to_user_string() for spec in specs()} == set(TABLES)
     jobs = {name for name in repository.job_names if not name.startswith("__ASSET_JOB")}
     assert jobs == {"cliniko_sync", "cliniko_counts"}
-    assert [schedule.name for schedule in repository.schedule_defs] == ["cliniko_syncs"]
-    assert {sensor.name for sensor in repository.sensor_defs} == {"organization_partitions", "lost_runs", "failed_runs"}
+    assert {schedule.name for schedule in repository.schedule_defs} == {"cliniko_syncs", "cliniko_count_comparisons"}
+    assert {sensor.name for sensor in repository.sensor_defs} == {
+        "organization_partitions",
+        "lost_runs",
+        "failed_runs",
+        "stale_organizations",
+        "alerts",
+    }
     running = [
         *(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in repository.schedule_defs),
         *(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in repository.sensor_defs),
@@ -59,6 +65,12 @@ def test_there_is_exactly_this(repository: dg.RepositoryDefinition) -> None:
     assert checks == {
         ("cliniko/patients", "counts_agree_with_cliniko"),
         ("cliniko/appointments", "counts_agree_with_cliniko"),
+        ("cliniko/patients", "nothing_was_rejected"),
+        ("cliniko/appointments", "nothing_was_rejected"),
+        ("contact_mapping", "no_contact_is_used_twice"),
+        ("contact_mapping", "unmatched_share_is_below_the_limit"),
+        ("active_patients", "every_active_patient_with_a_contact_is_stored_once"),
+        ("active_patients", "is_not_older_than_promised"),
     }
 
 
@@ -66,7 +78,9 @@ def test_the_main_job_makes_all_assets_in_order() -> None:
     definitions = build_definitions()
     job = definitions.resolve_job_def("cliniko_sync")
     assert {key.to_user_string() for key in job.asset_layer.selected_asset_keys} == set(TABLES)
-    assert len(job.nodes) == len(TABLES), "a check costs requests that a sync must not take"
+    claims = {"claims_of_what_was_read", "claims_of_contact_mapping", "claims_of_active_patients"}
+    steps = {key.replace("/", "__") for key in TABLES} | claims
+    assert {node.name for node in job.nodes} == steps, "to compare counts costs requests that a sync must not take"
     assert job.executor_def.name == "in_process"
     graph = definitions.resolve_asset_graph()
     extracted = {dg.AssetKey(["cliniko", "patients"]), dg.AssetKey(["cliniko", "appointments"])}

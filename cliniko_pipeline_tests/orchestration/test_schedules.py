@@ -181,8 +181,8 @@ def test_a_revoked_key_fails_one_run_and_pauses_the_organization_until_the_key_i
 
 def test_a_paused_organization_goes_on_when_it_is_enabled(deployment: Deployment) -> None:
     with deployment.pipeline.database.operator() as connection:
-        scheduling.pause(connection, "alpha", "revoked")
-        scheduling.pause(connection, "alpha", "another reason")
+        scheduling.pause(connection, "alpha", reason="revoked", run_id="run")
+        scheduling.pause(connection, "alpha", reason="another reason", run_id="run")
     assert deployment.scheduling("alpha").pause_reason == "revoked"
     with deployment.pipeline.database.operator() as connection:
         scheduling.end_pause(connection, "alpha")
@@ -205,10 +205,12 @@ def test_what_fails_for_a_reason_that_passes_is_tried_again_later_and_later_unti
     assert deployment.scheduling("alpha").retry_at is None, "a refusal does not pass"
     assert deployment.scheduling("alpha").paused_at is None
 
+    deployment.sandbox.faults = Faults()
+    assert deployment.sync("alpha").success
     with deployment.pipeline.database.operator() as connection:
         waits = []
         for _ in range(9):
-            scheduling.note_failure(connection, "alpha")
+            scheduling.note_failure(connection, "alpha", reason="down", run_id="run", is_permanent=False)
             waits.append(
                 connection.execute(
                     sa.text("select retry_at - now() from cliniko.scheduling where organization_id = 'alpha'")
@@ -217,7 +219,6 @@ def test_what_fails_for_a_reason_that_passes_is_tried_again_later_and_later_unti
     assert [wait // timedelta(minutes=1) for wait in waits] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert deployment.scheduling("beta").retry_at is None
 
-    deployment.sandbox.faults = Faults()
     assert deployment.sync("alpha").success
     assert deployment.scheduling("alpha").retry_at is None
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.sandbox import wire
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.server import running_sandbox
@@ -72,7 +72,7 @@ def test_records_are_copies():
 
 
 def test_an_unknown_resource_is_a_settings_error():
-    with pytest.raises(SettingsError, match="no resource"):
+    with pytest.raises(ArgumentError, match="no resource"):
         Account.from_records("clinic", "au4", KEY, {"unicorns": []})
 
 

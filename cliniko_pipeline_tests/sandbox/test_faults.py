@@ -4,7 +4,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Fault, FaultDice, Faults
 from cliniko_pipeline.sandbox.server import running_sandbox
@@ -161,7 +161,7 @@ def test_rates_are_shares_of_the_requests():
 
 @pytest.mark.parametrize("setting", [{"hang_rate": -0.1}, {"latency_ms": float("nan")}, {"html_ok_rate": 1.5}])
 def test_a_value_out_of_range_is_a_settings_error(setting):
-    with pytest.raises(SettingsError):
+    with pytest.raises(ArgumentError):
         Faults(**setting)
 
 

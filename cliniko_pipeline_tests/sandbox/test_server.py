@@ -5,7 +5,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 import pytest
 
-from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.rate_limit import RateLimit
 from cliniko_pipeline.sandbox.server import _is_loopback, running_sandbox
@@ -227,13 +227,13 @@ def test_only_loopback_addresses_may_steer_the_sandbox(remote, expected):
 def test_an_address_in_use_is_a_settings_error():
     with running_sandbox([account()]) as sandbox:
         port = int(sandbox.host.rpartition(":")[2])
-        with pytest.raises(SettingsError, match="another host or port"), running_sandbox([], port=port):
+        with pytest.raises(ArgumentError, match="another host or port"), running_sandbox([], port=port):
             pass
 
 
 def test_two_accounts_cannot_share_a_name_or_a_key():
     for other in (account(key="b3RoZXI-au4"), account("other", key=KEY.removesuffix("-au4"))):
-        with pytest.raises(SettingsError), running_sandbox([account(), other]):
+        with pytest.raises(ArgumentError), running_sandbox([account(), other]):
             pass
 
 

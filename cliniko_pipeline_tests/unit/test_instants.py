@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.instants import parse_instant
 
 
@@ -28,7 +28,7 @@ def test_z_stands_for_utc() -> None:
     ["", "yesterday", "2026-01-31", "2026-01-31T09:30:00", "2026-02-30T00:00:00Z", "0001-01-01T00:00:00+23:59", "1\n2"],
 )
 def test_anything_else_is_refused_in_one_line_with_an_example(text: str) -> None:
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(ArgumentError) as refused:
         parse_instant(text)
     assert "\n" not in str(refused.value)
     assert "Z" in str(refused.value)

@@ -60,6 +60,13 @@ def test_an_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_pat
         "sync_every_minutes": 60,
         "full_sync_at": time(2),
         "full_sync_spread_minutes": 240,
+        "compare_counts_every_hours": 24,
+        "fresh_within_minutes": 180,
+        "unmatched_share_limit": 0.5,
+        "alert_urls": (),
+        "alert_after_failures": 3,
+        "alert_repeat_hours": 24,
+        "ui_url": "http://127.0.0.1:3000",
     }
     assert settings.embedded_database
     assert list(tmp_path.iterdir()) == []
@@ -67,7 +74,7 @@ def test_an_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_pat
 
 def test_blank_variables_count_as_unset():
     names = {str(field.validation_alias) for field in type(load_settings({})).model_fields.values()}
-    assert len(names) == 13
+    assert len(names) == 20
     assert load_settings(dict.fromkeys(names, "")) == load_settings(dict.fromkeys(names, " \t")) == load_settings({})
 
 

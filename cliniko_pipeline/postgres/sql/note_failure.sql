@@ -1,7 +1,18 @@
--- Each failure in a row doubles the wait: 1, 2, 4 ... minutes, an hour at most.
-insert into cliniko.scheduling as scheduling (organization_id, failures, retry_at)
-values (:organization_id, 1, now() + interval '1 minute')
+-- Each failure in a row doubles the wait: 1, 2, 4 ... minutes, an hour at most. What does not pass is not tried again
+-- before its next turn.
+insert into cliniko.scheduling as scheduling (
+    organization_id, failures, failure_reason, failed_run_id, failure_is_permanent, retry_at
+)
+values (
+    :organization_id, 1, :reason, :run_id, :is_permanent, case when not :is_permanent then now() + interval '1 minute' end
+)
 on conflict (organization_id) do update
 set
     failures = scheduling.failures + 1,
-    retry_at = now() + least(interval '1 minute' * 2 ^ least(scheduling.failures, 10), interval '1 hour')
+    failure_reason = excluded.failure_reason,
+    failed_run_id = excluded.failed_run_id,
+    failure_is_permanent = excluded.failure_is_permanent,
+    retry_at = case
+        when not excluded.failure_is_permanent
+            then now() + least(interval '1 minute' * 2 ^ least(scheduling.failures, 10), interval '1 hour')
+    end

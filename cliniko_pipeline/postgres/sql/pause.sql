@@ -1,12 +1,23 @@
 -- The first reason stays, with its time: what fails after it in the same run says no more.
-insert into cliniko.scheduling as scheduling (organization_id, paused_at, pause_reason, paused_credentials)
+insert into cliniko.scheduling as scheduling (
+    organization_id, paused_at, pause_reason, paused_credentials, failure_reason, failed_run_id, failure_is_permanent
+)
 select
-    credentials.organization_id::text, now(), :reason, md5(credentials.credentials_encrypted::text)
+    credentials.organization_id::text,
+    now(),
+    :reason,
+    md5(credentials.credentials_encrypted::text),
+    :reason,
+    :run_id,
+    true
 from public.api_credentials as credentials
 where credentials.organization_id::text = :organization_id and credentials.service_name = :service
 on conflict (organization_id) do update
 set
     paused_at = excluded.paused_at,
     pause_reason = excluded.pause_reason,
-    paused_credentials = excluded.paused_credentials
+    paused_credentials = excluded.paused_credentials,
+    failure_reason = excluded.failure_reason,
+    failed_run_id = excluded.failed_run_id,
+    failure_is_permanent = true
 where scheduling.paused_at is null

@@ -7,6 +7,13 @@ select
     scheduling.full_sync_at,
     scheduling.requested_at,
     scheduling.full_requested_at,
+    scheduling.counts_requested_at,
+    scheduling.known_since,
+    scheduling.succeeded_at,
+    coalesce(scheduling.failures, 0) as failures,
+    scheduling.failure_reason,
+    scheduling.failed_run_id,
+    coalesce(scheduling.failure_is_permanent, false) as failure_is_permanent,
     scheduling.retry_at,
     scheduling.paused_at,
     scheduling.pause_reason

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseSetupError
 from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database
 from cliniko_pipeline.postgres.merge import upsert
+from cliniko_pipeline.postgres.organizations import OPERATORS_TABLES
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, TENANT_TABLES
 from cliniko_pipeline_tests.integration.postgres.tenants import MINE, SAMPLES, THEIRS, insertion, sow, versions
 
@@ -61,7 +62,7 @@ def test_every_table_that_names_organizations_is_a_known_tenant_table_under_forc
                 {"names": list(TENANT_TABLES)},
             ).scalars()
         )
-    operators = {"contacts", "api_credentials", "cliniko.scheduling"}
+    operators = {"contacts", "api_credentials", *OPERATORS_TABLES}
     tenant = [row for row in found if row.name not in operators]
     assert {row.name for row in tenant} == known
     assert [row.name for row in tenant if not row.is_forced] == []

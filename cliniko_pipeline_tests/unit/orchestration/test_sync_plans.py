@@ -15,7 +15,7 @@ NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 NEVER = DefaultSchedule(sync_every_minutes=None, full_sync_at=None, full_sync_spread=timedelta(0))
 HOURLY = replace(NEVER, sync_every_minutes=60)
 NIGHTLY = DefaultSchedule(sync_every_minutes=60, full_sync_at=time(2), full_sync_spread=timedelta(hours=4))
-NEW = Scheduling("org", True, True, None, None, None, None, None, None, None)
+NEW = Scheduling("org")
 MINUTE = timedelta(minutes=1)
 
 

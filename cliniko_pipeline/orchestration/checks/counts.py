@@ -1,21 +1,22 @@
-"""The asset checks, named as claims, each for one organization at a time."""
+"""Whether the numbers of records agree with Cliniko's: one request a resource."""
 
-import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
-from dagster_shared.utils.warnings import PreviewWarning
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
-from cliniko_pipeline.errors import ClinikoPipelineError, DataError
 from cliniko_pipeline.orchestration.assets.appointments import GROUPS, IN_GROUPS, INDIVIDUAL, appointments
 from cliniko_pipeline.orchestration.assets.extraction import Source
 from cliniko_pipeline.orchestration.assets.patients import SOURCE as PATIENTS
 from cliniko_pipeline.orchestration.assets.patients import patients
-from cliniko_pipeline.orchestration.failures import failure
+from cliniko_pipeline.orchestration.checks.results import (
+    noted,
+    organization_of,
+    partitioned_checks,
+    told_as_failures,
+)
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.postgres import crawls
@@ -55,25 +56,16 @@ def _counts_agree(asset: dg.AssetsDefinition, sources: Sequence[Source[Any]]) ->
         runtime: dg.ResourceParam[Runtime],
         cliniko: dg.ResourceParam[ClinikoResource],
     ) -> dg.AssetCheckResult:
-        with _told_as_failures():
-            organization_id = _organization_of(context)
+        with told_as_failures():
+            organization_id = organization_of(context)
             with runtime.database.turn(organization_id):
                 with cliniko.client(organization_id, context.log) as client:
                     found = [_compare(runtime.database, organization_id, client, source) for source in sources]
                 _require_full(runtime.database, organization_id, found)
-            return _result(found)
+            (result,) = noted(context, runtime, organization_id, [_result(found)])
+            return result
 
     return counts_agree_with_cliniko
-
-
-def _organization_of(context: dg.AssetCheckExecutionContext) -> str:
-    if not context.has_partition_key:
-        # The UI's button on the asset's page knows no partitions.
-        raise DataError(
-            "The check is of one organization, and none was chosen: launch the job cliniko_counts with the tag"
-            " dagster/partition, the organization's id."
-        )
-    return context.partition_key
 
 
 def _compare(database: Database, organization_id: str, client: ClinikoClient, source: Source[Any]) -> Comparison:
@@ -118,15 +110,5 @@ def _result(found: Sequence[Comparison]) -> dg.AssetCheckResult:
     )
 
 
-@contextmanager
-def _told_as_failures() -> Generator[None, None, None]:
-    try:
-        yield
-    except ClinikoPipelineError as error:
-        raise failure(error) from None
-
-
-with warnings.catch_warnings():
-    # Only with partitions is a check's result told for each organization; Dagster warns that this may still change.
-    warnings.simplefilter("ignore", PreviewWarning)
-    CHECKS = (_counts_agree(patients, [PATIENTS]), _counts_agree(appointments, [INDIVIDUAL, GROUPS, IN_GROUPS]))
+with partitioned_checks():
+    COUNTS = (_counts_agree(patients, [PATIENTS]), _counts_agree(appointments, [INDIVIDUAL, GROUPS, IN_GROUPS]))

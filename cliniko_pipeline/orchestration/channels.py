@@ -1,0 +1,71 @@
+"""Where notices go: Apprise, which speaks e-mail, Slack, Teams, webhooks and many more."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from pydantic import SecretStr
+
+from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.orchestration.alert_plans import CHECK
+from cliniko_pipeline.orchestration.notices import RECOVERED, TEST
+from cliniko_pipeline.postgres.alerts import Notice
+
+_TYPES = {RECOVERED: "success", TEST: "info", CHECK: "warning"}
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One of CLINIKO_ALERT_URLS. `label` is what may be shown of it, `digest` what it is recognized by."""
+
+    position: int
+    digest: str
+    label: str
+    url: SecretStr = field(repr=False)
+
+
+def channels(urls: Iterable[SecretStr]) -> list[Channel]:
+    """The channels of the setting, in its order."""
+    return [
+        Channel(
+            position,
+            digest=sha256(url.get_secret_value().encode()).hexdigest(),
+            label=f"channel {position} ({url.get_secret_value().partition('://')[0]})",
+            url=url,
+        )
+        for position, url in enumerate(urls, start=1)
+    ]
+
+
+def require_known(channel: Channel) -> None:
+    """Raises SettingsError where Apprise cannot make anything of the URL."""
+    if not _apprise(channel):
+        raise SettingsError(
+            f"CLINIKO_ALERT_URLS: {channel.label} is not what Apprise understands; its documentation tells how the URL"
+            " of each service is written."
+        )
+
+
+def send(channel: Channel, notice: Notice) -> bool:
+    """Whether the channel took the notice. Takes at most a few seconds; raises nothing."""
+    target = _apprise(channel)
+    if not target:
+        return False
+    try:
+        return bool(target.notify(title=notice.title, body=notice.body, notify_type=_TYPES.get(notice.kind, "failure")))
+    except Exception:  # noqa: BLE001 (whatever one of a hundred services' modules may raise)
+        return False
+
+
+def _apprise(channel: Channel) -> Any:
+    """Apprise's own object; None where it understands nothing of the URL."""
+    # Half a second that only who sends has to spend.
+    import apprise  # noqa: PLC0415
+
+    # It tells of failures with the URL, and that holds secrets; what failed is told by whoever sends.
+    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+    # Plain text, whatever the service's own marks: a reason is not to be read as markup.
+    target: Any = apprise.Apprise(asset=apprise.AppriseAsset(app_id="cliniko_pipeline", secure_logging=True))
+    return target if target.add(channel.url.get_secret_value()) else None

@@ -1,0 +1,15 @@
+"""The settings in the form in which the plans take them."""
+
+from datetime import timedelta
+
+from cliniko_pipeline.orchestration.sync_plans import DefaultSchedule
+from cliniko_pipeline.settings import Settings
+
+
+def default_schedule(settings: Settings) -> DefaultSchedule:
+    """What holds for an organization without a schedule of its own."""
+    return DefaultSchedule(
+        sync_every_minutes=settings.sync_every_minutes or None,
+        full_sync_at=settings.full_sync_at,
+        full_sync_spread=timedelta(minutes=settings.full_sync_spread_minutes),
+    )

@@ -1,0 +1,14 @@
+-- The next failure is the first in a row again, and nothing is left to pause for.
+insert into cliniko.scheduling as scheduling (organization_id, succeeded_at)
+values (:organization_id, now())
+on conflict (organization_id) do update
+set
+    succeeded_at = excluded.succeeded_at,
+    failures = 0,
+    failure_reason = null,
+    failed_run_id = null,
+    failure_is_permanent = false,
+    retry_at = null,
+    paused_at = null,
+    pause_reason = null,
+    paused_credentials = null
