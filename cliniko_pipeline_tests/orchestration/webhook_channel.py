@@ -1,0 +1,45 @@
+"""A channel that alerts may go to: an HTTP server of the test's own, and what it was told."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+
+@dataclass
+class WebhookChannel:
+    """`received` are the messages in order; `is_down` makes it refuse them."""
+
+    url: str
+    received: list[dict[str, Any]] = field(default_factory=list)
+    is_down: bool = False
+
+    @property
+    def titles(self) -> list[str]:
+        return [message["title"] for message in self.received]
+
+
+@contextmanager
+def opened_channel() -> Iterator[WebhookChannel]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if not channel.is_down:
+                channel.received.append(json.loads(body))
+            self.send_response(503 if channel.is_down else 200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        channel = WebhookChannel(f"json://hook:channel-secret@127.0.0.1:{server.server_port}/alerts")
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield channel
+        finally:
+            server.shutdown()
