@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-thorough test-histories test-kills benchmark-memory lint format sandbox constraints clean
+.PHONY: help demo ui test test-thorough test-histories test-kills benchmark-memory benchmark-runs lint format sandbox constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -35,6 +35,9 @@ test-kills: $(VENV)/.dev ## Syncs killed at 50 moments instead of 6; five minute
 
 benchmark-memory: $(VENV)/.runtime ## Peak memory of a first sync: 100,000 against 1,000,000 appointments; ten minutes
 	@$(BIN)/python -m benchmarks.memory $(ARGS)
+
+benchmark-runs: $(VENV)/.runtime ## Cost and rate of unchanged syncs of 200 organizations, launched by the schedule; half an hour
+	@$(BIN)/python -m benchmarks.runs $(ARGS)
 
 lint: $(VENV)/.dev ## Style, formatting, and the direction of imports
 	$(BIN)/ruff check .
