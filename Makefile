@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-thorough test-histories test-kills benchmark-memory benchmark-runs lint format sandbox constraints clean
+.PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-memory benchmark-runs lint format sandbox constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -20,10 +20,10 @@ ui: $(VENV)/.runtime ## The Dagster UI and daemon on this machine
 sandbox: $(VENV)/.runtime ## The simulated Cliniko
 	@$(BIN)/cliniko-pipeline sandbox $(ARGS)
 
-test: $(VENV)/.dev ## All tests; ARGS='-k words' for some
+test: $(VENV)/.dev browser ## All tests; ARGS='-k words' for some
 	$(BIN)/pytest --numprocesses=auto $(ARGS)
 
-test-thorough: $(VENV)/.dev ## The same with many more examples of every property; half an hour
+test-thorough: $(VENV)/.dev browser ## The same with many more examples of every property; half an hour
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto $(ARGS)
 
 test-histories: $(VENV)/.dev ## 525 random histories of a clinic between and during syncs, of which the tests take 25; a quarter of an hour
@@ -38,6 +38,21 @@ benchmark-memory: $(VENV)/.runtime ## Peak memory of a first sync: 100,000 again
 
 benchmark-runs: $(VENV)/.runtime ## Cost and rate of unchanged syncs of 200 organizations, launched by the schedule; half an hour
 	@$(BIN)/python -m benchmarks.runs $(ARGS)
+
+browser: ## The Chromium that tests drive the UI with: the machine's, or Debian's package where this is root on Debian
+	@case "$$CLINIKO_TEST_BROWSER" in ?*) exit 0 ;; esac; \
+	for program in chromium chromium-browser google-chrome; do \
+		command -v $$program >/dev/null && exit 0; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Debian's package chromium, which tests drive the UI with."; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium >/dev/null && exit 0; \
+	fi; \
+	echo "No browser: install Debian's package chromium (or Google Chrome), or set CLINIKO_TEST_BROWSER; the test of the UI needs it."
+
+screenshots: $(VENV)/.dev browser ## The pictures of the documentation, anew
+	CLINIKO_TEST_PICTURES=docs/images $(BIN)/pytest cliniko_pipeline_tests/e2e/test_browser.py
 
 lint: $(VENV)/.dev ## Style, formatting, and the direction of imports
 	$(BIN)/ruff check .

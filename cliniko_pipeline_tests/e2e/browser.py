@@ -1,0 +1,150 @@
+"""The Dagster UI in a headless Chromium, used as an operator does: by what is written on it.
+
+The browser is the machine's own. CLINIKO_TEST_BROWSER names another program, or `none` where there shall be none.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect, sync_playwright
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+WINDOW = {"width": 1400, "height": 900}
+SECONDS = 60
+"""For whatever the UI shows after a click: generous, for machines that do other things too."""
+
+ARGUMENTS = (
+    "--no-sandbox",  # root's Chromium starts only so; it sees no page but ours
+    "--disable-dev-shm-usage",  # containers have little shared memory
+    "--disable-gpu",
+    "--no-proxy-server",
+    # The UI has to work where there is no internet.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+DRAWN = """canvas => {
+    const { data, width } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const columns = new Set();
+    for (let i = 0; i < data.length; i += 4) {
+        const [red, green, blue, alpha] = data.slice(i, i + 4);
+        if (alpha > 128 && blue > 150 && blue > red + 60 && blue > green + 60) columns.add((i / 4) % width);
+    }
+    return columns.size / width;
+}"""
+"""The share of a plot's columns of pixels that the blue line passes."""
+
+
+def browser_program() -> str:
+    """The Chromium to drive. Fails the test where there is none, and skips it where that was asked for."""
+    wanted = os.environ.get("CLINIKO_TEST_BROWSER", "")
+    if wanted == "none":
+        pytest.skip("CLINIKO_TEST_BROWSER=none: without a browser, as asked")
+    found = next(filter(None, map(shutil.which, (wanted,) if wanted else PROGRAMS)), None)
+    if found is None:
+        pytest.fail(
+            f"No browser: {wanted or ', '.join(PROGRAMS)} not found. Install Debian's package chromium (as root,"
+            " `make browser` does), or name a Chromium with CLINIKO_TEST_BROWSER=/path, or `none` to go without.",
+            pytrace=False,
+        )
+    return found
+
+
+class DagsterUI:
+    """One tab on the UI, and what its pages complained of."""
+
+    def __init__(self, page: Page, address: str, pictures: Path) -> None:
+        self.page = page
+        self.address = address
+        self.pictures = pictures
+        self.complaints: list[str] = []
+        page.set_default_timeout(SECONDS * 1000)
+        page.on("console", self._note_console)
+        page.on("pageerror", lambda error: self.complaints.append(f"{page.url}: {error}"))
+        page.on("request", self._note_request)
+        page.on("response", lambda response: self._note(response.status >= 400, f"{response.status} {response.url}"))
+
+    def open(self, path: str) -> None:
+        self.page.goto(self.address + path, wait_until="domcontentloaded")
+
+    def launch(self, job: str, *, partition: str | None) -> str:
+        """Through the dialog of the job's page: for one partition, or a backfill over all. Returns its page's path."""
+        self.open(f"/locations/cliniko_pipeline/jobs/{job}")
+        self.page.get_by_role("button", name="Materialize all").click()
+        dialog = self.page.get_by_role("dialog").filter(has_text="Launch runs to materialize")
+        if partition is None:
+            dialog.get_by_role("button", name="All", exact=True).click()
+            button = dialog.get_by_role("button", name="Launch backfill")
+        else:
+            dialog.get_by_text("Select a partition or create one").click()
+            self.page.get_by_role("menuitem", name=partition).click()
+            self.page.keyboard.press("Escape")
+            button = dialog.get_by_role("button", name="Launch 1 run")
+        expect(button).to_be_enabled(timeout=SECONDS * 1000)
+        self.picture("launch" if partition is None else "launch-one")
+        button.click()
+        path = self.page.get_by_role("region", name="Notifications").get_by_role("link", name="View")
+        return path.get_attribute("href") or ""
+
+    def see(self, shown: Locator, *, seconds: float = SECONDS) -> None:
+        expect(shown).to_be_visible(timeout=seconds * 1000)
+
+    def see_text(self, text: str, *, seconds: float = SECONDS) -> None:
+        self.see(self.page.get_by_text(text, exact=True).first, seconds=seconds)
+
+    def plotted(self, name: str) -> float:
+        """How much of the plot's width its line takes, once it is drawn."""
+        heading = self.page.get_by_text(name, exact=True)
+        canvas = heading.locator("xpath=following::canvas[1]")
+        self.see(canvas)
+        for _ in range(SECONDS * 5):
+            share = canvas.evaluate(DRAWN)
+            if share > 0:
+                self.page.wait_for_timeout(1200)  # the line grows into its place
+                return canvas.evaluate(DRAWN)
+            self.page.wait_for_timeout(200)
+        return 0.0
+
+    def picture(self, name: str) -> None:
+        self.page.screenshot(path=self.pictures / f"{name}.png", animations="disabled")
+
+    def _note_console(self, message: ConsoleMessage) -> None:
+        # Warnings are Dagster's own: its GraphQL client warns of options that its next version drops.
+        self._note(message.type == "error", message.text)
+
+    def _note_request(self, request: Request) -> None:
+        elsewhere = urlsplit(request.url)
+        is_foreign = elsewhere.scheme not in {"data", "blob"} and not request.url.startswith(self.address + "/")
+        self._note(is_foreign, f"asks {elsewhere.scheme}://{elsewhere.netloc}")
+
+    def _note(self, is_complaint: bool, text: str) -> None:
+        if is_complaint:
+            self.complaints.append(f"{self.page.url}: {text}")
+
+
+def answers(address: str) -> bool:
+    """Whether the webserver at the address answers yet."""
+    try:
+        return httpx.get(f"{address}/server_info", trust_env=False, timeout=10).is_success
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def opened_ui(address: str, pictures: Path) -> Iterator[DagsterUI]:
+    """What a test fails with inside says what the page showed."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=browser_program(), args=list(ARGUMENTS))
+        page = browser.new_page(viewport=WINDOW, locale="en-US", timezone_id="UTC")
+        try:
+            yield DagsterUI(page, address, pictures)
+        except Exception as error:
+            error.add_note(f"{page.url} showed:\n{page.locator('body').inner_text()[:5000]}")
+            raise
+        finally:
+            browser.close()

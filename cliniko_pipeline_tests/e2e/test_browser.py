@@ -1,0 +1,180 @@
+"""The Dagster UI in a real browser: one organization, then a backfill over all, their checks and a plot.
+
+CLINIKO_TEST_PICTURES names a folder for the screenshots (`make screenshots`: those of the documentation).
+"""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.credentials.vault import ClinikoCredentials
+from cliniko_pipeline.definitions import build_definitions
+from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.postgres.engine import sql
+from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
+from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, processes_of, wait_until
+from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
+from cliniko_pipeline_tests.conftest import environment, free_port
+from cliniko_pipeline_tests.e2e.browser import SECONDS, DagsterUI, answers, browser_program, expect, opened_ui
+from cliniko_pipeline_tests.independent import expected_active_patients
+
+RESOURCES = (
+    "patients",
+    "individual_appointments",
+    "group_appointments",
+    "attendees",
+    "appointment_types",
+    "practitioners",
+)
+ASSETS = {"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"}
+FIRST = "surf-rehab"
+A_RUN = 120
+A_BACKFILL = 180
+"""Seconds: the daemon looks after backfills every half a minute, once to launch the runs and once to see them ended."""
+
+
+@pytest.fixture
+def environ(database_url: URL, tmp_path: Path) -> dict[str, str]:
+    # What runs here was launched in the browser.
+    by_hand = {"CLINIKO_SYNC_EVERY_MINUTES": "0", "CLINIKO_FULL_SYNC_AT": "off"}
+    return environment(database_url, tmp_path / "home") | by_hand
+
+
+@pytest.fixture
+def clinics(environ: dict[str, str]) -> Iterator[Clinics]:
+    with opened_clinics(environ) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("CLINIKO_TEST_PICTURES") or tmp_path / "pictures").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_an_operator_materializes_one_organization_then_all_and_sees_their_checks_and_plots(
+    environ: dict[str, str], clinics: Clinics, tmp_path: Path, pictures: Path
+) -> None:
+    browser_program()  # before anything is started for it
+    demo = demo_organizations(datetime.now(UTC))
+    for each in demo:
+        _add(clinics, each)
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with CommandLine(environ, tmp_path).start("ui", "--port", str(port)) as running:
+        try:
+            running.wait_until(lambda: answers(address), 120, "the UI never answered")
+            with opened_ui(address, pictures) as ui:
+                _assert_one_organization_is_materialized(ui, clinics, demo)
+                _assert_a_backfill_materializes_all(ui, running, clinics, demo)
+                assert ui.complaints == []
+        finally:
+            running.interrupt(signal.SIGTERM)
+            running.wait(60)
+    wait_until(lambda: not processes_of(tmp_path), 10, f"they never ended: {processes_of(tmp_path)}")
+
+
+def _assert_one_organization_is_materialized(ui: DagsterUI, clinics: Clinics, demo: list[DemoOrganization]) -> None:
+    run = ui.launch("cliniko_sync", partition=FIRST)
+    ui.open(run)
+    ui.see_text("Success", seconds=A_RUN)
+    ui.see_text("partition: " + FIRST)
+    ui.see(ui.page.get_by_text("RUN_SUCCESS"))
+    ui.see_text("Executing (0)")
+    ui.picture("run")
+    for each in demo:
+        assert clinics.dagster_runs(each.id) == (["SUCCESS"] if each.id == FIRST else [])
+    (first,) = (each for each in demo if each.id == FIRST)
+    _assert_active_patients_are_right(clinics, first)
+    assert [each.id for each in demo if _active(clinics, each)] == [FIRST]
+
+
+def _assert_a_backfill_materializes_all(
+    ui: DagsterUI, running: Running, clinics: Clinics, demo: list[DemoOrganization]
+) -> None:
+    backfill = ui.launch("cliniko_sync", partition=None)
+    for each in demo:
+        runs = ["SUCCESS"] * (2 if each.id == FIRST else 1)
+        running.wait_until(
+            lambda name=each.id, runs=runs: clinics.dagster_runs(name) == runs, A_BACKFILL, f"{each.id} was not synced"
+        )
+        _assert_active_patients_are_right(clinics, each)
+
+    # Meanwhile the daemon finds that the backfill has ended.
+    _assert_plots_go_from_the_first_organization_to_the_last(ui)
+    _assert_the_checks_of_the_sync_have_passed(ui)
+
+    ui.open("/asset-groups")
+    expect(ui.page.get_by_text("100% filled")).to_have_count(len(ASSETS), timeout=SECONDS * 1000)
+    ui.picture("asset-graph")
+    ui.open(f"/assets/active_patients?view=partitions&partition={FIRST}")
+    ui.see_text("rows_updated")
+    ui.picture("materialization")
+
+    ui.open(backfill)
+    status = ui.page.get_by_text("Status", exact=True).locator("xpath=..")
+    expect(status).to_contain_text("Succeeded", timeout=A_BACKFILL * 1000)
+    row = ui.page.get_by_role("row").filter(has_text="cliniko_sync")
+    # Targeted, in progress, succeeded, failed.
+    expect(row.get_by_role("cell")).to_have_text([re.compile("100% completed"), "3", "0", "3", "0"])
+    ui.picture("backfill")
+
+
+def _assert_plots_go_from_the_first_organization_to_the_last(ui: DagsterUI) -> None:
+    ui.open("/assets/active_patients")
+    ui.see_text("public.active_patients")
+    ui.page.get_by_role("button", name="Plots").click()
+    assert ui.plotted("dagster/row_count") > 0.5
+    assert ui.plotted("rows_updated") > 0.5
+    ui.page.get_by_text("rows_updated", exact=True).locator("xpath=following::canvas[1]").scroll_into_view_if_needed()
+    ui.picture("plots")
+
+
+def _assert_the_checks_of_the_sync_have_passed(ui: DagsterUI) -> None:
+    definitions = build_definitions()
+    known = definitions.resolve_asset_graph().asset_check_keys
+    checks = definitions.resolve_job_def("cliniko_sync").asset_layer.asset_graph.asset_check_keys
+    assert {each.asset_key.to_user_string() for each in checks} == ASSETS
+    for each in sorted(checks):
+        of_the_asset = sum(other.asset_key == each.asset_key for other in known)
+        ui.open(f"/assets/{'/'.join(each.asset_key.path)}?view=checks&checkDetail={each.name}")
+        ui.see_text(f"Checks ({of_the_asset})")
+        ui.see(ui.page.get_by_text(each.name, exact=True).last)
+        ui.see(ui.page.get_by_text("Evaluation result").locator("xpath=..").get_by_text("Passed", exact=True))
+        if each.name == "every_active_patient_with_a_contact_is_stored_once":
+            ui.picture("checks")
+
+
+def _add(clinics: Clinics, each: DemoOrganization) -> None:
+    clinics.sandbox.add(each.account)
+    credentials = ClinikoCredentials(each.account.api_key, None, clinics.sandbox.base_url(each.account))
+    with clinics.database.operator() as connection:
+        organizations.save(connection, each.id, each.name, clinics.vault.encrypt(credentials), validated=False)
+        connection.execute(sa.text(sql("save_contact")), each.contacts)
+
+
+def _active(clinics: Clinics, each: DemoOrganization) -> list[dict[str, Any]]:
+    with clinics.database.organization(each.id) as connection:
+        return [dict(row) for row in connection.execute(sa.text("select * from public.active_patients")).mappings()]
+
+
+def _assert_active_patients_are_right(clinics: Clinics, each: DemoOrganization) -> None:
+    rows = _active(clinics, each)
+    assert len(rows) >= 5
+    (judged_at,) = {row["search_date_to"].replace(tzinfo=UTC) for row in rows}
+    wire = {name: each.account.wire_records(name, "http://sandbox/v1") for name in RESOURCES}
+    contacts = [contact | {"id": UUID(contact["id"])} for contact in each.contacts]
+    expected = expected_active_patients(wire, contacts, each.id, judged_at)
+    bookkeeping = ("id", "created_at", "updated_at")
+    found = {row["contact_id"]: {name: row[name] for name in row if name not in bookkeeping} for row in rows}
+    assert found == expected
