@@ -11,6 +11,7 @@ import click
 from cliniko_pipeline.errors import ClinikoPipelineError
 
 COMMANDS = {
+    "alerts": "cliniko_pipeline.cli.alerts:alerts",
     "backfill": "cliniko_pipeline.cli.backfill:backfill",
     "credentials": "cliniko_pipeline.cli.credentials:credentials",
     "demo": "cliniko_pipeline.cli.demo:demo",

@@ -87,13 +87,17 @@ def disable(organization_id: str) -> None:
 
 
 @organizations.command()
-@click.argument("organization_id", metavar="ID")
-def enable(organization_id: str) -> None:
+@click.argument("organization_id", metavar="[ID]", required=False)
+@click.option("--paused", "all_paused", is_flag=True, help="All that are paused, after what paused them was mended.")
+def enable(organization_id: str | None, *, all_paused: bool) -> None:
     """Let a disabled or paused organization be synced again."""
+    if (organization_id is not None) == all_paused:
+        raise click.UsageError("Say which organization, or --paused for all that are paused.")
     with session() as runtime, runtime.database.operator() as connection:
-        stored.set_active(connection, organization_id, active=True)
-        scheduling.end_pause(connection, organization_id)
-    click.echo(f"Enabled '{organization_id}'.")
+        if organization_id is not None:
+            stored.set_active(connection, organization_id, active=True)
+        ended = scheduling.end_pause(connection, organization_id)
+    click.echo(f"Ended {ended} pauses." if organization_id is None else f"Enabled '{organization_id}'.")
 
 
 class _TimeOfDay(click.ParamType[time]):

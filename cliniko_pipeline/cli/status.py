@@ -17,6 +17,8 @@ from cliniko_pipeline.postgres.sync_runs import OrganizationStatus, organization
 from cliniko_pipeline.runtime import Runtime
 
 UNLIMITED_WIDTH = 2000
+TOLD_IN_OTHER_WORDS = {"nothing_was_rejected", "counts_agree_with_cliniko"}
+"""Checks of which the tables themselves tell more."""
 
 
 @click.command()
@@ -94,6 +96,11 @@ def problems(organization: Organization, state: OrganizationStatus) -> list[str]
         )
     elif state.status == "failed" and state.error:
         found.append(f"the last sync failed. {state.error}")
+    found += [
+        f"does not hold: {check}"
+        for check in organization.failed_checks
+        if check.partition(":")[0] not in TOLD_IN_OTHER_WORDS
+    ]
     if state.rejected_records:
         found.append(
             f"{state.rejected_records} records could not be understood and were set aside"
@@ -135,7 +142,7 @@ def _age(instant: datetime | None) -> str:
 
 def _as_json(organization: Organization, state: OrganizationStatus) -> dict[str, Any]:
     values = {"id": organization.id, "name": organization.name, "is_active": organization.is_active}
-    values |= {"pause_reason": organization.pause_reason}
+    values |= {"pause_reason": organization.pause_reason, "failed_checks": organization.failed_checks}
     values |= {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in dataclasses.asdict(state).items()

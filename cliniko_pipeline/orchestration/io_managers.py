@@ -13,18 +13,17 @@ import dagster as dg
 import pandas as pd
 
 from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError, DataError, SettingsError
+from cliniko_pipeline.orchestration.column_lineage import lineage
 from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.record_batches import write_batch
-from cliniko_pipeline.orchestration.table_metadata import preview, stored_rows
+from cliniko_pipeline.orchestration.table_metadata import numbers, preview, problems, stored_rows
 from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
 from cliniko_pipeline.postgres import crawls, frames, scheduling, sync_runs
-from cliniko_pipeline.postgres.crawls import RejectedRecord
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.merge import Written, replace_by_query
 from cliniko_pipeline.runtime import Runtime
 
-REJECTED_SHOWN = 100
 ACTIVE_PATIENTS_KEY = dg.AssetKey("active_patients")
 """What is written last: when that has succeeded, the sync has."""
 WHOLE_SYNC = frozenset({"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"})
@@ -35,15 +34,12 @@ class _Result:
     written: Written = field(default_factory=Written)
     records: int | None = None
     rejected: int = 0
-    first_rejected: list[tuple[str, RejectedRecord]] = field(default_factory=list[tuple[str, RejectedRecord]])
     cost: RequestCost = field(default_factory=RequestCost)
 
     def add(self, batch: RecordBatch, written: Written) -> None:
         self.written += written
         self.records = (self.records or 0) + len(batch.rows)
         self.rejected += len(batch.rejected)
-        shown = batch.rejected[: REJECTED_SHOWN - len(self.first_rejected)]
-        self.first_rejected.extend((batch.resource, record) for record in shown)
 
     def counts(self) -> dict[str, int]:
         read = {} if self.records is None else {"records": self.records, "rejected": self.rejected}
@@ -112,12 +108,18 @@ class PostgresIOManager(dg.IOManager):
         with self._database.organization(organization_id) as connection:
             rows = stored_rows(connection, schema, table)
             shown = preview(connection, schema, table)
+            plotted = numbers(connection, schema, table)
+            wrong = problems(connection, schema, table)
         metadata: dict[str, Any] = {
             "dagster/row_count": rows,
+            **plotted,
+            "rows_changed": result.written.inserted + result.written.updated + result.written.deleted,
             "rows_inserted": result.written.inserted,
             "rows_updated": result.written.updated,
             "rows_deleted": result.written.deleted,
             "preview": shown,
+            **wrong,
+            **lineage(key),
         }
         if result.records is not None:
             metadata |= {
@@ -128,8 +130,6 @@ class PostgresIOManager(dg.IOManager):
                 "requests_rate_limited": result.cost.rate_limited,
                 "seconds_waited": round(result.cost.seconds_waited, 1),
             }
-        if result.rejected:
-            metadata["rejected_records"] = _rejected_table(result.first_rejected)
         return metadata
 
     @contextmanager
@@ -231,12 +231,3 @@ def _is_whole_sync(context: dg.OutputContext) -> bool:
 def _planned(context: dg.OutputContext) -> list[str]:
     layer = context.step_context.job_def.asset_layer
     return sorted(key.to_user_string() for key in layer.selected_asset_keys)
-
-
-def _rejected_table(rejected: list[tuple[str, RejectedRecord]]) -> dg.TableMetadataValue:
-    return dg.MetadataValue.table(
-        [
-            dg.TableRecord({"resource": resource, "id": record.id or "unreadable", "reason": record.reason})
-            for resource, record in rejected
-        ]
-    )

@@ -6,9 +6,11 @@ import dagster as dg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from cliniko_pipeline.postgres.claims import mapping_counts
 from cliniko_pipeline.postgres.merge import quote
 
 PREVIEW_ROWS = 5
+PROBLEMS_SHOWN = 100
 
 # Metadata are kept in Dagster's own storage and shown to whoever may see the UI: no names, no addresses, and no
 # patient's appointments. A table that is not listed here is not previewed.
@@ -51,6 +53,40 @@ def preview(connection: Connection, schema: str, table: str) -> dg.TableMetadata
         [dg.TableRecord({column: _shown(row[i]) for i, column in enumerate(columns)}) for row in rows],
         schema=dg.TableSchema([dg.TableColumn(column) for column in columns]),
     )
+
+
+def numbers(connection: Connection, schema: str, table: str) -> dict[str, int]:
+    """What the UI plots of a table over time, besides its size."""
+    match schema, table:
+        case "cliniko", "contact_mapping":
+            counts = mapping_counts(connection)
+            return {"matched": counts.matched, "ambiguous": counts.ambiguous, "unmatched": counts.unmatched}
+        case _:
+            return {}
+
+
+def problems(connection: Connection, schema: str, table: str) -> dict[str, dg.TableMetadataValue]:
+    """A table of what the operator should look at, by ids and reasons; nothing where all is well."""
+    query = _PROBLEMS.get((schema, table))
+    if query is None:
+        return {}
+    rows = connection.execute(sa.text(f"{query} limit {PROBLEMS_SHOWN}")).mappings()
+    found = [dg.TableRecord({name: _shown(value) for name, value in row.items()}) for row in rows]
+    return {"problems": dg.MetadataValue.table(found)} if found else {}
+
+
+_REJECTED = (
+    "select resource, coalesce(id, 'unreadable') as id, reason, rejected_at as since"
+    " from cliniko.rejected_records where {condition} order by rejected_at desc, resource, position"
+)
+_PROBLEMS = {
+    ("cliniko", "patients"): _REJECTED.format(condition="resource = 'patients'"),
+    ("cliniko", "appointments"): _REJECTED.format(condition="resource <> 'patients'"),
+    ("cliniko", "contact_mapping"): (
+        "select patient_id, status, method as pass, candidate_count as candidates from cliniko.contact_mapping"
+        " where status <> 'matched' order by status, length(patient_id), patient_id"
+    ),
+}
 
 
 def _shown(value: Any) -> str | int | float | bool | None:

@@ -32,6 +32,7 @@ class Organization:
         is_active: false: disabled, not to be synced.
         last_validated_at: when Cliniko last accepted the credentials, UTC.
         pause_reason: why the schedule leaves it alone until its credentials change; None: it does not.
+        failed_checks: the names of the checks that do not hold, each with what was found.
     """
 
     id: str
@@ -39,12 +40,13 @@ class Organization:
     is_active: bool
     last_validated_at: datetime | None
     pause_reason: str | None
+    failed_checks: list[str]
 
 
 def organizations(connection: Connection) -> list[Organization]:
     """All organizations with Cliniko credentials, by id."""
     rows = connection.execute(sa.text(sql("organizations")), {"service": SERVICE})
-    return [Organization(row.id, row.name, row.is_active, row.last_validated_at, row.pause_reason) for row in rows]
+    return [Organization(**row) for row in rows.mappings()]
 
 
 def organization(connection: Connection, organization_id: str) -> Organization:

@@ -394,7 +394,8 @@ def test_one_bad_record_is_set_aside_with_its_reason_and_taken_when_it_gets_well
     assert "soon" not in rejected["reason"]
     metadata = materializations_of(result)["cliniko/patients"]
     assert metadata["records_rejected"] == 1
-    (shown,) = metadata["rejected_records"].records
+    (shown,) = metadata["problems"].records
+    assert shown.data.pop("since") == str(rejected["rejected_at"])
     assert shown.data == {"resource": "patients", "id": "990001", "reason": rejected["reason"]}
     assert clinic.last_run().rejected_records == 1
     (run,) = clinic.pipeline.rows(clinic.id, "cliniko.sync_runs")

@@ -29,7 +29,11 @@ def channel() -> Iterator[WebhookChannel]:
 
 @pytest.fixture
 def deployment(database_url: URL, tmp_path: Path, channel: WebhookChannel) -> Iterator[Deployment]:
-    variables = {"CLINIKO_ALERT_URLS": channel.url, "CLINIKO_UI_URL": "https://dagster.example.org/"}
+    variables = {
+        "CLINIKO_ALERT_URLS": channel.url,
+        "CLINIKO_UI_URL": "https://dagster.example.org/",
+        "CLINIKO_UNMATCHED_SHARE_LIMIT": "1",  # there are no contacts
+    }
     with (
         dg.instance_for_test() as instance,
         opened_pipeline(

@@ -56,12 +56,43 @@ def test_a_materialization_tells_counts_and_a_preview_without_names_and_addresse
     assert len(told["active_patients"]["preview"].records) == 1
     assert told["cliniko/patients"]["records_read"] == 1
     assert told["cliniko/patients"]["requests"] == 1
+    assert {name: told["contact_mapping"][name] for name in ("matched", "ambiguous", "unmatched")} == {
+        "matched": 1,
+        "ambiguous": 0,
+        "unmatched": 0,
+    }
+    assert {"records_read", "rows_changed", "requests", "seconds_waited"} <= set(told["cliniko/appointments"])
+    assert not any("problems" in each for each in told.values())
     shown = repr(told)
     for private in ("Xanthippe", "Quillfeather", "xq@"):
         assert private not in shown
     alone = pipeline.materialize("clinic", "active_patients")
     assert alone.success, errors_of(alone)
     assert list(materializations_of(alone)) == ["active_patients"]
+
+
+def test_who_has_no_contact_is_listed_by_id(pipeline, clinic) -> None:
+    clinic.put("patients", patient("2", first_name="Barnaby", last_name="Nobody"))
+    told = materializations_of(pipeline.sync("clinic", AS_OF))
+    assert (told["contact_mapping"]["matched"], told["contact_mapping"]["unmatched"]) == (1, 1)
+    (listed,) = told["contact_mapping"]["problems"].records
+    assert listed.data == {"patient_id": "2", "status": "unmatched", "pass": None, "candidates": None}
+    assert "Barnaby" not in repr(told)
+
+
+def test_every_computed_column_says_which_columns_it_comes_from(pipeline, clinic) -> None:
+    columns = {
+        spec.key: {column.name for column in spec.metadata["dagster/column_schema"].columns}
+        for spec in build_definitions().resolve_all_asset_specs()
+    } | {dg.AssetKey("contacts"): {"id", "cliniko_patient_id", "email", "name"}}
+    told = materializations_of(pipeline.sync("clinic", AS_OF))
+    not_computed = {"organization_id", "created_at", "updated_at", "id", "search_date_from", "search_date_to"}
+    for name in ("contact_mapping", "active_patients"):
+        by_column = told[name]["dagster/column_lineage"].deps_by_column
+        assert set(by_column) == columns[dg.AssetKey(name)] - not_computed
+        sources = [source for sources in by_column.values() for source in sources]
+        assert [each for each in sources if each.column_name not in columns[each.asset_key]] == []
+    assert "dagster/column_lineage" not in told["cliniko/patients"]
 
 
 def test_a_key_that_cliniko_does_not_know_fails_without_retries(pipeline, clinic) -> None:
