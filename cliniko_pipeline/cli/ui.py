@@ -52,7 +52,10 @@ def serve(runtime: Runtime, port: int = PORT) -> None:
     free = _free_port(port)
     if free != port:
         click.echo(f"Port {port} is in use, so the UI takes {free}.")
-    click.echo(f"Dagster UI: http://{HOST}:{free} (answers in a few seconds; Ctrl-C ends it)")
+    address = f"http://{HOST}:{free}"
+    # Where nothing else is set, this is where the links in alerts lead.
+    environment.setdefault("CLINIKO_UI_URL", address)
+    click.echo(f"Dagster UI: {address} (answers in a few seconds; Ctrl-C ends it)")
     with resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "workspace.yaml") as workspace:
         _run_until_stopped(_command(workspace, free), environment)
 

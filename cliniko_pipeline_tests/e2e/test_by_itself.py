@@ -1,4 +1,4 @@
-"""The real daemon and webserver on a fresh Dagster home: organizations appear, are synced, and go, without a hand."""
+"""The real daemon and webserver: organizations appear, are synced, pause, heal and go; the operator is told once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +7,11 @@ import pytest
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline_tests.cli.command_line import CommandLine, Running
 from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
 from cliniko_pipeline_tests.conftest import environment, free_port
+from cliniko_pipeline_tests.orchestration.webhook_channel import WebhookChannel, opened_channel
 
 SUCCEEDED = [("succeeded", None)]
 A_TICK_AND_ITS_RUNS = 150
@@ -17,10 +19,16 @@ A_TICK_AND_ITS_RUNS = 150
 
 
 @pytest.fixture
-def environ(database_url: URL, tmp_path: Path) -> dict[str, str]:
-    # Once a day: what is requested here is requested since it is new.
+def channel() -> Iterator[WebhookChannel]:
+    with opened_channel() as opened:
+        yield opened
+
+
+@pytest.fixture
+def environ(database_url: URL, tmp_path: Path, channel: WebhookChannel) -> dict[str, str]:
+    # Once a day: what is requested here is requested since it is new, or was told to be.
     once = {"CLINIKO_SYNC_EVERY_MINUTES": "1440", "CLINIKO_FULL_SYNC_AT": "off"}
-    return environment(database_url, tmp_path / "home") | once
+    return environment(database_url, tmp_path / "home") | once | {"CLINIKO_ALERT_URLS": channel.url}
 
 
 @pytest.fixture
@@ -29,14 +37,21 @@ def clinics(environ: dict[str, str]) -> Iterator[Clinics]:
         yield opened
 
 
-def test_organizations_appear_are_synced_by_the_schedule_and_go(
-    environ: dict[str, str], clinics: Clinics, tmp_path: Path
+def test_organizations_appear_are_synced_by_the_schedule_heal_and_go(
+    environ: dict[str, str], clinics: Clinics, channel: WebhookChannel, tmp_path: Path
 ) -> None:
-    clinics.open(["alpha", "beta", "gamma"])
+    accounts = {name: clinics.add(name) for name in ("alpha", "beta", "gamma")}
     command = CommandLine(environ, tmp_path)
     with command.start("ui", "--port", str(free_port())) as running:
         try:
-            _assert_everything_follows(running, clinics)
+            _assert_organizations_are_synced(running, clinics)
+            # From here on beta has a turn every minute, and a key that Cliniko does not know.
+            accounts["beta"].revoked = True
+            assert command("organizations", "schedule", "beta", "--every", "1").returncode == 0
+            _assert_partitions_follow(running, clinics)
+            _assert_it_is_paused_and_told_once(running, clinics, channel)
+            _replace_key(command, clinics, accounts["beta"])
+            _assert_it_goes_on_and_that_is_told_once(running, clinics, channel)
         finally:
             # Also when something is wrong: what it has started must not go on.
             running.interrupt()
@@ -45,20 +60,59 @@ def test_organizations_appear_are_synced_by_the_schedule_and_go(
     assert "Traceback" not in running.output
 
 
-def _assert_everything_follows(running: Running, clinics: Clinics) -> None:
+def _assert_organizations_are_synced(running: Running, clinics: Clinics) -> None:
     for name in ("alpha", "beta", "gamma"):
         running.wait_until(
             lambda name=name: clinics.run_states(name) == SUCCEEDED, A_TICK_AND_ITS_RUNS, f"{name} was not synced"
         )
     assert _partitions(clinics) == {"alpha", "beta", "gamma"}
 
+
+def _assert_partitions_follow(running: Running, clinics: Clinics) -> None:
     clinics.add("delta")
     organizations.remove(clinics.database, "alpha")
     running.wait_until(lambda: _partitions(clinics) == {"beta", "gamma", "delta"}, 60, "the partitions did not follow")
     running.wait_until(lambda: clinics.run_states("delta") == SUCCEEDED, A_TICK_AND_ITS_RUNS, "delta was not synced")
     running.wait_until(lambda: clinics.dagster_runs("delta") == ["SUCCESS"], 30, "the run did not end")
+
+
+def _assert_it_is_paused_and_told_once(running: Running, clinics: Clinics, channel: WebhookChannel) -> None:
+    running.wait_until(lambda: channel.titles != [], A_TICK_AND_ITS_RUNS, "nothing was told")
+    ticks = _ticks(clinics)
+    running.wait_until(lambda: _ticks(clinics) >= ticks + 2, A_TICK_AND_ITS_RUNS, "the schedule does not tick")
+    assert channel.titles == ["Clinic beta (beta): paused"]
+    assert clinics.dagster_runs("beta") == ["SUCCESS", "FAILURE"]
     # One run each: the ticks meanwhile found nothing due.
-    assert clinics.dagster_runs("beta") == ["SUCCESS"]
+    assert clinics.dagster_runs("gamma") == ["SUCCESS"]
+    assert clinics.dagster_runs("delta") == ["SUCCESS"]
+
+
+def _replace_key(command: CommandLine, clinics: Clinics, account: Account) -> None:
+    account.revoked = False
+    # Once it goes on, once a day is enough here, too.
+    assert command("organizations", "schedule", "beta", "--default").returncode == 0
+    url = clinics.sandbox.base_url(account)
+    added = command("organizations", "add", "beta", "--name", "Beta", "--api-url", url, stdin=account.api_key)
+    assert added.returncode == 0, added.stderr
+
+
+def _assert_it_goes_on_and_that_is_told_once(running: Running, clinics: Clinics, channel: WebhookChannel) -> None:
+    running.wait_until(
+        lambda: clinics.dagster_runs("beta") == ["SUCCESS", "FAILURE", "SUCCESS"],
+        A_TICK_AND_ITS_RUNS,
+        "beta stays paused",
+    )
+    running.wait_until(lambda: len(channel.titles) > 1, 60, "the recovery was not told")
+    assert channel.titles[1:] == ["Clinic beta (beta): syncs again"]
+
+
+def _ticks(clinics: Clinics) -> int:
+    """How often the schedule has looked for what is due."""
+    with clinics.database.operator() as connection:
+        return connection.exec_driver_sql(
+            "select count(*) from dagster.job_ticks where tick_body::jsonb ->> 'instigator_name' = 'cliniko_syncs'"
+            " and status <> 'STARTED'"
+        ).scalar_one()
 
 
 def _partitions(clinics: Clinics) -> set[str]:

@@ -7,7 +7,7 @@ import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import time
+from datetime import time, timedelta
 from pathlib import Path
 
 import pytest
@@ -95,6 +95,13 @@ def test_every_variable_is_read(monkeypatch, tmp_path):
             "CLINIKO_SYNC_EVERY_MINUTES": "15",
             "CLINIKO_FULL_SYNC_AT": "14:30",
             "CLINIKO_FULL_SYNC_SPREAD_MINUTES": "30",
+            "CLINIKO_COMPARE_COUNTS_EVERY_HOURS": "12",
+            "CLINIKO_FRESH_WITHIN_MINUTES": "45",
+            "CLINIKO_UNMATCHED_SHARE_LIMIT": "0.3",
+            "CLINIKO_ALERT_URLS": "mailto://a:b@host?to=x@y.example,z@y.example, json://hook/path\nslack://t/o/k",
+            "CLINIKO_ALERT_AFTER_FAILURES": "5",
+            "CLINIKO_ALERT_REPEAT_HOURS": "0",
+            "CLINIKO_UI_URL": "https://dagster.clinic.example/",
         }
     )
     assert settings.database_url == DATABASE_URL
@@ -111,6 +118,17 @@ def test_every_variable_is_read(monkeypatch, tmp_path):
     assert settings.sync_every_minutes == 15
     assert settings.full_sync_at == time(14, 30)
     assert settings.full_sync_spread_minutes == 30
+    assert settings.compare_counts_every_hours == 12
+    assert settings.fresh_within == timedelta(minutes=45)
+    assert settings.unmatched_share_limit == 0.3
+    assert secrets_of(settings.alert_urls) == [
+        "mailto://a:b@host?to=x@y.example,z@y.example",
+        "json://hook/path",
+        "slack://t/o/k",
+    ]
+    assert settings.alert_after_failures == 5
+    assert settings.alert_repeat_hours == 0
+    assert settings.ui_url == "https://dagster.clinic.example"
 
 
 def test_without_an_argument_the_process_environment_is_read(monkeypatch):
@@ -271,6 +289,27 @@ def test_the_message_counts_keys_so_that_the_wrong_one_is_found():
             ["24:00", "2:30", "02:60", "noon", "02:30Z"],
         ),
         ("CLINIKO_FULL_SYNC_SPREAD_MINUTES", ["0", "240", "1439"], ["-1", "1440", "all night"]),
+        ("CLINIKO_COMPARE_COUNTS_EVERY_HOURS", ["0", "24", "168"], ["-1", "169", "daily"]),
+        ("CLINIKO_FRESH_WITHIN_MINUTES", ["1", "43200"], ["0", "43201", "soon"]),
+        ("CLINIKO_UNMATCHED_SHARE_LIMIT", ["0", "0.5", "1"], ["-0.1", "1.1", "half", "nan"]),
+        ("CLINIKO_ALERT_AFTER_FAILURES", ["1", "100"], ["0", "101", "often"]),
+        ("CLINIKO_ALERT_REPEAT_HOURS", ["0", "8760"], ["-1", "8761", "weekly"]),
+        (
+            "CLINIKO_ALERT_URLS",
+            ["json://hook", "mailtos://u:p@h?to=a@b.example,c@d.example"],
+            ["ops@clinic.example", "://x", ",", "json://", "json://hook, operator"],
+        ),
+        (
+            "CLINIKO_UI_URL",
+            ["http://127.0.0.1:3000", "https://dagster.clinic.example/prefix/"],
+            [
+                "dagster.clinic.example",
+                "ftp://clinic.example",
+                "https://u:p@clinic.example",
+                "https://",
+                "https://h/?a=b",
+            ],
+        ),
         ("CLINIKO_VANISHED_SHARE_LIMIT", ["0", "0.2", "1", "1.0"], ["-0.1", "1.01", "20", "20%", "nan", "inf", "few"]),
         (
             "CLINIKO_CONTACT_EMAIL",
@@ -362,6 +401,13 @@ def test_all_problems_are_told_at_once():
         CLINIKO_SYNC_EVERY_MINUTES=SECRET,
         CLINIKO_FULL_SYNC_AT=SECRET,
         CLINIKO_FULL_SYNC_SPREAD_MINUTES=SECRET,
+        CLINIKO_COMPARE_COUNTS_EVERY_HOURS=SECRET,
+        CLINIKO_FRESH_WITHIN_MINUTES=SECRET,
+        CLINIKO_UNMATCHED_SHARE_LIMIT=SECRET,
+        CLINIKO_ALERT_URLS=SECRET,
+        CLINIKO_ALERT_AFTER_FAILURES=SECRET,
+        CLINIKO_ALERT_REPEAT_HOURS=SECRET,
+        CLINIKO_UI_URL=SECRET,
     )
     named = [
         word for word in message.split() if word.startswith(("DATABASE_URL", "CREDENTIALS_", "CLINIKO_", "DAGSTER"))
@@ -379,6 +425,13 @@ def test_all_problems_are_told_at_once():
         "CLINIKO_SYNC_EVERY_MINUTES",
         "CLINIKO_FULL_SYNC_AT",
         "CLINIKO_FULL_SYNC_SPREAD_MINUTES",
+        "CLINIKO_COMPARE_COUNTS_EVERY_HOURS",
+        "CLINIKO_FRESH_WITHIN_MINUTES",
+        "CLINIKO_UNMATCHED_SHARE_LIMIT",
+        "CLINIKO_ALERT_URLS",
+        "CLINIKO_ALERT_AFTER_FAILURES",
+        "CLINIKO_ALERT_REPEAT_HOURS",
+        "CLINIKO_UI_URL",
     ]
 
 

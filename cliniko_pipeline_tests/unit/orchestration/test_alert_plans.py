@@ -88,7 +88,7 @@ def test_everything_is_told_once_and_once_more_when_it_is_over():
 
 def test_what_goes_on_is_told_again_after_a_day():
     operator = Operator()
-    for hour in range(0, 73):
+    for hour in range(73):
         operator.plan(PAUSED, at=NOW + timedelta(hours=hour))
     assert operator.told == ["paused", "still paused", "still paused", "still paused"]
 
