@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, ViewportSize, expect, sync_playwright
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-WINDOW = {"width": 1400, "height": 900}
+WINDOW: ViewportSize = {"width": 1400, "height": 900}
 SECONDS = 60
 """For whatever the UI shows after a click: generous, for machines that do other things too."""
 
@@ -86,10 +86,11 @@ class DagsterUI:
             self.page.keyboard.press("Escape")
             button = dialog.get_by_role("button", name="Launch 1 run")
         expect(button).to_be_enabled(timeout=SECONDS * 1000)
-        self.picture("launch" if partition is None else "launch-one")
+        if partition is None:
+            self.picture("launch-all")
         button.click()
-        path = self.page.get_by_role("region", name="Notifications").get_by_role("link", name="View")
-        return path.get_attribute("href") or ""
+        link = self.page.get_by_role("region", name="Notifications").get_by_role("link", name="View")
+        return link.get_attribute("href") or ""
 
     def see(self, shown: Locator, *, seconds: float = SECONDS) -> None:
         expect(shown).to_be_visible(timeout=seconds * 1000)

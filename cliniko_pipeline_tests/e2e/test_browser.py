@@ -24,7 +24,7 @@ from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, processes_of, wait_until
 from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
 from cliniko_pipeline_tests.conftest import environment, free_port
-from cliniko_pipeline_tests.e2e.browser import SECONDS, DagsterUI, answers, browser_program, expect, opened_ui
+from cliniko_pipeline_tests.e2e.browser import SECONDS, WINDOW, DagsterUI, answers, browser_program, expect, opened_ui
 from cliniko_pipeline_tests.independent import expected_active_patients
 
 RESOURCES = (
@@ -114,9 +114,11 @@ def _assert_a_backfill_materializes_all(
     _assert_plots_go_from_the_first_organization_to_the_last(ui)
     _assert_the_checks_of_the_sync_have_passed(ui)
 
-    ui.open("/asset-groups")
+    ui.page.set_viewport_size(WINDOW | {"height": 600})
+    ui.open("/assets/active_patients?view=lineage&lineageScope=upstream")
     expect(ui.page.get_by_text("100% filled")).to_have_count(len(ASSETS), timeout=SECONDS * 1000)
     ui.picture("asset-graph")
+    ui.page.set_viewport_size(WINDOW)
     ui.open(f"/assets/active_patients?view=partitions&partition={FIRST}")
     ui.see_text("rows_updated")
     ui.picture("materialization")
@@ -127,6 +129,7 @@ def _assert_a_backfill_materializes_all(
     row = ui.page.get_by_role("row").filter(has_text="cliniko_sync")
     # Targeted, in progress, succeeded, failed.
     expect(row.get_by_role("cell")).to_have_text([re.compile("100% completed"), "3", "0", "3", "0"])
+    ui.page.set_viewport_size(WINDOW | {"height": 600})
     ui.picture("backfill")
 
 
@@ -136,7 +139,7 @@ def _assert_plots_go_from_the_first_organization_to_the_last(ui: DagsterUI) -> N
     ui.page.get_by_role("button", name="Plots").click()
     assert ui.plotted("dagster/row_count") > 0.5
     assert ui.plotted("rows_updated") > 0.5
-    ui.page.get_by_text("rows_updated", exact=True).locator("xpath=following::canvas[1]").scroll_into_view_if_needed()
+    ui.page.get_by_role("button", name="Plots").evaluate("button => button.scrollIntoView({ block: 'start' })")
     ui.picture("plots")
 
 
