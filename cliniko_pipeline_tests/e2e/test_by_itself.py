@@ -110,7 +110,7 @@ def _ticks(clinics: Clinics) -> int:
     """How often the schedule has looked for what is due."""
     with clinics.database.operator() as connection:
         return connection.exec_driver_sql(
-            "select count(*) from dagster.job_ticks where tick_body::jsonb ->> 'instigator_name' = 'cliniko_syncs'"
+            "select count(*) from dagster.job_ticks where tick_body::jsonb ->> 'job_name' = 'cliniko_syncs'"
             " and status <> 'STARTED'"
         ).scalar_one()
 
