@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from cliniko_pipeline.orchestration.failures import reason_of
 from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG
-from cliniko_pipeline.orchestration.run_marks import is_abandoned, marked_alive, remove_old_marks
+from cliniko_pipeline.orchestration.run_marks import has_lost_its_process, marked_alive, remove_old_marks
 from cliniko_pipeline.postgres import scheduling, sync_runs
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import SyncOptions
@@ -82,9 +82,9 @@ def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organizat
     Works for the runs of this machine; of others, only what Dagster has noticed is taken over.
     """
     tags = {PARTITION_TAG: organization_id}
-    for run in instance.get_runs(dg.RunsFilter(tags=tags, statuses=list(GOES_ON))):
-        if is_abandoned(runtime, run.run_id):
-            instance.report_run_failed(run, ABANDONED)
+    for record in instance.get_run_records(dg.RunsFilter(tags=tags, statuses=list(GOES_ON))):
+        if has_lost_its_process(runtime, record):
+            instance.report_run_failed(record.dagster_run, ABANDONED)
     remove_old_marks(instance, runtime)
     with runtime.database.organization(organization_id) as connection:
         rows = connection.execute(

@@ -16,7 +16,7 @@ from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG, has_backfill
 from cliniko_pipeline.orchestration.jobs import cliniko_counts
 from cliniko_pipeline.orchestration.partition_plans import plan_partitions
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
-from cliniko_pipeline.orchestration.run_marks import is_abandoned
+from cliniko_pipeline.orchestration.run_marks import has_lost_its_process, remove_old_marks
 from cliniko_pipeline.orchestration.runs import ABANDONED, GOES_ON, end_abandoned_runs
 from cliniko_pipeline.postgres import organizations, scheduling
 from cliniko_pipeline.runtime import Runtime
@@ -58,11 +58,12 @@ def organization_partitions(
 )
 def lost_runs(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
     """Requests nothing: what it ends, `failed_runs` hears of."""
-    runs = context.instance.get_runs(dg.RunsFilter(statuses=list(GOES_ON)))
-    lost = [run for run in runs if PARTITION_TAG in run.tags and is_abandoned(runtime, run.run_id)]
-    for run in lost:
-        end_abandoned_runs(context.instance, runtime, run.tags[PARTITION_TAG])
-    return dg.SkipReason(f"Of {len(runs)} runs that go on, {len(lost)} had lost their process and were ended.")
+    records = context.instance.get_run_records(dg.RunsFilter(statuses=list(GOES_ON)))
+    lost = [each.dagster_run for each in records if has_lost_its_process(runtime, each)]
+    for organization_id in {run.tags[PARTITION_TAG] for run in lost if PARTITION_TAG in run.tags}:
+        end_abandoned_runs(context.instance, runtime, organization_id)
+    remove_old_marks(context.instance, runtime)
+    return dg.SkipReason(f"Of {len(records)} runs that go on, {len(lost)} had lost their process and were ended.")
 
 
 @dg.run_failure_sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
