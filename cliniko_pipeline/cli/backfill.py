@@ -10,7 +10,7 @@ import click
 
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.sync import report
-from cliniko_pipeline.errors import OrganizationUnknownError, SettingsError
+from cliniko_pipeline.errors import ArgumentError, OrganizationUnknownError
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.runtime import Runtime
 
@@ -50,7 +50,7 @@ def _chosen(runtime: Runtime, named: Sequence[str]) -> list[str]:
         else:
             found = [each for each in stored.organizations(connection) if each.is_active]
     if not found:
-        raise SettingsError("There is no organization to sync: `cliniko-pipeline organizations add ID --name NAME`.")
+        raise ArgumentError("There is no organization to sync: `cliniko-pipeline organizations add ID --name NAME`.")
     for each in found:
         if not each.is_active:
             raise OrganizationUnknownError(
@@ -77,7 +77,7 @@ def _launch(runtime: Runtime, ids: Sequence[str], assets: str | None, *, full: b
             )
         backfill_id = backfills.launch_backfill(instance, runtime, ids, chosen, full=full)
         click.echo(f"Backfill {backfill_id} of {len(ids)} organization{'s' if len(ids) > 1 else ''} is launched.")
-        click.echo(f"The Dagster UI shows it under /runs/b/{backfill_id}")
+        click.echo(f"The Dagster UI shows it: {runtime.settings.ui_url}/runs/b/{backfill_id}")
         if not has_daemon:
             click.echo(f"It waits, since {NO_DAEMON}.", err=True)
         return _followed(instance, runtime, backfill_id, ids) if follow else {}

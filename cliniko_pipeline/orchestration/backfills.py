@@ -3,8 +3,8 @@
 What launches one is the mutation that the UI's dialog sends, by way of `dagster-graphql`: its schema is public, where
 making and storing a backfill takes several of Dagster's private classes, which change with any release. The price is
 three seconds, for a code server of its own. It is a backfill of *assets*, not of the job: that reserves the ids of its
-runs, so a daemon killed between making a run and submitting it goes on where it was, while a job's backfill would leave
-that run, and with it the organization, waiting for ever.
+runs, so a daemon killed between making a run and submitting it goes on where it was, while a job's backfill leaves that
+run unsubmitted until it is given up.
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 import dagster as dg
 import sqlalchemy as sa
 
-from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseSetupError, DatabaseUnavailableError, SettingsError
+from cliniko_pipeline.errors import ArgumentError, ClinikoPipelineError, DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.orchestration.assets.appointments import appointments
 from cliniko_pipeline.orchestration.assets.patients import patients
 from cliniko_pipeline.orchestration.in_flight import ENDED_BACKFILLS, PARTITION_TAG
@@ -77,15 +77,15 @@ def asset_names() -> list[str]:
 def chosen_assets(names: Collection[str], *, full: bool) -> list[str]:
     """Those named, in the order in which they are made.
 
-    Raises SettingsError where there is none of a name, or where `full` is asked of none that reads from Cliniko.
+    Raises ArgumentError where there is none of a name, or where `full` is asked of none that reads from Cliniko.
     """
     known = asset_names()
     for name in names:
         if name not in known:
-            raise SettingsError(f"There is no asset '{name}'. The assets are {', '.join(known)}.")
+            raise ArgumentError(f"There is no asset '{name}'. The assets are {', '.join(known)}.")
     extracting = [_name(asset) for asset in EXTRACTING]
     if full and not set(extracting) & set(names):
-        raise SettingsError(f"Only {' and '.join(extracting)} can be full: choose at least one of them.")
+        raise ArgumentError(f"Only {' and '.join(extracting)} can be full: choose at least one of them.")
     return [name for name in known if name in names]
 
 

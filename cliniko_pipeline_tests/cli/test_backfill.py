@@ -59,7 +59,7 @@ def test_it_asks_for_a_run_of_the_chosen_assets_for_each_organization_and_says_t
     (found,) = deployment.instance.get_backfills()
     assert done.stdout == (
         f"Backfill {found.backfill_id} of 2 organizations is launched.\n"
-        f"The Dagster UI shows it under /runs/b/{found.backfill_id}\n"
+        f"The Dagster UI shows it: http://127.0.0.1:3000/runs/b/{found.backfill_id}\n"
     )
     (warning,) = done.stderr.splitlines()
     assert warning == "It waits, since no Dagster daemon is running: `cliniko-pipeline ui` starts one."
