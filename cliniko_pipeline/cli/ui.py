@@ -72,8 +72,13 @@ def _run_until_stopped(command: list[str], environment: dict[str, str]) -> None:
         process.wait()
     except KeyboardInterrupt:
         click.echo("Stopping ...")
+        return
     finally:
         _end_group(process)
+    # It ends when its daemon or webserver does, with exit code 0, and has said why in many lines.
+    raise click.ClickException(
+        "Dagster has ended by itself, or was killed. Start this again: what was under way is then repeated by itself."
+    )
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
