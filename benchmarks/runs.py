@@ -82,7 +82,8 @@ START_SECONDS = 150
 END_SECONDS = 30
 LONGEST_SECONDS = 3600
 
-_NOT_OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_", "CLINIKO_")
+# Without compiled modules, which the last of these keeps Python from writing, every run would compile them anew.
+_NOT_OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_", "CLINIKO_", "PYTHONDONTWRITEBYTECODE")
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
 

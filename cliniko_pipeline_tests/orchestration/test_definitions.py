@@ -140,7 +140,7 @@ def test_both_workspace_files_are_the_same_and_load(tmp_path: Path) -> None:
 
 def test_the_shipped_dagster_yaml_keeps_one_run_an_organization_and_tells_nobody() -> None:
     shipped = yaml.safe_load((SHIPPED / "dagster.yaml").read_text())
-    assert shipped["storage"]["postgres"]["postgres_url"] == {"env": "CLINIKO_DAGSTER_DATABASE_URL"}
+    assert shipped["storage"]["custom"]["config"]["postgres_url"] == {"env": "CLINIKO_DAGSTER_DATABASE_URL"}
     assert shipped["telemetry"] == {"enabled": False}
     assert shipped["concurrency"]["runs"]["tag_concurrency_limits"] == [
         {"key": "dagster/partition", "value": {"applyLimitPerUniqueValue": True}, "limit": 1}
