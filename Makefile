@@ -30,8 +30,9 @@ test-histories: $(VENV)/.dev ## 525 random histories of a clinic between and dur
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto \
 		cliniko_pipeline_tests/integration/test_changing_accounts.py $(ARGS)
 
-test-kills: $(VENV)/.dev ## Syncs killed at 50 moments instead of 6; five minutes
-	CLINIKO_TEST_KILLS=50 $(BIN)/pytest --numprocesses=auto cliniko_pipeline_tests/integration/test_killed_syncs.py $(ARGS)
+test-kills: $(VENV)/.dev ## Syncs killed at 50 moments instead of 6, and backfills whose worker, daemon or database is killed; a quarter of an hour
+	CLINIKO_TEST_KILLS=50 $(BIN)/pytest --numprocesses=auto --dist=worksteal cliniko_pipeline_tests/integration/test_killed_syncs.py \
+		cliniko_pipeline_tests/e2e/test_killed_backfills.py $(ARGS)
 
 benchmark-memory: $(VENV)/.runtime ## Peak memory of a first sync: 100,000 against 1,000,000 appointments; ten minutes
 	@$(BIN)/python -m benchmarks.memory $(ARGS)

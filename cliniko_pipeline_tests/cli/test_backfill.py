@@ -103,7 +103,12 @@ def test_followed_it_ends_when_all_runs_have_and_says_which_failed_and_why(
     assert "401" in error
     assert "Traceback" not in good.output + bad.output
     assert clinics.count("alpha", "cliniko.patients") == 2
-    # Once for each backfill: the schedule takes what a backfill does for done.
+    # The schedule takes what a backfill does for done.
+    with clinics.database.operator() as connection:
+        requested = connection.exec_driver_sql(
+            "select organization_id from cliniko.scheduling where requested_at < now()"
+        )
+        assert set(requested.scalars()) == {"alpha", "beta"}
     assert clinics.dagster_runs("alpha") == ["SUCCESS"] * 2
     assert clinics.dagster_runs("beta") == ["FAILURE"]
 
