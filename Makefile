@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-memory benchmark-runs lint format sandbox constraints clean
+.PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-memory benchmark-runs benchmark-syncs lint format sandbox constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -39,6 +39,9 @@ benchmark-memory: $(VENV)/.runtime ## Peak memory of a first sync: 100,000 again
 
 benchmark-runs: $(VENV)/.runtime ## Cost and rate of unchanged syncs of 200 organizations, launched by the schedule; half an hour
 	@$(BIN)/python -m benchmarks.runs $(ARGS)
+
+benchmark-syncs: build/benchmarks/.installed ## First syncs beside dlt, a plain loop and hand-written floors; ARGS=--docs renews the docs; twenty minutes
+	@build/benchmarks/bin/python -m benchmarks.syncs $(ARGS)
 
 browser: ## The Chromium that tests drive the UI with: the machine's, or Debian's package where this is root on Debian
 	@case "$$CLINIKO_TEST_BROWSER" in ?*) exit 0 ;; esac; \
@@ -83,6 +86,14 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing what the pipeline and its tests need into $(VENV); this takes about a minute."
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime
+
+build/benchmarks/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, then try again."; exit 1; }
+	@echo "Installing what the benchmark of syncs needs into build/benchmarks; this takes about a minute."
+	$(PYTHON) -m venv build/benchmarks
+	build/benchmarks/bin/pip install --disable-pip-version-check --quiet --constraint constraints.txt \
+		--editable . --requirement benchmarks/requirements.txt
+	@touch $@
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, then try again."; exit 1; }
