@@ -1,6 +1,6 @@
 """What runs by itself, on a real Dagster instance: the schedule, the sensors, pauses and second tries."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
-from cliniko_pipeline.orchestration.schedules import cliniko_syncs
+from cliniko_pipeline.orchestration.schedules import cliniko_count_comparisons, cliniko_syncs
 from cliniko_pipeline.postgres import organizations, scheduling
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
@@ -65,6 +65,25 @@ def test_a_disabled_organization_is_left_alone_and_one_that_was_removed_leaves_n
     with deployment.pipeline.database.operator() as connection:
         left = connection.execute(sa.text("select organization_id from cliniko.scheduling")).scalars().all()
     assert left == ["alpha"]
+
+
+def test_counts_are_compared_once_a_day_of_what_was_synced(deployment: Deployment) -> None:
+    def compared(at: datetime) -> list[str]:
+        context = dg.build_schedule_context(
+            instance=deployment.pipeline.instance, scheduled_execution_time=at, resources=deployment.resources
+        )
+        found = cliniko_count_comparisons.evaluate_tick(context)
+        return sorted(request.tags["dagster/partition"] for request in found.run_requests or [])
+
+    now = datetime.now(UTC)
+    assert compared(now + timedelta(days=2)) == [], "nothing was synced yet"
+    assert deployment.sync("alpha").success
+    assert compared(now) == [], "what was just read agrees"
+    days = [compared(now + timedelta(hours=hour)) for hour in range(1, 73)]
+    assert sum(each == ["alpha"] for each in days) == 3
+    assert sum(map(len, days)) == 3, "beta was never synced"
+    result = deployment.pipeline.compare_counts("alpha")
+    assert result.success, errors_of(result)
 
 
 # --- Pauses and second tries ------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliniko_pipeline.orchestration.sync_plans import DefaultSchedule, DueSync, due_syncs
+from cliniko_pipeline.orchestration.sync_plans import DAY, DefaultSchedule, DueSync, due_counts, due_syncs, freshness
 from cliniko_pipeline.postgres.scheduling import Scheduling
 
 NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
@@ -122,3 +123,58 @@ def test_between_two_turns_lies_exactly_the_time_that_was_said(organization_id, 
     assert is_due(now - period, now)
     assert not is_due(now, now)
     assert is_due(now, now + period)
+
+
+# --- Counts and freshness ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"is_active": False},
+        {"is_on": False},
+        {"paused_at": NOW, "pause_reason": "bad key"},
+        {"succeeded_at": None},
+        {"counts_requested_at": NOW},
+    ],
+    ids=["disabled", "off", "paused", "never synced", "just compared"],
+)
+def test_counts_are_not_compared_where_that_tells_nothing_new(change: dict[str, Any]) -> None:
+    due = replace(NEW, succeeded_at=NOW - 3 * DAY)
+    assert due_counts([due], set(), DAY, NOW) == ["org"]
+    assert due_counts([due], {"org"}, DAY, NOW) == [], "a run goes on"
+    assert due_counts([due], set(), None, NOW) == [], "never by itself"
+    assert due_counts([replace(due, **change)], set(), DAY, NOW) == []
+
+
+def test_comparisons_are_spread_over_the_day():
+    organizations = [replace(NEW, organization_id=f"org-{n}", succeeded_at=NOW) for n in range(500)]
+    hours = [
+        len(due_counts(organizations, set(), DAY, NOW + timedelta(hours=hour + 1)))
+        - len(due_counts(organizations, set(), DAY, NOW + timedelta(hours=hour)))
+        for hour in range(24)
+    ]
+    assert sum(hours) == 500
+    assert max(hours) < 50
+
+
+@pytest.mark.parametrize(
+    ("scheduling", "default", "holds"),
+    [
+        (replace(NEW, succeeded_at=NOW - timedelta(minutes=180)), HOURLY, True),
+        (replace(NEW, succeeded_at=NOW - timedelta(minutes=181)), HOURLY, False),
+        (replace(NEW, known_since=NOW - timedelta(minutes=181)), HOURLY, False),
+        (NEW, HOURLY, True),
+        (replace(NEW, succeeded_at=NOW - timedelta(hours=5), sync_every_minutes=180), HOURLY, True),
+        (replace(NEW, succeeded_at=NOW - timedelta(hours=7), sync_every_minutes=180), HOURLY, False),
+        (replace(NEW, succeeded_at=NOW - timedelta(hours=47)), replace(NEVER, full_sync_at=time(2)), True),
+        (replace(NEW, succeeded_at=NOW - timedelta(hours=49)), replace(NEVER, full_sync_at=time(2)), False),
+        (replace(NEW, succeeded_at=NOW - 100 * DAY), NEVER, True),
+        (replace(NEW, succeeded_at=NOW - 100 * DAY, is_on=False), HOURLY, True),
+        (replace(NEW, succeeded_at=NOW - 100 * DAY, is_active=False), HOURLY, True),
+    ],
+)
+def test_an_organization_is_fresh_for_as_long_as_promised_or_for_two_of_its_turns(
+    scheduling: Scheduling, default: DefaultSchedule, holds: bool
+) -> None:
+    assert freshness(scheduling, default, timedelta(hours=3), NOW).holds is holds
