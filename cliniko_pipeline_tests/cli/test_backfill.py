@@ -89,6 +89,7 @@ def test_followed_it_ends_when_all_runs_have_and_says_which_failed_and_why(
         # Launched before the daemon begins, since that looks for backfills at once and then every half a minute.
         good.wait_for("0 of 1 done, 1 waiting")
         bad.wait_for("0 of 2 done, 2 waiting")
+        deployment.show_a_daemon()
         with command.start("ui", "--port", str(free_port())) as running:
             try:
                 codes = good.wait(150), bad.wait(150)

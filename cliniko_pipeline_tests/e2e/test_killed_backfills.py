@@ -89,6 +89,7 @@ class Deployment:
 
     def ui(self) -> Running:
         """Daemon, webserver and code server; they end with the test, whatever happens."""
+        self._show_a_daemon()
         running = self._stack.enter_context(self.command.start("ui", "--port", str(free_port())))
         self._stack.callback(_end, running)
         return running
@@ -96,11 +97,15 @@ class Deployment:
     def backfill(self) -> Running:
         """The command that launches one and follows it."""
         # Launched before the daemon begins, since that looks for backfills at once and then every half a minute.
-        with open_instance(self.pipeline.runtime) as instance:
-            instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), "BACKFILL", None))
+        self._show_a_daemon()
         running = self._stack.enter_context(self.command.start("backfill", "--all", "--follow"))
         running.wait_for("0 of 10 done, 10 waiting", 120)
         return running
+
+    def _show_a_daemon(self) -> None:
+        """What follows a backfill gives up two minutes after the last sign of one, and a busy machine starts slowly."""
+        with open_instance(self.pipeline.runtime) as instance:
+            instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), "BACKFILL", None))
 
     def wait_for_the_middle(self, running: Running) -> tuple[int, str]:
         """Until some organizations are done and others are not; returns a worker in the midst of its run, and whose."""
