@@ -113,6 +113,9 @@ class Measurement:
     taken: Taken
     others: Mapping[str, float]
 
+    def __str__(self) -> str:
+        return f"{self.taken.seconds:.2f} s, {self.taken.cpu:.2f} CPU s, peak {self.taken.peak:.0f} MB"
+
 
 @dataclass(frozen=True)
 class Medians:
@@ -211,7 +214,9 @@ def measure(
         for each in [*contenders[first:], *contenders[:first]]:
             if number < (options.rounds_of_slow if each.is_slow else options.rounds):
                 _say(f"Answered {_latency(latency)}, round {number + 1}: {each.name}")
-                found[each.module].append(bench.measured(each, latency))
+                measurement = bench.measured(each, latency)
+                found[each.module].append(measurement)
+                _CONSOLE.print(f"         {measurement}", style="dim", highlight=False)
     return [medians_of(measurements) for measurements in found.values() if measurements]
 
 
@@ -271,7 +276,8 @@ class Bench:
         folder.mkdir()
         before = self._spent()
         taken = self._run(contender, folder, self._url(name))
-        spent = {whose: seconds - before[whose] for whose, seconds in self._spent().items()}
+        # A process of the server that ends between two looks is seen in neither.
+        spent = {whose: max(0.0, seconds - before[whose]) for whose, seconds in self._spent().items()}
         self._require_stored(contender, name)
         self.execute(f"drop database {name} with (force)")
         everything = spent.pop("everything")
