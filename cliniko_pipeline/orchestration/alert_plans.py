@@ -29,6 +29,7 @@ class Problem:
         kind: paused, failed or check.
         reason: what happened and, where it is an error's text, what to do about it.
         run_id: the run that found it; None: it was not a run.
+        since: when a pause began.
         is_implied: whether a sync that fails or pauses explains it, and is what is told.
     """
 
@@ -38,6 +39,7 @@ class Problem:
     reason: str
     run_id: str | None
     is_implied: bool = False
+    since: datetime | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -72,7 +74,7 @@ def problems(
     active = [each for each in schedulings if each.is_active]
     watched = {each.organization_id for each in active}
     syncs = [problem for each in active if (problem := _sync_problem(each, after_failures)) is not None]
-    failing = {problem.organization_id for problem in syncs}
+    failing = {each.organization_id for each in active if each.failure_reason is not None or each.paused_at is not None}
     checks = [
         Problem(
             each.organization_id,
@@ -95,7 +97,8 @@ def _sync_problem(scheduling: Scheduling, after_failures: int) -> Problem | None
         return None
     if kind == FAILED and not scheduling.failure_is_permanent and scheduling.failures < after_failures:
         return None
-    return Problem(scheduling.organization_id, SYNC, kind, reason, scheduling.failed_run_id)
+    since = scheduling.paused_at
+    return Problem(scheduling.organization_id, SYNC, kind, reason, scheduling.failed_run_id, since=since)
 
 
 def plan_alerts(
@@ -127,8 +130,10 @@ def _is_news(problem: Problem, known: Mapping[tuple[str, str], Alert]) -> bool:
     alert = known.get(problem.key)
     if alert is None:
         return not problem.is_implied
-    # What a replaced key has not mended yet is not told as a new failure.
-    return alert.kind == FAILED and problem.kind == PAUSED
+    # What a replaced key has not mended yet is not told as a new failure; but a new pause is news.
+    return problem.kind == PAUSED and (
+        alert.kind == FAILED or (problem.since is not None and problem.since > alert.told_at)
+    )
 
 
 def _is_due(

@@ -56,9 +56,16 @@ def decide(runtime: Runtime, now: datetime | None = None) -> int:
         alerts.take_turn(connection)
         known = alerts.open_alerts(connection)
         found = scheduling.schedulings(connection)
+        stale = {
+            each.organization_id
+            for each in found
+            if not freshness(each, default_schedule(settings), settings.fresh_within, now).holds
+        }
+        # The result of that check may be older than the sync that has just ended.
+        failed = [each for each in failed_checks(connection) if each.name != FRESHNESS or each.organization_id in stale]
         names = {each.id: each.name for each in organizations.organizations(connection)}
         plan = plan_alerts(
-            problems(found, failed_checks(connection), settings.alert_after_failures, FRESHNESS),
+            problems(found, failed, settings.alert_after_failures, FRESHNESS),
             known,
             watched={each.organization_id for each in found if each.is_active},
             now=now,

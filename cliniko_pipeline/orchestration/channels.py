@@ -49,12 +49,16 @@ def require_known(channel: Channel) -> None:
 
 
 def send(channel: Channel, notice: Notice) -> bool:
-    """Whether the channel took the notice. Takes at most a few seconds; raises nothing."""
+    """Whether the channel took the notice, which is plain text: what in it looks like a service's markup is escaped.
+
+    Takes a few seconds at most where the service answers; raises nothing.
+    """
     target = _apprise(channel)
     if not target:
         return False
     try:
-        return bool(target.notify(title=notice.title, body=notice.body, notify_type=_TYPES.get(notice.kind, "failure")))
+        kind = _TYPES.get(notice.kind, "failure")
+        return bool(target.notify(title=notice.title, body=notice.body, notify_type=kind, body_format="text"))
     except Exception:  # noqa: BLE001 (whatever one of a hundred services' modules may raise)
         return False
 
@@ -66,6 +70,10 @@ def _apprise(channel: Channel) -> Any:
 
     # It tells of failures with the URL, and that holds secrets; what failed is told by whoever sends.
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-    # Plain text, whatever the service's own marks: a reason is not to be read as markup.
     target: Any = apprise.Apprise(asset=apprise.AppriseAsset(app_id="cliniko_pipeline", secure_logging=True))
-    return target if target.add(channel.url.get_secret_value()) else None
+    if not target.add(channel.url.get_secret_value()):
+        return None
+    for service in target:
+        # What is longer than a service takes comes in parts, not in vain.
+        service.overflow_mode = apprise.OverflowMode.SPLIT
+    return target

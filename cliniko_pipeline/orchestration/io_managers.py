@@ -137,7 +137,11 @@ class PostgresIOManager(dg.IOManager):
         """Keeps `cliniko.sync_runs` in step with what happens inside."""
         result = _Result()
         asset = context.asset_key.to_user_string()
+        credentials: str | None = None
         try:
+            with self._database.operator() as connection:
+                # Before they are used: what is stored when they fail may be others.
+                credentials = scheduling.credentials_digest(connection, organization_id)
             with self._database.organization(organization_id) as connection:
                 sync_runs.started(connection, run_id=context.run_id, asset=asset, planned=_planned(context))
             with self._database.turn(organization_id):
@@ -148,7 +152,7 @@ class PostgresIOManager(dg.IOManager):
                     scheduling.note_success(connection, organization_id)
         except ClinikoPipelineError as error:
             self._finish_failed(context, organization_id, result, str(error))
-            self._pause_where_nothing_else_helps(context, organization_id, error)
+            self._pause_where_nothing_else_helps(context, organization_id, error, credentials)
             raise failure(error) from None
         except BaseException as error:
             # A defect, or an interruption: its text may hold anything, so only its kind is kept.
@@ -170,14 +174,16 @@ class PostgresIOManager(dg.IOManager):
             )
 
     def _pause_where_nothing_else_helps(
-        self, context: dg.OutputContext, organization_id: str, error: ClinikoPipelineError
+        self, context: dg.OutputContext, organization_id: str, error: ClinikoPipelineError, credentials: str | None
     ) -> None:
         # Where the database is not set up, no other organization does better either, and all go on when it is.
         if not isinstance(error, CredentialsError | SettingsError):
             return
         try:
             with self._database.operator() as connection:
-                scheduling.pause(connection, organization_id, reason=str(error), run_id=context.run_id)
+                scheduling.pause(
+                    connection, organization_id, reason=str(error), run_id=context.run_id, credentials=credentials
+                )
         except ClinikoPipelineError as secondary:
             context.log.warning("The organization could not be paused: %s", secondary)
 

@@ -11,7 +11,7 @@ TEST = "test"
 
 MOST_AT_ONCE = 10
 """More notices than this at one time are told in one: a key that is wrong everywhere is one trouble, not a thousand."""
-LISTED = 100
+LISTED = 25
 
 _ADVICE = {
     PAUSED: (
@@ -24,6 +24,7 @@ _ADVICE = {
         " at the run; `cliniko-pipeline doctor` checks what a sync needs."
     ),
 }
+_LOOK = "Look at the run."
 _CHECK_ADVICE = {
     "counts_agree_with_cliniko": "Nothing: the next sync reads everything. If it comes back, compare in Cliniko.",
     "nothing_was_rejected": (
@@ -51,7 +52,8 @@ _CHECK_ADVICE = {
 
 def advice(problem: Problem) -> str:
     """What to do about it."""
-    text = _CHECK_ADVICE[problem.name.rpartition(" ")[2]] if problem.kind == CHECK else _ADVICE[problem.kind]
+    name = problem.name.rpartition(" ")[2]
+    text = _CHECK_ADVICE.get(name, _LOOK) if problem.kind == CHECK else _ADVICE[problem.kind]
     return text.replace("{id}", problem.organization_id)
 
 
@@ -63,18 +65,21 @@ def notices(plan: AlertPlan, names: Mapping[str, str], ui_url: str, now: datetim
         return name if name == organization_id else f"{name} ({organization_id})"
 
     told = [
-        *(_problem_notice(each, called, ui_url, is_repeated=False) for each in plan.raised),
-        *(_problem_notice(each, called, ui_url, is_repeated=True) for each in plan.repeated),
+        *(_problem_notice(each, called, ui_url, now, is_repeated=False) for each in plan.raised),
+        *(_problem_notice(each, called, ui_url, now, is_repeated=True) for each in plan.repeated),
         *(_recovery_notice(each, called, now) for each in plan.recovered),
     ]
     return told if len(told) <= MOST_AT_ONCE else [_digest(told, len(plan.recovered))]
 
 
-def _problem_notice(problem: Problem, called: Callable[[str], str], ui_url: str, *, is_repeated: bool) -> Notice:
+def _problem_notice(
+    problem: Problem, called: Callable[[str], str], ui_url: str, now: datetime, *, is_repeated: bool
+) -> Notice:
     still = "still " if is_repeated else ""
     lines = [f"What happened: {problem.reason}", f"What to do: {advice(problem)}"]
     if problem.run_id is not None:
         lines.append(f"Run: {ui_url}/runs/{problem.run_id}")
+    lines.append(f"Told at {now:%Y-%m-%d %H:%M} UTC.")
     return Notice(
         problem.kind, f"{called(problem.organization_id)}: {still}{_what(problem.name, problem.kind)}", "\n".join(lines)
     )
@@ -83,7 +88,7 @@ def _problem_notice(problem: Problem, called: Callable[[str], str], ui_url: str,
 def _recovery_notice(alert: Alert, called: Callable[[str], str], now: datetime) -> Notice:
     minutes = max(0, int((now - alert.raised_at).total_seconds() // 60))
     what = "syncs again" if alert.name == SYNC else f"holds again: {_check_name(alert.name)}"
-    body = f"Over, after {minutes} minutes: {alert.reason}\nWhat to do: nothing."
+    body = f"Over, after {minutes} minutes: {alert.reason}\nWhat to do: nothing.\nTold at {now:%Y-%m-%d %H:%M} UTC."
     return Notice(RECOVERED, f"{called(alert.organization_id)}: {what}", body)
 
 

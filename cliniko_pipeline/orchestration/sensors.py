@@ -85,10 +85,12 @@ def failed_runs(context: dg.RunFailureSensorContext, runtime: dg.ResourceParam[R
     # A check that does not hold is told as such, and what only compares is repeated with its next turn.
     if run.job_name == cliniko_counts.name or (events and all(map(is_failed_check, events))):
         return
+    record = context.instance.get_run_record_by_id(run.run_id)
     with runtime.database.operator() as connection:
         scheduling.note_failure(
             connection,
             organization_id,
+            begun_at=datetime.now(UTC) if record is None else record.create_timestamp.astimezone(UTC),
             reason=next(map(reason_of, events), ABANDONED),
             run_id=run.run_id,
             is_permanent=any(map(is_permanent, events)),

@@ -82,11 +82,12 @@ def freshness(scheduling: Scheduling, default: DefaultSchedule, within: timedelt
     by itself is promised nothing.
     """
     period = _period(scheduling, default)
-    since = scheduling.succeeded_at or scheduling.known_since
+    # One that was enabled again is promised nothing for the time before.
+    since = max((each for each in (scheduling.succeeded_at, scheduling.known_since) if each is not None), default=None)
     if period is None or since is None or not scheduling.is_active or not scheduling.is_on:
         return Freshness(holds=True, remark="It is not synced by itself: nothing is promised.")
     promised = max(within, 2 * period)
-    what = "Last synced" if scheduling.succeeded_at is not None else "Never synced, and scheduled"
+    what = "Last synced" if since == scheduling.succeeded_at else "Not synced since it was scheduled"
     return Freshness(
         holds=now - since <= promised,
         remark=f"{what} {_minutes(now - since)} ago; promised are {_minutes(promised)}.",
@@ -116,10 +117,11 @@ def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> Due
         if last_full is not None and last_full < _last_turn(now, DAY, begins):
             return DueSync(organization_id, is_full=True)
     every = scheduling.sync_every_minutes or default.sync_every_minutes
+    is_scheduled = every is not None or full_at is not None
+    if is_scheduled and scheduling.retry_at is not None and scheduling.retry_at <= now:
+        return DueSync(organization_id, is_full=False)
     if every is None:
         return None
-    if scheduling.retry_at is not None and scheduling.retry_at <= now:
-        return DueSync(organization_id, is_full=False)
     period = timedelta(minutes=every)
     turn = _last_turn(now, period, _share(organization_id, "sync", period))
     if scheduling.requested_at is None or scheduling.requested_at < turn:

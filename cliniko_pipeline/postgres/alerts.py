@@ -92,10 +92,10 @@ def add_notices(connection: Connection, channels: Iterable[str], notices: Sequen
 
 
 def waiting_notices(connection: Connection) -> list[WaitingNotice]:
-    """Those whose time to be sent, or sent again, has come; oldest first."""
-    rows = connection.execute(
-        sa.text("select id, channel, kind, title, body from cliniko.notices where send_at <= now() order by id")
-    )
+    """Those whose time to be sent, or sent again, has come; the oldest first, and none before an older one of its
+    channel.
+    """
+    rows = connection.execute(sa.text(sql("waiting_notices")))
     return [WaitingNotice(row.id, row.channel, Notice(row.kind, row.title, row.body)) for row in rows]
 
 
@@ -105,5 +105,9 @@ def delete_notice(connection: Connection, notice_id: int) -> None:
 
 
 def delay_notice(connection: Connection, notice_id: int) -> None:
-    """It could not be sent: it is tried again, later each time."""
+    """It could not be sent: it is tried again, later each time, for two days."""
     connection.execute(sa.text(sql("delay_notice")), {"id": notice_id})
+    connection.execute(
+        sa.text("delete from cliniko.notices where id = :id and created_at < now() - interval '2 days'"),
+        {"id": notice_id},
+    )

@@ -11,22 +11,21 @@ from cliniko_pipeline.postgres.engine import sql
 
 @dataclass(frozen=True)
 class MappingCounts:
-    """How many people have which status in `cliniko.contact_mapping`, and how many contacts stand there twice."""
+    """How many people have which status in `cliniko.contact_mapping`, how many of them are current (neither archived
+    nor deleted), and how many contacts stand there twice.
+    """
 
     matched: int
     ambiguous: int
     unmatched: int
+    current_people: int
+    current_unmatched: int
     contacts_used_twice: int
 
     @property
-    def people(self) -> int:
-        """All of them."""
-        return self.matched + self.ambiguous + self.unmatched
-
-    @property
     def unmatched_share(self) -> float:
-        """Of all people; 0 where there is nobody."""
-        return self.unmatched / self.people if self.people else 0.0
+        """Of the current people; 0 where there is nobody."""
+        return self.current_unmatched / self.current_people if self.current_people else 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ def mapping_counts(connection: Connection) -> MappingCounts:
 
 def recount_active_patients(connection: Connection, parameters: Mapping[str, object]) -> ActivePatientsRecount:
     """Reckons once more who belongs into the table; `parameters` are those of its query (active_patients.sql)."""
+    # After a first sync the planner knows nothing of the tables yet.
+    connection.execute(sa.text(sql("plan_for_whole_tables")))
     return ActivePatientsRecount(
         **connection.execute(sa.text(sql("recount_active_patients")), dict(parameters)).mappings().one()
     )

@@ -106,11 +106,20 @@ def note_counts_requested(connection: Connection, organization_ids: Sequence[str
         )
 
 
-def note_failure(connection: Connection, organization_id: str, *, reason: str, run_id: str, is_permanent: bool) -> None:
-    """A run has failed. Where the reason passes, it is tried again, later each time in a row."""
+def note_failure(
+    connection: Connection, organization_id: str, *, reason: str, run_id: str, begun_at: datetime, is_permanent: bool
+) -> None:
+    """A run that began then has failed. Where the reason passes, it is tried again, later each time in a row."""
     connection.execute(
         sa.text(sql("note_failure")),
-        {"organization_id": organization_id, "reason": reason, "run_id": run_id, "is_permanent": is_permanent},
+        {
+            "organization_id": organization_id,
+            "reason": reason,
+            "run_id": run_id,
+            "begun_at": begun_at,
+            "is_permanent": is_permanent,
+            "service": SERVICE,
+        },
     )
 
 
@@ -119,11 +128,30 @@ def note_success(connection: Connection, organization_id: str) -> None:
     connection.execute(sa.text(sql("note_success")), {"organization_id": organization_id})
 
 
-def pause(connection: Connection, organization_id: str, *, reason: str, run_id: str) -> None:
-    """Nothing is requested of the organization any more until its credentials change or `end_pause`."""
+def credentials_digest(connection: Connection, organization_id: str) -> str | None:
+    """What the stored credentials are recognized by; None: there are none."""
+    return connection.execute(
+        sa.text(
+            "select md5(credentials_encrypted::text) from public.api_credentials"
+            " where organization_id::text = :organization_id and service_name = :service"
+        ),
+        {"organization_id": organization_id, "service": SERVICE},
+    ).scalar_one_or_none()
+
+
+def pause(connection: Connection, organization_id: str, *, reason: str, run_id: str, credentials: str | None) -> None:
+    """Nothing is requested of the organization any more until its credentials change or `end_pause`. `credentials` is
+    the digest of those that did not work; where others are stored by now, nothing is paused.
+    """
     connection.execute(
         sa.text(sql("pause")),
-        {"organization_id": organization_id, "reason": reason, "run_id": run_id, "service": SERVICE},
+        {
+            "organization_id": organization_id,
+            "reason": reason,
+            "run_id": run_id,
+            "credentials": credentials,
+            "service": SERVICE,
+        },
     )
 
 

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from cliniko_pipeline.orchestration.alerting import decide
-from cliniko_pipeline.postgres import scheduling
 from cliniko_pipeline.postgres.check_results import CheckResult, note_checks
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.cli.command_line import CommandLine
 from cliniko_pipeline_tests.cli.conftest import Clinics
+from cliniko_pipeline_tests.orchestration.deployment import paused
 from cliniko_pipeline_tests.orchestration.webhook_channel import opened_channel
 
 
@@ -48,7 +48,7 @@ def test_what_is_wrong_is_listed_and_pauses_end_together(
     assert "Nothing is wrong" in command("alerts", "list").stdout
     with clinics.database.operator() as connection:
         for name in ("alpha", "beta"):
-            scheduling.pause(connection, name, reason="[b]no key[/b]", run_id="run")
+            paused(connection, name, reason="[b]no key[/b]", run_id="run")
         claim = "every_active_patient_with_a_contact_is_stored_once"
         note_checks(connection, [CheckResult("alpha", "active_patients", claim, False, "1 is missing.", "run")])
     with open_runtime(load_settings(environ)) as runtime:

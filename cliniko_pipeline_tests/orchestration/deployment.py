@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
+from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.orchestration.schedules import cliniko_syncs
 from cliniko_pipeline.orchestration.sensors import failed_runs, organization_partitions
@@ -71,3 +72,9 @@ class Deployment:
     def scheduling(self, name: str) -> scheduling.Scheduling:
         with self.pipeline.database.operator() as connection:
             return next(each for each in scheduling.schedulings(connection) if each.organization_id == name)
+
+
+def paused(connection: Connection, name: str, *, reason: str, run_id: str) -> None:
+    """Pauses the organization for the credentials that are stored now."""
+    digest = scheduling.credentials_digest(connection, name)
+    scheduling.pause(connection, name, reason=reason, run_id=run_id, credentials=digest)

@@ -7,16 +7,18 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from pydantic import SecretStr
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.orchestration.alerting import decide, send_waiting
+from cliniko_pipeline.orchestration.channels import _apprise, channels, require_known
 from cliniko_pipeline.orchestration.notices import MOST_AT_ONCE
 from cliniko_pipeline.orchestration.sensors import alerts, stale_organizations
 from cliniko_pipeline.postgres import organizations, scheduling
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline_tests.conftest import environment
 from cliniko_pipeline_tests.hostile import patient
-from cliniko_pipeline_tests.orchestration.deployment import NOW, Deployment
+from cliniko_pipeline_tests.orchestration.deployment import NOW, Deployment, paused
 from cliniko_pipeline_tests.orchestration.webhook_channel import WebhookChannel, opened_channel
 from cliniko_pipeline_tests.pipeline import SkippedTime, opened_pipeline
 
@@ -128,7 +130,9 @@ def test_an_organization_that_is_older_than_promised_is_told(deployment: Deploym
     assert look_at_freshness(deployment) == []
     change(
         deployment,
-        "update cliniko.scheduling set succeeded_at = now() - interval '5 hours' where organization_id = 'alpha'",
+        "update cliniko.scheduling"
+        " set succeeded_at = now() - interval '5 hours', known_since = now() - interval '9 days'"
+        " where organization_id = 'alpha'",
     )
     (evaluation,) = look_at_freshness(deployment)
     assert (evaluation.partition, evaluation.check_name, evaluation.passed) == (
@@ -175,8 +179,8 @@ def test_one_channel_that_is_down_keeps_nothing_from_another(
         with opened_pipeline(environment(database_url, tmp_path) | urls) as pipeline, pipeline.sandbox([]) as sandbox:
             Deployment(pipeline, sandbox)
             with pipeline.database.operator() as connection:
-                scheduling.pause(connection, "alpha", reason="a reason", run_id="run")
-                scheduling.pause(connection, "beta", reason="a reason", run_id="run")
+                paused(connection, "alpha", reason="a reason", run_id="run")
+                paused(connection, "beta", reason="a reason", run_id="run")
             decide(pipeline.runtime)
             sent = send_waiting(pipeline.runtime)
     assert (sent.taken, sent.waiting, sent.failing) == (2, 2, ("channel 1 (json)",))
@@ -188,7 +192,7 @@ def test_a_trouble_of_many_is_told_in_one_notice(deployment: Deployment, channel
     for name in names:
         deployment.pipeline.add_organization(name, deployment.sandbox, deployment.accounts["alpha"])
         with deployment.pipeline.database.operator() as connection:
-            scheduling.pause(connection, name, reason="no key opens the credentials", run_id=f"run-of-{name}")
+            paused(connection, name, reason="no key opens the credentials", run_id=f"run-of-{name}")
     watch(deployment)
     (message,) = channel.received
     assert message["title"] == "11 new troubles"
@@ -212,7 +216,7 @@ def test_without_a_channel_what_is_wrong_is_kept_and_nothing_piles_up(database_u
     with opened_pipeline(environment(database_url, tmp_path)) as pipeline, pipeline.sandbox([]) as sandbox:
         Deployment(pipeline, sandbox)
         with pipeline.database.operator() as connection:
-            scheduling.pause(connection, "alpha", reason="a reason", run_id="run")
+            paused(connection, "alpha", reason="a reason", run_id="run")
         assert decide(pipeline.runtime) == 1
         assert send_waiting(pipeline.runtime).waiting == 0
         with pipeline.database.operator() as connection:
@@ -235,3 +239,76 @@ def test_the_url_of_a_channel_is_never_shown(
     assert "channel-secret" not in caplog.text + "".join(capfd.readouterr()) + repr(
         deployment.pipeline.runtime.settings
     )
+
+
+def test_a_key_that_is_replaced_while_a_run_uses_the_old_one_is_not_paused_for_it(
+    deployment: Deployment, channel: WebhookChannel
+) -> None:
+    with deployment.pipeline.database.operator() as connection:
+        used = scheduling.credentials_digest(connection, "alpha")
+    deployment.pipeline.add_organization("alpha", deployment.sandbox, deployment.accounts["alpha"])
+    with deployment.pipeline.database.operator() as connection:
+        scheduling.pause(connection, "alpha", reason="401", run_id="run", credentials=used)
+    assert deployment.scheduling("alpha").paused_at is None
+
+
+def test_a_failure_that_is_heard_of_after_a_later_success_says_nothing(
+    deployment: Deployment, channel: WebhookChannel
+) -> None:
+    begun_at = datetime.now(UTC)
+    assert deployment.sync("alpha").success
+    with deployment.pipeline.database.operator() as connection:
+        scheduling.note_failure(connection, "alpha", reason="old", run_id="run", begun_at=begun_at, is_permanent=True)
+    watch(deployment)
+    assert channel.titles == []
+    with deployment.pipeline.database.operator() as connection:
+        scheduling.note_failure(
+            connection, "alpha", reason="new", run_id="run", begun_at=datetime.now(UTC), is_permanent=True
+        )
+    watch(deployment)
+    assert channel.titles == ["Clinic alpha (alpha): syncs fail"]
+
+
+def test_an_organization_that_is_enabled_again_is_promised_nothing_for_the_time_before(
+    deployment: Deployment, channel: WebhookChannel
+) -> None:
+    assert deployment.sync("alpha").success
+    change(
+        deployment,
+        "update cliniko.scheduling"
+        " set succeeded_at = now() - interval '3 days', known_since = now() - interval '9 days'",
+    )
+    with deployment.pipeline.database.operator() as connection:
+        scheduling.end_pause(connection, "alpha")
+    assert look_at_freshness(deployment) == []
+
+
+def test_nothing_newer_is_sent_before_what_a_channel_did_not_take(
+    deployment: Deployment, channel: WebhookChannel
+) -> None:
+    channel.is_down = True
+    with deployment.pipeline.database.operator() as connection:
+        paused(connection, "alpha", reason="a reason", run_id="run")
+    watch(deployment)
+    channel.is_down = False
+    with deployment.pipeline.database.operator() as connection:
+        paused(connection, "beta", reason="a reason", run_id="run")
+    watch(deployment)
+    assert channel.titles == []
+    change(deployment, "update cliniko.notices set send_at = now()")
+    watch(deployment)
+    assert channel.titles == ["Clinic alpha (alpha): paused", "Clinic beta (beta): paused"]
+
+
+def test_what_is_longer_than_a_service_takes_is_sent_in_parts_and_its_markup_escaped() -> None:
+    (discord, telegram) = channels(
+        [
+            SecretStr("discord://123456789/abcdefghij"),
+            SecretStr("tgram://123456789:abcdefghijklmnopqrstuvwxyz-_12345678/1"),
+        ]
+    )
+    for channel in (discord, telegram):
+        require_known(channel)
+        (service,) = _apprise(channel)
+        parts = service._apply_overflow("x" * 9000, title="Smith & Sons <Sydney>")
+        assert len(parts) > 1

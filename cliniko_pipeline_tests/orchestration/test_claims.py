@@ -196,14 +196,19 @@ def test_too_many_people_without_a_contact_are_told(clinic: PipelineUnderTest, a
     result = clinic.sync(CLINIC)
     assert result.success, errors_of(result)
     assert failed(result) == {
-        "unmatched_share_is_below_the_limit": "5 of 9 people have no contact (56%; the limit is 50%)."
+        "unmatched_share_is_below_the_limit": "5 of 9 current people have no contact (56%; the limit is 50%)."
     }
 
 
 def test_what_was_last_synced_too_long_ago_is_told(clinic: PipelineUnderTest) -> None:
     assert clinic.sync(CLINIC).success
     with clinic.database.operator() as connection:
-        connection.execute(sa.text("update cliniko.scheduling set succeeded_at = now() - interval '4 hours'"))
+        connection.execute(
+            sa.text(
+                "update cliniko.scheduling"
+                " set succeeded_at = now() - interval '4 hours', known_since = now() - interval '9 days'"
+            )
+        )
     assert failed(look_again(clinic)) == {
         "is_not_older_than_promised": "Last synced 240 minutes ago; promised are 180 minutes."
     }

@@ -12,7 +12,7 @@ from cliniko_pipeline.orchestration.schedules import cliniko_count_comparisons, 
 from cliniko_pipeline.postgres import organizations, scheduling
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
-from cliniko_pipeline_tests.orchestration.deployment import NOW, Deployment
+from cliniko_pipeline_tests.orchestration.deployment import NOW, Deployment, paused
 from cliniko_pipeline_tests.pipeline import errors_of
 
 # --- The schedule -----------------------------------------------------------------------------------------
@@ -123,8 +123,8 @@ def test_a_revoked_key_fails_one_run_and_pauses_the_organization_until_the_key_i
 
 def test_a_paused_organization_goes_on_when_it_is_enabled(deployment: Deployment) -> None:
     with deployment.pipeline.database.operator() as connection:
-        scheduling.pause(connection, "alpha", reason="revoked", run_id="run")
-        scheduling.pause(connection, "alpha", reason="another reason", run_id="run")
+        paused(connection, "alpha", reason="revoked", run_id="run")
+        paused(connection, "alpha", reason="another reason", run_id="run")
     assert deployment.scheduling("alpha").pause_reason == "revoked"
     with deployment.pipeline.database.operator() as connection:
         scheduling.end_pause(connection, "alpha")
@@ -152,7 +152,9 @@ def test_what_fails_for_a_reason_that_passes_is_tried_again_later_and_later_unti
     with deployment.pipeline.database.operator() as connection:
         waits = []
         for _ in range(9):
-            scheduling.note_failure(connection, "alpha", reason="down", run_id="run", is_permanent=False)
+            scheduling.note_failure(
+                connection, "alpha", reason="down", run_id="run", begun_at=datetime.now(UTC), is_permanent=False
+            )
             waits.append(
                 connection.execute(
                     sa.text("select retry_at - now() from cliniko.scheduling where organization_id = 'alpha'")

@@ -25,6 +25,7 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.schedule_settings import default_schedule
 from cliniko_pipeline.orchestration.sync_plans import freshness
 from cliniko_pipeline.postgres import claims, scheduling, sync_runs
+from cliniko_pipeline.postgres.scheduling import Scheduling
 from cliniko_pipeline.runtime import Runtime
 
 FRESHNESS = "is_not_older_than_promised"
@@ -90,8 +91,11 @@ def _no_contact_twice(at: Look) -> Finding:
 def _unmatched_share(at: Look) -> Finding:
     counts = claims.mapping_counts(at.connection)
     share, limit = counts.unmatched_share, at.runtime.settings.unmatched_share_limit
-    told = f"{counts.unmatched} of {counts.people} people have no contact ({share:.0%}; the limit is {limit:.0%})."
-    return Finding(share <= limit, told, {"unmatched": counts.unmatched, "unmatched_share": round(share, 4)})
+    told = (
+        f"{counts.current_unmatched} of {counts.current_people} current people have no contact"
+        f" ({share:.0%}; the limit is {limit:.0%})."
+    )
+    return Finding(share <= limit, told, {"unmatched": counts.current_unmatched, "unmatched_share": round(share, 4)})
 
 
 def _stored_once(at: Look) -> Finding:
@@ -115,7 +119,8 @@ def _stored_once(at: Look) -> Finding:
 
 def _fresh(at: Look) -> Finding:
     with at.runtime.database.operator() as connection:
-        found = next(each for each in scheduling.schedulings(connection) if each.organization_id == at.organization_id)
+        all_of_them = {each.organization_id: each for each in scheduling.schedulings(connection)}
+    found = all_of_them.get(at.organization_id, Scheduling(at.organization_id, is_active=False))
     settings = at.runtime.settings
     fresh = freshness(found, default_schedule(settings), settings.fresh_within, datetime.now(UTC))
     return Finding(fresh.holds, fresh.remark, {})

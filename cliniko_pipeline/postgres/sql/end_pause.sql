@@ -1,4 +1,10 @@
--- It is synced at the next tick.
+-- It is synced at the next tick. Nothing was promised before.
 update cliniko.scheduling
-set paused_at = null, pause_reason = null, paused_credentials = null, retry_at = now()
-where paused_at is not null and (organization_id = :organization_id or cast(:organization_id as text) is null)
+set
+    retry_at = case when paused_at is not null then now() else retry_at end,
+    known_since = now(),
+    paused_at = null,
+    pause_reason = null,
+    paused_credentials = null
+where organization_id = :organization_id
+    or (cast(:organization_id as text) is null and paused_at is not null)

@@ -1,6 +1,12 @@
+-- Archived and deleted patients are matched by their id only, so that most of an old clinic's have no contact: whether
+-- too many are without one, the current ones tell.
 select
-    count(*) filter (where status = 'matched') as matched,
-    count(*) filter (where status = 'ambiguous') as ambiguous,
-    count(*) filter (where status = 'unmatched') as unmatched,
-    count(contact_id) - count(distinct contact_id) as contacts_used_twice
-from cliniko.contact_mapping
+    count(*) filter (where mapping.status = 'matched') as matched,
+    count(*) filter (where mapping.status = 'ambiguous') as ambiguous,
+    count(*) filter (where mapping.status = 'unmatched') as unmatched,
+    count(patient.id) as current_people,
+    count(patient.id) filter (where mapping.status = 'unmatched') as current_unmatched,
+    count(mapping.contact_id) - count(distinct mapping.contact_id) as contacts_used_twice
+from cliniko.contact_mapping as mapping
+left join cliniko.patients as patient
+    on patient.id = mapping.patient_id and patient.archived_at is null and patient.deleted_at is null

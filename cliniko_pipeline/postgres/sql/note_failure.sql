@@ -1,11 +1,17 @@
 -- Each failure in a row doubles the wait: 1, 2, 4 ... minutes, an hour at most. What does not pass is not tried again
--- before its next turn.
+-- before its next turn. A run that began before the last success says nothing new, however late it is heard of.
 insert into cliniko.scheduling as scheduling (
     organization_id, failures, failure_reason, failed_run_id, failure_is_permanent, retry_at
 )
-values (
-    :organization_id, 1, :reason, :run_id, :is_permanent, case when not :is_permanent then now() + interval '1 minute' end
-)
+select
+    credentials.organization_id::text,
+    1,
+    :reason,
+    :run_id,
+    :is_permanent,
+    case when not :is_permanent then now() + interval '1 minute' end
+from public.api_credentials as credentials
+where credentials.organization_id::text = :organization_id and credentials.service_name = :service
 on conflict (organization_id) do update
 set
     failures = scheduling.failures + 1,
@@ -16,3 +22,4 @@ set
         when not excluded.failure_is_permanent
             then now() + least(interval '1 minute' * 2 ^ least(scheduling.failures, 10), interval '1 hour')
     end
+where scheduling.succeeded_at is null or scheduling.succeeded_at < :begun_at

@@ -6,12 +6,15 @@ select
     credentials.organization_id::text,
     now(),
     :reason,
-    md5(credentials.credentials_encrypted::text),
+    :credentials,
     :reason,
     :run_id,
     true
 from public.api_credentials as credentials
-where credentials.organization_id::text = :organization_id and credentials.service_name = :service
+where credentials.organization_id::text = :organization_id
+    and credentials.service_name = :service
+    -- Others that were stored meanwhile have still to show whether they work.
+    and md5(credentials.credentials_encrypted::text) = :credentials
 on conflict (organization_id) do update
 set
     paused_at = excluded.paused_at,

@@ -4,7 +4,8 @@
 -- :as_of               where there are no rows: the instant to judge by
 -- :activity_window, :count_no_shows   as in active_patients.sql
 with
-judged as (
+-- Looked up once, not for each appointment.
+judged as materialized (
     select coalesce(max(search_date_to) at time zone 'UTC', cast(:as_of as timestamptz)) as as_of
     from public.active_patients
 ),

@@ -114,9 +114,20 @@ def test_failures_that_end_in_a_pause_are_told_as_both_and_the_way_back_only_whe
 def test_a_failing_sync_explains_why_nothing_is_fresh():
     operator = Operator()
     operator.plan(PAUSED, STALE)
+    # A new key, and a failure that is not worth telling of.
+    operator.plan(replace(DOWN, failures=1), STALE)
     assert operator.told == ["paused"]
-    operator.plan(WELL, STALE)
-    assert operator.told == ["paused", "check", "no longer paused"]
+    operator.plan(WELL)
+    assert operator.told == ["paused", "no longer paused"]
+
+
+def test_a_pause_that_follows_a_pause_is_told_of():
+    operator = Operator()
+    operator.plan(PAUSED)
+    operator.plan(replace(PAUSED, paused_at=None, pause_reason=None), at=NOW + timedelta(minutes=5))
+    operator.plan(replace(PAUSED, paused_at=NOW + timedelta(minutes=10)), at=NOW + timedelta(minutes=11))
+    operator.plan(replace(PAUSED, paused_at=NOW + timedelta(minutes=10)), at=NOW + timedelta(minutes=12))
+    assert operator.told == ["paused", "paused"]
 
 
 def test_staleness_that_was_told_before_the_sync_failed_is_over_when_it_is_over():

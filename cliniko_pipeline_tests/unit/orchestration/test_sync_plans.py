@@ -178,3 +178,10 @@ def test_an_organization_is_fresh_for_as_long_as_promised_or_for_two_of_its_turn
     scheduling: Scheduling, default: DefaultSchedule, holds: bool
 ) -> None:
     assert freshness(scheduling, default, timedelta(hours=3), NOW).holds is holds
+
+
+def test_what_failed_at_night_is_tried_again_where_there_are_nightly_syncs_only():
+    nightly = replace(NEVER, full_sync_at=time(2))
+    failed = replace(NEW, requested_at=NOW, full_requested_at=NOW, retry_at=NOW)
+    assert due_syncs([failed], set(), nightly, NOW) == [DueSync("org", is_full=False)]
+    assert due_syncs([failed], set(), NEVER, NOW) == [], "nothing is requested by itself"

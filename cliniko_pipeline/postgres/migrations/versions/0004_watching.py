@@ -18,6 +18,7 @@ alter table cliniko.scheduling
     add column failure_is_permanent boolean not null default false,
     -- When the numbers of records were last compared with Cliniko's.
     add column counts_requested_at timestamptz;
+update cliniko.scheduling set failure_reason = pause_reason, failure_is_permanent = true where paused_at is not null;
 """
 
 # The operator's own, like cliniko.scheduling: numbers and reasons, nothing of a patient.
