@@ -11,12 +11,13 @@ from functools import cached_property
 from cliniko_pipeline.cliniko.client import DEFAULT_MAX_ATTEMPTS, ClinikoClient
 from cliniko_pipeline.cliniko.events import Event
 from cliniko_pipeline.cliniko.shards import resolve_api_url
-from cliniko_pipeline.cliniko.throttle import BudgetRegistry, SlidingWindowBudget
+from cliniko_pipeline.cliniko.throttle import BudgetRegistry, RequestBudget
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 from cliniko_pipeline.errors import CredentialsError, in_organization
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.request_budgets import SharedRequestBudget
 from cliniko_pipeline.settings import Settings
 
 
@@ -30,9 +31,10 @@ class Runtime:
         self.settings = settings
         self.database = database
         self._sleep = sleep
-        self._budgets = BudgetRegistry(
-            lambda _digest: SlidingWindowBudget(settings.requests_per_minute, sleep=sleep),
-        )
+        self._budgets = BudgetRegistry(self._budget_of)
+
+    def _budget_of(self, key_digest: str) -> RequestBudget:
+        return SharedRequestBudget(self.database, key_digest, self.settings.requests_per_minute, sleep=self._sleep)
 
     @cached_property
     def vault(self) -> Vault:

@@ -18,7 +18,7 @@ from uuid import UUID
 import dagster as dg
 import sqlalchemy as sa
 
-from cliniko_pipeline.cliniko.throttle import BudgetRegistry, SlidingWindowBudget
+from cliniko_pipeline.cliniko.throttle import BudgetRegistry
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
@@ -30,6 +30,7 @@ from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline.sync_options import SyncOptions
+from cliniko_pipeline_tests.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.independent import ExpectedMapping
 
 CONTACT_COLUMNS = ("id", "organization_id", "cliniko_patient_id", "name", "first_name", "last_name", "email")

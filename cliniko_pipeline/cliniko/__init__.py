@@ -25,7 +25,7 @@ from cliniko_pipeline.cliniko.records import (
     Resource,
 )
 from cliniko_pipeline.cliniko.shards import api_url_for, resolve_api_url, shard_of
-from cliniko_pipeline.cliniko.throttle import BudgetRegistry, RequestBudget, SlidingWindowBudget, digest_of
+from cliniko_pipeline.cliniko.throttle import BudgetRegistry, RequestBudget, digest_of
 
 __all__ = [
     "APPOINTMENT_TYPES",
@@ -52,7 +52,6 @@ __all__ = [
     "RequestBudget",
     "Resource",
     "Retrying",
-    "SlidingWindowBudget",
     "Statistics",
     "Waiting",
     "api_url_for",

@@ -6,6 +6,7 @@ links (pagination.py), waiting for one's turn (throttle.py), or which host may b
 
 import random
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -17,12 +18,14 @@ from typing import Any, Self
 
 import httpx
 
+from cliniko_pipeline.cliniko.daemon_threads import DaemonThreads
 from cliniko_pipeline.cliniko.decoding import decode_page
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
-from cliniko_pipeline.cliniko.pagination import FetchedPage, Listing, Page, Position, crawl_pages
+from cliniko_pipeline.cliniko.pagination import MOST_AT_ONCE, FetchedPage, Listing, Page, Position, crawl_pages
 from cliniko_pipeline.cliniko.records import PATIENTS, RecordT, Resource
 from cliniko_pipeline.cliniko.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
 from cliniko_pipeline.cliniko.throttle import RequestBudget
+from cliniko_pipeline.cliniko.transport import CurlTransport, Limits
 from cliniko_pipeline.errors import (
     ClinikoPipelineError,
     ClinikoUnavailableError,
@@ -33,12 +36,9 @@ from cliniko_pipeline.errors import (
 )
 from cliniko_pipeline.hosts import is_loopback
 
-DEFAULT_TIMEOUT = httpx.Timeout(connect=10.0, read=30.0, write=10.0, pool=10.0)
 DEFAULT_MAX_ATTEMPTS = 6
-LONGEST_EXCHANGE_SECONDS = 120.0
-"""An answer that still trickles in after this long counts as a time-out: each single read keeps its own."""
-LARGEST_BODY_BYTES = 64 * 1024 * 1024
-"""A page of 100 records is about 150 kB; beyond this an answer is no page."""
+DEFAULT_LIMITS = Limits()
+"""An answer that still trickles in after two minutes counts as a time-out. A page of 100 records is about 150 kB."""
 WORTH_TELLING_SECONDS = 0.5
 """A shorter wait for the request budget is no event."""
 LONGEST_WAIT_SECONDS = 900.0
@@ -66,7 +66,8 @@ class ClinikoClient:
 
     `api_url` is taken as it is: resolve_api_url decides which hosts may see a key. `budget` is asked before every
     single attempt. `sleep` is used between attempts and may raise to interrupt; `clock` is monotonic, `rng` spreads
-    the waits. `on_event` is called with progress, in the thread that reads.
+    the waits. Up to `most_at_once` pages are on their way at a time. `on_event` is called with progress, by one thread
+    at a time.
 
     Raises CredentialsFormatError for an API key that no HTTP header can carry, and SettingsError for such a
     User-Agent. No error, log line or representation holds the API key, an answer's body or a query.
@@ -81,8 +82,9 @@ class ClinikoClient:
         budget: RequestBudget,
         *,
         transport: httpx.BaseTransport | None = None,
-        timeout: httpx.Timeout = DEFAULT_TIMEOUT,
+        limits: Limits = DEFAULT_LIMITS,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        most_at_once: int = MOST_AT_ONCE,
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -102,12 +104,15 @@ class ClinikoClient:
         self._http = httpx.Client(
             auth=httpx.BasicAuth(_sendable_key(api_key), ""),
             headers={"Accept": "application/json", "User-Agent": _sendable_user_agent(user_agent)},
-            timeout=timeout,
-            transport=transport,
-            follow_redirects=False,
             # A proxy named in the environment is for the world outside; it cannot reach this machine's loopback.
-            trust_env=not is_loopback(httpx.URL(api_url).host),
+            transport=transport or CurlTransport(limits, uses_proxies=not is_loopback(httpx.URL(api_url).host)),
+            follow_redirects=False,
+            # Proxies are the transport's own business.
+            trust_env=False,
         )
+        self._most_at_once = most_at_once
+        self._threads = DaemonThreads(most_at_once, "cliniko-page")
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<ClinikoClient of organization {self._organization_id} at {self._api_url}>"
@@ -121,8 +126,13 @@ class ClinikoClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections. Closing twice is fine."""
+        """Close the connections; ends what is under way. Closing twice is fine.
+
+        Raises DatabaseUnavailableError where a budget that is shared cannot be told what was answered.
+        """
         self._http.close()
+        self._threads.close()
+        self._budget.close()
 
     @property
     def statistics(self) -> Statistics:
@@ -140,10 +150,12 @@ class ClinikoClient:
         RateLimitedError) or DataError (RequestRejectedError, UnexpectedResponseError, ForeignLinkError).
         """
 
-        def fetch(url: httpx.URL, number: int) -> FetchedPage[RecordT]:
-            return self._fetch(url, resource, f"{resource.name}, page {number}")
+        def begin(url: str, number: int) -> Callable[[], FetchedPage[RecordT]]:
+            return self._threads.submit(lambda: self._fetch(url, resource, f"{resource.name}, page {number}")).result
 
-        pages = crawl_pages(Listing(self._api_url, resource, changed_since), fetch, position)
+        pages = crawl_pages(
+            Listing(self._api_url, resource, changed_since), begin, position, at_once=self._most_at_once
+        )
         while True:
             with self._naming_the_organization():
                 page = next(pages, None)
@@ -184,16 +196,15 @@ class ClinikoClient:
         self._count(pages=1, records=records)
         if self._on_event:
             left = self._budget.left()
-            self._on_event(PageRead(name, page.number, page.pages, records, page.total_entries, left))
+            self._emit(PageRead(name, page.number, page.pages, records, page.total_entries, left))
 
-    def _fetch(self, url: httpx.URL, resource: Resource[RecordT], what: str) -> FetchedPage[RecordT]:
+    def _fetch(self, url: str, resource: Resource[RecordT], what: str) -> FetchedPage[RecordT]:
         """Return a page, in as many attempts as it takes and is reasonable."""
         causes: Counter[int | TransportFailure] = Counter()
         attempt, waits, announced = 0, 0.0, 0.0
         while True:
             attempt += 1
-            self._wait_for_turn(announced)
-            outcome = self._attempt(url, resource, attempt)
+            outcome = self._attempt(url, resource, attempt, announced)
             if isinstance(outcome, FetchedPage):
                 return outcome
             causes[outcome.result] += 1
@@ -204,8 +215,12 @@ class ClinikoClient:
                 raise _exhausted(outcome.decision.error, what, causes)
             announced = self._wait(outcome.decision, _named(outcome.result), what, attempt)
 
-    def _attempt(self, url: httpx.URL, resource: Resource[RecordT], attempt: int) -> "FetchedPage[RecordT] | _Failed":
-        answer = self._send(url)
+    def _attempt(
+        self, url: str, resource: Resource[RecordT], attempt: int, announced: float
+    ) -> "FetchedPage[RecordT] | _Failed":
+        with self._budget.request() as waited:
+            self._tell_waited(waited, announced)
+            answer = self._send(url)
         now = self._wall_clock()
         decision = decide(answer.result, answer.headers, attempt=attempt, now=now, rng=self._rng)
         if not isinstance(decision, Succeed):
@@ -216,32 +231,19 @@ class ClinikoClient:
             failure = TransportFailure.UNREADABLE_BODY
             return _Failed(failure, decide(failure, answer.headers, attempt=attempt, now=now, rng=self._rng))
 
-    def _send(self, url: httpx.URL) -> "_Answer":
+    def _send(self, url: str) -> "_Answer":
         self._count(requests=1)
-        deadline = self._clock() + LONGEST_EXCHANGE_SECONDS
         try:
-            with self._http.stream("GET", url) as response:
-                if not response.is_success:
-                    # What an error says may hold anything; the status is enough to decide by.
-                    return _Answer(response.status_code, response.headers)
-                return self._with_body(response, deadline)
+            response = self._http.get(url)
         except httpx.RequestError as error:
             # Returned, not raised: httpx's errors carry the request with its Authorization header, and whatever
             # were raised here would carry the error in its chain.
             return _Answer(_failure_of(error))
+        # What an error says may hold anything; the status is enough to decide by.
+        body = response.content if response.is_success else b""
+        return _Answer(response.status_code, response.headers, body)
 
-    def _with_body(self, response: httpx.Response, deadline: float) -> "_Answer":
-        body = bytearray()
-        for chunk in response.iter_bytes():
-            body += chunk
-            if self._clock() > deadline:
-                return _Answer(TransportFailure.TIME_OUT, response.headers)
-            if len(body) > LARGEST_BODY_BYTES:
-                return _Answer(TransportFailure.UNREADABLE_BODY, response.headers)
-        return _Answer(response.status_code, response.headers, bytes(body))
-
-    def _wait_for_turn(self, announced: float) -> None:
-        waited = self._budget.take()
+    def _tell_waited(self, waited: float, announced: float) -> None:
         self._count(seconds_waited=waited)
         if waited - announced >= WORTH_TELLING_SECONDS:
             self._emit(Waiting(waited - announced, "the request budget was used up"))
@@ -261,10 +263,12 @@ class ClinikoClient:
 
     def _emit(self, event: Event) -> None:
         if self._on_event:
-            self._on_event(event)
+            with self._lock:
+                self._on_event(event)
 
     def _count(self, **more: float) -> None:
-        self._statistics = self._statistics.plus(**more)
+        with self._lock:
+            self._statistics = self._statistics.plus(**more)
 
 
 @dataclass(frozen=True, slots=True)

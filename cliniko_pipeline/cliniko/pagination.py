@@ -8,16 +8,23 @@ one at the page boundary out of sight. So the first page, which tells how long t
 then backwards: what moves forwards moves towards the pages still to come. What remains is the first page itself: if the
 list was found shorter than it said, it is read again, last of all.
 
+Several pages may be on their way at once. One that was asked for before the page behind it had come counts only if both
+announce the same number of entries: then nothing has vanished between them, in whichever order they were answered.
+Otherwise it is asked for again.
+
 That holds as long as nothing comes into the list, so all pages but the first are bounded: only what is older than the
 second in which the first was answered. The list of that very second, and of as long after it as a clock that was set
 back may have stamped in, is read last, where the numbers show that there may be one. A server whose clock goes back
 can still add to the older ones; then the list is found longer, and as many pages as that can have moved are read again.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Generic
+from urllib.parse import urlencode
 
 import httpx
 
@@ -80,11 +87,18 @@ class FetchedPage(Generic[RecordT]):
         return len(self.decoded.records) + len(self.decoded.rejected)
 
 
-Fetch = Callable[[httpx.URL, int], FetchedPage[RecordT]]
-"""Gets the page at an address, whose number in the list is only for messages."""
+Begin = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
+"""The same in two steps: what it returns waits for the page. It may be begun and never waited for."""
+
+MOST_AT_ONCE = 8
+"""So many pages of one list are on their way at most."""
+FEWEST_AT_ONCE = 2
+LONG_WAIT_SECONDS = 0.01
+"""Whoever waits longer for a page asks for one more ahead. Not more than that takes: what is on its way when a crawl
+breaks off was asked for in vain."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Listing(Generic[RecordT]):
     """What a crawl reads: a resource whole, or what changed at or after an instant of the server's clock.
 
@@ -96,20 +110,19 @@ class Listing(Generic[RecordT]):
     changed_since: datetime | None = None
     bounds: tuple[str, ...] = ()
 
-    def url(self, page: int, per_page: int = PAGE_SIZE) -> httpx.URL:
+    def url(self, page: int, per_page: int = PAGE_SIZE) -> str:
         """Return the address of a page, archived, cancelled and deleted records included.
 
         The order is by creation, which never changes: under any other, records change places while the list is read.
         """
+        return f"{self._unpaged_url}&page={page}&per_page={per_page}"
+
+    @cached_property
+    def _unpaged_url(self) -> str:
         since = [] if self.changed_since is None else [f"updated_at:>={_second(self.changed_since)}"]
-        params: list[tuple[str, str]] = [
-            ("page", str(page)),
-            ("per_page", str(per_page)),
-            ("sort", "created_at"),
-            ("order", "asc"),
-            *(("q[]", condition) for condition in (*self.resource.include_everything, *since, *self.bounds)),
-        ]
-        return httpx.URL(f"{self.api_url}/{self.resource.name}", params=params)
+        conditions = (*self.resource.include_everything, *since, *self.bounds)
+        query = urlencode([("sort", "created_at"), ("order", "asc"), *(("q[]", each) for each in conditions)])
+        return f"{self.api_url}/{self.resource.name}?{query}"
 
     def before(self, horizon: datetime) -> "Listing[RecordT]":
         """Return the part to which nothing is added any more, since its time is over."""
@@ -141,22 +154,24 @@ class _Step(Generic[RecordT]):
 
 def crawl_pages(
     listing: Listing[RecordT],
-    fetch: Callable[[httpx.URL, int], FetchedPage[RecordT]],
+    begin: Callable[[str, int], Callable[[], FetchedPage[RecordT]]],
     position: Position | None = None,
+    *,
+    at_once: int = MOST_AT_ONCE,
 ) -> Iterator[Page[RecordT]]:
-    """Yield a list's pages, from its beginning or from a position, each fetched only when asked for.
+    """Yield a list's pages, from its beginning or from a position, up to `at_once` of them asked for ahead.
 
     Every record that is in the list at the beginning, and neither vanishes nor changes meanwhile, is yielded, some of
     them twice. That costs a request for each page, and where the list was found shorter (something vanished, or came in
     the very second of the beginning, or is stamped later) one for the first page again and one for each page of that
     second and the two minutes after it.
 
-    `fetch` gets an address and the page's number. Raises ForeignLinkError for a `next` link that leaves the API's
+    `begin` gets an address and the page's number. Raises ForeignLinkError for a `next` link that leaves the API's
     address, and UnexpectedResponseError for one that does not lead to the next page, and for a list that contradicts
     itself again and again: pages that are not full, an end before or after the entries it announces, or growth where
     nothing can be added.
     """
-    requests = _Requests(fetch)
+    requests = _Requests(begin, at_once)
     if position is None:
         first = _first_step(listing, requests)
         horizon = first.fetched.server_date
@@ -207,7 +222,7 @@ def _backwards(
     """
     known, first_again, rereads = expected, number == 1, 0
     while number:
-        fetched = requests.page(listing, number)
+        fetched = requests.page(listing, number, ahead=0 if grows else number - 2)
         total = fetched.decoded.total_entries
         grown, known = max(0, total - known), total
         expected += grown
@@ -231,22 +246,44 @@ def _page_before(number: int, total: int, first_again: bool) -> int:
 
 
 class _Requests(Generic[RecordT]):
-    """Gets pages that do not contradict themselves."""
+    """Gets pages that do not contradict themselves, or one another."""
 
-    def __init__(self, fetch: Callable[[httpx.URL, int], FetchedPage[RecordT]]) -> None:
-        self._fetch = fetch
+    def __init__(self, begin: Callable[[str, int], Callable[[], FetchedPage[RecordT]]], at_once: int) -> None:
+        self._begin = begin
+        self._most_at_once = at_once
+        self._at_once = min(at_once, FEWEST_AT_ONCE)
         self._surprises = 0
+        self._begun: dict[str, Callable[[], FetchedPage[RecordT]]] = {}
+        self._last_total: int | None = None
 
-    def page(self, listing: Listing[RecordT], number: int) -> FetchedPage[RecordT]:
+    def page(self, listing: Listing[RecordT], number: int, ahead: int = 0) -> FetchedPage[RecordT]:
+        """The page, while up to `ahead` pages in front of it are asked for, too."""
         url = listing.url(number)
         while True:
-            fetched = self._fetch(url, number)
+            fetched = self._fetched(listing, url, number, ahead)
             if fetched.decoded.next_url is not None:
                 _check_link(fetched.decoded.next_url, url, listing, number)
             if _agrees_with_itself(fetched, number):
+                self._last_total = fetched.decoded.total_entries
                 return fetched
             # Cliniko may count the entries a moment before or after it selects them.
             self.surprised(listing, number)
+
+    def _fetched(self, listing: Listing[RecordT], url: str, number: int, ahead: int) -> FetchedPage[RecordT]:
+        was_begun = url in self._begun
+        wait = self._begun.pop(url, None) or self._begin(url, number)
+        for before in range(number - 1, number - 1 - min(ahead, self._at_once - 1), -1):
+            if (there := listing.url(before)) not in self._begun:
+                self._begun[there] = self._begin(there, before)
+        started = time.monotonic()
+        fetched = wait()
+        if time.monotonic() - started > LONG_WAIT_SECONDS:
+            self._at_once = min(self._at_once + 1, self._most_at_once)
+        if was_begun and fetched.decoded.total_entries != self._last_total:
+            # Something has vanished in between, and may have moved from this page to one that was read before.
+            self._begun.clear()
+            return self._begin(url, number)()
+        return fetched
 
     def surprised(self, listing: Listing[RecordT], number: int) -> None:
         self._surprises += 1
@@ -280,9 +317,9 @@ def _second(moment: datetime) -> str:
     return f"{moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat()}Z"
 
 
-def _check_link(link: str, current: httpx.URL, listing: Listing[RecordT], number: int) -> None:
+def _check_link(link: str, current: str, listing: Listing[RecordT], number: int) -> None:
     """Hold a `next` link against what is known of it. It is not followed, but a wrong one tells of a wrong API URL."""
-    what, url = f"{listing.resource.name}, page {number}", _joined(link, current)
+    what, url = f"{listing.resource.name}, page {number}", _joined(link, httpx.URL(current))
     if url is None or not _stays_within(url, httpx.URL(listing.api_url)):
         raise ForeignLinkError(
             f"{what}: the link to the next page leaves the organization's API URL and was not followed: check that "

@@ -20,7 +20,7 @@ def write_batch(database: Database, organization_id: str, batch: RecordBatch) ->
     records are missing at its end to be believed: then nothing was marked, but all that was read is written.
     """
     doubtful: Vanished | None = None
-    with database.organization(organization_id) as connection:
+    with database.organization(organization_id, is_resumable=not (batch.is_first or batch.is_last)) as connection:
         written = _write_rows(connection, batch)
         if batch.crawl is not None:
             _note_progress(connection, batch, batch.crawl)
@@ -58,13 +58,8 @@ def _require_sense(connection: Connection, batch: RecordBatch) -> None:
 def _note_progress(connection: Connection, batch: RecordBatch, crawl: CrawlProgress) -> None:
     if batch.is_first:
         crawls.begin(connection, batch.resource, is_full=crawl.is_full, reconciles=crawl.reconciles)
-    understood = [str(row[batch.table.written.index("id")]) for row in batch.rows]
-    crawls.set_aside(connection, batch.resource, understood=understood, rejected=batch.rejected)
-    if crawl.reconciles:
-        rejected = [record.id for record in batch.rejected if record.id is not None]
-        crawls.remember_ids(connection, batch.resource, understood + rejected)
     following = crawl.following
-    crawls.advance(
+    has_set_aside = crawls.advance(
         connection,
         batch.resource,
         records=len(batch.rows),
@@ -72,6 +67,14 @@ def _note_progress(connection: Connection, batch: RecordBatch, crawl: CrawlProgr
         next_page=following.page if following else None,
         total_entries=following.total_entries if following else None,
     )
+    if not (has_set_aside or batch.rejected or crawl.reconciles):
+        return
+    understood = [str(row[batch.table.written.index("id")]) for row in batch.rows]
+    if has_set_aside or batch.rejected:
+        crawls.set_aside(connection, batch.resource, understood=understood, rejected=batch.rejected)
+    if crawl.reconciles:
+        rejected = [record.id for record in batch.rejected if record.id is not None]
+        crawls.remember_ids(connection, batch.resource, understood + rejected)
 
 
 def _missing(connection: Connection, resource: str, crawl: CrawlProgress) -> Vanished:

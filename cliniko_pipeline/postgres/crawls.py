@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import sql
+from cliniko_pipeline.postgres.engine import sql, statement
 from cliniko_pipeline.postgres.tables import RECONCILED
 
 OVERLAP = timedelta(minutes=3)
@@ -99,7 +99,7 @@ def states(connection: Connection) -> dict[str, CrawlState]:
 def begin(connection: Connection, resource: str, *, is_full: bool, reconciles: bool) -> None:
     """A reading of the resource begins; until `complete`, what is stored of it is a mixture."""
     connection.execute(
-        sa.text(sql("crawl_begun")), {"resource": resource, "is_full": is_full, "reconciles": reconciles}
+        statement(sql("crawl_begun")), {"resource": resource, "is_full": is_full, "reconciles": reconciles}
     )
     _forget_ids(connection, resource)
 
@@ -112,10 +112,12 @@ def advance(
     horizon: datetime | None,
     next_page: int | None = None,
     total_entries: int | None = None,
-) -> None:
-    """Some more was written; a full crawl that breaks off goes on from here."""
-    connection.execute(
-        sa.text(sql("crawl_advanced")),
+) -> bool:
+    """Some more was written; a full crawl that breaks off goes on from here. Tells whether anything of the resource is
+    set aside.
+    """
+    has_set_aside = connection.execute(
+        statement(sql("crawl_advanced")),
         {
             "resource": resource,
             "records": records,
@@ -123,7 +125,8 @@ def advance(
             "next_page": next_page,
             "total_entries": total_entries,
         },
-    )
+    ).scalar_one_or_none()
+    return bool(has_set_aside)
 
 
 def complete(
@@ -136,7 +139,7 @@ def complete(
 ) -> None:
     """The reading reached the end; the next one starts from its beginning, by Cliniko's clock, less an overlap."""
     connection.execute(
-        sa.text(sql("crawl_completed")),
+        statement(sql("crawl_completed")),
         {
             "resource": resource,
             "horizon": horizon,
@@ -145,7 +148,7 @@ def complete(
             "doubtful_deletions": doubtful_deletions,
         },
     )
-    connection.execute(sa.text(sql("set_aside_before")), {"resource": resource})
+    connection.execute(statement(sql("set_aside_before")), {"resource": resource})
     _forget_ids(connection, resource)
 
 
@@ -164,12 +167,12 @@ def set_aside(
     nameless = [record for record in rejected if record.id is None]
     named = {record.id: record for record in rejected if record.id is not None}
     connection.execute(
-        sa.text(sql("no_longer_set_aside")),
+        statement(sql("no_longer_set_aside")),
         {"resource": resource, "ids": [*understood, *named], "reasons": [record.reason for record in nameless]},
     )
     if rejected:
         connection.execute(
-            sa.text(sql("set_aside")),
+            statement(sql("set_aside")),
             [
                 {"resource": resource, "id": record.id, "reason": record.reason}
                 for record in [*named.values(), *nameless]
@@ -180,7 +183,7 @@ def set_aside(
 def remember_ids(connection: Connection, resource: str, ids: Sequence[str]) -> None:
     """A reconciling crawl has seen these records."""
     if ids:
-        connection.execute(sa.text(sql("crawled_ids_added")), {"resource": resource, "ids": list(ids)})
+        connection.execute(statement(sql("crawled_ids_added")), {"resource": resource, "ids": list(ids)})
 
 
 def vanished(connection: Connection, resource: str, horizon: datetime | None) -> Vanished:
@@ -192,14 +195,14 @@ def vanished(connection: Connection, resource: str, horizon: datetime | None) ->
         {"resource": resource},
     ).scalar_one()
     # How many ids there are, the planner cannot know: it would go through all of them for every row.
-    connection.execute(sa.text(sql("plan_for_whole_tables")))
+    connection.execute(statement(sql("plan_for_whole_tables")))
     row = connection.execute(_on_rows("vanished", resource), {"resource": resource, "horizon": horizon}).one()
     return Vanished(row.known, 0 if unreadable else row.vanished)
 
 
 def mark_vanished(connection: Connection, resource: str, horizon: datetime | None) -> int:
     """Marks what the reconciling crawl did not see as deleted; returns how many records that were."""
-    connection.execute(sa.text(sql("plan_for_whole_tables")))
+    connection.execute(statement(sql("plan_for_whole_tables")))
     return connection.execute(_on_rows("mark_vanished", resource), {"resource": resource, "horizon": horizon}).rowcount
 
 
@@ -231,4 +234,4 @@ def _forget_ids(connection: Connection, resource: str) -> None:
 
 def _on_rows(statement: str, resource: str) -> sa.TextClause:
     rows = RECONCILED[resource]
-    return sa.text(sql(statement).format(table=rows.table.qualified, condition=rows.condition))
+    return statement(sql(statement).format(table=rows.table.qualified, condition=rows.condition))

@@ -38,6 +38,12 @@ def sql(name: str) -> str:
     return (resources.files("cliniko_pipeline.postgres") / "sql" / f"{name}.sql").read_text(encoding="utf-8")
 
 
+@cache
+def statement(text: str) -> sa.TextClause:
+    """The statement, read once: to find its parameters takes longer than to send it."""
+    return sa.text(text)
+
+
 class Database:
     """The operator's PostgreSQL, or the embedded one: a pool of connections and two ways to use one.
 
@@ -86,19 +92,22 @@ class Database:
             yield connection
 
     @contextmanager
-    def organization(self, organization_id: str) -> Generator[Connection, None, None]:
+    def organization(self, organization_id: str, *, is_resumable: bool = False) -> Generator[Connection, None, None]:
         """A transaction that sees and writes the rows of one organization, and no others.
 
-        It has switched to a role without BYPASSRLS and set `app.organization_id`, both only until its end.
+        It has switched to a role without BYPASSRLS and set `app.organization_id`, both only until its end. One that
+        `is_resumable` holds with its data where to go on from: its end does not wait for the disk. A server that
+        crashes then loses the last of them as a whole, and they are written again.
         """
         with self._translated(), self._engine.begin() as connection:
             connection.execute(
-                sa.text(sql("enter_organization")),
+                statement(sql("enter_organization")),
                 {
                     "role": ORGANIZATION_ROLE,
                     "organization_id": organization_id,
                     "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
                     "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
+                    "synchronous_commit": "off" if is_resumable else None,
                 },
             )
             yield connection

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import advisory_key, sql
+from cliniko_pipeline.postgres.engine import advisory_key, sql, statement
 from cliniko_pipeline.postgres.tables import Table
 
 STAGING = "pg_temp.staging"
@@ -42,11 +42,9 @@ def upsert(connection: Connection, table: Table, rows: Iterable[Sequence[object]
     `rows` are tuples in the order of `table.written`. Of several with one key the last counts: it was read last.
     """
     last_of_each = {tuple(row[: len(table.key)]): row for row in rows}
-    _create_staging(connection, table)
-    _copy(connection, table, last_of_each.values())
-    written = _upsert_staging(connection, table)
-    connection.execute(sa.text(f"drop table {STAGING}"))
-    return written
+    staging = _keep_staging(connection, table)
+    _copy(connection, table, last_of_each.values(), staging)
+    return _upsert_staging(connection, table, staging)
 
 
 def replace_by_query(connection: Connection, table: Table, query: str, parameters: Mapping[str, object]) -> Written:
@@ -101,11 +99,25 @@ def _create_staging(connection: Connection, table: Table) -> None:
     )
 
 
-def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> None:
+def _keep_staging(connection: Connection, table: Table) -> str:
+    """The name of a staging table that stays with the connection, empty after each transaction: to make one for every
+    batch and drop it again takes as long as to write the batch.
+    """
+    staging = quote(f"staging_{table.schema}_{table.name}")
+    connection.execute(
+        statement(
+            f"create temporary table if not exists {staging} on commit delete rows"
+            f" as select {_list(table.written)} from {table.qualified} with no data"
+        )
+    )
+    return f"pg_temp.{staging}"
+
+
+def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]], staging: str = STAGING) -> None:
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     with (
         driver.cursor() as cursor,
-        cursor.copy(f"copy {STAGING} ({_list(table.written)}) from stdin".encode()) as copy,
+        cursor.copy(f"copy {staging} ({_list(table.written)}) from stdin".encode()) as copy,
     ):
         for row in rows:
             try:
@@ -117,14 +129,14 @@ def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]
                 ) from None
 
 
-def _upsert_staging(connection: Connection, table: Table) -> Written:
+def _upsert_staging(connection: Connection, table: Table, staging: str) -> Written:
     key, written = _list(table.key), _list(table.written)
     row = connection.execute(
-        sa.text(
+        statement(
             f"""
             with merged as (
                 insert into {table.qualified} as target (organization_id, {written})
-                select {_ORGANIZATION}, {written} from {STAGING} order by {key}
+                select {_ORGANIZATION}, {written} from {staging} order by {key}
                 on conflict (organization_id, {key}) do update
                 set {_assignments(table, "excluded")}
                 where {_differs(table, "target", "excluded")}

@@ -55,7 +55,15 @@ TABLE_LOCK_TIMEOUT_SECONDS = 5
 _ALEMBIC = Lock()
 
 # In the order of their dependencies.
-FUNCTIONS = ("casefold", "name_key", "email_key", "instant", "persons", "organization_contacts")
+FUNCTIONS = (
+    "casefold",
+    "name_key",
+    "email_key",
+    "instant",
+    "persons",
+    "organization_contacts",
+    "take_requests",
+)
 
 ISOLATION = ("organization_role", "isolate", "grant_sequence")
 

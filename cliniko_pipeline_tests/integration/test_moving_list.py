@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient, Event, PageRead, Position, SlidingWindowBudget
+from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient, Event, PageRead, Position
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
+from cliniko_pipeline_tests.budgets import SlidingWindowBudget
 
 START = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 LONG_AGO = START - timedelta(days=300)

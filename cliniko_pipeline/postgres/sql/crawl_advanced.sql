@@ -1,3 +1,4 @@
 update cliniko.crawls
 set records = records + :records, horizon = :horizon, next_page = :next_page, total_entries = :total_entries
 where resource = :resource
+returning exists (select from cliniko.rejected_records as rejected where rejected.resource = crawls.resource)

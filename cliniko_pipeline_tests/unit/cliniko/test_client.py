@@ -15,10 +15,10 @@ from cliniko_pipeline.cliniko import (
     ClinikoClient,
     PageRead,
     Retrying,
-    SlidingWindowBudget,
     Waiting,
 )
 from cliniko_pipeline.cliniko import client as client_module
+from cliniko_pipeline_tests.budgets import SlidingWindowBudget
 
 API = "https://api.au4.cliniko.com/v1"
 KEY = "MS0xLVNFQ1JFVA-au4"

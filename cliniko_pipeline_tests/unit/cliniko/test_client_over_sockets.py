@@ -10,9 +10,10 @@ import time
 import httpx
 import pytest
 
-from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient, SlidingWindowBudget
+from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient
 from cliniko_pipeline.cliniko import client as client_module
 from cliniko_pipeline.errors import ClinikoUnavailableError
+from cliniko_pipeline_tests.budgets import SlidingWindowBudget
 
 KEY = "MS0xLVNFQ1JFVA-au4"
 RECORD = {"id": "1", "created_at": "2024-01-01T00:00:00Z", "updated_at": "2024-01-01T00:00:00Z"}

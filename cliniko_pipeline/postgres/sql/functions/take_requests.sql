@@ -1,0 +1,83 @@
+-- Takes requests from the budget of an API key, or says after how many seconds to ask again. Never more than `allowed`
+-- are sent within any `window_seconds`, by the server's clock alone: whoever takes tells how long ago its earlier
+-- requests were answered, so neither a slow answer nor the clock of another machine lets two windows overlap.
+--
+-- The row of the key is locked until the end of the statement's transaction: that is all the coordination there is.
+create or replace function cliniko.take_requests(
+    digest text,
+    wanted integer,
+    allowed integer,
+    window_seconds double precision,
+    longest_answer_seconds double precision,
+    answered_tickets bigint[],
+    answered_seconds_ago double precision[]
+)
+returns table (ticket bigint, wait_seconds double precision, requests_left integer)
+language plpgsql
+as $function$
+declare
+    budget cliniko.request_budgets;
+    moment timestamptz;
+    counting integer;
+    whole constant interval := make_interval(secs => window_seconds);
+    unanswered constant interval := make_interval(secs => window_seconds + longest_answer_seconds);
+begin
+    insert into cliniko.request_budgets (key_digest) values (digest) on conflict do nothing;
+    select * into budget from cliniko.request_budgets where key_digest = digest for update;
+    moment := clock_timestamp();
+
+    select
+        coalesce(array_agg(taken.ticket order by taken.ticket), '{}'),
+        coalesce(array_agg(taken.requests order by taken.ticket), '{}'),
+        coalesce(array_agg(taken.until order by taken.ticket), '{}'),
+        coalesce(sum(taken.requests), 0)
+    into budget.tickets, budget.requests, budget.count_until, counting
+    from (
+        select
+            entry.ticket,
+            entry.requests,
+            -- A server's clock that was set back does not close the budget for longer than an answer can take.
+            least(
+                case
+                    when answer.ticket is null then entry.until
+                    else moment - make_interval(secs => greatest(answer.ago, 0)) + whole
+                end,
+                moment + unanswered
+            ) as until
+        from unnest(budget.tickets, budget.requests, budget.count_until) as entry (ticket, requests, until)
+        left join unnest(answered_tickets, answered_seconds_ago) as answer (ticket, ago) on answer.ticket = entry.ticket
+    ) as taken
+    where taken.until > moment;
+
+    wait_seconds := 0;
+    if budget.blocked_until > moment then
+        wait_seconds := extract(epoch from budget.blocked_until - moment);
+    elsif wanted > 0 and counting + wanted > allowed then
+        -- When so many have left the window that what is wanted fits in.
+        select extract(epoch from min(freed.until) - moment)
+        into wait_seconds
+        from (
+            select entry.until, sum(entry.requests) over (order by entry.until, entry.ticket) as requests
+            from unnest(budget.tickets, budget.requests, budget.count_until) as entry (ticket, requests, until)
+        ) as freed
+        where counting - freed.requests + wanted <= allowed;
+    elsif wanted > 0 then
+        budget.last_ticket := budget.last_ticket + 1;
+        ticket := budget.last_ticket;
+        counting := counting + wanted;
+        budget.tickets := budget.tickets || ticket;
+        budget.requests := budget.requests || wanted;
+        budget.count_until := budget.count_until || moment + unanswered;
+    end if;
+    requests_left := case when budget.blocked_until > moment then 0 else greatest(allowed - counting, 0) end;
+
+    update cliniko.request_budgets
+    set
+        last_ticket = budget.last_ticket,
+        tickets = budget.tickets,
+        requests = budget.requests,
+        count_until = budget.count_until
+    where key_digest = digest;
+    return next;
+end
+$function$;
