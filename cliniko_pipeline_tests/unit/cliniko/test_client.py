@@ -1,5 +1,4 @@
 import itertools
-import json
 import logging
 import random
 import traceback
@@ -64,6 +63,8 @@ class Bench:
             wall_clock=lambda: NOW + self.now,
             rng=random.Random(1),
             on_event=self.events.append,
+            # The script has an order.
+            most_at_once=options.pop("most_at_once", 1),
             **options,
         )
 
@@ -289,13 +290,6 @@ def test_a_bad_record_does_not_cost_its_page():
     assert bench.client.statistics.records == 2
 
 
-def test_a_body_without_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(client_module, "LARGEST_BODY_BYTES", 10_000)
-    big = json.dumps({"patients": [], "total_entries": 0, "padding": "x" * 20_000})
-    bench = Bench(then=lambda _request: httpx.Response(200, text=big), max_attempts=2)
-    assert "2 unreadable answers" in bench.crawl_fails(errors.ClinikoUnavailableError)
-
-
 def test_a_crawl_goes_on_where_another_one_broke_off():
     bench = Bench(then=lambda request: listing(request, total=250))
     first, second = itertools.islice(bench.client.crawl(PATIENTS), 2)
@@ -367,17 +361,6 @@ def test_nothing_logged_holds_the_key_or_a_record(caplog):
     Bench(500).crawl()
     assert KEY not in caplog.text
     assert httpx.BasicAuth(KEY, "")._auth_header not in caplog.text
-
-
-def test_a_proxy_of_the_environment_is_not_for_loopback(monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    budget = SlidingWindowBudget(1)
-    with ClinikoClient("o", KEY, "http://127.0.0.1:8765/v1", AGENT, budget) as local:
-        assert local._http._transport_for_url(httpx.URL("http://127.0.0.1:8765/v1")) is local._http._transport
-    with ClinikoClient("o", KEY, API, AGENT, budget) as remote:
-        assert remote._http._transport_for_url(httpx.URL(API)) is not remote._http._transport
 
 
 def test_leaving_the_context_closes_the_connections():

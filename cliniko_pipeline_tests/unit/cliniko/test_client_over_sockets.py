@@ -1,19 +1,18 @@
 """The client against a real socket that misbehaves as no well-made server would."""
 
+import gzip
 import json
 import logging
-import socket
-import struct
-import threading
 import time
 
 import httpx
 import pytest
 
 from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient
-from cliniko_pipeline.cliniko import client as client_module
-from cliniko_pipeline.errors import ClinikoUnavailableError
+from cliniko_pipeline.cliniko.transport import Limits
+from cliniko_pipeline.errors import ClinikoUnavailableError, ForeignLinkError
 from cliniko_pipeline_tests.budgets import SlidingWindowBudget
+from cliniko_pipeline_tests.unit.cliniko.raw_sockets import RawServer, reset
 
 KEY = "MS0xLVNFQ1JFVA-au4"
 RECORD = {"id": "1", "created_at": "2024-01-01T00:00:00Z", "updated_at": "2024-01-01T00:00:00Z"}
@@ -22,10 +21,6 @@ BODY = json.dumps({"patients": [RECORD], "total_entries": 1, "links": {}}).encod
 
 def whole(connection):
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY))
-
-
-def reset(connection):
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def silent_end(connection):
@@ -67,50 +62,16 @@ def no_http(connection):
     connection.sendall(b"220 mail.example ESMTP\r\n")
 
 
-class Server:
-    """Answers each connection by the next behaviour of its script, the last one for ever."""
-
-    def __init__(self, *script):
-        self._script = list(script)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self):
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            behaviour = self._script.pop(0) if len(self._script) > 1 else self._script[0]
-            with connection:
-                try:
-                    connection.recv(65536)
-                    behaviour(connection)
-                except OSError:
-                    pass
-
-    def close(self):
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(5)
-
-
-def client_of(url, **options):
+def client_of(url, *, limits=Limits(whole_seconds=0.3), **options):  # noqa: B008 -- it is frozen
     return ClinikoClient(
         "surf-rehab", KEY, url, "cliniko_pipeline (ops@example.com)", SlidingWindowBudget(100),
-        timeout=httpx.Timeout(0.2), sleep=lambda _seconds: None, **options,
+        limits=limits, sleep=lambda _seconds: None, **options,
     )  # fmt: skip
 
 
 def crawl(*script, **options):
-    server = Server(*script)
-    try:
-        with client_of(server.url, **options) as client:
-            return [record.id for page in client.crawl(PATIENTS) for record in page.records]
-    finally:
-        server.close()
+    with RawServer(*script) as server, client_of(server.url, **options) as client:
+        return [record.id for page in client.crawl(PATIENTS) for record in page.records]
 
 
 MISBEHAVIOURS = {
@@ -141,15 +102,13 @@ def test_a_connection_that_fails_always_is_given_up_for_its_cause(misbehaviour, 
 
 
 def test_nobody_listening_is_a_failed_connection():
-    server = Server(whole)
-    server.close()
+    with RawServer(whole) as server:
+        pass
     with client_of(server.url, max_attempts=2) as client, pytest.raises(ClinikoUnavailableError, match="2 failed conn"):
         client.validate()
 
 
-def test_an_answer_that_trickles_is_cut_off(monkeypatch):
-    monkeypatch.setattr(client_module, "LONGEST_EXCHANGE_SECONDS", 0.3)
-
+def test_an_answer_that_trickles_is_cut_off():
     def trickling(connection):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
         for _ in range(100):
@@ -159,25 +118,64 @@ def test_an_answer_that_trickles_is_cut_off(monkeypatch):
     started = time.monotonic()
     with pytest.raises(ClinikoUnavailableError, match="1 time-out"):
         crawl(trickling, max_attempts=1)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_body_without_end_is_given_up(is_packed):
+    body = json.dumps({"patients": [], "total_entries": 0, "links": {}, "padding": "x" * 2_000_000}).encode()
+    sent, encoding = (gzip.compress(body), b"gzip") if is_packed else (body, b"identity")
+
+    def big(connection):
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n%s" % (encoding, len(sent), sent)
+        )
+
+    def read(largest):
+        return crawl(big, max_attempts=2, limits=Limits(whole_seconds=10, body_bytes=largest))
+
+    assert read(len(body)) == []
+    with pytest.raises(ClinikoUnavailableError, match="2 unreadable answers"):
+        read(len(body) - 1)
 
 
 def test_a_redirect_is_not_followed():
-    reached = []
-    target = Server(lambda connection: reached.append(connection) or whole(connection))
+    with RawServer(whole) as target:
 
-    def redirecting(connection):
-        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % target.url.encode())
+        def redirecting(connection):
+            connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % target.url.encode())
 
-    with pytest.raises(Exception, match="redirect"):
-        crawl(redirecting)
-    target.close()
-    assert reached == []
+        with pytest.raises(ForeignLinkError, match="redirect"):
+            crawl(redirecting)
+        assert target.connections == 0
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+def test_a_proxy_of_the_environment_is_not_for_loopback(monkeypatch, name):
+    for no_proxy in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(no_proxy, raising=False)
+    with RawServer(whole) as proxy:
+        monkeypatch.setenv(name, f"http://{proxy.host}")
+        assert crawl(whole) == ["1"]
+        assert proxy.connections == 0
+
+
+def test_a_proxy_of_the_environment_is_for_the_world_outside(monkeypatch):
+    for no_proxy in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(no_proxy, raising=False)
+    with RawServer(whole) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://{proxy.host}")
+        with client_of("https://cliniko.example/v1", max_attempts=1) as client:
+            with pytest.raises(ClinikoUnavailableError):
+                client.validate()
+        (request,) = proxy.requests
+    assert request.startswith(b"CONNECT cliniko.example:443 HTTP/1.1\r\n")
+    assert b"uthorization" not in request
 
 
 def test_the_most_talkative_logging_does_not_tell_the_key(caplog):
     caplog.set_level(logging.DEBUG)
     assert crawl(truncated, whole) == ["1"]
-    assert "httpcore" in {record.name.partition(".")[0] for record in caplog.records}
+    assert "httpx" in {record.name.partition(".")[0] for record in caplog.records}
     assert KEY not in caplog.text
     assert httpx.BasicAuth(KEY, "")._auth_header.removeprefix("Basic ") not in caplog.text

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cliniko_pipeline.cliniko import pagination
 from cliniko_pipeline.cliniko.decoding import DecodedPage
-from cliniko_pipeline.cliniko.pagination import FetchedPage, Listing, crawl_pages
+from cliniko_pipeline.cliniko.pagination import FetchedPage, Listing, Page, Position, crawl_pages
 from cliniko_pipeline.cliniko.records import PATIENTS, Patient
 from cliniko_pipeline_tests.conftest import examples
 
@@ -29,7 +29,8 @@ MOST_REQUESTS = 1000
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pages() -> Iterator[None]:
-    with patch.object(pagination, "PAGE_SIZE", PAGE):
+    # Every wait is a long one: as many pages as may be are asked for at once.
+    with patch.object(pagination, "PAGE_SIZE", PAGE), patch.object(pagination, "LONG_WAIT_SECONDS", -1.0):
         yield
 
 
@@ -121,28 +122,79 @@ def crawl(
     since: int | None,
     happens: Callable[[], None],
     breaks: Iterator[bool],
+    ahead: "Ahead | None" = None,
 ) -> Outcome:
-    """Crawl the account, letting something happen before every request but the first, and breaking off now and then."""
+    """Crawl the account, letting something happen before every request but the first, and breaking off now and then.
+
+    One page at a time, unless `ahead` says how those asked for together are answered.
+    """
     listing = Listing(API, PATIENTS, None if since is None else _at(since))
     own = [] if since is None else [f"updated_at:>={_at(since).isoformat().removesuffix('+00:00')}Z"]
     outcome = Outcome({one.id for one in account.listed(*own)}, set(), 0, 0, account.now)
 
-    def fetch(url: httpx.URL, _number: int) -> FetchedPage[Patient]:
+    def answer(url: str) -> FetchedPage[Patient]:
         if account.requests:
             happens()
-        return account.answer(url)
+        return account.answer(httpx.URL(url))
 
-    pages, broken_off = crawl_pages(listing, fetch), True
+    def begun(position: Position | None = None) -> Iterator[Page[Patient]]:
+        # What was asked for when a crawl broke off is never heard of again.
+        server = Unordered(answer, ahead or Ahead(1, ()))
+        return crawl_pages(listing, server.begin, position, at_once=server.ahead.at_once)
+
+    pages, broken_off = begun(), True
     while broken_off:
         broken_off = False
         for page in pages:
             outcome.yielded |= {int(record.id) for record in page.records}
             if page.following is not None and next(breaks, False):
-                pages, broken_off = crawl_pages(listing, fetch, page.following), True
+                pages, broken_off = begun(page.following), True
                 outcome.breaks += 1
                 break
     outcome.requests = account.requests
     return outcome
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """So many pages are asked for at once, and answered in an order of their own.
+
+    Each of `answers`: whether some are answered as soon as they are asked for, and which of those that wait comes next.
+    """
+
+    at_once: int
+    answers: tuple[tuple[bool, int], ...]
+
+
+class Unordered:
+    """Answers requests when it likes, those that nobody waits for included."""
+
+    def __init__(self, answer: Callable[[str], FetchedPage[Patient]], ahead: Ahead) -> None:
+        self.ahead = ahead
+        self._answer = answer
+        self._answers = iter(ahead.answers)
+        self._asked: list[str] = []
+        self._answered: dict[int, FetchedPage[Patient]] = {}
+
+    def begin(self, url: str, _number: int) -> Callable[[], FetchedPage[Patient]]:
+        ticket = len(self._asked)
+        self._asked.append(url)
+        at_once, which = next(self._answers, (False, -1))
+        if at_once:
+            self._answer_one(which)
+
+        def wait() -> FetchedPage[Patient]:
+            while ticket not in self._answered:
+                _, which = next(self._answers, (False, 0))
+                self._answer_one(which)
+            return self._answered[ticket]
+
+        return wait
+
+    def _answer_one(self, which: int) -> None:
+        waiting = [ticket for ticket in range(len(self._asked)) if ticket not in self._answered]
+        ticket = waiting[which % len(waiting)]
+        self._answered[ticket] = self._answer(self._asked[ticket])
 
 
 # Most of what matters happens at the front, and to one record or a whole page.
@@ -261,6 +313,42 @@ def test_a_list_that_is_emptied_ends(account, since, emptied_after, breaks):
     assert outcome.requests <= min(pages_of(outcome), emptied_after + 2) + 2 + outcome.breaks
 
 
+aheads = st.builds(
+    Ahead,
+    at_once=st.integers(2, 8),
+    answers=st.lists(st.tuples(st.booleans(), st.integers(-8, 8)), max_size=60).map(tuple),
+)
+
+
+@given(accounts(START - 1), sinces, st.lists(anything, max_size=30), breakings, aheads)
+@thorough
+def test_pages_asked_for_ahead_lose_no_record_in_whichever_order_they_are_answered(
+    account, since, gaps, breaks, ahead
+):
+    outcome = crawl(account, since, stream(gaps, account), iter(breaks), ahead)
+    assert remaining(outcome, account, since) <= outcome.yielded
+    assert outcome.yielded <= set(range(1, account.made + 1))
+    event(f"{outcome.requests - pages_of(outcome)} requests more than pages")
+
+
+@given(accounts(START - 1), sinces, st.lists(st.lists(events("insert"), max_size=4), max_size=30), aheads)
+@thorough
+def test_reading_ahead_costs_a_request_a_page_where_nothing_leaves_the_list(account, since, gaps, ahead):
+    outcome = crawl(account, since, stream(gaps, account), iter(()), ahead)
+    assert remaining(outcome, account, since) <= outcome.yielded
+    # Those that are never waited for are never answered here; none is asked for in vain.
+    assert outcome.requests == pages_of(outcome)
+
+
+@given(accounts(START - 1), st.lists(losses, max_size=12), aheads)
+@thorough
+def test_what_vanishes_costs_reading_ahead_no_more_than_what_was_on_its_way_again(account, gaps, ahead):
+    outcome = crawl(account, None, stream(gaps, account), iter(()), ahead)
+    assert remaining(outcome, account, None) <= outcome.yielded
+    losing = sum(bool([one for one in gap if one[0] == "delete"]) for gap in gaps)
+    assert outcome.requests <= pages_of(outcome) + 2 + losing * ahead.at_once
+
+
 def of_one_second(number: int) -> Account:
     account = Account()
     for _ in range(number):
@@ -292,6 +380,15 @@ def test_what_moves_over_a_boundary_is_read(gaps, breaks):
     account = of_one_second(4 * PAGE)
     outcome = crawl(account, None, stream(gaps, account), iter(breaks))
     assert remaining(outcome, account, None) <= outcome.yielded
+
+
+def test_a_page_answered_before_the_one_behind_it_is_read_again_when_something_vanished_in_between():
+    account = of_one_second(4 * PAGE)
+    # Asked for: the first, then the last and the third at once. The third comes, its first record vanishes, the last.
+    gaps = [NOTHING, [("delete", 0, 1)]]
+    outcome = crawl(account, None, stream(gaps, account), iter(()), Ahead(2, ((True, 0), (False, 0), (True, -1))))
+    assert remaining(outcome, account, None) <= outcome.yielded
+    assert outcome.requests > 4
 
 
 @pytest.mark.parametrize("since", [None, 0])

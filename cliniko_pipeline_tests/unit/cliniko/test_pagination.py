@@ -1,9 +1,11 @@
 from datetime import UTC, datetime, timedelta, timezone
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cliniko_pipeline.cliniko import pagination
 from cliniko_pipeline.cliniko.decoding import DecodedPage
 from cliniko_pipeline.cliniko.pagination import MOST_SURPRISES, FetchedPage, Listing, crawl_pages
 from cliniko_pipeline.cliniko.records import INDIVIDUAL_APPOINTMENTS, PATIENTS, PRACTITIONERS, Patient, RejectedRecord
@@ -16,6 +18,16 @@ MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
 
 def patients(first, beyond):
     return [Patient(str(index), MOMENT, MOMENT) for index in range(first, beyond)]
+
+
+def crawl(fetch, position=None, *, api_url=API, at_once=1):
+    """The pages, each fetched at the moment it is begun."""
+
+    def begin(url, number):
+        fetched = fetch(httpx.URL(url), number)
+        return lambda: fetched
+
+    return crawl_pages(Listing(api_url, PATIENTS), begin, position, at_once=at_once)
 
 
 class List:
@@ -41,18 +53,16 @@ class List:
         return FetchedPage(DecodedPage(patients(first, beyond), [], self.total, link), self.date)
 
     def pages(self, position=None):
-        return crawl_pages(Listing(self.api_url, PATIENTS), self.fetch, position)
+        return crawl(self.fetch, position, api_url=self.api_url)
 
     def crawl(self):
         return list(self.pages())
 
 
 def test_a_page_is_asked_for_with_everything_in_an_order_that_stays():
-    url = Listing(API, INDIVIDUAL_APPOINTMENTS, MOMENT).before(MOMENT + timedelta(hours=1)).url(3)
+    url = httpx.URL(Listing(API, INDIVIDUAL_APPOINTMENTS, MOMENT).before(MOMENT + timedelta(hours=1)).url(3))
     assert str(url).startswith(f"{API}/individual_appointments?")
     assert url.params.multi_items() == [
-        ("page", "3"),
-        ("per_page", "100"),
         ("sort", "created_at"),
         ("order", "asc"),
         ("q[]", "archived_at:*"),
@@ -60,11 +70,13 @@ def test_a_page_is_asked_for_with_everything_in_an_order_that_stays():
         ("q[]", "deleted_at:*"),
         ("q[]", "updated_at:>=2024-01-01T00:00:00Z"),
         ("q[]", "updated_at:<2024-01-01T01:00:00Z"),
+        ("page", "3"),
+        ("per_page", "100"),
     ]
 
 
 def test_practitioners_are_asked_for_without_a_filter_they_would_refuse():
-    assert "q[]" not in Listing(API, PRACTITIONERS).url(1).params
+    assert "q[]" not in httpx.URL(Listing(API, PRACTITIONERS).url(1)).params
 
 
 def test_a_list_read_whole_is_bounded_by_creation_which_nothing_leaves():
@@ -75,7 +87,8 @@ def test_a_list_read_whole_is_bounded_by_creation_which_nothing_leaves():
 
 def test_a_filter_by_time_is_in_utc_and_whole_seconds_never_later():
     moment = datetime(2024, 1, 1, 10, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=10)))
-    assert "updated_at:>=2024-01-01T00:00:00Z" in Listing(API, PATIENTS, moment).url(1).params.get_list("q[]")
+    url = httpx.URL(Listing(API, PATIENTS, moment).url(1))
+    assert "updated_at:>=2024-01-01T00:00:00Z" in url.params.get_list("q[]")
 
 
 @given(st.integers(0, 1500), st.sampled_from([MOMENT, None]))
@@ -130,7 +143,7 @@ def test_a_page_that_contradicts_itself_once_is_asked_for_again():
         source.end = next(ends, None)
         return source.fetch(url, number)
 
-    assert len(list(crawl_pages(Listing(API, PATIENTS), fetch))) == 3
+    assert len(list(crawl(fetch))) == 3
     assert [url.params["page"] for url in source.asked] == ["1", "1", "3", "2"]
 
 
@@ -233,7 +246,7 @@ def test_a_list_that_announces_what_it_does_not_hold_is_left():
         return fetched or FetchedPage(DecodedPage([], [], 10**12, None), MOMENT)
 
     with pytest.raises(UnexpectedResponseError, match="page 10000000000: the list does not hold"):
-        list(crawl_pages(Listing(API, PATIENTS), fetch))
+        list(crawl(fetch))
 
 
 def test_a_list_that_grows_for_ever_where_nothing_can_be_added_is_left():
@@ -244,7 +257,7 @@ def test_a_list_that_grows_for_ever_where_nothing_can_be_added_is_left():
         return source.fetch(url, number)
 
     with pytest.raises(UnexpectedResponseError, match="never stays the same"):
-        list(crawl_pages(Listing(API, PATIENTS), fetch))
+        list(crawl(fetch))
     assert len(source.asked) <= 3 * MOST_SURPRISES
 
 
@@ -252,5 +265,5 @@ def test_rejected_records_count_as_seen():
     def fetch(url, number):
         return FetchedPage(DecodedPage([], [RejectedRecord("patients", None, "id: missing")] * 50, 50, None), None)
 
-    (page,) = crawl_pages(Listing(API, PATIENTS), fetch)
+    (page,) = crawl(fetch)
     assert (len(page.rejected), page.horizon) == (50, None)
