@@ -280,8 +280,8 @@ class _Requests(Generic[RecordT]):
         if time.monotonic() - started > LONG_WAIT_SECONDS:
             self._at_once = min(self._at_once + 1, self._most_at_once)
         if was_begun and fetched.decoded.total_entries != self._last_total:
-            # Something has vanished in between, and may have moved from this page to one that was read before.
-            self._begun.clear()
+            # Something has vanished in between, and may have moved from this page to one that was read before. The
+            # others on their way may have been answered since.
             return self._begin(url, number)()
         return fetched
 
