@@ -232,6 +232,6 @@ def _forget_ids(connection: Connection, resource: str) -> None:
     connection.execute(sa.text("delete from cliniko.crawled_ids where resource = :resource"), {"resource": resource})
 
 
-def _on_rows(statement: str, resource: str) -> sa.TextClause:
+def _on_rows(name: str, resource: str) -> sa.TextClause:
     rows = RECONCILED[resource]
-    return statement(sql(statement).format(table=rows.table.qualified, condition=rows.condition))
+    return statement(sql(name).format(table=rows.table.qualified, condition=rows.condition))
