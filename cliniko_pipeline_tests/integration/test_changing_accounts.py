@@ -6,9 +6,10 @@ A history that fails is printed as it can be written here: `History(...)`. `make
 them instead of 25.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,15 @@ Step = Change | Clock | Sync
 
 @dataclass(frozen=True)
 class History:
-    """`page_size`: Cliniko's pages hold 100 records; small ones have as many boundaries with fewer records."""
+    """`page_size`: Cliniko's pages hold 100 records; small ones have as many boundaries with fewer records.
+
+    Unless pages are `ahead`, one request is sent after the other, so that the same happens each time.
+    """
 
     page_size: int
     beginning: Beginning
     steps: tuple[Step, ...]
+    ahead: bool = False
 
 
 clocks = st.builds(
@@ -158,7 +163,7 @@ def histories(draw: st.DrawFn) -> History:
         for disturbed in draw(st.lists(syncs(happening), min_size=least, max_size=most)):
             steps += [disturbed, *draw(st.lists(happening, max_size=5))]
         steps.append(draw(quiet_syncs))
-    return History(page_size, beginning, tuple(steps))
+    return History(page_size, beginning, tuple(steps), ahead=draw(st.booleans()))
 
 
 # --- A process that can be killed, and requests before which something happens ------------------------------
@@ -175,10 +180,10 @@ class MortalDatabase(Database):
     is_dead = False
 
     @contextmanager
-    def organization(self, organization_id: str) -> Iterator[sa.Connection]:
+    def organization(self, organization_id: str, *, is_resumable: bool = False) -> Iterator[sa.Connection]:
         if self.is_dead:
             raise Killed
-        with super().organization(organization_id) as connection:
+        with super().organization(organization_id, is_resumable=is_resumable) as connection:
             yield connection
             if self.commits_left is not None and self._has_written(connection):
                 self.commits_left -= 1
@@ -199,16 +204,25 @@ class MortalDatabase(Database):
 
 
 class Requests:
-    """A request budget without a limit, that tells of each request before it is sent."""
+    """A request budget without a limit, that tells of each request before it is sent.
+
+    With several on their way, something happens before one while Cliniko answers another.
+    """
 
     def __init__(self) -> None:
         self.sent = 0
         self.before_each: Callable[[int], None] = lambda _number: None
+        self._lock = threading.Lock()
 
-    def take(self) -> float:
-        self.sent += 1
-        self.before_each(self.sent)
-        return 0.0
+    @contextmanager
+    def request(self) -> Iterator[float]:
+        with self._lock:
+            self.sent += 1
+            self.before_each(self.sent)
+        yield 0.0
+
+    def close(self) -> None:
+        pass
 
     def block(self, seconds: float) -> None:
         pass
@@ -497,15 +511,18 @@ def _faults(step: Sync) -> Faults:
 
 
 @contextmanager
-def small_pages(size: int) -> Iterator[None]:
+def small_pages(size: int, *, ahead: bool = False) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
+        # One at a time however long it takes, or at once as many as may be.
+        patched.setattr(pagination, "FEWEST_AT_ONCE", pagination.MOST_AT_ONCE if ahead else 1)
+        patched.setattr(pagination, "LONG_WAIT_SECONDS", float("inf"))
         patched.setattr(pagination, "PAGE_SIZE", size)
         patched.setattr(pagination.Listing.url, "__defaults__", (size,))
         yield
 
 
 def lived_through(world: World, history: History) -> None:
-    with small_pages(history.page_size), dg.DagsterInstance.ephemeral() as instance:
+    with small_pages(history.page_size, ahead=history.ahead), dg.DagsterInstance.ephemeral() as instance:
         life = Life(world, instance)
         life.begin(history.beginning)
         for step in history.steps:
@@ -618,6 +635,7 @@ KNOWN = {
 @pytest.mark.parametrize("history", KNOWN.values(), ids=KNOWN.keys())
 def test_after_a_history_of_a_known_kind_the_tables_are_right(world: World, history: History) -> None:
     lived_through(world, history)
+    lived_through(world, replace(history, ahead=True))
 
 
 def test_instead_of_whichever_commit_a_first_reading_is_killed_the_next_one_has_everything(world: World) -> None:

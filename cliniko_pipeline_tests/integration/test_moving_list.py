@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient, Event, PageRead, Position
+from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient, Event, PageRead, Position, pagination
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
 from cliniko_pipeline_tests.budgets import SlidingWindowBudget
@@ -22,6 +22,7 @@ class Clinic:
     def __init__(self) -> None:
         self.account = Account("clinic", "au4", "bW92aW5n-au4")
         self.now = START
+        self.most_at_once = 1
         self.sandbox: Sandbox
         self.seen: set[int] = set()
 
@@ -63,7 +64,7 @@ class Clinic:
 
         with ClinikoClient(
             "clinic", self.account.api_key, self.sandbox.base_url(self.account), "tests (tests@example.org)",
-            SlidingWindowBudget(10_000), on_event=on_event,
+            SlidingWindowBudget(10_000), most_at_once=self.most_at_once, on_event=on_event,
         ) as client:  # fmt: skip
             following = None
             for number, page in enumerate(client.crawl(PATIENTS, changed_since=since, position=position), start=1):
@@ -121,6 +122,15 @@ def test_what_is_deleted_while_the_list_is_read_hides_nothing_and_costs_one_requ
     )
     assert full.seen >= set(range(1, 90)) | set(range(110, 300)) | set(range(550, 999))
     assert full.requests <= 12
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_what_is_deleted_while_several_pages_are_on_their_way_hides_nothing(full, every, monkeypatch):
+    monkeypatch.setattr(pagination, "FEWEST_AT_ONCE", pagination.MOST_AT_ONCE)
+    full.most_at_once = pagination.MOST_AT_ONCE
+    turns = [range(40 * number, 40 * number + (7 if number % every == 0 else 0)) for number in range(20)]
+    full.crawl(*(lambda gone=gone: full.delete(gone.start, gone.stop) for gone in turns))
+    assert full.seen >= set(range(1000)) - {number for gone in turns for number in gone}
 
 
 def test_a_list_emptied_while_it_is_read_ends(full):
