@@ -72,7 +72,7 @@ class CurlTransport(httpx.BaseTransport):
         try:
             curl.perform()
         except pycurl.error as error:
-            raise _error_of(error.args[0], answer) from None
+            raise _error_of(int(error.args[0]), answer) from None
         return httpx.Response(
             curl.getinfo(pycurl.RESPONSE_CODE), headers=answer.headers, content=answer.body.getvalue()
         )
