@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import httpx
 
-from cliniko_pipeline.cliniko.daemon_threads import DaemonThreads
+from cliniko_pipeline.cliniko.daemon_threads import DaemonThreads, result_of
 from cliniko_pipeline.cliniko.decoding import decode_page
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
 from cliniko_pipeline.cliniko.pagination import MOST_AT_ONCE, FetchedPage, Listing, Page, Position, crawl_pages
@@ -151,7 +151,8 @@ class ClinikoClient:
         """
 
         def begin(url: str, number: int) -> Callable[[], FetchedPage[RecordT]]:
-            return self._threads.submit(lambda: self._fetch(url, resource, f"{resource.name}, page {number}")).result
+            page = self._threads.submit(lambda: self._fetch(url, resource, f"{resource.name}, page {number}"))
+            return lambda: result_of(page)
 
         pages = crawl_pages(
             Listing(self._api_url, resource, changed_since), begin, position, at_once=self._most_at_once

@@ -7,10 +7,13 @@ long as Cliniko takes to answer.
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 _T = TypeVar("_T")
+
+NOTICED_WITHIN_SECONDS = 0.1
+"""An interruption that came to another thread is noticed in the main thread when its wait has ended."""
 
 
 class DaemonThreads:
@@ -21,12 +24,20 @@ class DaemonThreads:
         self._name = name
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._started = 0
+        self._is_closed = False
 
     def submit(self, work: Callable[[], _T]) -> "Future[_T]":
-        """Has the work done; the result, or what was raised, is the future's. Call it from one thread at a time."""
+        """Has the work done; the result, or what was raised, is the future's. Call it from one thread at a time.
+
+        Raises RuntimeError where the threads are closed: nobody would ever do it.
+        """
+        if self._is_closed:
+            raise RuntimeError("The threads that were to do the work are closed")
         future: Future[_T] = Future()
 
         def do() -> None:
+            if self._is_closed:
+                future.cancel()
             if not future.set_running_or_notify_cancel():
                 return
             try:
@@ -41,10 +52,18 @@ class DaemonThreads:
         return future
 
     def close(self) -> None:
-        """Lets the threads end when they have done what they do."""
+        """Lets the threads end when they have done what they do; what none has begun is cancelled."""
+        self._is_closed = True
         for _ in range(self._started):
             self._work.put(None)
 
     def _run(self) -> None:
         while (do := self._work.get()) is not None:
             do()
+
+
+def result_of(future: "Future[_T]") -> _T:
+    """Waits for the future's result, and can be interrupted meanwhile."""
+    while not future.done():
+        wait([future], NOTICED_WITHIN_SECONDS)
+    return future.result()

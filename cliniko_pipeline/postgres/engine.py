@@ -8,9 +8,11 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+import sqlalchemy.event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -69,6 +71,8 @@ class Database:
                 "client_encoding": "utf8",
             },
         )
+        self._outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        sa.event.listen(self._engine, "connect", _read_committed)
 
     def __repr__(self) -> str:
         return f"Database({self.location})"
@@ -89,6 +93,14 @@ class Database:
         too, unless that user may bypass it.
         """
         with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def operator_statement(self) -> Generator[Connection, None, None]:
+        """The same without a transaction around it: each statement has ended, and its locks with it, before its result
+        is on its way. A process that stands still, or whose machine is gone, holds nobody up.
+        """
+        with self._translated(), self._outside_transactions.connect() as connection:
             yield connection
 
     @contextmanager
@@ -119,8 +131,7 @@ class Database:
         The lock belongs to a connection of its own: it ends with it, however that ends. Raises DatabaseUnavailableError
         where another run goes on for too long.
         """
-        outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        with self._translated(), outside_transactions.connect() as connection:
+        with self._translated(), self._outside_transactions.connect() as connection:
             key = {"key": advisory_key("organization", organization_id)}
             try:
                 connection.execute(sa.text(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
@@ -186,6 +197,12 @@ class Database:
                 " Check that the server runs and that DATABASE_URL is right, then try again."
             )
         return None
+
+
+def _read_committed(connection: "psycopg.Connection[Any]", _record: object) -> None:
+    # Whatever the database's own: under a stricter level whoever waits for a row that changes meanwhile fails.
+    connection.execute("set session characteristics as transaction isolation level read committed")
+    connection.commit()
 
 
 def _refused(cause: BaseException | None, state: str) -> ClinikoPipelineError:

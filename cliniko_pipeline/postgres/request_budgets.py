@@ -11,10 +11,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.postgres.engine import Database, sql, statement
 
 LONGEST_ANSWER_SECONDS = 120.0
 """What was taken by a process that was killed counts as answered so much later."""
+LONGEST_BLOCK_SECONDS = 900.0
+"""Nobody is kept waiting longer, whatever was asked for."""
 LONGEST_HELD_SECONDS = 1.0
 """What was taken and not sent by then is given up."""
 LONGEST_SLEEP_SECONDS = 2.0
@@ -46,7 +49,8 @@ class SharedRequestBudget:
 
     A request counts until a window after its answer has come, so that its exact moment at the server does not matter.
     `sleep` may raise to interrupt a wait; nothing is counted then. Safe to use from several threads. Raises
-    DatabaseUnavailableError where the database cannot be asked.
+    SettingsError for a limit or a window that allows nothing, and DatabaseUnavailableError where the database cannot be
+    asked.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class SharedRequestBudget:
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if limit < 1 or not window > 0:
+            raise SettingsError("A request budget must allow at least one request: set CLINIKO_REQUESTS_PER_MINUTE")
         self._database = database
         self._key_digest = key_digest
         self._limit = limit
@@ -91,9 +97,10 @@ class SharedRequestBudget:
     def block(self, seconds: float) -> None:
         """Let nobody through for that many seconds from now; never shortens an earlier block."""
         if math.isfinite(seconds):
-            with self._lock, self._database.operator() as connection:
+            with self._lock, self._database.operator_statement() as connection:
                 connection.execute(
-                    statement(sql("block_requests")), {"key_digest": self._key_digest, "seconds": max(0.0, seconds)}
+                    statement(sql("block_requests")),
+                    {"key_digest": self._key_digest, "seconds": min(max(0.0, seconds), LONGEST_BLOCK_SECONDS)},
                 )
                 self._give_up_unsent()
 
@@ -138,7 +145,7 @@ class SharedRequestBudget:
 
     def _ask(self, wanted: int) -> tuple[int | None, float]:
         now = self._clock()
-        with self._database.operator() as connection:
+        with self._database.operator_statement() as connection:
             row = connection.execute(
                 statement(sql("take_requests")),
                 {
@@ -147,6 +154,7 @@ class SharedRequestBudget:
                     "allowed": self._limit,
                     "window_seconds": self._window,
                     "longest_answer_seconds": LONGEST_ANSWER_SECONDS,
+                    "longest_block_seconds": LONGEST_BLOCK_SECONDS,
                     "answered_tickets": list(self._answered),
                     "answered_seconds_ago": [now - answered_at for answered_at in self._answered.values()],
                 },

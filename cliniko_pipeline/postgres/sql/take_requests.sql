@@ -5,6 +5,7 @@ from cliniko.take_requests(
     :allowed,
     :window_seconds,
     :longest_answer_seconds,
+    :longest_block_seconds,
     cast(:answered_tickets as bigint[]),
     cast(:answered_seconds_ago as double precision[])
 ) as taken

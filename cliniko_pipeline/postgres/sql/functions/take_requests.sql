@@ -9,6 +9,7 @@ create or replace function cliniko.take_requests(
     allowed integer,
     window_seconds double precision,
     longest_answer_seconds double precision,
+    longest_block_seconds double precision,
     answered_tickets bigint[],
     answered_seconds_ago double precision[]
 )
@@ -25,6 +26,8 @@ begin
     insert into cliniko.request_budgets (key_digest) values (digest) on conflict do nothing;
     select * into budget from cliniko.request_budgets where key_digest = digest for update;
     moment := clock_timestamp();
+    -- A clock that was set back does not close the budget for longer than anybody asked for.
+    budget.blocked_until := least(budget.blocked_until, moment + make_interval(secs => longest_block_seconds));
 
     select
         coalesce(array_agg(taken.ticket order by taken.ticket), '{}'),
@@ -36,7 +39,7 @@ begin
         select
             entry.ticket,
             entry.requests,
-            -- A server's clock that was set back does not close the budget for longer than an answer can take.
+            -- Nor for longer than an answer can take.
             least(
                 case
                     when answer.ticket is null then entry.until
@@ -73,6 +76,7 @@ begin
 
     update cliniko.request_budgets
     set
+        blocked_until = budget.blocked_until,
         last_ticket = budget.last_ticket,
         tickets = budget.tickets,
         requests = budget.requests,
