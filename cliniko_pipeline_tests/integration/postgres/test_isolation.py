@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseSetupError
 from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database
-from cliniko_pipeline.postgres.merge import upsert
+from cliniko_pipeline.postgres.merge import replace_by_rows, upsert
 from cliniko_pipeline.postgres.organizations import OPERATORS_TABLES
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, TENANT_TABLES
 from cliniko_pipeline_tests.integration.postgres.tenants import MINE, SAMPLES, THEIRS, insertion, sow, versions
@@ -75,6 +75,30 @@ def test_every_table_that_names_organizations_is_a_known_tenant_table_under_forc
 
 def test_every_tenant_table_has_a_sample_row_for_these_tests() -> None:
     assert set(SAMPLES) == set(TENANT_TABLES)
+
+
+def test_the_operators_own_tables_name_no_organization_or_are_known(database: Database) -> None:
+    with database.operator() as connection:
+        found = set(
+            connection.execute(
+                sa.text(
+                    """
+                    select table_class.oid::regclass::text
+                    from pg_class as table_class
+                    inner join pg_namespace as schema on schema.oid = relnamespace
+                    where nspname = 'cliniko' and relkind in ('r', 'p', 'v', 'm', 'f') and not relrowsecurity
+                    """
+                )
+            ).scalars()
+        )
+        key = connection.execute(
+            sa.text(
+                "select attname from pg_attribute where attrelid = 'cliniko.request_budgets'::regclass and attnum = 1"
+            )
+        ).scalar_one()
+    assert found == {*OPERATORS_TABLES, "cliniko.request_budgets", "cliniko.schema_version"}
+    # Several organizations may share an API key: a budget belongs to none of them, and names none.
+    assert key == "key_digest"
 
 
 def test_the_organization_role_is_powerless_beyond_the_tenant_tables(database: Database) -> None:
@@ -399,23 +423,41 @@ def _interrupted_while_copying(connection: Connection) -> None:
     [_committed, _rolled_back, _failed_in_postgres, _failed_in_python, _interrupted, _interrupted_while_copying],
     ids=lambda ending: ending.__name__.strip("_"),
 )
-def test_after_the_transaction_the_pooled_connection_has_neither_role_nor_context(database: Database, ending) -> None:
+@pytest.mark.parametrize("is_resumable", [False, True])
+def test_after_the_transaction_the_pooled_connection_has_neither_role_nor_context_nor_a_row(
+    database: Database, ending, is_resumable
+) -> None:
     state = sa.text(
         "select pg_backend_pid(), current_user, session_user,"
         " coalesce(current_setting('app.organization_id', true), ''), current_setting('role'),"
-        " current_setting('statement_timeout'), current_setting('lock_timeout')"
+        " current_setting('statement_timeout'), current_setting('lock_timeout'),"
+        " current_setting('synchronous_commit') as synchronous_commit"
     )
     with database.operator() as connection:
         before = connection.execute(state).one()
     try:
-        with database.organization(MINE) as connection:
+        with database.organization(MINE, is_resumable=is_resumable) as connection:
             inside = connection.execute(state).one()
+            upsert(connection, CONTACT_MAPPING, [("9", None, "unmatched", None, None)])
+            replace_by_rows(connection, CONTACT_MAPPING, [("9", None, "unmatched", None, None)])
+            (kept,) = _staging_tables(connection)
+            assert connection.execute(sa.text(f"select count(*) from {kept}")).scalar_one() == 1
             ending(connection)
     except (ClinikoPipelineError, ValueError, _InterruptionError):
         pass
     with database.operator() as connection:
         after = connection.execute(state).one()
-        assert connection.execute(sa.text("select to_regclass('pg_temp.staging')")).scalar_one() is None
+        # A staging table may stay with the connection, but nothing in it.
+        connection.exec_driver_sql(f"set local role {ORGANIZATION_ROLE}")
+        for kept in _staging_tables(connection):
+            assert "staging_" in kept
+            assert connection.execute(sa.text(f"select count(*) from {kept}")).scalar_one() == 0
+    # Nor do rows of one organization get into another's merge.
+    with database.organization(THEIRS) as connection:
+        assert connection.execute(sa.text("select patient_id from cliniko.contact_mapping")).scalars().all() == ["2"]
+        for kept in _staging_tables(connection):
+            assert connection.execute(sa.text(f"select count(*) from {kept}")).scalar_one() == 0
+    assert inside.synchronous_commit == ("off" if is_resumable else before.synchronous_commit)
     assert inside[1:5] == (ORGANIZATION_ROLE, before[2], MINE, ORGANIZATION_ROLE)
     assert after == before
     assert after[3] == ""
@@ -448,6 +490,16 @@ def test_many_threads_of_different_organizations_never_see_each_others_rows(data
         with database.organization(organization) as connection:
             count = connection.execute(sa.text("delete from cliniko.contact_mapping")).rowcount
         assert count == 24
+
+
+def _staging_tables(connection: Connection) -> list[str]:
+    return list(
+        connection.execute(
+            sa.text(
+                "select oid::regclass::text from pg_class where relnamespace = pg_my_temp_schema() and relkind = 'r'"
+            )
+        ).scalars()
+    )
 
 
 def _copy_in(connection: Connection, table: str, rows: str) -> None:

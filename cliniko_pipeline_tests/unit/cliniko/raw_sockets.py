@@ -20,6 +20,7 @@ class RawServer:
         self._script = list(script)
         self._lock = threading.Lock()
         self.connections = 0
+        self._accepted: list[socket.socket] = []
         self.requests: list[bytes] = []
         self.ended = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -39,6 +40,9 @@ class RawServer:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for connection in self._accepted:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(5)
 
@@ -50,6 +54,7 @@ class RawServer:
                 return
             with self._lock:
                 self.connections += 1
+                self._accepted.append(connection)
                 behaviour = self._script.pop(0) if len(self._script) > 1 else self._script[0]
             thread = threading.Thread(target=self._serve, args=(connection, behaviour), daemon=True)
             self._threads.append(thread)

@@ -58,6 +58,17 @@ def no_gzip(connection):
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY))
 
 
+def truncated_gzip(connection):
+    packed = gzip.compress(BODY)[:-20]
+    connection.sendall(
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(packed), packed)
+    )
+
+
+def truncated_in_a_header(connection):
+    connection.sendall(b"HTTP/1.1 200 OK\r\nDate: Tue")
+
+
 def no_http(connection):
     connection.sendall(b"220 mail.example ESMTP\r\n")
 
@@ -84,6 +95,8 @@ MISBEHAVIOURS = {
     hanging: "time-out",
     hanging_in_the_middle: "time-out",
     no_gzip: "unreadable answer",
+    truncated_gzip: "unreadable answer",
+    truncated_in_a_header: "unreadable answer",
     no_http: "broken connection",
 }
 
@@ -165,9 +178,11 @@ def test_a_proxy_of_the_environment_is_for_the_world_outside(monkeypatch):
         monkeypatch.delenv(no_proxy, raising=False)
     with RawServer(whole) as proxy:
         monkeypatch.setenv("https_proxy", f"http://{proxy.host}")
-        with client_of("https://cliniko.example/v1", max_attempts=1) as client:
-            with pytest.raises(ClinikoUnavailableError):
-                client.validate()
+        with (
+            client_of("https://cliniko.example/v1", max_attempts=1) as client,
+            pytest.raises(ClinikoUnavailableError),
+        ):
+            client.validate()
         (request,) = proxy.requests
     assert request.startswith(b"CONNECT cliniko.example:443 HTTP/1.1\r\n")
     assert b"uthorization" not in request

@@ -320,9 +320,7 @@ ahead_thorough = settings(thorough, max_examples=examples(120))
 
 @given(accounts(START - 1), sinces, st.lists(anything, max_size=30), breakings, aheads)
 @ahead_thorough
-def test_pages_asked_for_ahead_lose_no_record_in_whichever_order_they_are_answered(
-    account, since, gaps, breaks, ahead
-):
+def test_pages_asked_for_ahead_lose_no_record_in_whichever_order_they_are_answered(account, since, gaps, breaks, ahead):
     outcome = crawl(account, since, stream(gaps, account), iter(breaks), ahead)
     assert remaining(outcome, account, since) <= outcome.yielded
     assert outcome.yielded <= set(range(1, account.made + 1))

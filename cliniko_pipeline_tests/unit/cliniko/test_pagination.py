@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.cliniko import pagination
 from cliniko_pipeline.cliniko.decoding import DecodedPage
 from cliniko_pipeline.cliniko.pagination import MOST_SURPRISES, FetchedPage, Listing, crawl_pages
 from cliniko_pipeline.cliniko.records import INDIVIDUAL_APPOINTMENTS, PATIENTS, PRACTITIONERS, Patient, RejectedRecord
