@@ -123,7 +123,12 @@ class ClinikoClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except TransientError:
+            if error is None:
+                raise
+            # What went wrong first says more than that nobody could be told.
 
     def close(self) -> None:
         """Close the connections; ends what is under way. Closing twice is fine.

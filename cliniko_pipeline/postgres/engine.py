@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-import sqlalchemy.event
+from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -72,7 +72,7 @@ class Database:
             },
         )
         self._outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        sa.event.listen(self._engine, "connect", _read_committed)
+        event.listen(self._engine, "connect", _read_committed)
 
     def __repr__(self) -> str:
         return f"Database({self.location})"

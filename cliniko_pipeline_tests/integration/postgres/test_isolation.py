@@ -96,7 +96,7 @@ def test_the_operators_own_tables_name_no_organization_or_are_known(database: Da
                 "select attname from pg_attribute where attrelid = 'cliniko.request_budgets'::regclass and attnum = 1"
             )
         ).scalar_one()
-    assert found == {*OPERATORS_TABLES, "cliniko.request_budgets", "cliniko.schema_version"}
+    assert found == {*OPERATORS_TABLES, "cliniko.notices", "cliniko.request_budgets", "cliniko.schema_version"}
     # Several organizations may share an API key: a budget belongs to none of them, and names none.
     assert key == "key_digest"
 

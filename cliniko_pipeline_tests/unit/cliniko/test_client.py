@@ -1,6 +1,7 @@
 import itertools
 import logging
 import random
+import threading
 import traceback
 from datetime import UTC, datetime
 
@@ -15,6 +16,7 @@ from cliniko_pipeline.cliniko import (
     PageRead,
     Retrying,
     Waiting,
+    pagination,
 )
 from cliniko_pipeline.cliniko import client as client_module
 from cliniko_pipeline_tests.budgets import SlidingWindowBudget
@@ -369,6 +371,76 @@ def test_leaving_the_context_closes_the_connections():
         client.validate()
     assert client._http.is_closed
     client.close()
+
+
+def test_a_client_that_was_closed_says_so_instead_of_waiting():
+    bench = Bench()
+    with bench.client as client:
+        client.validate()
+    with pytest.raises(RuntimeError):
+        list(client.crawl(PATIENTS))
+    with pytest.raises(RuntimeError):
+        client.validate()
+
+
+class DatabaseIsGone(SlidingWindowBudget):
+    def close(self):
+        raise errors.DatabaseUnavailableError("gone")
+
+
+def test_a_budget_that_cannot_be_told_hides_no_error_and_is_one_where_there_is_none():
+    bench = Bench(401)
+    bench.client._budget = DatabaseIsGone(100)
+    with pytest.raises(errors.AuthenticationError), bench.client as client:
+        client.validate()
+    bench = Bench()
+    bench.client._budget = DatabaseIsGone(100)
+    with pytest.raises(errors.DatabaseUnavailableError), bench.client as client:
+        client.validate()
+    assert client._http.is_closed
+
+
+@pytest.mark.parametrize("most_at_once", [1, 2, 8])
+def test_so_many_pages_are_on_their_way_at_once_and_no_more_and_events_come_one_at_a_time(monkeypatch, most_at_once):
+    monkeypatch.setattr(pagination, "FEWEST_AT_ONCE", most_at_once)
+    lock, now, most, telling = threading.Lock(), [0], [0], [0]
+    together = threading.Barrier(most_at_once)
+
+    def answer(request):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        if int(request.url.params["page"]) > 40 - most_at_once:
+            together.wait(5)
+        with lock:
+            now[0] -= 1
+        return listing(request, total=4000)
+
+    def told(event):
+        telling[0] += 1
+        assert telling[0] == 1
+        telling[0] -= 1
+
+    bench = Bench(then=answer, most_at_once=most_at_once)
+    bench.client._on_event = told
+    with bench.client:
+        pages = bench.crawl()
+    assert sorted(int(record.id) for page in pages for record in page.records) == list(range(1, 4001))
+    assert len(bench.requests) == 40
+    assert most[0] == most_at_once
+
+
+def test_trouble_of_a_page_that_was_asked_for_ahead_is_told_when_its_turn_comes(monkeypatch):
+    monkeypatch.setattr(pagination, "FEWEST_AT_ONCE", 8)
+
+    def answer(request):
+        return httpx.Response(404) if request.url.params["page"] == "5" else listing(request, total=1000)
+
+    bench = Bench(then=answer, most_at_once=8)
+    seen = []
+    with bench.client, pytest.raises(errors.RequestRejectedError, match="patients, page 5"):
+        seen.extend(page.number for page in bench.client.crawl(PATIENTS))
+    assert seen == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_client_reads_any_list():
