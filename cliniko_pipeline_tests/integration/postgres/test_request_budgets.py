@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
@@ -35,9 +35,11 @@ from cliniko_pipeline.postgres import request_budgets
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.request_budgets import LONGEST_ANSWER_SECONDS, SharedRequestBudget
-from cliniko_pipeline_tests.conftest import examples
+from cliniko_pipeline_tests.conftest import THOROUGH, examples
 from cliniko_pipeline_tests.integration.postgres.conftest import administer
 
+PHASES = [Phase.explicit, Phase.generate, *([Phase.shrink] if THOROUGH else [])]
+"""Making an example smaller takes minutes."""
 WINDOW = 60.0
 UNHEARD_OF = WINDOW + LONGEST_ANSWER_SECONDS
 """So long a request counts of which nobody tells that it was answered."""
@@ -253,7 +255,7 @@ blockings = st.lists(st.tuples(st.floats(0, 200), st.floats(-1, 100)), max_size=
 
 
 @given(st.integers(1, 6), st.lists(plans, min_size=1, max_size=3), blockings)
-@settings(max_examples=examples(15), suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(15), phases=PHASES, suppress_health_check=list(HealthCheck))
 def test_whatever_processes_do_no_window_holds_more_than_the_limit(clock, limit, plans, blocks) -> None:
     sent = Simulation(clock, limit).run(plans, blocks)
     assert most_at_once(sent, WINDOW) <= limit
@@ -262,7 +264,7 @@ def test_whatever_processes_do_no_window_holds_more_than_the_limit(clock, limit,
 
 
 @given(st.integers(401, 1400), st.lists(plans, min_size=1, max_size=3), blockings)
-@settings(max_examples=examples(10), suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(10), phases=PHASES, suppress_health_check=list(HealthCheck))
 def test_no_window_holds_more_than_a_large_limit_of_which_many_are_taken_at_once(clock, limit, plans, blocks) -> None:
     simulation = Simulation(clock, limit)
     # Somebody else has left only a few.
@@ -486,6 +488,14 @@ def test_of_a_large_limit_many_are_taken_at_once_and_what_is_not_sent_in_time_is
     assert row_of(clock.database, key).requests == [10, 10]
 
 
+def test_of_a_large_limit_no_more_are_taken_at_once_than_are_left(clock) -> None:
+    key = uuid4().hex
+    others, process = process_on(clock, 1200, key), process_on(clock, 1200, key)
+    others.budget._at_once = 1200 - 7
+    begun(others)
+    assert [isinstance(process.begin(), OnItsWay) for _ in range(8)] == [True] * 6 + [False] * 2
+
+
 def test_the_row_of_an_idle_budget_stays_small(clock) -> None:
     process = process_on(clock, 200)
     for _ in range(200):
@@ -664,6 +674,25 @@ def test_threads_of_one_process_together_keep_the_limit(module_database) -> None
         list(pool.map(work, range(8)))
     assert len(sent) == 24
     assert most_at_once(sent, 0.5) <= 6
+
+
+def test_of_processes_that_ask_at_the_same_moment_no_more_than_the_limit_are_permitted(module_database) -> None:
+    for _ in range(5):
+        key, together = uuid4().hex, threading.Barrier(8)
+        budgets = [SharedRequestBudget(module_database, key, 9, sleep=would_sleep) for _ in range(8)]
+
+        def permitted(budget: SharedRequestBudget, together: threading.Barrier = together) -> int:
+            together.wait(10)
+            permissions = [budget.request() for _ in range(3)]
+            try:
+                for number, permission in enumerate(permissions):  # noqa: B007 -- it is what is returned
+                    permission.__enter__()
+            except WouldSleep:
+                return number
+            return 3
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(permitted, budgets)) == 9
 
 
 def test_a_request_that_fails_was_sent_all_the_same(module_database) -> None:
