@@ -255,7 +255,7 @@ blockings = st.lists(st.tuples(st.floats(0, 200), st.floats(-1, 100)), max_size=
 
 
 @given(st.integers(1, 6), st.lists(plans, min_size=1, max_size=3), blockings)
-@settings(max_examples=examples(15), phases=PHASES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40), phases=PHASES, suppress_health_check=list(HealthCheck))
 def test_whatever_processes_do_no_window_holds_more_than_the_limit(clock, limit, plans, blocks) -> None:
     sent = Simulation(clock, limit).run(plans, blocks)
     assert most_at_once(sent, WINDOW) <= limit
@@ -264,7 +264,7 @@ def test_whatever_processes_do_no_window_holds_more_than_the_limit(clock, limit,
 
 
 @given(st.integers(401, 1400), st.lists(plans, min_size=1, max_size=3), blockings)
-@settings(max_examples=examples(10), phases=PHASES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(20), phases=PHASES, suppress_health_check=list(HealthCheck))
 def test_no_window_holds_more_than_a_large_limit_of_which_many_are_taken_at_once(clock, limit, plans, blocks) -> None:
     simulation = Simulation(clock, limit)
     # Somebody else has left only a few.
