@@ -227,8 +227,11 @@ class ClinikoClient:
         with self._budget.request() as waited:
             self._tell_waited(waited, announced)
             answer = self._send(url)
-        now = self._wall_clock()
-        decision = decide(answer.result, answer.headers, attempt=attempt, now=now, rng=self._rng)
+            now = self._wall_clock()
+            decision = decide(answer.result, answer.headers, attempt=attempt, now=now, rng=self._rng)
+            if isinstance(decision, Retry) and decision.everyone:
+                # Before it counts as answered: nobody that waits for it may go first.
+                self._budget.block(decision.seconds)
         if not isinstance(decision, Succeed):
             return _Failed(answer.result, decision)
         try:
@@ -260,7 +263,6 @@ class ClinikoClient:
         if retry.everyone:
             self._count(rate_limited=1)
             self._emit(Waiting(retry.seconds, "Cliniko asked to wait (429)"))
-            self._budget.block(retry.seconds)
             return retry.seconds
         self._emit(Retrying(what, attempt, retry.seconds, cause))
         self._sleep(retry.seconds)

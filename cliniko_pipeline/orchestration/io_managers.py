@@ -16,7 +16,7 @@ from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError, Data
 from cliniko_pipeline.orchestration.column_lineage import lineage
 from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
-from cliniko_pipeline.orchestration.record_batches import write_batch
+from cliniko_pipeline.orchestration.record_batches import WritingBehind
 from cliniko_pipeline.orchestration.table_metadata import numbers, preview, problems, stored_rows
 from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
 from cliniko_pipeline.postgres import crawls, frames, scheduling, sync_runs
@@ -93,8 +93,9 @@ class PostgresIOManager(dg.IOManager):
     def _write_stream(self, organization_id: str, stream: RecordStream, result: _Result) -> None:
         result.records = 0
         try:
-            for batch in stream.batches():
-                result.add(batch, write_batch(self._database, organization_id, batch))
+            with WritingBehind(self._database, organization_id, result.add) as writing:
+                for batch in stream.batches():
+                    writing.write(batch)
         finally:
             result.cost = stream.cost()
 

@@ -1,8 +1,14 @@
 """Writes a batch of records and, in the same transaction, how far the reading of their resource has come."""
 
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self
+
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.errors import DataError
+from cliniko_pipeline.cliniko.daemon_threads import DaemonThreads, result_of
+from cliniko_pipeline.errors import ClinikoPipelineError, DataError
 from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch
 from cliniko_pipeline.postgres import crawls
 from cliniko_pipeline.postgres.crawls import Vanished
@@ -11,6 +17,59 @@ from cliniko_pipeline.postgres.merge import Written, upsert
 
 REJECTED_AT_ONCE = 10
 """So many records, all of them rejected, at the beginning of a full reading are no bad luck with single records."""
+
+
+class WritingBehind:
+    """Writes batches in the order they are given, each while the next one is being read.
+
+    The first and the last of a reading are written when `write` returns: whoever reads on may look at what they left.
+    `on_written` is called with every batch that was written, by the thread that gives them. Use as a context manager;
+    at its end, whatever happened, nothing is being written any more.
+    """
+
+    def __init__(
+        self, database: Database, organization_id: str, on_written: Callable[[RecordBatch, Written], object]
+    ) -> None:
+        self._database = database
+        self._organization_id = organization_id
+        self._on_written = on_written
+        self._thread = DaemonThreads(1, "cliniko-writing")
+        self._under_way: tuple[RecordBatch, Future[Written]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._wait()
+        except ClinikoPipelineError:
+            if error is None:
+                raise
+            # What went wrong first says more.
+        finally:
+            self._thread.close()
+
+    def write(self, batch: RecordBatch) -> None:
+        """Raises what `write_batch` raises, of this batch or of the one before."""
+        self._wait()
+        if batch.is_first or batch.is_last:
+            self._on_written(batch, write_batch(self._database, self._organization_id, batch))
+        else:
+            future = self._thread.submit(lambda: write_batch(self._database, self._organization_id, batch))
+            self._under_way = batch, future
+
+    def _wait(self) -> None:
+        if self._under_way is None:
+            return
+        batch, future = self._under_way
+        try:
+            written = result_of(future)
+        finally:
+            if future.done():  # or it was the wait that was interrupted
+                self._under_way = None
+        self._on_written(batch, written)
 
 
 def write_batch(database: Database, organization_id: str, batch: RecordBatch) -> Written:

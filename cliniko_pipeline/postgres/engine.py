@@ -62,6 +62,8 @@ class Database:
             self.url,
             hide_parameters=True,
             pool_pre_ping=True,
+            # What a connection has learnt of tables and statements is used again.
+            pool_use_lifo=True,
             pool_size=5,
             max_overflow=10,
             connect_args={

@@ -8,10 +8,13 @@ Two meanings of a write, and no third:
 Both run in the organization context: `organization_id` is taken from it, never from the data.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -39,11 +42,12 @@ class Written:
 def upsert(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
     """Adds the rows, or renews those whose key is there with other contents.
 
-    `rows` are tuples in the order of `table.written`. Of several with one key the last counts: it was read last.
+    `rows` are tuples of text, aware datetimes, booleans, whole numbers and None, in the order of `table.written`. Of
+    several with one key the last counts: it was read last.
     """
     last_of_each = {tuple(row[: len(table.key)]): row for row in rows}
     staging = _keep_staging(connection, table)
-    _copy(connection, table, last_of_each.values(), staging)
+    _copy_as_text(connection, table, list(last_of_each.values()), staging)
     return _upsert_staging(connection, table, staging)
 
 
@@ -113,20 +117,58 @@ def _keep_staging(connection: Connection, table: Table) -> str:
     return f"pg_temp.{staging}"
 
 
-def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]], staging: str = STAGING) -> None:
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with (
-        driver.cursor() as cursor,
-        cursor.copy(f"copy {staging} ({_list(table.written)}) from stdin".encode()) as copy,
-    ):
+def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> None:
+    """Rows of whatever types an operator's own asset has: psycopg adapts each value."""
+    with _copying(connection, f"copy {STAGING} ({_list(table.written)}) from stdin") as copy:
         for row in rows:
-            try:
+            with _refusing_what_cannot_be_stored(table):
                 copy.write_row(row)
-            except (TypeError, ValueError) as error:  # half a character, say; the error quotes it
-                raise DataError(
-                    f"A row for {table.schema}.{table.name} holds a value that PostgreSQL cannot store"
-                    f" ({type(error).__name__})."
-                ) from None
+
+
+def _copy_as_text(connection: Connection, table: Table, rows: Sequence[Sequence[object]], staging: str) -> None:
+    """Rows of the few types that records have, in a tenth of the time."""
+    with _refusing_what_cannot_be_stored(table):
+        csv = _as_csv(rows)
+    options = r"format csv, null 'null', escape E'\\'"
+    with _copying(connection, f"copy {staging} ({_list(table.written)}) from stdin with ({options})") as copy:
+        copy.write(csv)
+
+
+@contextmanager
+def _copying(connection: Connection, statement: str) -> Generator[psycopg.Copy]:
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    with driver.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+        yield copy
+
+
+@contextmanager
+def _refusing_what_cannot_be_stored(table: Table) -> Generator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:  # half a character, say; the error quotes it
+        raise DataError(
+            f"A row for {table.schema}.{table.name} holds a value that PostgreSQL cannot store"
+            f" ({type(error).__name__})."
+        ) from None
+
+
+_encode_lines = msgspec.json.Encoder().encode_lines
+_JSON_ESCAPE = re.compile(rb"\\(?:u(....)|.)")
+_CONTROL = {b"\\b": b"\b", b"\\f": b"\f", b"\\n": b"\n", b"\\r": b"\r", b"\\t": b"\t"}
+
+
+def _as_csv(rows: Sequence[Sequence[object]]) -> bytes:
+    """JSON arrays, a line each, are CSV but for their brackets, and for control characters: these stand in quotes as
+    they are, while JSON escapes them. Instants become ISO 8601 in UTC or with their offset.
+    """
+    lines = _encode_lines(rows)[1:-2].replace(b"]\n[", b"\n")
+    return _JSON_ESCAPE.sub(_unescaped, lines) if b"\\" in lines else lines
+
+
+def _unescaped(escape: re.Match[bytes]) -> bytes:
+    if escape[1]:
+        return bytes([int(escape[1], 16)])  # msgspec escapes nothing else so
+    return _CONTROL.get(escape[0], escape[0])  # a quotation mark and a backslash stay escaped
 
 
 def _upsert_staging(connection: Connection, table: Table, staging: str) -> Written:

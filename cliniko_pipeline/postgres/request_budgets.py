@@ -25,7 +25,12 @@ LONGEST_SLEEP_SECONDS = 2.0
 TAKEN_AT_ONCE = 1 / 400
 """Of the requests of a minute, so many are taken in one statement: one at 200 a minute. With budgets so large that
 asking for each would cost more than sending it, those taken and not sent are lost for a minute."""
+CROWDED_SECONDS = 600.0
+"""So long after a 429 each process sends one request at a time: something else uses the key, and whatever is on its way
+when it has used up the rest is answered 429, too."""
 _SHORTEST_SLEEP = 0.001
+_NEXT_ANSWER_SECONDS = 0.02
+"""How often whoever waits for the answer to another request looks for it."""
 
 
 @dataclass
@@ -48,6 +53,7 @@ class SharedRequestBudget:
     """Never more than `limit` requests with one API key in any `window` seconds, over all processes.
 
     A request counts until a window after its answer has come, so that its exact moment at the server does not matter.
+    After a block (a 429 in spite of all this: something else uses the key) requests go one at a time for a while.
     `sleep` may raise to interrupt a wait; nothing is counted then. Safe to use from several threads. Raises
     SettingsError for a limit or a window that allows nothing, and DatabaseUnavailableError where the database cannot be
     asked.
@@ -76,6 +82,8 @@ class SharedRequestBudget:
         self._current: _Ticket | None = None
         self._answered: dict[int, float] = {}
         self._left = limit
+        self._is_crowded = False
+        self._unanswered = 0
 
     @contextmanager
     def request(self) -> Generator[float]:
@@ -103,6 +111,7 @@ class SharedRequestBudget:
                     {"key_digest": self._key_digest, "seconds": min(max(0.0, seconds), LONGEST_BLOCK_SECONDS)},
                 )
                 self._give_up_unsent()
+                self._is_crowded = True
 
     def left(self) -> int:
         """How many requests could go out at once, as far as was known when the last one was taken."""
@@ -117,6 +126,8 @@ class SharedRequestBudget:
 
     def _take(self) -> tuple[_Ticket | None, float]:
         """A ticket that allows one request, or how long to sleep before asking again."""
+        if self._is_crowded and self._unanswered:
+            return None, _NEXT_ANSWER_SECONDS
         ticket = self._current
         if ticket is None or not ticket.unsent or self._clock() - ticket.taken_at > LONGEST_HELD_SECONDS:
             self._give_up_unsent()
@@ -124,8 +135,11 @@ class SharedRequestBudget:
             if number is None:
                 return None, min(max(wait, _SHORTEST_SLEEP), LONGEST_SLEEP_SECONDS)
             ticket = self._current = _Ticket(number, self._clock(), unsent=self._at_once)
+            if self._is_crowded and self._unanswered:
+                return None, _NEXT_ANSWER_SECONDS
         ticket.unsent -= 1
         ticket.unanswered += 1
+        self._unanswered += 1
         return ticket, 0.0
 
     def _give_up_unsent(self) -> None:
@@ -136,6 +150,7 @@ class SharedRequestBudget:
 
     def _note_answered(self, ticket: _Ticket) -> None:
         ticket.unanswered -= 1
+        self._unanswered -= 1
         ticket.answered_at = self._clock()
         self._note_if_over(ticket)
 
@@ -155,10 +170,12 @@ class SharedRequestBudget:
                     "window_seconds": self._window,
                     "longest_answer_seconds": LONGEST_ANSWER_SECONDS,
                     "longest_block_seconds": LONGEST_BLOCK_SECONDS,
+                    "crowded_seconds": CROWDED_SECONDS,
                     "answered_tickets": list(self._answered),
                     "answered_seconds_ago": [now - answered_at for answered_at in self._answered.values()],
                 },
             ).one()
         self._answered.clear()
         self._left = row.requests_left
+        self._is_crowded = row.is_crowded
         return row.ticket, row.wait_seconds

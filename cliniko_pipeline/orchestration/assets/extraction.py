@@ -23,8 +23,8 @@ from cliniko_pipeline.runtime import Runtime
 
 MOST_PAGES_IN_A_BATCH = 20
 """So many pages at most are written in one transaction: 2,000 records, a few hundred kilobytes."""
-BATCHES_IN_A_CRAWL = 200
-"""A crawl is written in so many batches at least, pages permitting: one that breaks off loses half a percent."""
+BATCHES_IN_A_CRAWL = 60
+"""A crawl is written in so many batches at least, pages permitting: one that breaks off loses a sixtieth."""
 
 
 class ExtractionConfig(dg.Config):

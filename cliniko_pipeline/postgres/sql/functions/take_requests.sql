@@ -10,10 +10,11 @@ create or replace function cliniko.take_requests(
     window_seconds double precision,
     longest_answer_seconds double precision,
     longest_block_seconds double precision,
+    crowded_seconds double precision,
     answered_tickets bigint[],
     answered_seconds_ago double precision[]
 )
-returns table (ticket bigint, wait_seconds double precision, requests_left integer)
+returns table (ticket bigint, wait_seconds double precision, requests_left integer, is_crowded boolean)
 language plpgsql
 as $function$
 declare
@@ -72,6 +73,7 @@ begin
         budget.requests := budget.requests || wanted;
         budget.count_until := budget.count_until || moment + unanswered;
     end if;
+    is_crowded := moment < budget.blocked_until + make_interval(secs => crowded_seconds);
     requests_left := case when budget.blocked_until > moment then 0 else greatest(allowed - counting, 0) end;
 
     update cliniko.request_budgets
