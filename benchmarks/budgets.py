@@ -23,13 +23,14 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from cliniko_pipeline.cliniko import GROUP_APPOINTMENTS, INDIVIDUAL_APPOINTMENTS, PATIENTS, ClinikoClient
+from cliniko_pipeline.cliniko import GROUP_APPOINTMENTS, INDIVIDUAL_APPOINTMENTS, PATIENTS, ClinikoClient, Resource
 from cliniko_pipeline.cliniko.events import Event, Waiting
 from cliniko_pipeline.cliniko.throttle import digest_of
 from cliniko_pipeline.postgres import schema
@@ -45,6 +46,7 @@ REQUESTS_PER_MINUTE = 200
 FAULTS = Faults(latency_ms=500, jitter_ms=300)
 PATIENTS_AND_APPOINTMENTS = (10_000, 40_000)
 LEAST_USED = 0.97
+RESOURCES: tuple[Resource[Any], ...] = (PATIENTS, INDIVIDUAL_APPOINTMENTS, GROUP_APPOINTMENTS)
 
 _CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 
@@ -255,7 +257,7 @@ def _read_again_and_again(
             max_attempts=1000,
             on_event=on_event,
         ) as client:
-            for resource in (PATIENTS, INDIVIDUAL_APPOINTMENTS, GROUP_APPOINTMENTS):
+            for resource in RESOURCES:
                 for _ in client.crawl(resource):
                     pass
 

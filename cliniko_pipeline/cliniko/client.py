@@ -8,6 +8,7 @@ import random
 import re
 import threading
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -101,15 +102,16 @@ class ClinikoClient:
         self._rng = rng or random.Random()  # noqa: S311 -- spreads waits, protects nothing
         self._on_event = on_event
         self._statistics = Statistics()
-        self._http = httpx.Client(
-            auth=httpx.BasicAuth(_sendable_key(api_key), ""),
-            headers={"Accept": "application/json", "User-Agent": _sendable_user_agent(user_agent)},
-            # A proxy named in the environment is for the world outside; it cannot reach this machine's loopback.
-            transport=transport or CurlTransport(limits, uses_proxies=not is_loopback(httpx.URL(api_url).host)),
-            follow_redirects=False,
-            # Proxies are the transport's own business.
-            trust_env=False,
+        self._headers = httpx.Headers(
+            {
+                "Authorization": f"Basic {b64encode(f'{_sendable_key(api_key)}:'.encode()).decode()}",
+                "Accept": "application/json",
+                "User-Agent": _sendable_user_agent(user_agent),
+            }
         )
+        # A proxy named in the environment is for the world outside; it cannot reach this machine's loopback.
+        self._transport = transport or CurlTransport(limits, uses_proxies=not is_loopback(httpx.URL(api_url).host))
+        self._is_closed = False
         self._most_at_once = most_at_once
         self._threads = DaemonThreads(most_at_once, "cliniko-page")
         self._lock = threading.Lock()
@@ -135,7 +137,8 @@ class ClinikoClient:
 
         Raises DatabaseUnavailableError where a budget that is shared cannot be told what was answered.
         """
-        self._http.close()
+        self._is_closed = True
+        self._transport.close()
         self._threads.close()
         self._budget.close()
 
@@ -241,9 +244,14 @@ class ClinikoClient:
             return _Failed(failure, decide(failure, answer.headers, attempt=attempt, now=now, rng=self._rng))
 
     def _send(self, url: str) -> "_Answer":
+        if self._is_closed:
+            raise RuntimeError("The client is closed")
         self._count(requests=1)
         try:
-            response = self._http.get(url)
+            # Not by an httpx.Client: its redirects, cookies and rounds of authentication, of which none is wanted, cost
+            # as much as reading the page.
+            response = self._transport.handle_request(httpx.Request("GET", url, headers=self._headers))
+            response.read()
         except httpx.RequestError as error:
             # Returned, not raised: httpx's errors carry the request with its Authorization header, and whatever
             # were raised here would carry the error in its chain.

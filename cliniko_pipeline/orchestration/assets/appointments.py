@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import dagster as dg
@@ -34,21 +35,7 @@ from cliniko_pipeline.runtime import Runtime
 
 def individual_row(appointment: IndividualAppointment) -> tuple[object, ...]:
     """The row of `cliniko.appointments` for an appointment of one patient."""
-    return (
-        "individual",
-        appointment.id,
-        appointment.patient_id,
-        appointment.appointment_type_id,
-        appointment.practitioner_id,
-        appointment.starts_at,
-        appointment.ends_at,
-        appointment.cancelled_at,
-        appointment.archived_at,
-        appointment.deleted_at,
-        appointment.did_not_arrive,
-        appointment.created_at,
-        appointment.updated_at,
-    )
+    return ("individual", *_of_individual(appointment))
 
 
 def group_row(appointment: GroupAppointment) -> tuple[object, ...]:
@@ -69,6 +56,8 @@ def group_row(appointment: GroupAppointment) -> tuple[object, ...]:
         appointment.updated_at,
     )
 
+
+_of_individual = attrgetter(*APPOINTMENTS.written[1:])
 
 TYPE_NAMES = source(APPOINTMENT_TYPES_RESOURCE, APPOINTMENT_TYPES)
 PRACTITIONER_NAMES = source(PRACTITIONERS_RESOURCE, PRACTITIONERS)

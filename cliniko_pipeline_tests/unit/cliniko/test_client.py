@@ -352,7 +352,7 @@ def test_a_user_agent_that_cannot_be_sent_is_refused(agent):
 def test_no_representation_holds_the_key():
     bench = Bench()
     bench.crawl()
-    for thing in (bench.client, bench.client._http, bench.client._http.auth, bench.budget, bench.client.statistics):
+    for thing in (bench.client, bench.client._headers, bench.client._transport, bench.budget, bench.client.statistics):
         assert "SECRET" not in repr(thing)
         assert KEY not in repr(thing)
     assert repr(bench.client) == f"<ClinikoClient of organization surf-rehab at {API}>"
@@ -367,9 +367,12 @@ def test_nothing_logged_holds_the_key_or_a_record(caplog):
 
 def test_leaving_the_context_closes_the_connections():
     bench = Bench()
+    closed = []
+    bench.client._transport.close = lambda: closed.append("the transport")
     with bench.client as client:
         client.validate()
-    assert client._http.is_closed
+        assert not closed
+    assert closed
     client.close()
 
 
@@ -394,10 +397,12 @@ def test_a_budget_that_cannot_be_told_hides_no_error_and_is_one_where_there_is_n
     with pytest.raises(errors.AuthenticationError), bench.client as client:
         client.validate()
     bench = Bench()
+    closed = []
+    bench.client._transport.close = lambda: closed.append("the transport")
     bench.client._budget = DatabaseIsGone(100)
     with pytest.raises(errors.DatabaseUnavailableError), bench.client as client:
         client.validate()
-    assert client._http.is_closed
+    assert closed
 
 
 @pytest.mark.parametrize("most_at_once", [1, 2, 8])
