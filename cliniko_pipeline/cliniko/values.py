@@ -6,6 +6,7 @@ rule (wire.py).
 """
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,6 +15,11 @@ from cliniko_pipeline.errors import UnexpectedResponseError
 
 LONGEST_ID = 20
 """Digits; Cliniko's ids have up to 19 (observed against live accounts), PostgreSQL's bigint as many."""
+
+
+_NO_ID = f"not 1 to {LONGEST_ID} digits"
+MOST_LINKS_REMEMBERED = 16_384
+"""Some megabytes."""
 
 
 class LinkTarget(msgspec.Struct, gc=False):
@@ -33,7 +39,7 @@ def identifier(field: str, value: str | int) -> str:
     if isinstance(value, int):
         value = str(value) if 0 <= value < 10**LONGEST_ID else ""
     if not (len(value) <= LONGEST_ID and value.isascii() and value.isdigit()):
-        raise _broken(field, f"not 1 to {LONGEST_ID} digits")
+        raise _broken(field, _NO_ID)
     return value if value[0] != "0" else value.lstrip("0") or "0"
 
 
@@ -76,7 +82,19 @@ def linked_id(field: str, link: Link | str | None) -> str | None:
     url = link.links.self if link.links else None
     if not url:
         return None
-    return identifier(field, _last_path_segment(url))
+    found = _id_at_the_end_of(url)
+    if found is None:
+        raise _broken(field, _NO_ID)
+    return found
+
+
+@lru_cache(maxsize=MOST_LINKS_REMEMBERED)
+def _id_at_the_end_of(url: str) -> str | None:
+    """The same link stands in many records."""
+    try:
+        return identifier("link", _last_path_segment(url))
+    except UnexpectedResponseError:
+        return None
 
 
 def linked_id_or_none(link: Link | str | None) -> str | None:
