@@ -4,13 +4,13 @@ It takes three kinds of value: a stream of record batches, a query, and a pandas
 `cliniko.sync_runs`, also when it fails.
 """
 
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
-import pandas as pd
 
 from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError, DataError, SettingsError
 from cliniko_pipeline.orchestration.column_lineage import lineage
@@ -19,10 +19,13 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.record_batches import WritingBehind
 from cliniko_pipeline.orchestration.table_metadata import numbers, preview, problems, stored_rows
 from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
-from cliniko_pipeline.postgres import crawls, frames, scheduling, sync_runs
+from cliniko_pipeline.postgres import crawls, scheduling, sync_runs
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.merge import Written, replace_by_query
 from cliniko_pipeline.runtime import Runtime
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ACTIVE_PATIENTS_KEY = dg.AssetKey("active_patients")
 """What is written last: when that has succeeded, the sync has."""
@@ -68,9 +71,13 @@ class PostgresIOManager(dg.IOManager):
                     self._write_stream(organization_id, obj, result)
                 case TableQuery():
                     self._write_query(organization_id, obj, result)
-                case pd.DataFrame():
+                case _ if _is_data_frame(obj):
+                    from cliniko_pipeline.postgres import frames  # noqa: PLC0415 (see _is_data_frame)
+
                     schema, table = _schema_and_table(context.asset_key)
-                    result.written = frames.write(self._database, organization_id, schema, table, obj)
+                    result.written = frames.write(
+                        self._database, organization_id, schema, table, cast("pd.DataFrame", obj)
+                    )
                 case _:
                     raise DataError(
                         f"The asset {context.asset_key.to_user_string()} returned a {type(obj).__name__}: the IO"
@@ -79,12 +86,14 @@ class PostgresIOManager(dg.IOManager):
             metadata = self._metadata(organization_id, context.asset_key, result)
             context.add_output_metadata(metadata)  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
 
-    def load_input(self, context: dg.InputContext) -> pd.DataFrame | TableReference:
+    def load_input(self, context: dg.InputContext) -> "pd.DataFrame | TableReference":
         """The organization's rows as a DataFrame, or a TableReference where the input is annotated as one."""
         schema, table = _schema_and_table(context.asset_key)
         organization_id = _organization_of(context)
         if context.dagster_type.typing_type is TableReference:
             return TableReference(f'"{schema}"."{table}"', organization_id)
+        from cliniko_pipeline.postgres import frames  # noqa: PLC0415 (see _is_data_frame)
+
         try:
             return frames.read(self._database, organization_id, schema, table)
         except ClinikoPipelineError as error:
@@ -220,6 +229,12 @@ def _organization_of(context: dg.OutputContext | dg.InputContext) -> str:
         )
         raise failure(error)
     return context.asset_partition_key
+
+
+def _is_data_frame(obj: object) -> bool:
+    """Only who made one has loaded pandas, which takes a third of a second and 45 MB."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(obj, pandas.DataFrame)
 
 
 def _schema_and_table(key: dg.AssetKey) -> tuple[str, str]:

@@ -306,7 +306,7 @@ def processes() -> Iterator[SyncProcesses]:
         yield processes
 
 
-def test_a_sync_that_is_killed_when_it_has_read_a_page_has_stored_all_pages_before(
+def test_a_sync_that_is_killed_when_it_has_read_a_page_has_stored_all_pages_before_but_the_one_being_written(
     processes: SyncProcesses, database_url: URL, tmp_path: Path
 ) -> None:
     environ = environment(database_url, home_with_files(tmp_path))
@@ -317,10 +317,12 @@ def test_a_sync_that_is_killed_when_it_has_read_a_page_has_stored_all_pages_befo
         # The names of both kinds, and three pages of individual appointments.
         assert processes.run(environ, ID, SyncOptions(clinic.now), kill_at_page=2 + 3).signal is not None
         (crawl,) = (row for row in pipeline.rows(ID, "cliniko.crawls") if row["resource"] == "individual_appointments")
-        assert (crawl["records"], crawl["completed_at"]) == (2 * PAGE, None)
+        stored = crawl["records"] // PAGE
+        assert stored in (1, 2)
+        assert (crawl["records"], crawl["completed_at"]) == (stored * PAGE, None)
         with clinic.counted() as requests:
             assert processes.run(environ, ID, SyncOptions(clinic.now)).succeeded
-        assert requests == {"patients": 5, "individual_appointments": 5 - 2 + 1, "group_appointments": 1}
+        assert requests == {"patients": 5, "individual_appointments": 5 - stored + 1, "group_appointments": 1}
 
 
 def test_a_crawl_killed_again_and_again_costs_at_most_a_twentieth_more_be_it_the_first_or_a_full_one(

@@ -164,3 +164,15 @@ def test_a_failure_allows_retries_only_where_they_may_help(error, retries) -> No
     assert made.allow_retries is retries
     assert made.description == str(error)
     assert made.metadata["error"].value == type(error).__name__
+
+
+def test_a_runs_process_loads_nothing_that_a_sync_does_not_use() -> None:
+    unused = ("pandas", "numpy", "alembic", "apprise", "aiohttp", "cliniko_pipeline.sandbox", "cliniko_pipeline.cli")
+    program = (
+        "import sys\n"
+        "from cliniko_pipeline.definitions import build_definitions\n"
+        "build_definitions().get_repository_def()\n"
+        f"print(*(set({unused!r}) & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == []

@@ -23,8 +23,9 @@ from cliniko_pipeline.runtime import Runtime
 
 MOST_PAGES_IN_A_BATCH = 20
 """So many pages at most are written in one transaction: 2,000 records, a few hundred kilobytes."""
-BATCHES_IN_A_CRAWL = 60
-"""A crawl is written in so many batches at least, pages permitting: one that breaks off loses a sixtieth."""
+READ_FOR_EACH_PAGE_IN_A_BATCH = 40
+"""A batch has a page more for each so many pages read: a reading that breaks off loses a small part of what it has
+read, the batch that it gathers and the one that is being written."""
 
 
 class ExtractionConfig(dg.Config):
@@ -145,13 +146,13 @@ def _batched(source: Source[RecordT], begun: CrawlProgress, pages: Iterator[Page
     rows: list[tuple[object, ...]] = []
     rejected: list[RejectedRecord] = []
     held, is_last, progress = 0, False, begun
-    for page in pages:
+    for read, page in enumerate(pages, start=1):
         rows.extend(map(source.row, page.records))
         rejected.extend(RejectedRecord(record.id, record.reason) for record in page.rejected)
         held += 1
         is_last = page.following is None
         progress = replace(begun, horizon=page.horizon, following=page.following if begun.is_full else None)
-        if is_last or held >= min(MOST_PAGES_IN_A_BATCH, page.pages // BATCHES_IN_A_CRAWL):
+        if is_last or held >= min(MOST_PAGES_IN_A_BATCH, read // READ_FOR_EACH_PAGE_IN_A_BATCH):
             yield RecordBatch(name, table, rows, rejected, is_last=is_last, crawl=progress)
             rows, rejected, held = [], [], 0
     if not is_last:
