@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-memory benchmark-runs benchmark-syncs lint format sandbox constraints clean
+.PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-budgets benchmark-memory benchmark-runs benchmark-syncs lint format sandbox constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -33,6 +33,9 @@ test-histories: $(VENV)/.dev ## 525 random histories of a clinic between and dur
 test-kills: $(VENV)/.dev ## Syncs killed at 50 moments instead of 6, and backfills whose worker, daemon or database is killed; a quarter of an hour
 	CLINIKO_TEST_KILLS=50 $(BIN)/pytest --numprocesses=auto --dist=worksteal cliniko_pipeline_tests/integration/test_killed_syncs.py \
 		cliniko_pipeline_tests/e2e/test_killed_backfills.py $(ARGS)
+
+benchmark-budgets: $(VENV)/.runtime ## How much of 200 requests a minute syncs use, by one process and several, and whether a 429 comes; twelve minutes
+	@$(BIN)/python -m benchmarks.budgets $(ARGS)
 
 benchmark-memory: $(VENV)/.runtime ## Peak memory of a first sync: 100,000 against 1,000,000 appointments; ten minutes
 	@$(BIN)/python -m benchmarks.memory $(ARGS)

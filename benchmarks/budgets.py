@@ -75,8 +75,8 @@ CASES = (
     Case("one process", 1),
     Case("three processes", 3),
     Case("three processes, one is killed", 3, killed_after=0.35),
-    Case("two processes, another program takes a request each second", 2, other_every_seconds=1.0),
-    Case("two processes, another program takes 100 requests every 45 seconds", 2, None, 45.0, 100),
+    Case("two processes, another program sends a request each second", 2, other_every_seconds=1.0),
+    Case("two processes, another program sends 100 requests at once every 31 seconds", 2, None, 31.0, 100),
 )
 
 
