@@ -261,7 +261,8 @@ class ClinikoClient:
         return _Answer(response.status_code, response.headers, body)
 
     def _tell_waited(self, waited: float, announced: float) -> None:
-        self._count(seconds_waited=waited)
+        if waited:
+            self._count(seconds_waited=waited)
         if waited - announced >= WORTH_TELLING_SECONDS:
             self._emit(Waiting(waited - announced, "the request budget was used up"))
 

@@ -7,7 +7,8 @@ long as Cliniko takes to answer.
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -65,5 +66,6 @@ class DaemonThreads:
 def result_of(future: "Future[_T]") -> _T:
     """Waits for the future's result, and can be interrupted meanwhile."""
     while not future.done():
-        wait([future], NOTICED_WITHIN_SECONDS)
+        with suppress(TimeoutError):  # the work's own, where it has ended with one, is raised below
+            return future.result(NOTICED_WITHIN_SECONDS)
     return future.result()

@@ -32,6 +32,7 @@ CONNECT_TIMEOUT_SECONDS = 10
 STATEMENT_TIMEOUT_SECONDS = 15 * 60
 LOCK_TIMEOUT_SECONDS = 5 * 60
 LOCK_NOT_AVAILABLE = "55P03"
+_MADE = "cliniko_pipeline.made"
 
 
 @cache
@@ -75,6 +76,7 @@ class Database:
         )
         self._outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         event.listen(self._engine, "connect", _read_committed)
+        event.listen(self._engine, "rollback", _forget_what_was_made)
 
     def __repr__(self) -> str:
         return f"Database({self.location})"
@@ -205,6 +207,20 @@ def _read_committed(connection: "psycopg.Connection[Any]", _record: object) -> N
     # Whatever the database's own: under a stricter level whoever waits for a row that changes meanwhile fails.
     connection.execute("set session characteristics as transaction isolation level read committed")
     connection.commit()
+
+
+def once(connection: Connection, text: str) -> None:
+    """Executes a statement that makes something which stays with the connection, unless it has been made."""
+    made: set[str] = connection.info.setdefault(_MADE, set())
+    if text not in made:
+        connection.execute(sa.text(text))
+        made.add(text)
+
+
+def _forget_what_was_made(connection: Connection) -> None:
+    # It may have been made in the very transaction that is undone. A connection that is lost has lost it anyway.
+    if not connection.invalidated:
+        connection.info.pop(_MADE, None)
 
 
 def _refused(cause: BaseException | None, state: str) -> ClinikoPipelineError:

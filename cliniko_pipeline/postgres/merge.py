@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import advisory_key, sql, statement
+from cliniko_pipeline.postgres.engine import advisory_key, once, sql, statement
 from cliniko_pipeline.postgres.tables import Table
 
 STAGING = "pg_temp.staging"
@@ -108,11 +108,10 @@ def _keep_staging(connection: Connection, table: Table) -> str:
     batch and drop it again takes as long as to write the batch.
     """
     staging = quote(f"staging_{table.schema}_{table.name}")
-    connection.execute(
-        statement(
-            f"create temporary table if not exists {staging} on commit delete rows"
-            f" as select {_list(table.written)} from {table.qualified} with no data"
-        )
+    once(
+        connection,
+        f"create temporary table if not exists {staging} on commit delete rows"
+        f" as select {_list(table.written)} from {table.qualified} with no data",
     )
     return f"pg_temp.{staging}"
 

@@ -10,6 +10,8 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseUnavailableError, DataError
@@ -17,6 +19,7 @@ from cliniko_pipeline.postgres import engine
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.merge import Written, replace_all, replace_by_query, replace_by_rows, upsert
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, ATTENDEES, CONTACT_MAPPING, PATIENTS, Table
+from cliniko_pipeline_tests.conftest import examples
 from cliniko_pipeline_tests.integration.postgres.tenants import versions
 
 DAY = datetime(2026, 6, 15, tzinfo=UTC)
@@ -220,6 +223,38 @@ def test_a_table_without_a_key_is_emptied_and_filled(database: Database) -> None
     assert write(database, replace_all, keyless, rows[:1]) == Written(inserted=1, deleted=3)
     assert write(database, replace_all, keyless, []) == Written(deleted=1)
     assert len(stored(database, keyless, "id", "b")) == 3
+
+
+def test_what_was_made_for_writing_in_a_transaction_that_was_undone_is_made_again(database: Database) -> None:
+    for _ in range(2):
+        with suppress(KeyError), database.organization("a") as connection:
+            upsert(connection, PATIENTS, [patient("1")])
+            raise KeyError
+    assert write(database, upsert, PATIENTS, [patient("1")]) == Written(inserted=1)
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=6)
+
+
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            TEXTS | st.sampled_from(["null", '"', "\\", "\\.", "\\N", "]\n[", ",", "\r\n", " ", ""]), st.datetimes()
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_text_and_instants_are_stored_as_they_are(database: Database, values: list[tuple[str, datetime]]) -> None:
+    write(database, replace_by_rows, PATIENTS, [])
+    rows = [
+        (str(number), text, None, text[::-1], None, None, None, None, moment.replace(tzinfo=UTC), DAY)
+        for number, (text, moment) in enumerate(values)
+    ]
+    write(database, upsert, PATIENTS, rows)
+    columns = "cast(id as integer), first_name, last_name, email, created_at"
+    assert stored(database, PATIENTS, columns) == [(int(row[0]), row[1], row[2], row[3], row[8]) for row in rows]
 
 
 @pytest.mark.parametrize("function", [upsert, replace_by_rows, replace_all])
