@@ -319,6 +319,7 @@ def test_when_the_database_ends_all_connections_between_two_statements_the_sync_
     ended: list[int] = []
 
     def end_connections() -> None:
+        _wait_until_nothing_is_being_written(clinic.pipeline)
         ended.append(_terminate_all_connections(clinic.pipeline))
         clinic.sandbox.faults = Faults()
 
@@ -441,6 +442,21 @@ def test_bad_records_of_every_resource_cost_only_themselves(environ: dict[str, s
 
 
 # --- Tools ------------------------------------------------------------------------------------------------
+
+
+def _wait_until_nothing_is_being_written(pipeline: PipelineUnderTest) -> None:
+    """Pages are read while those before them are being written."""
+    under_way = sa.text(
+        "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        " and xact_start is not null"
+    )
+    deadline = time.monotonic() + 30
+    while True:
+        with pipeline.database.operator() as connection:
+            if not connection.execute(under_way).scalar_one():
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _terminate_all_connections(pipeline: PipelineUnderTest) -> int:

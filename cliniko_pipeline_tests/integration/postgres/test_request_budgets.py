@@ -613,6 +613,13 @@ class Taking:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    def wait_until_one_is_on_its_way(self, number: int) -> None:
+        """It takes a while until it is answered."""
+        path, deadline = self.started[number][1], time.monotonic() + 30
+        while len(path.read_text().splitlines()) % 2 == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
 
 def test_processes_together_keep_the_limit_and_use_it(module_database, tmp_path) -> None:
     limit, window = 20, 2.0
@@ -641,6 +648,7 @@ def test_a_killed_process_takes_what_it_had_with_it_only_for_a_while_and_the_oth
     until = taking.go(6.0)
     taking.wait_for(0, 6)
     taking.wait_for(1, 2)
+    taking.wait_until_one_is_on_its_way(0)
     os.kill(victim.pid, signal.SIGKILL)
     killed_at = time.monotonic()
     others, theirs = taking.sent(1), taking.sent(0)

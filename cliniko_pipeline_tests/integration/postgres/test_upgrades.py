@@ -25,6 +25,7 @@ def of_the_first_version(empty_database_url: URL, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(schema.command, "upgrade", lambda config, _: upgrade(config, BEFORE_INCREMENTAL_CRAWLS))
         patch.setattr(schema, "TENANT_TABLES", tuple(each for each in TENANT_TABLES if "crawled_ids" not in each))
+        patch.setattr(schema, "FUNCTIONS", tuple(each for each in schema.FUNCTIONS if each != "take_requests"))
         patch.setattr(schema, "expected_version", lambda: BEFORE_INCREMENTAL_CRAWLS)
         schema.migrate(database, create_application_tables=True)
     yield database
