@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-budgets benchmark-memory benchmark-runs benchmark-syncs lint format sandbox constraints clean
+.PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-budgets benchmark-memory benchmark-runs benchmark-syncs benchmark-transforms lint format sandbox constraints clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-20s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.runtime ## Everything at once on made-up clinics, then the Dagster UI; ARGS=--no-ui ends after the summary
 	@$(BIN)/cliniko-pipeline demo $(ARGS)
@@ -45,6 +45,9 @@ benchmark-runs: $(VENV)/.runtime ## Cost and rate of unchanged syncs of 200 orga
 
 benchmark-syncs: build/benchmarks/.installed ## First syncs beside dlt, a plain loop and hand-written floors; ARGS=--docs renews the docs; twenty minutes
 	@build/benchmarks/bin/python -m benchmarks.syncs $(ARGS)
+
+benchmark-transforms: $(VENV)/.runtime ## active_patients of 1,000,000 appointments beside a statement written by hand; contact_mapping of 100,000 patients; fifteen minutes
+	@$(BIN)/python -m benchmarks.transforms $(ARGS)
 
 browser: ## The Chromium that tests drive the UI with: the machine's, or Debian's package where this is root on Debian
 	@case "$$CLINIKO_TEST_BROWSER" in ?*) exit 0 ;; esac; \

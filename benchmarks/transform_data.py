@@ -1,0 +1,273 @@
+"""What `transforms` computes: made-up clinics, in set-based SQL, and the statement that a person would write by hand.
+
+Every clinic is the organization `clinic`, alone in its database. The same numbers always give the same rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+ORGANIZATION = "clinic"
+AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
+ACTIVITY_WINDOW = timedelta(days=60)
+CLASS_SIZE = 6
+
+# People with names of their own, every tenth of them with letters that are not ASCII; every eighth without an e-mail.
+# One in fifty is archived.
+PATIENTS = """
+insert into cliniko.patients (organization_id, id, first_name, last_name, email, archived_at, created_at, updated_at)
+select
+    'clinic',
+    (1300000000000000000 + n)::text,
+    case when n % 10 = 0 then 'Zoë-Renée ' else 'Alexandra ' end || n % 1000,
+    case when n % 10 = 0 then 'Müller-Ångström ' else 'Featherstone ' end || n / 1000,
+    case when n % 8 > 0 then 'Person.' || n || '@Example.com' end,
+    case when n % 50 = 7 then timestamptz '2026-01-01' end,
+    timestamptz '2023-06-01',
+    timestamptz '2026-01-01'
+from generate_series(0, {patients} - 1) as n
+"""
+
+# A contact for each of them.
+CONTACTS_OF_ALL = """
+insert into public.contacts (id, organization_id, cliniko_patient_id, name, first_name, last_name, email)
+select
+    md5('contact ' || id)::uuid, 'clinic', id, concat_ws(' ', first_name, last_name), first_name, last_name, email
+from cliniko.patients
+order by md5(id)
+"""
+
+# Half hours over nearly three years, 3 % of them to come; 8 % are cancelled, 4 % were no-shows, 1 % deleted.
+APPOINTMENTS = """
+insert into cliniko.appointments
+    (organization_id, kind, id, patient_id, appointment_type_id, practitioner_id, starts_at, ends_at, cancelled_at,
+    deleted_at, did_not_arrive, created_at, updated_at)
+select
+    'clinic',
+    case when number >= {classes} then 'individual' else 'group' end,
+    (2600000000000000000 + number)::text,
+    case when number >= {classes} then (1300000000000000000 + floor(patient * {patients})::bigint)::text end,
+    (1 + number % 2)::text,
+    (1 + number % 5)::text,
+    starts_at,
+    starts_at + interval '30 minutes',
+    case when number >= {classes} and fate < 0.08 then starts_at - interval '2 days' end,
+    case when fate between 0.12 and 0.13 then starts_at - interval '3 days' end,
+    number >= {classes} and fate between 0.08 and 0.12 and starts_at <= '{as_of}',
+    starts_at - interval '20 days',
+    starts_at
+from (
+    select
+        number,
+        '{as_of}'::timestamptz + floor(random() * 1095 * 48) * interval '30 minutes' - interval '1065 days' as starts_at,
+        random() as patient,
+        random() as fate
+    from generate_series(0, {appointments} - 1) as number
+) as visit
+"""
+
+ATTENDEES = """
+insert into cliniko.attendees
+    (organization_id, id, booking_id, patient_id, arrived, cancelled_at, created_at, updated_at)
+select
+    'clinic',
+    (3900000000000000000 + number * 100 + place)::text,
+    (2600000000000000000 + number)::text,
+    (1300000000000000000 + floor(random() * {patients})::bigint)::text,
+    random() > 0.04,
+    case when random() < 0.05 then timestamptz '2026-01-01' end,
+    timestamptz '2026-01-01',
+    timestamptz '2026-01-01'
+from generate_series(0, {classes} - 1) as number
+cross join generate_series(1, {class_size}) as place
+"""
+
+WHO_AND_WHAT = """
+insert into cliniko.appointment_types (organization_id, id, name, created_at, updated_at)
+values
+    ('clinic', '1', 'First consultation', timestamptz '2023-06-01', timestamptz '2023-06-01'),
+    ('clinic', '2', 'Consultation', timestamptz '2023-06-01', timestamptz '2023-06-01');
+insert into cliniko.practitioners (organization_id, id, name, created_at, updated_at)
+select 'clinic', n::text, 'Practitioner ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
+from generate_series(1, 5) as n
+"""
+
+
+def clinic(patients: int, appointments: int, classes: int = 0) -> list[str]:
+    """The statements that make a clinic with so many bookings, of which so many are classes."""
+    sizes = {
+        "patients": patients,
+        "appointments": appointments,
+        "classes": classes,
+        "class_size": CLASS_SIZE,
+        "as_of": AS_OF.isoformat(),
+    }
+    texts = ("select setseed(0.5)", PATIENTS, CONTACTS_OF_ALL, WHO_AND_WHAT, APPOINTMENTS, ATTENDEES)
+    return [text.format(**sizes) for text in texts]
+
+
+BY_HAND_TABLE = """
+create schema by_hand;
+create table by_hand.active_patients (like public.active_patients including all)
+"""
+
+# As somebody writes it who knows this clinic: one organization, only individual appointments, nobody merged, all times
+# whole seconds, the mapping and its contacts just made.
+BY_HAND = """
+insert into by_hand.active_patients
+    (organization_id, contact_id, recent_appointment_count, upcoming_appointment_count, total_appointment_count,
+    last_appointment_date, recent_appointments, upcoming_appointments, search_date_from, search_date_to,
+    created_at, updated_at)
+select
+    'clinic',
+    mapping.contact_id,
+    count(*) filter (where appointment.starts_at between {begin} and {as_of}),
+    count(*) filter (where appointment.starts_at > {as_of}),
+    count(*),
+    max(appointment.starts_at) filter (where appointment.starts_at <= {as_of}) at time zone 'UTC',
+    jsonb_agg({details} order by appointment.starts_at desc, appointment.id)
+        filter (where appointment.starts_at between {begin} and {as_of}),
+    coalesce(
+        jsonb_agg({details} order by appointment.starts_at, appointment.id)
+            filter (where appointment.starts_at > {as_of}),
+        '[]'
+    ),
+    {begin} at time zone 'UTC',
+    {as_of} at time zone 'UTC',
+    now(),
+    now()
+from cliniko.appointments as appointment
+inner join cliniko.patients as patient on patient.id = appointment.patient_id
+inner join cliniko.contact_mapping as mapping on mapping.patient_id = patient.id
+left join cliniko.appointment_types as appointment_type on appointment_type.id = appointment.appointment_type_id
+left join cliniko.practitioners as practitioner on practitioner.id = appointment.practitioner_id
+where appointment.cancelled_at is null
+    and appointment.archived_at is null
+    and appointment.deleted_at is null
+    and patient.archived_at is null
+    and patient.deleted_at is null
+    and mapping.contact_id is not null
+group by mapping.contact_id
+having count(*) filter (where appointment.starts_at between {begin} and {as_of}) >= 1
+"""
+
+_DETAILS = """jsonb_build_object(
+            'id', appointment.id,
+            'kind', 'individual',
+            'starts_at', to_char(appointment.starts_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+            'ends_at', to_char(appointment.ends_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+            'appointment_type', appointment_type.name,
+            'practitioner', practitioner.name,
+            'did_not_arrive', appointment.did_not_arrive
+        )"""
+
+
+def by_hand() -> str:
+    """The statement, with the instants of this clinic in it."""
+    begin, end = (f"timestamptz '{each.isoformat()}'" for each in (AS_OF - ACTIVITY_WINDOW, AS_OF))
+    return BY_HAND.format(begin=begin, as_of=end, details=_DETAILS)
+
+
+@dataclass(frozen=True)
+class Clientele:
+    """Patients and contacts to be matched: how the columns of each follow from `n`, which counts from 0 to `size` - 1.
+
+    `patient` gives first_name, last_name, email, merged_into_id and archived_at, `contact` cliniko_patient_id, name and
+    email. Where the outcome can be told beforehand, `matched` is the share of the persons that are.
+    """
+
+    name: str
+    patient: str
+    contact: str
+    matched: float | None = None
+
+    def statements(self, size: int) -> list[str]:
+        """What makes as many patients and contacts."""
+        names: Mapping[str, object] = {"size": size, "id": _ID}
+        return [
+            "insert into cliniko.patients (organization_id, id, created_at, updated_at, first_name, last_name, email,"
+            f" merged_into_id, archived_at) select 'clinic', {_ID}, now(), now(), {self.patient.format(**names)}"
+            f" from generate_series(0, {size} - 1) as n",
+            "insert into public.contacts (id, organization_id, cliniko_patient_id, name, email)"
+            f" select md5('contact ' || n)::uuid, 'clinic', {self.contact.format(**names)}"
+            f" from generate_series(0, {size} - 1) as n order by md5(n::text)",
+        ]
+
+
+_ID = "(1300000000000000000 + n)::text"
+_FIRST = "case when {n} % 10 = 0 then 'Zoë-Renée ' else 'Alexandra ' end || {n} % 1000"
+_LAST = "case when {n} % 10 = 0 then 'Müller-Ångström ' else 'Featherstone ' end || {n} / 1000"
+_OWN = f"{_FIRST}, {_LAST}".format(n="n")
+_NAME = f"{_FIRST} || ' ' || {_LAST}".format(n="n")
+_NAME_OF_FOUR_BEFORE = f"{_FIRST} || ' ' || {_LAST}".format(n="(n - 4)")
+
+# Of twelve contacts in a row four name their patient, four have the patient's e-mail (written otherwise; of every
+# fourth dozen all four have the family's), three the name alone; the last is another dozen's by turns a second contact
+# with somebody's e-mail and name, and nobody's. One patient in a hundred was merged into the one before, and one in fifty is
+# archived.
+MIXED = Clientele(
+    "a clinic's",
+    f"""{_OWN},
+    case
+        when n % 12 between 4 and 7 and n / 12 % 4 = 0 then 'family.' || n / 12 || '@example.com'
+        when n % 8 > 0 or n % 12 between 4 and 7 then 'person.' || n || '@example.com'
+    end,
+    case when n % 100 = 99 then (1299999999999999999 + n)::text end,
+    case when n % 50 = 13 then now() end""",
+    f"""
+    case when n % 12 < 4 then {{id}} end,
+    case
+        when n % 12 < 11 then {_NAME}
+        when n / 12 % 2 = 0 then {_NAME_OF_FOUR_BEFORE}
+        else 'Nobody ' || n
+    end,
+    case
+        when n % 12 < 4 then 'other.' || n || '@example.com'
+        when n % 12 < 8 and n / 12 % 4 = 0 then ' Family.' || n / 12 || '@Example.com'
+        when n % 12 < 8 then 'Person.' || n || '@Example.com '
+        when n % 12 = 11 and n / 12 % 2 = 0 then 'person.' || n - 4 || '@example.com'
+    end""",
+)
+
+HOSTILE = (
+    Clientele("one e-mail for all", f"{_OWN}, 'info@example.com', null, null", f"null, {_NAME}, 'info@example.com'", 1),
+    Clientele(
+        "one e-mail for all, names that do not agree",
+        f"{_OWN}, 'info@example.com', null, null",
+        "null, 'Nobody ' || n, 'info@example.com'",
+        0,
+    ),
+    Clientele("one name for all", "'Alex', 'Smith', null, null, null", "null, 'Alex Smith', null", 0),
+    Clientele(
+        "one e-mail and one name for all",
+        "'Alex', 'Smith', 'info@example.com', null, null",
+        "null, 'Alex Smith', 'info@example.com'",
+        0,
+    ),
+    Clientele(
+        "one name in each of many families",
+        "'Alex', 'Smith', 'family.' || n / 2 || '@example.com', null, null",
+        "null, 'Alex Smith', 'family.' || n / 2 || '@example.com'",
+        0,
+    ),
+    Clientele(
+        "all contacts name one patient",
+        f"{_OWN}, null, null, null",
+        f"'1300000000000000000', {_NAME}, null",
+    ),
+    Clientele(
+        "one chain of merges",
+        f"{_OWN}, null, case when n < {{size}} - 1 then (1300000000000000001 + n)::text end, null",
+        f"{{id}}, {_NAME}, null",
+    ),
+    Clientele(
+        "one loop of merges",
+        f"{_OWN}, null, (1300000000000000000 + (n + 1) % {{size}})::text, null",
+        f"{{id}}, {_NAME}, null",
+    ),
+    Clientele(
+        "chains of a hundred merges",
+        f"{_OWN}, null, case when n % 100 < 99 then (1300000000000000001 + n)::text end, null",
+        f"case when n % 2 = 0 then {{id}} end, {_NAME}, 'info@example.com'",
+    ),
+)
