@@ -24,62 +24,121 @@ patient as materialized (
     inner join person on person.id = identity.person_id
 ),
 
-individual as (
+-- Gone through twice: once to count them, once to tell in detail of the few that are recent or upcoming.
+individual as not materialized (
     select
-        patient.person_id,
-        appointment.kind,
-        appointment.id,
-        appointment.starts_at,
-        appointment.ends_at,
-        appointment.appointment_type_id,
-        appointment.practitioner_id,
-        appointment.did_not_arrive
-    from cliniko.appointments as appointment
-    inner join patient on patient.id = appointment.patient_id
-    where appointment.kind = 'individual'
-        and appointment.cancelled_at is null
-        and appointment.archived_at is null
-        and appointment.deleted_at is null
+        patient_id,
+        kind,
+        id,
+        starts_at,
+        ends_at,
+        appointment_type_id,
+        practitioner_id,
+        did_not_arrive,
+        starts_at > :as_of as is_upcoming,
+        starts_at between cast(:as_of as timestamptz) - :activity_window and :as_of as is_recent
+    from cliniko.appointments
+    where kind = 'individual'
+        and cancelled_at is null
+        and archived_at is null
+        and deleted_at is null
+        and (:count_no_shows or not did_not_arrive)
 ),
 
 -- A person counts once per group appointment, however often re-added.
-in_group as (
+in_group as not materialized (
     select
-        patient.person_id,
-        appointment.kind,
-        appointment.id,
-        appointment.starts_at,
-        appointment.ends_at,
-        appointment.appointment_type_id,
-        appointment.practitioner_id,
-        -- Nobody can have failed to arrive at a class that has not been held.
-        bool_and(attendee.arrived is false and appointment.starts_at <= :as_of) as did_not_arrive
-    from cliniko.appointments as appointment
-    inner join cliniko.attendees as attendee on attendee.booking_id = appointment.id
-    inner join patient on patient.id = attendee.patient_id
-    where appointment.kind = 'group'
-        and appointment.archived_at is null
-        and appointment.deleted_at is null
-        and attendee.cancelled_at is null
-        and attendee.archived_at is null
-        and attendee.deleted_at is null
-    group by
-        patient.person_id,
-        appointment.kind,
-        appointment.id,
-        appointment.starts_at,
-        appointment.ends_at,
-        appointment.appointment_type_id,
-        appointment.practitioner_id
+        attended.*,
+        starts_at > :as_of as is_upcoming,
+        starts_at between cast(:as_of as timestamptz) - :activity_window and :as_of as is_recent
+    from (
+        select
+            patient.person_id,
+            appointment.kind,
+            appointment.id,
+            appointment.starts_at,
+            appointment.ends_at,
+            appointment.appointment_type_id,
+            appointment.practitioner_id,
+            -- Nobody can have failed to arrive at a class that has not been held.
+            bool_and(attendee.arrived is false and appointment.starts_at <= :as_of) as did_not_arrive
+        from cliniko.appointments as appointment
+        inner join cliniko.attendees as attendee on attendee.booking_id = appointment.id
+        inner join patient on patient.id = attendee.patient_id
+        where appointment.kind = 'group'
+            and appointment.archived_at is null
+            and appointment.deleted_at is null
+            and attendee.cancelled_at is null
+            and attendee.archived_at is null
+            and attendee.deleted_at is null
+        group by patient.person_id, appointment.organization_id, appointment.kind, appointment.id
+    ) as attended
+    where :count_no_shows or not did_not_arrive
+),
+
+-- Individual appointments are counted by patient: to find the person of every single one would take longer.
+counted_of_patient as (
+    select
+        patient_id,
+        cast(count(*) filter (where is_recent) as integer) as recent,
+        cast(count(*) filter (where is_upcoming) as integer) as upcoming,
+        cast(count(*) as integer) as total,
+        max(starts_at) filter (where not is_upcoming) as last_starts_at
+    from individual
+    group by patient_id
+),
+
+counted_in_group as (
+    select
+        person_id,
+        cast(count(*) filter (where is_recent) as integer) as recent,
+        cast(count(*) filter (where is_upcoming) as integer) as upcoming,
+        cast(count(*) as integer) as total,
+        max(starts_at) filter (where not is_upcoming) as last_starts_at
+    from in_group
+    group by person_id
+),
+
+counted as (
+    select
+        person_id,
+        sum(recent) as recent,
+        sum(upcoming) as upcoming,
+        sum(total) as total,
+        max(last_starts_at) as last_starts_at
+    from (
+        select
+            patient.person_id,
+            counted_of_patient.recent,
+            counted_of_patient.upcoming,
+            counted_of_patient.total,
+            counted_of_patient.last_starts_at
+        from counted_of_patient
+        inner join patient on patient.id = counted_of_patient.patient_id
+        union all
+        select * from counted_in_group
+    ) as counted_each
+    group by person_id
+    having sum(recent) >= 1
 ),
 
 attendance as (
     select
-        attended.*,
-        attended.starts_at > :as_of as is_upcoming,
-        attended.starts_at between cast(:as_of as timestamptz) - :activity_window and :as_of as is_recent
-    from (select * from individual union all select * from in_group) as attended
-    where :count_no_shows or not attended.did_not_arrive
+        patient.person_id,
+        individual.kind,
+        individual.id,
+        individual.starts_at,
+        individual.ends_at,
+        individual.appointment_type_id,
+        individual.practitioner_id,
+        individual.did_not_arrive,
+        individual.is_upcoming,
+        individual.is_recent
+    from individual
+    inner join patient on patient.id = individual.patient_id
+    where individual.is_recent or individual.is_upcoming
+    union all
+    select * from in_group where is_recent or is_upcoming
 ),
 
 described as (
@@ -90,37 +149,30 @@ described as (
         attendance.kind,
         attendance.is_upcoming,
         attendance.is_recent,
-        case
-            when attendance.is_upcoming or attendance.is_recent
-                then jsonb_build_object(
-                    'id', attendance.id,
-                    'kind', attendance.kind,
-                    'starts_at', cliniko.instant(attendance.starts_at),
-                    'ends_at', cliniko.instant(attendance.ends_at),
-                    'appointment_type', appointment_type.name,
-                    'practitioner', practitioner.name,
-                    'did_not_arrive', attendance.did_not_arrive
-                )
-        end as details
+        jsonb_build_object(
+            'id', attendance.id,
+            'kind', attendance.kind,
+            'starts_at', cliniko.instant(attendance.starts_at),
+            'ends_at', cliniko.instant(attendance.ends_at),
+            'appointment_type', appointment_type.name,
+            'practitioner', practitioner.name,
+            'did_not_arrive', attendance.did_not_arrive
+        ) as details
     from attendance
     left join cliniko.appointment_types as appointment_type on appointment_type.id = attendance.appointment_type_id
     left join cliniko.practitioners as practitioner on practitioner.id = attendance.practitioner_id
+    where attendance.person_id in (select counted.person_id from counted)
 ),
 
-counted as (
+listed as (
     select
         person_id,
-        count(*) filter (where is_recent) as recent,
-        count(*) filter (where is_upcoming) as upcoming,
-        count(*) as total,
-        max(starts_at) filter (where not is_upcoming) as last_starts_at,
         jsonb_agg(details order by starts_at desc, length(id), id, kind desc) filter (where is_recent)
             as recent_appointments,
         jsonb_agg(details order by starts_at, length(id), id, kind desc) filter (where is_upcoming)
             as upcoming_appointments
     from described
     group by person_id
-    having count(*) filter (where is_recent) >= 1
 )
 
 select
@@ -129,9 +181,10 @@ select
     cast(counted.upcoming as integer) as upcoming_appointment_count,
     cast(counted.total as integer) as total_appointment_count,
     counted.last_starts_at at time zone 'UTC' as last_appointment_date,
-    counted.recent_appointments,
-    coalesce(counted.upcoming_appointments, '[]'::jsonb) as upcoming_appointments,
+    listed.recent_appointments,
+    coalesce(listed.upcoming_appointments, '[]'::jsonb) as upcoming_appointments,
     (cast(:as_of as timestamptz) - :activity_window) at time zone 'UTC' as search_date_from,
     cast(:as_of as timestamptz) at time zone 'UTC' as search_date_to
 from counted
+inner join listed on listed.person_id = counted.person_id
 inner join person on person.id = counted.person_id

@@ -32,7 +32,7 @@ contact as materialized (
 
 -- Pass 1: the contact names the patient, or one merged into it. -----------------------------------------------------
 named_group as (
-    select named_person_id as person_id, count(*) as contacts
+    select named_person_id as person_id, count(*) as contacts, (array_agg(id))[1] as contact_id
     from contact
     where named_person_id is not null
     group by named_person_id
@@ -49,10 +49,9 @@ named_by_name as (
 named as materialized (
     select
         named_group.person_id,
-        case when named_group.contacts = 1 then contact.id else named_by_name.contact_id end as contact_id,
+        case when named_group.contacts = 1 then named_group.contact_id else named_by_name.contact_id end as contact_id,
         named_group.contacts as candidates
     from named_group
-    left join contact on contact.named_person_id = named_group.person_id and named_group.contacts = 1
     left join named_by_name on named_by_name.person_id = named_group.person_id
 ),
 
@@ -68,11 +67,15 @@ free_contact as materialized (
     select * from contact where named_person_id is null
 ),
 
+-- Persons and contacts meet as groups only, never each with each: thousands may share an address.
 email_group as materialized (
-    select email_key, persons, contacts
-    from (select email_key, count(*) as persons from free_person group by email_key) as person_side
-    inner join (select email_key, count(*) as contacts from free_contact group by email_key) as contact_side
-        using (email_key)
+    select email_key, persons, person_id, contacts, contact_id
+    from (
+        select email_key, count(*) as persons, (array_agg(id))[1] as person_id from free_person group by email_key
+    ) as person_side
+    inner join (
+        select email_key, count(*) as contacts, (array_agg(id))[1] as contact_id from free_contact group by email_key
+    ) as contact_side using (email_key)
 ),
 
 email_name_pair as (
@@ -94,11 +97,9 @@ email_name_pair as (
 ),
 
 email_pair as materialized (
-    select person.id as person_id, contact.id as contact_id, email_group.email_key
+    select person_id, contact_id, email_key
     from email_group
-    inner join free_person as person on person.email_key = email_group.email_key
-    inner join free_contact as contact on contact.email_key = email_group.email_key
-    where email_group.persons = 1 and email_group.contacts = 1
+    where persons = 1 and contacts = 1
     union all
     select pair.person_id, pair.contact_id, pair.email_key
     from email_name_pair as pair

@@ -46,7 +46,11 @@ begin
                     ),
                     ''
                 ),
-                case when cliniko.name_key(name) is not null then name::text else $$ || parts || $$ end,
+                -- A visible letter of ASCII is seen at a glance.
+                case
+                    when name::text collate "C" ~ '[!-~]' or cliniko.name_key(name) is not null then name::text
+                    else $$ || parts || $$
+                end,
                 email::text
             from public.contacts
             where $$ || indexed || $$
