@@ -59,7 +59,8 @@ select
 from (
     select
         number,
-        '{as_of}'::timestamptz + floor(random() * 1095 * 48) * interval '30 minutes' - interval '1065 days' as starts_at,
+        '{as_of}'::timestamptz + floor(random() * 1095 * 48) * interval '30 minutes' - interval '1065 days'
+            as starts_at,
         random() as patient,
         random() as fate
     from generate_series(0, {appointments} - 1) as number
@@ -185,12 +186,18 @@ class Clientele:
         """What makes as many patients and contacts."""
         names: Mapping[str, object] = {"size": size, "id": _ID}
         return [
-            "insert into cliniko.patients (organization_id, id, created_at, updated_at, first_name, last_name, email,"
-            f" merged_into_id, archived_at) select 'clinic', {_ID}, now(), now(), {self.patient.format(**names)}"
-            f" from generate_series(0, {size} - 1) as n",
-            "insert into public.contacts (id, organization_id, cliniko_patient_id, name, email)"
-            f" select md5('contact ' || n)::uuid, 'clinic', {self.contact.format(**names)}"
-            f" from generate_series(0, {size} - 1) as n order by md5(n::text)",
+            f"""
+            insert into cliniko.patients
+                (organization_id, id, created_at, updated_at, first_name, last_name, email, merged_into_id, archived_at)
+            select 'clinic', {_ID}, now(), now(), {self.patient.format(**names)}
+            from generate_series(0, {size} - 1) as n
+            """,  # noqa: S608 (all of it stands below)
+            f"""
+            insert into public.contacts (id, organization_id, cliniko_patient_id, name, email)
+            select md5('contact ' || n)::uuid, 'clinic', {self.contact.format(**names)}
+            from generate_series(0, {size} - 1) as n
+            order by md5(n::text)
+            """,  # noqa: S608
         ]
 
 
@@ -202,9 +209,8 @@ _NAME = f"{_FIRST} || ' ' || {_LAST}".format(n="n")
 _NAME_OF_FOUR_BEFORE = f"{_FIRST} || ' ' || {_LAST}".format(n="(n - 4)")
 
 # Of twelve contacts in a row four name their patient, four have the patient's e-mail (written otherwise; of every
-# fourth dozen all four have the family's), three the name alone; the last is another dozen's by turns a second contact
-# with somebody's e-mail and name, and nobody's. One patient in a hundred was merged into the one before, and one in fifty is
-# archived.
+# fourth dozen all four have the family's), three the name alone; the last is by turns a second contact with somebody's
+# e-mail and name, and nobody's. One patient in a hundred was merged into the one before, and one in fifty is archived.
 MIXED = Clientele(
     "a clinic's",
     f"""{_OWN},
