@@ -46,7 +46,7 @@ benchmark-runs: $(VENV)/.runtime ## Cost and rate of unchanged syncs of 200 orga
 benchmark-syncs: build/benchmarks/.installed ## First syncs beside dlt, a plain loop and hand-written floors; ARGS=--docs renews the docs; twenty minutes
 	@build/benchmarks/bin/python -m benchmarks.syncs $(ARGS)
 
-benchmark-transforms: $(VENV)/.runtime ## active_patients of 1,000,000 appointments beside a statement written by hand; contact_mapping of 100,000 patients; fifteen minutes
+benchmark-transforms: $(VENV)/.runtime ## active_patients of 1,000,000 appointments beside a statement written by hand; contact_mapping of 100,000 patients; ten minutes
 	@$(BIN)/python -m benchmarks.transforms $(ARGS)
 
 browser: ## The Chromium that tests drive the UI with: the machine's, or Debian's package where this is root on Debian
