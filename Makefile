@@ -8,6 +8,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 
 .PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-budgets benchmark-memory benchmark-runs benchmark-syncs benchmark-transforms lint format sandbox constraints clean
 
+# Some tests mostly wait, for a daemon or a browser: one process more than there are processors.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
+
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-20s %s\n", $$1, $$2 }'
 
@@ -21,7 +24,7 @@ sandbox: $(VENV)/.runtime ## The simulated Cliniko
 	@$(BIN)/cliniko-pipeline sandbox $(ARGS)
 
 test: $(VENV)/.dev browser ## All tests; ARGS='-k words' for some
-	$(BIN)/pytest --numprocesses=auto $(ARGS)
+	$(BIN)/pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal $(ARGS)
 
 test-thorough: $(VENV)/.dev browser ## The same with many more examples of every property; half an hour
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto $(ARGS)

@@ -1,9 +1,9 @@
 """The two transformations at size: `active_patients` beside one hand-written statement that computes the same rows, and
 `contact_mapping` for clienteles of growing size, ordinary and hostile ones.
 
-`make benchmark-transforms`, on Linux, takes five to ten minutes, 1 GB of memory and 2 GB of disk under TMPDIR. It brings its
-own database, with the server's default settings. `python -m benchmarks.transforms --appointments 20000 --patients 2000
---sizes 500 1000` is a quick try.
+`make benchmark-transforms`, on Linux, takes five to ten minutes, 1 GB of memory and 2 GB of disk under TMPDIR. It
+brings its own database, with the server's default settings. `python -m benchmarks.transforms --appointments 20000
+--patients 2000 --sizes 500 1000` is a quick try.
 
 What is measured of ours is everything that the IO manager does for the table, in the organization's context: the lock,
 the query, the staging table, the comparison with what is stored, the commit. The hand-written statement runs as a
