@@ -95,7 +95,7 @@ Begin = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
 MOST_AT_ONCE = 8
 """So many pages of one list are on their way at most."""
 FEWEST_AT_ONCE = 2
-LONG_WAIT_SECONDS = 0.01
+LONG_WAIT_SECONDS = 0.03
 """Whoever waits longer for a page asks for one more ahead. Not more than that takes: what is on its way when a crawl
 breaks off was asked for in vain."""
 

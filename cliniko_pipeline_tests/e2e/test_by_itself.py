@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from sqlalchemy.engine import URL
 
+from cliniko_pipeline.orchestration.sync_plans import _last_turn, _share
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline_tests.cli.command_line import CommandLine, Running
@@ -27,8 +30,24 @@ def channel() -> Iterator[WebhookChannel]:
 @pytest.fixture
 def environ(database_url: URL, tmp_path: Path, channel: WebhookChannel) -> dict[str, str]:
     # Once a day: what is requested here is requested since it is new, or was told to be.
-    once = {"CLINIKO_SYNC_EVERY_MINUTES": "1440", "CLINIKO_FULL_SYNC_AT": "off"}
+    once = {"CLINIKO_SYNC_EVERY_MINUTES": str(_minutes_without_a_turn()), "CLINIKO_FULL_SYNC_AT": "off"}
     return environment(database_url, tmp_path / "home") | once | {"CLINIKO_ALERT_URLS": channel.url}
+
+
+def _minutes_without_a_turn() -> int:
+    """About a day: no organization has its turn while the test goes on."""
+    now = datetime.now(UTC)
+
+    def time_left(organization_id: str, minutes: int) -> timedelta:
+        period = timedelta(minutes=minutes)
+        return _last_turn(now, period, _share(organization_id, "sync", period)) + period - now
+
+    names = ("alpha", "beta", "gamma", "delta")
+    return next(
+        minutes
+        for minutes in range(1440, 720, -7)
+        if all(time_left(name, minutes) > timedelta(minutes=30) for name in names)
+    )
 
 
 @pytest.fixture
