@@ -1,9 +1,8 @@
 """The real daemon and webserver: organizations appear, are synced, pause, heal and go; the operator is told once."""
 
 from collections.abc import Iterator
-from pathlib import Path
-
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import URL
