@@ -5,7 +5,7 @@ It takes three kinds of value: a stream of record batches, a query, and a pandas
 """
 
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -38,6 +38,7 @@ class _Result:
     records: int | None = None
     rejected: int = 0
     cost: RequestCost = field(default_factory=RequestCost)
+    require_turn: Callable[[], None] = lambda: None
 
     def add(self, batch: RecordBatch, written: Written) -> None:
         self.written += written
@@ -102,7 +103,7 @@ class PostgresIOManager(dg.IOManager):
     def _write_stream(self, organization_id: str, stream: RecordStream, result: _Result) -> None:
         result.records = 0
         try:
-            with WritingBehind(self._database, organization_id, result.add) as writing:
+            with WritingBehind(self._database, organization_id, result.add, result.require_turn) as writing:
                 for batch in stream.batches():
                     writing.write(batch)
         finally:
@@ -154,7 +155,7 @@ class PostgresIOManager(dg.IOManager):
                 credentials = scheduling.credentials_digest(connection, organization_id)
             with self._database.organization(organization_id) as connection:
                 sync_runs.started(connection, run_id=context.run_id, asset=asset, planned=_planned(context))
-            with self._database.turn(organization_id):
+            with self._database.turn(organization_id) as result.require_turn:
                 yield result
             self._finish(context, organization_id, result)
             if context.asset_key == ACTIVE_PATIENTS_KEY and _is_whole_sync(context):

@@ -1,5 +1,6 @@
 """Writes a batch of records and, in the same transaction, how far the reading of their resource has come."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
@@ -24,15 +25,23 @@ class WritingBehind:
 
     The first and the last of a reading are written when `write` returns: whoever reads on may look at what they left.
     `on_written` is called with every batch that was written, by the thread that gives them. Use as a context manager;
-    at its end, whatever happened, nothing is being written any more.
+    at its end, whatever happened, nothing is being written any more. `require_turn` raises where the organization may
+    be written by others by now (see Database.turn).
     """
 
     def __init__(
-        self, database: Database, organization_id: str, on_written: Callable[[RecordBatch, Written], object]
+        self,
+        database: Database,
+        organization_id: str,
+        on_written: Callable[[RecordBatch, Written], object],
+        require_turn: Callable[[], object],
     ) -> None:
         self._database = database
         self._organization_id = organization_id
         self._on_written = on_written
+        self._require_turn = require_turn
+        self._writing = threading.Lock()
+        self._is_over = False
         self._thread = DaemonThreads(1, "cliniko-writing")
         self._under_way: tuple[RecordBatch, Future[Written]] | None = None
 
@@ -50,15 +59,27 @@ class WritingBehind:
             # What went wrong first says more.
         finally:
             self._thread.close()
+            # An interruption may have come when a batch had been handed over, and before that was noted.
+            with self._writing:
+                self._is_over = True
 
     def write(self, batch: RecordBatch) -> None:
         """Raises what `write_batch` raises, of this batch or of the one before."""
         self._wait()
         if batch.is_first or batch.is_last:
-            self._on_written(batch, write_batch(self._database, self._organization_id, batch))
+            self._on_written(batch, self._write(batch))
         else:
-            future = self._thread.submit(lambda: write_batch(self._database, self._organization_id, batch))
+            future = self._thread.submit(lambda: self._write_behind(batch))
             self._under_way = batch, future
+
+    def _write_behind(self, batch: RecordBatch) -> Written:
+        with self._writing:
+            if self._is_over:
+                raise RuntimeError("Nothing is written any more")
+            return self._write(batch)
+
+    def _write(self, batch: RecordBatch) -> Written:
+        return write_batch(self._database, self._organization_id, batch, self._require_turn)
 
     def _wait(self) -> None:
         if self._under_way is None:
@@ -72,14 +93,20 @@ class WritingBehind:
         self._on_written(batch, written)
 
 
-def write_batch(database: Database, organization_id: str, batch: RecordBatch) -> Written:
-    """Writes the batch in one transaction; tells what became of the rows, those included that were marked as deleted.
+def write_batch(
+    database: Database, organization_id: str, batch: RecordBatch, require_turn: Callable[[], object]
+) -> Written:
+    """Writes the batch in one transaction, if it is still the caller's turn.
+
+    Tells what became of the rows, those included that were marked as deleted.
 
     Raises DataError where a full reading begins with nothing but records that cannot be understood, and where too many
     records are missing at its end to be believed: then nothing was marked, but all that was read is written.
     """
     doubtful: Vanished | None = None
     with database.organization(organization_id, is_resumable=not (batch.is_first or batch.is_last)) as connection:
+        # On a connection that is open: where the server has crashed since, one of the two is lost.
+        require_turn()
         written = _write_rows(connection, batch)
         if batch.crawl is not None:
             _note_progress(connection, batch, batch.crawl)

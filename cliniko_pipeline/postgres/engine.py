@@ -4,7 +4,7 @@ Nothing here knows a table of its own: what is stored stands in `tables`, how it
 """
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
@@ -115,7 +115,8 @@ class Database:
         `is_resumable` holds with its data where to go on from: its end does not wait for the disk. A server that
         crashes then loses the last of them as a whole, and they are written again.
         """
-        with self._translated(), self._engine.begin() as connection:
+        with self._translated(), _forgetting_what_a_failure_undid() as info, self._engine.begin() as connection:
+            info.append(connection.info)
             connection.execute(
                 statement(sql("enter_organization")),
                 {
@@ -129,16 +130,20 @@ class Database:
             yield connection
 
     @contextmanager
-    def turn(self, organization_id: str) -> Generator[None, None, None]:
+    def turn(self, organization_id: str) -> Generator[Callable[[], None], None, None]:
         """Has the organization's data written by nobody else until the end; waits for its turn.
 
-        The lock belongs to a connection of its own: it ends with it, however that ends. Raises DatabaseUnavailableError
-        where another run goes on for too long.
+        The lock belongs to a connection of its own: it ends with it, however that ends. What it gives raises
+        DatabaseUnavailableError where that has happened: others may be writing, and of a server that crashed what did
+        not wait for the disk is gone, though other connections work again. Raises the same where another run goes on
+        for too long.
         """
         with self._translated(), self._outside_transactions.connect() as connection:
             key = {"key": advisory_key("organization", organization_id)}
             try:
                 connection.execute(sa.text(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+                # Nothing is asked of it while an account is read.
+                connection.execute(sa.text("set idle_session_timeout = 0"))
                 connection.execute(sa.text("select pg_advisory_lock(:key)"), key)
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
@@ -147,12 +152,23 @@ class Database:
                     f"Another run has been writing organization '{organization_id}' for more than"
                     f" {LOCK_TIMEOUT_SECONDS:.0f} s: try again when it has ended."
                 ) from None
+
+            def require() -> None:
+                try:
+                    connection.execute(statement("select 1"))
+                except SQLAlchemyError:
+                    raise DatabaseUnavailableError(
+                        f"The connection that keeps organization '{organization_id}' for this run was lost"
+                        f" ({self.location}): try again."
+                    ) from None
+
             try:
-                yield
+                yield require
             finally:
                 with suppress(SQLAlchemyError):  # a lost connection has lost the lock, too
                     connection.execute(sa.text("select pg_advisory_unlock(:key)"), key)
                     connection.execute(sa.text("reset lock_timeout"))
+                    connection.execute(sa.text("reset idle_session_timeout"))
 
     def require_supported_version(self) -> None:
         """Raises DatabaseSetupError where the server is older than PostgreSQL 14 or not in UTF-8."""
@@ -206,6 +222,8 @@ class Database:
 def _read_committed(connection: "psycopg.Connection[Any]", _record: object) -> None:
     # Whatever the database's own: under a stricter level whoever waits for a row that changes meanwhile fails.
     connection.execute("set session characteristics as transaction isolation level read committed")
+    # Some statements hold escapes that the old rules for texts refuse.
+    connection.execute("set standard_conforming_strings = on")
     connection.commit()
 
 
@@ -221,6 +239,18 @@ def _forget_what_was_made(connection: Connection) -> None:
     # It may have been made in the very transaction that is undone. A connection that is lost has lost it anyway.
     if not connection.invalidated:
         connection.info.pop(_MADE, None)
+
+
+@contextmanager
+def _forgetting_what_a_failure_undid() -> Generator[list[dict[Any, Any]]]:
+    # Of a commit that fails no event tells.
+    info: list[dict[Any, Any]] = []
+    try:
+        yield info
+    except BaseException:
+        for each in info:
+            each.pop(_MADE, None)
+        raise
 
 
 def _refused(cause: BaseException | None, state: str) -> ClinikoPipelineError:

@@ -1,0 +1,37 @@
+"""What a connection keeps from one transaction to the next, and what it brings along."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from cliniko_pipeline.errors import DataError
+from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.merge import Written, replace_by_query, upsert
+from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
+
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def add(database: Database, patient_id: str) -> Written:
+    with database.organization("a") as connection:
+        return upsert(connection, PATIENTS, [(patient_id, "A", None, None, None, None, None, None, NOW, NOW)])
+
+
+def test_a_commit_that_fails_leaves_no_connection_that_cannot_write(database: Database) -> None:
+    with database.operator() as connection:
+        connection.exec_driver_sql(
+            "create function refuse() returns trigger language plpgsql as 'begin raise exception ''no''; end';"
+            "create constraint trigger refuse after insert on cliniko.patients deferrable initially deferred"
+            " for each row when (new.id = '1') execute function refuse()"
+        )
+    with pytest.raises(DataError):
+        add(database, "1")
+    assert add(database, "2") == Written(inserted=1)
+
+
+def test_a_database_with_the_old_rules_for_texts_is_transformed_as_any_other(database: Database) -> None:
+    with database.operator() as connection:
+        connection.exec_driver_sql(f"alter database {database.url.database} set standard_conforming_strings = off")
+    database.close()
+    with database.organization("a") as connection:
+        assert replace_by_query(connection, CONTACT_MAPPING, sql("contact_mapping"), {}) == Written()

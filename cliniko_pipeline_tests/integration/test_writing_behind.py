@@ -1,0 +1,89 @@
+"""Batches written behind the reading: what may be lost with a connection must not be passed over."""
+
+import threading
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+
+from cliniko_pipeline.errors import DatabaseUnavailableError
+from cliniko_pipeline.orchestration.record_batches import WritingBehind
+from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.tables import PATIENTS
+
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+CRAWL = CrawlProgress(is_full=True, reconciles=False, horizon=NOW)
+
+
+def batch(*ids: str, is_first: bool = False, is_last: bool = False) -> RecordBatch:
+    rows = [(each, "A", "B", None, None, None, None, None, NOW, NOW) for each in ids]
+    return RecordBatch("patients", PATIENTS, rows, is_first=is_first, is_last=is_last, crawl=CRAWL)
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_reading_does_not_go_on_when_its_turn_was_lost_although_other_connections_work_again(
+    database: Database, is_last: bool
+) -> None:
+    # As when the server crashes and is back before the next batch: the one before may be gone, since its end did not
+    # wait for the disk.
+    def read_and_written() -> None:
+        written: list[RecordBatch] = []
+        with (
+            database.turn("o") as require_turn,
+            WritingBehind(database, "o", lambda batch, _: written.append(batch), require_turn) as writing,
+        ):
+            writing.write(batch(is_first=True))
+            end_all_others(database)
+            writing.write(batch("2", is_last=is_last))
+
+    with pytest.raises(DatabaseUnavailableError, match="was lost"):
+        read_and_written()
+    with database.organization("o") as connection:
+        assert connection.execute(sa.text("select count(*) from cliniko.patients")).scalar_one() == 0
+        assert connection.execute(sa.text("select completed_at from cliniko.crawls")).scalar_one() is None
+
+
+def end_all_others(database: Database) -> None:
+    with database.operator() as connection:
+        connection.execute(
+            sa.text(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where datname = current_database() and pid <> pg_backend_pid()"
+            )
+        )
+
+
+def test_a_batch_that_was_handed_over_when_an_interruption_came_is_written_within_the_turn(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = threading.Event()
+    writing = WritingBehind(database, "o", lambda *_: None, lambda: None)
+    handed_over = writing._thread.submit
+
+    def submit(work):
+        begun = threading.Event()
+
+        def slow():
+            begun.set()
+            result = work()
+            written.set()
+            return result
+
+        handed_over(slow)
+        begun.wait()
+        raise KeyboardInterrupt
+
+    def read_and_written() -> None:
+        with writing:
+            writing.write(batch(is_first=True))
+            writing.write(batch(*map(str, range(1, 3000))))
+
+    monkeypatch.setattr(writing._thread, "submit", submit)
+    with pytest.raises(KeyboardInterrupt):
+        read_and_written()
+    with database.organization("o") as connection:
+        before = connection.execute(sa.text("select count(*) from cliniko.patients")).scalar_one()
+    written.wait(5)
+    with database.organization("o") as connection:
+        assert connection.execute(sa.text("select count(*) from cliniko.patients")).scalar_one() == before
