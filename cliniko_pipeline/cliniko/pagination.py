@@ -9,8 +9,9 @@ then backwards: what moves forwards moves towards the pages still to come. What 
 list was found shorter than it said, it is read again, last of all.
 
 Several pages may be on their way at once. One that was asked for before the page behind it had come counts only if both
-announce the same number of entries: then nothing has vanished between them, in whichever order they were answered.
-Otherwise it is asked for again.
+announce the same number of entries. That alone does not tell that nothing has vanished between them: Cliniko may count
+the entries a moment before or after it selects them. So what was read while others were on their way is held back until
+a page that was asked for after all that announces the same number, too; otherwise it is read again.
 
 That holds as long as nothing comes into the list, so all pages but the first are bounded: only what is older than the
 second in which the first was answered. The list of that very second, and of as long after it as a clock that was set
@@ -95,6 +96,8 @@ Begin = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
 MOST_AT_ONCE = 8
 """So many pages of one list are on their way at most."""
 FEWEST_AT_ONCE = 2
+ALONE_AFTER_A_CHANGE = 4
+"""So many pages are read one by one when the list has changed: what is asked for ahead would be in vain."""
 LONG_WAIT_SECONDS = 0.03
 """Whoever waits longer for a page asks for one more ahead. Not more than that takes: what is on its way when a crawl
 breaks off was asked for in vain."""
@@ -148,12 +151,14 @@ class Listing(Generic[RecordT]):
 
 @dataclass(frozen=True, slots=True)
 class _Step(Generic[RecordT]):
-    """A page that was read. `following` is the number in the list of the one to read next, 0 if that was all.
+    """The page `number` of the list, as it was read. `following` is the number of the one to read next, 0 if that was
+    all.
 
     `expected` is what the list would hold if nothing had vanished from it; it is `shorter` if it holds less.
     """
 
     fetched: FetchedPage[RecordT]
+    number: int
     following: int
     expected: int
     shorter: bool
@@ -209,7 +214,7 @@ def _rest(listing: Listing[RecordT], requests: "_Requests[RecordT]", position: P
 def _first_step(listing: Listing[RecordT], requests: "_Requests[RecordT]") -> _Step[RecordT]:
     fetched = requests.page(listing, 1)
     total = fetched.decoded.total_entries
-    return _Step(fetched, _pages(total) if total > PAGE_SIZE else 0, total, shorter=False)
+    return _Step(fetched, 1, _pages(total) if total > PAGE_SIZE else 0, total, shorter=False)
 
 
 def _newest(listing: Listing[RecordT], requests: "_Requests[RecordT]") -> Iterator[_Step[RecordT]]:
@@ -228,22 +233,34 @@ def _backwards(
     one that `grows` all the time this is given up in the end: a later crawl reads whatever stands in it.
     """
     known, first_again, rereads = expected, number == 1, 0
+    held: list[tuple[int, _Step[RecordT]]] = []
     while number:
-        fetched = requests.page(listing, number, ahead=0 if grows else number - 2)
+        # The last ones one by one: none is held back in the end.
+        fetched = requests.page(listing, number, ahead=0 if grows else number - 3)
         total = fetched.decoded.total_entries
-        grown, known = max(0, total - known), total
+        grown, known, has_changed = max(0, total - known), total, total != known
         expected += grown
         # So far behind the page may be now what has not been read.
-        furthest = min(number + _pages(grown), _pages(total))
-        if grown and furthest > number and not (grows and rereads == MOST_SURPRISES):
-            rereads += 1
-            if not grows:
+        furthest = min((held[0][1].number if held else number) + _pages(grown), max(1, _pages(total)))
+        is_behind = grown and furthest > number and not (grows and rereads == MOST_SURPRISES)
+        if is_behind or (held and has_changed):
+            if is_behind:
+                rereads += 1
+            if is_behind and not grows:
                 requests.surprised(listing, number)
+            held.clear()
+            requests.one_by_one()
             number = furthest
             continue
+        while held and held[0][0] <= requests.begun_after:
+            yield held.pop(0)[1]
         shorter = first_again or total < expected
-        number = _page_before(number, total, shorter)
-        yield _Step(fetched, number, expected, shorter)
+        step = _Step(fetched, number, _page_before(number, total, shorter), expected, shorter)
+        number = step.following
+        if held or requests.is_ahead:
+            held.append((requests.read, step))
+        else:
+            yield step
 
 
 def _page_before(number: int, total: int, first_again: bool) -> int:
@@ -260,11 +277,27 @@ class _Requests(Generic[RecordT]):
         self._most_at_once = at_once
         self._at_once = min(at_once, FEWEST_AT_ONCE)
         self._surprises = 0
-        self._begun: dict[str, Callable[[], FetchedPage[RecordT]]] = {}
+        self._alone = 0
+        self._begun: dict[str, tuple[int, Callable[[], FetchedPage[RecordT]]]] = {}
         self._last_total: int | None = None
+        self.read = 0
+        self.begun_after = 0
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether pages are on their way that were asked for before the last one had come."""
+        return bool(self._begun)
+
+    def one_by_one(self) -> None:
+        """Gives up what is on its way: the list changes. The next pages are read alone."""
+        self._begun.clear()
+        self._alone = ALONE_AFTER_A_CHANGE
 
     def page(self, listing: Listing[RecordT], number: int, ahead: int = 0) -> FetchedPage[RecordT]:
-        """The page, while up to `ahead` pages in front of it are asked for, too."""
+        """The page, while up to `ahead` pages in front of it are asked for, too.
+
+        `read` counts the pages that were; `begun_after`: how many were when this one was asked for.
+        """
         url = listing.url(number)
         while True:
             fetched = self._fetched(listing, url, number, ahead)
@@ -272,24 +305,31 @@ class _Requests(Generic[RecordT]):
                 _check_link(fetched.decoded.next_url, url, listing, number)
             if _agrees_with_itself(fetched, number):
                 self._last_total = fetched.decoded.total_entries
+                self.read += 1
                 return fetched
             # Cliniko may count the entries a moment before or after it selects them.
             self.surprised(listing, number)
 
     def _fetched(self, listing: Listing[RecordT], url: str, number: int, ahead: int) -> FetchedPage[RecordT]:
         was_begun = url in self._begun
-        wait = self._begun.pop(url, None) or self._begin(url, number)
-        for before in range(number - 1, number - 1 - min(ahead, self._at_once - 1), -1):
+        self.begun_after, wait = self._begun.pop(url, None) or (self.read, self._begin(url, number))
+        most = 0 if self._alone else min(ahead, self._at_once - 1)
+        self._alone = max(0, self._alone - 1)
+        for before in range(number - 1, number - 1 - most, -1):
             if (there := listing.url(before)) not in self._begun:
-                self._begun[there] = self._begin(there, before)
+                self._begun[there] = self.read, self._begin(there, before)
         started = time.monotonic()
         fetched = wait()
         if time.monotonic() - started > LONG_WAIT_SECONDS:
             self._at_once = min(self._at_once + 1, self._most_at_once)
-        if was_begun and fetched.decoded.total_entries != self._last_total:
-            # Something has vanished in between, and may have moved from this page to one that was read before. The
-            # others on their way may have been answered since.
-            return self._begin(url, number)()
+        if fetched.decoded.total_entries != self._last_total:
+            # Something has vanished in between. Whatever was on its way meanwhile may have been selected before.
+            self._begun.clear()
+            if self._last_total is not None:
+                self.one_by_one()
+            if was_begun:
+                self.begun_after = self.read
+                return self._begin(url, number)()
         return fetched
 
     def surprised(self, listing: Listing[RecordT], number: int) -> None:

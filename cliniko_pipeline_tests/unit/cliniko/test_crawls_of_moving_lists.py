@@ -342,7 +342,43 @@ def test_what_vanishes_costs_reading_ahead_no_more_than_what_was_on_its_way_agai
     outcome = crawl(account, None, stream(gaps, account), iter(()), ahead)
     assert remaining(outcome, account, None) <= outcome.yielded
     losing = sum(any(one[0] == "delete" for one in gap) for gap in gaps)
-    assert outcome.requests <= pages_of(outcome) + 2 + losing * ahead.at_once
+    # Those on their way, and those that were held back.
+    assert outcome.requests <= pages_of(outcome) + 2 + losing * 2 * ahead.at_once
+
+
+@pytest.mark.parametrize(
+    ("counts_first", "torn"), [*((False, page) for page in range(2, 8)), *((True, page) for page in range(3, 8))]
+)
+@pytest.mark.parametrize("vanishing", [1, PAGE, 3 * PAGE + 1, 7 * PAGE])
+def test_a_change_between_the_selecting_of_a_page_and_the_counting_loses_no_record_in_pages_read_ahead(
+    vanishing, counts_first, torn
+):
+    account = of_one_second(7 * PAGE)
+    everyone = set(account.records)
+
+    def begin(url: str, number: int) -> Callable[[], FetchedPage[Patient]]:
+        def answer() -> FetchedPage[Patient]:
+            return account.answer(httpx.URL(url))
+
+        def changed() -> FetchedPage[Patient]:
+            account.records.pop(vanishing, None)
+            return answer()
+
+        early = answer()
+        if number == torn and counts_first:
+            return lambda: replaced(changed(), early)
+        if number == torn:
+            counted = changed()
+            return lambda: replaced(early, counted)
+        return (lambda: early) if counts_first else answer
+
+    yielded = {int(one.id) for page in crawl_pages(Listing(API, PATIENTS), begin) for one in page.records}
+    assert everyone - {vanishing} <= yielded
+
+
+def replaced(selected: FetchedPage[Patient], counted: FetchedPage[Patient]) -> FetchedPage[Patient]:
+    decoded = replace(selected.decoded, total_entries=counted.decoded.total_entries, next_url=counted.decoded.next_url)
+    return replace(selected, decoded=decoded)
 
 
 def of_one_second(number: int) -> Account:
