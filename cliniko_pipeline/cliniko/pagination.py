@@ -277,7 +277,7 @@ class _Requests(Generic[RecordT]):
         self._most_at_once = at_once
         self._at_once = min(at_once, FEWEST_AT_ONCE)
         self._surprises = 0
-        self._alone = 0
+        self._alone = 1  # until it is known how many entries there are
         self._begun: dict[str, tuple[int, Callable[[], FetchedPage[RecordT]]]] = {}
         self._last_total: int | None = None
         self.read = 0
