@@ -95,12 +95,14 @@ Begin = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
 
 MOST_AT_ONCE = 8
 """So many pages of one list are on their way at most."""
-FEWEST_AT_ONCE = 2
+FEWEST_AT_ONCE = 1
+READ_FOR_EACH_PAGE_AHEAD = 80
+"""A page more is asked for ahead for each so many that were read, however soon they come: a crawl that breaks off loses
+what is on its way and what waits for it."""
 ALONE_AFTER_A_CHANGE = 4
 """So many pages are read one by one when the list has changed: what is asked for ahead would be in vain."""
 LONG_WAIT_SECONDS = 0.03
-"""Whoever waits longer for a page asks for one more ahead. Not more than that takes: what is on its way when a crawl
-breaks off was asked for in vain."""
+"""Whoever waits longer for a page asks for one more ahead."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,8 @@ class _Requests(Generic[RecordT]):
     def _fetched(self, listing: Listing[RecordT], url: str, number: int, ahead: int) -> FetchedPage[RecordT]:
         was_begun = url in self._begun
         self.begun_after, wait = self._begun.pop(url, None) or (self.read, self._begin(url, number))
-        most = 0 if self._alone else min(ahead, self._at_once - 1)
+        at_once = min(max(self._at_once, 1 + self.read // READ_FOR_EACH_PAGE_AHEAD), self._most_at_once)
+        most = 0 if self._alone else min(ahead, at_once - 1)
         self._alone = max(0, self._alone - 1)
         for before in range(number - 1, number - 1 - most, -1):
             if (there := listing.url(before)) not in self._begun:

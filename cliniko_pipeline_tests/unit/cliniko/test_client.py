@@ -445,7 +445,8 @@ def test_trouble_of_a_page_that_was_asked_for_ahead_is_told_when_its_turn_comes(
     seen = []
     with bench.client, pytest.raises(errors.RequestRejectedError, match="patients, page 5"):
         seen.extend(page.number for page in bench.client.crawl(PATIENTS))
-    assert seen == [1, 2, 3, 4, 5, 6]
+    # Those that were on their way with it are held back until a later one confirms them.
+    assert seen == [1]
 
 
 def test_a_client_reads_any_list():
