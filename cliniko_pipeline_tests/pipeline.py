@@ -41,6 +41,8 @@ BOOKKEEPING = {
     "public.active_patients": ("id", "created_at", "updated_at"),
     "cliniko.crawls": ("started_at", "completed_at", "horizon", "cursor", "is_full", "reconciles", "records"),
     "cliniko.rejected_records": ("rejected_at", "position"),
+    "cliniko.current_attendances": ("computed_at",),
+    "cliniko.table_states": ("version", "computed_from", "findings"),
 }
 
 Table = list[dict[str, Any]]

@@ -17,9 +17,11 @@ from cliniko_pipeline.orchestration.column_lineage import lineage
 from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.record_batches import WritingBehind
-from cliniko_pipeline.orchestration.table_metadata import numbers, preview, problems, stored_rows
+from cliniko_pipeline.orchestration.table_metadata import numbers, preview, problems
 from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
-from cliniko_pipeline.postgres import crawls, scheduling, sync_runs
+from cliniko_pipeline.orchestration.whole_runs import does_all_anew, is_whole_sync
+from cliniko_pipeline.postgres import crawls, derivations, scheduling, sync_runs
+from cliniko_pipeline.postgres.derivations import Derivation
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.merge import Written, replace_by_query
 from cliniko_pipeline.runtime import Runtime
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 ACTIVE_PATIENTS_KEY = dg.AssetKey("active_patients")
 """What is written last: when that has succeeded, the sync has."""
-WHOLE_SYNC = frozenset({"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"})
 
 
 @dataclass
@@ -39,6 +40,7 @@ class _Result:
     rejected: int = 0
     cost: RequestCost = field(default_factory=RequestCost)
     require_turn: Callable[[], None] = lambda: None
+    is_computed: bool | None = None
 
     def add(self, batch: RecordBatch, written: Written) -> None:
         self.written += written
@@ -66,12 +68,13 @@ class PostgresIOManager(dg.IOManager):
         Raises Failure, one line, without retries where the error is permanent.
         """
         organization_id = _organization_of(context)
+        anew = does_all_anew(context.step_context.job_def, context.step_context.run_config)
         with self._recorded(context, organization_id) as result:
             match obj:
                 case RecordStream():
                     self._write_stream(organization_id, obj, result)
                 case TableQuery():
-                    self._write_query(organization_id, obj, result)
+                    self._write_query(organization_id, obj, result, anew=anew)
                 case _ if _is_data_frame(obj):
                     from cliniko_pipeline.postgres import frames  # noqa: PLC0415 (see _is_data_frame)
 
@@ -84,7 +87,7 @@ class PostgresIOManager(dg.IOManager):
                         f"The asset {context.asset_key.to_user_string()} returned a {type(obj).__name__}: the IO"
                         " manager writes a RecordStream, a TableQuery or a pandas DataFrame."
                     )
-            metadata = self._metadata(organization_id, context.asset_key, result)
+            metadata = self._metadata(organization_id, context.asset_key, result, anew=anew)
             context.add_output_metadata(metadata)  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
 
     def load_input(self, context: dg.InputContext) -> "pd.DataFrame | TableReference":
@@ -109,17 +112,23 @@ class PostgresIOManager(dg.IOManager):
         finally:
             result.cost = stream.cost()
 
-    def _write_query(self, organization_id: str, query: TableQuery, result: _Result) -> None:
+    def _write_query(self, organization_id: str, query: TableQuery, result: _Result, *, anew: bool) -> None:
+        text = sql(query.query)
         with self._database.organization(organization_id) as connection:
             crawls.require_complete(connection, query.requires)
-            result.written = replace_by_query(connection, query.table, sql(query.query), query.parameters())
+            parameters = query.parameters()
+            if not query.inputs:
+                result.written = replace_by_query(connection, query.table, text, parameters)
+                return
+            derivation = Derivation(query.table, text, query.inputs, parameters, query.through)
+            result.written, result.is_computed = derivations.write(connection, derivation, anew=anew)
 
-    def _metadata(self, organization_id: str, key: dg.AssetKey, result: _Result) -> Mapping[str, Any]:
+    def _metadata(self, organization_id: str, key: dg.AssetKey, result: _Result, *, anew: bool) -> Mapping[str, Any]:
         schema, table = _schema_and_table(key)
         with self._database.organization(organization_id) as connection:
-            rows = stored_rows(connection, schema, table)
+            rows = derivations.row_count(connection, schema, table, anew=anew)
             shown = preview(connection, schema, table)
-            plotted = numbers(connection, schema, table)
+            plotted = numbers(connection, schema, table, anew=anew)
             wrong = problems(connection, schema, table)
         metadata: dict[str, Any] = {
             "dagster/row_count": rows,
@@ -132,6 +141,8 @@ class PostgresIOManager(dg.IOManager):
             **wrong,
             **lineage(key),
         }
+        if result.is_computed is not None:
+            metadata["computed_again"] = result.is_computed
         if result.records is not None:
             metadata |= {
                 "records_read": result.records,
@@ -158,7 +169,7 @@ class PostgresIOManager(dg.IOManager):
             with self._database.turn(organization_id) as result.require_turn:
                 yield result
             self._finish(context, organization_id, result)
-            if context.asset_key == ACTIVE_PATIENTS_KEY and _is_whole_sync(context):
+            if context.asset_key == ACTIVE_PATIENTS_KEY and is_whole_sync(context.step_context.job_def):
                 with self._database.operator() as connection:
                     scheduling.note_success(connection, organization_id)
         except ClinikoPipelineError as error:
@@ -244,11 +255,6 @@ def _schema_and_table(key: dg.AssetKey) -> tuple[str, str]:
         return "cliniko", "contact_mapping"
     *schema, table = key.path
     return "_".join(schema) or "public", table
-
-
-def _is_whole_sync(context: dg.OutputContext) -> bool:
-    """Whether the run reads as well as computes."""
-    return {key.to_user_string() for key in context.step_context.job_def.asset_layer.selected_asset_keys} >= WHOLE_SYNC
 
 
 def _planned(context: dg.OutputContext) -> list[str]:

@@ -8,6 +8,7 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.postgres.claims import mapping_counts
 from cliniko_pipeline.postgres.merge import quote
+from cliniko_pipeline.postgres.tables import WRITTEN
 
 PREVIEW_ROWS = 5
 PROBLEMS_SHOWN = 100
@@ -35,19 +36,17 @@ def column_schema(*columns: tuple[str, str, str]) -> dg.TableSchema:
     )
 
 
-def stored_rows(connection: Connection, schema: str, table: str) -> int:
-    """How many rows the organization of the context has."""
-    return connection.execute(sa.text(f"select count(*) from {quote(schema)}.{quote(table)}")).scalar_one()  # noqa: S608
-
-
 def preview(connection: Connection, schema: str, table: str) -> dg.TableMetadataValue | dg.TextMetadataValue:
     """A few of the organization's rows, as text."""
     columns = PREVIEW_COLUMNS.get((schema, table))
     if columns is None:
         return dg.MetadataValue.text("Not previewed: the table may hold what names a patient.")
     names = ", ".join(map(quote, columns))
+    # In order: an index finds the first, past all rows of other organizations.
+    (key,) = (each.key for each in WRITTEN if (each.schema, each.name) == (schema, table))
+    order = ", ".join(map(quote, key))
     rows = connection.execute(
-        sa.text(f"select {names} from {quote(schema)}.{quote(table)} limit {PREVIEW_ROWS}")  # noqa: S608
+        sa.text(f"select {names} from {quote(schema)}.{quote(table)} order by {order} limit {PREVIEW_ROWS}")  # noqa: S608
     )
     return dg.MetadataValue.table(
         [dg.TableRecord({column: _shown(row[i]) for i, column in enumerate(columns)}) for row in rows],
@@ -55,11 +54,11 @@ def preview(connection: Connection, schema: str, table: str) -> dg.TableMetadata
     )
 
 
-def numbers(connection: Connection, schema: str, table: str) -> dict[str, int]:
+def numbers(connection: Connection, schema: str, table: str, *, anew: bool = True) -> dict[str, int]:
     """What the UI plots of a table over time, besides its size."""
     match schema, table:
         case "cliniko", "contact_mapping":
-            counts = mapping_counts(connection)
+            counts, _ = mapping_counts(connection, anew=anew)
             return {"matched": counts.matched, "ambiguous": counts.ambiguous, "unmatched": counts.unmatched}
         case _:
             return {}

@@ -30,7 +30,7 @@ from cliniko_pipeline.postgres.engine import (
     advisory_key,
     sql,
 )
-from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, TENANT_TABLES
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, TENANT_TABLES, WATCHED
 
 APPLICATION_TABLES = {
     "organizations": ("id", "name"),
@@ -62,10 +62,14 @@ FUNCTIONS = (
     "instant",
     "persons",
     "organization_contacts",
+    "contacts_fingerprint",
+    "note_change",
+    "note_update",
     "take_requests",
 )
 
 ISOLATION = ("organization_role", "isolate", "grant_sequence")
+WATCH = "watch"
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def require_isolation(database: Database) -> None:
 def expected_version() -> str:
     """The last migration's revision and a digest of the functions and policies, e.g. `0001+3f2a...`."""
     revision = ScriptDirectory.from_config(_alembic_config()).get_current_head()
-    texts = "\x1f".join(sql(name) for name in (*(f"functions/{name}" for name in FUNCTIONS), *ISOLATION))
+    texts = "\x1f".join(sql(name) for name in (*(f"functions/{name}" for name in FUNCTIONS), *ISOLATION, WATCH))
     return f"{revision}+{sha256(texts.encode()).hexdigest()[:12]}"
 
 
@@ -221,6 +225,8 @@ def _upgrade(connection: Connection) -> None:
     _isolate(connection)
     for name in FUNCTIONS:
         connection.exec_driver_sql(sql(f"functions/{name}"))
+    for table in WATCHED:
+        connection.exec_driver_sql(sql(WATCH).format(table=table.qualified))
     connection.exec_driver_sql(
         "revoke execute on all functions in schema cliniko from public;"
         f" grant execute on all functions in schema cliniko to {ORGANIZATION_ROLE}"

@@ -139,6 +139,22 @@ ACTIVE_PATIENTS = Table(
     inserted="created_at",
 )
 
+CURRENT_ATTENDANCES = Table(
+    "cliniko",
+    "current_attendances",
+    key=("person_id", "kind", "id"),
+    columns=(
+        "contact_id",
+        "starts_at",
+        "ends_at",
+        "appointment_type_id",
+        "practitioner_id",
+        "did_not_arrive",
+        "attendances",
+    ),
+    stamps=("computed_at",),
+)
+
 WRITTEN = (
     PATIENTS,
     APPOINTMENTS,
@@ -146,9 +162,13 @@ WRITTEN = (
     APPOINTMENT_TYPES,
     PRACTITIONERS,
     CONTACT_MAPPING,
+    CURRENT_ATTENDANCES,
     ACTIVE_PATIENTS,
 )
 """The tables that merges write."""
+
+WATCHED = (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING, CURRENT_ATTENDANCES)
+"""The tables of which every change is noted (`cliniko.table_states`), so that nothing is computed again in vain."""
 
 
 @dataclass(frozen=True)
@@ -173,5 +193,6 @@ TENANT_TABLES = (
     "cliniko.crawled_ids",
     "cliniko.rejected_records",
     "cliniko.sync_runs",
+    "cliniko.table_states",
 )
 """Every table that holds an organization's data, quoted for SQL; all under forced row-level security."""

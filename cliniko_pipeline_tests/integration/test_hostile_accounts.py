@@ -269,7 +269,7 @@ def test_an_account_without_anything_gives_empty_tables(pipeline: PipelineUnderT
         clinic.assert_right(account.as_of)
         assert_another_sync_changes_nothing(clinic, account.as_of)
         filled = {name: rows for name, rows in clinic.pipeline.contents(clinic.id).items() if rows}
-    assert filled.keys() == {"cliniko.crawls"}
+    assert filled.keys() == {"cliniko.crawls", "cliniko.table_states"}
 
 
 def test_when_nobody_is_active_any_more_the_rows_of_active_patients_go(

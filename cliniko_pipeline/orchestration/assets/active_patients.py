@@ -13,7 +13,14 @@ from cliniko_pipeline.orchestration.assets.patients import patients
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import TableQuery
-from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
+from cliniko_pipeline.postgres.tables import (
+    ACTIVE_PATIENTS,
+    APPOINTMENTS,
+    ATTENDEES,
+    CONTACT_MAPPING,
+    CURRENT_ATTENDANCES,
+    PATIENTS,
+)
 from cliniko_pipeline.runtime import Runtime
 
 
@@ -66,4 +73,11 @@ def active_patients(config: ActivePatientsConfig, runtime: dg.ResourceParam[Runt
         }
 
     requires = ("patients", *(each.resource.name for each in APPOINTMENT_SOURCES))
-    return TableQuery(ACTIVE_PATIENTS, "active_patients", parameters, requires)
+    return TableQuery(
+        ACTIVE_PATIENTS,
+        "active_patients",
+        parameters,
+        requires,
+        inputs=(PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING),
+        through=CURRENT_ATTENDANCES,
+    )

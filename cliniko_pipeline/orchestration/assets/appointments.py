@@ -124,7 +124,7 @@ class _Names:
     def of(self, batch: RecordBatch) -> Iterator[RecordBatch]:
         place = APPOINTMENTS.written.index(self.column)
         ids = {str(row[place]) for row in batch.rows if row[place] is not None}
-        if not ids - self._stored():
+        if not ids or not ids - self._stored():
             return
         yield from self.reading.read_whole(self.source, "one is not known")
         self._known = None

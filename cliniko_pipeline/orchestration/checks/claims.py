@@ -24,11 +24,14 @@ from cliniko_pipeline.orchestration.checks.results import (
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.schedule_settings import default_schedule
 from cliniko_pipeline.orchestration.sync_plans import freshness
+from cliniko_pipeline.orchestration.whole_runs import does_all_anew
 from cliniko_pipeline.postgres import claims, scheduling, sync_runs
 from cliniko_pipeline.postgres.scheduling import Scheduling
 from cliniko_pipeline.runtime import Runtime
 
 FRESHNESS = "is_not_older_than_promised"
+UNCHANGED = "found_earlier_of_the_same_rows"
+"""What the metadata of a result call that it was not reckoned anew, since nothing but the time has changed."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Look:
-    """What a claim is looked at with: a transaction in the context of the organization, and what was asked for."""
+    """What a claim is looked at with: a transaction in the context of the organization, and what was asked for. Unless
+    all is looked at `anew`, what was found earlier of the same rows counts.
+    """
 
     connection: Connection
     runtime: Runtime
     organization_id: str
     as_of: datetime
+    anew: bool
 
 
 @dataclass(frozen=True)
@@ -83,38 +89,46 @@ def _nothing_rejected(resources: Iterable[str]) -> Callable[[Look], Finding]:
 
 
 def _no_contact_twice(at: Look) -> Finding:
-    twice = claims.mapping_counts(at.connection).contacts_used_twice
+    counts, is_kept = claims.mapping_counts(at.connection, anew=at.anew)
+    twice = counts.contacts_used_twice
     told = f"{twice} contacts stand for more than one person." if twice else "Each contact stands for one person."
-    return Finding(not twice, told, {"contacts_used_twice": twice})
+    return Finding(not twice, told, {"contacts_used_twice": twice, UNCHANGED: is_kept})
 
 
 def _unmatched_share(at: Look) -> Finding:
-    counts = claims.mapping_counts(at.connection)
+    counts, is_kept = claims.mapping_counts(at.connection, anew=at.anew)
     share, limit = counts.unmatched_share, at.runtime.settings.unmatched_share_limit
     told = (
         f"{counts.current_unmatched} of {counts.current_people} current people have no contact"
         f" ({share:.0%}; the limit is {limit:.0%})."
     )
-    return Finding(share <= limit, told, {"unmatched": counts.current_unmatched, "unmatched_share": round(share, 4)})
+    numbers = {"unmatched": counts.current_unmatched, "unmatched_share": round(share, 4), UNCHANGED: is_kept}
+    return Finding(share <= limit, told, numbers)
 
 
 def _stored_once(at: Look) -> Finding:
     settings = at.runtime.settings
-    found = claims.recount_active_patients(
-        at.connection,
-        {
-            "as_of": at.as_of,
-            "activity_window": timedelta(days=settings.activity_window_days),
-            "count_no_shows": settings.count_no_shows,
-        },
-    )
+    parameters = {
+        "as_of": at.as_of,
+        "activity_window": timedelta(days=settings.activity_window_days),
+        "count_no_shows": settings.count_no_shows,
+    }
+    found, is_kept = claims.recount_active_patients(at.connection, parameters, anew=at.anew)
+    kept = claims.recount_attendances(at.connection, parameters) if at.anew and found.agrees else None
+    if kept is not None and (kept.missing or kept.surplus):
+        told = (
+            f"Of the attendances that later syncs count {kept.surplus} should not be kept, and {kept.missing} are"
+            " missing."
+        )
+        return Finding(False, told, {"missing": kept.missing, "surplus": kept.surplus, "twice": 0})
     told = (
         f"{found.stored} rows, as a second reckoning has it."
         if found.agrees
         else f"Of {found.stored} rows {found.surplus} should not be there and {found.twice} stand there twice;"
         f" {found.missing} are missing."
     )
-    return Finding(found.agrees, told, {"missing": found.missing, "surplus": found.surplus, "twice": found.twice})
+    numbers = {"missing": found.missing, "surplus": found.surplus, "twice": found.twice, UNCHANGED: is_kept}
+    return Finding(found.agrees, told, numbers)
 
 
 def _fresh(at: Look) -> Finding:
@@ -202,7 +216,8 @@ def _checks(name: str, of: tuple[Claim, ...]) -> dg.AssetChecksDefinition:
             organization_id = organization_of(context)
             selected = [by_key[key] for key in sorted(context.selected_asset_check_keys)]
             with runtime.database.organization(organization_id) as connection:
-                at = Look(connection, runtime, organization_id, _as_of(context))
+                anew = does_all_anew(context.job_def, context.run.run_config)
+                at = Look(connection, runtime, organization_id, _as_of(context), anew)
                 found = [(claim, claim.look(at)) for claim in selected]
                 _note_blocked(connection, context, found)
             results = [_result(claim, finding) for claim, finding in found]

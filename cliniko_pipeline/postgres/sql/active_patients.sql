@@ -24,7 +24,7 @@ patient as materialized (
     inner join person on person.id = identity.person_id
 ),
 
--- Gone through twice: once to count them, once to tell in detail of the few that are recent or upcoming.
+-- Gone through twice: once to count those that were earlier, once to tell in detail of the few that are not.
 individual as not materialized (
     select
         patient_id,
@@ -35,94 +35,40 @@ individual as not materialized (
         appointment_type_id,
         practitioner_id,
         did_not_arrive,
-        starts_at > :as_of as is_upcoming,
-        starts_at between cast(:as_of as timestamptz) - :activity_window and :as_of as is_recent
+        starts_at >= cast(:as_of as timestamptz) - :activity_window as is_current
     from cliniko.appointments
     where kind = 'individual'
         and cancelled_at is null
         and archived_at is null
         and deleted_at is null
-        and (:count_no_shows or not did_not_arrive)
 ),
 
 -- A person counts once per group appointment, however often re-added.
 in_group as not materialized (
     select
-        attended.*,
-        starts_at > :as_of as is_upcoming,
-        starts_at between cast(:as_of as timestamptz) - :activity_window and :as_of as is_recent
-    from (
-        select
-            patient.person_id,
-            appointment.kind,
-            appointment.id,
-            appointment.starts_at,
-            appointment.ends_at,
-            appointment.appointment_type_id,
-            appointment.practitioner_id,
-            -- Nobody can have failed to arrive at a class that has not been held.
-            bool_and(attendee.arrived is false and appointment.starts_at <= :as_of) as did_not_arrive
-        from cliniko.appointments as appointment
-        inner join cliniko.attendees as attendee on attendee.booking_id = appointment.id
-        inner join patient on patient.id = attendee.patient_id
-        where appointment.kind = 'group'
-            and appointment.archived_at is null
-            and appointment.deleted_at is null
-            and attendee.cancelled_at is null
-            and attendee.archived_at is null
-            and attendee.deleted_at is null
-        group by patient.person_id, appointment.organization_id, appointment.kind, appointment.id
-    ) as attended
-    where :count_no_shows or not did_not_arrive
+        patient.person_id,
+        appointment.kind,
+        appointment.id,
+        appointment.starts_at,
+        appointment.ends_at,
+        appointment.appointment_type_id,
+        appointment.practitioner_id,
+        bool_and(attendee.arrived is false) as did_not_arrive,
+        appointment.starts_at >= cast(:as_of as timestamptz) - :activity_window as is_current
+    from cliniko.appointments as appointment
+    inner join cliniko.attendees as attendee on attendee.booking_id = appointment.id
+    inner join patient on patient.id = attendee.patient_id
+    where appointment.kind = 'group'
+        and appointment.archived_at is null
+        and appointment.deleted_at is null
+        and attendee.cancelled_at is null
+        and attendee.archived_at is null
+        and attendee.deleted_at is null
+    group by patient.person_id, appointment.organization_id, appointment.kind, appointment.id
 ),
 
--- Individual appointments are counted by patient: to find the person of every single one would take longer.
-counted_of_patient as (
-    select
-        patient_id,
-        cast(count(*) filter (where is_recent) as integer) as recent,
-        cast(count(*) filter (where is_upcoming) as integer) as upcoming,
-        cast(count(*) as integer) as total,
-        max(starts_at) filter (where not is_upcoming) as last_starts_at
-    from individual
-    group by patient_id
-),
-
-counted_in_group as (
-    select
-        person_id,
-        cast(count(*) filter (where is_recent) as integer) as recent,
-        cast(count(*) filter (where is_upcoming) as integer) as upcoming,
-        cast(count(*) as integer) as total,
-        max(starts_at) filter (where not is_upcoming) as last_starts_at
-    from in_group
-    group by person_id
-),
-
-counted as (
-    select
-        person_id,
-        sum(recent) as recent,
-        sum(upcoming) as upcoming,
-        sum(total) as total,
-        max(last_starts_at) as last_starts_at
-    from (
-        select
-            patient.person_id,
-            counted_of_patient.recent,
-            counted_of_patient.upcoming,
-            counted_of_patient.total,
-            counted_of_patient.last_starts_at
-        from counted_of_patient
-        inner join patient on patient.id = counted_of_patient.patient_id
-        union all
-        select * from counted_in_group
-    ) as counted_each
-    group by person_id
-    having sum(recent) >= 1
-),
-
-attendance as (
+-- Each that is recent or upcoming, by itself.
+current_attendance as (
     select
         patient.person_id,
         individual.kind,
@@ -131,14 +77,78 @@ attendance as (
         individual.ends_at,
         individual.appointment_type_id,
         individual.practitioner_id,
-        individual.did_not_arrive,
-        individual.is_upcoming,
-        individual.is_recent
+        individual.did_not_arrive
     from individual
     inner join patient on patient.id = individual.patient_id
-    where individual.is_recent or individual.is_upcoming
+    where individual.is_current
     union all
-    select * from in_group where is_recent or is_upcoming
+    select person_id, kind, id, starts_at, ends_at, appointment_type_id, practitioner_id, did_not_arrive
+    from in_group
+    where is_current
+),
+
+-- Individual appointments are counted by patient: to find the person of every single one would take longer.
+earlier_of_patient as (
+    select patient_id, count(*) as attendances
+    from individual
+    where not is_current and (:count_no_shows or not did_not_arrive)
+    group by patient_id
+),
+
+earlier_in_group as (
+    select person_id, count(*) as attendances
+    from in_group
+    where not is_current and (:count_no_shows or not did_not_arrive)
+    group by person_id
+),
+
+-- All that was earlier, as one number a person.
+earlier as (
+    select person_id, cast(sum(attendances) as integer) as attendances
+    from (
+        select patient.person_id, earlier_of_patient.attendances
+        from earlier_of_patient
+        inner join patient on patient.id = earlier_of_patient.patient_id
+        union all
+        select person_id, attendances from earlier_in_group
+    ) as counted_each
+    group by person_id
+),
+
+-- What the attendances come to (derivations.py parts the query here). -----------------------------------------------
+-- What was current for an earlier instant may be neither recent nor upcoming by now, and is counted all the same.
+attendance as (
+    select
+        judged.*,
+        judged.starts_at > :as_of as is_upcoming,
+        judged.starts_at between cast(:as_of as timestamptz) - :activity_window and :as_of as is_recent
+    from (
+        select
+            person_id,
+            kind,
+            id,
+            starts_at,
+            ends_at,
+            appointment_type_id,
+            practitioner_id,
+            -- Nobody can have failed to arrive at a class that has not been held.
+            did_not_arrive and (kind <> 'group' or starts_at <= :as_of) as did_not_arrive
+        from current_attendance
+    ) as judged
+    where :count_no_shows or not judged.did_not_arrive
+),
+
+-- Only who has a recent one is active. That is later than all that is earlier.
+counted as (
+    select
+        person_id,
+        count(*) filter (where is_recent) as recent,
+        count(*) filter (where is_upcoming) as upcoming,
+        count(*) as total,
+        max(starts_at) filter (where not is_upcoming) as last_starts_at
+    from attendance
+    group by person_id
+    having count(*) filter (where is_recent) >= 1
 ),
 
 described as (
@@ -161,7 +171,8 @@ described as (
     from attendance
     left join cliniko.appointment_types as appointment_type on appointment_type.id = attendance.appointment_type_id
     left join cliniko.practitioners as practitioner on practitioner.id = attendance.practitioner_id
-    where attendance.person_id in (select counted.person_id from counted)
+    where (attendance.is_upcoming or attendance.is_recent)
+        and attendance.person_id in (select counted.person_id from counted)
 ),
 
 listed as (
@@ -179,7 +190,7 @@ select
     person.contact_id,
     cast(counted.recent as integer) as recent_appointment_count,
     cast(counted.upcoming as integer) as upcoming_appointment_count,
-    cast(counted.total as integer) as total_appointment_count,
+    cast(counted.total + coalesce(earlier.attendances, 0) as integer) as total_appointment_count,
     counted.last_starts_at at time zone 'UTC' as last_appointment_date,
     listed.recent_appointments,
     coalesce(listed.upcoming_appointments, '[]'::jsonb) as upcoming_appointments,
@@ -188,3 +199,4 @@ select
 from counted
 inner join listed on listed.person_id = counted.person_id
 inner join person on person.id = counted.person_id
+left join earlier on earlier.person_id = counted.person_id

@@ -29,7 +29,13 @@ SAMPLES: dict[str, dict[str, str]] = {
     "cliniko.crawls": {"resource": "'resource{n}'", "started_at": "now()"},
     "cliniko.crawled_ids": {"resource": "'resource{n}'", "id": "'{n}'"},
     "cliniko.rejected_records": {"resource": "'resource{n}'", "position": "{n}", "reason": "'unreadable'"},
+    '"cliniko"."current_attendances"': {
+        "person_id": "'{n}'", "kind": "'individual'", "id": "'{n}'", "starts_at": "now()", "did_not_arrive": "false",
+        "contact_id": "'00000000-0000-0000-0000-00000000000{n}'", "attendances": "1",
+    },
     "cliniko.sync_runs": {"run_id": "'run{n}'", "planned": "array['a']", "status": "'running'"},
+    # The last: what was noted of the others, goes.
+    "cliniko.table_states": {"name": "'table{n}'"},
 }  # fmt: skip
 
 NUMBERS = {MINE: 1, THEIRS: 2}

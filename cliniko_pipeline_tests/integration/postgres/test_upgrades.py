@@ -16,6 +16,7 @@ from cliniko_pipeline.postgres.tables import TENANT_TABLES
 
 CLINIC = "clinic"
 BEFORE_INCREMENTAL_CRAWLS = "0001"
+LATER = ("crawled_ids", "table_states", 'current_attendances"')
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def of_the_first_version(empty_database_url: URL, monkeypatch: pytest.MonkeyPatc
     upgrade = command.upgrade
     with monkeypatch.context() as patch:
         patch.setattr(schema.command, "upgrade", lambda config, _: upgrade(config, BEFORE_INCREMENTAL_CRAWLS))
-        patch.setattr(schema, "TENANT_TABLES", tuple(each for each in TENANT_TABLES if "crawled_ids" not in each))
+        patch.setattr(schema, "TENANT_TABLES", tuple(each for each in TENANT_TABLES if not each.endswith(LATER)))
+        patch.setattr(schema, "WATCHED", ())
         patch.setattr(schema, "FUNCTIONS", tuple(each for each in schema.FUNCTIONS if each != "take_requests"))
         patch.setattr(schema, "expected_version", lambda: BEFORE_INCREMENTAL_CRAWLS)
         schema.migrate(database, create_application_tables=True)

@@ -1,0 +1,24 @@
+"""Which runs rely on what was computed and checked before, and which do everything anew."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+WHOLE_SYNC = frozenset({"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"})
+
+_READ = ("cliniko__patients", "cliniko__appointments")
+
+
+def is_whole_sync(job: dg.JobDefinition) -> bool:
+    """Whether the run reads as well as computes."""
+    return {key.to_user_string() for key in job.asset_layer.selected_asset_keys} >= WHOLE_SYNC
+
+
+def does_all_anew(job: dg.JobDefinition, run_config: Mapping[str, Any]) -> bool:
+    """Whether nothing may be taken over from earlier runs: a full sync is one, and so is what an operator launches by
+    itself, for whom it may be the way to mend something.
+    """
+    ops = run_config.get("ops", {})
+    is_full = any(ops.get(name, {}).get("config", {}).get("full", False) for name in _READ)
+    return is_full or not is_whole_sync(job)
