@@ -250,7 +250,7 @@ def _measured(runtime: Runtime, services: Services, served: Served, what: str, i
     if len(workers.peaks) < len(ids):
         raise SystemExit(f"{len(workers.peaks)} processes were seen, of {len(ids)} runs.")
     if len(workers.peaks) > len(ids):  # a run whose process dies is started in another
-        _say(f"{len(workers.peaks)} processes were seen, of {len(ids)} runs: {workers.told}")
+        _say(f"{len(workers.peaks)} processes were seen, of {len(ids)} runs")
     events, connections = (now - then for now, then in zip(after_in_storage, before_in_storage, strict=True))
     everything = spent.pop("everything")
     return Measurement(
@@ -383,7 +383,6 @@ class Workers:
 
     def __init__(self, code_server: int) -> None:
         self.peaks: dict[int, float] = {}
-        self.told: set[str] = set()
         self._code_server = code_server
         self._others = set(_children(code_server))
         self._ended = threading.Event()
@@ -408,7 +407,6 @@ class Workers:
             command = Path(f"/proc/{process}/cmdline").read_bytes()
             if b"resource_tracker" in command:  # Python's own, which goes on
                 self._others.add(process)
-            self.told.add(command.replace(b"\0", b" ").decode(errors="replace")[-200:])
             return b"spawn_main" in command
         return False
 
