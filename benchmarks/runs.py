@@ -249,7 +249,7 @@ def _measured(runtime: Runtime, services: Services, served: Served, what: str, i
     times = _times(runtime, what, last)
     if len(workers.peaks) < len(ids):
         raise SystemExit(f"{len(workers.peaks)} processes were seen, of {len(ids)} runs.")
-    if len(workers.peaks) > len(ids):  # a run whose process dies is started in another
+    if len(workers.peaks) > len(ids):  # no reason to throw the rest away: CPU seconds are of all of them
         _say(f"{len(workers.peaks)} processes were seen, of {len(ids)} runs")
     events, connections = (now - then for now, then in zip(after_in_storage, before_in_storage, strict=True))
     everything = spent.pop("everything")

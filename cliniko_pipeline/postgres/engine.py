@@ -76,7 +76,6 @@ class Database:
         )
         self._outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         event.listen(self._engine, "connect", _read_committed)
-        event.listen(self._engine, "rollback", _forget_what_was_made)
 
     def __repr__(self) -> str:
         return f"Database({self.location})"
@@ -235,15 +234,9 @@ def once(connection: Connection, text: str) -> None:
         made.add(text)
 
 
-def _forget_what_was_made(connection: Connection) -> None:
-    # It may have been made in the very transaction that is undone. A connection that is lost has lost it anyway.
-    if not connection.invalidated:
-        connection.info.pop(_MADE, None)
-
-
 @contextmanager
 def _forgetting_what_a_failure_undid() -> Generator[list[dict[Any, Any]]]:
-    # Of a commit that fails no event tells.
+    # It may have been made in the very transaction that is undone. No event tells of a commit that fails.
     info: list[dict[Any, Any]] = []
     try:
         yield info
