@@ -32,6 +32,9 @@ LOOPBACK_CONTACT_EMAIL = "nobody@example.org"
 KEY_COMMAND = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
 """Prints a new encryption key; for messages."""
 
+API_SCOPES = frozenset({"read", "sync", "admin"})
+"""What a token of the HTTP API may be good for; admin includes the others."""
+
 _DATABASE_URL_FORM = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
 _DATABASE_SCHEMES = frozenset({"postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"})
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
@@ -170,6 +173,36 @@ def _ui_url(value: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
         raise ValueError("must be where the Dagster UI is, such as https://dagster.example.org.")
     return value.strip().rstrip("/")
+
+
+def _dagster_url(value: str) -> str:
+    try:
+        return _ui_url(value)
+    except ValueError:
+        raise ValueError("must be where Dagster's webserver answers, such as http://127.0.0.1:3000.") from None
+
+
+def _oidc_issuer(value: str) -> str:
+    parts = urlsplit(value.strip())
+    is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    if not is_safe or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            "must be an issuer's https URL as its tokens' claim iss has it, such as https://id.example.org."
+        )
+    return value.strip()
+
+
+def _claim(value: str) -> str:
+    if not re.fullmatch(r"[^\s.]+(\.[^\s.]+)*", value.strip()):
+        raise ValueError("must be the name of a claim, such as org_id, or of one within another, such as o.id.")
+    return value.strip()
+
+
+def _oidc_scopes(value: str) -> frozenset[str]:
+    scopes = frozenset(value.replace(",", " ").split())
+    if not scopes or not scopes <= API_SCOPES:
+        raise ValueError("must be one or more of read, sync and admin.")
+    return scopes
 
 
 def _absolute(path: Path) -> Path:
@@ -347,6 +380,38 @@ class Settings(BaseSettings):
         default="http://127.0.0.1:3000", validation_alias="CLINIKO_UI_URL"
     )
     """Where the Dagster UI is, for links; without a slash at the end."""
+
+    dagster_url: Annotated[str, BeforeValidator(_dagster_url)] = Field(
+        default_factory=lambda validated: validated["ui_url"], validation_alias="API_DAGSTER_URL"
+    )
+    """Where the HTTP API reaches Dagster's webserver; without a slash at the end."""
+
+    api_requests_per_minute: int = Field(
+        default=600,
+        ge=1,
+        le=100_000,
+        validation_alias="API_REQUESTS_PER_MINUTE",
+        description="a whole number from 1 to 100000",
+    )
+    """What a token may ask of the HTTP API, unless it was given a limit of its own."""
+
+    oidc_issuer: Annotated[str, BeforeValidator(_oidc_issuer)] | None = Field(
+        default=None, validation_alias="API_OIDC_ISSUER"
+    )
+    """Whose JSON Web Tokens the HTTP API accepts besides its own tokens; None: nobody's."""
+
+    oidc_audience: str | None = Field(default=None, validation_alias="API_OIDC_AUDIENCE")
+    """What a JWT's claim `aud` must hold; None: that is not looked at."""
+
+    oidc_organization_claim: Annotated[str, BeforeValidator(_claim)] = Field(
+        default="org_id", validation_alias="API_OIDC_ORGANIZATION_CLAIM"
+    )
+    """The claim that holds the id of the one organization a JWT is for; dots lead into objects."""
+
+    oidc_scopes: Annotated[frozenset[str], BeforeValidator(_oidc_scopes)] = Field(
+        default=frozenset({"read"}), validation_alias="API_OIDC_SCOPES"
+    )
+    """What whoever has such a JWT may do."""
 
     @classmethod
     def settings_customise_sources(

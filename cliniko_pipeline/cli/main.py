@@ -12,6 +12,7 @@ from cliniko_pipeline.errors import ClinikoPipelineError
 
 COMMANDS = {
     "alerts": "cliniko_pipeline.cli.alerts:alerts",
+    "api": "cliniko_pipeline.cli.api:api",
     "backfill": "cliniko_pipeline.cli.backfill:backfill",
     "credentials": "cliniko_pipeline.cli.credentials:credentials",
     "demo": "cliniko_pipeline.cli.demo:demo",
@@ -22,6 +23,7 @@ COMMANDS = {
     "sandbox": "cliniko_pipeline.cli.sandbox:sandbox",
     "status": "cliniko_pipeline.cli.status:status",
     "sync": "cliniko_pipeline.cli.sync:sync",
+    "tokens": "cliniko_pipeline.cli.tokens:tokens",
     "ui": "cliniko_pipeline.cli.ui:ui",
 }
 

@@ -67,6 +67,12 @@ def test_an_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_pat
         "alert_after_failures": 3,
         "alert_repeat_hours": 24,
         "ui_url": "http://127.0.0.1:3000",
+        "dagster_url": "http://127.0.0.1:3000",
+        "api_requests_per_minute": 600,
+        "oidc_issuer": None,
+        "oidc_audience": None,
+        "oidc_organization_claim": "org_id",
+        "oidc_scopes": frozenset({"read"}),
     }
     assert settings.embedded_database
     assert list(tmp_path.iterdir()) == []
@@ -74,7 +80,7 @@ def test_an_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_pat
 
 def test_blank_variables_count_as_unset():
     names = {str(field.validation_alias) for field in type(load_settings({})).model_fields.values()}
-    assert len(names) == 20
+    assert len(names) == 26
     assert load_settings(dict.fromkeys(names, "")) == load_settings(dict.fromkeys(names, " \t")) == load_settings({})
 
 

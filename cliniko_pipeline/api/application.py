@@ -1,0 +1,48 @@
+"""The application: routes, gate and problems put together. No logic of its own."""
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cliniko_pipeline.api.authentication import Gate
+from cliniko_pipeline.api.problems import answer_problems
+from cliniko_pipeline.runtime import Runtime
+
+DESCRIPTION = """
+The active patients of each organization, and the syncs that keep them current.
+
+Send a token of `cliniko-pipeline tokens create` as `Authorization: Bearer TOKEN`. What is another organization's is
+404, like what does not exist. Errors are problem details (RFC 9457). All instants are UTC.
+"""
+
+
+def create_application(runtime: Runtime) -> FastAPI:
+    """The service on this runtime. Nothing is asked of the database before a request comes."""
+    application = FastAPI(
+        title="cliniko_pipeline", version=version("cliniko_pipeline"), description=DESCRIPTION, redoc_url=None
+    )
+    application.state.runtime = runtime
+    application.state.gate = Gate(runtime)
+    answer_problems(application)
+    application.add_middleware(_SafeHeaders)
+    return application
+
+
+class _SafeHeaders:
+    """No cache on the way keeps health data, and no browser takes an answer for something else than it is."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("Referrer-Policy", "no-referrer")
+            await send(message)
+
+        await self._application(scope, receive, send_with_headers)

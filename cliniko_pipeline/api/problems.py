@@ -1,0 +1,150 @@
+"""Errors as problem details (RFC 9457), each of one shape, whatever raised them.
+
+A problem never holds a secret, a patient's data, or what the request said.
+"""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from cliniko_pipeline.errors import (
+    ArgumentError,
+    ClinikoPipelineError,
+    OrganizationUnknownError,
+    TransientError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 10
+
+_LOG = logging.getLogger(__name__)
+
+
+class WrongParameter(BaseModel):
+    """What is wrong with one part of a request."""
+
+    where: str = Field(examples=["query.limit"])
+    reason: str = Field(examples=["Input should be less than or equal to 1000"])
+
+
+class ProblemDetails(BaseModel):
+    """What went wrong, by RFC 9457."""
+
+    type: str = Field(default="about:blank", examples=["about:blank"])
+    title: str = Field(examples=["Not Found"], description="The same for every problem of this status.")
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["There is no such organization."], description="What happened and what to do next.")
+    errors: list[WrongParameter] | None = Field(
+        default=None, description="What is wrong with the request's parts; never what they held."
+    )
+
+
+class ProblemError(Exception):
+    """A request that is answered with a problem."""
+
+    def __init__(self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+
+
+def not_found(detail: str = "There is nothing here that this token may see.") -> ProblemError:
+    """The same for what does not exist and for what is another organization's: neither is told apart."""
+    return ProblemError(HTTPStatus.NOT_FOUND, detail)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems that a route answers with, for its description."""
+    return {
+        status: {
+            "model": ProblemDetails,
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
+        }
+        for status in statuses
+    }
+
+
+def answer_problems(application: FastAPI) -> None:
+    """Has whatever is raised answered with a problem."""
+    application.add_exception_handler(ProblemError, _answer_problem)
+    application.add_exception_handler(ClinikoPipelineError, _answer_ours)
+    application.add_exception_handler(RequestValidationError, _answer_invalid)
+    application.add_exception_handler(HTTPException, _answer_http)
+    application.add_exception_handler(Exception, _answer_defect)
+
+
+def problem_response(
+    status: int,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+    errors: list[WrongParameter] | None = None,
+) -> JSONResponse:
+    """The answer that tells of a problem."""
+    problem = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
+    return JSONResponse(
+        problem.model_dump(exclude_none=True),
+        status_code=status,
+        headers=None if headers is None else dict(headers),
+        media_type=MEDIA_TYPE,
+    )
+
+
+def _answer_problem(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ProblemError)  # noqa: S101 (by registration)
+    return problem_response(error.status, error.detail, error.headers)
+
+
+def _answer_ours(_request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, TransientError):
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers)
+    if isinstance(error, OrganizationUnknownError):
+        return _answer_problem(_request, not_found())
+    if isinstance(error, ArgumentError):
+        return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+    _LOG.error("%s: %s", type(error).__name__, error)
+    return problem_response(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "The service is not set up as it must be; its log says how, and `cliniko-pipeline doctor` what to do.",
+    )
+
+
+def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 (by registration)
+    # Without the input, which may be anything.
+    wrong = [
+        WrongParameter(where=".".join(map(str, each["loc"])), reason=each["msg"].removeprefix("Value error, "))
+        for each in error.errors()
+    ]
+    return problem_response(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "The request cannot be understood: see `errors`, mend it, send it again.",
+        errors=wrong,
+    )  # fmt: skip
+
+
+def _answer_http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 (by registration)
+    return problem_response(error.status_code, _HTTP_DETAILS.get(error.status_code, error.detail), error.headers)
+
+
+_HTTP_DETAILS = {
+    404: "There is nothing at this address; /docs lists what there is.",
+    405: "This address does not take that method; /docs lists which it does.",
+}
+
+
+def _answer_defect(_request: Request, error: Exception) -> JSONResponse:
+    # Its text may hold anything, so only its kind is said; the server logs where it was.
+    _LOG.error("A defect: %s", type(error).__name__)
+    return problem_response(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "Something unexpected happened in the service; this is a defect."
+    )
