@@ -1,4 +1,4 @@
-"""How an operator wants a sync to be: from the command line's arguments to the configuration of a run."""
+"""How somebody wants a sync to be: from the command line's arguments, or a request's, to the configuration of a run."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,3 +15,16 @@ class SyncOptions:
     as_of: datetime | None = None
     full: bool = False
     accept_deletions: bool = False
+
+
+def run_config(options: SyncOptions) -> dict[str, object]:
+    """The options as the job `cliniko_sync` takes them."""
+    extraction = {"config": {"full": options.full, "accept_deletions": options.accept_deletions}}
+    as_of = {} if options.as_of is None else {"as_of": options.as_of.isoformat()}
+    return {
+        "ops": {
+            "cliniko__patients": extraction,
+            "cliniko__appointments": extraction,
+            "active_patients": {"config": as_of},
+        }
+    }

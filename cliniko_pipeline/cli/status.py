@@ -15,10 +15,9 @@ from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.postgres.sync_runs import OrganizationStatus, organization_status
 from cliniko_pipeline.runtime import Runtime
+from cliniko_pipeline.standings import problems
 
 UNLIMITED_WIDTH = 2000
-TOLD_IN_OTHER_WORDS = {"nothing_was_rejected", "counts_agree_with_cliniko"}
-"""Checks of which the tables themselves tell more."""
 
 
 @click.command()
@@ -84,40 +83,6 @@ def problem_lines(found: list[tuple[Organization, OrganizationStatus]]) -> list[
     return [
         f"{organization.id}: {problem}" for organization, state in found for problem in problems(organization, state)
     ]
-
-
-def problems(organization: Organization, state: OrganizationStatus) -> list[str]:
-    """What an operator should look at, for one organization."""
-    found: list[str] = []
-    if organization.pause_reason is not None:
-        found.append(
-            "paused until its credentials change or `cliniko-pipeline organizations enable ID` lets it be synced again."
-            f" {organization.pause_reason}"
-        )
-    elif state.status == "failed" and state.error:
-        found.append(f"the last sync failed. {state.error}")
-    found += [
-        f"does not hold: {check}"
-        for check in organization.failed_checks
-        if check.partition(":")[0] not in TOLD_IN_OTHER_WORDS
-    ]
-    if state.rejected_records:
-        found.append(
-            f"{state.rejected_records} records could not be understood and were set aside"
-            " (cliniko.rejected_records has the reasons)."
-        )
-    if state.doubtful_deletions:
-        found.append(
-            f"{state.doubtful_deletions} records are no longer in Cliniko, too many to be believed deleted; if it is"
-            " true, run `cliniko-pipeline sync ID --full --accept-deletions`."
-        )
-    if state.full_readings_due:
-        found.append(f"the next sync reads everything of some resources ({'; '.join(state.full_readings_due)}).")
-    if state.patients_in_merge_loops:
-        found.append(
-            f"{state.patients_in_merge_loops} patients are merged in a loop; the lowest id stands for each loop."
-        )
-    return found
 
 
 def _last_sync(organization: Organization, state: OrganizationStatus) -> str:

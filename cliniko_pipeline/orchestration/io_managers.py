@@ -19,7 +19,7 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.record_batches import WritingBehind
 from cliniko_pipeline.orchestration.table_metadata import numbers, preview, problems
 from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
-from cliniko_pipeline.orchestration.whole_runs import does_all_anew, is_whole_sync
+from cliniko_pipeline.orchestration.whole_runs import does_all_anew, is_full, is_whole_sync
 from cliniko_pipeline.postgres import crawls, derivations, scheduling, sync_runs
 from cliniko_pipeline.postgres.derivations import Derivation
 from cliniko_pipeline.postgres.engine import Database, sql
@@ -41,6 +41,7 @@ class _Result:
     cost: RequestCost = field(default_factory=RequestCost)
     require_turn: Callable[[], None] = lambda: None
     is_computed: bool | None = None
+    rows: int | None = None
 
     def add(self, batch: RecordBatch, written: Written) -> None:
         self.written += written
@@ -49,11 +50,16 @@ class _Result:
 
     def counts(self) -> dict[str, int]:
         read = {} if self.records is None else {"records": self.records, "rejected": self.rejected}
-        return read | {
-            "inserted": self.written.inserted,
-            "updated": self.written.updated,
-            "deleted": self.written.deleted,
-        }
+        rows = {} if self.rows is None else {"rows": self.rows}
+        return (
+            read
+            | rows
+            | {
+                "inserted": self.written.inserted,
+                "updated": self.written.updated,
+                "deleted": self.written.deleted,
+            }
+        )
 
 
 class PostgresIOManager(dg.IOManager):
@@ -126,12 +132,12 @@ class PostgresIOManager(dg.IOManager):
     def _metadata(self, organization_id: str, key: dg.AssetKey, result: _Result, *, anew: bool) -> Mapping[str, Any]:
         schema, table = _schema_and_table(key)
         with self._database.organization(organization_id) as connection:
-            rows = derivations.row_count(connection, schema, table, anew=anew)
+            result.rows = derivations.row_count(connection, schema, table, anew=anew)
             shown = preview(connection, schema, table)
             plotted = numbers(connection, schema, table, anew=anew)
             wrong = problems(connection, schema, table)
         metadata: dict[str, Any] = {
-            "dagster/row_count": rows,
+            "dagster/row_count": result.rows,
             **plotted,
             "rows_changed": result.written.inserted + result.written.updated + result.written.deleted,
             "rows_inserted": result.written.inserted,
@@ -165,7 +171,13 @@ class PostgresIOManager(dg.IOManager):
                 # Before they are used: what is stored when they fail may be others.
                 credentials = scheduling.credentials_digest(connection, organization_id)
             with self._database.organization(organization_id) as connection:
-                sync_runs.started(connection, run_id=context.run_id, asset=asset, planned=_planned(context))
+                sync_runs.started(
+                    connection,
+                    run_id=context.run_id,
+                    asset=asset,
+                    planned=_planned(context),
+                    is_full=is_full(context.step_context.run_config),
+                )
             with self._database.turn(organization_id) as result.require_turn:
                 yield result
             self._finish(context, organization_id, result)

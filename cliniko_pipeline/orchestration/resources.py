@@ -13,6 +13,7 @@ import dagster as dg
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
+from cliniko_pipeline.orchestration.recorded_progress import RecordedProgress
 from cliniko_pipeline.orchestration.run_marks import marked_within
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
@@ -31,16 +32,21 @@ class ProgressListener(Protocol):
 class ClinikoResource:
     """Opens clients: decrypts the stored credentials of the organization, throttles its requests, tells progress."""
 
-    def __init__(self, runtime: Runtime, listener: ProgressListener | None = None) -> None:
+    def __init__(self, runtime: Runtime, listener: ProgressListener | None = None, run_id: str | None = None) -> None:
         self._runtime = runtime
         self._listener = listener
+        self._run_id = run_id
 
     def client(self, organization_id: str, log: "dg.DagsterLogManager") -> ClinikoClient:
         """Raises OrganizationUnknownError, CredentialsError, SettingsError, DatabaseUnavailableError."""
         to_log = _logging(log)
+        database, run_id = self._runtime.database, self._run_id
+        record = None if run_id is None else RecordedProgress(database, organization_id, run_id)
 
         def on_event(event: Event) -> None:
             to_log(event)
+            if record is not None:
+                record(event)
             if self._listener is not None:
                 self._listener(organization_id, event)
 
@@ -89,7 +95,8 @@ def cliniko_resource(listener: ProgressListener | None = None) -> dg.ResourceDef
     """Cliniko, on top of the resource `runtime`."""
 
     def made(context: dg.InitResourceContext) -> ClinikoResource:
-        return ClinikoResource(context.resources.runtime, listener)
+        run_id = None if context.run is None else context.run.run_id
+        return ClinikoResource(context.resources.runtime, listener, run_id)
 
     return dg.ResourceDefinition(
         made, required_resource_keys={"runtime"}, description="Cliniko, with the credentials of the organization"

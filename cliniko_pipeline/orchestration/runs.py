@@ -16,7 +16,7 @@ from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG
 from cliniko_pipeline.orchestration.run_marks import has_lost_its_process, marked_alive, remove_old_marks
 from cliniko_pipeline.postgres import scheduling, sync_runs
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.sync_options import SyncOptions
+from cliniko_pipeline.sync_options import SyncOptions, run_config
 
 JOB = "cliniko_sync"
 TERMINAL_TAG = "cliniko_pipeline/terminal"
@@ -61,19 +61,6 @@ def run_sync(
             tags={TERMINAL_TAG: "true"},
         )
     return RunResult(result.run_id, None if result.success else _first_error(result))
-
-
-def run_config(options: SyncOptions) -> dict[str, object]:
-    """The options as `cliniko_sync` takes them."""
-    extraction = {"config": {"full": options.full, "accept_deletions": options.accept_deletions}}
-    as_of = {} if options.as_of is None else {"as_of": options.as_of.isoformat()}
-    return {
-        "ops": {
-            "cliniko__patients": extraction,
-            "cliniko__appointments": extraction,
-            "active_patients": {"config": as_of},
-        }
-    }
 
 
 def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organization_id: str) -> None:

@@ -19,6 +19,10 @@ def does_all_anew(job: dg.JobDefinition, run_config: Mapping[str, Any]) -> bool:
     """Whether nothing may be taken over from earlier runs: a full sync is one, and so is what an operator launches by
     itself, for whom it may be the way to mend something.
     """
+    return is_full(run_config) or not is_whole_sync(job)
+
+
+def is_full(run_config: Mapping[str, Any]) -> bool:
+    """Whether the run was launched to read everything."""
     ops = run_config.get("ops", {})
-    is_full = any(ops.get(name, {}).get("config", {}).get("full", False) for name in _READ)
-    return is_full or not is_whole_sync(job)
+    return any(ops.get(name, {}).get("config", {}).get("full", False) for name in _READ)

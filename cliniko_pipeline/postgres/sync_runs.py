@@ -12,7 +12,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.postgres.engine import sql
+from cliniko_pipeline.postgres.engine import sql, statement
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,19 @@ class OrganizationStatus:
     patients_in_merge_loops: int
 
 
-def started(connection: Connection, *, run_id: str, asset: str, planned: Sequence[str]) -> None:
-    """An asset of the run has begun; `planned` are all the run is to materialize."""
-    connection.execute(sa.text(sql("sync_run_started")), {"run_id": run_id, "asset": asset, "planned": list(planned)})
+def started(connection: Connection, *, run_id: str, asset: str, planned: Sequence[str], is_full: bool) -> None:
+    """An asset of the run has begun; `planned` are all the run is to materialize, and `is_full` whether it reads
+    everything.
+    """
+    connection.execute(
+        sa.text(sql("sync_run_started")),
+        {"run_id": run_id, "asset": asset, "planned": list(planned), "is_full": is_full},
+    )
+
+
+def progressed(connection: Connection, *, run_id: str, progress: str) -> None:
+    """The run has come so far: a JSON object."""
+    connection.execute(statement(sql("sync_run_progressed")), {"run_id": run_id, "progress": progress})
 
 
 def finished(

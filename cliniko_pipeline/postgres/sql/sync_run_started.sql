@@ -1,9 +1,10 @@
 -- The first asset of a run makes the row; the others find it. What failed before in the same run stays told.
-insert into cliniko.sync_runs as run (organization_id, run_id, planned, status, assets)
+insert into cliniko.sync_runs as run (organization_id, run_id, planned, is_full, status, assets)
 values (
     current_setting('app.organization_id'),
     :run_id,
     :planned,
+    :is_full,
     'running',
     jsonb_build_object(cast(:asset as text), jsonb_build_object('status', 'running', 'started_at', cliniko.instant(now())))
 )
