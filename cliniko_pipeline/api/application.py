@@ -1,12 +1,16 @@
 """The application: routes, gate and problems put together. No logic of its own."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cliniko_pipeline.api import active_patients, organizations, syncs, watching
 from cliniko_pipeline.api.authentication import Gate
+from cliniko_pipeline.api.dagster_runs import DagsterRuns
 from cliniko_pipeline.api.problems import answer_problems
 from cliniko_pipeline.runtime import Runtime
 
@@ -17,16 +21,35 @@ Send a token of `cliniko-pipeline tokens create` as `Authorization: Bearer TOKEN
 404, like what does not exist. Errors are problem details (RFC 9457). All instants are UTC.
 """
 
+ROUTERS = (organizations.router, active_patients.router, syncs.router, watching.router)
+
 
 def create_application(runtime: Runtime) -> FastAPI:
-    """The service on this runtime. Nothing is asked of the database before a request comes."""
+    """The service on this runtime. Nothing is asked of the database or Dagster before a request comes."""
+    dagster = DagsterRuns(runtime.settings.dagster_url)
+
+    @asynccontextmanager
+    async def lifespan(_application: FastAPI) -> AsyncGenerator[None]:
+        yield
+        dagster.close()
+
     application = FastAPI(
-        title="cliniko_pipeline", version=version("cliniko_pipeline"), description=DESCRIPTION, redoc_url=None
+        title="cliniko_pipeline",
+        version=version("cliniko_pipeline"),
+        description=DESCRIPTION,
+        redoc_url=None,
+        lifespan=lifespan,
     )
+    measurements = watching.Measurements()
     application.state.runtime = runtime
+    application.state.dagster = dagster
     application.state.gate = Gate(runtime)
+    application.state.measurements = measurements
+    for router in ROUTERS:
+        application.include_router(router)
     answer_problems(application)
     application.add_middleware(_SafeHeaders)
+    application.add_middleware(watching.MeasuredRequests, measurements=measurements)
     return application
 
 

@@ -74,6 +74,10 @@ class Gate:
         self._require_within_limit(request, principal)
         return principal
 
+    def require_still_known(self, request: Request) -> None:
+        """For an answer that goes on for long: raises ProblemError (401) where the token is no longer good."""
+        self._known(request, request.headers.get("Authorization", "").partition(" ")[2])
+
     def refused(
         self, request: Request, reason: str, status: HTTPStatus, principal: Principal | None = None, token_id: str = ""
     ) -> ProblemError:
@@ -179,10 +183,10 @@ def visible_organization(
     if "\0" in organization_id or not principal.sees(organization_id):
         raise gate.refused(request, "another organization", HTTPStatus.NOT_FOUND, principal)
     with runtime.database.operator() as connection:
-        for found in organizations.organizations(connection):
-            if found.id == organization_id:
-                return found
-    raise not_found()
+        found = organizations.find(connection, organization_id)
+    if found is None:
+        raise not_found()
+    return found
 
 
 def organization_to_read(

@@ -4,6 +4,7 @@ A problem never holds a secret, a patient's data, or what the request said.
 """
 
 import logging
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cliniko_pipeline.errors import (
     ArgumentError,
@@ -79,7 +81,7 @@ def answer_problems(application: FastAPI) -> None:
     application.add_exception_handler(ClinikoPipelineError, _answer_ours)
     application.add_exception_handler(RequestValidationError, _answer_invalid)
     application.add_exception_handler(HTTPException, _answer_http)
-    application.add_exception_handler(Exception, _answer_defect)
+    application.add_middleware(AnsweredDefects)
 
 
 def problem_response(
@@ -142,9 +144,26 @@ _HTTP_DETAILS = {
 }
 
 
-def _answer_defect(_request: Request, error: Exception) -> JSONResponse:
-    # Its text may hold anything, so only its kind is said; the server logs where it was.
-    _LOG.error("A defect: %s", type(error).__name__)
-    return problem_response(
-        HTTPStatus.INTERNAL_SERVER_ERROR, "Something unexpected happened in the service; this is a defect."
-    )
+class AnsweredDefects:
+    """Has a defect answered with a problem, and logged without its text, which may hold anything."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        has_begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = has_begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._application(scope, receive, send_noted)
+        except Exception as error:  # noqa: BLE001 (whatever it is)
+            where = "".join(traceback.format_tb(error.__traceback__))
+            _LOG.error("A defect, %s:\n%s", type(error).__name__, where)
+            if scope["type"] == "http" and not has_begun:
+                detail = "Something unexpected happened in the service; this is a defect."
+                await problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, detail)(scope, receive, send)

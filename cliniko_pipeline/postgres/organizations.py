@@ -45,15 +45,21 @@ class Organization:
 
 def organizations(connection: Connection) -> list[Organization]:
     """All organizations with Cliniko credentials, by id."""
-    rows = connection.execute(sa.text(sql("organizations")), {"service": SERVICE})
+    rows = connection.execute(sa.text(sql("organizations")), {"service": SERVICE, "id": None})
     return [Organization(**row) for row in rows.mappings()]
+
+
+def find(connection: Connection, organization_id: str) -> Organization | None:
+    """One of them; None: there is none of that id."""
+    rows = connection.execute(sa.text(sql("organizations")), {"service": SERVICE, "id": organization_id})
+    return next((Organization(**row) for row in rows.mappings()), None)
 
 
 def organization(connection: Connection, organization_id: str) -> Organization:
     """One of them. Raises OrganizationUnknownError."""
-    for found in organizations(connection):
-        if found.id == organization_id:
-            return found
+    found = find(connection, organization_id)
+    if found is not None:
+        return found
     raise OrganizationUnknownError(
         f"There are no Cliniko credentials for organization '{organization_id}':"
         f" add them with `cliniko-pipeline organizations add {organization_id} --name NAME`."

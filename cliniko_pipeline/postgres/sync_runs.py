@@ -7,7 +7,8 @@ data's own transactions: a run that fails must still be told.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -42,6 +43,37 @@ class OrganizationStatus:
     doubtful_deletions: int
     full_readings_due: list[str] | None
     patients_in_merge_loops: int
+
+
+@dataclass(frozen=True)
+class StoredSync:
+    """A run of everything, as far as it has noted itself. Times are UTC.
+
+    Attributes:
+        status: running, succeeded or failed.
+        is_full: whether it reads everything; None: not noted.
+        assets: by asset: status, times, counts and, where it failed, the reason.
+        progress: what it was doing when it last noted that; None where it has ended or just begun.
+    """
+
+    run_id: str
+    status: str
+    is_full: bool | None
+    started_at: datetime
+    finished_at: datetime | None
+    requests: int
+    seconds_waited: float
+    error: str | None
+    assets: dict[str, dict[str, Any]]
+    progress: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class DayOfTrend:
+    """How many active patients there were at the end of a day (UTC)."""
+
+    day: date
+    active_patients: int
 
 
 def started(connection: Connection, *, run_id: str, asset: str, planned: Sequence[str], is_full: bool) -> None:
@@ -82,6 +114,27 @@ def finished(
             "error": error,
         },
     )
+
+
+def syncs(connection: Connection, limit: int, before: tuple[datetime, str] | None = None) -> list[StoredSync]:
+    """The organization's syncs, the latest first; those before the one with that start and id."""
+    before_at, before_id = before or (None, None)
+    parameters = {"run_id": None, "before_at": before_at, "before_id": before_id, "limit": limit}
+    rows = connection.execute(statement(sql("syncs")), parameters).mappings()
+    return [StoredSync(**row) for row in rows]
+
+
+def sync(connection: Connection, run_id: str) -> StoredSync | None:
+    """One of them; None: the run has noted nothing, or is none of everything."""
+    parameters = {"run_id": run_id, "before_at": None, "before_id": None, "limit": 1}
+    row = connection.execute(statement(sql("syncs")), parameters).mappings().one_or_none()
+    return None if row is None else StoredSync(**row)
+
+
+def trend(connection: Connection, days: int) -> list[DayOfTrend]:
+    """The organization's active patients on each of the last days on which it was synced."""
+    rows = connection.execute(statement(sql("active_patients_trend")), {"days": days}).mappings()
+    return [DayOfTrend(**row) for row in rows]
 
 
 def organization_status(connection: Connection) -> OrganizationStatus:

@@ -17,4 +17,5 @@ from public.api_credentials as credentials
 left join public.organizations as organization on organization.id::text = credentials.organization_id::text
 left join cliniko.scheduling as scheduling on scheduling.organization_id = credentials.organization_id::text
 where credentials.service_name = :service
+    and (cast(:id as text) is null or credentials.organization_id::text = :id)
 order by id

@@ -1,0 +1,137 @@
+"""Whether the service lives and can serve, for whoever starts it; and numbers for Prometheus."""
+
+import time
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from pydantic import BaseModel
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cliniko_pipeline.api.authentication import Administrator, Principal, RuntimeDependency
+from cliniko_pipeline.api.problems import documented
+from cliniko_pipeline.api.syncs import DagsterDependency
+from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.postgres import organizations, scheduling, schema
+from cliniko_pipeline.postgres.organizations import Organization
+from cliniko_pipeline.postgres.scheduling import Scheduling
+
+router = APIRouter(tags=["watching"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """What the service needs. Without Dagster everything can be read, and no sync be requested."""
+
+    database: Literal["ok", "unusable"]
+    dagster: Literal["ok", "unreachable"]
+
+
+class Measurements:
+    """Requests, by route and status: one registry for the application, and none that other programs' tests share."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "cliniko_api_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "cliniko_api_request_seconds", "Until an answer begins.", ["method", "route"], registry=self.registry
+        )
+
+
+class MeasuredRequests:
+    """Counts and times what passes through. Routes as they are written: their values name organizations."""
+
+    def __init__(self, application: ASGIApp, measurements: Measurements) -> None:
+        self._application = application
+        self._measurements = measurements
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        begun = time.perf_counter()
+
+        async def send_measured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "none")
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self._measurements.requests.labels(method, route, message["status"]).inc()
+                self._measurements.seconds.labels(method, route).observe(time.perf_counter() - begun)
+            await send(message)
+
+        await self._application(scope, receive, send_measured)
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@router.get("/healthz")
+def get_health() -> Health:
+    """200 as long as the process answers."""
+    return Health()
+
+
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "The database cannot be used."}})
+def get_readiness(runtime: RuntimeDependency, dagster: DagsterDependency, response: Response) -> Readiness:
+    """200 where the database can be used and has this version's schema."""
+    try:
+        schema.require_current(runtime.database)
+        database = "ok"
+    except ClinikoPipelineError:
+        database = "unusable"
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    return Readiness(database=database, dagster="ok" if dagster.is_reachable() else "unreachable")
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "In Prometheus's format."},
+        **documented(401, 403, 429, 503),
+    },
+)
+def get_metrics(request: Request, runtime: RuntimeDependency, principal: Administrator) -> Response:
+    """Requests, and where each organization stands that the token opens."""
+    with runtime.database.operator() as connection:
+        found = organizations.organizations(connection)
+        states = scheduling.schedulings(connection)
+    measurements: Measurements = request.app.state.measurements
+    registry = CollectorRegistry()
+    registry.register(_Organizations(found, states, principal))
+    return Response(generate_latest(measurements.registry) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Organizations(Collector):
+    def __init__(self, found: list[Organization], states: list[Scheduling], principal: Principal) -> None:
+        self._found = [each for each in found if principal.sees(each.id)]
+        self._states = {each.organization_id: each for each in states}
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["organization"]
+        succeeded = GaugeMetricFamily(
+            "cliniko_last_success_timestamp_seconds", "When a sync of everything last succeeded.", labels=labels
+        )
+        failures = GaugeMetricFamily("cliniko_failures_in_a_row", "How many syncs in a row have failed.", labels=labels)
+        paused = GaugeMetricFamily("cliniko_paused", "1: not synced until its credentials change.", labels=labels)
+        checks = GaugeMetricFamily("cliniko_failed_checks", "How many checks do not hold.", labels=labels)
+        for each in self._found:
+            state = self._states.get(each.id)
+            if state is not None and state.succeeded_at is not None:
+                succeeded.add_metric([each.id], state.succeeded_at.timestamp())
+            failures.add_metric([each.id], 0 if state is None else state.failures)
+            paused.add_metric([each.id], each.pause_reason is not None)
+            checks.add_metric([each.id], len(each.failed_checks))
+        return [succeeded, failures, paused, checks]
