@@ -372,7 +372,7 @@ def _sync(runtime: Runtime, organization_id: str, stored: StoredSync | None, run
         requests=values.get("requests", 0),
         seconds_waited=values.get("seconds_waited", 0.0),
         progress=_progress(stored) if stored is not None and status is SyncStatus.RUNNING else None,
-        tables=[] if stored is None else [_table(name, each) for name, each in stored.assets.items()],
+        tables=[] if stored is None else _tables(stored),
         error=error if status in {SyncStatus.FAILED, SyncStatus.RUNNING} else None,
         url=f"{runtime.settings.ui_url}/runs/{run_id}",
     )
@@ -389,20 +389,23 @@ def _progress(stored: StoredSync) -> SyncProgress | None:
     if noted is None:
         return None
     at = datetime.fromisoformat(noted["at"])
-    begun = max(
-        (datetime.fromisoformat(each["started_at"]) for each in stored.assets.values() if each.get("started_at")),
-        default=at,
-    )
-    read, pages = noted["pages_read"], noted["pages"]
-    seconds = (at - begun).total_seconds()
+    # The first page was what the time is counted from.
+    read, left = noted["pages_read"] - 1, noted["pages"] - noted["pages_read"]
+    seconds = (at - datetime.fromisoformat(noted["begun_at"])).total_seconds()
     return SyncProgress(
         resource=noted["resource"],
         records_read=noted["records_read"],
         records=noted["records"],
         requests=stored.requests + noted["requests"],
-        seconds_left=round(max(pages - read, 0) * seconds / read, 1) if read and seconds > 0 else None,
+        seconds_left=round(max(left, 0) * seconds / read, 1) if read > 0 else None,
         at=at,
     )
+
+
+def _tables(stored: StoredSync) -> list[SyncedTable]:
+    """In the order in which they were begun."""
+    begun = sorted(stored.assets.items(), key=lambda asset: str(asset[1].get("started_at")))
+    return [_table(name, noted) for name, noted in begun]
 
 
 def _table(name: str, noted: dict[str, Any]) -> SyncedTable:

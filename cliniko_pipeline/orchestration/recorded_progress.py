@@ -31,6 +31,7 @@ class RecordedProgress:
         self._seconds_waited = 0.0
         self._records = 0
         self._resource = ""
+        self._begun_at = datetime.now(UTC)
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
@@ -47,7 +48,7 @@ class RecordedProgress:
 
     def _count(self, page: PageRead) -> None:
         if page.resource != self._resource:
-            self._resource, self._records = page.resource, 0
+            self._resource, self._records, self._begun_at = page.resource, 0, datetime.now(UTC)
         self._requests += 1
         self._records += page.records
 
@@ -64,6 +65,7 @@ class RecordedProgress:
             "records": page.total_entries,
             "requests": self._requests,
             "seconds_waited": round(self._seconds_waited, 1),
+            "begun_at": self._begun_at.isoformat(),
             "at": datetime.now(UTC).isoformat(),
         }
         try:

@@ -7,6 +7,7 @@ set
                 jsonb_build_object('finished_at', cliniko.instant(now()), 'error', cast(:error as text))
             )
     ),
+    progress = null,
     requests = run.requests + :requests,
     seconds_waited = run.seconds_waited + :seconds_waited,
     status = case

@@ -17,6 +17,7 @@ set
         else 'running'
     end,
     finished_at = null,
+    progress = null,
     error = (
         select string_agg(distinct other.value ->> 'error', '; ')
         from jsonb_each(run.assets - cast(:asset as text)) as other
