@@ -6,12 +6,13 @@ import csv
 import hashlib
 import io
 import json
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from cliniko_pipeline.api.authentication import ReadableOrganization, RuntimeDependency
 from cliniko_pipeline.api.problems import documented, not_found
@@ -25,6 +26,16 @@ MOST_CONTACTS = 100
 JSON, CSV = "application/json", "text/csv"
 
 router = APIRouter(prefix="/v1/organizations/{organization_id}", tags=["active patients"])
+
+
+def _written_instant(value: object) -> object:
+    # A number would be taken for seconds since 1970.
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value):
+        raise ValueError("must be an instant such as 2026-01-31T09:30:00Z")
+    return value
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_written_instant)]
 
 
 class Attendance(BaseModel):
@@ -87,10 +98,10 @@ class PageQuery(BaseModel):
     sort: Order = Order.LAST_APPOINTMENT
     order: Literal["asc", "desc"] = "desc"
     has_upcoming: bool | None = Field(default=None, description="With an upcoming appointment, or without one.")
-    last_appointment_from: AwareDatetime | None = Field(
+    last_appointment_from: Instant | None = Field(
         default=None, description="Whose last appointment was then or later.", examples=["2026-05-01T00:00:00Z"]
     )
-    last_appointment_before: AwareDatetime | None = Field(
+    last_appointment_before: Instant | None = Field(
         default=None, description="Whose last appointment was earlier.", examples=["2026-06-01T00:00:00Z"]
     )
     contact_id: list[UUID] | None = Field(

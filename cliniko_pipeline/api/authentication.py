@@ -155,8 +155,8 @@ RuntimeDependency = Annotated[Runtime, Depends(runtime_of)]
 GateDependency = Annotated[Gate, Depends(gate_of)]
 
 
-def requires(scope: str) -> Callable[..., Principal]:
-    """The dependency of a route that needs the scope; what it gives is who asks."""
+def requires(*scopes: str) -> Callable[..., Principal]:
+    """The dependency of a route that needs one of the scopes; what it gives is who asks."""
 
     def principal(
         request: Request,
@@ -164,8 +164,8 @@ def requires(scope: str) -> Callable[..., Principal]:
         credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     ) -> Principal:
         found = gate.principal(request, credentials)
-        if not found.may(scope):
-            raise gate.refused(request, f"without the scope {scope}", HTTPStatus.FORBIDDEN, found)
+        if not any(map(found.may, scopes)):
+            raise gate.refused(request, f"without the scope {' or '.join(scopes)}", HTTPStatus.FORBIDDEN, found)
         return found
 
     return principal
@@ -173,6 +173,8 @@ def requires(scope: str) -> Callable[..., Principal]:
 
 Reader = Annotated[Principal, Depends(requires(READ))]
 Syncer = Annotated[Principal, Depends(requires(SYNC))]
+Follower = Annotated[Principal, Depends(requires(READ, SYNC))]
+"""Who may request a sync may see what becomes of it, and no patient."""
 Administrator = Annotated[Principal, Depends(requires(ADMIN))]
 
 
@@ -196,6 +198,13 @@ def organization_to_read(
     return visible_organization(request, gate, runtime, principal, organization_id)
 
 
+def organization_to_follow(
+    request: Request, gate: GateDependency, runtime: RuntimeDependency, principal: Follower, organization_id: str
+) -> Organization:
+    """The organization in the path, for whoever may follow its syncs."""
+    return visible_organization(request, gate, runtime, principal, organization_id)
+
+
 def organization_to_sync(
     request: Request, gate: GateDependency, runtime: RuntimeDependency, principal: Syncer, organization_id: str
 ) -> Organization:
@@ -204,4 +213,5 @@ def organization_to_sync(
 
 
 ReadableOrganization = Annotated[Organization, Depends(organization_to_read)]
+FollowableOrganization = Annotated[Organization, Depends(organization_to_follow)]
 SyncableOrganization = Annotated[Organization, Depends(organization_to_sync)]

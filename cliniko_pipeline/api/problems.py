@@ -133,9 +133,19 @@ def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:
     )  # fmt: skip
 
 
-def _answer_http(_request: Request, error: Exception) -> JSONResponse:
+def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 (by registration)
-    return problem_response(error.status_code, _HTTP_DETAILS.get(error.status_code, error.detail), error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(_methods_here(request)))
+    return problem_response(error.status_code, _HTTP_DETAILS.get(error.status_code, error.detail), headers)
+
+
+def _methods_here(request: Request) -> set[str]:
+    """What the address takes: the routes of one address are told apart by their methods."""
+    paths: dict[str, dict[str, object]] = request.app.openapi()["paths"]
+    here = getattr(request.scope.get("route"), "path", request.url.path)
+    return {method.upper() for method in paths.get(here, {})}
 
 
 _HTTP_DETAILS = {

@@ -16,11 +16,11 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from cliniko_pipeline.api.authentication import (
+    FollowableOrganization,
+    Follower,
     Gate,
     GateDependency,
     Principal,
-    ReadableOrganization,
-    Reader,
     RuntimeDependency,
     SyncableOrganization,
     Syncer,
@@ -137,7 +137,7 @@ IdempotencyKey = Annotated[
 @router.post(
     "/organizations/{organization_id}/syncs",
     status_code=HTTPStatus.ACCEPTED,
-    responses=documented(401, 403, 404, 409, 422, 429, 503),
+    responses=documented(400, 401, 403, 404, 409, 422, 429, 503),
 )
 def request_sync(
     runtime: RuntimeDependency,
@@ -172,7 +172,7 @@ def request_sync(
 def list_syncs(
     runtime: RuntimeDependency,
     dagster: DagsterDependency,
-    organization: ReadableOrganization,
+    organization: FollowableOrganization,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> SyncsPage:
@@ -192,15 +192,15 @@ def list_syncs(
     return SyncsPage(items=items, next_cursor=following)
 
 
-def sync_to_read(
+def sync_to_follow(
     request: Request,
     gate: GateDependency,
     runtime: RuntimeDependency,
     dagster: DagsterDependency,
-    principal: Reader,
+    principal: Follower,
     sync_id: UUID,
 ) -> Sync:
-    """The sync in the path, for whoever may read it."""
+    """The sync in the path, for whoever may follow it."""
     return _visible(request, gate, runtime, dagster, principal, str(sync_id))
 
 
@@ -217,7 +217,7 @@ def sync_to_cancel(
 
 
 @router.get("/syncs/{sync_id}", responses=documented(401, 403, 404, 422, 429, 503))
-def get_sync(sync: Annotated[Sync, Depends(sync_to_read)]) -> Sync:
+def get_sync(sync: Annotated[Sync, Depends(sync_to_follow)]) -> Sync:
     """Where the sync stands: progress while it is running, then what came of it."""
     return sync
 
@@ -232,8 +232,8 @@ async def follow_sync(
     gate: GateDependency,
     runtime: RuntimeDependency,
     dagster: DagsterDependency,
-    principal: Reader,
-    sync: Annotated[Sync, Depends(sync_to_read)],
+    principal: Follower,
+    sync: Annotated[Sync, Depends(sync_to_follow)],
 ) -> AsyncIterator[ServerSentEvent]:
     """The same as server-sent events, whenever something has changed: `sync` while it goes on, `ended` at the end."""
     told = None

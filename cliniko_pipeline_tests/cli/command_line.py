@@ -7,6 +7,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -128,3 +129,11 @@ def processes_of(home: Path) -> dict[int, str]:
 
 def workers_of(home: Path) -> list[int]:
     return [number for number, command in processes_of(home).items() if "spawn_main" in command]
+
+
+def marks_held_by(process: int) -> list[str]:
+    """The runs whose mark the process holds."""
+    with suppress(OSError):  # it has ended
+        files = [link.readlink() for link in Path(f"/proc/{process}/fd").iterdir()]
+        return [file.name for file in files if file.parent.name == "run_marks"]
+    return []

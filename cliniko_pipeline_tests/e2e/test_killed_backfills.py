@@ -25,7 +25,7 @@ from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.generated import generated_account
 from cliniko_pipeline_tests import hostile
-from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, processes_of, wait_until
+from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, marks_held_by, processes_of, wait_until
 from cliniko_pipeline_tests.conftest import environment, free_port
 from cliniko_pipeline_tests.independent import expected_active_patients, expected_contact_mapping
 from cliniko_pipeline_tests.pipeline import opened_pipeline
@@ -194,20 +194,13 @@ class Deployment:
         """Those that have written a part of what their run is to write, by the lock that they hold."""
         found = []
         for process in self.processes("spawn_main"):
-            for run_id in _marks_held_by(process):
+            for run_id in marks_held_by(process):
                 key = "key = 'dagster/partition'"
                 for (name,) in self.rows(f"select value from dagster.run_tags where run_id = '{run_id}' and {key}"):
                     crawls = self.pipeline.rows(name, "cliniko.crawls")
                     if any(crawl["records"] for crawl in crawls) and not self.pipeline.active_patients(name):
                         found.append((process, name))
         return found
-
-
-def _marks_held_by(process: int) -> list[str]:
-    with suppress(OSError):  # it has ended
-        files = [link.readlink() for link in Path(f"/proc/{process}/fd").iterdir()]
-        return [file.name for file in files if file.parent.name == "run_marks"]
-    return []
 
 
 def _end(running: Running) -> None:
