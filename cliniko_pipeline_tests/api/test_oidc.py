@@ -1,0 +1,219 @@
+"""Tokens of an issuer, signed by its keys and fetched from a server of the test's own."""
+
+import base64
+import hmac
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cliniko_pipeline.api.oidc import IssuerUnavailableError, OidcVerifier, TokenRefusedError
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.settings import load_settings
+from cliniko_pipeline_tests.api.served import served
+from cliniko_pipeline_tests.api.service import client
+from cliniko_pipeline_tests.cli.conftest import opened_clinics
+from cliniko_pipeline_tests.conftest import environment, examples
+from cliniko_pipeline_tests.pipeline import opened_pipeline
+
+RSA = rsa.generate_private_key(65537, 2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+OTHER = rsa.generate_private_key(65537, 2048)
+
+
+@dataclass
+class Issuer:
+    """Serves its keys; `served` counts how often they were asked for."""
+
+    url: str
+    keys: list[dict[str, Any]] = field(default_factory=list)
+    answer: bytes | None = None
+    is_down: bool = False
+    served: int = 0
+
+    def token(self, key: Any = RSA, algorithm: str = "RS256", kid: str | None = "rsa", **changes: Any) -> str:
+        now = datetime.now(UTC)
+        claims = {"iss": self.url, "sub": "user_1", "org_id": "alpha", "iat": now, "exp": now + timedelta(minutes=1)}
+        claims = {name: value for name, value in (claims | changes).items() if value is not None}
+        return jwt.encode(claims, key, algorithm, headers=None if kid is None else {"kid": kid})
+
+
+def public(key: Any, kid: str, algorithm: Any) -> dict[str, Any]:
+    return {**json.loads(algorithm.to_jwk(key.public_key())), "kid": kid, "use": "sig"}
+
+
+@contextmanager
+def opened_issuer() -> Iterator[Issuer]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/keys":
+                issuer.served += 1
+            found = {"/keys": {"keys": issuer.keys}, "/.well-known/openid-configuration": issuer_document()}
+            body = issuer.answer if issuer.answer is not None else json.dumps(found[self.path]).encode()
+            self.send_response(503 if issuer.is_down else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    def issuer_document() -> dict[str, str]:
+        return {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        issuer = Issuer(f"http://127.0.0.1:{server.server_port}")
+        issuer.keys = [public(RSA, "rsa", jwt.algorithms.RSAAlgorithm), public(EC, "ec", jwt.algorithms.ECAlgorithm)]
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield issuer
+        finally:
+            server.shutdown()
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with opened_issuer() as opened:
+        yield opened
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def verifier(issuer: Issuer, clock: Clock | None = None, **environ: str) -> OidcVerifier:
+    return OidcVerifier(load_settings({"API_OIDC_ISSUER": issuer.url} | environ), clock or Clock())
+
+
+def refusal(found: OidcVerifier, text: str) -> str:
+    with pytest.raises(TokenRefusedError) as caught:
+        found.verify(text)
+    return str(caught.value)
+
+
+def test_a_token_of_either_key_names_its_user_and_organization(issuer: Issuer) -> None:
+    found = verifier(issuer)
+    for text in (issuer.token(), issuer.token(EC, "ES256", "ec")):
+        identity = found.verify(text)
+        assert (identity.subject, identity.organization_id) == ("user_1", "alpha")
+    assert issuer.served == 1
+
+
+def test_the_organization_may_stand_within_another_claim(issuer: Issuer) -> None:
+    found = verifier(issuer, API_OIDC_ORGANIZATION_CLAIM="o.id")
+    assert found.verify(issuer.token(o={"id": "beta"})).organization_id == "beta"
+    for o in (None, "beta", {"id": 7}, {"id": ""}, {"id": ["beta"]}, {}):
+        assert refusal(found, issuer.token(o=o)) == "without an organization"
+
+
+def test_what_is_expired_early_of_another_issuer_or_lacks_a_claim_is_refused(issuer: Issuer) -> None:
+    found = verifier(issuer)
+    now = datetime.now(UTC)
+    assert refusal(found, issuer.token(exp=now - timedelta(minutes=1))) == "expired"
+    for changes in (
+        {"nbf": now + timedelta(minutes=5)},
+        {"iat": now + timedelta(minutes=5)},
+        {"iss": "https://elsewhere.example"},
+        {"iss": None},
+        {"exp": None},
+        {"sub": None},
+        {"iat": None},
+    ):
+        assert refusal(found, issuer.token(**changes)) == "invalid", changes
+    assert found.verify(issuer.token(exp=now - timedelta(seconds=10))).subject == "user_1"
+
+
+def test_the_audience_is_looked_at_where_one_is_set(issuer: Issuer) -> None:
+    found = verifier(issuer, API_OIDC_AUDIENCE="pipeline")
+    assert found.verify(issuer.token(aud=["pipeline", "other"])).subject == "user_1"
+    assert refusal(found, issuer.token(aud="other")) == "invalid"
+    assert refusal(found, issuer.token()) == "invalid"
+    assert verifier(issuer).verify(issuer.token(aud="other")).subject == "user_1"
+
+
+def test_signatures_of_others_none_and_secrets_made_of_public_keys_are_refused(issuer: Issuer) -> None:
+    found = verifier(issuer)
+    assert refusal(found, issuer.token(OTHER)) == "invalid"
+    assert refusal(found, issuer.token(None, "none")) == "invalid"
+    assert refusal(found, issuer.token(EC, "ES256", "rsa")) == "invalid"
+    pem = RSA.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    signed = f"{_part({'alg': 'HS256', 'kid': 'rsa'})}.{issuer.token().split('.')[1]}"
+    signature = base64.urlsafe_b64encode(hmac.digest(pem, signed.encode(), "sha256")).decode().rstrip("=")
+    assert refusal(found, f"{signed}.{signature}") == "invalid"
+
+
+def _part(content: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+
+
+def test_unknown_keys_have_the_issuer_asked_once_a_minute_and_new_ones_are_found(issuer: Issuer) -> None:
+    clock = Clock()
+    found = verifier(issuer, clock)
+    found.verify(issuer.token())
+    issuer.keys.append(public(OTHER, "new", jwt.algorithms.RSAAlgorithm))
+    text = issuer.token(OTHER, kid="new")
+    for _ in range(20):
+        assert refusal(found, text) == "of an unknown key"
+    assert issuer.served == 1
+    clock.now += 61
+    assert found.verify(text).subject == "user_1"
+    assert issuer.served == 2
+    assert refusal(found, issuer.token(kid=None)) == "of an unknown key"
+
+
+def test_a_key_that_the_issuer_withdrew_is_good_for_an_hour_at_most(issuer: Issuer) -> None:
+    clock = Clock()
+    found = verifier(issuer, clock)
+    found.verify(issuer.token())
+    issuer.keys = [public(EC, "ec", jwt.algorithms.ECAlgorithm)]
+    clock.now += 3601
+    assert refusal(found, issuer.token()) == "of an unknown key"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"[]", b"{}", b"null", b'{"issuer": "https://elsewhere.example"}', b"x" * 2_000_000, b"\xff"]
+)
+def test_an_issuer_that_answers_nonsense_is_unavailable(issuer: Issuer, answer: bytes) -> None:
+    issuer.answer = answer
+    with pytest.raises(IssuerUnavailableError):
+        verifier(issuer).verify(issuer.token())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(60))
+@given(st.from_regex(r"[A-Za-z0-9_.-]{0,40}", fullmatch=True) | st.text(max_size=40))
+def test_whatever_is_no_token_is_refused(issuer: Issuer, text: str) -> None:
+    with pytest.raises(TokenRefusedError):
+        verifier(issuer).verify(text)
+
+
+def test_a_jwt_opens_its_organization_alone(issuer: Issuer, database: Database, tmp_path: Path) -> None:
+    environ = environment(database.url, tmp_path) | {"API_OIDC_ISSUER": issuer.url}
+    with opened_clinics(environ) as clinics, opened_pipeline(environ) as pipeline, served(pipeline.runtime) as url:
+        clinics.open(["alpha", "beta"])
+        with client(url, issuer.token()) as whoever:
+            assert [each["id"] for each in whoever.get("/v1/organizations").json()["items"]] == ["alpha"]
+            assert whoever.get("/v1/organizations/alpha").status_code == 200
+            assert whoever.get("/v1/organizations/beta").status_code == 404
+            assert whoever.post("/v1/organizations/alpha/syncs").status_code == 403
+        with client(url, issuer.token(OTHER)) as whoever:
+            assert whoever.get("/v1/organizations/alpha").status_code == 401
+        issuer.is_down = True
+    with opened_pipeline(environ) as pipeline, served(pipeline.runtime) as url, client(url, issuer.token()) as whoever:
+        answer = whoever.get("/v1/organizations/alpha")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")

@@ -1,0 +1,171 @@
+"""The service beside itself: tokens' limits, what it says when the database or Dagster is gone, and defects."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.postgres import api_tokens
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.runtime import Runtime, open_runtime
+from cliniko_pipeline.settings import load_settings
+from cliniko_pipeline_tests.api.served import served
+from cliniko_pipeline_tests.api.service import client, token
+from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
+from cliniko_pipeline_tests.conftest import environment, free_port
+
+
+@pytest.fixture
+def environ(database_url: URL, tmp_path: Path) -> dict[str, str]:
+    return environment(database_url, tmp_path / "home") | {"API_DAGSTER_URL": f"http://127.0.0.1:{free_port()}"}
+
+
+@pytest.fixture
+def clinics(environ: dict[str, str]) -> Iterator[Clinics]:
+    with opened_clinics(environ) as opened:
+        opened.open(["alpha", "beta"])
+        yield opened
+
+
+@pytest.fixture
+def runtime(environ: dict[str, str], clinics: Clinics) -> Iterator[Runtime]:
+    with open_runtime(load_settings(environ)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def url(runtime: Runtime) -> Iterator[str]:
+    with served(runtime) as address:
+        yield address
+
+
+def test_a_token_may_ask_so_much_in_a_minute_and_others_are_not_held_up(url: str, database: Database) -> None:
+    with client(url, token(database, requests_per_minute=5)) as whoever:
+        statuses = [whoever.get("/v1/organizations").status_code for _ in range(8)]
+        refused = whoever.get("/v1/organizations")
+    assert statuses == [200] * 5 + [429] * 3
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    with client(url, token(database)) as another:
+        assert another.get("/v1/organizations").status_code == 200
+
+
+def test_without_dagster_everything_can_be_read_and_no_sync_be_requested(
+    url: str, database: Database, clinics: Clinics
+) -> None:
+    with client(url, token(database, "read", "sync")) as whoever:
+        assert whoever.get("/readyz").json() == {"database": "ok", "dagster": "unreachable"}
+        assert whoever.get("/v1/organizations/alpha/syncs").json()["items"] == []
+        answer = whoever.post("/v1/organizations/alpha/syncs")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+        _note_sync(clinics)
+        (listed,) = whoever.get("/v1/organizations/alpha/syncs").json()["items"]
+        assert whoever.get(f"/v1/syncs/{listed['id']}").json() == listed
+        assert (listed["status"], listed["tables"][0]["counts"]) == ("succeeded", {"rows": 3})
+    with client(url, token(database, organizations=["beta"])) as whoever:
+        # Whether it is another's or there is none cannot be told apart.
+        assert whoever.get(f"/v1/syncs/{listed['id']}").status_code == 503
+
+
+def _note_sync(clinics: Clinics) -> None:
+    with clinics.database.organization("alpha") as connection:
+        connection.exec_driver_sql(
+            "insert into cliniko.sync_runs (organization_id, run_id, planned, status, finished_at, assets) values"
+            " ('alpha', '00000000-0000-4000-8000-000000000001', array['cliniko/patients', 'cliniko/appointments',"
+            " 'contact_mapping', 'active_patients'], 'succeeded', now(), '{\"active_patients\": {\"status\":"
+            ' "succeeded", "rows": 3}}\')'
+        )
+
+
+def test_a_disabled_organization_is_read_and_not_synced(url: str, database: Database, clinics: Clinics) -> None:
+    with database.operator() as connection:
+        connection.exec_driver_sql(
+            "update public.api_credentials set is_active = false where organization_id = 'alpha'"
+        )
+    with client(url, token(database, "read", "sync")) as whoever:
+        assert whoever.get("/v1/organizations/alpha").json()["is_active"] is False
+        assert whoever.post("/v1/organizations/alpha/syncs").status_code == 409
+
+
+def test_people_without_a_contact_are_listed_by_why_in_pages(url: str, database: Database) -> None:
+    with database.organization("alpha") as connection:
+        connection.exec_driver_sql(
+            "insert into cliniko.contact_mapping (organization_id, patient_id, status, candidate_count)"
+            " select 'alpha', n::text, case when n %% 3 = 0 then 'ambiguous' else 'unmatched' end,"
+            " case when n %% 3 = 0 then 2 end from generate_series(1, 25) as n"
+        )
+    address = "/v1/organizations/alpha/people-without-contact"
+    found, cursor = [], {}
+    with client(url, token(database, organizations=["alpha"])) as whoever:
+        while True:
+            page = whoever.get(address, params={"limit": 4, **cursor}).json()
+            found += page["items"]
+            if page["next_cursor"] is None:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+        ambiguous = whoever.get(address, params={"status": "ambiguous"}).json()["items"]
+    assert [int(each["patient_id"]) for each in found] == [n for n in range(1, 26) if n % 3]
+    assert [(int(each["patient_id"]), each["candidate_count"]) for each in ambiguous] == [
+        (n, 2) for n in range(3, 26, 3)
+    ]
+    with client(url, token(database, organizations=["beta"])) as whoever:
+        assert whoever.get(address.replace("alpha", "beta")).json()["items"] == []
+
+
+def test_a_database_that_is_gone_is_said(environ: dict[str, str], clinics: Clinics) -> None:
+    text = token(clinics.database)
+    gone = environ["DATABASE_URL"].rpartition("/")[0] + "/gone"
+    settings = load_settings(environ | {"DATABASE_URL": gone})
+    with open_runtime(settings) as runtime, served(runtime) as url, client(url, text) as whoever:
+        ready, answer = whoever.get("/readyz"), whoever.get("/v1/organizations")
+        assert whoever.get("/healthz").status_code == 200
+    assert (ready.status_code, ready.json()["database"]) == (503, "unusable")
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_defect_is_answered_and_logged_without_its_text(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = token(database)
+
+    def broken(*_: object) -> None:
+        # In two parts: a traceback shows this line.
+        raise ZeroDivisionError("Ja" + "ne Doe, 555-1234")
+
+    monkeypatch.setattr("cliniko_pipeline.api.organizations.scheduling.schedulings", broken)
+    with caplog.at_level(logging.DEBUG), client(url, text) as whoever:
+        answer = whoever.get("/v1/organizations")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert "Jane" not in answer.text + caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_answers_are_kept_by_no_cache_and_taken_for_nothing_else(url: str, database: Database) -> None:
+    with client(url, token(database)) as whoever:
+        for address in ("/v1/organizations", "/v1/nothing", "/healthz"):
+            headers = whoever.get(address).headers
+            assert headers["cache-control"] == "no-store"
+            assert headers["x-content-type-options"] == "nosniff"
+            assert "server" not in headers
+
+
+def test_a_token_is_noted_as_used_and_never_stored(url: str, database: Database) -> None:
+    text = token(database)
+    with client(url, text) as whoever:
+        whoever.get("/v1/organizations")
+    with database.operator() as connection:
+        (found,) = api_tokens.tokens(connection)
+        stored = connection.exec_driver_sql("select t::text from cliniko.api_tokens as t").scalar_one()
+    assert found.last_used_at is not None
+    assert text not in stored
+    assert text.rpartition("_")[2] not in stored
+    assert text not in repr(found)
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Basic YTpi", "bearer x", "Bearer ~", "Bearer " + "a" * 5000])
+def test_a_malformed_authorization_is_a_401(url: str, header: str) -> None:
+    answer = httpx.get(f"{url}/v1/organizations", headers={"Authorization": header}, trust_env=False)
+    assert answer.status_code == 401
