@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -13,8 +14,9 @@ from cliniko_pipeline.errors import ClinikoPipelineError, DataError
 from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch
 from cliniko_pipeline.postgres import crawls
 from cliniko_pipeline.postgres.crawls import Vanished
-from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.merge import Written, upsert
+from cliniko_pipeline.postgres.engine import Database, Sent, at_once
+from cliniko_pipeline.postgres.merge import RowsAreThereError, Written, refusing_rows_that_are_there, staged
+from cliniko_pipeline.postgres.tables import RECONCILED
 
 REJECTED_AT_ONCE = 10
 """So many records, all of them rejected, at the beginning of a full reading are no bad luck with single records."""
@@ -44,6 +46,7 @@ class WritingBehind:
         self._is_over = False
         self._thread = DaemonThreads(1, "cliniko-writing")
         self._under_way: tuple[RecordBatch, Future[Written]] | None = None
+        self._not_new: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +82,12 @@ class WritingBehind:
             return self._write(batch)
 
     def _write(self, batch: RecordBatch) -> Written:
+        # A first reading hardly ever finds a record there: one that it reads again, since others vanished meanwhile.
+        if _is_of_first_reading(batch) and batch.resource not in self._not_new:
+            try:
+                return write_batch(self._database, self._organization_id, batch, self._require_turn, are_new=True)
+            except RowsAreThereError:
+                self._not_new.add(batch.resource)
         return write_batch(self._database, self._organization_id, batch, self._require_turn)
 
     def _wait(self) -> None:
@@ -93,27 +102,35 @@ class WritingBehind:
         self._on_written(batch, written)
 
 
+def _is_of_first_reading(batch: RecordBatch) -> bool:
+    # A later full one reconciles, where that is done at all.
+    crawl = batch.crawl
+    return crawl is not None and crawl.is_full and not crawl.reconciles and batch.resource in RECONCILED
+
+
 def write_batch(
-    database: Database, organization_id: str, batch: RecordBatch, require_turn: Callable[[], object]
+    database: Database,
+    organization_id: str,
+    batch: RecordBatch,
+    require_turn: Callable[[], object],
+    *,
+    are_new: bool = False,
 ) -> Written:
     """Writes the batch in one transaction, if it is still the caller's turn.
 
     Tells what became of the rows, those included that were marked as deleted.
 
-    Raises DataError where a full reading begins with nothing but records that cannot be understood, and where too many
-    records are missing at its end to be believed: then nothing was marked, but all that was read is written.
+    Raises RowsAreThereError where the rows are said to be new and one is not: then nothing was written. Raises
+    DataError where a full reading begins with nothing but records that cannot be understood, and where too many records
+    are missing at its end to be believed: then nothing was marked, but all that was read is written.
     """
     doubtful: Vanished | None = None
     with database.organization(organization_id, is_resumable=not (batch.is_first or batch.is_last)) as connection:
-        # On a connection that is open: where the server has crashed since, one of the two is lost.
-        require_turn()
-        written = _write_rows(connection, batch)
-        if batch.crawl is not None:
-            _note_progress(connection, batch, batch.crawl)
-            if batch.is_last:
-                vanished = _missing(connection, batch.resource, batch.crawl)
-                doubtful = vanished if vanished.share > batch.crawl.believed_share else None
-                written += _reconcile(connection, batch.resource, batch.crawl, vanished, doubtful)
+        written = _write_rows(connection, batch, require_turn, are_new=are_new)
+        if batch.crawl is not None and batch.is_last:
+            vanished = _missing(connection, batch.resource, batch.crawl)
+            doubtful = vanished if vanished.share > batch.crawl.believed_share else None
+            written += _reconcile(connection, batch.resource, batch.crawl, vanished, doubtful)
     if doubtful is not None:
         # Only now: the reading itself was whole, and what it brought is right.
         raise DataError(
@@ -124,10 +141,24 @@ def write_batch(
     return written
 
 
-def _write_rows(connection: Connection, batch: RecordBatch) -> Written:
-    if batch.crawl is not None and batch.crawl.is_full and not batch.rows:
+def _write_rows(
+    connection: Connection, batch: RecordBatch, require_turn: Callable[[], object], *, are_new: bool
+) -> Written:
+    """Writes the rows and how far the reading has come, with as few waits as can be."""
+    crawl = batch.crawl
+    if crawl is not None and crawl.is_full and not batch.rows:
         _require_sense(connection, batch)
-    return upsert(connection, batch.table, batch.rows) if batch.rows else Written()
+    if crawl is not None and batch.is_first:
+        crawls.begin(connection, batch.resource, is_full=crawl.is_full, reconciles=crawl.reconciles)
+    merging = [staged(connection, batch.table, batch.rows, are_new=are_new)] if batch.rows else []
+    advancing = [] if crawl is None else [_advancing(batch, crawl)]
+    # On a connection that is open: where the server has crashed since, one of the two is lost.
+    with refusing_rows_that_are_there() if are_new else nullcontext():
+        found = at_once(connection, merging + advancing, meanwhile=require_turn)
+    written = Written(*found[0]) if merging else Written()
+    if crawl is not None:
+        _note_ids(connection, batch, crawl, has_set_aside=bool(found[-1] and found[-1][0]))
+    return written
 
 
 def _require_sense(connection: Connection, batch: RecordBatch) -> None:
@@ -141,18 +172,18 @@ def _require_sense(connection: Connection, batch: RecordBatch) -> None:
         )
 
 
-def _note_progress(connection: Connection, batch: RecordBatch, crawl: CrawlProgress) -> None:
-    if batch.is_first:
-        crawls.begin(connection, batch.resource, is_full=crawl.is_full, reconciles=crawl.reconciles)
+def _advancing(batch: RecordBatch, crawl: CrawlProgress) -> Sent:
     following = crawl.following
-    has_set_aside = crawls.advance(
-        connection,
+    return crawls.advancing(
         batch.resource,
         records=len(batch.rows),
         horizon=crawl.horizon,
         next_page=following.page if following else None,
         total_entries=following.total_entries if following else None,
     )
+
+
+def _note_ids(connection: Connection, batch: RecordBatch, crawl: CrawlProgress, *, has_set_aside: bool) -> None:
     if not (has_set_aside or batch.rejected or crawl.reconciles):
         return
     understood = [str(row[batch.table.written.index("id")]) for row in batch.rows]

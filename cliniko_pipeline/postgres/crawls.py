@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import sql, statement
+from cliniko_pipeline.postgres.engine import Sent, sql, statement
 from cliniko_pipeline.postgres.tables import RECONCILED
 
 OVERLAP = timedelta(minutes=3)
@@ -104,29 +104,24 @@ def begin(connection: Connection, resource: str, *, is_full: bool, reconciles: b
     _forget_ids(connection, resource)
 
 
-def advance(
-    connection: Connection,
+def advancing(
     resource: str,
     *,
     records: int,
     horizon: datetime | None,
     next_page: int | None = None,
     total_entries: int | None = None,
-) -> bool:
-    """Some more was written; a full crawl that breaks off goes on from here. Tells whether anything of the resource is
-    set aside.
+) -> Sent:
+    """A statement to be sent: some more was written; a full crawl that breaks off goes on from here. It tells whether
+    anything of the resource is set aside.
     """
-    has_set_aside = connection.execute(
-        statement(sql("crawl_advanced")),
-        {
-            "resource": resource,
-            "records": records,
-            "horizon": horizon,
-            "next_page": next_page,
-            "total_entries": total_entries,
-        },
-    ).scalar_one_or_none()
-    return bool(has_set_aside)
+    return sql("crawl_advanced"), {
+        "resource": resource,
+        "records": records,
+        "horizon": horizon,
+        "next_page": next_page,
+        "total_entries": total_entries,
+    }
 
 
 def complete(

@@ -4,15 +4,16 @@ Nothing here knows a table of its own: what is stored stands in `tables`, how it
 """
 
 import hashlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -116,16 +117,15 @@ class Database:
         """
         with self._translated(), _forgetting_what_a_failure_undid() as info, self._engine.begin() as connection:
             info.append(connection.info)
-            connection.execute(
-                statement(sql("enter_organization")),
-                {
-                    "role": ORGANIZATION_ROLE,
-                    "organization_id": organization_id,
-                    "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
-                    "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
-                    "synchronous_commit": "off" if is_resumable else None,
-                },
-            )
+            parameters = {
+                "role": ORGANIZATION_ROLE,
+                "organization_id": organization_id,
+                "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
+                "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
+                "synchronous_commit": "off" if is_resumable else None,
+            }
+            # With the begin of the transaction.
+            at_once(connection, [(sql("enter_organization"), parameters)])
             yield connection
 
     @contextmanager
@@ -154,8 +154,8 @@ class Database:
 
             def require() -> None:
                 try:
-                    connection.execute(statement("select 1"))
-                except SQLAlchemyError:
+                    driver_of(connection).execute(b"select 1")
+                except (SQLAlchemyError, psycopg.Error):
                     raise DatabaseUnavailableError(
                         f"The connection that keeps organization '{organization_id}' for this run was lost"
                         f" ({self.location}): try again."
@@ -224,6 +224,34 @@ def _read_committed(connection: "psycopg.Connection[Any]", _record: object) -> N
     # Some statements hold escapes that the old rules for texts refuse.
     connection.execute("set standard_conforming_strings = on")
     connection.commit()
+
+
+Sent = tuple[str, Mapping[str, object]]
+"""A statement, and its parameters."""
+
+
+def at_once(
+    connection: Connection, statements: Sequence[Sent], *, meanwhile: Callable[[], object] = lambda: None
+) -> list[Any]:
+    """Sends the statements together and waits for all of them once; the first row of each, None where there is none.
+
+    `meanwhile` is called when they are on their way.
+    """
+    driver = driver_of(connection)
+    with driver.pipeline():
+        cursors = [driver.execute(_as_psycopg_takes_it(text), parameters) for text, parameters in statements]
+        meanwhile()
+    return [cursor.fetchone() for cursor in cursors]
+
+
+def driver_of(connection: Connection) -> "psycopg.Connection[Any]":
+    """The driver's own connection, for what SQLAlchemy does not offer."""
+    return cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+
+
+@cache
+def _as_psycopg_takes_it(text: str) -> bytes:
+    return str(statement(text).compile(dialect=PGDialect_psycopg())).encode()
 
 
 def once(connection: Connection, text: str) -> None:

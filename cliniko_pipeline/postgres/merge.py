@@ -12,7 +12,7 @@ import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import cache
 
 import msgspec
 import psycopg
@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import advisory_key, once, sql, statement
+from cliniko_pipeline.postgres.engine import Sent, advisory_key, at_once, driver_of, once, sql
 from cliniko_pipeline.postgres.tables import Table
 
 STAGING = "pg_temp.staging"
@@ -45,10 +45,36 @@ def upsert(connection: Connection, table: Table, rows: Iterable[Sequence[object]
     `rows` are tuples of text, aware datetimes, booleans, whole numbers and None, in the order of `table.written`. Of
     several with one key the last counts: it was read last.
     """
+    ((inserted, updated),) = at_once(connection, [staged(connection, table, rows)])
+    return Written(inserted, updated)
+
+
+class RowsAreThereError(DataError):
+    """What was taken for new is there, all or some of it. Nothing was written."""
+
+
+@contextmanager
+def refusing_rows_that_are_there() -> Generator[None]:
+    """Raises RowsAreThereError where PostgreSQL finds a row there that was `staged` as a new one."""
+    try:
+        yield
+    except psycopg.errors.UniqueViolation:
+        raise RowsAreThereError("Rows that were taken for new ones are there.") from None
+
+
+def staged(connection: Connection, table: Table, rows: Iterable[Sequence[object]], *, are_new: bool = False) -> Sent:
+    """The same but for the statement that merges them, which is still to be sent: what it tells are the first two of
+    Written. Where all `are_new` it takes less, and fails where one is not (see refusing_rows_that_are_there).
+    """
     last_of_each = {tuple(row[: len(table.key)]): row for row in rows}
+    with _refusing_what_cannot_be_stored(table):
+        # In the order of the index, since that is faster; PostgreSQL would take longer to bring them into it.
+        csv = _as_csv([last_of_each[key] for key in sorted(last_of_each)])
     staging = _keep_staging(connection, table)
-    _copy_as_text(connection, table, list(last_of_each.values()), staging)
-    return _upsert_staging(connection, table, staging)
+    options = r"format csv, null 'null', escape E'\\'"
+    with _copying(connection, f"copy {staging} ({_list(table.written)}) from stdin with ({options})") as copy:
+        copy.write(csv)
+    return _merging(table, staging, are_new=are_new), {}
 
 
 def replace_by_query(connection: Connection, table: Table, query: str, parameters: Mapping[str, object]) -> Written:
@@ -124,19 +150,9 @@ def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]
                 copy.write_row(row)
 
 
-def _copy_as_text(connection: Connection, table: Table, rows: Sequence[Sequence[object]], staging: str) -> None:
-    """Rows of the few types that records have, in a tenth of the time."""
-    with _refusing_what_cannot_be_stored(table):
-        csv = _as_csv(rows)
-    options = r"format csv, null 'null', escape E'\\'"
-    with _copying(connection, f"copy {staging} ({_list(table.written)}) from stdin with ({options})") as copy:
-        copy.write(csv)
-
-
 @contextmanager
 def _copying(connection: Connection, statement: str) -> Generator[psycopg.Copy]:
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with driver.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+    with driver_of(connection).cursor() as cursor, cursor.copy(statement.encode()) as copy:
         yield copy
 
 
@@ -170,24 +186,21 @@ def _unescaped(escape: re.Match[bytes]) -> bytes:
     return _CONTROL.get(escape[0], escape[0])  # a quotation mark and a backslash stay escaped
 
 
-def _upsert_staging(connection: Connection, table: Table, staging: str) -> Written:
-    key, written = _list(table.key), _list(table.written)
-    row = connection.execute(
-        statement(
-            f"""
-            with merged as (
-                insert into {table.qualified} as target (organization_id, {written})
-                select {_ORGANIZATION}, {written} from {staging} order by {key}
-                on conflict (organization_id, {key}) do update
-                set {_assignments(table, "excluded")}
-                where {_differs(table, "target", "excluded")}
-                returning xmax = 0 as is_new
-            )
-            select count(*) filter (where is_new), count(*) filter (where not is_new) from merged
-            """
+@cache
+def _merging(table: Table, staging: str, *, are_new: bool) -> str:
+    written = _list(table.written)
+    renewal = f"""
+            on conflict (organization_id, {_list(table.key)}) do update
+            set {_assignments(table, "excluded")}
+            where {_differs(table, "target", "excluded")}"""
+    return f"""
+        with merged as (
+            insert into {table.qualified} as target (organization_id, {written})
+            select {_ORGANIZATION}, {written} from {staging}{"" if are_new else renewal}
+            returning xmax = 0 as is_new
         )
-    ).one()
-    return Written(inserted=row[0], updated=row[1])
+        select count(*) filter (where is_new), count(*) filter (where not is_new) from merged
+        """
 
 
 def _replace_by_staging(connection: Connection, table: Table) -> Written:

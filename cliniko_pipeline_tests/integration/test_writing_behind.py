@@ -1,23 +1,27 @@
 """Batches written behind the reading: what may be lost with a connection must not be passed over."""
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from cliniko_pipeline.errors import DatabaseUnavailableError
+from cliniko_pipeline.orchestration import record_batches
 from cliniko_pipeline.orchestration.record_batches import WritingBehind
 from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.merge import Written
 from cliniko_pipeline.postgres.tables import PATIENTS
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 CRAWL = CrawlProgress(is_full=True, reconciles=False, horizon=NOW)
 
 
-def batch(*ids: str, is_first: bool = False, is_last: bool = False) -> RecordBatch:
-    rows = [(each, "A", "B", None, None, None, None, None, NOW, NOW) for each in ids]
+def batch(*ids: str, is_first: bool = False, is_last: bool = False, name: str = "A") -> RecordBatch:
+    rows = [(each, name, "B", None, None, None, None, None, NOW, NOW) for each in ids]
     return RecordBatch("patients", PATIENTS, rows, is_first=is_first, is_last=is_last, crawl=CRAWL)
 
 
@@ -42,6 +46,46 @@ def test_a_reading_does_not_go_on_when_its_turn_was_lost_although_other_connecti
     with database.organization("o") as connection:
         assert connection.execute(sa.text("select count(*) from cliniko.patients")).scalar_one() == 0
         assert connection.execute(sa.text("select completed_at from cliniko.crawls")).scalar_one() is None
+
+
+def test_a_first_reading_that_finds_records_there_stores_what_it_read_last_and_counts_it_once(
+    database: Database,
+) -> None:
+    # A page that is read again, say: what was taken for new is refused as a whole, and merged.
+    counted: list[Written] = []
+    with (
+        database.turn("o") as require_turn,
+        WritingBehind(database, "o", lambda _, written: counted.append(written), require_turn) as writing,
+    ):
+        writing.write(batch(is_first=True))
+        writing.write(batch("1", "2"))
+        writing.write(batch("2", "3", name="New"))
+        writing.write(batch("1", "4"))
+        writing.write(batch(is_last=True))
+    assert sum(counted, Written()) == Written(inserted=4, updated=1)
+    with database.organization("o") as connection:
+        rows = connection.execute(sa.text("select id, first_name from cliniko.patients order by id")).all()
+        assert [tuple(row) for row in rows] == [("1", "A"), ("2", "New"), ("3", "New"), ("4", "A")]
+        assert connection.execute(sa.text("select records from cliniko.crawls")).scalar_one() == 6
+
+
+def test_only_the_first_reading_takes_its_records_for_new(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+    written_as_new = record_batches.write_batch
+
+    def spied(*arguments: Any, are_new: bool = False) -> Written:
+        tried.append(are_new)
+        return written_as_new(*arguments, are_new=are_new)
+
+    monkeypatch.setattr(record_batches, "write_batch", spied)
+    for crawl in (CRAWL, replace(CRAWL, reconciles=True), replace(CRAWL, is_full=False)):
+        with (
+            database.turn("o") as require_turn,
+            WritingBehind(database, "o", lambda *_: None, require_turn) as writing,
+        ):
+            writing.write(replace(batch(is_first=True), crawl=crawl))
+            writing.write(replace(batch("1"), crawl=crawl))
+    assert tried == [True, True, False, False, False, False]
 
 
 def end_all_others(database: Database) -> None:

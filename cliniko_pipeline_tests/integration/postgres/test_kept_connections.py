@@ -1,11 +1,12 @@
 """What a connection keeps from one transaction to the next, and what it brings along."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database, Sent, at_once, sql
 from cliniko_pipeline.postgres.merge import Written, replace_by_query, upsert
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
 
@@ -27,6 +28,29 @@ def test_a_commit_that_fails_leaves_no_connection_that_cannot_write(database: Da
     with pytest.raises(DataError):
         add(database, "1")
     assert add(database, "2") == Written(inserted=1)
+
+
+def test_statements_sent_at_once_are_undone_where_what_happens_meanwhile_fails_and_the_connection_goes_on(
+    database: Database,
+) -> None:
+    def fails() -> None:
+        raise KeyError
+
+    def sent(name: str) -> Sent:
+        return "insert into cliniko.crawls (organization_id, resource, started_at) values ('a', :name, now())", {
+            "name": name
+        }
+
+    with suppress(KeyError), database.organization("a") as connection:
+        at_once(connection, [sent("x"), sent("y")], meanwhile=fails)
+        pytest.fail("nothing failed")
+    with pytest.raises(DataError, match="UniqueViolation"), database.organization("a") as connection:
+        at_once(connection, [sent("x"), sent("x"), sent("z")])
+    with database.organization("a") as connection:
+        count: Sent = ("select count(*) from cliniko.crawls where resource <> :none", {"none": ""})
+        nothing: Sent = ("select 1 from cliniko.crawls where false", {})
+        assert at_once(connection, [count, nothing, count]) == [(0,), None, (0,)]
+        assert connection.exec_driver_sql("select current_user").scalar_one() == ORGANIZATION_ROLE
 
 
 def test_a_database_with_the_old_rules_for_texts_is_transformed_as_any_other(database: Database) -> None:
