@@ -194,7 +194,7 @@ def told_apart_only_by_the_reading(tables: Mapping[str, Sequence[Mapping[str, An
         "cliniko.rejected_records": ("rejected_at", "position"),
     }
     return {
-        name: [{c: row[c] for c in row if c not in told.get(name, ())} for row in rows]
+        name: sorted(({c: row[c] for c in row if c not in told.get(name, ())} for row in rows), key=repr)
         for name, rows in tables.items()
         if name not in {"cliniko.sync_runs", *KEPT}
     }
