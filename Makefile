@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-budgets benchmark-memory benchmark-runs benchmark-syncs benchmark-transforms benchmark-unchanged lint format sandbox constraints clean
+.PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-budgets benchmark-memory benchmark-reads benchmark-runs benchmark-syncs benchmark-transforms benchmark-unchanged lint format sandbox constraints clean
 
 # Some tests mostly wait, for a daemon or a browser: one process more than there are processors.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
@@ -48,6 +48,9 @@ benchmark-runs: $(VENV)/.runtime ## Cost and rate of unchanged syncs of 200 orga
 
 benchmark-unchanged: $(VENV)/.runtime ## Syncs in which nothing has changed: accounts of 10,000 against 1,000,000 records; five minutes
 	@$(BIN)/python -m benchmarks.unchanged $(ARGS)
+
+benchmark-reads: $(VENV)/.runtime ## Pages of 100,000 active patients, read by fifty while syncs replace them; two minutes
+	@$(BIN)/python -m benchmarks.reads $(ARGS)
 
 benchmark-syncs: build/benchmarks/.installed ## First syncs beside dlt, a plain loop and hand-written floors; ARGS=--docs renews the docs; twenty minutes
 	@build/benchmarks/bin/python -m benchmarks.syncs $(ARGS)

@@ -49,16 +49,19 @@ create table cliniko.api_refusals (
 );
 """
 
-# A page of active_patients is read from where the one before it ended, whatever it is sorted by.
+# A page of active_patients is read from where the one before it ended, whatever it is sorted by. What pages can be
+# filtered by stands in every index, so that rows that are left out are not looked at.
 CREATE_INDEXES = """
+create index if not exists active_patients_contact_idx
+    on public.active_patients (organization_id, contact_id, last_appointment_date, upcoming_appointment_count);
 create index if not exists active_patients_last_appointment_idx
-    on public.active_patients (organization_id, last_appointment_date, contact_id);
-create index if not exists active_patients_recent_idx
-    on public.active_patients (organization_id, recent_appointment_count, contact_id);
-create index if not exists active_patients_upcoming_idx
-    on public.active_patients (organization_id, upcoming_appointment_count, contact_id);
-create index if not exists active_patients_total_idx
-    on public.active_patients (organization_id, total_appointment_count, contact_id);
+    on public.active_patients (organization_id, last_appointment_date, contact_id, upcoming_appointment_count);
+create index if not exists active_patients_recent_idx on public.active_patients
+    (organization_id, recent_appointment_count, contact_id, last_appointment_date, upcoming_appointment_count);
+create index if not exists active_patients_upcoming_idx on public.active_patients
+    (organization_id, upcoming_appointment_count, contact_id, last_appointment_date);
+create index if not exists active_patients_total_idx on public.active_patients
+    (organization_id, total_appointment_count, contact_id, last_appointment_date, upcoming_appointment_count);
 """
 
 
