@@ -214,7 +214,8 @@ def measured_pages(database: Database) -> list[PageTime]:
     _say("Pages, one by one")
     found: list[PageTime] = []
     with database.organization(ORGANIZATION) as connection:
-        rows = connection.execute(sa.text(f"select {', '.join(Order)} from public.active_patients")).all()
+        columns = sa.select(*map(sa.column, Order)).select_from(sa.table("active_patients", schema="public"))
+        rows = connection.execute(columns).all()
     for order, descending, name in itertools.product(Order, (False, True), FILTERS):
         wanted = [row for row in rows if _is_wanted(row, FILTERS[name])]
         wanted.sort(key=lambda row: (getattr(row, order), row.contact_id.bytes), reverse=descending)
