@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cliniko_pipeline.api import webhooks
 from cliniko_pipeline.api.authentication import Gate
 from cliniko_pipeline.api.problems import answer_problems
 from cliniko_pipeline.runtime import Runtime
@@ -26,6 +27,7 @@ def create_application(runtime: Runtime) -> FastAPI:
     application.state.runtime = runtime
     application.state.gate = Gate(runtime)
     answer_problems(application)
+    application.include_router(webhooks.router)
     application.add_middleware(_SafeHeaders)
     return application
 
