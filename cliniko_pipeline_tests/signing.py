@@ -13,6 +13,9 @@ from standardwebhooks import Webhook
 from cliniko_pipeline.postgres import webhooks
 from cliniko_pipeline.runtime import Runtime
 
+CLIENT = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
+"""Made once, for that takes longer than to send."""
+
 
 def new_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
@@ -44,4 +47,4 @@ def send(
     """Posts a webhook to the service at the URL; options are those of `signed`."""
     body = json.dumps({"type": "appointment.updated"} if content is None else content).encode()
     headers = signed(secret, body, message_id, **options)
-    return httpx.post(f"{url}/v1/webhooks/{organization_id}", content=body, headers=headers, timeout=30)
+    return CLIENT.post(f"{url}/v1/webhooks/{organization_id}", content=body, headers=headers)

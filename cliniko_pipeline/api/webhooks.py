@@ -36,6 +36,9 @@ NOT_SIGNED = "webhook not signed as it must be"
 
 _LOG = logging.getLogger(__name__)
 
+# Otherwise the server reads the rest, however much that is.
+_HANGING_UP = {"Connection": "close"}
+
 _MESSAGE_ID = re.compile(r"[!-~]{1,256}")
 _SIGNATURE = re.compile(r"v1,[A-Za-z0-9+/]{43}=")
 # A name has a capital letter, a number or an address something else.
@@ -147,12 +150,15 @@ async def _body(request: Request) -> bytes:
             return await _whole_body(request)
     except TimeoutError:
         raise ProblemError(
-            HTTPStatus.REQUEST_TIMEOUT, f"The body did not come within {SECONDS_TO_SEND} seconds: send it again."
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"The body did not come within {SECONDS_TO_SEND} seconds: send it again.",
+            _HANGING_UP,
         ) from None
     except _BodyTooLargeError:
         raise ProblemError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"The body is larger than {LARGEST_BODY // 1024} KiB: send less, nothing of it is needed.",
+            _HANGING_UP,
         ) from None
     except ClientDisconnect:
         raise ProblemError(HTTPStatus.BAD_REQUEST, "The body ended too early: send it again.") from None

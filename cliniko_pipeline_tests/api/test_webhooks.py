@@ -24,7 +24,7 @@ from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.api.served import served
 from cliniko_pipeline_tests.conftest import _database, environment, examples
-from cliniko_pipeline_tests.signing import add_secret, new_secret, send, signed
+from cliniko_pipeline_tests.signing import CLIENT, add_secret, new_secret, send, signed
 
 PROBLEM = "application/problem+json"
 BODY = b'{"type": "appointment.updated"}'
@@ -43,7 +43,7 @@ class Service:
 
     def post(self, organization_id: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
         url = f"{self.url}/v1/webhooks/{quote(organization_id, safe='')}"
-        return httpx.post(url, content=body, headers=headers, timeout=30)
+        return CLIENT.post(url, content=body, headers=headers)
 
     def events(self) -> list[tuple[str, str, str | None]]:
         with self.runtime.database.operator() as connection:
@@ -224,7 +224,7 @@ def test_an_odd_message_id_is_a_problem_whatever_else_is_right(service: Service,
     for organization_id in ("clinic", "unknown"):
         headers = {"webhook-id": message_id.encode("latin-1"), "webhook-timestamp": b"1", "webhook-signature": b"v1,x"}
         url = f"{service.url}/v1/webhooks/{organization_id}"
-        answer = httpx.post(url, content=BODY, headers=headers)  # pyright: ignore[reportArgumentType]
+        answer = CLIENT.post(url, content=BODY, headers=headers)  # pyright: ignore[reportArgumentType]
         assert (answer.status_code, answer.headers["content-type"]) == (400, PROBLEM)
     assert send(service.url, "clinic", service.secret, message_id="a" * 256).status_code == 202
 
@@ -235,7 +235,7 @@ def test_a_body_is_taken_up_to_the_limit_and_not_beyond(service: Service, chunke
         body = b'{"a":"' + b"x" * (size - 8) + b'"}'
         content: Any = iter([body[:1000], body[1000:]]) if chunked else body
         url = f"{service.url}/v1/webhooks/clinic"
-        return httpx.post(url, content=content, headers=signed(service.secret, body), timeout=30)
+        return CLIENT.post(url, content=content, headers=signed(service.secret, body))
 
     assert answer(LARGEST_BODY).status_code == 202
     too_large = answer(LARGEST_BODY + 1)
@@ -301,7 +301,8 @@ def test_an_accepted_webhook_is_answered_within_a_tenth_of_a_second(service: Ser
 
 BYTES = st.binary(max_size=40)
 HEADER = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=60).map(
-    lambda text: text.strip().encode("latin-1")
+    # No client sends white space around a value.
+    lambda text: text.strip().encode("latin-1").strip()
 )
 
 
@@ -312,7 +313,7 @@ HEADER = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_c
         st.sampled_from(["webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "content-encoding"]),
         st.one_of(
             HEADER,
-            st.sampled_from([b"nan", b"inf", b"-1", b"1e400", b"v1,", b",", b" ", b"v1,a v1,\xff", b"9" * 400]),
+            st.sampled_from([b"nan", b"inf", b"-1", b"1e400", b"v1,", b",", b"v1,a v1,\xff", b"9" * 400]),
         ),
     ),
     body=st.one_of(BYTES, st.just(BODY)),
@@ -320,7 +321,7 @@ HEADER = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_c
 def test_whatever_is_sent_unsigned_is_a_problem_and_no_defect(
     module_service: Service, path: str, headers: dict[str, bytes], body: bytes
 ) -> None:
-    answer = httpx.post(f"{module_service.url}/v1/webhooks/{path}", content=body, headers=headers)  # pyright: ignore[reportArgumentType]
+    answer = CLIENT.post(f"{module_service.url}/v1/webhooks/{path}", content=body, headers=headers)  # pyright: ignore[reportArgumentType]
     assert answer.status_code in {400, 401, 404}
     assert answer.headers["content-type"] == PROBLEM
 
