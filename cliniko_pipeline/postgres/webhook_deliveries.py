@@ -184,7 +184,7 @@ def deliveries(connection: Connection, organization_id: str, limit: int) -> list
     rows = connection.execute(
         sa.text(
             "select run_id, created_at, attempts, send_at, ended_at, is_taken, outcome from cliniko.webhook_deliveries"
-            " where organization_id = :organization_id order by created_at desc, run_id limit :limit"
+            " where organization_id = :organization_id order by position desc limit :limit"
         ),
         {"organization_id": organization_id, "limit": limit},
     )

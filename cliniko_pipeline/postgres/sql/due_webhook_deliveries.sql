@@ -2,5 +2,5 @@ select delivery.organization_id, delivery.run_id, delivery.body, delivery.attemp
 from cliniko.webhook_deliveries as delivery
 inner join cliniko.webhook_targets as target on target.organization_id = delivery.organization_id
 where delivery.send_at <= now() and target.disabled_at is null
-order by delivery.send_at, delivery.created_at, delivery.run_id
+order by delivery.send_at, delivery.position
 limit :most

@@ -49,6 +49,8 @@ create table cliniko.webhook_targets (
 );
 
 create table cliniko.webhook_deliveries (
+    -- In the order in which they are first sent.
+    position bigint generated always as identity,
     organization_id text collate "C" not null,
     run_id text collate "C" not null,
     body text not null,
