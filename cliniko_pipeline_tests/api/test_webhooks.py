@@ -1,7 +1,10 @@
 """Webhooks to the service, over real HTTP: who is believed, what is kept, and what everybody else is answered."""
 
 import json
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -366,3 +369,26 @@ def test_the_service_begins_without_asking_the_database(tmp_path: Path) -> None:
     url = URL.create("postgresql", host="127.0.0.1", port=1, database="none")
     with open_runtime(load_settings(environment(url, tmp_path))) as runtime:
         assert create_application(runtime).openapi()["paths"]
+
+
+# --- What the documentation shows ---------------------------------------------------------------------------
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+
+
+@pytest.mark.parametrize("language", ["python", "javascript"])
+def test_the_documented_code_steps_are_accepted(service: Service, language: str) -> None:
+    _, _, code = OPERATIONS.read_text(encoding="utf-8").partition(f"```{language}\n")
+    code = code.partition("```")[0].replace("https://HOST", service.url).replace("/ORG", "/clinic")
+    assert code.count("whsec_...") == 1
+    code = code.replace("whsec_...", service.secret)
+    if language == "python":
+        command = [sys.executable, "-c", code]
+    elif shutil.which("node") is None:
+        pytest.skip("no JavaScript here")
+    else:
+        # As a code step is run: inside of a function that may wait.
+        command = ["node", "--eval", f"(async () => {{ {code} }})()"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [event[2] for event in service.events()] == ["appointment.updated"]
