@@ -168,7 +168,9 @@ def webhook_syncs(
         pending = webhooks.pending_events(connection)
     if not pending:
         return dg.SkipReason("All that webhooks have said is synced.")
-    in_flight = organizations_in_flight(context.instance)
+    # One that was just added has no partition for a moment, and its run would fail.
+    missing = pending.keys() - set(context.instance.get_dynamic_partitions(NAME))
+    in_flight = organizations_in_flight(context.instance) | missing
     now = datetime.now(UTC)
     with runtime.database.operator() as connection:
         planned = announced_syncs(pending, scheduling.schedulings(connection), in_flight, now)

@@ -6,6 +6,7 @@ at worst, under the same id.
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -19,6 +20,9 @@ from cliniko_pipeline.runtime import Runtime
 
 SECONDS_TO_SEND = 30.0
 """A sensor has sixty; what is left is sent by the next tick."""
+
+LOOKED_AT_AGAIN = timedelta(minutes=10)
+"""How far a target's own place may lag behind: to note it costs a row each time."""
 
 RUNNING = "running"
 GONE = "The target has answered 410 Gone: it wants nothing any more."
@@ -83,8 +87,13 @@ def message_id(run_id: str) -> str:
 def _put_down(runtime: Runtime, instance: dg.DagsterInstance, to: Target) -> int:
     with runtime.database.organization(to.organization_id) as connection:
         found = webhook_deliveries.ended_runs(connection, WHOLE_SYNC, to.looked_until, to.set_at)
-    final = [each for each in found if each.status != RUNNING and _is_over(instance, each)]
-    still_open = [each.started_at for each in found if each not in final and not each.is_given_up]
+    if not found and datetime.now(UTC) - to.looked_until < LOOKED_AT_AGAIN:
+        return 0
+    with runtime.database.operator() as connection:
+        known = webhook_deliveries.put_down_before(connection, to, [each.run_id for each in found])
+    new = [each for each in found if each.run_id not in known]
+    final = [each for each in new if each.status != RUNNING and _is_over(instance, each)]
+    still_open = [each.started_at for each in new if each not in final and not each.is_given_up]
     if not webhook_deliveries.is_all(found):
         still_open.append(found[-1].started_at)
     with runtime.database.operator() as connection:
@@ -92,7 +101,7 @@ def _put_down(runtime: Runtime, instance: dg.DagsterInstance, to: Target) -> int
             webhook_deliveries.add_delivery(connection, to, each.run_id, ended(each, to.organization_id))
             for each in final
         )
-        webhook_deliveries.note_looked_until(connection, to, min(still_open, default=None))
+        webhook_deliveries.note_looked_until(connection, to, min(still_open, default=None), LOOKED_AT_AGAIN)
     return added
 
 

@@ -149,11 +149,25 @@ def add_delivery(connection: Connection, to: Target, run_id: str, body: str) -> 
     return added.rowcount == 1
 
 
-def note_looked_until(connection: Connection, to: Target, oldest_open: datetime | None) -> None:
-    """All runs have been looked at that began before `oldest_open`; None: all there were."""
+def put_down_before(connection: Connection, to: Target, run_ids: Collection[str]) -> set[str]:
+    """Which of these runs are to be told already, or were."""
+    rows = connection.execute(
+        statement(
+            "select run_id from cliniko.webhook_deliveries where organization_id = :organization_id"
+            " and run_id = any(:run_ids)"
+        ),
+        {"organization_id": to.organization_id, "run_ids": list(run_ids)},
+    )
+    return set(rows.scalars())
+
+
+def note_looked_until(connection: Connection, to: Target, oldest_open: datetime | None, lag: timedelta) -> None:
+    """All runs have been looked at that began before `oldest_open`; None: all there were. Not noted where what is noted
+    lags behind no more than that.
+    """
     connection.execute(
         statement(sql("note_looked_until")),
-        {"organization_id": to.organization_id, "set_at": to.set_at, "oldest_open": oldest_open},
+        {"organization_id": to.organization_id, "set_at": to.set_at, "oldest_open": oldest_open, "lag": lag},
     )
 
 

@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from cliniko_pipeline.orchestration.partitions import ensure_partitions
 from cliniko_pipeline.orchestration.sensors import webhook_syncs
 from cliniko_pipeline.postgres import organizations, scheduling, webhooks
 from cliniko_pipeline.postgres.engine import Database
@@ -18,6 +19,7 @@ SECOND = timedelta(seconds=1)
 
 @pytest.fixture
 def database(deployment: Deployment) -> Database:
+    ensure_partitions(deployment.pipeline.instance, ["alpha", "beta"])
     return deployment.pipeline.database
 
 
@@ -64,7 +66,6 @@ def test_all_that_has_come_is_one_incremental_run_that_can_be_run_and_settles_it
     (request,) = tick(deployment)
     assert request.partition_key == "alpha"
     assert request.tags["dagster/partition"] == "alpha"
-    deployment.pipeline.instance.add_dynamic_partitions("organizations", ["alpha"])
     job = deployment.pipeline.definitions.resolve_job_def("cliniko_sync")
     result = job.execute_in_process(
         instance=deployment.pipeline.instance,
@@ -107,6 +108,14 @@ def test_while_a_run_goes_on_nothing_is_requested(deployment: Deployment, databa
     receive(database, "1", organization_id="beta")
     add_run(deployment, dg.DagsterRunStatus.STARTED, dagster__partition="alpha")
     assert [each.partition_key for each in tick(deployment)] == ["beta"]
+
+
+def test_an_organization_that_has_no_partition_yet_waits_for_it(deployment: Deployment, database: Database) -> None:
+    receive(database, "1")
+    deployment.pipeline.instance.delete_dynamic_partition("organizations", "alpha")
+    assert tick(deployment) == []
+    deployment.watch_partitions()
+    assert len(tick(deployment)) == 1
 
 
 def test_an_organization_that_the_schedule_leaves_alone_is_synced(deployment: Deployment, database: Database) -> None:
