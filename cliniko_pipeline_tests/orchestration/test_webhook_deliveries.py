@@ -130,6 +130,7 @@ def test_a_run_is_told_when_it_is_over_however_it_stood_before_and_none_behind_i
     note_run(deployment, run.run_id, "failed", timedelta(hours=2))
     note_run(deployment, "later", "succeeded", timedelta(hours=1))
     note_run(deployment, "never-ends", "running", timedelta(hours=30))
+    execute(deployment, "update cliniko.webhook_targets set looked_until = now() - interval '40 hours'")
     tick(deployment)
     tick(deployment)
     assert [each["data"]["sync_id"] for each in target.verified()] == ["later"]

@@ -210,6 +210,11 @@ def test_only_what_nothing_hangs_on_is_forgotten_and_only_after_days(
         left = set(connection.execute(sa.text("select message_id from cliniko.webhook_events")).scalars())
     assert left == {"latest", "new", "settled and new"}
     assert pending(database) == {"alpha": 1, "beta": 1}
+    execute(database, "update cliniko.scheduling set read_began_at = now()")
+    tick(deployment)
+    with database.operator() as connection:
+        left = set(connection.execute(sa.text("select message_id from cliniko.webhook_events")).scalars())
+    assert left == {"new", "settled and new"}
 
 
 def test_a_tick_costs_few_statements_however_much_has_come(deployment: Deployment, database: Database) -> None:

@@ -19,7 +19,7 @@ class WebhookTarget:
     Attributes:
         secret: what the posts are verified with.
         status: what it answers.
-        drips: whether it sends its answer a byte at a time and never ends it.
+        drips: whether it sends its headers a byte at a time and never ends them.
     """
 
     url: str
@@ -62,8 +62,9 @@ def opened_target() -> Iterator[WebhookTarget]:
 
         def _drip(self) -> None:
             try:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
                 while not target.closing.wait(0.05):
-                    self.wfile.write(b"H")
+                    self.wfile.write(b"x")
                     self.wfile.flush()
             except OSError:
                 """Whoever asked has gone."""
