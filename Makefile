@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-thorough test-histories test-kills browser screenshots benchmark-budgets benchmark-memory benchmark-reads benchmark-runs benchmark-syncs benchmark-transforms benchmark-unchanged lint format sandbox constraints clean
+.PHONY: help demo ui test test-thorough test-histories test-kills test-webhooks browser screenshots benchmark-budgets benchmark-memory benchmark-reads benchmark-runs benchmark-syncs benchmark-transforms benchmark-unchanged lint format sandbox constraints clean
 
 # Some tests mostly wait, for a daemon or a browser: one process more than there are processors.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
@@ -36,6 +36,9 @@ test-histories: $(VENV)/.dev ## 525 random histories of a clinic between and dur
 test-kills: $(VENV)/.dev ## Syncs killed at 50 moments instead of 6, and backfills whose worker, daemon or database is killed; a quarter of an hour
 	CLINIKO_TEST_KILLS=50 $(BIN)/pytest --numprocesses=auto --dist=worksteal cliniko_pipeline_tests/integration/test_killed_syncs.py \
 		cliniko_pipeline_tests/e2e/test_killed_backfills.py $(ARGS)
+
+test-webhooks: $(VENV)/.dev ## 1,000 webhooks in one burst, and service and daemon killed in the middle of another; five minutes
+	CLINIKO_TEST_WEBHOOKS=1 $(BIN)/pytest cliniko_pipeline_tests/e2e/test_webhooks.py $(ARGS)
 
 benchmark-budgets: $(VENV)/.runtime ## How much of 200 requests a minute syncs use, by one process and several, and whether a 429 comes; twelve minutes
 	@$(BIN)/python -m benchmarks.budgets $(ARGS)

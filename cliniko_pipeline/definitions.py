@@ -13,6 +13,8 @@ from cliniko_pipeline.orchestration.sensors import (
     lost_runs,
     organization_partitions,
     stale_organizations,
+    webhook_deliveries,
+    webhook_syncs,
 )
 from cliniko_pipeline.runtime import Runtime
 
@@ -28,7 +30,15 @@ def build_definitions(*, runtime: Runtime | None = None, listener: ProgressListe
         asset_checks=CHECKS,
         jobs=[cliniko_sync, cliniko_counts],
         schedules=[cliniko_syncs, cliniko_count_comparisons],
-        sensors=[organization_partitions, lost_runs, failed_runs, stale_organizations, alerts],
+        sensors=[
+            organization_partitions,
+            lost_runs,
+            failed_runs,
+            stale_organizations,
+            alerts,
+            webhook_syncs,
+            webhook_deliveries,
+        ],
         executor=dg.in_process_executor,
         resources={
             "runtime": runtime_resource()

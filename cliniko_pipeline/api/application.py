@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cliniko_pipeline.api import active_patients, organizations, syncs, watching
+from cliniko_pipeline.api import active_patients, organizations, syncs, watching, webhooks
 from cliniko_pipeline.api.authentication import Gate
 from cliniko_pipeline.api.dagster_runs import DagsterRuns
 from cliniko_pipeline.api.problems import answer_problems
@@ -21,7 +21,7 @@ Send a token of `cliniko-pipeline tokens create` as `Authorization: Bearer TOKEN
 404, like what does not exist. Errors are problem details (RFC 9457). All instants are UTC.
 """
 
-ROUTERS = (organizations.router, active_patients.router, syncs.router, watching.router)
+ROUTERS = (organizations.router, active_patients.router, syncs.router, webhooks.router, watching.router)
 
 
 def create_application(runtime: Runtime) -> FastAPI:

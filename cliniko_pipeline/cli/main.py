@@ -25,6 +25,7 @@ COMMANDS = {
     "sync": "cliniko_pipeline.cli.sync:sync",
     "tokens": "cliniko_pipeline.cli.tokens:tokens",
     "ui": "cliniko_pipeline.cli.ui:ui",
+    "webhooks": "cliniko_pipeline.cli.webhooks:webhooks",
 }
 
 

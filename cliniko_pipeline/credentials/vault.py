@@ -123,6 +123,19 @@ class Vault:
         """
         return _credentials(self._open(_token(stored)))
 
+    def encrypt_text(self, text: str) -> dict[str, str]:
+        """Return what is to be stored of another secret than credentials, in the same shape."""
+        return _stored(self._newest.encrypt(text.encode()))
+
+    def decrypt_text(self, stored: object) -> str:
+        """Return what `encrypt_text` was given. Raises CredentialsDecryptionError where no key opens it,
+        CredentialsFormatError where it is of no such shape.
+        """
+        token = _token_in(stored)
+        if token is None:
+            raise CredentialsFormatError("the stored secret is not a Fernet token; make it anew")
+        return self._open(token, "secret").decode(errors="replace")
+
     def rotate(self, stored: object) -> dict[str, str]:
         """Return the same, encrypted under the first key.
 
@@ -136,13 +149,13 @@ class Vault:
         token = _token_in(stored)
         return token is not None and stored == _stored(token) and _opens(self._newest, token)
 
-    def _open(self, token: bytes) -> bytes:
+    def _open(self, token: bytes, what: str = "Cliniko credentials") -> bytes:
         try:
             return self._all.decrypt(token)
         except InvalidToken:
             pass
         raise CredentialsDecryptionError(
-            "the stored Cliniko credentials cannot be decrypted with any configured key;"
+            f"the stored {what} cannot be decrypted with any configured key;"
             " CREDENTIALS_ENCRYPTION_KEY must hold the key they were encrypted with (to rotate keys: the new"
             " key first, the old ones after it, comma-separated)"
         )

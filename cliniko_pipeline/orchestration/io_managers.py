@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
@@ -180,10 +181,10 @@ class PostgresIOManager(dg.IOManager):
                 )
             with self._database.turn(organization_id) as result.require_turn:
                 yield result
-            self._finish(context, organization_id, result)
+            began_at = self._finish(context, organization_id, result)
             if context.asset_key == ACTIVE_PATIENTS_KEY and is_whole_sync(context.step_context.job_def):
                 with self._database.operator() as connection:
-                    scheduling.note_success(connection, organization_id)
+                    scheduling.note_success(connection, organization_id, read_began_at=began_at)
         except ClinikoPipelineError as error:
             self._finish_failed(context, organization_id, result, str(error))
             self._pause_where_nothing_else_helps(context, organization_id, error, credentials)
@@ -195,9 +196,10 @@ class PostgresIOManager(dg.IOManager):
 
     def _finish(
         self, context: dg.OutputContext, organization_id: str, result: _Result, error: str | None = None
-    ) -> None:
+    ) -> datetime | None:
+        """Returns when the run began, where all of it has succeeded with this."""
         with self._database.organization(organization_id) as connection:
-            sync_runs.finished(
+            return sync_runs.finished(
                 connection,
                 run_id=context.run_id,
                 asset=context.asset_key.to_user_string(),

@@ -2,6 +2,7 @@
 told of what is wrong.
 """
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 
@@ -13,15 +14,19 @@ from cliniko_pipeline.orchestration.assets.active_patients import active_patient
 from cliniko_pipeline.orchestration.checks.claims import FRESHNESS
 from cliniko_pipeline.orchestration.failures import is_failed_check, is_permanent, reason_of
 from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG, has_backfill, organizations_in_flight
-from cliniko_pipeline.orchestration.jobs import cliniko_counts
+from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.partition_plans import plan_partitions
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.run_marks import has_lost_its_process, remove_old_marks
-from cliniko_pipeline.orchestration.runs import ABANDONED, GOES_ON, end_abandoned_runs
-from cliniko_pipeline.postgres import organizations, scheduling
+from cliniko_pipeline.orchestration.runs import ABANDONED, GOES_ON, end_abandoned_runs, run_config
+from cliniko_pipeline.orchestration.webhook_plans import AnnouncedSync, announced_syncs
+from cliniko_pipeline.orchestration.webhook_telling import forget_old, put_down, send_due
+from cliniko_pipeline.postgres import organizations, scheduling, webhooks
 from cliniko_pipeline.runtime import Runtime
+from cliniko_pipeline.sync_options import SyncOptions
 
 NAME = "organizations"
+RUN_KEY_TAG = "dagster/run_key"
 
 
 @dg.sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
@@ -142,6 +147,75 @@ def alerts(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtim
     for label in sent.failing:
         context.log.warning("A notice was not taken by %s of CLINIKO_ALERT_URLS; it is tried again later.", label)
     return dg.SkipReason(f"{decided} things to tell; {sent.taken} notices sent, {sent.waiting} wait.")
+
+
+@dg.sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
+    name="webhook_syncs",
+    job=cliniko_sync,
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Syncs the organizations of which a webhook has said that something changed: all that came meanwhile in one"
+        " run, after the one that goes on."
+    ),
+)
+def webhook_syncs(
+    context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """The runs of what is not known to have been read; nothing is taken for read since it was requested."""
+    with runtime.database.operator() as connection:
+        webhooks.forget_events(connection)
+        pending = webhooks.pending_events(connection)
+    if not pending:
+        return dg.SkipReason("All that webhooks have said is synced.")
+    # One that was just added has no partition for a moment, and its run would fail.
+    missing = pending.keys() - set(context.instance.get_dynamic_partitions(NAME))
+    in_flight = organizations_in_flight(context.instance) | missing
+    now = datetime.now(UTC)
+    with runtime.database.operator() as connection:
+        planned = announced_syncs(pending, scheduling.schedulings(connection), in_flight, now)
+        known = _requested_before(context.instance, planned)
+        requested = [each for each in planned if each.run_key not in known]
+        scheduling.note_requested(connection, {each.organization_id: False for each in requested}, now)
+    if not requested:
+        return dg.SkipReason(f"Of {len(pending)} organizations with webhooks, none can be synced now.")
+    return [
+        dg.RunRequest(
+            run_key=each.run_key,
+            partition_key=each.organization_id,
+            run_config=run_config(SyncOptions()),
+            # With the tag given, Dagster does not look each partition up.
+            tags={PARTITION_TAG: each.organization_id},
+        )
+        for each in requested
+    ]
+
+
+@dg.sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
+    name="webhook_deliveries",
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tells those who want to know (cliniko-pipeline webhooks out) of each sync that has ended, once.",
+)
+def webhook_deliveries(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
+    """Requests nothing: what it does is to tell."""
+    added = put_down(runtime, context.instance)
+    told = send_due(runtime)
+    forget_old(runtime)
+    if told.given_up:
+        context.log.warning("%d deliveries were given up; `cliniko-pipeline webhooks out show` tells.", told.given_up)
+    return dg.SkipReason(f"{added} syncs to tell of; {told.taken} told, {told.delayed} to be tried again.")
+
+
+def _requested_before(instance: dg.DagsterInstance, planned: Sequence[AnnouncedSync]) -> set[str]:
+    """The keys of runs that Dagster has, and would not make again. To note these as requested would keep the schedule
+    from its turns.
+    """
+    keys = [each.run_key for each in planned]
+    if not keys:
+        return set()
+    runs = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: keys}))
+    return {run.tags[RUN_KEY_TAG] for run in runs if run.status != dg.DagsterRunStatus.NOT_STARTED}
 
 
 def _active_organizations(runtime: Runtime) -> AbstractSet[str]:

@@ -19,7 +19,15 @@ SERVICE = "cliniko"
 """`api_credentials.service_name` of the credentials that are ours."""
 
 
-OPERATORS_TABLES = ("cliniko.scheduling", "cliniko.check_results", "cliniko.alerts")
+OPERATORS_TABLES = (
+    "cliniko.scheduling",
+    "cliniko.check_results",
+    "cliniko.alerts",
+    "cliniko.webhook_secrets",
+    "cliniko.webhook_events",
+    "cliniko.webhook_targets",
+    "cliniko.webhook_deliveries",
+)
 """What is kept of each organization for the operator, outside of row-level security: nothing of a patient."""
 
 

@@ -123,9 +123,13 @@ def note_failure(
     )
 
 
-def note_success(connection: Connection, organization_id: str) -> None:
-    """A sync of everything has succeeded: what went wrong before is over."""
-    connection.execute(sa.text(sql("note_success")), {"organization_id": organization_id})
+def note_success(connection: Connection, organization_id: str, *, read_began_at: datetime | None = None) -> None:
+    """A sync of everything has succeeded: what went wrong before is over. `read_began_at` is when it began to read, by
+    the database's clock; None: it did not read itself.
+    """
+    connection.execute(
+        sa.text(sql("note_success")), {"organization_id": organization_id, "read_began_at": read_began_at}
+    )
 
 
 def credentials_digest(connection: Connection, organization_id: str) -> str | None:

@@ -100,10 +100,12 @@ def finished(
     requests: int,
     seconds_waited: float,
     error: str | None = None,
-) -> None:
-    """An asset of the run has ended, well or, with `error` (one line, without secrets), badly."""
+) -> datetime | None:
+    """An asset of the run has ended, well or, with `error` (one line, without secrets), badly. Returns when the run
+    began where all that it planned has succeeded with that; None: not yet, or not.
+    """
     result = {"status": "succeeded" if error is None else "failed", **counts}
-    connection.execute(
+    run = connection.execute(
         sa.text(sql("sync_run_finished")),
         {
             "run_id": run_id,
@@ -113,7 +115,8 @@ def finished(
             "seconds_waited": seconds_waited,
             "error": error,
         },
-    )
+    ).one_or_none()
+    return run.started_at if run is not None and run.status == "succeeded" else None
 
 
 def syncs(connection: Connection, limit: int, before: tuple[datetime, str] | None = None) -> list[StoredSync]:

@@ -53,6 +53,8 @@ def test_there_is_exactly_this(repository: dg.RepositoryDefinition) -> None:
         "lost_runs",
         "failed_runs",
         "stale_organizations",
+        "webhook_syncs",
+        "webhook_deliveries",
         "alerts",
     }
     running = [

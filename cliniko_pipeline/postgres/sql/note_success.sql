@@ -1,9 +1,10 @@
 -- The next failure is the first in a row again, and nothing is left to pause for.
-insert into cliniko.scheduling as scheduling (organization_id, succeeded_at)
-values (:organization_id, now())
+insert into cliniko.scheduling as scheduling (organization_id, succeeded_at, read_began_at)
+values (:organization_id, now(), :read_began_at)
 on conflict (organization_id) do update
 set
     succeeded_at = excluded.succeeded_at,
+    read_began_at = greatest(scheduling.read_began_at, excluded.read_began_at),
     failures = 0,
     failure_reason = null,
     failed_run_id = null,

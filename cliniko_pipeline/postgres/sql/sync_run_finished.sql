@@ -34,3 +34,4 @@ set
         else concat_ws('; ', run.error, cast(:error as text))
     end
 where run.run_id = :run_id
+returning run.started_at, run.status

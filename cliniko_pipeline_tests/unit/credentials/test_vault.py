@@ -316,3 +316,26 @@ def test_a_vault_without_proper_keys_is_a_settings_error_that_shows_none(keys):
     told = everything_told(caught.value)
     assert caught.value.__context__ is None
     assert not any(len(key) > 1 and key in told for key in keys)
+
+
+# --- Other secrets ---------------------------------------------------------------------------------------
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_text_comes_back_as_it_was_and_after_rotation_too(text: str) -> None:
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    stored = Vault([old]).encrypt_text(text)
+    rotated = Vault([new, old]).rotate(stored)
+    assert Vault([old]).decrypt_text(stored) == text
+    assert Vault([new]).is_current(rotated)
+    assert Vault([new]).decrypt_text(rotated) == text
+    assert not text or len(text) < 8 or text not in str(stored)
+
+
+@pytest.mark.parametrize("stored", [None, {}, {"encrypted_data": "eA=="}, "x", 7])
+def test_what_is_no_encrypted_text_is_told_as_such(stored: object) -> None:
+    vault = Vault([Fernet.generate_key().decode()])
+    with pytest.raises(CredentialsFormatError, match="the stored secret is not a Fernet token"):
+        vault.decrypt_text(stored)
+    with pytest.raises(CredentialsDecryptionError, match="the stored secret cannot be decrypted"):
+        vault.decrypt_text(Vault([Fernet.generate_key().decode()]).encrypt_text("x"))

@@ -1,0 +1,6 @@
+-- The target may have been removed or set anew meanwhile.
+insert into cliniko.webhook_deliveries (organization_id, run_id, body)
+select target.organization_id, :run_id, :body
+from cliniko.webhook_targets as target
+where target.organization_id = :organization_id and target.set_at = :set_at and target.disabled_at is null
+on conflict (organization_id, run_id) do nothing

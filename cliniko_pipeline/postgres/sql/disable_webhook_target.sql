@@ -1,0 +1,10 @@
+with
+disabled as (
+    update cliniko.webhook_targets
+    set disabled_at = now(), disabled_reason = :reason
+    where organization_id = :organization_id
+)
+
+update cliniko.webhook_deliveries
+set send_at = null, ended_at = now(), outcome = coalesce(outcome, :reason)
+where organization_id = :organization_id and send_at is not null

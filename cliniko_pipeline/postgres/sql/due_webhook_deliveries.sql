@@ -1,0 +1,6 @@
+select delivery.organization_id, delivery.run_id, delivery.body, delivery.attempts, target.encrypted
+from cliniko.webhook_deliveries as delivery
+inner join cliniko.webhook_targets as target on target.organization_id = delivery.organization_id
+where delivery.send_at <= now() and target.disabled_at is null
+order by delivery.send_at, delivery.position
+limit :most

@@ -1,0 +1,15 @@
+-- The whole runs that began since then and were not passed over, the oldest first, those that go on included.
+select
+    run_id,
+    status,
+    started_at,
+    finished_at,
+    error,
+    assets,
+    started_at < now() - cast(:longest_run as interval) as is_given_up
+from cliniko.sync_runs
+where started_at >= :since
+    and planned @> cast(:whole as text[])
+    and (finished_at is null or finished_at >= :set_at)
+order by started_at, run_id
+limit :most

@@ -1,0 +1,23 @@
+-- What is settled; and what a later event of the organization stands for, since the sync that settles that settles
+-- this; and what is of no organization any more.
+delete from cliniko.webhook_events
+where (organization_id, message_id) in (
+    select event.organization_id, event.message_id
+    from cliniko.webhook_events as event
+    left join cliniko.scheduling as scheduling on scheduling.organization_id = event.organization_id
+    where event.received_at < now() - cast(:kept as interval)
+        and (
+            event.received_at < scheduling.read_began_at
+            or exists (
+                select from cliniko.webhook_events as later
+                where later.organization_id = event.organization_id and later.received_at > event.received_at
+            )
+            or not exists (
+                select from public.api_credentials as credentials
+                where credentials.organization_id::text = event.organization_id
+                    and credentials.service_name = :service
+            )
+        )
+    order by event.received_at
+    limit :most
+)

@@ -1,0 +1,10 @@
+-- A new target is told of what ends from now on.
+insert into cliniko.webhook_targets (organization_id, encrypted, looked_until)
+values (:organization_id, :encrypted, now() - cast(:longest_run as interval))
+on conflict (organization_id) do update
+set
+    encrypted = excluded.encrypted,
+    set_at = now(),
+    looked_until = excluded.looked_until,
+    disabled_at = null,
+    disabled_reason = null

@@ -1,0 +1,150 @@
+"""`cliniko-pipeline webhooks`: secrets that come and go, and who is told of ended syncs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from cryptography.fernet import Fernet
+
+from cliniko_pipeline.orchestration.webhook_sending import Destination
+from cliniko_pipeline.orchestration.webhook_telling import message_id
+from cliniko_pipeline.postgres import webhook_deliveries, webhooks
+from cliniko_pipeline.runtime import open_runtime
+from cliniko_pipeline.settings import load_settings
+from cliniko_pipeline_tests.api.served import served
+from cliniko_pipeline_tests.cli.command_line import CommandLine
+from cliniko_pipeline_tests.cli.conftest import Clinics
+from cliniko_pipeline_tests.orchestration.webhook_target import opened_target
+from cliniko_pipeline_tests.signing import send
+
+SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{43}=")
+
+
+@pytest.fixture(autouse=True)
+def opened(clinics: Clinics) -> None:
+    clinics.open(["alpha"])
+
+
+def test_a_secret_is_printed_once_and_replaced_without_a_gap(
+    command: CommandLine, clinics: Clinics, environ: dict[str, str]
+) -> None:
+    made = [command("webhooks", "secrets", "create", "alpha") for _ in range(2)]
+    assert [each.returncode for each in made] == [0, 0]
+    old, new = (each.stdout.strip() for each in made)
+    assert SECRET.fullmatch(old)
+    assert SECRET.fullmatch(new)
+    assert "/v1/webhooks/alpha" in made[0].stderr
+    with clinics.database.operator() as connection:
+        assert webhooks.note_event(connection, "alpha", "id", None)
+    listed = command("webhooks", "secrets", "list", "alpha").stdout
+    assert "1 webhooks are not synced yet" in listed
+    old_id, _ = re.findall(r"\b[0-9a-f]{12}\b", listed)
+    assert old_id in made[0].stderr
+    assert "whsec" not in listed
+    with clinics.database.operator() as connection:
+        stored = connection.execute(sa.text("select string_agg(encrypted::text, '') from cliniko.webhook_secrets"))
+        assert old.removeprefix("whsec_") not in stored.scalar_one()
+    with open_runtime(load_settings(environ)) as runtime, served(runtime) as url:
+        assert [send(url, "alpha", each).status_code for each in (old, new)] == [202, 202]
+        later = command("webhooks", "secrets", "revoke", "alpha", old_id, "--expires-in-hours", "2")
+        assert later.returncode == 0, later.stderr
+        assert [send(url, "alpha", each).status_code for each in (old, new)] == [202, 202]
+        assert command("webhooks", "secrets", "revoke", "alpha", old_id).returncode == 0
+        assert [send(url, "alpha", each).status_code for each in (old, new)] == [401, 202]
+    again = command("webhooks", "secrets", "revoke", "alpha", old_id)
+    assert again.returncode == 1
+    assert "no secret of that id" in again.stderr
+
+
+def test_an_organization_that_is_not_there_has_no_secrets_and_no_target(command: CommandLine) -> None:
+    for words in (("secrets", "create"), ("out", "show")):
+        refused = command("webhooks", *words, "unknown")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith("Error: ")
+    refused = command("webhooks", "out", "set", "unknown", "https://hooks.example.org/")
+    assert (refused.returncode, refused.stdout) == (1, "")
+
+
+def test_there_is_an_end_to_the_secrets_of_an_organization(command: CommandLine, clinics: Clinics) -> None:
+    with clinics.database.operator() as connection:
+        for _ in range(webhooks.MOST_SECRETS):
+            webhooks.add_secret(connection, "alpha", {})
+    refused = command("webhooks", "secrets", "create", "alpha")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "revoke one" in refused.stderr
+
+
+def test_a_target_is_set_shown_tried_and_removed(command: CommandLine, clinics: Clinics) -> None:
+    with opened_target() as target:
+        made = command("webhooks", "out", "set", "alpha", target.url)
+        assert made.returncode == 0, made.stderr
+        target.secret = made.stdout.strip()
+        assert SECRET.fullmatch(target.secret)
+        tried = command("webhooks", "out", "test", "alpha")
+        assert tried.returncode == 0, tried.stderr
+        (message,) = target.verified()
+        assert (message["type"], message["data"]) == ("test", {"organization_id": "alpha"})
+        _note_deliveries(clinics)
+        shown = command("webhooks", "out", "show", "alpha")
+        for words in ("127.0.0.1", "taken", "given up", "is tried again", "waits", "HTTP 503", "Disabled since"):
+            assert words in shown.stdout
+        everything = [made.stderr, tried.stdout, tried.stderr, shown.stdout, shown.stderr]
+        assert "target-token" not in "".join(everything)
+        assert command("webhooks", "out", "remove", "alpha").returncode == 0
+        target.status = 503
+        tried = command("webhooks", "out", "test", "alpha")
+        assert (tried.returncode, len(target.received)) == (1, 1), "there is nobody to be told"
+    with clinics.database.operator() as connection:
+        assert webhook_deliveries.deliveries(connection, "alpha", 1) == []
+
+
+def test_a_url_that_others_could_read_is_refused_without_being_shown(command: CommandLine) -> None:
+    refused = command("webhooks", "out", "set", "alpha", "http://hooks.example.org/secret-path")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "https://" in refused.stderr
+    assert "secret-path" not in refused.stderr
+
+
+def test_a_new_encryption_key_takes_over_secrets_and_targets(
+    command: CommandLine, clinics: Clinics, environ: dict[str, str], tmp_path: Path
+) -> None:
+    secret = command("webhooks", "secrets", "create", "alpha").stdout.strip()
+    url = "https://hooks.example.org/?token=target-token"
+    signing = command("webhooks", "out", "set", "alpha", url).stdout.strip()
+    new = Fernet.generate_key().decode()
+    both = {"CREDENTIALS_ENCRYPTION_KEY": f"{new},{environ['CREDENTIALS_ENCRYPTION_KEY']}"}
+    rotated = command("credentials", "rotate", **both)
+    assert rotated.stdout == "Encrypted 3 anew; 0 already were under the first key.\n", rotated.stderr
+    only_new = environ | {"CREDENTIALS_ENCRYPTION_KEY": new}
+    with open_runtime(load_settings(only_new)) as runtime:
+        with runtime.database.operator() as connection:
+            (found,) = webhooks.webhook_secrets(connection, "alpha")
+            target = webhook_deliveries.target(connection, "alpha")
+        assert runtime.vault.decrypt_text(found.encrypted) == secret
+        destination = Destination.from_text(runtime.vault.decrypt_text(target.encrypted))
+    assert (destination.url, destination.secret) == (url, signing)
+    with clinics.database.operator() as connection:
+        webhooks.replace_encrypted(connection, "cliniko.webhook_secrets", found.id, {"encrypted_data": "eA=="})
+    broken = CommandLine(only_new, tmp_path)("credentials", "rotate")
+    assert broken.returncode == 1
+    assert f"cliniko.webhook_secrets '{found.id}'" in broken.stderr
+
+
+def _note_deliveries(clinics: Clinics) -> None:
+    """One in each state."""
+    with clinics.database.operator() as connection:
+        target = webhook_deliveries.target(connection, "alpha")
+        for number in range(4):
+            assert webhook_deliveries.add_delivery(connection, target, f"run-{number}", "{}")
+        connection.execute(
+            sa.text(
+                "update cliniko.webhook_deliveries set attempts = 1, outcome = 'HTTP 503' where run_id <> 'run-0';"
+                "update cliniko.webhook_deliveries set is_taken = true, ended_at = now(), send_at = null"
+                " where run_id = 'run-1';"
+                "update cliniko.webhook_targets set disabled_at = now(), disabled_reason = 'Gone.';"
+                "update cliniko.webhook_deliveries set ended_at = now(), send_at = null where run_id = 'run-2'"
+            )
+        )
+    assert message_id("run-0") == "sync_run-0"
