@@ -139,8 +139,8 @@ def _answer_http(_request: Request, error: Exception) -> JSONResponse:
 
 
 _HTTP_DETAILS = {
-    404: "There is nothing at this address; /docs lists what there is.",
-    405: "This address does not take that method; /docs lists which it does.",
+    404: "There is nothing at this address; /openapi.json lists what there is.",
+    405: "This address does not take that method; /openapi.json lists which it does.",
 }
 
 
