@@ -15,6 +15,8 @@ export const number = (value) => NUMBER.format(value);
 /** One thing, several things. */
 export const counted = (value, one, many = `${one}s`) => `${number(value)} ${value === 1 ? one : many}`;
 
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
 /** "4 minutes ago", "in 3 days". */
 export function relative(instant, now = Date.now()) {
   const seconds = (instant.getTime() - now) / 1000;

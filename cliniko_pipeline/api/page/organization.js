@@ -1,10 +1,11 @@
 // One organization: how it stands, its charts, its syncs, its active patients, and people without a contact.
 
 import { csv, get, LoggedOut, organizationPath } from "./api.js";
-import { barChart, lineChart } from "./charts.js";
+import { axisOf, barChart, lineChart } from "./charts.js";
 import { make, table, told } from "./elements.js";
-import { counted, exact, number, when } from "./formats.js";
+import { counted, exact, number, relative, sentence, when } from "./formats.js";
 import { isForOthers, Panel, problem } from "./panels.js";
+import { isOld } from "./standings.js";
 import { isGoingOn, SyncControl, syncTable } from "./syncs.js";
 
 const ROWS_A_PAGE = { wide: 25, narrow: 10 };
@@ -49,7 +50,7 @@ export async function showOrganization(main, { id, signal, onLoggedOut }) {
       lead.append(" · disabled");
       control.disable("The organization is disabled, so it is not synced: the operator can enable it.");
     }
-    problems.show(() => standing.problems, drawnProblems);
+    problems.show(() => [...ageProblems(standing), ...standing.problems], drawnProblems);
     counts.show(() => standing.counts, drawnCounts);
   }
 
@@ -91,9 +92,16 @@ export async function showOrganization(main, { id, signal, onLoggedOut }) {
   await loadAll();
 }
 
+/** What the API tells as an age, and somebody should look at all the same: where no daemon runs, nothing notes it. */
+function ageProblems({ is_active: isActive, last_success_at: last }) {
+  if (!isActive) return ["It is disabled: it is not synced."];
+  if (last === null) return ["It was not synced yet, or never whole."];
+  return isOld(last) ? [`What is shown is old: the last sync that succeeded was ${relative(new Date(last))}.`] : [];
+}
+
 function drawnProblems(found) {
   if (found.length === 0) return make("p", { class: "fine" }, make("span", { "aria-hidden": "true" }, "✓ "), "Nothing to look at.");
-  return make("ul", { class: "problems" }, found.map((each) => make("li", {}, told(each))));
+  return make("ul", { class: "problems" }, found.map((each) => make("li", {}, told(sentence(each)))));
 }
 
 const COUNTS = [
@@ -117,7 +125,9 @@ function drawnTrend(trend) {
   const chart = lineChart("Active patients at the end of each day", points, "Active patients");
   const isGappy = points.some((each, i) => i > 0 && Date.parse(each.day) - Date.parse(points[i - 1].day) > 86400000);
   const note = isGappy ? " A dashed line spans days without a sync." : "";
-  return [make("p", { class: "faint" }, `At the end of each day with a sync, the last ${TREND_DAYS} days.${note}`), chart];
+  const isLifted = points.length > 0 && axisOf(points.map((each) => each.value)).low > 0;
+  const axis = isLifted ? " The axis does not begin at zero." : "";
+  return [make("p", { class: "faint" }, `At the end of each day with a sync, the last ${TREND_DAYS} days.${note}${axis}`), chart];
 }
 
 const rowsAPage = () => (NARROW.matches ? ROWS_A_PAGE.narrow : ROWS_A_PAGE.wide);
@@ -233,16 +243,18 @@ function peopleWithout(panel, ask) {
   const pages = paged(panel, (cursor) => ask("/people-without-contact", query(cursor)), (items) =>
     items.length === 0
       ? make("p", { class: "faint" }, "Nobody.")
-      : table("People without a contact", PEOPLE_COLUMNS, items),
+      : table("People without a contact", PEOPLE_COLUMNS[chosen.select.value], items),
   );
   return () => pages.first();
 }
 
-const PEOPLE_COLUMNS = [
-  { title: "Patient in Cliniko", heading: true, cell: (each) => make("code", {}, told(each.patient_id)) },
-  { title: "Status", cell: (each) => each.status },
-  { title: "Contacts it could be", number: true, cell: (each) => each.candidate_count === null ? "" : counted(each.candidate_count, "contact") },
-];
+const PATIENT = { title: "Patient in Cliniko", heading: true, cell: (each) => make("code", {}, told(each.patient_id)) };
+const CANDIDATES = {
+  title: "Contacts it could be",
+  number: true,
+  cell: (each) => (each.candidate_count === null ? "" : counted(each.candidate_count, "contact")),
+};
+const PEOPLE_COLUMNS = { unmatched: [PATIENT], ambiguous: [PATIENT, CANDIDATES] };
 
 /** Pages of a list, forwards by the cursors that the API gives and back by those it gave. */
 function paged(panel, load, drawn) {

@@ -13,16 +13,18 @@ export const STATES = {
   disabled: { word: "disabled", sign: "–", rank: 4 },
 };
 
+/** Whether a last success is so long ago that it should be looked at, whatever the schedule promises. */
+export const isOld = (last, now = Date.now()) => last === null || now - Date.parse(last) > OLD_HOURS * 3600000;
+
 /**
  * The key in STATES. Stale is what the pipeline has noted as older than promised; and what is older than a day, for
  * where its daemon does not run nothing is noted.
  */
-export function stateOf(organization, now = Date.now()) {
+export function stateOf(organization) {
   if (!organization.is_active) return "disabled";
   if (organization.is_paused) return "paused";
   if (organization.failures > 0) return "failing";
-  const last = organization.last_success_at;
-  if (last === null || now - Date.parse(last) > OLD_HOURS * 3600000) return "stale";
+  if (isOld(organization.last_success_at)) return "stale";
   return organization.failed_checks.some((check) => check.startsWith(`${FRESHNESS}:`)) ? "stale" : "fresh";
 }
 

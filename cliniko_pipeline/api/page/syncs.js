@@ -2,7 +2,7 @@
 
 import { follow, LoggedOut, organizationPath, Problem, randomKey, request } from "./api.js";
 import { ask, linkOut, make, table, told } from "./elements.js";
-import { counted, duration, number, when } from "./formats.js";
+import { counted, duration, number, sentence, when } from "./formats.js";
 import { isForOthers, problem } from "./panels.js";
 
 const GOING_ON = ["queued", "running", "cancelling"];
@@ -210,10 +210,7 @@ function lasted(sync) {
   return (Date.parse(sync.finished_at) - Date.parse(sync.started_at)) / 1000;
 }
 
-function words(resource) {
-  const text = resource.replaceAll("_", " ");
-  return text.charAt(0).toUpperCase() + text.slice(1);
-}
+const words = (resource) => sentence(resource.replaceAll("_", " "));
 
 export function syncTable(syncs) {
   if (syncs.length === 0) return make("p", { class: "faint" }, "It was not synced yet.");
