@@ -14,10 +14,10 @@ TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) +
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-20s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.runtime ## Everything at once on made-up clinics, then the Dagster UI; ARGS=--no-ui ends after the summary
+demo: $(VENV)/.runtime ## Everything at once on made-up clinics, then the Dagster UI and a page to look at; ARGS=--no-ui ends after the summary
 	@$(BIN)/cliniko-pipeline demo $(ARGS)
 
-ui: $(VENV)/.runtime ## The Dagster UI and daemon on this machine
+ui: $(VENV)/.runtime ## The Dagster UI and daemon on this machine; ARGS='--api-port 8000' serves the HTTP API and its page too
 	@$(BIN)/cliniko-pipeline ui $(ARGS)
 
 sandbox: $(VENV)/.runtime ## The simulated Cliniko
@@ -74,7 +74,8 @@ browser: ## The Chromium that tests drive the UI with: the machine's, or Debian'
 	echo "No browser: install Debian's package chromium (or Google Chrome), or set CLINIKO_TEST_BROWSER; the test of the UI needs it."
 
 screenshots: $(VENV)/.dev browser ## The pictures of the documentation, anew
-	CLINIKO_TEST_PICTURES=docs/images $(BIN)/pytest cliniko_pipeline_tests/e2e/test_browser.py
+	CLINIKO_TEST_PICTURES=docs/images $(BIN)/pytest cliniko_pipeline_tests/e2e/test_browser.py \
+		cliniko_pipeline_tests/e2e/test_page.py::test_an_organization_is_shown_as_it_is_stored
 
 lint: $(VENV)/.dev ## Style, formatting, and the direction of imports
 	$(BIN)/ruff check .

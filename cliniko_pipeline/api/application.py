@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cliniko_pipeline.api import active_patients, organizations, syncs, watching, webhooks
 from cliniko_pipeline.api.authentication import Gate
 from cliniko_pipeline.api.dagster_runs import DagsterRuns
+from cliniko_pipeline.api.page_routes import page_router
 from cliniko_pipeline.api.problems import answer_problems
 from cliniko_pipeline.runtime import Runtime
 
@@ -37,6 +38,8 @@ def create_application(runtime: Runtime) -> FastAPI:
         title="cliniko_pipeline",
         version=version("cliniko_pipeline"),
         description=DESCRIPTION,
+        # Their pages load scripts from other hosts; /openapi.json stays.
+        docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -47,6 +50,7 @@ def create_application(runtime: Runtime) -> FastAPI:
     application.state.measurements = measurements
     for router in ROUTERS:
         application.include_router(router)
+    application.include_router(page_router())
     answer_problems(application)
     application.add_middleware(_SafeHeaders)
     application.add_middleware(watching.MeasuredRequests, measurements=measurements)

@@ -149,8 +149,8 @@ def _methods_here(request: Request) -> set[str]:
 
 
 _HTTP_DETAILS = {
-    404: "There is nothing at this address; /docs lists what there is.",
-    405: "This address does not take that method; /docs lists which it does.",
+    404: "There is nothing at this address; /openapi.json lists what there is.",
+    405: "This address does not take that method; /openapi.json lists which it does.",
 }
 
 

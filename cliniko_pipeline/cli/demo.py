@@ -13,6 +13,7 @@ from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.sync import report, run_syncs
 from cliniko_pipeline.cli.ui import serve
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
+from cliniko_pipeline.postgres import api_tokens
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.runtime import Runtime
@@ -22,13 +23,15 @@ from cliniko_pipeline.settings import load_settings
 
 # What the made-up clinics remember of "now" is kept for so long; then they begin anew, with recent appointments.
 CLINICS_KEPT = timedelta(days=1)
+TOKEN_GOOD_FOR = timedelta(days=1)
+PAGE_PORT = 8000
 NOT_FOR_THE_DEMO = ("DATABASE_URL", "DAGSTER_HOME", "CREDENTIALS_ENCRYPTION_KEY")
 
 
 @click.command()
 @click.option("--no-ui", is_flag=True, help="End after the summary.")
 def demo(*, no_ui: bool) -> None:
-    """Three made-up clinics on a simulated Cliniko, synced into an embedded database, then the Dagster UI."""
+    """Three made-up clinics on a simulated Cliniko, synced into an embedded database; then the UI and a page."""
     # A home, and so a database, of its own: made-up clinics never stand beside real ones.
     home = load_settings({**os.environ, "DATABASE_URL": ""}).home / "demo"
     anchor, is_new = _anchor(home / "demo-anchor")
@@ -49,7 +52,7 @@ def demo(*, no_ui: bool) -> None:
         errors = run_syncs(ids)
         report(runtime, ids, errors)
         if not no_ui:
-            serve(runtime)
+            serve(runtime, api_port=PAGE_PORT, log_in=f"token: {_token(runtime, ids)}")
     raise SystemExit(1 if errors else 0)
 
 
@@ -62,6 +65,14 @@ def _set_up(runtime: Runtime, sandbox: Sandbox, clinic: DemoOrganization, *, afr
     with runtime.database.operator() as connection:
         stored.save(connection, clinic.id, clinic.name, runtime.vault.encrypt(credentials), validated=True)
         connection.execute(sa.text(sql("save_contact")), clinic.contacts)
+
+
+def _token(runtime: Runtime, ids: list[str]) -> str:
+    """What opens the page for a day. The clinics are made up, so it may be shown."""
+    expires_at = datetime.now(UTC) + TOKEN_GOOD_FOR
+    with runtime.database.operator() as connection:
+        made = api_tokens.create(connection, "demo", scopes=["read", "sync"], organizations=ids, expires_at=expires_at)
+    return made.text
 
 
 def _anchor(path: Path) -> tuple[datetime, bool]:

@@ -1,10 +1,14 @@
-"""`cliniko-pipeline ui`: the Dagster UI and daemon on this machine."""
+"""`cliniko-pipeline ui`: the Dagster UI and daemon on this machine, and the HTTP API with its page where wanted."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -19,6 +23,7 @@ PORT = 3000
 PORTS_TRIED = 50
 LAST_PORT = 65535
 STOP_SECONDS = 20
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 @click.command()
@@ -29,14 +34,36 @@ STOP_SECONDS = 20
     show_default=True,
     help="Another is taken where this is in use.",
 )
-def ui(port: int) -> None:
+@click.option(
+    "--api-port",
+    type=click.IntRange(1, LAST_PORT),
+    help="Serve the HTTP API and its page too, here or, where this is in use, at another port.",
+)
+def ui(port: int, api_port: int | None) -> None:
     """Serve the Dagster UI, with its daemon, on this machine until Ctrl-C."""
     with session() as runtime:
-        serve(runtime, port)
+        serve(runtime, port, api_port=api_port)
 
 
-def serve(runtime: Runtime, port: int = PORT) -> None:
-    """Runs `dagster dev` until Ctrl-C or SIGTERM, then ends it and all it started."""
+@dataclass(frozen=True)
+class _Served:
+    """A process that goes on until it is ended, and what to say where it ends before that."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    ended: str
+
+
+def serve(
+    runtime: Runtime,
+    port: int = PORT,
+    *,
+    api_port: int | None = None,
+    log_in: str = "log in with a token of `cliniko-pipeline tokens create`",
+) -> None:
+    """Runs `dagster dev` until Ctrl-C or SIGTERM, and the API beside it where it has a port, then ends both and all
+    they started. `log_in` tells how to log in on the page.
+    """
     from cliniko_pipeline.orchestration.instance import instance_environment, open_instance  # noqa: PLC0415
     from cliniko_pipeline.orchestration.partitions import ensure_partitions  # noqa: PLC0415
     from cliniko_pipeline.orchestration.runs import end_abandoned_runs  # noqa: PLC0415
@@ -49,58 +76,91 @@ def serve(runtime: Runtime, port: int = PORT) -> None:
             end_abandoned_runs(instance, runtime, organization_id)
     # Dagster says at every start that another command of its own is the newer one.
     environment = os.environ | instance_environment(runtime) | {"PYTHONWARNINGS": "ignore"}
-    free = _free_port(port)
-    if free != port:
-        click.echo(f"Port {port} is in use, so the UI takes {free}.")
+    free = _free_port(port, "the UI", "--port")
     address = f"http://{HOST}:{free}"
     # Where nothing else is set, this is where the links in alerts lead.
     environment.setdefault("CLINIKO_UI_URL", address)
-    click.echo(f"Dagster UI: {address} (answers in a few seconds; Ctrl-C ends it)")
     with resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "workspace.yaml") as workspace:
-        _run_until_stopped(_command(workspace, free), environment)
+        served = [_dagster(workspace, free, environment)]
+        if api_port is not None:
+            api_free = _free_port(api_port, "the API", "--api-port", taken=free)
+            served.append(_api(api_free, environment | {"API_DAGSTER_URL": address}))
+            click.echo(f"Page: http://{HOST}:{api_free} ({log_in})")
+        click.echo(f"Dagster UI: {address} (answers in a few seconds; Ctrl-C ends it)")
+        _run_until_stopped(served)
 
 
-def _command(workspace: Path, port: int) -> list[str]:
-    dagster = [sys.executable, "-m", "dagster", "dev"]
-    return [*dagster, "--workspace", str(workspace), "--host", HOST, "--port", str(port), "--log-level", "warning"]
+def _dagster(workspace: Path, port: int, environment: Mapping[str, str]) -> _Served:
+    command = [sys.executable, "-m", "dagster", "dev", "--workspace", str(workspace)]
+    return _Served(
+        [*command, "--host", HOST, "--port", str(port), "--log-level", "warning"],
+        environment,
+        # It ends when its daemon or webserver does, with exit code 0, and has said why in many lines.
+        "Dagster has ended by itself, or was killed. Start this again: what was under way is then repeated by itself.",
+    )
 
 
-def _run_until_stopped(command: list[str], environment: dict[str, str]) -> None:
-    # A session of its own: Ctrl-C reaches us alone, and we end the whole group in order.
-    process = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 (no shell)
+def _api(port: int, environment: Mapping[str, str]) -> _Served:
+    command = [sys.executable, "-c", "from cliniko_pipeline.cli.main import main; main()", "api"]
+    return _Served(
+        [*command, "--host", HOST, "--port", str(port)],
+        environment,
+        "The API has ended by itself, or was killed, and Dagster was ended with it. Start this again: what was under"
+        " way is then repeated by itself.",
+    )
+
+
+def _run_until_stopped(served: Sequence[_Served]) -> None:
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        process.wait()
+        for each in served:
+            # A session of its own: Ctrl-C reaches us alone, and we end each whole group in order.
+            process = subprocess.Popen(each.command, env=each.environment, start_new_session=True)  # noqa: S603
+            started.append(process)
+        while all(process.poll() is None for process in started):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        said = next(each.ended for each, process in zip(served, started, strict=True) if process.poll() is not None)
     except KeyboardInterrupt:
         click.echo("Stopping ...")
         return
     finally:
-        _end_group(process)
-    # It ends when its daemon or webserver does, with exit code 0, and has said why in many lines.
-    raise click.ClickException(
-        "Dagster has ended by itself, or was killed. Start this again: what was under way is then repeated by itself."
-    )
+        _end_groups(started)
+    raise click.ClickException(said)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and all it started that stayed in its group."""
+def _end_groups(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends the processes and all they started that stayed in their groups, those started last first."""
+    left = list(reversed(processes))
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(STOP_SECONDS)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+        left = [process for process in left if _signalled(process, sign)]
+        until = time.monotonic() + STOP_SECONDS
+        for process in left:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(until - time.monotonic(), 0))
 
 
-def _free_port(wanted: int) -> int:
+def _signalled(process: subprocess.Popen[bytes], sign: signal.Signals) -> bool:
+    """Whether there was still something in its group to be told."""
+    try:
+        os.killpg(process.pid, sign)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _free_port(wanted: int, whose: str, option: str, *, taken: int | None = None) -> int:
+    """The port, or the next one that is free; `taken` is as good as in use."""
     last = min(wanted + PORTS_TRIED - 1, LAST_PORT)
     for port in range(wanted, last + 1):
+        if port == taken:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
             except OSError:
                 continue
-            return port
-    raise click.ClickException(f"No free port from {wanted} to {last}: name another with --port.")
+        if port != wanted:
+            click.echo(f"Port {wanted} is in use, so {whose} takes {port}.")
+        return port
+    raise click.ClickException(f"No free port from {wanted} to {last}: name another with {option}.")

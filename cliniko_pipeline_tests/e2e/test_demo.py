@@ -82,6 +82,7 @@ def test_the_demo_with_the_ui_runs_what_is_launched_there_and_ends_without_a_tra
         (port,) = re.findall(r"Dagster UI: http://127\.0\.0\.1:(\d+)", running.output)
         assert port != "3000"
         _assert_the_ui_works(f"http://127.0.0.1:{port}/graphql", running)
+        _assert_the_page_opens_with_its_token(running, f"http://127.0.0.1:{port}")
         password = (folder / ".cliniko" / "demo" / "postgres" / "password").read_text().strip()
         assert password not in "".join(processes_of(folder).values())
         running.interrupt()
@@ -128,6 +129,22 @@ def _assert_the_ui_works(graphql: str, running: Running) -> None:
 
         running.wait_until(lambda: status() in {"SUCCESS", "FAILURE"}, 90, "the run never ended")
         assert status() == "SUCCESS"
+
+
+def _assert_the_page_opens_with_its_token(running: Running, ui: str) -> None:
+    ((page, token),) = re.findall(r"Page: (http://127\.0\.0\.1:\d+) \(token: (\S+)\)", running.output)
+    with httpx.Client(base_url=page, trust_env=False, timeout=30) as client:
+        assert "<title>Cliniko pipeline</title>" in client.get("/").text
+        assert client.get("/v1/organizations").status_code == 401
+        client.headers["Authorization"] = f"Bearer {token}"
+        found = client.get("/v1/organizations").json()["items"]
+        assert [each["id"] for each in found] == ["harbour-pilates", "old-mill-physio", "surf-rehab"]
+        assert client.get("/readyz").json() == {"database": "ok", "dagster": "ok"}
+        syncs = client.get("/v1/organizations/old-mill-physio/syncs").json()["items"]
+        assert {each["url"] for each in syncs} == {f"{ui}/runs/{each['id']}" for each in syncs}
+        # It may read, request and cancel syncs (one that has ended is left as it is), and nothing else.
+        assert client.delete(f"/v1/syncs/{syncs[0]['id']}").status_code == 202
+        assert client.get("/metrics").status_code == 403
 
 
 def _answers(graphql: str) -> bool:

@@ -1,0 +1,139 @@
+"""The page's files over real HTTP: what is served, under which headers, and nothing else."""
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from cliniko_pipeline.runtime import open_runtime
+from cliniko_pipeline.settings import load_settings
+from cliniko_pipeline_tests.api.served import served
+
+PAGE = Path(__file__).parents[2] / "cliniko_pipeline" / "api" / "page"
+FILES = sorted(path.name for path in PAGE.iterdir() if path.name != "index.html")
+REFERENCE = re.compile(r"""(?:(?:src|href)=|from |import )["']([^"'#]+)""")
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "connect-src": "'self'",
+    "img-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+    "require-trusted-types-for": "'script'",
+    "trusted-types": "'none'",
+}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    # Neither database nor Dagster is there: whoever is shown the page asked neither.
+    settings = load_settings({"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nowhere"})
+    with open_runtime(settings) as runtime, served(runtime) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, trust_env=False) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("path", ["/", *(f"/page/{name}" for name in FILES)])
+def test_each_file_is_served_as_what_it_is_and_confined(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 200
+    stored = PAGE / ("index.html" if path == "/" else path.rpartition("/")[2])
+    assert answer.content == stored.read_bytes()
+    kinds = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+    assert answer.headers["Content-Type"].partition(";")[0] == kinds[stored.suffix[1:]]
+    policy = dict(each.split(" ", 1) for each in answer.headers["Content-Security-Policy"].split("; "))
+    assert policy == POLICY
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert answer.headers["Cache-Control"] == "no-cache"
+
+
+@pytest.mark.parametrize("path", ["/", "/page/app.js"])
+def test_a_head_request_is_answered_as_a_get_without_the_body(client: httpx.Client, path: str) -> None:
+    got, head = client.get(path), client.head(path)
+    assert head.status_code == 200
+    assert head.content == b""
+    ignored = {"date"}
+    assert {k: v for k, v in head.headers.items() if k not in ignored} == {
+        k: v for k, v in got.headers.items() if k not in ignored
+    }
+
+
+def test_a_file_that_a_browser_has_is_not_sent_again(client: httpx.Client) -> None:
+    etag = client.get("/page/page.css").headers["ETag"]
+    for sent in (etag, f'"another", W/{etag}'):
+        again = client.get("/page/page.css", headers={"If-None-Match": sent})
+        assert (again.status_code, again.content) == (304, b"")
+        assert "Content-Security-Policy" in again.headers
+    assert client.get("/page/app.js", headers={"If-None-Match": etag}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/page/nothing.js", "/page/", "/page", "/page/index.html", "/nothing"])
+def test_what_is_no_file_of_the_page_is_a_problem(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json()["status"] == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/../page_routes.py",
+        "/page/..%2fpage_routes.py",
+        "/page/%2e%2e/page_routes.py",
+        "/page/%2e%2e%2fpage_routes.py",
+        "/page/..%5cpage_routes.py",
+        "/page//etc/passwd",
+        "/page/%2fetc%2fpasswd",
+        "/page/app.js%00.html",
+        "/../page_routes.py",
+    ],
+)
+def test_no_path_leads_out_of_the_folder(address: str, path: str) -> None:
+    # By hand: a client would tidy the path up.
+    to = urlsplit(address)
+    with socket.create_connection((to.hostname or "", to.port or 0), timeout=10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {to.netloc}\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b"page_router" not in answer
+    assert b"root:" not in answer
+
+
+def test_the_files_refer_to_each_other_alone() -> None:
+    for path in PAGE.iterdir():
+        text = path.read_text(encoding="utf-8")
+        referred = {each.removeprefix("page/").removeprefix("./") for each in REFERENCE.findall(text)}
+        assert referred <= set(FILES), path.name
+        others = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text.replace("http://www.w3.org/2000/svg", ""))
+        assert others == [], path.name
+
+
+def test_no_script_or_style_stands_in_the_page_and_no_text_becomes_markup() -> None:
+    index = (PAGE / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r"<script(?![^>]* src=)|<style|\son\w+=|\sstyle=", index) == []
+    makes_markup = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function")
+    for path in PAGE.glob("*.js"):
+        assert makes_markup.findall(path.read_text(encoding="utf-8")) == [], path.name
+
+
+def test_the_documentation_of_the_framework_that_loads_from_elsewhere_is_not_served(client: httpx.Client) -> None:
+    for path in ("/docs", "/redoc"):
+        answer = client.get(path)
+        assert answer.status_code == 404
+        assert "/openapi.json" in answer.json()["detail"]
+    described = client.get("/openapi.json").json()
+    assert not [path for path in described["paths"] if path == "/" or path.startswith("/page")]
