@@ -1,7 +1,9 @@
 """The HTTP service beside a real Dagster: webserver, daemon and sandbox, for tests that request syncs."""
 
+import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.api.served import served
-from cliniko_pipeline_tests.cli.command_line import CommandLine, wait_until
+from cliniko_pipeline_tests.cli.command_line import CommandLine, processes_of, wait_until
 from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
 from cliniko_pipeline_tests.conftest import environment, free_port
 from cliniko_pipeline_tests.e2e.browser import answers
@@ -74,8 +76,10 @@ def opened_service(database_url: URL, folder: Path, organizations: list[str]) ->
                     wait_until(lambda: _is_loaded(address), 60, "the code location has not loaded")
                     yield Service(url, clinics, folder / "home")
             finally:
-                running.interrupt()
-                running.wait(60)
+                # Their database goes with them: nothing need end in order.
+                for process in processes_of(folder / "home"):
+                    with suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
 
 
 def _is_loaded(address: str) -> bool:

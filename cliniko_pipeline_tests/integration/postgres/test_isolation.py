@@ -62,7 +62,7 @@ def test_every_table_that_names_organizations_is_a_known_tenant_table_under_forc
                 {"names": list(TENANT_TABLES)},
             ).scalars()
         )
-    operators = {"contacts", "api_credentials", *OPERATORS_TABLES}
+    operators = {"contacts", "api_credentials", *OPERATORS_TABLES, *API_TABLES}
     tenant = [row for row in found if row.name not in operators]
     assert {row.name for row in tenant} == known
     assert [row.name for row in tenant if not row.is_forced] == []
@@ -71,6 +71,10 @@ def test_every_table_that_names_organizations_is_a_known_tenant_table_under_forc
         # One that opens, and one that nothing else can open further.
         assert sorted(policy[:5] for policy in row.policies) == ["(*,f,", "(*,t,"], row.name
         assert [policy.count(context) for policy in row.policies] == [2, 2], row.name
+
+
+API_TABLES = {"cliniko.api_tokens", "cliniko.api_refusals"}
+"""Whose requests were refused is known after an organization was removed, too."""
 
 
 def test_every_tenant_table_has_a_sample_row_for_these_tests() -> None:
@@ -96,7 +100,13 @@ def test_the_operators_own_tables_name_no_organization_or_are_known(database: Da
                 "select attname from pg_attribute where attrelid = 'cliniko.request_budgets'::regclass and attnum = 1"
             )
         ).scalar_one()
-    assert found == {*OPERATORS_TABLES, "cliniko.notices", "cliniko.request_budgets", "cliniko.schema_version"}
+    assert found == {
+        *OPERATORS_TABLES,
+        *API_TABLES,
+        "cliniko.notices",
+        "cliniko.request_budgets",
+        "cliniko.schema_version",
+    }
     # Several organizations may share an API key: a budget belongs to none of them, and names none.
     assert key == "key_digest"
 
