@@ -1,7 +1,7 @@
 """Whether the service lives and can serve, for whoever starts it; and numbers for Prometheus."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Literal
 
@@ -16,9 +16,10 @@ from cliniko_pipeline.api.authentication import Administrator, Principal, Runtim
 from cliniko_pipeline.api.problems import documented
 from cliniko_pipeline.api.syncs import DagsterDependency
 from cliniko_pipeline.errors import ClinikoPipelineError
-from cliniko_pipeline.postgres import organizations, scheduling, schema
+from cliniko_pipeline.postgres import organizations, scheduling, schema, webhooks
 from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.postgres.scheduling import Scheduling
+from cliniko_pipeline.postgres.webhooks import PendingEvents
 
 router = APIRouter(tags=["watching"])
 
@@ -108,16 +109,24 @@ def get_metrics(request: Request, runtime: RuntimeDependency, principal: Adminis
     with runtime.database.operator() as connection:
         found = organizations.organizations(connection)
         states = scheduling.schedulings(connection)
+        pending = webhooks.pending_events(connection)
     measurements: Measurements = request.app.state.measurements
     registry = CollectorRegistry()
-    registry.register(_Organizations(found, states, principal))
+    registry.register(_Organizations(found, states, pending, principal))
     return Response(generate_latest(measurements.registry) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class _Organizations(Collector):
-    def __init__(self, found: list[Organization], states: list[Scheduling], principal: Principal) -> None:
+    def __init__(
+        self,
+        found: list[Organization],
+        states: list[Scheduling],
+        pending: Mapping[str, PendingEvents],
+        principal: Principal,
+    ) -> None:
         self._found = [each for each in found if principal.sees(each.id)]
         self._states = {each.organization_id: each for each in states}
+        self._pending = pending
 
     def collect(self) -> Iterable[Metric]:
         labels = ["organization"]
@@ -127,11 +136,15 @@ class _Organizations(Collector):
         failures = GaugeMetricFamily("cliniko_failures_in_a_row", "How many syncs in a row have failed.", labels=labels)
         paused = GaugeMetricFamily("cliniko_paused", "1: not synced until its credentials change.", labels=labels)
         checks = GaugeMetricFamily("cliniko_failed_checks", "How many checks do not hold.", labels=labels)
+        waiting = GaugeMetricFamily(
+            "cliniko_pending_webhooks", "Webhooks received since the last whole sync began.", labels=labels
+        )
         for each in self._found:
+            waiting.add_metric([each.id], self._pending[each.id].events if each.id in self._pending else 0)
             state = self._states.get(each.id)
             if state is not None and state.succeeded_at is not None:
                 succeeded.add_metric([each.id], state.succeeded_at.timestamp())
             failures.add_metric([each.id], 0 if state is None else state.failures)
             paused.add_metric([each.id], each.pause_reason is not None)
             checks.add_metric([each.id], len(each.failed_checks))
-        return [succeeded, failures, paused, checks]
+        return [succeeded, failures, paused, checks, waiting]

@@ -143,7 +143,8 @@ def test_a_token_sees_its_own_organizations_only(service: Service) -> None:
         assert [each["id"] for each in whoever.get("/v1/organizations").json()["items"]] == ["alpha"]
     with service.client(ADMIN, organizations=["alpha"]) as whoever:
         metrics = whoever.get("/metrics").text
-    assert 'organization="alpha"' in metrics
+    assert 'cliniko_pending_webhooks{organization="alpha"} 0.0' in metrics
+    assert 'cliniko_failures_in_a_row{organization="alpha"}' in metrics
     assert "beta" not in metrics
 
 

@@ -1,0 +1,64 @@
+"""Tokens of the HTTP API, made, shown and revoked on the command line."""
+
+from datetime import UTC, datetime, timedelta
+
+from cliniko_pipeline.postgres import api_tokens
+from cliniko_pipeline.postgres.api_tokens import Refusal
+from cliniko_pipeline_tests.cli.command_line import CommandLine
+from cliniko_pipeline_tests.cli.conftest import Clinics
+
+
+def test_a_token_is_printed_once_and_is_good_for_what_was_said(command: CommandLine, clinics: Clinics) -> None:
+    clinics.open(["alpha", "beta"])
+    made = command(
+        "tokens", "create", "--name", "dash[board]", "--scope", "sync", "--organization", "alpha", "--days", "2"
+    )
+    assert made.returncode == 0, made.stderr
+    text = made.stdout.strip()
+    with clinics.database.operator() as connection:
+        token = api_tokens.find(connection, text)
+    assert token is not None
+    assert (token.scopes, token.organizations) == ({"sync"}, {"alpha"})
+    assert token.expires_at is not None
+    assert abs(token.expires_at - datetime.now(UTC) - timedelta(days=2)) < timedelta(minutes=5)
+    listed = command("tokens", "list").stdout
+    assert all(word in listed for word in (token.id, "dash[board]", "good", "sync", "alpha"))
+    assert text not in listed + made.stderr
+    assert command("tokens", "revoke", token.id).returncode == 0
+    assert "revoked" in command("tokens", "list").stdout
+
+
+def test_whose_data_a_token_opens_must_be_said_and_known(command: CommandLine, clinics: Clinics) -> None:
+    clinics.open(["alpha"])
+    for arguments, code, words in (
+        ([], 2, "Say whose data it opens"),
+        (["--organization", "alpha", "--all-organizations"], 2, "Say whose data it opens"),
+        (["--organization", "nobody"], 1, "There is no organization 'nobody'"),
+        (["--all-organizations", "--days", "0"], 2, "--days"),
+        (["--all-organizations", "--scope", "write"], 2, "--scope"),
+    ):
+        refused = command("tokens", "create", "--name", "x", *arguments)
+        assert (refused.returncode, refused.stdout) == (code, "")
+        assert words in refused.stderr
+    assert "No tokens yet" in command("tokens", "list").stdout
+    unknown = command("tokens", "revoke", "0123456789ab")
+    assert unknown.returncode == 1
+    assert "tokens list" in unknown.stderr
+
+
+def test_refused_requests_are_counted_by_the_minute(command: CommandLine, clinics: Clinics) -> None:
+    assert "No request was refused" in command("tokens", "refusals").stdout
+    refusal = Refusal("unknown token", "", "203.0.113.9", "GET", "/v1/organizations", "")
+    for _ in range(3):
+        with clinics.database.operator() as connection:
+            api_tokens.note_refusal(connection, refusal)
+    shown = command("tokens", "refusals").stdout
+    assert all(word in shown for word in ("unknown token", "203.0.113.9", "GET /v1/organizations"))
+    with clinics.database.operator() as connection:
+        found = api_tokens.refusals(connection, 10)
+        assert sum(each.attempts for each in found) == 3
+        assert len(found) <= 2
+        # What is older than ninety days goes with the next one.
+        connection.exec_driver_sql("update cliniko.api_refusals set minute = now() - interval '91 days'")
+        api_tokens.note_refusal(connection, refusal)
+        assert [each.attempts for each in api_tokens.refusals(connection, 10)] == [1]
