@@ -407,6 +407,8 @@ def _assert_a_sync_is_followed(ui: DagsterUI, clinics: Clinics, port: int, runni
             route.continue_()
 
     page.route("**/v1/syncs/*/events", break_twice)
+    loaded: list[str] = []
+    page.on("request", lambda request: loaded.append(request.url) if "active-patients-trend" in request.url else None)
     _log_in(ui, _token(clinics.database, ["read", "sync"], [SURF, "old-mill-physio"]))
     expect(page.get_by_text("2 organizations: 2 stale.")).to_be_visible()
     page.get_by_role("link", name="Surf Rehab").click()
@@ -423,7 +425,9 @@ def _assert_a_sync_is_followed(ui: DagsterUI, clinics: Clinics, port: int, runni
     expect(page.get_by_role("heading", name="The sync has succeeded")).to_be_focused(timeout=60_000)
     assert len(broken) == 3
     assert all(each.startswith("Bearer clinikopipeline_") for each in broken)
-    # Everything was loaded again.
+    # Everything was loaded again, once.
+    expect(page.get_by_role("region", name="Active patients over time").get_by_role("img")).to_be_visible()
+    assert len(loaded) == 2
     active = clinics.active(SURF)
     assert active > 100
     expect(panel).to_contain_text(f"{active} active patients")

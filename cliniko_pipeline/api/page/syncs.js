@@ -24,6 +24,8 @@ export class SyncControl {
     this.onLoggedOut = onLoggedOut;
     this.onEnded = onEnded;
     this.followed = null;
+    // What has ended is not followed again where a list that was made a moment earlier has it as going on.
+    this.ended = new Set();
     this.sync = make("button", { type: "button", class: "main", onclick: () => this.#start(false) }, "Sync now");
     this.full = make("button", { type: "button", onclick: () => this.#askForFull() }, "Full sync …");
     this.why = make("p", { class: "faint", id: "why-no-sync", hidden: true });
@@ -54,7 +56,7 @@ export class SyncControl {
 
   /** Follows the sync until it has ended. */
   async follow(id, { isNew = true, hasFocus = false } = {}) {
-    if (this.followed !== null) return;
+    if (this.followed !== null || this.ended.has(id)) return;
     this.followed = id;
     this.#busy(true);
     this.node.hidden = false;
@@ -97,6 +99,9 @@ export class SyncControl {
     this.result.replaceChildren(...(failure === null ? outcome(ended) : [failure]));
     this.#say(failure === null ? `The sync ${WORDS[ended.status]}.` : "");
     if (hadFocus) this.heading.focus();
+    // Where it cannot be followed, whoever looks at it tries again: loading all would begin to follow it at once.
+    if (failure !== null) return;
+    this.ended.add(id);
     this.onEnded();
   }
 
