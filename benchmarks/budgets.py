@@ -9,8 +9,6 @@ try.
 import argparse
 import math
 import multiprocessing
-import os
-import platform
 import signal
 import sys
 import tempfile
@@ -27,9 +25,9 @@ from typing import Any
 
 import httpx
 import psycopg
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.telling import CONSOLE, machine
 from cliniko_pipeline.cliniko import GROUP_APPOINTMENTS, INDIVIDUAL_APPOINTMENTS, PATIENTS, ClinikoClient, Resource
 from cliniko_pipeline.cliniko.events import Event, Waiting
 from cliniko_pipeline.cliniko.throttle import digest_of
@@ -47,8 +45,6 @@ FAULTS = Faults(latency_ms=500, jitter_ms=300)
 PATIENTS_AND_APPOINTMENTS = (10_000, 40_000)
 LEAST_USED = 0.97
 RESOURCES: tuple[Resource[Any], ...] = (PATIENTS, INDIVIDUAL_APPOINTMENTS, GROUP_APPOINTMENTS)
-
-_CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass(frozen=True)
@@ -142,8 +138,8 @@ def main() -> int:
 
 def report(results: Sequence[Result], versions: str, seconds: float) -> int:
     """Prints the table and whether what is promised holds; the exit code."""
-    _CONSOLE.print(versions, highlight=False)
-    _CONSOLE.print(f"{seconds / 60:g} minutes; answers after 500 to 800 ms", highlight=False)
+    CONSOLE.print(versions, highlight=False)
+    CONSOLE.print(f"{seconds / 60:g} minutes; answers after 500 to 800 ms", highlight=False)
     table = Table()
     table.add_column("with one key")
     for heading in ("answered", "used", "busiest minute", "429s", "in the first window*", "in a later one*"):
@@ -158,8 +154,8 @@ def report(results: Sequence[Result], versions: str, seconds: float) -> int:
             str(one.first_window),
             str(one.later_windows),
         )
-    _CONSOLE.print(table)
-    _CONSOLE.print("* the most that one process got before the wait that the first of them asked for was over")
+    CONSOLE.print(table)
+    CONSOLE.print("* the most that one process got before the wait that the first of them asked for was over")
     promises: list[tuple[str, bool]] = []
     for one in results:
         if one.case.is_alone:
@@ -169,7 +165,7 @@ def report(results: Sequence[Result], versions: str, seconds: float) -> int:
             promises.append((f"{one.case.name}: one 429 in the first window", one.first_window <= 1))
             promises.append((f"{one.case.name}: one 429 in each later window", one.later_windows <= 1))
     for text, is_kept in promises:
-        _CONSOLE.print(f"{text}: {'met' if is_kept else 'NOT MET'}", highlight=False)
+        CONSOLE.print(f"{text}: {'met' if is_kept else 'NOT MET'}", highlight=False)
     return 0 if all(is_kept for _, is_kept in promises) else 1
 
 
@@ -323,7 +319,7 @@ def _most_in_a_window(rate_limited: Sequence[RateLimited]) -> tuple[int, int]:
 def _tell_progress(seconds: float) -> None:
     begun = time.monotonic()
     while (passed := time.monotonic() - begun) < seconds:
-        _CONSOLE.print(
+        CONSOLE.print(
             f"{datetime.now(UTC):%H:%M:%S} minute {passed / 60:.0f} of {seconds / 60:g} ...",
             style="dim",
             highlight=False,
@@ -337,11 +333,7 @@ def _for_psycopg(server: EmbeddedServer) -> str:
 
 def _versions(server: EmbeddedServer) -> str:
     with psycopg.connect(_for_psycopg(server)) as connection:
-        postgres = connection.info.parameter_status("server_version")
-    return (
-        f"{os.cpu_count()} CPUs, {platform.system()} {platform.machine()}; Python {platform.python_version()},"
-        f" PostgreSQL {postgres}"
-    )
+        return machine(connection.info.parameter_status("server_version") or "")
 
 
 if __name__ == "__main__":

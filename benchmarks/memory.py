@@ -12,7 +12,6 @@ import argparse
 import gc
 import multiprocessing
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -26,12 +25,10 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import dagster
-import psycopg
 import sqlalchemy as sa
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.telling import CONSOLE, machine, say
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.postgres import organizations, schema
 from cliniko_pipeline.postgres.sync_runs import OrganizationStatus, organization_status
@@ -59,7 +56,6 @@ END_SECONDS = 60
 
 _NOT_OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_HOME", "CLINIKO_")
 _SCRIPT = str(Path(sysconfig.get_path("scripts")) / "cliniko-pipeline")
-_CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def main() -> int:
     )
     sizes = sorted(parser.parse_args().sizes)
     if not Path("/proc/self/status").exists():
-        _CONSOLE.print("Peaks are read from /proc, which this system does not have.")
+        CONSOLE.print("Peaks are read from /proc, which this system does not have.")
         return 1
     with tempfile.TemporaryDirectory(prefix="cliniko-memory-") as folder:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
@@ -107,7 +103,7 @@ def main() -> int:
 
 def measure(runtime: Runtime, environ: dict[str, str], size: int) -> Generator[Measurement]:
     """All syncs of an account of one size."""
-    _say(f"{size:,} appointments: making the account")
+    say(f"{size:,} appointments: making the account")
     with simulated_cliniko(size) as (served, change):
         organization_id = f"clinic-{size}"
         _add(runtime, organization_id, served)
@@ -120,7 +116,7 @@ def measure(runtime: Runtime, environ: dict[str, str], size: int) -> Generator[M
 
 def report(measured: Sequence[Measurement], versions: str) -> int:
     """Prints the table and what is wrong, if anything; the exit code."""
-    _CONSOLE.print(versions, highlight=False)
+    CONSOLE.print(versions, highlight=False)
     table = Table()
     table.add_column("sync")
     for heading in ("appointments", "requests", "seconds", "command's peak", "worker's peak"):
@@ -134,21 +130,21 @@ def report(measured: Sequence[Measurement], versions: str) -> int:
             f"{one.command_peak:.0f} MB",
             f"{one.worker_peak:.0f} MB",
         )
-    _CONSOLE.print(table)
+    CONSOLE.print(table)
     first = [one for one in measured if one.sync == "first"]
     growth = first[-1].worker_peak / first[0].worker_peak
     most = max(max(one.command_peak, one.worker_peak) for one in measured)
-    _CONSOLE.print(
+    CONSOLE.print(
         f"First sync, {first[-1].size:,} : {first[0].size:,} appointments: {growth:.2f} (at most {MOST_GROWTH})"
     )
-    _CONSOLE.print(f"Highest peak: {most:.0f} MB (less than {MOST_MEGABYTES})")
+    CONSOLE.print(f"Highest peak: {most:.0f} MB (less than {MOST_MEGABYTES})")
     return 1 if growth > MOST_GROWTH or most >= MOST_MEGABYTES else 0
 
 
 def _measured(
     runtime: Runtime, environ: dict[str, str], organization_id: str, sync: str, size: int, *options: str
 ) -> Measurement:
-    _say(f"{size:,} appointments: {sync}")
+    say(f"{size:,} appointments: {sync}")
     started = time.monotonic()
     command_peak, worker_peak = peaks_of([_SCRIPT, "sync", organization_id, *options], environ)
     seconds = time.monotonic() - started
@@ -281,17 +277,7 @@ def _state(runtime: Runtime, organization_id: str) -> OrganizationStatus:
 
 def _versions(runtime: Runtime) -> str:
     with runtime.database.operator() as connection:
-        server = connection.execute(sa.text("show server_version")).scalar_one()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return (
-        f"{os.cpu_count()} CPUs, {memory:.0f} GB, {platform.system()} {platform.machine()};"
-        f" Python {platform.python_version()}, Dagster {dagster.__version__}, psycopg {psycopg.__version__},"
-        f" PostgreSQL {server}"
-    )
-
-
-def _say(text: str) -> None:
-    _CONSOLE.print(f"{datetime.now(UTC):%H:%M:%S} {text} ...", style="dim", highlight=False)
+        return machine(connection.execute(sa.text("show server_version")).scalar_one(), "dagster", "psycopg")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ an instant that moves on. Counted are answers that are no 200, and pages with ro
 import argparse
 import itertools
 import os
-import platform
 import random
 import signal
 import socket
@@ -32,13 +31,12 @@ from statistics import median, quantiles
 from typing import Any
 
 import httpx
-import psycopg
 import sqlalchemy as sa
 from cryptography.fernet import Fernet
-from rich.console import Console
 from rich.table import Table
 from sqlalchemy import event
 
+from benchmarks.telling import CONSOLE, load, machine, say
 from cliniko_pipeline.postgres import active_patients, api_tokens, derivations, schema
 from cliniko_pipeline.postgres.active_patients import Filters, Order, Place
 from cliniko_pipeline.postgres.derivations import Derivation
@@ -65,7 +63,6 @@ MOST_MILLISECONDS = 20.0
 
 ORGANIZATION, OTHER = "clinic", "another"
 AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
-_CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
 
 # Everybody came three to seven times within the last 59 days, a third comes again; before that, up to five times.
 SEED = """
@@ -156,11 +153,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=SECONDS, help="default: %(default)s")
     options = parser.parse_args()
     with prepared(options.patients) as (database, folder):
-        _CONSOLE.print(_versions(database), highlight=False)
-        _CONSOLE.print(f"Load of the machine (1, 5 and 15 minutes): {_load()} at the beginning", highlight=False)
+        CONSOLE.print(_versions(database), highlight=False)
+        CONSOLE.print(f"Load of the machine (1, 5 and 15 minutes): {load()} at the beginning", highlight=False)
         pages = measured_pages(database)
         seen = measured_readers(database, folder, options.readers, options.seconds)
-        _CONSOLE.print(f"{_load()} at the end", highlight=False)
+        CONSOLE.print(f"{load()} at the end", highlight=False)
     return report(pages, seen, options.readers)
 
 
@@ -173,7 +170,7 @@ def prepared(patients: int) -> Generator[tuple[Database, Path]]:
             database = Database(server.url)
             schema.migrate(database, create_application_tables=True)
             for organization_id, count in ((ORGANIZATION, patients), (OTHER, min(OTHERS, patients))):
-                _say(f"{count:,} active patients")
+                say(f"{count:,} active patients")
                 values: dict[str, Any] = {"organization_id": organization_id, "patients": count, "as_of": AS_OF}
                 with database.operator() as connection:
                     _run(connection, CONTACTS, values)
@@ -211,7 +208,7 @@ def synced(database: Database, organization_id: str, as_of: datetime) -> int:
 
 def measured_pages(database: Database) -> list[PageTime]:
     """The first page and pages further on, of every order, direction and filter."""
-    _say("Pages, one by one")
+    say("Pages, one by one")
     found: list[PageTime] = []
     with database.organization(ORGANIZATION) as connection:
         columns = sa.select(*map(sa.column, Order)).select_from(sa.table("active_patients", schema="public"))
@@ -266,7 +263,7 @@ def _explained(
 def measured_readers(database: Database, folder: Path, readers: int, seconds: float) -> Seen:
     """What so many readers meet over HTTP while syncs go on."""
     with _service(database, folder) as (url, token):
-        _say(f"{readers} readers for {seconds:.0f} s")
+        say(f"{readers} readers for {seconds:.0f} s")
         syncs = _Syncs(database, time.monotonic() + seconds)
         thread = threading.Thread(target=syncs.go_on)
         thread.start()
@@ -410,9 +407,9 @@ def report(pages: Sequence[PageTime], seen: Seen, readers: int) -> int:
             f"{slowest.milliseconds:.2f}",
             f"{slowest.filters}, {direction}, after {slowest.place:.1%}, {slowest.rows} rows",
         )
-    _CONSOLE.print(table)
+    CONSOLE.print(table)
     cuts = quantiles(seen.milliseconds, n=100)
-    _CONSOLE.print(
+    CONSOLE.print(
         f"{readers} readers: {len(seen.milliseconds):,} pages over HTTP, median {cuts[49]:.0f} ms, 95th percentile"
         f" {cuts[94]:.0f} ms, 99th {cuts[98]:.0f} ms; meanwhile {seen.syncs} syncs, {seen.instants} of them seen.",
         highlight=False,
@@ -423,27 +420,15 @@ def report(pages: Sequence[PageTime], seen: Seen, readers: int) -> int:
         ("Pages with rows of two syncs", seen.mixed, 0),
     ]
     for name, found, most in targets:
-        _CONSOLE.print(f"{name}: {found:.4g} (at most {most:g}): {'met' if found <= most else 'NOT MET'}")
+        CONSOLE.print(f"{name}: {found:.4g} (at most {most:g}): {'met' if found <= most else 'NOT MET'}")
     if seen.instants < 2:
-        _CONSOLE.print("No sync ended while they read: NOT MEASURED; give it more --seconds.")
+        CONSOLE.print("No sync ended while they read: NOT MEASURED; give it more --seconds.")
     return 1 if seen.instants < 2 or any(found > most for _, found, most in targets) else 0
-
-
-def _load() -> str:
-    return " ".join(f"{each:.1f}" for each in os.getloadavg())
 
 
 def _versions(database: Database) -> str:
     with database.operator() as connection:
-        server = connection.execute(sa.text("show server_version")).scalar_one()
-    return (
-        f"{os.cpu_count()} CPUs, {platform.system()} {platform.machine()}; Python {platform.python_version()},"
-        f" psycopg {psycopg.__version__}, PostgreSQL {server}"
-    )
-
-
-def _say(text: str) -> None:
-    _CONSOLE.print(f"{datetime.now(UTC):%H:%M:%S} {text} ...", style="dim", highlight=False)
+        return machine(connection.execute(sa.text("show server_version")).scalar_one(), "psycopg", "fastapi")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ missed. A peak is the most resident memory that a process ever had (VmHWM), look
 import argparse
 import multiprocessing
 import os
-import platform
 import signal
 import socket
 import subprocess
@@ -32,13 +31,12 @@ from statistics import median
 from typing import Any, Self
 
 import dagster as dg
-import psycopg
 import sqlalchemy as sa
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import empty_runs
+from benchmarks.telling import CONSOLE, machine, say
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.instance import instance_environment, open_instance
@@ -85,7 +83,6 @@ LONGEST_SECONDS = 3600
 # Without compiled modules, which the last of these keeps Python from writing, every run would compile them anew.
 _NOT_OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_", "CLINIKO_", "PYTHONDONTWRITEBYTECODE")
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
-_CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ def main() -> int:
     parser.add_argument("--settings", action="store_true", help="also measure with other settings of Dagster's")
     options = parser.parse_args()
     if not Path("/proc/self/stat").exists():
-        _CONSOLE.print("CPU seconds and peaks are read from /proc, which this system does not have.")
+        CONSOLE.print("CPU seconds and peaks are read from /proc, which this system does not have.")
         return 1
     with tempfile.TemporaryDirectory(prefix="cliniko-runs-") as folder, ExitStack() as stack:
         served = stack.enter_context(simulated_cliniko(options.appointments))
@@ -178,7 +175,7 @@ def main() -> int:
         ids = [f"clinic-{number:04}" for number in range(1, options.organizations + 1)]
         first_syncs(runtime, ids, served)
         code = 0
-        _CONSOLE.print(_versions(runtime), highlight=False)
+        CONSOLE.print(_versions(runtime), highlight=False)
         for name, changes in SETTINGS.items():
             if options.settings or not changes:
                 code = max(code, report(name, *measure(runtime, environ, served, ids, changes), options.appointments))
@@ -196,7 +193,7 @@ def first_syncs(runtime: Runtime, ids: Sequence[str], served: Served) -> None:
         ensure_partitions(instance, list(ids))
         for number, organization_id in enumerate(ids):
             if number % 50 == 0:
-                _say(f"First syncs: {number} of {len(ids)}")
+                say(f"First syncs: {number} of {len(ids)}")
             with runtime.database.operator() as connection:
                 organizations.save(connection, organization_id, organization_id, encrypted, validated=False)
                 connection.execute(
@@ -234,7 +231,7 @@ def measure(
 
 def _measured(runtime: Runtime, services: Services, served: Served, what: str, ids: Sequence[str]) -> Measurement:
     _wait_for_the_tick()
-    _say(f"{len(ids)} runs: {what}")
+    say(f"{len(ids)} runs: {what}")
     last = _scalar(runtime, "select coalesce(max(id), 0) from dagster.runs")
     before, before_in_storage = _spent(runtime, services, served), _stored(runtime)
     with Workers(services.code_servers[what]) as workers:
@@ -250,7 +247,7 @@ def _measured(runtime: Runtime, services: Services, served: Served, what: str, i
     if len(workers.peaks) < len(ids):
         raise SystemExit(f"{len(workers.peaks)} processes were seen, of {len(ids)} runs.")
     if len(workers.peaks) > len(ids):  # no reason to throw the rest away: CPU seconds are of all of them
-        _say(f"{len(workers.peaks)} processes were seen, of {len(ids)} runs")
+        say(f"{len(workers.peaks)} processes were seen, of {len(ids)} runs")
     events, connections = (now - then for now, then in zip(after_in_storage, before_in_storage, strict=True))
     everything = spent.pop("everything")
     return Measurement(
@@ -443,7 +440,7 @@ def running_dagster(
             was = configuration[section].get(name)
             configuration[section][name] = {**was, **value} if isinstance(was, dict) else value
     (home / "dagster.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
-    _say("Dagster starts")
+    say("Dagster starts")
     began = datetime.now(UTC)
     with ExitStack() as stack:
         code_servers: dict[str, int] = {}
@@ -479,7 +476,7 @@ def _started(home: Path, name: str, arguments: Sequence[str], environ: Mapping[s
         try:
             yield process.pid
         except SystemExit:
-            _CONSOLE.print(f"{name}: {log.read_text(errors='replace')[-2000:]}", style="dim", highlight=False)
+            CONSOLE.print(f"{name}: {log.read_text(errors='replace')[-2000:]}", style="dim", highlight=False)
             raise
         finally:
             for sign in (signal.SIGTERM, signal.SIGKILL):
@@ -567,21 +564,15 @@ def report(name: str, ours: Measurement, empty: Measurement, appointments: int) 
     row("connections to PostgreSQL", lambda one: one.connections / one.runs, "{:.0f}")
     row("events that Dagster stores", lambda one: one.events / one.runs, "{:.0f}")
     row("CPU seconds of other programs, for each run", lambda one: one.foreign_cpu / one.runs, "{:.2f}")
-    _CONSOLE.print(table)
-    _CONSOLE.print(f"Runs an hour: {ours.an_hour:,.0f} (at least {LEAST_AN_HOUR:,})")
-    _CONSOLE.print(f"CPU: {cpu:.2f}, in all {whole:.2f}; memory: {memory:.2f} of an empty run's (at most {MOST_RATIO})")
+    CONSOLE.print(table)
+    CONSOLE.print(f"Runs an hour: {ours.an_hour:,.0f} (at least {LEAST_AN_HOUR:,})")
+    CONSOLE.print(f"CPU: {cpu:.2f}, in all {whole:.2f}; memory: {memory:.2f} of an empty run's (at most {MOST_RATIO})")
     return 1 if ours.an_hour < LEAST_AN_HOUR or max(cpu, whole, memory) > MOST_RATIO else 0
 
 
 def _versions(runtime: Runtime) -> str:
     with runtime.database.operator() as connection:
-        server = connection.execute(sa.text("show server_version")).scalar_one()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return (
-        f"{os.cpu_count()} CPUs, {memory:.0f} GB, {platform.system()} {platform.machine()};"
-        f" Python {platform.python_version()}, Dagster {dg.__version__}, psycopg {psycopg.__version__},"
-        f" PostgreSQL {server}"
-    )
+        return machine(connection.execute(sa.text("show server_version")).scalar_one(), "dagster", "psycopg")
 
 
 def _wait_for_the_tick() -> None:
@@ -595,10 +586,6 @@ def _wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"Waited {seconds} s for {what}.")
         time.sleep(1)
-
-
-def _say(text: str) -> None:
-    _CONSOLE.print(f"{datetime.now(UTC):%H:%M:%S} {text} ...", style="dim", highlight=False)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import gc
 import multiprocessing
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -31,11 +29,11 @@ from typing import Any
 
 import msgspec
 import psycopg
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.others.measuring import Taken, Task
 from benchmarks.sync_charts import Bar, Chart, as_svg
+from benchmarks.telling import CONSOLE, load, machine, say
 from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
@@ -63,8 +61,6 @@ BEGIN, END = "<!-- benchmark-syncs: begin -->\n", "<!-- benchmark-syncs: end -->
 _NOT_OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_", "CLINIKO_", "PYTHONDONTWRITEBYTECODE", "DLT_")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
-_WIDTH = 140
-_CONSOLE = Console(width=None if sys.stdout.isatty() else _WIDTH)
 
 
 @dataclass(frozen=True)
@@ -164,23 +160,25 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, too
     options = _options()
     if not Path("/proc/self/status").exists():
-        _CONSOLE.print("CPU seconds and peaks are read from /proc, which this system does not have.")
+        CONSOLE.print("CPU seconds and peaks are read from /proc, which this system does not have.")
         return 1
-    load = _load()
+    load_first = load()
     contenders = [each for each in CONTENDERS if not options.only or any(word in each.module for word in options.only)]
     with tempfile.TemporaryDirectory(prefix="cliniko-syncs-") as folder:
         bench = Bench(Path(folder), options.patients, options.appointments)
         with bench.running():
             medians = {latency: measure(bench, contenders, latency, options) for latency in options.latencies}
-            head = f"{_versions(bench)}\nLoad of the machine (1, 5 and 15 minutes): {load}; when it was over: {_load()}"
+            head = (
+                f"{_versions(bench)}\nLoad of the machine (1, 5, 15 minutes): {load_first}; when it was over: {load()}"
+            )
     targets = targets_of(medians)
-    with _CONSOLE.capture() as captured:
-        _CONSOLE.print(head, highlight=False)
+    with CONSOLE.capture() as captured:
+        CONSOLE.print(head, highlight=False)
         for latency, found in medians.items():
-            _CONSOLE.print(table_of(found, f"{_size(options)}, answered {_latency(latency)}"))
+            CONSOLE.print(table_of(found, f"{_size(options)}, answered {_latency(latency)}"))
         for target in targets:
-            _CONSOLE.print(str(target), highlight=False)
-    _CONSOLE.print(captured.get(), end="", highlight=False)
+            CONSOLE.print(str(target), highlight=False)
+    CONSOLE.print(captured.get(), end="", highlight=False)
     if options.docs:
         write_docs(captured.get(), medians, _size(options))
     return 0 if all(target.is_met for target in targets) else 1
@@ -213,10 +211,10 @@ def measure(
         first = number * len(contenders) // max(1, options.rounds)
         for each in [*contenders[first:], *contenders[:first]]:
             if number < (options.rounds_of_slow if each.is_slow else options.rounds):
-                _say(f"Answered {_latency(latency)}, round {number + 1}: {each.name}")
+                say(f"Answered {_latency(latency)}, round {number + 1}: {each.name}")
                 measurement = bench.measured(each, latency)
                 found[each.module].append(measurement)
-                _CONSOLE.print(f"         {measurement}", style="dim", highlight=False)
+                CONSOLE.print(f"         {measurement}", style="dim", highlight=False)
     return [medians_of(measurements) for measurements in found.values() if measurements]
 
 
@@ -251,7 +249,7 @@ class Bench:
     @contextmanager
     def running(self) -> Generator[None]:
         """Serves until the end of the block."""
-        _say(f"Making an account of {self._patients:,} patients and {self._appointments:,} appointments")
+        say(f"Making an account of {self._patients:,} patients and {self._appointments:,} appointments")
         with (
             self.server,
             simulated_cliniko(self._patients, self._appointments) as (self._served, self._set_latency),
@@ -530,33 +528,8 @@ def _latency(milliseconds: int) -> str:
 
 
 def _versions(bench: Bench) -> str:
-    server = bench.scalar("postgres", "show server_version")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    programs = ", ".join(
-        f"{name} {version(package)}"
-        for name, package in (
-            ("Dagster", "dagster"),
-            ("httpx", "httpx"),
-            ("msgspec", "msgspec"),
-            ("psycopg", "psycopg"),
-            ("aiohttp", "aiohttp"),
-            ("pycurl", "pycurl"),
-            ("requests", "requests"),
-            ("dlt", "dlt"),
-        )
-    )
-    return (
-        f"{os.cpu_count()} CPUs, {memory:.0f} GB, {platform.system()} {platform.machine()};"
-        f" Python {platform.python_version()}, PostgreSQL {server}, {programs}"
-    )
-
-
-def _load() -> str:
-    return " ".join(f"{each:.1f}" for each in os.getloadavg())
-
-
-def _say(text: str) -> None:
-    _CONSOLE.print(f"{datetime.now(UTC):%H:%M:%S} {text} ...", style="dim", highlight=False)
+    packages = ("dagster", "httpx", "msgspec", "psycopg", "aiohttp", "pycurl", "requests", "dlt")
+    return machine(bench.scalar("postgres", "show server_version"), *packages)
 
 
 if __name__ == "__main__":

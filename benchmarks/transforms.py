@@ -16,8 +16,6 @@ does the work (the kernel's).
 
 import argparse
 import math
-import os
-import platform
 import signal
 import sys
 import tempfile
@@ -25,16 +23,16 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import median
 
 import psycopg
 import sqlalchemy as sa
-from rich.console import Console
 from rich.table import Table as Shown
 from sqlalchemy.engine import Connection
 
+from benchmarks.telling import CONSOLE, load, machine, say
 from benchmarks.transform_data import (
     ACTIVITY_WINDOW,
     AS_OF,
@@ -66,7 +64,6 @@ MOST_SECONDS_OF_MAPPING = 5
 
 OURS, BY_HAND = "ours", "by hand"
 _COLUMNS = ", ".join(ACTIVE_PATIENTS.written)
-_CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
 
 
 @dataclass(frozen=True)
@@ -125,18 +122,18 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, too
     options = _options()
     if not Path("/proc/self/schedstat").exists():
-        _CONSOLE.print("CPU seconds are read from /proc, which this system does not have.")
+        CONSOLE.print("CPU seconds are read from /proc, which this system does not have.")
         return 1
-    load = _load()
+    load_first = load()
     with tempfile.TemporaryDirectory(prefix="cliniko-transforms-") as folder, Bench(Path(folder)).running() as bench:
         rows = [*measure_active_patients(bench, options)] if "active_patients" in options.only else []
         mappings = [*measure_mappings(bench, options)] if "contact_mapping" in options.only else []
         versions = _versions(bench)
-    _CONSOLE.print(versions, highlight=False)
-    _CONSOLE.print(f"Load of the machine (1, 5 and 15 minutes): {load}; when it was over: {_load()}", highlight=False)
+    CONSOLE.print(versions, highlight=False)
+    CONSOLE.print(f"Load of the machine (1, 5, 15 minutes): {load_first}; when it was over: {load()}", highlight=False)
     targets = report(rows, mappings, options)
     for target in targets:
-        _CONSOLE.print(str(target), highlight=False)
+        CONSOLE.print(str(target), highlight=False)
     return 0 if all(target.is_met for target in targets) else 1
 
 
@@ -158,7 +155,7 @@ def _options() -> argparse.Namespace:
 
 def measure_active_patients(bench: "Bench", options: argparse.Namespace) -> Generator[Row]:
     """Ours and the hand-written statement, then what is told beside them."""
-    _say(f"Making a clinic of {options.patients:,} patients and {options.appointments:,} appointments")
+    say(f"Making a clinic of {options.patients:,} patients and {options.appointments:,} appointments")
     with bench.database(clinic(options.patients, options.appointments)) as database:
         _run(database, BY_HAND_TABLE)
         _replace(database, CONTACT_MAPPING)
@@ -183,7 +180,7 @@ def measure_active_patients(bench: "Bench", options: argparse.Namespace) -> Gene
         yield _again(bench, database, options.rounds, "nothing changed, the first time", timedelta(), syncs_since=1)
         yield _again(bench, database, options.rounds, "nothing changed, the second time", timedelta(), syncs_since=2)
     classes = round(options.appointments * CLASS_SHARE)
-    _say(f"Making a clinic with {classes:,} classes")
+    say(f"Making a clinic with {classes:,} classes")
     with bench.database(clinic(options.patients, options.appointments, classes)) as database:
         _replace(database, CONTACT_MAPPING)
         _run(database, "analyze")
@@ -250,14 +247,14 @@ def report(rows: Sequence[Row], mappings: Sequence[MappingFound], options: argpa
         title = f"active_patients, {options.appointments:,} appointments and {options.patients:,} patients"
         floors = [row.taken for row in rows if row.name.startswith(BY_HAND)]
         floor = Taken(min(one.seconds for one in floors), min(one.cpu for one in floors))
-        _CONSOLE.print(table_of(rows, floor, title))
+        CONSOLE.print(table_of(rows, floor, title))
         ours = next(row.taken for row in rows if row.name == OURS)
         targets += [
             Target("active_patients: seconds of ours / by hand", ours.seconds / floor.seconds, MOST_OF_BY_HAND),
             Target("active_patients: CPU seconds of ours / by hand", ours.cpu / floor.cpu, MOST_OF_BY_HAND),
         ]
     if mappings:
-        _CONSOLE.print(table_of_mappings(mappings))
+        CONSOLE.print(table_of_mappings(mappings))
         for clientele in dict.fromkeys(each.clientele for each in mappings):
             mine = [each for each in mappings if each.clientele == clientele]
             smallest, largest = mine[0], mine[-1]
@@ -384,7 +381,7 @@ def _timed(bench: Bench, database: Database, name: str, work: Callable[[], objec
     with database.operator() as connection:
         if _backend(connection) != backend:  # the pool has one connection, which all take turns with
             raise SystemExit("The work was done by another process than the one that was looked at.")
-    _CONSOLE.print(f"         {name}: {taken.seconds:.2f} s, {taken.cpu:.2f} CPU s", style="dim", highlight=False)
+    CONSOLE.print(f"         {name}: {taken.seconds:.2f} s, {taken.cpu:.2f} CPU s", style="dim", highlight=False)
     return taken
 
 
@@ -449,19 +446,7 @@ def _require_same(database: Database) -> None:
 
 
 def _versions(bench: Bench) -> str:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return (
-        f"{os.cpu_count()} CPUs, {memory:.0f} GB, {platform.system()} {platform.machine()};"
-        f" Python {platform.python_version()}, psycopg {psycopg.__version__}, PostgreSQL {bench.version()}"
-    )
-
-
-def _load() -> str:
-    return " ".join(f"{each:.1f}" for each in os.getloadavg())
-
-
-def _say(text: str) -> None:
-    _CONSOLE.print(f"{datetime.now(UTC):%H:%M:%S} {text} ...", style="dim", highlight=False)
+    return machine(bench.version(), "psycopg")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ in which nothing has changed gathers the attendances that the later ones begin a
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -31,11 +30,10 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
-import psycopg
 import sqlalchemy as sa
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.telling import CONSOLE, load, machine, say
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.instance import open_instance
@@ -61,7 +59,6 @@ LONGEST_SECONDS = 120
 ROOT = Path(__file__).parents[1]
 _NOT_OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_", "CLINIKO_", "PYTHONDONTWRITEBYTECODE")
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
-_CONSOLE = Console(width=None if sys.stdout.isatty() else 140)
 
 # Of an account's records so many are patients, and as many contacts; so many attendees of classes.
 _PEOPLE = 0.06
@@ -171,13 +168,13 @@ def main() -> int:
     if options.sync:
         return _measured_here(json.loads(options.sync))
     if not Path("/proc/self/stat").exists():
-        _CONSOLE.print("CPU seconds are read from /proc, which this system does not have.")
+        CONSOLE.print("CPU seconds are read from /proc, which this system does not have.")
         return 1
     with prepared(sorted(options.sizes)) as (runtime, environ):
-        _CONSOLE.print(_versions(runtime), highlight=False)
-        _CONSOLE.print(f"Load of the machine (1, 5 and 15 minutes): {_load()} at the beginning", highlight=False)
+        CONSOLE.print(_versions(runtime), highlight=False)
+        CONSOLE.print(f"Load of the machine (1, 5 and 15 minutes): {load()} at the beginning", highlight=False)
         measured = measure(environ, sorted(options.sizes), options.rounds)
-        _CONSOLE.print(f"{_load()} at the end", highlight=False)
+        CONSOLE.print(f"{load()} at the end", highlight=False)
     return report(measured)
 
 
@@ -196,7 +193,7 @@ def prepared(sizes: Sequence[int]) -> Generator[tuple[Runtime, dict[str, str]]]:
             with open_runtime(load_settings(environ)) as runtime:
                 schema.migrate(runtime.database, create_application_tables=True)
                 for size, account in zip(sizes, accounts, strict=True):
-                    _say(f"{size:,} records")
+                    say(f"{size:,} records")
                     credentials = ClinikoCredentials(account.api_key, None, sandbox.base_url(account))
                     encrypted = runtime.vault.encrypt(credentials)
                     with runtime.database.operator() as connection:
@@ -240,11 +237,11 @@ def measure(environ: Mapping[str, str], sizes: Sequence[int], rounds: int) -> li
             one = _sync(environ, size, now + (number + 1) * BETWEEN_SYNCS)
             told = f"{size:,} records: {one.seconds:.2f} s, CPU {one.cpu:.2f} + {one.server_cpu:.2f} s"
             if number > 0:
-                _say(f"Round {number}, {told}")
+                say(f"Round {number}, {told}")
                 taken[size].append(one)
             else:
                 name = "First sync in which nothing has changed" if number == 0 else "First sync"
-                _CONSOLE.print(f"{name}, not counted, {told}", highlight=False)
+                CONSOLE.print(f"{name}, not counted, {told}", highlight=False)
     active = {one.active for each in taken.values() for one in each}
     if not active or min(active) < ACTIVE_PEOPLE * 0.9:
         raise SystemExit(f"The accounts are not what was to be measured: {active} active.")
@@ -267,7 +264,7 @@ def report(measured: Sequence[Measurement]) -> int:
             f"{one.middle('server_cpu'):.2f}",
             f"{one.taken[-1].active:,}",
         )
-    _CONSOLE.print(table)
+    CONSOLE.print(table)
     small, large = measured[0], measured[-1]
     seconds = large.middle("seconds")
     # In each round both had the machine as it was at that moment.
@@ -280,7 +277,7 @@ def report(measured: Sequence[Measurement]) -> int:
         (f"CPU seconds in all, {large.records:,} : {small.records:,} records, median of the rounds", cpu, MOST_GROWTH),
     ]
     for name, found, most in targets:
-        _CONSOLE.print(f"{name}: {found:.2f} (at most {most}): {'met' if found <= most else 'NOT MET'}")
+        CONSOLE.print(f"{name}: {found:.2f} (at most {most}): {'met' if found <= most else 'NOT MET'}")
     return 1 if any(found > most for _, found, most in targets) else 0
 
 
@@ -351,23 +348,9 @@ def _name(size: int) -> str:
     return f"clinic-{size}"
 
 
-def _load() -> str:
-    return " ".join(f"{each:.1f}" for each in os.getloadavg())
-
-
 def _versions(runtime: Runtime) -> str:
     with runtime.database.operator() as connection:
-        server = connection.execute(sa.text("show server_version")).scalar_one()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return (
-        f"{os.cpu_count()} CPUs, {memory:.0f} GB, {platform.system()} {platform.machine()};"
-        f" Python {platform.python_version()}, Dagster {dg.__version__}, psycopg {psycopg.__version__},"
-        f" PostgreSQL {server}"
-    )
-
-
-def _say(text: str) -> None:
-    _CONSOLE.print(f"{datetime.now(UTC):%H:%M:%S} {text} ...", style="dim", highlight=False)
+        return machine(connection.execute(sa.text("show server_version")).scalar_one(), "dagster", "psycopg")
 
 
 if __name__ == "__main__":
