@@ -3,6 +3,7 @@
 import dagster as dg
 
 from cliniko_pipeline.orchestration.checks import CHECKS
+from cliniko_pipeline.orchestration.consoles import quiet_console
 from cliniko_pipeline.orchestration.io_managers import postgres_io_manager
 from cliniko_pipeline.orchestration.jobs import ASSETS, cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.resources import ProgressListener, cliniko_resource, runtime_resource
@@ -40,6 +41,7 @@ def build_definitions(*, runtime: Runtime | None = None, listener: ProgressListe
             webhook_deliveries,
         ],
         executor=dg.in_process_executor,
+        loggers={"console": quiet_console},
         resources={
             "runtime": runtime_resource()
             if runtime is None

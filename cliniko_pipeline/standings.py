@@ -12,7 +12,8 @@ def problems(organization: Organization, state: OrganizationStatus) -> list[str]
     found: list[str] = []
     if organization.pause_reason is not None:
         found.append(
-            "paused until its credentials change or `cliniko-pipeline organizations enable ID` lets it be synced again."
+            "paused until its credentials change or"
+            f" `cliniko-pipeline organizations enable {organization.id}` lets it be synced again."
             f" {organization.pause_reason}"
         )
     elif state.status == "failed" and state.error:

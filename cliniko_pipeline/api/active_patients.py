@@ -54,7 +54,9 @@ class ActivePatient(BaseModel):
     """A person with a contact and at least one recent appointment."""
 
     contact_id: UUID
-    recent_appointment_count: int = Field(examples=[3], description="In the 60 days before `search_date_to`.")
+    recent_appointment_count: int = Field(
+        examples=[3], description="From `search_date_from` to `search_date_to`: 60 days, unless set otherwise."
+    )
     upcoming_appointment_count: int = Field(examples=[1], description="After `search_date_to`.")
     total_appointment_count: int = Field(examples=[17], description="At any time.")
     last_appointment_date: AwareDatetime | None

@@ -40,7 +40,7 @@ class OrganizationCounts(BaseModel):
 
     patients: int
     appointments: int = Field(description="Individual and group appointments.")
-    attendees: int = Field(description="Places in group appointments.")
+    attendees: int = Field(description="Of individual and of group appointments.")
     matched: int = Field(description="People with a contact.")
     unmatched: int
     ambiguous: int = Field(description="People for whom more than one contact could be meant.")

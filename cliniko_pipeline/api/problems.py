@@ -123,14 +123,18 @@ def _answer_ours(_request: Request, error: Exception) -> JSONResponse:
 def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 (by registration)
     # Without the input, which may be anything.
-    wrong = [
-        WrongParameter(where=".".join(map(str, each["loc"])), reason=each["msg"].removeprefix("Value error, "))
-        for each in error.errors()
-    ]
+    wrong = [WrongParameter(where=".".join(map(str, each["loc"])), reason=_reason(each)) for each in error.errors()]
     return problem_response(
         HTTPStatus.UNPROCESSABLE_ENTITY, "The request cannot be understood: see `errors`, mend it, send it again.",
         errors=wrong,
     )  # fmt: skip
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    # A body that was not sent as JSON is taken for a text.
+    if tuple(error["loc"]) == ("body",):
+        return "Send a JSON object, with the header Content-Type: application/json"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _answer_http(request: Request, error: Exception) -> JSONResponse:

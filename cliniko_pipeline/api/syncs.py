@@ -1,5 +1,6 @@
 """Syncs: requested, listed, followed while they go on, and cancelled."""
 
+import base64
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
@@ -43,6 +44,8 @@ from cliniko_pipeline.sync_options import SyncOptions
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often somebody who follows a sync is told of it at most."""
 
+_NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+
 ENDED_BY_ITSELF = "Its process ended before it did; the next sync goes on where it was."
 
 router = APIRouter(prefix="/v1", tags=["syncs"])
@@ -68,6 +71,9 @@ class AcceptedSync(BaseModel):
     organization_id: str = Field(examples=["surf-rehab"])
     is_new: bool = Field(
         description="False: one was going on, queued, or requested with the same key, and is this one."
+    )
+    full: bool | None = Field(
+        description="Whether this one reads everything, which may not be what was asked for; null: not known."
     )
 
 
@@ -161,11 +167,11 @@ def request_sync(
         )
         existing = _existing(dagster, organization.id, options, idempotency)
         if existing is not None:
-            return AcceptedSync(id=UUID(existing.run_id), organization_id=organization.id, is_new=False)
+            return _accepted(organization.id, existing.run_id, is_new=False, full=existing.is_full)
         run_id = dagster.launch(organization.id, options, idempotency)
         # The schedule need not do at once what is done now.
         scheduling.note_requested(connection, {organization.id: options.full}, datetime.now(UTC))
-    return AcceptedSync(id=UUID(run_id), organization_id=organization.id, is_new=True)
+    return _accepted(organization.id, run_id, is_new=True, full=options.full)
 
 
 @router.get("/organizations/{organization_id}/syncs", responses=documented(401, 403, 404, 422, 429, 503))
@@ -182,14 +188,18 @@ def list_syncs(
         stored = sync_runs.syncs(connection, limit + 1, before)
     runs = {run.run_id: run for run in _latest(dagster, organization.id, limit)}
     known = {each.run_id for each in stored}
-    # What has not begun has noted nothing yet.
-    waiting = [run for run in runs.values() if run.run_id not in known and not run.status.has_ended and before is None]
-    items = [_sync(runtime, organization.id, None, run) for run in waiting if run.started_at is None]
-    items += [_sync(runtime, organization.id, each, runs.get(each.run_id)) for each in stored[:limit]]
-    following = (
-        f"{stored[limit - 1].started_at.isoformat()}~{stored[limit - 1].run_id}" if len(stored) > limit else None
+    # What has not begun has noted nothing yet, and what was cancelled before never will.
+    others = [run for run in runs.values() if run.run_id not in known] if before is None else []
+    found: list[tuple[datetime, StoredSync | None, DagsterRun | None]] = [
+        *((each.started_at, each, runs.get(each.run_id)) for each in stored),
+        *((run.created_at, None, run) for run in others),
+    ]
+    found.sort(key=lambda each: each[0], reverse=True)
+    items = [_sync(runtime, organization.id, noted, run) for _, noted, run in found[:limit]]
+    last = next((noted for _, noted, _ in reversed(found[:limit]) if noted is not None), None)
+    return SyncsPage(
+        items=items, next_cursor=_cursor_after(last) if len(stored) > limit or len(found) > limit else None
     )
-    return SyncsPage(items=items, next_cursor=following)
 
 
 def sync_to_follow(
@@ -283,6 +293,10 @@ def cancel_sync(
     return _visible(request, gate, runtime, dagster, principal, str(sync.id))
 
 
+def _accepted(organization_id: str, run_id: str, *, is_new: bool, full: bool | None) -> AcceptedSync:
+    return AcceptedSync(id=UUID(run_id), organization_id=organization_id, is_new=is_new, full=full)
+
+
 def _existing(
     dagster: DagsterRuns, organization_id: str, options: SyncOptions, idempotency: str | None
 ) -> DagsterRun | None:
@@ -299,9 +313,16 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
 
+def _cursor_after(last: StoredSync | None) -> str:
+    """Where a page ended; the beginning of what has begun where it held nothing of that."""
+    place = (_NEVER, str(UUID(int=0))) if last is None else (last.started_at, last.run_id)
+    return base64.urlsafe_b64encode(f"{place[0].isoformat()} {place[1]}".encode()).decode().rstrip("=")
+
+
 def _place(cursor: str) -> tuple[datetime, str]:
-    started_at, _, run_id = cursor.partition("~")
     try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        started_at, _, run_id = text.partition(" ")
         return datetime.fromisoformat(started_at).astimezone(UTC), str(UUID(run_id))
     except (ValueError, OverflowError):
         raise ArgumentError("The cursor is not one of these pages: send `next_cursor` as it was.") from None
@@ -361,6 +382,7 @@ def _sync(runtime: Runtime, organization_id: str, stored: StoredSync | None, run
     finished_at = values.get("finished_at") or (None if run is None else run.ended_at)
     full = values.get("is_full") if values.get("is_full") is not None else (None if run is None else run.is_full)
     error = values.get("error") or (ENDED_BY_ITSELF if status is SyncStatus.FAILED else None)
+    progress = _progress(stored) if stored is not None and status is SyncStatus.RUNNING else None
     run_id = stored.run_id if stored is not None else run.run_id if run is not None else ""
     return Sync(
         id=UUID(run_id),
@@ -369,9 +391,9 @@ def _sync(runtime: Runtime, organization_id: str, stored: StoredSync | None, run
         full=full,
         started_at=started_at,
         finished_at=finished_at if status.has_ended else None,
-        requests=values.get("requests", 0),
+        requests=progress.requests if progress is not None else values.get("requests", 0),
         seconds_waited=values.get("seconds_waited", 0.0),
-        progress=_progress(stored) if stored is not None and status is SyncStatus.RUNNING else None,
+        progress=progress,
         tables=[] if stored is None else _tables(stored),
         error=error if status in {SyncStatus.FAILED, SyncStatus.RUNNING} else None,
         url=f"{runtime.settings.ui_url}/runs/{run_id}",

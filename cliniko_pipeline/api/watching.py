@@ -6,7 +6,14 @@ from http import HTTPStatus
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from pydantic import BaseModel
@@ -35,6 +42,10 @@ class Readiness(BaseModel):
 
     database: Literal["ok", "unusable"]
     dagster: Literal["ok", "unreachable"]
+
+
+# A second row for each number, of when it was begun.
+disable_created_metrics()
 
 
 class Measurements:

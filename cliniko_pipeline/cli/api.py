@@ -1,6 +1,7 @@
 """`cliniko-pipeline api`: the HTTP service."""
 
 import logging
+import socket
 
 import click
 import uvicorn
@@ -20,18 +21,30 @@ SECONDS_TO_END = 10
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True)
 def api(host: str, port: int) -> None:
     """Serve the HTTP API and its page until Ctrl-C."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Requests to Dagster and to an issuer are no news.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    with session() as runtime:
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with _listening(host, port) as listener, session() as runtime:
         configuration = uvicorn.Config(
             create_application(runtime),
-            host=host,
-            port=port,
             log_config=None,
             # What is asked for names organizations and contacts.
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=SECONDS_TO_END,
         )
-        uvicorn.Server(configuration).run()
+        click.echo(f"The API and its page: http://{_shown(listener)}")
+        uvicorn.Server(configuration).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise click.ClickException(
+            f"Nothing can be served at {host}, port {port} ({error.strerror}): choose others with --host and --port."
+        ) from None
+
+
+def _shown(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

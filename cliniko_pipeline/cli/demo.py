@@ -1,6 +1,7 @@
 """`cliniko-pipeline demo`: everything at once, on made-up clinics, with nothing to set up."""
 
 import os
+import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -51,6 +52,10 @@ def demo(*, no_ui: bool) -> None:
         ids = [clinic.id for clinic in clinics]
         errors = run_syncs(ids)
         report(runtime, ids, errors)
+        click.echo(
+            "Other commands reach the demo with"
+            f" CLINIKO_PIPELINE_HOME={shlex.quote(str(home))} CLINIKO_ALLOWED_HOSTS={sandbox.host}"
+        )
         if not no_ui:
             serve(runtime, api_port=PAGE_PORT, log_in=f"token: {_token(runtime, ids)}")
     raise SystemExit(1 if errors else 0)

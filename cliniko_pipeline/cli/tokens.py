@@ -55,7 +55,7 @@ def create(
 ) -> None:
     """Make a token, and print it: only now, for nothing but its digest is stored."""
     if bool(organizations) == all_organizations:
-        raise click.UsageError("Say whose data it opens: --organization ID, or --all-organizations.")
+        raise click.UsageError("Say whose data it opens: either --organization ID or --all-organizations.")
     if not name.strip() or not name.isprintable():
         raise click.BadParameter("must be printable and not blank.", param_hint="--name")
     with session() as runtime:

@@ -68,7 +68,8 @@ def list_(organization_id: str) -> None:
         table.add_row(each.id, "good" if each.is_valid else "expired", _instant(each.created_at), expires)
     output_console().print(table)
     if pending is not None:
-        click.echo(f"{pending.events} webhooks are not synced yet, the last of {_instant(pending.received_at)}.")
+        received = "1 webhook is" if pending.events == 1 else f"{pending.events} webhooks are"
+        click.echo(f"{received} not synced yet, the last of {_instant(pending.received_at)}.")
 
 
 @secrets_.command()
@@ -88,7 +89,7 @@ def revoke(organization_id: str, secret_id: str, expires_in_hours: int | None) -
             click.echo(f"Secret {secret_id} is revoked.")
         else:
             incoming.expire_secret(connection, organization_id, secret_id, timedelta(hours=expires_in_hours))
-            click.echo(f"Secret {secret_id} expires in {expires_in_hours} hours, if not earlier.")
+            click.echo(f"Secret {secret_id} expires in {expires_in_hours} hours, unless it does so earlier.")
 
 
 @webhooks.group()

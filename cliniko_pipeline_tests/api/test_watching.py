@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.postgres import api_tokens
@@ -60,7 +61,7 @@ def test_without_dagster_everything_can_be_read_and_no_sync_be_requested(
         assert whoever.get("/v1/organizations/alpha/syncs").json()["items"] == []
         answer = whoever.post("/v1/organizations/alpha/syncs")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
-        _note_sync(clinics)
+        _note_sync(clinics, 1)
         (listed,) = whoever.get("/v1/organizations/alpha/syncs").json()["items"]
         assert whoever.get(f"/v1/syncs/{listed['id']}").json() == listed
         assert (listed["status"], listed["tables"][0]["counts"]) == ("succeeded", {"rows": 3})
@@ -69,14 +70,39 @@ def test_without_dagster_everything_can_be_read_and_no_sync_be_requested(
         assert whoever.get(f"/v1/syncs/{listed['id']}").status_code == 503
 
 
-def _note_sync(clinics: Clinics) -> None:
+def _note_sync(clinics: Clinics, number: int) -> None:
     with clinics.database.organization("alpha") as connection:
-        connection.exec_driver_sql(
-            "insert into cliniko.sync_runs (organization_id, run_id, planned, status, finished_at, assets) values"
-            " ('alpha', '00000000-0000-4000-8000-000000000001', array['cliniko/patients', 'cliniko/appointments',"
-            " 'contact_mapping', 'active_patients'], 'succeeded', now(), '{\"active_patients\": {\"status\":"
-            ' "succeeded", "rows": 3}}\')'
+        connection.execute(
+            sa.text(
+                "insert into cliniko.sync_runs (organization_id, run_id, planned, status, started_at, finished_at, assets)"
+                " values ('alpha', :run_id, array['cliniko/patients', 'cliniko/appointments', 'contact_mapping',"
+                " 'active_patients'], 'succeeded', now() - make_interval(mins => :ago), now(), :assets)"
+            ),
+            {
+                "run_id": f"00000000-0000-4000-8000-{number:012d}",
+                # Two at a time began in the same moment.
+                "ago": number // 2,
+                "assets": '{"active_patients": {"status": "succeeded", "rows": 3}}',
+            },
         )
+
+
+def test_syncs_come_in_pages_the_latest_first(url: str, database: Database, clinics: Clinics) -> None:
+    for number in range(7):
+        _note_sync(clinics, number)
+    found: list[str] = []
+    cursor: dict[str, str] = {}
+    with client(url, token(database, "sync")) as whoever:
+        for _ in range(4):
+            page = whoever.get("/v1/organizations/alpha/syncs", params={"limit": 2, **cursor}).json()
+            assert len(page["items"]) <= 2
+            found += [each["id"][-1] for each in page["items"]]
+            cursor = {"cursor": page["next_cursor"]}
+        assert page["next_cursor"] is None
+        for wrong in ("", "x", "MjAyNg", "a" * 100):
+            refused = whoever.get("/v1/organizations/alpha/syncs", params={"cursor": wrong})
+            assert refused.status_code == 422
+    assert "".join(found) == "1032546"
 
 
 def test_a_disabled_organization_is_read_and_not_synced(url: str, database: Database, clinics: Clinics) -> None:

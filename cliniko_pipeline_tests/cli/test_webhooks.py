@@ -38,7 +38,7 @@ def test_a_secret_is_printed_once_and_replaced_without_a_gap(
     with clinics.database.operator() as connection:
         assert webhooks.note_event(connection, "alpha", "id", None)
     listed = command("webhooks", "secrets", "list", "alpha").stdout
-    assert "1 webhooks are not synced yet" in listed
+    assert "1 webhook is not synced yet" in listed
     old_id, _ = re.findall(r"\b[0-9a-f]{12}\b", listed)
     assert old_id in made[0].stderr
     assert "whsec" not in listed

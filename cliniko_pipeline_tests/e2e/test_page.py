@@ -665,5 +665,5 @@ def _remember_a_past(database: Database, organization_id: str) -> None:
 def _address(running: Running) -> str:
     running.wait_for("Page: ", 60)
     (address,) = re.findall(r"Page: (http://127\.0\.0\.1:\d+) \(log in with a token", running.output)
-    running.wait_for("Application startup complete", 60)
+    running.wait_for("The API and its page", 60)
     return address

@@ -108,7 +108,7 @@ const COUNTS = [
   ["active_patients", "Active patients"],
   ["patients", "Patients"],
   ["appointments", "Appointments"],
-  ["attendees", "Places in groups"],
+  ["attendees", "Attendees"],
   ["matched", "Matched people"],
   ["unmatched", "Unmatched"],
   ["ambiguous", "Ambiguous"],
