@@ -74,7 +74,8 @@ def _note_sync(clinics: Clinics, number: int) -> None:
     with clinics.database.organization("alpha") as connection:
         connection.execute(
             sa.text(
-                "insert into cliniko.sync_runs (organization_id, run_id, planned, status, started_at, finished_at, assets)"
+                "insert into cliniko.sync_runs"
+                " (organization_id, run_id, planned, status, started_at, finished_at, assets)"
                 " values ('alpha', :run_id, array['cliniko/patients', 'cliniko/appointments', 'contact_mapping',"
                 " 'active_patients'], 'succeeded', now() - make_interval(mins => :ago), now(), :assets)"
             ),
