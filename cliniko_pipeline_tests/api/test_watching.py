@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -169,3 +170,24 @@ def test_a_token_is_noted_as_used_and_never_stored(url: str, database: Database)
 def test_a_malformed_authorization_is_a_401(url: str, header: str) -> None:
     answer = httpx.get(f"{url}/v1/organizations", headers={"Authorization": header}, trust_env=False)
     assert answer.status_code == 401
+
+
+def test_a_body_without_an_end_is_not_gathered(url: str, database: Database) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(4096):
+            sent += 16 * 1024
+            yield b" " * 16 * 1024
+
+    address = "/v1/organizations/alpha/syncs"
+    for text in (None, token(database, "sync")):
+        sent = 0
+        with client(url, text) as whoever, suppress(httpx.WriteError, httpx.ReadError):
+            answer = whoever.post(address, content=endless(), headers={"Content-Type": "application/json"})
+            assert answer.status_code == 413
+        assert sent < 32 * 1024 * 1024, "the rest is not read: what was sent stands in the sockets' buffers"
+    with client(url, token(database, "sync")) as whoever:
+        assert whoever.post(address, json={"full": "x" * 70_000}).status_code == 413
+        assert whoever.post(address, json={"full": "x" * 60_000}).status_code == 422
