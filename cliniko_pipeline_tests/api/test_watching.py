@@ -9,7 +9,7 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import api_tokens
+from cliniko_pipeline.postgres import api_tokens, organizations
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
@@ -191,3 +191,28 @@ def test_a_body_without_an_end_is_not_gathered(url: str, database: Database) -> 
     with client(url, token(database, "sync")) as whoever:
         assert whoever.post(address, json={"full": "x" * 70_000}).status_code == 413
         assert whoever.post(address, json={"full": "x" * 60_000}).status_code == 422
+
+
+def test_what_is_noted_of_a_refusal_is_short_and_nothing_that_a_terminal_obeys(url: str, database: Database) -> None:
+    with client(url, token(database, organizations=["alpha"])) as whoever:
+        whoever.get("/v1/organizations/%1b%5D0;title%07%00" + "a" * 5000)
+    httpx.get(f"{url}/v1/organizations", headers={"X-Forwarded-For": "a" * 5000}, trust_env=False)
+    with database.operator() as connection:
+        noted = api_tokens.refusals(connection, 10)
+    assert len(noted) == 2
+    for each in noted:
+        for text in (each.refusal.organization_id, each.refusal.address):
+            assert text.isprintable()
+            assert len(text) <= 100
+
+
+def test_a_token_of_a_removed_organization_does_not_open_another_of_the_same_id(
+    url: str, database: Database, clinics: Clinics
+) -> None:
+    with client(url, token(database, organizations=["alpha", "beta"])) as whoever:
+        assert whoever.get("/v1/organizations/alpha").status_code == 200
+        organizations.remove(database, "alpha")
+        with database.operator() as connection:
+            organizations.save(connection, "alpha", "Another", {"encrypted_data": "x"}, validated=False)
+        assert whoever.get("/v1/organizations/alpha").status_code == 404
+        assert whoever.get("/v1/organizations/beta").status_code == 200
