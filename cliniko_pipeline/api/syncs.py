@@ -35,7 +35,7 @@ from cliniko_pipeline.api.dagster_runs import (
     SyncStatus,
 )
 from cliniko_pipeline.api.problems import ProblemError, documented, not_found
-from cliniko_pipeline.errors import ArgumentError
+from cliniko_pipeline.errors import ArgumentError, TransientError
 from cliniko_pipeline.postgres import organizations, scheduling, sync_runs
 from cliniko_pipeline.postgres.engine import advisory_key
 from cliniko_pipeline.postgres.sync_runs import StoredSync
@@ -276,6 +276,8 @@ async def follow_sync(
             )
         except ProblemError:
             return  # the sync is gone, or the token no longer good
+        except TransientError:
+            continue  # nothing is told before all can be asked again
 
 
 @router.delete(
