@@ -7,12 +7,13 @@ import hashlib
 import io
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from cliniko_pipeline.api.authentication import ReadableOrganization, RuntimeDependency
 from cliniko_pipeline.api.problems import documented, not_found
@@ -35,7 +36,14 @@ def _written_instant(value: object) -> object:
     return value
 
 
-Instant = Annotated[AwareDatetime, BeforeValidator(_written_instant)]
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be an instant of the years 1 to 9999, UTC") from None
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_written_instant), AfterValidator(_in_utc)]
 
 
 class Attendance(BaseModel):
@@ -122,7 +130,7 @@ class _Cursor(BaseModel):
 
     sort: Order
     order: Literal["asc", "desc"]
-    value: AwareDatetime | int | None
+    value: Annotated[AwareDatetime, AfterValidator(_in_utc)] | int | None
     contact_id: UUID
 
     def written(self) -> str:
@@ -190,8 +198,9 @@ def list_active_patients(
     body = _csv(rows) if as_csv else _json({"items": rows, "next_cursor": following})
     headers = {"ETag": _etag(body), "Vary": "Accept, Authorization", "Cache-Control": "private, no-cache"}
     if following is not None:
-        link = request.url.include_query_params(cursor=following)
-        headers["Link"] = f'<{link.path}?{link.query}>; rel="next"'
+        # Encoded again: an organization's id may hold what no header and no path can.
+        path = quote(request.scope["path"], safe="/")
+        headers["Link"] = f'<{path}?{request.url.include_query_params(cursor=following).query}>; rel="next"'
     if headers["ETag"] in {each.strip().removeprefix("W/") for each in if_none_match.split(",")}:
         return Response(status_code=304, headers=headers)
     return Response(body, media_type=CSV if as_csv else JSON, headers=headers)

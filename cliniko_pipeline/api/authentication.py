@@ -85,12 +85,13 @@ class Gate:
         route = request.scope.get("route")
         refusal = Refusal(
             reason=reason,
-            token_id=(token_id if principal is None else principal.id)[:100],
-            address=request.client.host if request.client else "",
+            token_id=_plain(token_id if principal is None else principal.id),
+            # Behind a proxy on this machine it is what that says.
+            address=_plain(request.client.host if request.client else ""),
             method=request.method,
             # As the route is written: what stands in its place was anybody's choice.
             route=getattr(route, "path", "")[:200],
-            organization_id="" if principal is None else str(request.path_params.get("organization_id", ""))[:100],
+            organization_id="" if principal is None else _plain(str(request.path_params.get("organization_id", ""))),
         )
         try:
             with self._runtime.database.operator() as connection:
@@ -139,6 +140,11 @@ _HEADERS = {
     HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "Bearer"},
     HTTPStatus.TOO_MANY_REQUESTS: {"Retry-After": "60"},
 }
+
+
+def _plain(text: str) -> str:
+    """As it may be kept and shown in a terminal, whoever chose it."""
+    return "".join(each if each.isprintable() else "?" for each in text[:100])
 
 
 def runtime_of(request: Request) -> Runtime:

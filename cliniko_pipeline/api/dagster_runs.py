@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, cast
 
+import anyio
 import httpx
 
 from cliniko_pipeline.errors import TransientError
@@ -27,6 +28,11 @@ IDEMPOTENCY_TAG = "cliniko_pipeline/idempotency"
 TERMINAL_TAG = "cliniko_pipeline/terminal"
 
 TIMEOUT_SECONDS = 20
+MOST_WAITING = 10
+"""So many requests wait for an answer at a time, each in a thread, some with a connection to the database: where none
+comes, enough of both are left for all that needs no Dagster.
+"""
+
 MOST_GOING_ON = 50
 
 _LOG = logging.getLogger(__name__)
@@ -115,9 +121,14 @@ _TERMINATE = "mutation ($id: String!) { terminateRun(runId: $id) { __typename } 
 
 
 class DagsterRuns:
-    """Asks the webserver at the address. Thread-safe. Every method raises DagsterUnavailableError."""
+    """Asks the webserver at the address. Thread-safe. Every method raises DagsterUnavailableError.
+
+    Attributes:
+        turns: whoever is about to ask takes one, and waits for it without a thread.
+    """
 
     def __init__(self, url: str) -> None:
+        self.turns = anyio.CapacityLimiter(MOST_WAITING)
         # What is on the way to a webserver of one's own is not sent through a proxy for the world outside.
         self._client = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, trust_env=False)
 

@@ -2,14 +2,16 @@
 
 import base64
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial, wraps
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 from uuid import UUID
 
 import anyio
+import anyio.to_thread
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -34,7 +36,7 @@ from cliniko_pipeline.api.dagster_runs import (
     SyncStatus,
 )
 from cliniko_pipeline.api.problems import ProblemError, documented, not_found
-from cliniko_pipeline.errors import ArgumentError
+from cliniko_pipeline.errors import ArgumentError, TransientError
 from cliniko_pipeline.postgres import organizations, scheduling, sync_runs
 from cliniko_pipeline.postgres.engine import advisory_key
 from cliniko_pipeline.postgres.sync_runs import StoredSync
@@ -129,6 +131,23 @@ def dagster_of(request: Request) -> DagsterRuns:
 
 
 DagsterDependency = Annotated[DagsterRuns, Depends(dagster_of)]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def asks_dagster(function: Callable[_P, _T]) -> Callable[_P, Awaitable[_T]]:
+    """Has a route or a dependency, one with `dagster`, run when it is its turn (see DagsterRuns)."""
+
+    @wraps(function)
+    async def in_turn(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        dagster = kwargs["dagster"]
+        assert isinstance(dagster, DagsterRuns)  # noqa: S101 (by what it is for)
+        return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=dagster.turns)
+
+    return in_turn
+
+
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -143,8 +162,9 @@ IdempotencyKey = Annotated[
 @router.post(
     "/organizations/{organization_id}/syncs",
     status_code=HTTPStatus.ACCEPTED,
-    responses=documented(400, 401, 403, 404, 409, 422, 429, 503),
+    responses=documented(400, 401, 403, 404, 409, 413, 422, 429, 503),
 )
+@asks_dagster
 def request_sync(
     runtime: RuntimeDependency,
     dagster: DagsterDependency,
@@ -175,6 +195,7 @@ def request_sync(
 
 
 @router.get("/organizations/{organization_id}/syncs", responses=documented(401, 403, 404, 422, 429, 503))
+@asks_dagster
 def list_syncs(
     runtime: RuntimeDependency,
     dagster: DagsterDependency,
@@ -202,6 +223,7 @@ def list_syncs(
     )
 
 
+@asks_dagster
 def sync_to_follow(
     request: Request,
     gate: GateDependency,
@@ -214,6 +236,7 @@ def sync_to_follow(
     return _visible(request, gate, runtime, dagster, principal, str(sync_id))
 
 
+@asks_dagster
 def sync_to_cancel(
     request: Request,
     gate: GateDependency,
@@ -227,7 +250,7 @@ def sync_to_cancel(
 
 
 @router.get("/syncs/{sync_id}", responses=documented(401, 403, 404, 422, 429, 503))
-def get_sync(sync: Annotated[Sync, Depends(sync_to_follow)]) -> Sync:
+async def get_sync(sync: Annotated[Sync, Depends(sync_to_follow)]) -> Sync:
     """Where the sync stands: progress while it is running, then what came of it."""
     return sync
 
@@ -257,16 +280,20 @@ async def follow_sync(
         await anyio.sleep(SECONDS_BETWEEN_LOOKS)
         try:
             await run_in_threadpool(gate.require_still_known, request)
-            sync = await run_in_threadpool(
-                _visible, request, gate, runtime, dagster, principal, str(sync.id), sync.organization_id
+            sync = await anyio.to_thread.run_sync(
+                partial(_visible, request, gate, runtime, dagster, principal, str(sync.id), sync.organization_id),
+                limiter=dagster.turns,
             )
         except ProblemError:
             return  # the sync is gone, or the token no longer good
+        except TransientError:
+            continue  # nothing is told before all can be asked again
 
 
 @router.delete(
     "/syncs/{sync_id}", status_code=HTTPStatus.ACCEPTED, responses=documented(401, 403, 404, 409, 422, 429, 503)
 )
+@asks_dagster
 def cancel_sync(
     request: Request,
     gate: GateDependency,

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cliniko_pipeline.api.authentication import Administrator, Principal, RuntimeDependency
 from cliniko_pipeline.api.problems import documented
-from cliniko_pipeline.api.syncs import DagsterDependency
+from cliniko_pipeline.api.syncs import DagsterDependency, asks_dagster
 from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.postgres import organizations, scheduling, schema, webhooks
 from cliniko_pipeline.postgres.organizations import Organization
@@ -90,12 +90,13 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 @router.get("/healthz")
-def get_health() -> Health:
-    """200 as long as the process answers."""
+async def get_health() -> Health:
+    """200 as long as the process answers, however busy its threads are."""
     return Health()
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "The database cannot be used."}})
+@asks_dagster
 def get_readiness(runtime: RuntimeDependency, dagster: DagsterDependency, response: Response) -> Readiness:
     """200 where the database can be used and has this version's schema."""
     try:

@@ -24,6 +24,7 @@ from cliniko_pipeline.errors import CredentialsError
 from cliniko_pipeline.postgres import webhooks
 from cliniko_pipeline.runtime import Runtime
 
+PATH = "/v1/webhooks/"
 LARGEST_BODY = 256 * 1024  # bytes
 READ_ON = 4 * LARGEST_BODY
 """So much of a body that is too large is read and thrown away: whoever sends it then gets the answer."""
@@ -71,7 +72,7 @@ class _BodyTooLargeError(Exception):
 
 
 @router.post(
-    "/v1/webhooks/{organization_id}",
+    PATH + "{organization_id}",
     status_code=HTTPStatus.ACCEPTED,
     summary="Say that something has changed in an organization's Cliniko account",
     responses={

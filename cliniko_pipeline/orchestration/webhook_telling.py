@@ -59,9 +59,8 @@ def send_due(runtime: Runtime, clock_limit: float = SECONDS_TO_SEND) -> Told:
                 break
             answer = _sent(runtime, each)
             with runtime.database.operator() as connection:
-                if answer.is_gone:
-                    webhook_deliveries.disable_target(connection, each.organization_id, GONE)
-                delay = None if answer.is_taken or answer.is_gone else delay_after(each.attempts + 1)
+                is_disabled = answer.is_gone and webhook_deliveries.disable_target(connection, each, GONE)
+                delay = None if answer.is_taken or is_disabled else delay_after(each.attempts + 1)
                 webhook_deliveries.note_attempt(connection, each, answer.outcome, is_taken=answer.is_taken, delay=delay)
             if not answer.is_taken:
                 failing.add(each.organization_id)

@@ -6,7 +6,7 @@ the one before it ended, by an index for every order, so that the last costs no 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -109,4 +109,4 @@ def _conditions(filters: Filters) -> tuple[list[str], dict[str, Any]]:
 
 def _stored(value: datetime | int | None) -> datetime | int | None:
     # The table's times are UTC without saying so.
-    return value.replace(tzinfo=None) if isinstance(value, datetime) else value
+    return value.astimezone(UTC).replace(tzinfo=None) if isinstance(value, datetime) else value

@@ -159,6 +159,14 @@ def remove(database: Database, organization_id: str) -> int:
         )
         for table in OPERATORS_TABLES:
             connection.execute(sa.text(f"delete from {table} where organization_id = :id"), {"id": organization_id})
+        # Whoever had a token for it has none for another clinic that gets the same id.
+        connection.execute(
+            sa.text(
+                "update cliniko.api_tokens set organizations = array_remove(organizations, :id)"
+                " where :id = any(organizations)"
+            ),
+            {"id": organization_id},
+        )
     return rows
 
 

@@ -59,12 +59,13 @@ class EndedRun:
 
 @dataclass(frozen=True)
 class DueDelivery:
-    """What is to be sent now; `attempts`: how often that was tried."""
+    """What is to be sent now; `attempts`: how often that was tried, `set_at`: which target this is."""
 
     organization_id: str
     run_id: str
     body: str
     attempts: int
+    set_at: datetime
     encrypted: object = field(repr=False)
 
 
@@ -119,9 +120,13 @@ def target(connection: Connection, organization_id: str) -> Target:
     )
 
 
-def disable_target(connection: Connection, organization_id: str, reason: str) -> None:
-    """Sends nothing there any more, until it is set anew."""
-    connection.execute(sa.text(sql("disable_webhook_target")), {"organization_id": organization_id, "reason": reason})
+def disable_target(connection: Connection, sent: DueDelivery, reason: str) -> bool:
+    """Sends nothing any more where that went, until the target is set anew; false: it has been meanwhile."""
+    ended = connection.execute(
+        sa.text(sql("disable_webhook_target")),
+        {"organization_id": sent.organization_id, "set_at": sent.set_at, "reason": reason},
+    )
+    return ended.rowcount > 0
 
 
 def ended_runs(connection: Connection, whole: Collection[str], since: datetime, set_at: datetime) -> list[EndedRun]:

@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from threading import Event
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx
@@ -289,3 +291,51 @@ def test_fifty_readers_see_whole_syncs_only_while_one_replaces_the_rows(
         assert writer.result() > 3
     replace(database, "empty", 0, NOW)
     assert seen - {(0, 0)} == {(150, 1), (60, 1)}
+
+
+@pytest.mark.parametrize("offset", [timedelta(0), timedelta(hours=10), timedelta(hours=-7), timedelta(minutes=345)])
+def test_an_instant_means_the_same_in_every_time_zone(
+    whoever: httpx.Client, rows: list[dict[str, Any]], offset: timedelta
+) -> None:
+    at = NOW - timedelta(hours=5)
+    address = "/v1/organizations/alpha/active-patients"
+    written = at.astimezone(timezone(offset)).isoformat()
+    for name, is_meant in (("from", lambda last: last >= at), ("before", lambda last: last < at)):
+        answer = whoever.get(address, params={"limit": 1000, f"last_appointment_{name}": written})
+        meant = {row["contact_id"] for row in rows if is_meant(datetime.fromisoformat(row["last_appointment_date"]))}
+        assert {row["contact_id"] for row in answer.json()["items"]} == meant
+        assert 0 < len(meant) < len(rows)
+
+
+@pytest.mark.parametrize("instant", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_an_instant_outside_of_all_years_is_refused(whoever: httpx.Client, instant: str) -> None:
+    address = "/v1/organizations/alpha/active-patients"
+    assert whoever.get(address, params={"last_appointment_from": instant}).status_code == 422
+    cursor = json.dumps(
+        {"sort": "last_appointment_date", "order": "desc", "value": instant, "contact_id": str(UUID(int=1))}
+    )
+    encoded = urlsafe_b64encode(cursor.encode()).decode()
+    assert whoever.get(address, params={"cursor": encoded}).status_code == 422
+
+
+@pytest.mark.parametrize("organization", ["clínica", "诊所", "a b", "a?b#c>d", "%41", "line\u2028end"])
+def test_pages_are_linked_whatever_the_organization_is_called(url: str, database: Database, organization: str) -> None:
+    with database.operator() as connection:
+        connection.execute(
+            sa.text(
+                "insert into public.api_credentials (organization_id, service_name, credentials_encrypted)"
+                " values (:id, 'cliniko', '{}')"
+            ),
+            {"id": organization},
+        )
+    replace(database, organization, 5, NOW)
+    text = token(database, "read", organizations=[organization], requests_per_minute=100_000)
+    found: list[str] = []
+    following = f"/v1/organizations/{quote(organization)}/active-patients?limit=2"
+    with client(url, text) as whoever:
+        while following:
+            answer = whoever.get(following)
+            assert answer.status_code == 200, answer.text
+            found += [row["contact_id"] for row in answer.json()["items"]]
+            following = answer.links.get("next", {}).get("url", "")
+    assert len(set(found)) == len(found) == 5

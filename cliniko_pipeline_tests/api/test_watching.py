@@ -1,15 +1,18 @@
 """The service beside itself: tokens' limits, what it says when the database or Dagster is gone, and defects."""
 
 import logging
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import api_tokens
+from cliniko_pipeline.postgres import api_tokens, organizations, sync_runs
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
@@ -196,3 +199,77 @@ def test_a_token_is_noted_as_used_and_never_stored(url: str, database: Database)
 def test_a_malformed_authorization_is_a_401(url: str, header: str) -> None:
     answer = httpx.get(f"{url}/v1/organizations", headers={"Authorization": header}, trust_env=False)
     assert answer.status_code == 401
+
+
+def test_a_body_without_an_end_is_not_gathered(url: str, database: Database) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(4096):
+            sent += 16 * 1024
+            yield b" " * 16 * 1024
+
+    address = "/v1/organizations/alpha/syncs"
+    for text in (None, token(database, "sync")):
+        sent = 0
+        with client(url, text) as whoever, suppress(httpx.WriteError, httpx.ReadError):
+            answer = whoever.post(address, content=endless(), headers={"Content-Type": "application/json"})
+            assert answer.status_code == 413
+        assert sent < 32 * 1024 * 1024, "the rest is not read: what was sent stands in the sockets' buffers"
+    with client(url, token(database, "sync")) as whoever:
+        assert whoever.post(address, json={"full": "x" * 70_000}).status_code == 413
+        assert whoever.post(address, json={"full": "x" * 60_000}).status_code == 422
+
+
+def test_what_is_noted_of_a_refusal_is_short_and_nothing_that_a_terminal_obeys(url: str, database: Database) -> None:
+    with client(url, token(database, organizations=["alpha"])) as whoever:
+        whoever.get("/v1/organizations/%1b%5D0;title%07%00" + "a" * 5000)
+    httpx.get(f"{url}/v1/organizations", headers={"X-Forwarded-For": "a" * 5000}, trust_env=False)
+    with database.operator() as connection:
+        noted = api_tokens.refusals(connection, 10)
+    assert len(noted) == 2
+    for each in noted:
+        for text in (each.refusal.organization_id, each.refusal.address):
+            assert text.isprintable()
+            assert len(text) <= 100
+
+
+def test_a_token_of_a_removed_organization_does_not_open_another_of_the_same_id(
+    url: str, database: Database, clinics: Clinics
+) -> None:
+    with client(url, token(database, organizations=["alpha", "beta"])) as whoever:
+        assert whoever.get("/v1/organizations/alpha").status_code == 200
+        organizations.remove(database, "alpha")
+        with database.operator() as connection:
+            organizations.save(connection, "alpha", "Another", {"encrypted_data": "x"}, validated=False)
+        assert whoever.get("/v1/organizations/alpha").status_code == 404
+        assert whoever.get("/v1/organizations/beta").status_code == 200
+
+
+def test_who_follows_a_sync_is_told_of_its_end_though_the_database_was_gone_meanwhile(
+    url: str, runtime: Runtime, server_url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    database, run_id = runtime.database, str(uuid4())
+    planned = ["cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"]
+    with database.organization("alpha") as connection:
+        sync_runs.started(connection, run_id=run_id, asset=planned[0], planned=planned, is_full=False)
+    server = sa.create_engine(server_url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    name = database.url.database
+    end_all = f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+    with client(url, token(database)) as whoever, whoever.stream("GET", f"/v1/syncs/{run_id}/events") as answer:
+        told = (line for line in answer.iter_lines() if line.startswith("event:"))
+        assert next(told) == "event: sync"
+        with server.connect() as administrator:
+            administrator.exec_driver_sql(f'alter database "{name}" allow_connections false')
+            administrator.exec_driver_sql(end_all)
+            # Longer than from one look to the next.
+            time.sleep(2.5)
+            administrator.exec_driver_sql(f'alter database "{name}" allow_connections true')
+        with database.organization("alpha") as connection:
+            sync_runs.finished(
+                connection, run_id=run_id, asset=planned[0], counts={}, requests=1, seconds_waited=0.0, error="broken"
+            )
+        assert next(told) == "event: ended"
+    server.dispose()
+    assert "defect" not in caplog.text

@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from cliniko_pipeline.errors import ArgumentError
-from cliniko_pipeline.orchestration import webhook_sending
+from cliniko_pipeline.orchestration import webhook_sending, webhook_telling
 from cliniko_pipeline.orchestration.sensors import webhook_deliveries
-from cliniko_pipeline.orchestration.webhook_sending import Destination, post, require_usable
+from cliniko_pipeline.orchestration.webhook_sending import Answer, Destination, post, require_usable
 from cliniko_pipeline.orchestration.webhook_telling import GONE, send_due
 from cliniko_pipeline.orchestration.whole_runs import WHOLE_SYNC
 from cliniko_pipeline.postgres import organizations
@@ -223,6 +223,30 @@ def test_a_target_that_is_gone_gets_nothing_more_until_it_is_set_anew(
     assert deployment.sync("alpha").success
     tick(deployment)
     assert len(target.received) == 2
+
+
+def test_a_target_that_is_set_anew_while_the_old_one_says_it_is_gone_stays_and_is_told(
+    deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened_target() as old:
+        old.status, old.secret = 410, target.secret
+        tell(deployment, old)
+        assert deployment.sync("alpha").success
+
+        def post_and_meanwhile_set_anew(to: Destination, message_id: str, body: str) -> Answer:
+            answer = post(to, message_id, body)
+            tell(deployment, target)
+            return answer
+
+        monkeypatch.setattr(webhook_telling, "post", post_and_meanwhile_set_anew)
+        tick(deployment)
+        monkeypatch.undo()
+        assert len(old.received) == 1
+    with deployment.pipeline.database.operator() as connection:
+        assert stored.target(connection, "alpha").disabled_at is None
+    time_passes(deployment, "1 minute")
+    tick(deployment)
+    assert len(target.verified()) == 1
 
 
 def test_a_body_is_not_waited_for_and_an_endless_answer_is_given_up(

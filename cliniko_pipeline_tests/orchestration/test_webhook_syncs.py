@@ -224,3 +224,21 @@ def test_a_tick_costs_few_statements_however_much_has_come(deployment: Deploymen
     sa.event.listen(engine, "before_cursor_execute", lambda *event: statements.append(event[2]))
     tick(deployment)
     assert len(statements) < 10
+
+
+def test_a_clock_that_is_set_back_settles_nothing_that_comes_after(deployment: Deployment, database: Database) -> None:
+    receive(database, "by the clock that was ahead")
+    assert deployment.sync("alpha").success
+    execute(database, "update cliniko.webhook_events set received_at = received_at + interval '1 hour'")
+    execute(database, "update cliniko.scheduling set read_began_at = read_began_at + interval '1 hour'")
+    receive(database, "now")
+    (requested,) = tick(deployment)
+    add_run(deployment, dg.DagsterRunStatus.SUCCESS, dagster__run_key=requested.run_key or "")
+    assert deployment.sync("alpha").success
+    receive(database, "later")
+    a_minute_passes(database)
+    (request,) = tick(deployment)
+    assert request.run_key != requested.run_key
+    assert deployment.sync("alpha").success
+    execute(database, "delete from cliniko.webhook_events where received_at > now()")
+    assert pending(database) == {}

@@ -1,4 +1,4 @@
-select delivery.organization_id, delivery.run_id, delivery.body, delivery.attempts, target.encrypted
+select delivery.organization_id, delivery.run_id, delivery.body, delivery.attempts, target.set_at, target.encrypted
 from cliniko.webhook_deliveries as delivery
 inner join cliniko.webhook_targets as target on target.organization_id = delivery.organization_id
 where delivery.send_at <= now() and target.disabled_at is null

@@ -7,7 +7,7 @@ where (organization_id, message_id) in (
     left join cliniko.scheduling as scheduling on scheduling.organization_id = event.organization_id
     where event.received_at < now() - cast(:kept as interval)
         and (
-            event.received_at < scheduling.read_began_at
+            (event.received_at < scheduling.read_began_at and scheduling.read_began_at <= now())
             or exists (
                 select from cliniko.webhook_events as later
                 where later.organization_id = event.organization_id and later.received_at > event.received_at

@@ -4,7 +4,11 @@ values (:organization_id, now(), :read_began_at)
 on conflict (organization_id) do update
 set
     succeeded_at = excluded.succeeded_at,
-    read_began_at = greatest(scheduling.read_began_at, excluded.read_began_at),
+    read_began_at = case
+        -- The clock was set back.
+        when scheduling.read_began_at > now() then coalesce(excluded.read_began_at, scheduling.read_began_at)
+        else greatest(scheduling.read_began_at, excluded.read_began_at)
+    end,
     failures = 0,
     failure_reason = null,
     failed_run_id = null,
