@@ -142,6 +142,20 @@ def test_a_run_is_told_when_it_is_over_however_it_stood_before_and_none_behind_i
         assert datetime.now(UTC) - stored.target(connection, "alpha").looked_until < timedelta(minutes=12)
 
 
+def test_a_run_is_told_as_it_ended_though_it_goes_on_while_it_is_looked_at(
+    deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(deployment, target)
+    note_run(deployment, "tried again", "failed")
+
+    def ends_meanwhile(run_id: str) -> None:
+        note_run(deployment, run_id, "succeeded")
+
+    monkeypatch.setattr(deployment.pipeline.instance, "get_run_by_id", ends_meanwhile)
+    tick(deployment)
+    assert [each["data"]["status"] for each in target.verified()] == ["succeeded"]
+
+
 def test_more_runs_than_are_looked_at_at_a_time_are_all_told(deployment: Deployment, target: WebhookTarget) -> None:
     tell(deployment, target)
     for number in range(230):
