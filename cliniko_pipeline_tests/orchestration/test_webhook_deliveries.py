@@ -302,6 +302,28 @@ def test_one_slow_target_does_not_keep_another_from_being_told(
         assert len(target.received) == 1
 
 
+def test_a_target_that_is_down_with_much_to_be_told_does_not_keep_another_from_being_told(
+    deployment: Deployment, target: WebhookTarget
+) -> None:
+    tell(deployment, target, "alpha", f"http://127.0.0.1:{closed_port()}")
+    tell(deployment, target, "beta")
+    execute(
+        deployment,
+        "insert into cliniko.webhook_deliveries (organization_id, run_id, body, send_at)"
+        " select 'alpha', n, '{}', now() - interval '1 hour' from generate_series(1, 150) as n",
+    )
+    assert deployment.sync("beta").success
+    assert "1 told, 1 to be tried again" in tick(deployment)
+    assert [each["data"]["organization_id"] for each in target.verified()] == ["beta"]
+    time_passes(deployment, "1 second")
+    assert "0 told, 0 to be tried again" in tick(deployment), "nor is what it did not take asked about one by one"
+    tell(deployment, target, "alpha")
+    time_passes(deployment, "5 minutes")
+    for _ in range(2):
+        tick(deployment)
+    assert len(target.received) == 151
+
+
 def test_of_two_daemons_at_once_one_sends(deployment: Deployment, target: WebhookTarget) -> None:
     tell(deployment, target)
     for _ in range(2):
