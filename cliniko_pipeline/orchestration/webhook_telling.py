@@ -91,7 +91,13 @@ def _put_down(runtime: Runtime, instance: dg.DagsterInstance, to: Target) -> int
     with runtime.database.operator() as connection:
         known = webhook_deliveries.put_down_before(connection, to, [each.run_id for each in found])
     new = [each for each in found if each.run_id not in known]
-    final = [each for each in new if each.status != RUNNING and _is_over(instance, each)]
+    over = {each.run_id for each in new if each.status != RUNNING and _is_over(instance, each)}
+    if over:
+        # As it is now that it is over: it may have gone on after it was read.
+        with runtime.database.organization(to.organization_id) as connection:
+            found = webhook_deliveries.ended_runs(connection, WHOLE_SYNC, to.looked_until, to.set_at)
+        new = [each for each in found if each.run_id not in known]
+    final = [each for each in new if each.run_id in over]
     still_open = [each.started_at for each in new if each not in final and not each.is_given_up]
     if not webhook_deliveries.is_all(found):
         still_open.append(found[-1].started_at)

@@ -339,3 +339,32 @@ def test_pages_are_linked_whatever_the_organization_is_called(url: str, database
             found += [row["contact_id"] for row in answer.json()["items"]]
             following = answer.links.get("next", {}).get("url", "")
     assert len(set(found)) == len(found) == 5
+
+
+@pytest.mark.parametrize("appointments", ["json", "text"])
+def test_a_table_of_the_applications_own_types_is_read_alike(
+    whoever: httpx.Client, database: Database, rows: list[dict[str, Any]], appointments: str
+) -> None:
+    def set_types(instant: str, array: str) -> None:
+        times = ", ".join(
+            f"alter {column} type {instant} using {column} at time zone 'UTC'"
+            for column in ("last_appointment_date", "search_date_from", "search_date_to")
+        )
+        with database.operator() as connection:
+            connection.exec_driver_sql(f"alter table public.active_patients {times}")
+            connection.exec_driver_sql(
+                f"alter table public.active_patients alter recent_appointments type {array}"
+                f" using recent_appointments::{array}"
+            )
+
+    set_types("timestamptz", appointments)
+    try:
+        found = [row for page in pages(whoever, limit=20) for row in page]
+        assert found == rows
+        one = whoever.get(f"/v1/organizations/alpha/active-patients/{rows[0]['contact_id']}")
+        assert one.json() == rows[0]
+        at = NOW - timedelta(hours=5)
+        later = [row for row in rows if datetime.fromisoformat(row["last_appointment_date"]) >= at]
+        assert pages(whoever, limit=1000, last_appointment_from=at.isoformat()) == [later]
+    finally:
+        set_types("timestamp", "jsonb")

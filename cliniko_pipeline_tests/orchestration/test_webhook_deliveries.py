@@ -142,6 +142,20 @@ def test_a_run_is_told_when_it_is_over_however_it_stood_before_and_none_behind_i
         assert datetime.now(UTC) - stored.target(connection, "alpha").looked_until < timedelta(minutes=12)
 
 
+def test_a_run_is_told_as_it_ended_though_it_goes_on_while_it_is_looked_at(
+    deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(deployment, target)
+    note_run(deployment, "tried again", "failed")
+
+    def ends_meanwhile(run_id: str) -> None:
+        note_run(deployment, run_id, "succeeded")
+
+    monkeypatch.setattr(deployment.pipeline.instance, "get_run_by_id", ends_meanwhile)
+    tick(deployment)
+    assert [each["data"]["status"] for each in target.verified()] == ["succeeded"]
+
+
 def test_more_runs_than_are_looked_at_at_a_time_are_all_told(deployment: Deployment, target: WebhookTarget) -> None:
     tell(deployment, target)
     for number in range(230):
@@ -286,6 +300,28 @@ def test_one_slow_target_does_not_keep_another_from_being_told(
         tick(deployment)
         assert len(slow.received) == 1
         assert len(target.received) == 1
+
+
+def test_a_target_that_is_down_with_much_to_be_told_does_not_keep_another_from_being_told(
+    deployment: Deployment, target: WebhookTarget
+) -> None:
+    tell(deployment, target, "alpha", f"http://127.0.0.1:{closed_port()}")
+    tell(deployment, target, "beta")
+    execute(
+        deployment,
+        "insert into cliniko.webhook_deliveries (organization_id, run_id, body, send_at)"
+        " select 'alpha', n, '{}', now() - interval '1 hour' from generate_series(1, 150) as n",
+    )
+    assert deployment.sync("beta").success
+    assert "1 told, 1 to be tried again" in tick(deployment)
+    assert [each["data"]["organization_id"] for each in target.verified()] == ["beta"]
+    time_passes(deployment, "1 second")
+    assert "0 told, 0 to be tried again" in tick(deployment), "nor is what it did not take asked about one by one"
+    tell(deployment, target, "alpha")
+    time_passes(deployment, "5 minutes")
+    for _ in range(2):
+        tick(deployment)
+    assert len(target.received) == 151
 
 
 def test_of_two_daemons_at_once_one_sends(deployment: Deployment, target: WebhookTarget) -> None:

@@ -1,6 +1,16 @@
-select delivery.organization_id, delivery.run_id, delivery.body, delivery.attempts, target.set_at, target.encrypted
+-- The first of each organization, then the second of each: who has much to be told keeps nobody from being told.
+select
+    delivery.organization_id,
+    delivery.run_id,
+    delivery.body,
+    delivery.attempts,
+    target.set_at,
+    target.encrypted
 from cliniko.webhook_deliveries as delivery
 inner join cliniko.webhook_targets as target on target.organization_id = delivery.organization_id
 where delivery.send_at <= now() and target.disabled_at is null
-order by delivery.send_at, delivery.position
+order by
+    row_number() over (partition by delivery.organization_id order by delivery.send_at, delivery.position),
+    delivery.send_at,
+    delivery.position
 limit :most

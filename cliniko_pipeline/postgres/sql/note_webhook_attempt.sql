@@ -1,4 +1,15 @@
--- Without a delay it is over: taken, or given up.
+-- Without a delay it is over: taken, or given up. With one the target does not answer: what else is due there waits for
+-- a while, too, so that the time there is for sending is not spent on it.
+with
+put_off as (
+    update cliniko.webhook_deliveries
+    set send_at = now() + least(cast(:delay as interval), interval '5 minutes')
+    where organization_id = :organization_id
+        and run_id <> :run_id
+        and send_at <= now()
+        and cast(:delay as interval) is not null
+)
+
 update cliniko.webhook_deliveries
 set
     attempts = attempts + 1,
