@@ -85,6 +85,9 @@ class OidcVerifier:
         return Identity(str(claims["sub"]), organization_id)
 
     def _key(self, key_id: str) -> jwt.PyJWK:
+        fetched_at, known = self._fetched_at, self._keys.get(key_id)
+        if known is not None and fetched_at is not None and self._clock() - fetched_at <= KEYS_ARE_GOOD_FOR_SECONDS:
+            return known  # whoever waits for other keys holds nobody up
         with self._lock:
             now = self._clock()
             is_old = self._fetched_at is None or now - self._fetched_at > KEYS_ARE_GOOD_FOR_SECONDS
@@ -118,13 +121,14 @@ def _unavailable() -> IssuerUnavailableError:
 
 
 def _object(client: httpx.Client, url: str) -> Mapping[str, Any]:
+    until = time.monotonic() + FETCH_TIMEOUT_SECONDS
     with client.stream("GET", url) as response:
         response.raise_for_status()
         body = b""
         for part in response.iter_bytes():
             body += part
-            if len(body) > LARGEST_ANSWER:
-                raise ValueError("too large")
+            if len(body) > LARGEST_ANSWER or time.monotonic() > until:
+                raise ValueError("too large, or too slow")
     found: object = httpx.Response(200, content=body).json()
     if not isinstance(found, dict):
         raise TypeError("not an object")
