@@ -133,20 +133,25 @@ def _known(schema: str, name: str) -> Table | None:
 def _ensure_table(database: Database, schema: str, name: str, frame: pd.DataFrame) -> None:
     with database.operator() as connection:
         existing = _columns(connection, schema, name)
-        if not existing:
-            # The first runs of several organizations would all make it.
-            key = advisory_key("create table", schema, name)
-            connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": key})
-            existing = _columns(connection, schema, name)
-        if not existing:
-            _create_table(connection, schema, name, frame)
-            return
+    existing = existing or _made_once(database, schema, name, frame)
     unknown = [column for column in frame.columns if column not in existing]
     if unknown:
         raise DataError(
             f"The table {schema}.{name} has no column {', '.join(unknown)}: add it there, or drop the table and it"
             " is made anew."
         )
+
+
+def _made_once(database: Database, schema: str, name: str, frame: pd.DataFrame) -> dict[str, str]:
+    """The columns of the table, which is made unless another run has done that meanwhile."""
+    with database.operator() as connection:
+        # The first runs of several organizations would all make it. In a transaction that has looked before, PostgreSQL
+        # may go on believing that there is no such table: the lock comes first.
+        key = advisory_key("create table", schema, name)
+        connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": key})
+        if not _columns(connection, schema, name):
+            _create_table(connection, schema, name, frame)
+        return _columns(connection, schema, name)
 
 
 def _columns(connection: Connection, schema: str, name: str) -> dict[str, str]:
