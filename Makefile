@@ -8,8 +8,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 
 .PHONY: help demo ui test test-thorough test-histories test-kills test-webhooks browser screenshots benchmark-budgets benchmark-memory benchmark-reads benchmark-runs benchmark-syncs benchmark-transforms benchmark-unchanged lint format sandbox constraints clean
 
-# Some tests mostly wait, for a daemon or a browser: one process more than there are processors.
-TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
+# Some tests mostly wait, for a daemon or a browser: two processes more than there are processors.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 2)')
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-20s %s\n", $$1, $$2 }'
@@ -29,7 +29,7 @@ test: $(VENV)/.dev browser ## All tests; ARGS='-k words' for some
 test-thorough: $(VENV)/.dev browser ## The same with many more examples of every property; half an hour
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto $(ARGS)
 
-test-histories: $(VENV)/.dev ## 525 random histories of a clinic between and during syncs, of which the tests take 25; a quarter of an hour
+test-histories: $(VENV)/.dev ## 525 random histories of a clinic between and during syncs, of which the tests take 15; a quarter of an hour
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto \
 		cliniko_pipeline_tests/integration/test_changing_accounts.py $(ARGS)
 

@@ -660,7 +660,7 @@ def test_instead_of_whichever_commit_a_first_reading_is_killed_the_next_one_has_
 @pytest.mark.parametrize("number", range(TESTS))
 def test_after_every_quiet_sync_the_tables_are_right_whatever_happened_before(world: World, number: int) -> None:
     @settings(
-        max_examples=examples(25, 525) // TESTS,
+        max_examples=examples(15, 525) // TESTS,
         database=None,
         # Making a history shorter takes many more of them.
         phases=[Phase.generate, Phase.shrink] if THOROUGH else [Phase.generate],
