@@ -3,7 +3,7 @@ server's clock is up to a minute wrong. After each sync in which nothing happene
 is, and the tables equal the independent computation.
 
 A history that fails is printed as it can be written here: `History(...)`. `make test-histories` lives through 525 of
-them instead of 25.
+them instead of 15.
 """
 
 import threading
