@@ -1,6 +1,7 @@
 """The command line as an operator runs it: the installed console script, in a process of its own."""
 
 import os
+import re
 import signal
 import subprocess
 import sysconfig
@@ -129,6 +130,14 @@ def processes_of(home: Path) -> dict[int, str]:
 
 def workers_of(home: Path) -> list[int]:
     return [number for number, command in processes_of(home).items() if "spawn_main" in command]
+
+
+def tracebacks(output: str) -> list[str]:
+    """Where each one that is shown begins, but for those of Dagster's daemon: when all is ended at once, a look that is
+    under way may find that its code server has gone before it.
+    """
+    found = re.findall(r"Traceback \(most recent call last\):\n(.*)", output)
+    return [first for first in found if "/dagster/" not in first]
 
 
 def marks_held_by(process: int) -> list[str]:

@@ -24,7 +24,7 @@ from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline_tests.api.served import served
-from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, processes_of, wait_until
+from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, processes_of, tracebacks, wait_until
 from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
 from cliniko_pipeline_tests.conftest import environment, free_port
 from cliniko_pipeline_tests.e2e.browser import DagsterUI, answers, browser_program, opened_ui
@@ -388,7 +388,7 @@ def test_a_sync_is_requested_followed_through_broken_connections_and_told_of_in_
                 if running.process.poll() is None:
                     running.interrupt(signal.SIGTERM)
                     running.wait(60)
-        assert "Traceback" not in running.output
+        assert tracebacks(running.output) == []
     wait_until(lambda: not processes_of(tmp_path), 10, f"they never ended: {processes_of(tmp_path)}")
 
 
