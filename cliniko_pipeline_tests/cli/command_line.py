@@ -1,7 +1,6 @@
 """The command line as an operator runs it: the installed console script, in a process of its own."""
 
 import os
-import re
 import signal
 import subprocess
 import sysconfig
@@ -132,12 +131,21 @@ def workers_of(home: Path) -> list[int]:
     return [number for number, command in processes_of(home).items() if "spawn_main" in command]
 
 
+CODE_SERVER_IS_GONE = ("DagsterCodeLocationNotFoundError", "DagsterUserCodeUnreachableError", "_InactiveRpcError")
+
+
 def tracebacks(output: str) -> list[str]:
-    """Where each one that is shown begins, but for those of Dagster's daemon: when all is ended at once, a look that is
-    under way may find that its code server has gone before it.
+    """All that are shown, but for those in which Dagster's daemon says that its code server has gone before it: it may,
+    when all is ended at once and a look is under way.
     """
-    found = re.findall(r"Traceback \(most recent call last\):\n(.*)", output)
-    return [first for first in found if "/dagster/" not in first]
+    found = output.split("Traceback (most recent call last):\n")[1:]
+    return [each for each in found if not _is_of_an_ended_daemon(each)]
+
+
+def _is_of_an_ended_daemon(traceback: str) -> bool:
+    first = traceback.partition("\n")[0]
+    begins_there = "/dagster/_daemon/" in first or "/dagster/_grpc/" in first
+    return begins_there and any(error in traceback for error in CODE_SERVER_IS_GONE)
 
 
 def marks_held_by(process: int) -> list[str]:
