@@ -41,13 +41,13 @@ from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.instance import instance_environment, open_instance
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
-from cliniko_pipeline.orchestration.runs import JOB, run_sync
+from cliniko_pipeline.orchestration.runs import run_sync
 from cliniko_pipeline.postgres import organizations, schema
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.sandbox.generated import generated_account
 from cliniko_pipeline.sandbox.server import running_sandbox
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline.sync_options import SyncOptions
+from cliniko_pipeline.sync_options import JOB, SyncOptions
 
 ORGANIZATIONS = 200
 APPOINTMENTS = 1_000

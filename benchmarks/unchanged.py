@@ -38,13 +38,12 @@ from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.instance import open_instance
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
-from cliniko_pipeline.orchestration.runs import JOB
 from cliniko_pipeline.postgres import organizations, schema
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.server import running_sandbox
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline.sync_options import SyncOptions, run_config
+from cliniko_pipeline.sync_options import JOB, SyncOptions, run_config
 
 SIZES = (10_000, 1_000_000)
 ROUNDS = 9

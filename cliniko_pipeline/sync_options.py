@@ -3,6 +3,15 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+JOB = "cliniko_sync"
+WHOLE_SYNC = frozenset({"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"})
+"""The job, and the assets that it makes."""
+
+PARTITION_TAG = "dagster/partition"
+FULL_TAG = "cliniko_pipeline/full"
+TERMINAL_TAG = "cliniko_pipeline/terminal"
+"""What runs are tagged with: whose they are, whether they read everything, whether a terminal runs them."""
+
 
 @dataclass(frozen=True)
 class SyncOptions:

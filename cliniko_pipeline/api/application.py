@@ -1,4 +1,4 @@
-"""The application: routes, gate and problems put together. No logic of its own."""
+"""The application: routes, gate, problems, and what every request and answer passes through, put together."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager

@@ -14,18 +14,21 @@ import anyio
 import httpx
 
 from cliniko_pipeline.errors import TransientError
-from cliniko_pipeline.sync_options import SyncOptions, run_config
+from cliniko_pipeline.sync_options import (
+    FULL_TAG,
+    JOB,
+    PARTITION_TAG,
+    TERMINAL_TAG,
+    WHOLE_SYNC,
+    SyncOptions,
+    run_config,
+)
 
-JOB = "cliniko_sync"
 LOCATION = "cliniko_pipeline"
 REPOSITORY = "__repository__"
-ASSETS = {"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"}
 PARTITIONS = "organizations"
 
-PARTITION_TAG = "dagster/partition"
-FULL_TAG = "cliniko_pipeline/full"
 IDEMPOTENCY_TAG = "cliniko_pipeline/idempotency"
-TERMINAL_TAG = "cliniko_pipeline/terminal"
 
 TIMEOUT_SECONDS = 20
 MOST_WAITING = 10
@@ -225,7 +228,7 @@ def _is_sync(found: Mapping[str, Any]) -> bool:
     selection = found["assetSelection"]
     if selection is None:
         return found["jobName"] == JOB
-    return {"/".join(each["path"]) for each in selection} >= ASSETS
+    return {"/".join(each["path"]) for each in selection} >= WHOLE_SYNC
 
 
 def _tag(key: str, value: str) -> dict[str, str]:

@@ -24,12 +24,13 @@ import sqlalchemy as sa
 from cliniko_pipeline.errors import ArgumentError, ClinikoPipelineError, DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.orchestration.assets.appointments import appointments
 from cliniko_pipeline.orchestration.assets.patients import patients
-from cliniko_pipeline.orchestration.in_flight import ENDED_BACKFILLS, PARTITION_TAG
+from cliniko_pipeline.orchestration.in_flight import ENDED_BACKFILLS
 from cliniko_pipeline.orchestration.jobs import ASSETS
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
 from cliniko_pipeline.orchestration.runs import end_abandoned_runs
 from cliniko_pipeline.postgres import scheduling
 from cliniko_pipeline.runtime import Runtime
+from cliniko_pipeline.sync_options import PARTITION_TAG
 
 BACKFILL_TAG = "dagster/backfill"
 LAUNCH_SECONDS = 180

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-PARTITION_TAG = "dagster/partition"
+from cliniko_pipeline.sync_options import PARTITION_TAG
 
 _NOT_ENDED = [
     dg.DagsterRunStatus.NOT_STARTED,

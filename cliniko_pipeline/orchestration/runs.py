@@ -12,14 +12,11 @@ import dagster as dg
 import sqlalchemy as sa
 
 from cliniko_pipeline.orchestration.failures import reason_of
-from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG
 from cliniko_pipeline.orchestration.run_marks import has_lost_its_process, marked_alive, remove_old_marks
 from cliniko_pipeline.postgres import scheduling, sync_runs
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.sync_options import SyncOptions, run_config
+from cliniko_pipeline.sync_options import JOB, PARTITION_TAG, TERMINAL_TAG, SyncOptions, run_config
 
-JOB = "cliniko_sync"
-TERMINAL_TAG = "cliniko_pipeline/terminal"
 ABANDONED = "Its process ended before it did; sync the organization again."
 
 GOES_ON = (

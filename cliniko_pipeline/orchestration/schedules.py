@@ -4,15 +4,13 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG, organizations_in_flight
+from cliniko_pipeline.orchestration.in_flight import organizations_in_flight
 from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.schedule_settings import default_schedule
 from cliniko_pipeline.orchestration.sync_plans import DueSync, due_counts, due_syncs
 from cliniko_pipeline.postgres import scheduling
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.sync_options import SyncOptions, run_config
-
-FULL_TAG = "cliniko_pipeline/full"
+from cliniko_pipeline.sync_options import FULL_TAG, PARTITION_TAG, SyncOptions, run_config
 
 
 @dg.schedule(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)

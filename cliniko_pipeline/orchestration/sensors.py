@@ -13,7 +13,7 @@ from cliniko_pipeline.orchestration.alerting import changed_freshness, decide, s
 from cliniko_pipeline.orchestration.assets.active_patients import active_patients
 from cliniko_pipeline.orchestration.checks.claims import FRESHNESS
 from cliniko_pipeline.orchestration.failures import is_failed_check, is_permanent, reason_of
-from cliniko_pipeline.orchestration.in_flight import PARTITION_TAG, has_backfill, organizations_in_flight
+from cliniko_pipeline.orchestration.in_flight import has_backfill, organizations_in_flight
 from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.partition_plans import plan_partitions
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
@@ -23,7 +23,7 @@ from cliniko_pipeline.orchestration.webhook_plans import AnnouncedSync, announce
 from cliniko_pipeline.orchestration.webhook_telling import forget_old, put_down, send_due
 from cliniko_pipeline.postgres import organizations, scheduling, webhooks
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.sync_options import SyncOptions
+from cliniko_pipeline.sync_options import PARTITION_TAG, SyncOptions
 
 NAME = "organizations"
 RUN_KEY_TAG = "dagster/run_key"

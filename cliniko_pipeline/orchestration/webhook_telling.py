@@ -13,10 +13,10 @@ import dagster as dg
 from cliniko_pipeline.errors import CredentialsError
 from cliniko_pipeline.orchestration.webhook_plans import delay_after, ended
 from cliniko_pipeline.orchestration.webhook_sending import WHOLE_SECONDS, Answer, Destination, post
-from cliniko_pipeline.orchestration.whole_runs import WHOLE_SYNC
 from cliniko_pipeline.postgres import webhook_deliveries
 from cliniko_pipeline.postgres.webhook_deliveries import DueDelivery, EndedRun, Target
 from cliniko_pipeline.runtime import Runtime
+from cliniko_pipeline.sync_options import WHOLE_SYNC
 
 SECONDS_TO_SEND = 30.0
 """A sensor has sixty; what is left is sent by the next tick."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-WHOLE_SYNC = frozenset({"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"})
+from cliniko_pipeline.sync_options import WHOLE_SYNC
 
 _READ = ("cliniko__patients", "cliniko__appointments")
 

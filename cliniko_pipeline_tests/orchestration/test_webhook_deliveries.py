@@ -15,10 +15,10 @@ from cliniko_pipeline.orchestration import webhook_sending, webhook_telling
 from cliniko_pipeline.orchestration.sensors import webhook_deliveries
 from cliniko_pipeline.orchestration.webhook_sending import Answer, Destination, post, require_usable
 from cliniko_pipeline.orchestration.webhook_telling import GONE, send_due
-from cliniko_pipeline.orchestration.whole_runs import WHOLE_SYNC
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres import webhook_deliveries as stored
 from cliniko_pipeline.postgres.webhook_deliveries import Delivery
+from cliniko_pipeline.sync_options import WHOLE_SYNC
 from cliniko_pipeline_tests.orchestration.deployment import Deployment
 from cliniko_pipeline_tests.orchestration.webhook_target import WebhookTarget, closed_port, opened_target
 from cliniko_pipeline_tests.signing import new_secret
