@@ -409,18 +409,25 @@ def _server_account() -> tuple[int, int] | None:
     """
     if os.geteuid() != 0:
         return None
-    try:
-        entry = pwd.getpwnam(USER)
-    except KeyError:
+    entry = _account_of_server()
+    if entry is None:
         command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", USER]
-        answer = subprocess.run(command, env=_environment(), capture_output=True, check=False)  # noqa: S603
-        if answer.returncode != 0:
-            raise DatabaseSetupError(
-                f"PostgreSQL does not run as root, and the account {USER} for it could not be made: run as another"
-                " user, or set DATABASE_URL to a PostgreSQL server of your own."
-            ) from None
-        entry = pwd.getpwnam(USER)
+        subprocess.run(command, env=_environment(), capture_output=True, check=False)  # noqa: S603
+        # The result of useradd does not matter: it fails where another process has just made the account.
+        entry = _account_of_server()
+    if entry is None:
+        raise DatabaseSetupError(
+            f"PostgreSQL does not run as root, and the account {USER} for it could not be made: run as another"
+            " user, or set DATABASE_URL to a PostgreSQL server of your own."
+        )
     return entry.pw_uid, entry.pw_gid
+
+
+def _account_of_server() -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(USER)
+    except KeyError:
+        return None
 
 
 def _let_server_account_in(data: Path, account: tuple[int, int]) -> None:

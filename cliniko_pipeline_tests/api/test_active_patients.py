@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline_tests.api.served import served
-from cliniko_pipeline_tests.api.service import client, token
-from cliniko_pipeline_tests.conftest import _database, environment, examples
-from cliniko_pipeline_tests.pipeline import opened_pipeline
+from cliniko_pipeline_tests.support.api_servers import served
+from cliniko_pipeline_tests.support.databases import created_database
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.pipelines import opened_pipeline
+from cliniko_pipeline_tests.support.properties import examples
+from cliniko_pipeline_tests.support.services import client, token
 
 NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 SORTS = (
@@ -60,7 +62,7 @@ APPOINTMENTS = [
 
 @pytest.fixture(scope="module")
 def database(server_url: URL, template: str) -> Iterator[Database]:
-    for url in _database(server_url, template):
+    with created_database(server_url, template) as url:
         database = Database(url)
         for organization, rows in (("alpha", 73), ("beta", 9), ("empty", 0)):
             with database.operator() as connection:

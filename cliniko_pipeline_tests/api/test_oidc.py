@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from cliniko_pipeline.api.oidc import IssuerUnavailableError, OidcVerifier, TokenRefusedError
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.api.served import served
-from cliniko_pipeline_tests.api.service import client
-from cliniko_pipeline_tests.cli.conftest import opened_clinics
-from cliniko_pipeline_tests.conftest import environment, examples
-from cliniko_pipeline_tests.pipeline import opened_pipeline
+from cliniko_pipeline_tests.support.api_servers import served
+from cliniko_pipeline_tests.support.clinics import opened_clinics
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.pipelines import opened_pipeline
+from cliniko_pipeline_tests.support.properties import examples
+from cliniko_pipeline_tests.support.services import client
 
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())

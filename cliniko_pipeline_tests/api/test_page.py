@@ -11,7 +11,7 @@ import pytest
 
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.api.served import served
+from cliniko_pipeline_tests.support.api_servers import served
 
 PAGE = Path(__file__).parents[2] / "cliniko_pipeline" / "api" / "page"
 FILES = sorted(path.name for path in PAGE.iterdir() if path.name != "index.html")

@@ -20,9 +20,10 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.api.application import create_application
 from cliniko_pipeline.sandbox.faults import Faults
-from cliniko_pipeline_tests.api.service import Service, client, opened_service, token
-from cliniko_pipeline_tests.cli.command_line import marks_held_by, wait_until, workers_of
-from cliniko_pipeline_tests.conftest import _database, examples
+from cliniko_pipeline_tests.support.databases import created_database
+from cliniko_pipeline_tests.support.processes import marks_held_by, wait_until, workers_of
+from cliniko_pipeline_tests.support.properties import examples
+from cliniko_pipeline_tests.support.services import Service, client, opened_service, token
 
 OPEN, READ, SYNC, ADMIN, EITHER = "open", "read", "sync", "admin", "read or sync"
 SIGNED = "signed"
@@ -57,9 +58,11 @@ CHECKS = (
 
 @pytest.fixture(scope="module")
 def service(server_url: URL, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    for url in _database(server_url, template):
-        with opened_service(url, tmp_path_factory.mktemp("service"), ["alpha", "beta"]) as opened:
-            yield opened
+    with (
+        created_database(server_url, template) as url,
+        opened_service(url, tmp_path_factory.mktemp("service"), ["alpha", "beta"]) as opened,
+    ):
+        yield opened
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,12 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.api.served import served
-from cliniko_pipeline_tests.api.service import client, token
-from cliniko_pipeline_tests.cli.command_line import wait_until
-from cliniko_pipeline_tests.cli.conftest import opened_clinics
-from cliniko_pipeline_tests.conftest import environment
-from cliniko_pipeline_tests.signing import add_secret, send
+from cliniko_pipeline_tests.support.api_servers import served
+from cliniko_pipeline_tests.support.clinics import opened_clinics
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.processes import wait_until
+from cliniko_pipeline_tests.support.services import client, token
+from cliniko_pipeline_tests.support.signatures import add_secret, send
 
 HELD_UP = 8.0
 """In seconds; Dagster is waited for twenty."""

@@ -16,10 +16,10 @@ from cliniko_pipeline.postgres import api_tokens, organizations, sync_runs
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.api.served import served
-from cliniko_pipeline_tests.api.service import client, token
-from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
-from cliniko_pipeline_tests.conftest import environment, free_port
+from cliniko_pipeline_tests.support.api_servers import served
+from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
+from cliniko_pipeline_tests.support.environments import environment, free_port
+from cliniko_pipeline_tests.support.services import client, token
 
 
 @pytest.fixture

@@ -25,9 +25,11 @@ from cliniko_pipeline.api.webhooks import LARGEST_BODY, READ_ON
 from cliniko_pipeline.postgres import api_tokens, organizations, webhooks
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.api.served import served
-from cliniko_pipeline_tests.conftest import _database, environment, examples
-from cliniko_pipeline_tests.signing import CLIENT, add_secret, new_secret, send, signed
+from cliniko_pipeline_tests.support.api_servers import served
+from cliniko_pipeline_tests.support.databases import created_database
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.properties import examples
+from cliniko_pipeline_tests.support.signatures import CLIENT, add_secret, new_secret, send, signed
 
 PROBLEM = "application/problem+json"
 BODY = b'{"type": "appointment.updated"}'
@@ -62,12 +64,13 @@ class Service:
 
 @pytest.fixture(scope="module")
 def module_service(server_url: URL, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    databases = _database(server_url, template)
     home: Path = tmp_path_factory.mktemp("home")
-    with open_runtime(load_settings(environment(next(databases), home))) as runtime, served(runtime) as url:
+    with (
+        created_database(server_url, template) as database_url,
+        open_runtime(load_settings(environment(database_url, home))) as runtime,
+        served(runtime) as url,
+    ):
         yield Service(runtime, url)
-    for _ in databases:
-        """Removes it."""
 
 
 @pytest.fixture

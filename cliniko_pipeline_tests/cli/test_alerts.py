@@ -7,10 +7,10 @@ from cliniko_pipeline.orchestration.alerting import decide
 from cliniko_pipeline.postgres.check_results import CheckResult, note_checks
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.cli.command_line import CommandLine
-from cliniko_pipeline_tests.cli.conftest import Clinics
-from cliniko_pipeline_tests.orchestration.deployment import paused
-from cliniko_pipeline_tests.orchestration.webhook_channel import opened_channel
+from cliniko_pipeline_tests.support.alert_channels import opened_channel
+from cliniko_pipeline_tests.support.clinics import Clinics
+from cliniko_pipeline_tests.support.deployments import paused
+from cliniko_pipeline_tests.support.processes import CommandLine
 
 
 def test_a_test_notice_goes_to_every_channel(environ: dict[str, str], clinics: Clinics, tmp_path: Path) -> None:

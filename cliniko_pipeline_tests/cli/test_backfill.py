@@ -12,9 +12,9 @@ from cliniko_pipeline.orchestration.sensors import organization_partitions
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.cli.command_line import CommandLine
-from cliniko_pipeline_tests.cli.conftest import Clinics
-from cliniko_pipeline_tests.conftest import free_port
+from cliniko_pipeline_tests.support.clinics import Clinics
+from cliniko_pipeline_tests.support.environments import free_port
+from cliniko_pipeline_tests.support.processes import CommandLine
 
 ASSETS = ["cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"]
 WRONG_KEY = "MS0tYS1rZXktdGhhdC1ub2JvZHktaGFz-au2"

@@ -13,8 +13,8 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline.cli.main import COMMANDS
 from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline_tests.cli.command_line import SCRIPT, CommandLine, processes_of
-from cliniko_pipeline_tests.conftest import environment, free_port
+from cliniko_pipeline_tests.support.environments import environment, free_port
+from cliniko_pipeline_tests.support.processes import SCRIPT, CommandLine, processes_of
 
 
 @pytest.mark.parametrize(

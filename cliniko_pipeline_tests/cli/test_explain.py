@@ -26,19 +26,7 @@ from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.explanations import Explanation, Rules
-from cliniko_pipeline_tests.cli.command_line import SCRIPT, CommandLine
-from cliniko_pipeline_tests.hostile import (
-    appointment_type,
-    attendee,
-    contact,
-    group_appointment,
-    individual_appointment,
-    link,
-    patient,
-    practitioner,
-)
-from cliniko_pipeline_tests.integration.postgres.conftest import administer
-from cliniko_pipeline_tests.integration.postgres.test_explanations import (
+from cliniko_pipeline_tests.postgres.test_explanations import (
     AS_OF,
     ENDED,
     MAIL,
@@ -48,6 +36,18 @@ from cliniko_pipeline_tests.integration.postgres.test_explanations import (
     Clinic,
     came,
 )
+from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.hostile_accounts import (
+    appointment_type,
+    attendee,
+    contact,
+    group_appointment,
+    individual_appointment,
+    link,
+    patient,
+    practitioner,
+)
+from cliniko_pipeline_tests.support.processes import SCRIPT, CommandLine
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 LONG_ID = "1204000000096468992"

@@ -12,9 +12,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 from cliniko_pipeline.postgres import organizations
-from cliniko_pipeline_tests.cli.command_line import CommandLine
-from cliniko_pipeline_tests.cli.conftest import Clinics, small_clinic
-from cliniko_pipeline_tests.conftest import free_port
+from cliniko_pipeline_tests.support.clinics import Clinics, small_clinic
+from cliniko_pipeline_tests.support.environments import free_port
+from cliniko_pipeline_tests.support.processes import CommandLine
 
 
 @pytest.fixture

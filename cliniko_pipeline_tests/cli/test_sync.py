@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 from cliniko_pipeline.sandbox.faults import Faults
-from cliniko_pipeline_tests.cli.command_line import SCRIPT, CommandLine, processes_of, wait_until, workers_of
-from cliniko_pipeline_tests.cli.conftest import AS_OF, Clinics
+from cliniko_pipeline_tests.support.clinics import AS_OF, Clinics
+from cliniko_pipeline_tests.support.processes import SCRIPT, CommandLine, processes_of, wait_until, workers_of
 
 NAMES = ("alpha", "beta", "gamma")
 WRONG_KEY = "MS0tYS1rZXktdGhhdC1ub2JvZHktaGFz-au2"

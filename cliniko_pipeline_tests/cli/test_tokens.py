@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from cliniko_pipeline.postgres import api_tokens
 from cliniko_pipeline.postgres.api_tokens import Refusal
-from cliniko_pipeline_tests.cli.command_line import CommandLine
-from cliniko_pipeline_tests.cli.conftest import Clinics
+from cliniko_pipeline_tests.support.clinics import Clinics
+from cliniko_pipeline_tests.support.processes import CommandLine
 
 
 def test_a_token_is_printed_once_and_is_good_for_what_was_said(command: CommandLine, clinics: Clinics) -> None:

@@ -12,11 +12,11 @@ from cliniko_pipeline.orchestration.webhook_telling import message_id
 from cliniko_pipeline.postgres import webhook_deliveries, webhooks
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.api.served import served
-from cliniko_pipeline_tests.cli.command_line import CommandLine
-from cliniko_pipeline_tests.cli.conftest import Clinics
-from cliniko_pipeline_tests.orchestration.webhook_target import opened_target
-from cliniko_pipeline_tests.signing import send
+from cliniko_pipeline_tests.support.api_servers import served
+from cliniko_pipeline_tests.support.clinics import Clinics
+from cliniko_pipeline_tests.support.processes import CommandLine
+from cliniko_pipeline_tests.support.signatures import send
+from cliniko_pipeline_tests.support.webhook_targets import opened_target
 
 SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{43}=")
 

@@ -21,11 +21,19 @@ from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
-from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, processes_of, wait_until
-from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
-from cliniko_pipeline_tests.conftest import environment, free_port
-from cliniko_pipeline_tests.e2e.browser import SECONDS, WINDOW, DagsterUI, answers, browser_program, expect, opened_ui
-from cliniko_pipeline_tests.independent import expected_active_patients
+from cliniko_pipeline_tests.support.browsers import (
+    SECONDS,
+    WINDOW,
+    DagsterUI,
+    answers,
+    browser_program,
+    expect,
+    opened_ui,
+)
+from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
+from cliniko_pipeline_tests.support.environments import environment, free_port
+from cliniko_pipeline_tests.support.independent import expected_active_patients
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, wait_until
 
 RESOURCES = (
     "patients",

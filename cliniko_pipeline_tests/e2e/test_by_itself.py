@@ -10,10 +10,10 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline.orchestration.sync_plans import _last_turn, _share
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, tracebacks
-from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
-from cliniko_pipeline_tests.conftest import environment, free_port
-from cliniko_pipeline_tests.orchestration.webhook_channel import WebhookChannel, opened_channel
+from cliniko_pipeline_tests.support.alert_channels import WebhookChannel, opened_channel
+from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
+from cliniko_pipeline_tests.support.environments import environment, free_port
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, tracebacks
 
 SUCCEEDED = [("succeeded", None)]
 A_TICK_AND_ITS_RUNS = 150

@@ -15,8 +15,8 @@ import pytest
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.sandbox.demo import demo_organizations
-from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, processes_of, tracebacks, wait_until
-from cliniko_pipeline_tests.independent import expected_active_patients
+from cliniko_pipeline_tests.support.independent import expected_active_patients
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, tracebacks, wait_until
 
 RESOURCES = (
     "patients",

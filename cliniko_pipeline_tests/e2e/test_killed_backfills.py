@@ -24,11 +24,11 @@ from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.generated import generated_account
-from cliniko_pipeline_tests import hostile
-from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, marks_held_by, processes_of, wait_until
-from cliniko_pipeline_tests.conftest import environment, free_port
-from cliniko_pipeline_tests.independent import expected_active_patients, expected_contact_mapping
-from cliniko_pipeline_tests.pipeline import opened_pipeline
+from cliniko_pipeline_tests.support import hostile_accounts as hostile
+from cliniko_pipeline_tests.support.environments import environment, free_port
+from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping
+from cliniko_pipeline_tests.support.pipelines import opened_pipeline
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, marks_held_by, processes_of, wait_until
 
 pytestmark = pytest.mark.skipif("CLINIKO_TEST_KILLS" not in os.environ, reason="takes long: make test-kills")
 

@@ -23,12 +23,12 @@ from cliniko_pipeline.postgres import api_tokens, organizations
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline.sandbox.faults import Faults
-from cliniko_pipeline_tests.api.served import served
-from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, processes_of, tracebacks, wait_until
-from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
-from cliniko_pipeline_tests.conftest import environment, free_port
-from cliniko_pipeline_tests.e2e.browser import DagsterUI, answers, browser_program, opened_ui
-from cliniko_pipeline_tests.pipeline import PipelineUnderTest, opened_pipeline
+from cliniko_pipeline_tests.support.api_servers import served
+from cliniko_pipeline_tests.support.browsers import DagsterUI, answers, browser_program, opened_ui
+from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
+from cliniko_pipeline_tests.support.environments import environment, free_port
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, opened_pipeline
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, tracebacks, wait_until
 
 SURF = "surf-rehab"
 DESK: ViewportSize = {"width": 1280, "height": 800}

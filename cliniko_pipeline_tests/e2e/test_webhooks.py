@@ -23,12 +23,12 @@ from cliniko_pipeline.postgres import scheduling, webhooks
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.cli.command_line import CommandLine, Running, processes_of, tracebacks, wait_until
-from cliniko_pipeline_tests.cli.conftest import Clinics, opened_clinics
-from cliniko_pipeline_tests.conftest import environment, free_port
-from cliniko_pipeline_tests.hostile import individual_appointment
-from cliniko_pipeline_tests.orchestration.webhook_target import opened_target
-from cliniko_pipeline_tests.signing import add_secret, send
+from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
+from cliniko_pipeline_tests.support.environments import environment, free_port
+from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, tracebacks, wait_until
+from cliniko_pipeline_tests.support.signatures import add_secret, send
+from cliniko_pipeline_tests.support.webhook_targets import opened_target
 
 long = pytest.mark.skipif("CLINIKO_TEST_WEBHOOKS" not in os.environ, reason="takes long: make test-webhooks")
 

@@ -5,9 +5,9 @@ import dagster as dg
 import pytest
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline_tests.conftest import environment
-from cliniko_pipeline_tests.orchestration.deployment import Deployment
-from cliniko_pipeline_tests.pipeline import SkippedTime, opened_pipeline
+from cliniko_pipeline_tests.support.deployments import Deployment
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.pipelines import SkippedTime, opened_pipeline
 
 
 @pytest.fixture

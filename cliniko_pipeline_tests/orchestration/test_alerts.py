@@ -16,11 +16,11 @@ from cliniko_pipeline.orchestration.notices import MOST_AT_ONCE
 from cliniko_pipeline.orchestration.sensors import alerts, stale_organizations
 from cliniko_pipeline.postgres import organizations, scheduling
 from cliniko_pipeline.sandbox.faults import Faults
-from cliniko_pipeline_tests.conftest import environment
-from cliniko_pipeline_tests.hostile import patient
-from cliniko_pipeline_tests.orchestration.deployment import NOW, Deployment, paused
-from cliniko_pipeline_tests.orchestration.webhook_channel import WebhookChannel, opened_channel
-from cliniko_pipeline_tests.pipeline import SkippedTime, opened_pipeline
+from cliniko_pipeline_tests.support.alert_channels import WebhookChannel, opened_channel
+from cliniko_pipeline_tests.support.deployments import NOW, Deployment, paused
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.hostile_accounts import patient
+from cliniko_pipeline_tests.support.pipelines import SkippedTime, opened_pipeline
 
 
 @pytest.fixture

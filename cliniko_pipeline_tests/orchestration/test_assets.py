@@ -13,8 +13,8 @@ from cliniko_pipeline.orchestration.assets.active_patients import active_patient
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS, ensure_partitions
 from cliniko_pipeline.orchestration.values import TableReference
 from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline_tests.hostile import individual_appointment, patient
-from cliniko_pipeline_tests.pipeline import PipelineUnderTest, errors_of, materializations_of
+from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment, patient
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of, materializations_of
 
 AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 RECORDS = {

@@ -15,7 +15,7 @@ from cliniko_pipeline.orchestration.instance import open_instance
 from cliniko_pipeline.orchestration.pooled_storage import CONNECTIONS_KEPT
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.conftest import environment
+from cliniko_pipeline_tests.support.environments import environment
 
 OF_DAGSTER = "select pid from pg_stat_activity where datname = current_database() and application_name = ''"
 """The numbers of the server's processes that serve Dagster's connections; ours have a name."""

@@ -17,8 +17,8 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline.orchestration.run_marks import CODE_SERVER_TAG, has_lost_its_process, marked_within
 from cliniko_pipeline.orchestration.runs import ABANDONED
 from cliniko_pipeline.orchestration.sensors import lost_runs
-from cliniko_pipeline_tests.conftest import environment
-from cliniko_pipeline_tests.pipeline import PipelineUnderTest, opened_pipeline
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, opened_pipeline
 
 HERE = json.dumps({"host": "localhost", "socket": "/tmp/of-the-code-server"})
 ELSEWHERE = json.dumps({"host": "code-server", "port": 4000})

@@ -12,8 +12,8 @@ from cliniko_pipeline.orchestration.schedules import cliniko_count_comparisons, 
 from cliniko_pipeline.postgres import organizations, scheduling
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
-from cliniko_pipeline_tests.orchestration.deployment import NOW, Deployment, paused
-from cliniko_pipeline_tests.pipeline import errors_of
+from cliniko_pipeline_tests.support.deployments import NOW, Deployment, paused
+from cliniko_pipeline_tests.support.pipelines import errors_of
 
 # --- The schedule -----------------------------------------------------------------------------------------
 

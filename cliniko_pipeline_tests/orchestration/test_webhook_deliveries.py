@@ -19,9 +19,9 @@ from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres import webhook_deliveries as stored
 from cliniko_pipeline.postgres.webhook_deliveries import Delivery
 from cliniko_pipeline.sync_options import WHOLE_SYNC
-from cliniko_pipeline_tests.orchestration.deployment import Deployment
-from cliniko_pipeline_tests.orchestration.webhook_target import WebhookTarget, closed_port, opened_target
-from cliniko_pipeline_tests.signing import new_secret
+from cliniko_pipeline_tests.support.deployments import Deployment
+from cliniko_pipeline_tests.support.signatures import new_secret
+from cliniko_pipeline_tests.support.webhook_targets import WebhookTarget, closed_port, opened_target
 
 
 @pytest.fixture

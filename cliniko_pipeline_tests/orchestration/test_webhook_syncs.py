@@ -11,8 +11,8 @@ from cliniko_pipeline.orchestration.partitions import ensure_partitions
 from cliniko_pipeline.orchestration.sensors import webhook_syncs
 from cliniko_pipeline.postgres import organizations, scheduling, webhooks
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline_tests.orchestration.deployment import Deployment, paused
-from cliniko_pipeline_tests.pipeline import errors_of
+from cliniko_pipeline_tests.support.deployments import Deployment, paused
+from cliniko_pipeline_tests.support.pipelines import errors_of
 
 SECOND = timedelta(seconds=1)
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from cliniko_pipeline.cli.sandbox import sandbox
 from cliniko_pipeline.sandbox.demo import SURF_REHAB_KEY
-from cliniko_pipeline_tests.sandbox.conftest import USER_AGENT
+from cliniko_pipeline_tests.support.sandboxes import USER_AGENT
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

@@ -8,7 +8,7 @@ from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Fault, FaultDice, Faults
 from cliniko_pipeline.sandbox.server import running_sandbox
-from cliniko_pipeline_tests.sandbox.conftest import KEY, record
+from cliniko_pipeline_tests.support.sandboxes import KEY, record
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.queries import QueryError, read_query
 from cliniko_pipeline.sandbox.resources import RESOURCES
 from cliniko_pipeline.sandbox.server import running_sandbox
-from cliniko_pipeline_tests.sandbox.conftest import EVERYTHING, KEY, linked, record
+from cliniko_pipeline_tests.support.sandboxes import EVERYTHING, KEY, linked, record
 
 
 def account(**records):

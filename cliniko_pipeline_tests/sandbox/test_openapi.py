@@ -19,7 +19,7 @@ from cliniko_pipeline.sandbox.demo import demo_organizations
 from cliniko_pipeline.sandbox.generated import generated_account
 from cliniko_pipeline.sandbox.resources import RESOURCES, FieldKind
 from cliniko_pipeline.sandbox.server import running_sandbox
-from cliniko_pipeline_tests.sandbox.conftest import EVERYTHING
+from cliniko_pipeline_tests.support.sandboxes import EVERYTHING
 
 FILE = os.environ.get("CLINIKO_OPENAPI_FILE")
 ANCHOR = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)

@@ -9,7 +9,7 @@ from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.rate_limit import RateLimit
 from cliniko_pipeline.sandbox.server import _is_loopback, running_sandbox
-from cliniko_pipeline_tests.sandbox.conftest import KEY, USER_AGENT, linked, record
+from cliniko_pipeline_tests.support.sandboxes import KEY, USER_AGENT, linked, record
 
 ACCEPT = {"Accept": "application/json"}
 HEADERS = {**ACCEPT, "User-Agent": USER_AGENT}

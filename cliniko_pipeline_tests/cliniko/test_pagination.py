@@ -1,0 +1,268 @@
+from datetime import UTC, datetime, timedelta, timezone
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cliniko_pipeline.cliniko.decoding import DecodedPage
+from cliniko_pipeline.cliniko.pagination import MOST_SURPRISES, FetchedPage, Listing, crawl_pages
+from cliniko_pipeline.cliniko.records import INDIVIDUAL_APPOINTMENTS, PATIENTS, PRACTITIONERS, Patient, RejectedRecord
+from cliniko_pipeline.errors import ForeignLinkError, UnexpectedResponseError
+from cliniko_pipeline_tests.support.properties import examples
+
+API = "https://api.au4.cliniko.com/v1"
+MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def patients(first, beyond):
+    return [Patient(str(index), MOMENT, MOMENT) for index in range(first, beyond)]
+
+
+def crawl(fetch, position=None, *, api_url=API, at_once=1):
+    """The pages, each fetched at the moment it is begun."""
+
+    def begin(url, number):
+        fetched = fetch(httpx.URL(url), number)
+        return lambda: fetched
+
+    return crawl_pages(Listing(api_url, PATIENTS), begin, position, at_once=at_once)
+
+
+class List:
+    """A list of so many entries that stays as it is, and what was asked of it."""
+
+    def __init__(self, total, *, api_url=API, next_url=None, per_page=100, end=None, date=MOMENT):
+        self.total = total
+        self.api_url = api_url
+        self.next_url = next_url or (lambda url, page: url.copy_set_param("page", str(page + 1)))
+        self.per_page = per_page
+        self.end = end
+        self.date = date
+        self.asked = []
+
+    def fetch(self, url, number):
+        self.asked.append(url)
+        page = int(url.params["page"])
+        assert page == number
+        first = (page - 1) * self.per_page
+        beyond = min(self.total, first + self.per_page)
+        last = beyond >= self.total if self.end is None else page >= self.end
+        link = None if last else str(self.next_url(url, page))
+        return FetchedPage(DecodedPage(patients(first, beyond), [], self.total, link), self.date)
+
+    def pages(self, position=None):
+        return crawl(self.fetch, position, api_url=self.api_url)
+
+    def crawl(self):
+        return list(self.pages())
+
+
+def test_a_page_is_asked_for_with_everything_in_an_order_that_stays():
+    url = httpx.URL(Listing(API, INDIVIDUAL_APPOINTMENTS, MOMENT).before(MOMENT + timedelta(hours=1)).url(3))
+    assert str(url).startswith(f"{API}/individual_appointments?")
+    assert url.params.multi_items() == [
+        ("sort", "created_at"),
+        ("order", "asc"),
+        ("q[]", "archived_at:*"),
+        ("q[]", "cancelled_at:*"),
+        ("q[]", "deleted_at:*"),
+        ("q[]", "updated_at:>=2024-01-01T00:00:00Z"),
+        ("q[]", "updated_at:<2024-01-01T01:00:00Z"),
+        ("page", "3"),
+        ("per_page", "100"),
+    ]
+
+
+def test_practitioners_are_asked_for_without_a_filter_they_would_refuse():
+    assert "q[]" not in httpx.URL(Listing(API, PRACTITIONERS).url(1)).params
+
+
+def test_a_list_read_whole_is_bounded_by_creation_which_nothing_leaves():
+    listing = Listing(API, PRACTITIONERS)
+    assert listing.before(MOMENT).bounds == ("created_at:<2024-01-01T00:00:00Z",)
+    assert listing.newest(MOMENT).bounds == ("created_at:>=2024-01-01T00:00:00Z", "created_at:<=2024-01-01T00:02:00Z")
+
+
+def test_a_filter_by_time_is_in_utc_and_whole_seconds_never_later():
+    moment = datetime(2024, 1, 1, 10, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=10)))
+    url = httpx.URL(Listing(API, PATIENTS, moment).url(1))
+    assert "updated_at:>=2024-01-01T00:00:00Z" in url.params.get_list("q[]")
+
+
+@given(st.integers(0, 1500), st.sampled_from([MOMENT, None]))
+@settings(max_examples=examples(60))
+def test_every_record_of_a_list_that_stays_comes_exactly_once(total, date):
+    source = List(total, date=date)
+    pages = source.crawl()
+    needed = max(1, -(-total // 100))
+    assert sorted(int(record.id) for page in pages for record in page.records) == list(range(total))
+    assert [page.number for page in pages] == list(range(1, needed + 1))
+    assert {(page.pages, page.total_entries, page.horizon) for page in pages} == {(needed, total, date)}
+    assert [page.following is None for page in pages] == [False] * (needed - 1) + [True]
+    assert len(source.asked) == needed
+
+
+def test_all_pages_but_the_first_are_older_than_its_second():
+    source = List(300)
+    source.crawl()
+    bounds = [[one for one in url.params.get_list("q[]") if "created_at" in one] for url in source.asked]
+    assert bounds == [[], ["created_at:<2024-01-01T00:00:00Z"], ["created_at:<2024-01-01T00:00:00Z"]]
+
+
+def test_the_next_page_is_read_only_when_asked_for():
+    source = List(300)
+    next(source.pages())
+    assert len(source.asked) == 1
+
+
+@pytest.mark.parametrize("broken_off_after", [1, 2, 3])
+def test_going_on_from_a_position_costs_only_what_is_left(broken_off_after):
+    source = List(350)
+    pages = source.pages()
+    read = [next(pages) for _ in range(broken_off_after)]
+    rest = list(source.pages(read[-1].following))
+    assert sorted(int(record.id) for page in read + rest for record in page.records) == list(range(350))
+    assert [page.number for page in read + rest] == [1, 2, 3, 4]
+    assert len(source.asked) == 4
+
+
+def test_pages_smaller_than_asked_for_are_not_put_together_by_guesswork():
+    source = List(3000, per_page=50)
+    with pytest.raises(UnexpectedResponseError, match="patients, page 1: the list does not hold"):
+        source.crawl()
+    assert len(source.asked) == MOST_SURPRISES + 1
+
+
+def test_a_page_that_contradicts_itself_once_is_asked_for_again():
+    source = List(250)
+    ends = iter([1, None])
+
+    def fetch(url, number):
+        source.end = next(ends, None)
+        return source.fetch(url, number)
+
+    assert len(list(crawl(fetch))) == 3
+    assert [url.params["page"] for url in source.asked] == ["1", "1", "3", "2"]
+
+
+def test_a_relative_link_is_understood():
+    source = List(200, next_url=lambda _url, page: f"/v1/patients?page={page + 1}")
+    assert len(source.crawl()) == 2
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "https://evil.example/v1/patients?page=2",
+        "http://api.au4.cliniko.com/v1/patients?page=2",
+        "https://api.au4.cliniko.com:8443/v1/patients?page=2",
+        "https://api.au1.cliniko.com/v1/patients?page=2",
+        "https://api.au4.cliniko.com.evil.example/v1/patients?page=2",
+        "https://api.au4.cliniko.com@evil.example/v1/patients?page=2",
+        "https://user:pass@api.au4.cliniko.com/v1/patients?page=2",
+        "https://api.au4.cliniko.com/v2/patients?page=2",
+        "https://api.au4.cliniko.com/v1evil/patients?page=2",
+        "https://api.au4.cliniko.com/v1/../admin?page=2",
+        "https://api.au4.cliniko.com/v1/%2e%2e/admin?page=2",
+        "https://api.au4.cliniko.com/v1/%2E%2E%2Fadmin?page=2",
+        "https://api.au4.cliniko.com/v1//evil.example?page=2",
+        "https://api.au4.cliniko.com/v1/..%5cadmin?page=2",
+        "//evil.example/v1/patients?page=2",
+        "\\\\evil.example\\v1\\patients?page=2",
+        "https:\\\\evil.example/v1/patients?page=2",
+        "javascript:alert(1)",
+        "file:///v1/patients?page=2",
+        "https://[::1/v1/patients?page=2",
+        "https://api.au4.cliniko.com:99999999/v1/patients?page=2",
+        "https://api.au4.clin\tiko.com/v1/patients?page=2",
+        "https://api.au4.cliniko.com\x00.evil.example/v1/patients?page=2",
+        "https://api.au4.clinikо.com/v1/patients?page=2",  # noqa: RUF001 -- a Cyrillic letter
+    ],
+)
+def test_a_link_out_of_the_api_is_not_followed(link):
+    source = List(200, next_url=lambda _url, _page: link)
+    with pytest.raises(ForeignLinkError, match="patients, page 1") as caught:
+        source.crawl()
+    assert len(source.asked) == 1
+    assert "evil" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "HTTPS://API.au4.cliniko.com/v1/patients?page=2",
+        "https://api.au4.cliniko.com:443/v1/patients?page=2",
+        "https://api.au4.cliniko.com/v1/patients?page=2#fragment",
+        "?page=2",
+    ],
+)
+def test_the_same_place_written_otherwise_is_the_same_place(link):
+    source = List(200, next_url=lambda _url, _page: link)
+    assert len(source.crawl()) == 2
+
+
+def test_the_path_prefix_is_part_of_the_address():
+    source = List(200, api_url="http://127.0.0.1:8765/au4/v1", next_url=lambda _url, _page: "/au5/v1/patients?page=2")
+    with pytest.raises(ForeignLinkError):
+        source.crawl()
+
+
+@pytest.mark.parametrize("page", ["1", "3", "0", "-2", "x", "", "2.0", "02"])
+def test_a_loop_or_a_gap_ends_the_crawl(page):
+    source = List(500, next_url=lambda _url, _number: f"{API}/patients?page={page}")
+    with pytest.raises(UnexpectedResponseError, match="does not lead to page 2"):
+        source.crawl()
+    assert len(source.asked) == 1
+
+
+def test_a_link_without_a_page_number_ends_the_crawl():
+    with pytest.raises(UnexpectedResponseError):
+        List(500, next_url=lambda _url, _number: f"{API}/patients").crawl()
+
+
+def test_no_link_decides_where_the_credentials_go():
+    source = List(200, next_url=lambda _url, _page: f"{API}/users?page=2")
+    source.crawl()
+    assert {url.path for url in source.asked} == {"/v1/patients"}
+
+
+@pytest.mark.parametrize(("total", "end"), [(150, 10**9), (500, 2), (500, 1), (0, 10**9), (100, 2)])
+def test_a_list_that_ends_elsewhere_than_it_says_is_left(total, end):
+    source = List(total, end=end)
+    with pytest.raises(UnexpectedResponseError, match="try again later"):
+        source.crawl()
+    assert len(source.asked) <= MOST_SURPRISES + 5
+
+
+def test_a_list_that_announces_what_it_does_not_hold_is_left():
+    source = List(150)
+    source.total = 10**12
+
+    def fetch(url, number):
+        fetched = source.fetch(url, number) if number == 1 else None
+        return fetched or FetchedPage(DecodedPage([], [], 10**12, None), MOMENT)
+
+    with pytest.raises(UnexpectedResponseError, match="page 10000000000: the list does not hold"):
+        list(crawl(fetch))
+
+
+def test_a_list_that_grows_for_ever_where_nothing_can_be_added_is_left():
+    source = List(1000)
+
+    def fetch(url, number):
+        source.total += 250
+        return source.fetch(url, number)
+
+    with pytest.raises(UnexpectedResponseError, match="never stays the same"):
+        list(crawl(fetch))
+    assert len(source.asked) <= 3 * MOST_SURPRISES
+
+
+def test_rejected_records_count_as_seen():
+    def fetch(url, number):
+        return FetchedPage(DecodedPage([], [RejectedRecord("patients", None, "id: missing")] * 50, 50, None), None)
+
+    (page,) = crawl(fetch)
+    assert (len(page.rejected), page.horizon) == (50, None)

@@ -1,0 +1,401 @@
+import json
+import re
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cliniko_pipeline.cliniko import records
+from cliniko_pipeline.cliniko.decoding import decode_page
+from cliniko_pipeline.cliniko.records import (
+    APPOINTMENT_TYPES,
+    ATTENDEES,
+    GROUP_APPOINTMENTS,
+    INDIVIDUAL_APPOINTMENTS,
+    PATIENTS,
+    PRACTITIONERS,
+    Patient,
+    RejectedRecord,
+)
+from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
+from cliniko_pipeline_tests.support.properties import examples
+
+CREATED = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
+UPDATED = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
+BASE = {"id": "1", "created_at": "2024-01-02T03:04:05Z", "updated_at": "2024-05-06T07:08:09Z"}
+APPOINTMENT = {**BASE, "starts_at": "2024-02-03T04:05:06Z"}
+
+
+def link(name, number):
+    return {"links": {"self": f"https://api.au4.cliniko.com/v1/{name}/{number}"}}
+
+
+def page(resource, *entries, total=None, **more):
+    return json.dumps({resource.name: entries, "total_entries": total or len(entries), "links": {}, **more}).encode()
+
+
+def decoded(resource, *entries):
+    return decode_page(resource, page(resource, *entries))
+
+
+def only(resource, **values):
+    """Decode a page of one record that must be understood."""
+    start = APPOINTMENT if "appointments" in resource.name else BASE
+    result = decoded(resource, {**start, **values})
+    assert result.rejected == []
+    return result.records[0]
+
+
+def rejected(resource, entry):
+    """Decode a page of one bad record between two good ones, which must not suffer."""
+    start = APPOINTMENT if "appointments" in resource.name else BASE
+    result = decoded(resource, {**start, "id": "7"}, entry, {**start, "id": "9"})
+    assert [record.id for record in result.records] == ["7", "9"]
+    assert len(result.rejected) == 1
+    return result.rejected[0]
+
+
+def test_a_patient_has_the_documented_fields_and_no_others():
+    patient = only(
+        PATIENTS,
+        first_name="Ada",
+        last_name="Example",
+        email="ada@example.com",
+        archived_at="2024-03-01T00:00:00Z",
+        merged_at="2024-04-01T00:00:00Z",
+        merged_with_patient=link("patients", 82),
+        notes="clinical",
+        medicare="123",
+    )
+    assert patient == Patient(
+        id="1",
+        created_at=CREATED,
+        updated_at=UPDATED,
+        first_name="Ada",
+        last_name="Example",
+        email="ada@example.com",
+        archived_at=datetime(2024, 3, 1, tzinfo=UTC),
+        merged_at=datetime(2024, 4, 1, tzinfo=UTC),
+        merged_into_id="82",
+    )
+    assert "clinical" not in str(patient.__struct_fields__)
+
+
+def test_an_individual_appointment_names_its_relations():
+    appointment = only(
+        INDIVIDUAL_APPOINTMENTS,
+        ends_at="2024-02-03T05:05:06Z",
+        cancelled_at="2024-02-01T00:00:00Z",
+        did_not_arrive=True,
+        patient=link("patients", 82),
+        appointment_type=link("appointment_types", 3),
+        practitioner=link("practitioners", 4),
+    )
+    assert (appointment.patient_id, appointment.appointment_type_id, appointment.practitioner_id) == ("82", "3", "4")
+    assert appointment.ends_at - appointment.starts_at == timedelta(hours=1)
+    assert appointment.cancelled_at == datetime(2024, 2, 1, tzinfo=UTC)
+    assert appointment.did_not_arrive is True
+
+
+def test_a_group_appointment_and_its_attendee_meet_by_the_bookings_id():
+    group = only(GROUP_APPOINTMENTS, id="1234567890123456789", appointment_type=link("appointment_types", 3))
+    attendee = only(
+        ATTENDEES, booking=link("bookings", "1234567890123456789"), patient=link("patients", 82), arrived=False
+    )
+    assert (group.id, group.appointment_type_id) == (attendee.booking_id, "3")
+    assert (attendee.patient_id, attendee.arrived) == ("82", False)
+
+
+def test_an_appointment_type_has_a_name():
+    assert only(APPOINTMENT_TYPES, name="Initial", archived_at="").name == "Initial"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"display_name": "Dr Ada", "label": "AE", "first_name": "Ada", "last_name": "Example"}, "Dr Ada"),
+        ({"display_name": " ", "label": "AE", "first_name": "Ada"}, "AE"),
+        ({"display_name": None, "label": "\u0000", "first_name": "Ada", "last_name": "Example"}, "Ada Example"),
+        ({"last_name": "Example"}, "Example"),
+        ({"first_name": " "}, None),
+    ],
+)
+def test_a_practitioner_goes_by_the_first_name_that_is_not_blank(names, expected):
+    assert only(PRACTITIONERS, **names).name == expected
+
+
+def test_an_empty_string_means_null_for_dates_links_email_and_booleans():
+    patient = only(PATIENTS, archived_at="", deleted_at="", email="", merged_with_patient="", first_name="")
+    assert (patient.archived_at, patient.deleted_at, patient.email, patient.merged_into_id) == (None, None, None, None)
+    assert patient.first_name == ""
+    appointment = only(INDIVIDUAL_APPOINTMENTS, ends_at="", did_not_arrive="", cancelled_at="")
+    assert (appointment.ends_at, appointment.cancelled_at, appointment.did_not_arrive) == (None, None, False)
+    assert only(ATTENDEES, arrived="").arrived is None
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", {}, {"links": None}, {"links": {}}, {"links": {"self": None}}, {"links": {"self": ""}}]
+)
+def test_a_link_that_leads_nowhere_is_no_id(value):
+    assert only(INDIVIDUAL_APPOINTMENTS, patient=value).patient_id is None
+
+
+@pytest.mark.parametrize("ending", ["82", "082", "82/", "82?embed=1", "82#top", "82/?a=/9"])
+def test_a_links_id_is_the_last_segment_of_its_path(ending):
+    assert only(INDIVIDUAL_APPOINTMENTS, patient=link("patients", ending)).patient_id == "82"
+
+
+@pytest.mark.parametrize("value", [link("patients", "x"), link("patients", ""), "none", [], 5, {"links": {"self": 5}},
+                                   {"links": {"self": "https://[bad/x"}}, {"links": []}])  # fmt: skip
+def test_a_link_to_something_else_rejects_its_record(value):
+    assert rejected(INDIVIDUAL_APPOINTMENTS, {**APPOINTMENT, "patient": value}).reason.startswith("patient: ")
+
+
+@given(st.integers(0, 10**19 - 1))
+@settings(deadline=None)
+def test_ids_keep_every_digit_whether_text_or_number(number):
+    assert only(PATIENTS, id=str(number)).id == only(PATIENTS, id=number).id == str(number)
+
+
+def test_ids_that_differ_in_the_last_of_19_digits_stay_apart():
+    body = b'{"patients": [%s], "total_entries": 2}' % b",".join(
+        json.dumps(BASE).replace('"1"', number).encode() for number in ("1234567890123456788", '"1234567890123456789"')
+    )
+    assert [patient.id for patient in decode_page(PATIENTS, body).records] == [
+        "1234567890123456788",
+        "1234567890123456789",
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1.0, 1e3, True, None, "", " ", "1.0", "-1", -1, "٤", "1e3", "1" * 21, 10**20, "0x1", [], {}, "1\u0000", 10**400],
+)
+def test_anything_else_is_no_id(value):
+    verdict = rejected(PATIENTS, {**BASE, "id": value})
+    assert verdict.id is None
+    assert verdict.reason.startswith("id: ")
+
+
+@given(
+    st.integers(-2_208_988_800, 7_258_118_400).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+    st.integers(-14 * 60, 14 * 60),
+    st.sampled_from(["T", " "]),
+    st.sampled_from(["auto", "seconds", "milliseconds", "microseconds"]),
+)
+@settings(deadline=None)
+def test_an_instant_in_any_offset_comes_out_in_utc(utc, minutes, separator, precision):
+    moment = utc.astimezone(timezone(timedelta(minutes=minutes)))
+    patient = only(PATIENTS, archived_at=moment.isoformat(separator, precision))
+    assert patient.archived_at == moment
+    assert patient.archived_at.tzinfo is UTC
+
+
+@pytest.mark.parametrize("fraction", ["", ".5", ".123", ".123456", ".123456789"])
+def test_fractions_of_a_second_are_allowed(fraction):
+    assert only(PATIENTS, archived_at=f"2024-01-02T03:04:05{fraction}Z").archived_at.second == 5
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2024-01-02",
+        "2024-01-02T03:04:05",
+        "2024-13-02T03:04:05Z",
+        "2024-02-30T03:04:05Z",
+        "2024-01-02T25:04:05Z",
+        "0001-01-01T00:00:00+10:00",
+        "9999-12-31T23:59:59-10:00",
+        "2024-01-02x03:04:05Z",
+        "20240102T030405Z",
+        "yesterday",
+        " ",
+        1704164645,
+        True,
+        {},
+    ],
+)
+@pytest.mark.parametrize("name", ["created_at", "archived_at"])
+def test_what_is_no_certain_instant_rejects_its_record(name, value):
+    verdict = rejected(PATIENTS, {**BASE, name: value})
+    assert verdict.id == "1"
+    assert verdict.reason.startswith(f"{name}: ")
+
+
+REQUIRED = [
+    (resource, name)
+    for resource in (PATIENTS, INDIVIDUAL_APPOINTMENTS, GROUP_APPOINTMENTS, ATTENDEES, APPOINTMENT_TYPES, PRACTITIONERS)
+    for name in ("id", "created_at", "updated_at", "starts_at")
+    if name != "starts_at" or resource in (INDIVIDUAL_APPOINTMENTS, GROUP_APPOINTMENTS)
+]
+
+
+@pytest.mark.parametrize(("resource", "name"), REQUIRED)
+@pytest.mark.parametrize("value", ["missing", None, ""])
+def test_required_fields_are_required(resource, name, value):
+    entry = {**(APPOINTMENT if "appointments" in resource.name else BASE), name: value}
+    if value == "missing":
+        del entry[name]
+    assert rejected(resource, entry).reason.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("value", ["yes", 1, 0, "false", [], 1.5])
+def test_a_flag_is_true_false_or_nothing(value):
+    assert rejected(ATTENDEES, {**BASE, "arrived": value}).reason.startswith("arrived: ")
+
+
+@pytest.mark.parametrize("entry", [None, 5, "x", [], [[]], True])
+def test_an_entry_that_is_no_object_is_rejected_alone(entry):
+    verdict = rejected(PATIENTS, entry)
+    assert (verdict.resource, verdict.id) == ("patients", None)
+    assert verdict.reason.startswith("record: ")
+
+
+SECRETIVE = [
+    "SECRET",
+    ["SECRET"],
+    {"SECRET": "SECRET"},
+    {"links": {"self": "SECRET"}},
+    {"links": {"self": {"SECRET": 1}}},
+]
+FIELDS = ["id", "created_at", "archived_at", "first_name", "email", "merged_with_patient"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), st.sampled_from(SECRETIVE), min_size=1))
+@settings(deadline=None)
+def test_a_reason_never_holds_the_value(values):
+    result = decoded(PATIENTS, {**BASE, **values})
+    assert len(result.records) + len(result.rejected) == 1
+    for verdict in result.rejected:
+        assert "SECRET" not in str(verdict)
+        assert "\n" not in verdict.reason
+
+
+ANY_TEXT = st.text(st.characters(codec=None) | st.sampled_from('\x00\\"\ud800\udbff\udc00\udfff\n😀u'), max_size=12)
+
+
+def as_postgres_takes_it(text):
+    """What JSON means by the text, without NUL and with every half of a pair replaced: written another way."""
+    joined = json.loads(json.dumps(text))
+    return re.sub("[\ud800-\udfff]", "\ufffd", joined).replace("\x00", "")
+
+
+@given(ANY_TEXT, ANY_TEXT, st.booleans())
+@settings(max_examples=examples(500))
+def test_any_text_survives_or_is_mended_and_never_costs_the_page(name, notes, readable):
+    entries = [{**BASE, "id": "7"}, {**BASE, "first_name": name, "notes": notes, f"x{notes}": 1}]
+    body = json.dumps({"patients": entries, "total_entries": 2}, ensure_ascii=not readable)
+    result = decode_page(PATIENTS, body.encode("utf-8", "surrogatepass"))
+    assert result.rejected == []
+    text = result.records[1].first_name
+    if not readable:
+        assert text == as_postgres_takes_it(name)
+    text.encode()
+    assert "\x00" not in text
+
+
+def test_an_escaped_backslash_before_a_u_is_no_surrogate():
+    assert only(PATIENTS, first_name="\\ud800", last_name="\ud800").first_name == "\\ud800"
+
+
+def test_a_surrogate_in_a_field_nobody_reads_costs_nothing():
+    result = decoded(PATIENTS, {**BASE, "notes": "\udc00"}, {**BASE, "id": "2"})
+    assert [record.id for record in result.records] == ["1", "2"]
+
+
+def test_bytes_that_are_no_utf8_are_replaced():
+    body = page(PATIENTS, {**BASE, "first_name": "A?"}).replace(b"A?", b"A\xff")
+    assert decode_page(PATIENTS, body).records[0].first_name == "A\ufffd"
+
+
+def test_a_bad_record_and_bad_text_on_one_page_cost_only_the_record():
+    entries = [{**BASE, "archived_at": 5}, {**BASE, "id": "2", "first_name": "\ud800"}]
+    result = decoded(PATIENTS, *entries)
+    assert [record.first_name for record in result.records] == ["\ufffd"]
+    assert [verdict.id for verdict in result.rejected] == ["1"]
+
+
+def test_the_page_says_how_many_there_are_and_what_comes_next():
+    body = page(PATIENTS, BASE, total=250, links={"next": "https://api.au4.cliniko.com/v1/patients?page=2"})
+    result = decode_page(PATIENTS, body)
+    assert (result.total_entries, result.next_url) == (250, "https://api.au4.cliniko.com/v1/patients?page=2")
+
+
+@pytest.mark.parametrize("links", [None, {}, {"next": None}, {"next": ""}])
+def test_no_next_link_means_the_last_page(links):
+    assert decode_page(PATIENTS, page(PATIENTS, BASE, links=links)).next_url is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b'{"patients": [', b'{"patients": []} x', b'{"patients": [5', b"[", b"\xff\xfe", b"nul"]
+)
+def test_what_is_no_json_is_worth_another_try(body):
+    with pytest.raises(ClinikoUnavailableError):
+        decode_page(PATIENTS, body)
+
+
+def test_every_truncation_of_a_page_is_noticed():
+    body = page(PATIENTS, {**BASE, "first_name": "Ä\ud800"})
+    for length in range(len(body)):
+        with pytest.raises(ClinikoUnavailableError):
+            decode_page(PATIENTS, body[:length])
+
+
+@pytest.mark.parametrize("patients", [b"[]", b"[5]", b"5"])
+def test_json_nested_without_end_is_unreadable_not_a_crash(patients):
+    with pytest.raises(ClinikoUnavailableError):
+        decode_page(PATIENTS, b'{"patients": %s, "total_entries": 1, "x": ' % patients + b"[" * 200_000)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        5,
+        {},
+        {"message": "SECRET"},
+        {"patients": None, "total_entries": 0},
+        {"patients": {}, "total_entries": 0},
+        {"patients": []},
+        {"patients": [], "total_entries": "SECRET"},
+        {"patients": [], "total_entries": -1},
+        {"patients": [], "total_entries": 1.5},
+        {"patients": [], "total_entries": 0, "links": {"next": ["SECRET"]}},
+        {"individual_appointments": [], "total_entries": 0},
+    ],
+)
+def test_json_that_is_no_list_of_the_resource_is_unexpected(document):
+    with pytest.raises(UnexpectedResponseError, match="patients") as caught:
+        decode_page(PATIENTS, json.dumps(document).encode())
+    assert "SECRET" not in str(caught.value)
+
+
+def test_representations_show_no_patient():
+    patient = only(PATIENTS, first_name="SECRET", email="secret@example.com")
+    assert repr(patient) == str(patient) == "<Patient 1>"
+
+
+def test_records_are_frozen():
+    with pytest.raises(AttributeError):
+        only(PATIENTS).first_name = "other"
+
+
+def test_rejections_compare_by_value():
+    assert RejectedRecord("patients", "1", "x") == RejectedRecord("patients", "1", "x")
+
+
+def test_each_resource_asks_for_everything_that_may_be_asked_for():
+    asked = {
+        value.name: set(value.include_everything)
+        for value in vars(records).values()
+        if isinstance(value, records.Resource)
+    }
+    assert asked == {
+        "patients": {"archived_at:*"},
+        "individual_appointments": {"archived_at:*", "cancelled_at:*", "deleted_at:*"},
+        "group_appointments": {"archived_at:*", "deleted_at:*"},
+        "attendees": {"archived_at:*", "cancelled_at:*", "deleted_at:*"},
+        "appointment_types": {"archived_at:*"},
+        "practitioners": set(),
+    }

@@ -1,0 +1,208 @@
+"""Which syncs webhooks ask for, and what is told of syncs that have ended."""
+
+import json
+from collections import deque
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cliniko_pipeline.orchestration.webhook_plans import (
+    AGAIN,
+    BETWEEN_RUNS,
+    DELAYS,
+    announced_syncs,
+    delay_after,
+    ended,
+    trial,
+)
+from cliniko_pipeline.postgres.scheduling import Scheduling
+from cliniko_pipeline.postgres.webhook_deliveries import EndedRun
+from cliniko_pipeline.postgres.webhooks import PendingEvents
+from cliniko_pipeline_tests.support.properties import examples
+
+NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+ORG = Scheduling("org", requested_at=NOW - timedelta(hours=1))
+PENDING = {"org": PendingEvents("org", NOW - SECOND, 3)}
+
+
+def planned(scheduling: Scheduling = ORG, now: datetime = NOW, in_flight: frozenset[str] = frozenset()) -> list[str]:
+    return [each.run_key for each in announced_syncs(PENDING, [scheduling], in_flight, now)]
+
+
+def test_one_run_is_requested_for_all_that_has_come() -> None:
+    assert len(planned()) == 1
+
+
+def test_nothing_is_requested_of_which_nothing_was_said() -> None:
+    assert announced_syncs({}, [ORG], set(), NOW) == []
+    assert announced_syncs(PENDING, [Scheduling("other")], set(), NOW) == []
+
+
+@pytest.mark.parametrize(
+    "scheduling",
+    [
+        replace(ORG, is_active=False),
+        replace(ORG, paused_at=NOW),
+        replace(ORG, retry_at=NOW + SECOND),
+        replace(ORG, requested_at=NOW - BETWEEN_RUNS + SECOND),
+        replace(ORG, failures=1, failure_is_permanent=True, requested_at=NOW - AGAIN + SECOND),
+    ],
+    ids=["disabled", "paused", "to be tried again later", "just requested", "failed for good"],
+)
+def test_an_organization_is_left_alone_that_cannot_be_synced_now(scheduling: Scheduling) -> None:
+    assert planned(scheduling) == []
+    assert planned(in_flight=frozenset({"org"})) == []
+
+
+@pytest.mark.parametrize(
+    "scheduling",
+    [
+        replace(ORG, is_on=False),
+        replace(ORG, requested_at=None),
+        replace(ORG, retry_at=NOW),
+        replace(ORG, requested_at=NOW - BETWEEN_RUNS),
+        replace(ORG, requested_at=NOW + MINUTE),
+        replace(ORG, failures=1, failure_is_permanent=True),
+    ],
+    ids=["not scheduled", "never requested", "its time has come", "long enough ago", "another clock", "an hour ago"],
+)
+def test_an_organization_is_synced_that_can_be(scheduling: Scheduling) -> None:
+    assert len(planned(scheduling)) == 1
+
+
+def test_the_same_request_has_the_same_key_and_another_one_another() -> None:
+    later = {"org": PendingEvents("org", NOW, 4)}
+    keys = [
+        *planned(),
+        *planned(replace(ORG, failures=1)),
+        *planned(now=NOW + AGAIN),
+        *[each.run_key for each in announced_syncs(later, [ORG], set(), NOW)],
+    ]
+    assert len(set(keys)) == 4
+    assert planned(now=NOW + MINUTE) == planned()
+
+
+# --- A history ----------------------------------------------------------------------------------------------
+
+OUTCOMES = ("succeeds", "fails", "fails for good", "is ended by hand", "stays without a trace")
+
+
+@dataclass
+class World:
+    """One organization, the daemon that ticks, and Dagster that makes no two runs of one key."""
+
+    events: deque[datetime]
+    outcomes: deque[tuple[str, int, int]]
+    now: datetime = NOW
+    scheduling: Scheduling = field(default_factory=lambda: Scheduling("org", is_on=False))
+    received: list[datetime] = field(default_factory=list)
+    read_began_at: datetime | None = None
+    requests: list[datetime] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+    run: tuple[datetime, datetime, str] | None = None
+
+    def pending(self) -> list[datetime]:
+        return [each for each in self.received if self.read_began_at is None or each >= self.read_began_at]
+
+    def tick(self) -> None:
+        self.now += 5 * SECOND
+        while self.events and self.events[0] <= self.now:
+            self.received.append(self.events.popleft())
+        if self.run is not None and self.run[1] <= self.now:
+            self._end(*self.run)
+        pending = self.pending()
+        known = {"org": PendingEvents("org", max(pending), len(pending))} if pending else {}
+        in_flight = {"org"} if self.run is not None else set()
+        for each in announced_syncs(known, [self.scheduling], in_flight, self.now):
+            if each.run_key in self.keys:
+                continue
+            assert pending
+            assert self.run is None
+            self.keys.add(each.run_key)
+            self.requests.append(self.now)
+            self.scheduling = replace(self.scheduling, requested_at=self.now, retry_at=None)
+            outcome, waits, lasts = self.outcomes.popleft() if self.outcomes else ("succeeds", 1, 5)
+            begun = self.now + waits * SECOND
+            self.run = (begun, begun + lasts * SECOND, outcome)
+
+    def _end(self, begun: datetime, _ended: datetime, outcome: str) -> None:
+        self.run = None
+        old = self.scheduling
+        if outcome == "succeeds":
+            self.read_began_at = begun
+            self.scheduling = replace(old, failures=0, failure_is_permanent=False, retry_at=None)
+        elif outcome.startswith("fails"):
+            is_permanent = outcome == "fails for good"
+            retry_at = None if is_permanent else self.now + min(MINUTE * 2**old.failures, AGAIN)
+            self.scheduling = replace(
+                old, failures=old.failures + 1, failure_is_permanent=is_permanent, retry_at=retry_at
+            )
+
+
+@settings(max_examples=examples(100))
+@given(
+    events=st.lists(st.integers(0, 600), min_size=1, max_size=30),
+    outcomes=st.lists(st.tuples(st.sampled_from(OUTCOMES), st.integers(0, 60), st.integers(1, 120)), max_size=5),
+)
+def test_whatever_happens_every_event_is_read_after_it_came_without_haste(
+    events: list[int], outcomes: list[tuple[str, int, int]]
+) -> None:
+    world = World(deque(NOW + each * SECOND for each in sorted(events)), deque(outcomes))
+    # Each run that comes to nothing costs an hour and two minutes at most.
+    for _ in range((20 + 125 * (len(outcomes) + 2)) * 12):
+        world.tick()
+    assert world.pending() == []
+    assert world.run is None
+    assert all(later - earlier >= BETWEEN_RUNS for earlier, later in pairwise(world.requests))
+    assert len(world.requests) <= len(events) + len(outcomes)
+
+
+def test_a_thousand_events_at_once_are_one_run_and_those_that_come_meanwhile_another() -> None:
+    at_once = deque(NOW + SECOND * (number / 100) for number in range(1000))
+    world = World(at_once, deque([("succeeds", 1, 20)]))
+    for _ in range(100):
+        world.tick()
+    assert len(world.requests) == 2
+    assert world.pending() == []
+
+
+# --- What is told -------------------------------------------------------------------------------------------
+
+RUN = EndedRun(
+    "run-1",
+    "failed",
+    NOW,
+    NOW + MINUTE,
+    "Cliniko could not be reached.",
+    {"cliniko/patients": {"status": "succeeded", "started_at": "x", "records": 3, "inserted": 2, "odd": "Jane"}},
+    is_given_up=False,
+)
+
+
+def test_what_is_told_of_a_run_are_counts_and_reasons() -> None:
+    assert json.loads(ended(RUN, "org")) == {
+        "type": "sync.failed",
+        "timestamp": "2026-06-15T09:31:00Z",
+        "data": {
+            "organization_id": "org",
+            "sync_id": "run-1",
+            "status": "failed",
+            "started_at": "2026-06-15T09:30:00Z",
+            "finished_at": "2026-06-15T09:31:00Z",
+            "counts": {"cliniko/patients": {"records": 3, "inserted": 2}},
+            "error": "Cliniko could not be reached.",
+        },
+    }
+    assert json.loads(trial("org", NOW))["type"] == "test"
+
+
+def test_attempts_come_later_and_later_and_end_after_three_days() -> None:
+    delays = [delay_after(attempts) for attempts in range(1, 11)]
+    assert delays == [*DELAYS, None]
+    assert all(earlier <= later for earlier, later in pairwise(DELAYS))
+    assert timedelta(days=3) < sum(DELAYS, timedelta(0)) < timedelta(days=4)

@@ -1,0 +1,52 @@
+"""Databases for the tests of what is stored: one that a superuser migrated, one that an ordinary owner did."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from uuid import uuid4
+
+import pytest
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.embedded import EmbeddedServer
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline_tests.support.databases import administer, created_database
+
+
+@pytest.fixture(scope="session")
+def fresh_server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    """A server on which no pipeline was ever set up: the role of the organizations is not there."""
+    with EmbeddedServer(tmp_path_factory.mktemp("fresh")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def owner_url(fresh_server_url: URL) -> URL:
+    """An empty database whose owner is no superuser, and may only make roles and databases."""
+    password = uuid4().hex
+    administer(
+        fresh_server_url,
+        f"create role clinic_owner login createrole createdb password '{password}'",
+        "create database clinic owner clinic_owner",
+    )
+    return fresh_server_url.set(username="clinic_owner", password=password, database="clinic")
+
+
+@pytest.fixture(scope="session")
+def owner_database(owner_url: URL) -> Iterator[Database]:
+    """The owner's database, migrated by the owner."""
+    database = Database(owner_url)
+    schema.migrate(database, create_application_tables=True)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def make_database(server_url: URL) -> Iterator[Callable[[str], URL]]:
+    """Makes empty databases with the options given, e.g. `encoding 'SQL_ASCII'`."""
+    with ExitStack() as stack:
+
+        def make(options: str) -> URL:
+            return stack.enter_context(created_database(server_url, "template0", options))
+
+        yield make

@@ -1,0 +1,77 @@
+"""The application may have policies of its own on active_patients: they open nothing to the pipeline."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.errors import DatabaseSetupError
+from cliniko_pipeline.postgres import organizations, schema
+from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline_tests.postgres.test_schema import ACTIVE_PATIENTS
+from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.tenants import MINE, SAMPLES, THEIRS, insertion, sow
+
+TABLE = '"public"."active_patients"'
+OPEN = "create policy application_sees_all on public.active_patients using (true) with check (true)"
+
+
+@pytest.fixture
+def opened(empty_database_url: URL) -> Iterator[Database]:
+    """Two organizations' rows, the application's policy that lets everybody at all of them, then ours."""
+    administer(
+        empty_database_url,
+        sql("application_tables"),
+        ACTIVE_PATIENTS,
+        "alter table public.active_patients enable row level security",
+        OPEN,
+    )
+    database = Database(empty_database_url)
+    schema.migrate(database)
+    _sow(database)
+    yield database
+    database.close()
+
+
+def _sow(database: Database) -> None:
+    # With the policy the sowing would take out the other organization's rows, were there no boundary.
+    administer(database.url, "drop policy application_sees_all on public.active_patients")
+    sow(database)
+    administer(database.url, OPEN)
+
+
+def test_a_policy_that_opens_everything_opens_nothing_in_an_organizations_context(opened: Database) -> None:
+    with opened.organization(MINE) as connection:
+        seen = connection.execute(sa.text(f"select organization_id from {TABLE}")).scalars().all()
+        assert seen == [MINE]
+        theirs = f"where organization_id = '{THEIRS}'"
+        for statement in (f"update {TABLE} set recent_appointment_count = 9 {theirs}", f"delete from {TABLE} {theirs}"):
+            assert connection.execute(sa.text(statement)).rowcount == 0
+        assert connection.execute(sa.text(f"update {TABLE} set recent_appointment_count = 9")).rowcount == 1
+    with pytest.raises(DatabaseSetupError, match="row-level security"), opened.organization(MINE) as connection:
+        connection.execute(sa.text(insertion(TABLE, THEIRS, row_of=MINE)))
+    with pytest.raises(DatabaseSetupError, match="row-level security"), opened.organization(MINE) as connection:
+        connection.execute(sa.text(f"update {TABLE} set organization_id = '{THEIRS}'"))
+
+
+def test_the_application_still_sees_what_its_policy_opens(opened: Database) -> None:
+    reader = f"reader_{uuid4().hex}"
+    administer(opened.url, f"create role {reader}", f"grant select on public.active_patients to {reader}")
+    try:
+        with opened.operator() as connection:
+            connection.execute(sa.text(f"set local role {reader}"))
+            assert connection.execute(sa.text(f"select count(*) from {TABLE}")).scalar_one() == 2
+    finally:
+        administer(opened.url, f"drop owned by {reader}", f"drop role {reader}")
+
+
+@pytest.mark.parametrize("boundary", ["with", "without"])
+def test_removing_an_organization_removes_its_own_rows_only(opened: Database, boundary: str) -> None:
+    if boundary == "without":  # the statements themselves say whose rows, too
+        administer(opened.url, f"drop policy organization_boundary on {TABLE}")
+    assert organizations.delete_tenant_rows(opened, MINE) == len(SAMPLES)
+    with opened.organization(THEIRS) as connection:
+        kept = connection.execute(sa.text(f"select organization_id from {TABLE}")).scalars().all()
+    assert kept == [THEIRS]

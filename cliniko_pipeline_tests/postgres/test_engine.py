@@ -1,0 +1,334 @@
+"""What goes wrong between the pipeline and PostgreSQL, said in one line that tells nothing it should not."""
+
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection
+
+from cliniko_pipeline.errors import (
+    ClinikoPipelineError,
+    DatabaseSetupError,
+    DatabaseUnavailableError,
+    DataError,
+)
+from cliniko_pipeline.postgres import engine
+from cliniko_pipeline.postgres.embedded import EmbeddedServer
+from cliniko_pipeline.postgres.engine import Database, advisory_key
+from cliniko_pipeline.postgres.merge import upsert
+from cliniko_pipeline.postgres.tables import PATIENTS
+from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.environments import free_port
+
+SECRET = "s3cret-of-the-clinic"
+PATIENT = "Ann Lee-of-nobodys-business"
+
+
+@pytest.fixture
+def database(module_database: Database) -> Database:
+    return module_database
+
+
+def failing(database: Database, statement: str, **parameters: object) -> Callable[[], None]:
+    def fail() -> None:
+        with database.organization("a") as connection:
+            connection.execute(sa.text(statement), parameters)
+
+    return fail
+
+
+def error_of(fail: Callable[[], object], *forbidden: str) -> ClinikoPipelineError:
+    """The error that comes of it; nowhere in what a log would show of it stands a parameter or a password."""
+    with pytest.raises(ClinikoPipelineError) as raised:
+        fail()
+    error = raised.value
+    shown = f"{error}\n{error!r}\n{error.args}\n" + "".join(
+        line
+        for line in traceback.format_exception(error)
+        if "File " not in line  # the code itself, which names these tests' constants
+    )
+    for word in (SECRET, PATIENT, *forbidden):
+        assert word not in shown
+    assert "\n" not in str(error)
+    assert error.__cause__ is None
+    assert error.__suppress_context__
+    return error
+
+
+def unreachable(url: URL) -> Database:
+    return Database(url.set(password=SECRET))
+
+
+@pytest.fixture
+def closing() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda _: f"postgresql://u:{SECRET}@127.0.0.1:{free_port()}/d", "the connection was refused"),
+        (lambda _: f"postgresql://u:{SECRET}@nowhere.invalid/d", "the host name is unknown"),
+        (lambda _: f"postgresql://u:{SECRET}@/d?host=/nowhere", "there is no server at that socket"),
+        (lambda url: url.set(username="cliniko_pipeline", password=SECRET), "the user name or password is wrong"),
+        (lambda url: url.set(username="nobody_at_all", password=SECRET), "the user name or password is wrong"),
+        (lambda url: url._replace(password=None), "a password is needed"),
+        (lambda url: url.set(database="no_such_database"), "that database or user does not exist"),
+    ],
+    ids=[
+        "server down",
+        "unknown host",
+        "no socket",
+        "wrong password",
+        "unknown user",
+        "no password",
+        "unknown database",
+    ],
+)
+def test_a_database_that_cannot_be_reached_is_said_to_be_unavailable_and_why(
+    fresh_server_url: URL, closing: ExitStack, make, reason: str
+) -> None:
+    database = Database(make(fresh_server_url))
+    closing.callback(database.close)
+    error = error_of(failing(database, "select 1"), str(fresh_server_url.password))
+    assert type(error) is DatabaseUnavailableError
+    assert reason in str(error)
+    assert database.location in str(error)
+
+
+def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch, closing: ExitStack) -> None:
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_SECONDS", 1)  # libpq makes it two
+    silent = closing.enter_context(socket.create_server(("127.0.0.1", 0)))
+    database = Database(f"postgresql://u:{SECRET}@127.0.0.1:{silent.getsockname()[1]}/d")
+    error = error_of(failing(database, "select 1"))
+    assert type(error) is DatabaseUnavailableError
+    assert "the connection timed out" in str(error)
+
+
+def test_a_server_that_stops_is_unavailable_and_usable_again_when_it_is_back(
+    tmp_path: Path, closing: ExitStack
+) -> None:
+    with EmbeddedServer(tmp_path / "p") as server:
+        database = Database(server.url)
+        closing.callback(database.close)
+        with database.operator() as connection:
+            connection.execute(sa.text("select 1"))
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailableError), database.operator() as connection:
+            connection.execute(sa.text("select 1"))
+    with EmbeddedServer(tmp_path / "p"), database.operator() as connection:
+        assert connection.execute(sa.text("select 1")).scalar_one() == 1
+
+
+def test_a_connection_killed_in_the_middle_is_unavailable_and_the_next_one_works(database: Database) -> None:
+    def fail() -> None:
+        with database.organization("a") as connection:
+            connection.execute(sa.text("select cast(:name as text)"), {"name": PATIENT})
+            with database.operator() as other:
+                pid = _driver(connection).info.backend_pid
+                other.execute(sa.text("select pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+            connection.execute(sa.text("select cast(:name as text)"), {"name": PATIENT})
+
+    error = error_of(fail)
+    assert type(error) is DatabaseUnavailableError
+    with database.organization("a") as connection:
+        assert connection.execute(sa.text("select 1")).scalar_one() == 1
+
+
+def test_an_idle_connection_that_was_killed_is_not_noticed(database: Database) -> None:
+    with database.operator() as connection:
+        pid = _driver(connection).info.backend_pid
+    administer(database.url, f"select pg_terminate_backend({pid}, 5000)")
+    with database.organization("a") as connection:
+        assert connection.execute(sa.text("select 1")).scalar_one() == 1
+
+
+def test_a_deadlock_is_worth_another_try(database: Database) -> None:
+    both = Barrier(2)
+
+    def work(keys: list[int]) -> ClinikoPipelineError | None:
+        try:
+            with database.organization("a") as connection:
+                connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": keys[0]})
+                both.wait(10)
+                connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": keys[1]})
+        except ClinikoPipelineError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(work, ([1, 2], [2, 1]))
+    victim = first or second
+    assert (first is None) != (second is None)
+    assert type(victim) is DatabaseUnavailableError
+    assert "two transactions waited for each other" in str(victim)
+    assert not victim.permanent
+
+
+@pytest.mark.parametrize(
+    ("setting", "statement", "reason"),
+    [
+        ("statement_timeout", "select pg_sleep(5)", "a statement took too long"),
+        ("lock_timeout", "select pg_advisory_xact_lock(77)", "another transaction held a lock for too long"),
+    ],
+)
+def test_what_takes_too_long_is_ended_and_said_to(
+    database: Database, closing: ExitStack, setting: str, statement: str, reason: str
+) -> None:
+    holder = closing.enter_context(database.operator())
+    holder.execute(sa.text("select pg_advisory_xact_lock(77)"))
+
+    def fail() -> None:
+        with database.organization("a") as connection:
+            connection.execute(sa.text(f"set local {setting} = '30ms'"))
+            connection.execute(sa.text(statement))
+
+    error = error_of(fail)
+    assert type(error) is DatabaseUnavailableError
+    assert reason in str(error)
+
+
+def test_the_reason_does_not_depend_on_the_servers_language(database: Database) -> None:
+    # The server at hand speaks English only: what it would say is made up, its codes are real.
+    for state, reason in (
+        ("57014", "took too long"),
+        ("55P03", "held a lock"),
+        ("40P01", "waited for each other"),
+        ("53300", "no connection left"),
+        ("28P01", "password is wrong"),
+        ("3D000", "does not exist"),
+        ("57P01", "shut down"),
+    ):
+        cause = psycopg.errors.lookup(state)("Unlesbar")
+        error = sa.exc.OperationalError("select", {"name": PATIENT}, cause)
+        with pytest.raises(DatabaseUnavailableError, match=reason), database.operator():
+            raise error
+
+
+def test_every_statement_of_an_organization_has_its_time_limits(database: Database) -> None:
+    with database.organization("a") as connection:
+        limits = connection.execute(
+            sa.text("select current_setting('statement_timeout'), current_setting('lock_timeout')")
+        ).one()
+    assert tuple(limits) == ("15min", "5min")
+
+
+def test_a_pool_without_a_connection_left_is_worth_another_try(database: Database, closing: ExitStack) -> None:
+    small = Database(database.url)
+    closing.callback(small.close)
+    small._engine.pool._timeout = 0.01
+    most = small._engine.pool.size() + small._engine.pool._max_overflow
+
+    def fail() -> None:
+        with ExitStack() as stack:
+            for _ in range(most + 1):
+                stack.enter_context(small.operator())
+
+    error = error_of(fail)
+    assert type(error) is DatabaseUnavailableError
+    assert "connection" in str(error)
+
+
+def test_a_server_without_a_connection_left_is_worth_another_try(
+    make_database: Callable[[str], URL], closing: ExitStack
+) -> None:
+    url = make_database("encoding 'UTF8' connection limit 1")
+    user = f"limited_{advisory_key(url.database) % 10**9}"
+    administer(url, f"create role {user} login password '{SECRET}'")
+    closing.callback(administer, url, f"drop role {user}")
+    limited = Database(url.set(username=user, password=SECRET))
+    closing.callback(limited.close)
+
+    def fail() -> None:
+        with limited.operator(), limited.operator():
+            pass
+
+    error = error_of(fail)
+    assert type(error) is DatabaseUnavailableError
+    assert "no connection left" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "words"),
+    [
+        ("select * from cliniko.nowhere where id = :name", DatabaseSetupError, "cliniko-pipeline migrate"),
+        ("select * from nowhere.patients where id = :name", DatabaseSetupError, "cliniko-pipeline migrate"),
+        ("select cliniko.nothing(:name)", DatabaseSetupError, "cliniko-pipeline migrate"),
+        ("select nothing from cliniko.patients where id = :name", DatabaseSetupError, "not as the pipeline expects"),
+        ("select * from public.contacts where name = :name", DatabaseSetupError, "lacks a privilege"),
+        ("select cast(:name as integer)", DataError, "InvalidTextRepresentation"),
+        ("select cast(:name as jsonb)", DataError, "InvalidTextRepresentation"),
+        ("insert into cliniko.patients (organization_id, id) values ('a', :name)", DataError, "NotNullViolation"),
+        ("insert into cliniko.patients (organization_id, id) values ('b', :name)", DatabaseSetupError, "patients"),
+        ("select 1 / 0 from (select :name) as x", DataError, "DivisionByZero"),
+        ("selec :name", DataError, "SyntaxError"),
+        (
+            "insert into cliniko.crawls select 'a', :name, now() from generate_series(1, 2)",
+            DataError,
+            "UniqueViolation",
+        ),
+        ("do $$ begin raise exception using message = '" + PATIENT + "'; end $$", DataError, "RaiseException"),
+    ],
+)
+def test_a_refused_statement_is_told_without_its_parameters(
+    database: Database, statement: str, kind: type[Exception], words: str
+) -> None:
+    error = error_of(failing(database, statement, **({"name": PATIENT} if ":name" in statement else {})))
+    assert type(error) is kind
+    assert words in str(error)
+
+
+def test_a_parameter_that_cannot_be_sent_is_told_without_it(database: Database) -> None:
+    for value in (f"{PATIENT}\x00", SimpleNamespace(name=PATIENT), {"name": PATIENT}):
+        assert type(error_of(failing(database, "select :value", value=value))) is DataError
+
+
+def test_a_value_refused_while_copying_is_not_quoted(database: Database) -> None:
+    def fail() -> None:
+        rows = [("1", *[PATIENT] * (len(PATIENTS.written) - 1))]
+        with database.organization("a") as connection:
+            upsert(connection, PATIENTS, rows)
+
+    assert "InvalidDatetimeFormat" in str(error_of(fail))
+
+
+def test_a_violation_found_only_when_the_transaction_ends_is_translated_too(database: Database) -> None:
+    statement = (
+        "insert into cliniko.contact_mapping (organization_id, patient_id, contact_id, status)"
+        " select 'a', number::text, '00000000-0000-0000-0000-000000000001', 'matched'"
+        " from generate_series(1, 2) as number"
+    )
+    assert "UniqueViolation" in str(error_of(failing(database, statement)))
+
+
+def test_an_error_of_the_pipelines_own_passes_as_it_is(database: Database) -> None:
+    with pytest.raises(DataError, match="mine"), database.organization("a"):
+        raise DataError("mine")
+
+
+@pytest.mark.parametrize("text", ["", "org_2xw", "a'b", 'a"b', "😀", "a\\b", "a:b%c", "x" * 3000])
+def test_any_text_can_be_an_organizations_id(database: Database, text: str) -> None:
+    with database.organization(text) as connection:
+        assert connection.execute(sa.text("select current_setting('app.organization_id')")).scalar_one() == text
+
+
+def test_a_database_shows_neither_user_nor_password() -> None:
+    database = Database(f"postgresql://someone:{SECRET}@db.example/clinic?sslmode=require")
+    for shown in (repr(database), str(database), database.location, repr(database.url), str(database.url)):
+        assert SECRET not in shown
+    assert repr(database) == "Database(clinic on db.example)"
+
+
+def _driver(connection: Connection) -> psycopg.Connection:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    return driver

@@ -1,0 +1,111 @@
+"""Removing an organization: whatever breaks off in between, repeating it ends it, and nobody else loses a row."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from cliniko_pipeline.errors import DatabaseSetupError, OrganizationUnknownError
+from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.tables import TENANT_TABLES
+from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.tenants import MINE, THEIRS, sow
+
+
+@pytest.fixture
+def database(module_database: Database) -> Database:
+    sow(module_database)
+    with module_database.operator() as connection:
+        for organization in (MINE, THEIRS):
+            organizations.save(connection, organization, organization, {"encrypted_data": "x"}, validated=False)
+    return module_database
+
+
+def test_rows_and_credentials_go_and_a_second_time_there_is_nothing_to_remove(database: Database) -> None:
+    assert organizations.remove(database, MINE) == len(TENANT_TABLES)
+    assert _rows(database, MINE) == 0
+    assert _credentials(database) == {THEIRS: True}
+    with pytest.raises(OrganizationUnknownError):
+        organizations.remove(database, MINE)
+    assert _rows(database, THEIRS) == len(TENANT_TABLES)
+    with database.operator() as connection:
+        assert connection.execute(sa.text("select count(*) from public.contacts")).scalar_one() == 2
+        assert connection.execute(sa.text("select count(*) from public.organizations")).scalar_one() == 2
+
+
+def test_a_removal_that_breaks_off_leaves_a_disabled_organization_and_can_be_repeated(database: Database) -> None:
+    administer(database.url, "revoke delete on cliniko.sync_runs from cliniko_organization")
+    try:
+        with pytest.raises(DatabaseSetupError):
+            organizations.remove(database, MINE)
+    finally:
+        administer(database.url, "grant delete on cliniko.sync_runs to cliniko_organization")
+    assert _credentials(database) == {MINE: False, THEIRS: True}
+    assert organizations.remove(database, MINE) == len(TENANT_TABLES)
+    assert _credentials(database) == {THEIRS: True}
+
+
+def test_the_rows_are_gone_before_the_credentials(database: Database) -> None:
+    administer(
+        database.url,
+        "create function public.refuse() returns trigger language plpgsql as 'begin raise exception ''not now''; end'",
+        "create trigger refuse before delete on public.api_credentials execute function public.refuse()",
+    )
+    try:
+        with pytest.raises(Exception, match="PostgreSQL refused"):
+            organizations.remove(database, MINE)
+        assert _rows(database, MINE) == 0
+        assert _credentials(database) == {MINE: False, THEIRS: True}
+    finally:
+        administer(database.url, "drop function public.refuse() cascade")
+    assert organizations.remove(database, MINE) == 0
+    assert _credentials(database) == {THEIRS: True}
+
+
+def test_rows_are_removed_where_the_credentials_are_gone_already(database: Database) -> None:
+    with database.operator() as connection:
+        connection.execute(sa.text("delete from public.api_credentials where organization_id = :id"), {"id": MINE})
+    assert organizations.remove(database, MINE) == len(TENANT_TABLES)
+    assert _rows(database, MINE) == 0
+
+
+def test_what_a_running_sync_still_writes_is_removed_too(database: Database) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with database.turn(MINE):
+            removal = thread.submit(organizations.remove, database, MINE)
+            deadline = time.monotonic() + 30
+            while not _somebody_waits(database):
+                assert time.monotonic() < deadline
+                assert not removal.done()
+            assert _credentials(database) == {MINE: False, THEIRS: True}
+            with database.organization(MINE) as connection:
+                connection.execute(
+                    sa.text(
+                        "insert into cliniko.patients (organization_id, id, created_at, updated_at)"
+                        f" values ('{MINE}', 'late', now(), now())"
+                    )
+                )
+        # The patient, and that there are patients now.
+        assert removal.result(30) == len(TENANT_TABLES) + 2
+    assert _rows(database, MINE) == 0
+
+
+def _somebody_waits(database: Database) -> bool:
+    with database.operator() as connection:
+        waiting = sa.text(
+            "select exists (select from pg_locks where locktype = 'advisory' and not granted"
+            " and database = (select oid from pg_database where datname = current_database()))"
+        )
+        return connection.execute(waiting).scalar_one()
+
+
+def _rows(database: Database, organization_id: str) -> int:
+    with database.organization(organization_id) as connection:
+        return sum(connection.execute(sa.text(f"select count(*) from {table}")).scalar_one() for table in TENANT_TABLES)
+
+
+def _credentials(database: Database) -> dict[str, bool]:
+    with database.operator() as connection:
+        return {each.id: each.is_active for each in organizations.organizations(connection)}

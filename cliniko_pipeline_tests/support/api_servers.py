@@ -1,0 +1,35 @@
+"""The HTTP service on a free port of this machine, by the server that serves it for operators."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from cliniko_pipeline.api.application import create_application
+from cliniko_pipeline.runtime import Runtime
+from cliniko_pipeline_tests.support.processes import wait_until
+
+
+@contextmanager
+def served(runtime: Runtime) -> Iterator[str]:
+    """The service's address, without a slash at its end. It runs in a thread of this process."""
+    configuration = uvicorn.Config(
+        create_application(runtime),
+        host="127.0.0.1",
+        port=0,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(configuration)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started or not thread.is_alive(), 30, "the service did not start")
+        (socket,) = server.servers[0].sockets
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)

@@ -1,0 +1,255 @@
+"""A pipeline to be tested: the real definitions on a real database, reading a sandbox over real HTTP.
+
+`python -m cliniko_pipeline_tests.support.pipelines AS_OF ORGANIZATION ...` runs the main job in a process of its own,
+on the Dagster instance in DAGSTER_HOME where that is set.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import dagster as dg
+import sqlalchemy as sa
+
+from cliniko_pipeline.cliniko.throttle import BudgetRegistry
+from cliniko_pipeline.credentials.vault import ClinikoCredentials
+from cliniko_pipeline.definitions import build_definitions
+from cliniko_pipeline.orchestration.partitions import ensure_partitions
+from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.postgres.tables import TENANT_TABLES
+from cliniko_pipeline.runtime import Runtime, open_runtime
+from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
+from cliniko_pipeline.settings import load_settings
+from cliniko_pipeline.sync_options import SyncOptions, run_config
+from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
+from cliniko_pipeline_tests.support.independent import ExpectedMapping
+
+CONTACT_COLUMNS = ("id", "organization_id", "cliniko_patient_id", "name", "first_name", "last_name", "email")
+
+# What tells when and in which order a row was written, and nothing of what is in it.
+BOOKKEEPING = {
+    "cliniko.contact_mapping": ("created_at", "updated_at"),
+    "public.active_patients": ("id", "created_at", "updated_at"),
+    "cliniko.crawls": ("started_at", "completed_at", "horizon", "cursor", "is_full", "reconciles", "records"),
+    "cliniko.rejected_records": ("rejected_at", "position"),
+}
+
+KEPT = frozenset({"cliniko.current_attendances", "cliniko.table_states"})
+"""What syncs keep for later ones: how much of it depends on how many there were in which nothing had changed."""
+
+Table = list[dict[str, Any]]
+
+
+class PipelineUnderTest:
+    def __init__(self, runtime: Runtime, instance: dg.DagsterInstance) -> None:
+        self.runtime = runtime
+        self.instance = instance
+        self.definitions = build_definitions(runtime=runtime)
+
+    @property
+    def database(self):
+        return self.runtime.database
+
+    @contextmanager
+    def sandbox(self, accounts: Iterable[Account], **options: Any) -> Iterator[Sandbox]:
+        """A sandbox at the address that the settings allow."""
+        (host,) = self.runtime.settings.allowed_hosts
+        with running_sandbox(accounts, port=int(host.rpartition(":")[2]), **options) as sandbox:
+            yield sandbox
+
+    def add_organization(self, organization_id: str, sandbox: Sandbox, account: Account) -> None:
+        credentials = ClinikoCredentials(account.api_key, None, sandbox.base_url(account))
+        with self.database.operator() as connection:
+            organizations.save(
+                connection,
+                organization_id,
+                f"Clinic {organization_id}",
+                self.runtime.vault.encrypt(credentials),
+                validated=False,
+            )
+
+    def add_contacts(self, contacts: Sequence[Mapping[str, Any]]) -> None:
+        if not contacts:
+            return
+        present = [column for column in CONTACT_COLUMNS if column in contacts[0]]
+        rows = [{column: contact.get(column) for column in present} for contact in contacts]
+        columns = ", ".join(present)
+        values = ", ".join(f":{column}" for column in present)
+        with self.database.operator() as connection:
+            connection.execute(sa.text(f"insert into public.contacts ({columns}) values ({values})"), rows)
+
+    def sync(
+        self,
+        organization_id: str,
+        as_of: datetime | None = None,
+        *,
+        full: bool = False,
+        accept_deletions: bool = False,
+        log_level: str = "DEBUG",
+    ) -> dg.ExecuteInProcessResult:
+        """The main job, as Dagster runs it; a failure is in the result, not raised."""
+        ensure_partitions(self.instance, [organization_id])
+        return self.definitions.resolve_job_def("cliniko_sync").execute_in_process(
+            instance=self.instance,
+            partition_key=organization_id,
+            run_config={
+                "loggers": {"console": {"config": {"log_level": log_level}}},
+                **run_config(SyncOptions(as_of, full, accept_deletions)),
+            },
+            raise_on_error=False,
+        )
+
+    def compare_counts(self, organization_id: str | None) -> dg.ExecuteInProcessResult:
+        """The job that compares the numbers of records with Cliniko's; None: as the UI's button starts it."""
+        tags = {} if organization_id is None else {"dagster/partition": organization_id}
+        return self.definitions.resolve_job_def("cliniko_counts").execute_in_process(
+            instance=self.instance, tags=tags, raise_on_error=False
+        )
+
+    def contact_mapping(self, organization_id: str) -> dict[str, ExpectedMapping]:
+        """The stored mapping in the form of the independent computation, which says of a match only how it was made."""
+        rows = self.rows(organization_id, "cliniko.contact_mapping")
+        return {
+            row["patient_id"]: ExpectedMapping(
+                row["status"],
+                row["contact_id"],
+                row["method"] if row["status"] == "matched" else None,
+                row["candidate_count"],
+            )
+            for row in rows
+        }
+
+    def active_patients(self, organization_id: str) -> dict[UUID, dict[str, Any]]:
+        """The stored rows by contact, without what says when and in which order they were written."""
+        rows = self.rows(organization_id, "public.active_patients")
+        bookkeeping = {"id", "created_at", "updated_at"}
+        return {
+            row["contact_id"]: {column: value for column, value in row.items() if column not in bookkeeping}
+            for row in rows
+        }
+
+    def rows(self, organization_id: str, table: str) -> list[dict[str, Any]]:
+        """All rows of a tenant table that the organization's context shows."""
+        with self.database.organization(organization_id) as connection:
+            return [dict(row) for row in connection.execute(sa.text(f"select * from {table}")).mappings()]
+
+    def tables(self, organization_id: str) -> dict[str, Table]:
+        """Everything stored for the organization, byte for byte, in an order that depends on nothing else."""
+        return {
+            name: sorted(self.rows(organization_id, name), key=repr)
+            for name in (table.replace('"', "") for table in TENANT_TABLES)
+        }
+
+    def contents(self, organization_id: str) -> dict[str, Table]:
+        """The same without what tells when a row was written, and without the runs and what is kept for later ones."""
+        return {
+            name: sorted(({c: row[c] for c in row if c not in _bookkeeping(name)} for row in rows), key=repr)
+            for name, rows in self.tables(organization_id).items()
+            if name not in {"cliniko.sync_runs", *KEPT}
+        }
+
+    def materialize(self, organization_id: str, *keys: str, **config: Any) -> dg.ExecuteInProcessResult:
+        """Only these assets, as from the UI."""
+        ensure_partitions(self.instance, [organization_id])
+        job = self.definitions.resolve_job_def("cliniko_sync")
+        return job.execute_in_process(
+            instance=self.instance,
+            partition_key=organization_id,
+            asset_selection=[dg.AssetKey.from_user_string(key) for key in keys],
+            raise_on_error=False,
+            **config,
+        )
+
+
+def _bookkeeping(table: str) -> tuple[str, ...]:
+    return BOOKKEEPING.get(table, ("synced_at",))
+
+
+class SkippedTime:
+    """A clock and a sleep for it: waits take no time and yet pass. Counts what was waited."""
+
+    def __init__(self, on_sleep: Callable[[], None] = lambda: None) -> None:
+        self.skipped = 0.0
+        self._on_sleep = on_sleep
+
+    def clock(self) -> float:
+        return time.monotonic() + self.skipped
+
+    def sleep(self, seconds: float) -> None:
+        self._on_sleep()
+        self.skipped += seconds
+
+
+@contextmanager
+def opened_pipeline(
+    environ: Mapping[str, str], *, instance: dg.DagsterInstance | None = None, waits: SkippedTime | None = None
+) -> Iterator[PipelineUnderTest]:
+    """On an instance of its own unless one is given; with `waits`, those of the client take no time."""
+    settings = load_settings(environ)
+    with ExitStack() as stack:
+        if instance is None:
+            instance = stack.enter_context(dg.DagsterInstance.ephemeral())
+        if waits is None:
+            yield PipelineUnderTest(stack.enter_context(open_runtime(settings)), instance)
+            return
+        runtime = stack.enter_context(open_runtime(settings, sleep=waits.sleep))
+        # The budgets measure time by themselves: with a sleep that does not last they would ask again and again.
+        runtime._budgets = BudgetRegistry(
+            lambda _digest: SlidingWindowBudget(settings.requests_per_minute, clock=waits.clock, sleep=waits.sleep)
+        )
+        yield PipelineUnderTest(runtime, instance)
+
+
+def errors_of(result: dg.ExecuteInProcessResult) -> list[str]:
+    """What the failed steps of a run say, as the UI shows it."""
+    events = result.filter_events(lambda event: event.is_step_failure)
+    return [event.step_failure_data.error_display_string for event in events]
+
+
+def materializations_of(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """The metadata of each materialization by asset, values as they are."""
+    return {
+        event.asset_key.to_user_string(): {
+            name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
+        }
+        for event in result.filter_events(lambda event: event.is_step_materialization)
+    }
+
+
+def main() -> int:
+    as_of, *organization_ids = sys.argv[1:]
+    home = os.environ.get("DAGSTER_HOME")
+    failed = 0
+    with (
+        dg.DagsterInstance.from_config(home) if home else dg.DagsterInstance.ephemeral() as instance,
+        opened_pipeline(os.environ, instance=instance, waits=SkippedTime()) as pipeline,
+    ):
+        for organization_id in organization_ids:
+            result = pipeline.sync(organization_id, datetime.fromisoformat(as_of))
+            failed += not result.success
+            for error in errors_of(result):
+                sys.stderr.write(f"{error}\n")
+    return failed
+
+
+def sync_in_a_process(environ: Mapping[str, str], as_of: datetime, *organization_ids: str) -> subprocess.Popen[bytes]:
+    """Starts the main job for each in turn; the exit code is how many failed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cliniko_pipeline_tests.support.pipelines", as_of.isoformat(), *organization_ids],
+        env=os.environ | environ,
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

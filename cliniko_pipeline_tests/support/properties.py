@@ -1,0 +1,17 @@
+"""How many examples of a property are drawn: few in the quick tier, more (profile `thorough`) in the slow one."""
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None, print_blob=True, max_examples=50)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+THOROUGH = settings.default == settings.get_profile("thorough")
+
+
+def examples(quick: int, thorough: int | None = None) -> int:
+    """Return the number of examples for the profile in use; ten times the quick number unless `thorough` is given."""
+    if not THOROUGH:
+        return quick
+    return 10 * quick if thorough is None else thorough

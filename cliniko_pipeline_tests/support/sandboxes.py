@@ -1,0 +1,42 @@
+"""Hand-written records for a sandbox, and a plain HTTP client that behaves."""
+
+from typing import Any
+
+import httpx
+
+from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.server import Sandbox
+
+KEY = "bm90LWEtc2VjcmV0-au4"
+USER_AGENT = "sandbox-tests (tests@example.org)"
+EVERYTHING = ["archived_at:*", "cancelled_at:*", "deleted_at:*"]
+
+
+def record(number: int, **fields: Any) -> dict[str, Any]:
+    at = f"2024-01-01T00:{number // 60:02d}:{number % 60:02d}Z"
+    return {"id": str(number), "created_at": at, "updated_at": at, **fields}
+
+
+def linked(path: str) -> dict[str, Any]:
+    return {"links": {"self": f"{{base}}/{path}"}}
+
+
+class Caller:
+    """Sends requests as a well-behaved client would, unless told otherwise."""
+
+    def __init__(self, http: httpx.Client, served: Sandbox, account: Account) -> None:
+        self._http = http
+        self._served = served
+        self.account = account
+
+    def get(self, path: str, *filters: str, **parameters: Any) -> httpx.Response:
+        pairs = [*parameters.items(), *(("q[]", one) for one in filters)]
+        return self._http.get(self._served.base_url(self.account) + path, params=pairs)
+
+    def ids(self, path: str, *filters: str, **parameters: Any) -> list[str]:
+        answer = self.get(path, *filters, **parameters)
+        assert answer.status_code == 200, answer.text
+        return [one["id"] for one in answer.json()[path.removeprefix("/")]]
+
+    def request(self, method: str, path: str, **given: Any) -> httpx.Response:
+        return self._http.request(method, self._served.base_url(self.account) + path, **given)
