@@ -21,9 +21,10 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline.api.application import create_application
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline_tests.support.databases import created_database
-from cliniko_pipeline_tests.support.processes import marks_held_by, wait_until, workers_of
+from cliniko_pipeline_tests.support.processes import marks_held_by, workers_of
 from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.services import Service, client, opened_service, token
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 OPEN, READ, SYNC, ADMIN, EITHER = "open", "read", "sync", "admin", "read or sync"
 SIGNED = "signed"
@@ -197,7 +198,7 @@ def test_a_sync_is_cancelled_and_one_that_fails_says_why(service: Service) -> No
     service.clinics.sandbox.faults = Faults(latency_ms=1500)
     with service.client(SYNC, READ) as whoever:
         running = _requested(whoever, "alpha", full=True)["id"]
-        wait_until(lambda: whoever.get(f"/v1/syncs/{running}").json()["status"] == "running", A_RUN, "it does not run")
+        wait_until(lambda: whoever.get(f"/v1/syncs/{running}").json()["status"] == "running", "it does not run", A_RUN)
         answer = whoever.delete(f"/v1/syncs/{running}")
         assert answer.status_code == 202
         assert _ended(whoever, running)["status"] == "cancelled"
@@ -220,9 +221,9 @@ def test_a_sync_whose_process_is_killed_ends_as_failed(service: Service) -> None
     service.clinics.sandbox.faults = Faults(latency_ms=1500)
     with service.client(SYNC) as whoever:
         sync_id = _requested(whoever, "alpha", full=True)["id"]
-        wait_until(lambda: whoever.get(f"/v1/syncs/{sync_id}").json()["status"] == "running", A_RUN, "it does not run")
+        wait_until(lambda: whoever.get(f"/v1/syncs/{sync_id}").json()["status"] == "running", "it does not run", A_RUN)
         workers: list[int] = []
-        wait_until(lambda: workers.extend(_workers(service, sync_id)) or workers, A_RUN, "nobody runs it")
+        wait_until(lambda: workers.extend(_workers(service, sync_id)) or workers, "nobody runs it", A_RUN)
         os.kill(workers[0], signal.SIGKILL)
         ended = _ended(whoever, sync_id)
     assert ended["status"] == "failed"
@@ -266,7 +267,7 @@ def _ended(whoever: httpx.Client, sync_id: str) -> Any:
         return found["status"] in ENDED
 
     try:
-        wait_until(has_ended, A_RUN, "the sync does not end")
+        wait_until(has_ended, "the sync does not end", A_RUN)
     except TimeoutError as error:
         raise TimeoutError(f"{error}: {found}") from None
     return found

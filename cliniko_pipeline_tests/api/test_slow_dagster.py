@@ -18,9 +18,9 @@ from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.api_servers import served
 from cliniko_pipeline_tests.support.clinics import opened_clinics
 from cliniko_pipeline_tests.support.environments import environment
-from cliniko_pipeline_tests.support.processes import wait_until
 from cliniko_pipeline_tests.support.services import client, token
 from cliniko_pipeline_tests.support.signatures import add_secret, send
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 HELD_UP = 8.0
 """In seconds; Dagster is waited for twenty."""
@@ -91,7 +91,7 @@ def test_sixty_requests_that_wait_for_dagster_hold_up_nobody_else(
         sent: list[int] = []
         with ThreadPoolExecutor(60) as threads:
             asked = [threads.submit(ask, number) for number in range(60)]
-            wait_until(lambda: len(sent) == 60 and bool(silent.taken), 20, "Dagster was not asked")
+            wait_until(lambda: len(sent) == 60 and bool(silent.taken), "Dagster was not asked")
             # For the others to come as far as they can.
             time.sleep(1)
             begun = time.monotonic()

@@ -11,7 +11,8 @@ import pytest
 
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline_tests.support.clinics import AS_OF, Clinics
-from cliniko_pipeline_tests.support.processes import SCRIPT, CommandLine, processes_of, wait_until, workers_of
+from cliniko_pipeline_tests.support.processes import SCRIPT, CommandLine, processes_of, workers_of
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 NAMES = ("alpha", "beta", "gamma")
 WRONG_KEY = "MS0tYS1rZXktdGhhdC1ub2JvZHktaGFz-au2"
@@ -99,7 +100,7 @@ def test_a_sync_that_was_killed_whole_is_told_as_failed_and_repaired_by_the_next
         for process in processes_of(home):
             os.kill(process, signal.SIGKILL)
         running.wait(10)
-    wait_until(lambda: not processes_of(home), 10)
+    wait_until(lambda: not processes_of(home))
     assert clinics.run_states(name) == [("running", None)]
     assert clinics.dagster_runs(name) == ["STARTED"]
 

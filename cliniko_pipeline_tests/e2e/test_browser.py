@@ -33,7 +33,8 @@ from cliniko_pipeline_tests.support.browsers import (
 from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
 from cliniko_pipeline_tests.support.environments import environment, free_port
 from cliniko_pipeline_tests.support.independent import expected_active_patients
-from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, wait_until
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 RESOURCES = (
     "patients",
@@ -81,7 +82,7 @@ def test_an_operator_materializes_one_organization_then_all_and_sees_their_check
     address = f"http://127.0.0.1:{port}"
     with CommandLine(environ, tmp_path).start("ui", "--port", str(port)) as running:
         try:
-            running.wait_until(lambda: answers(address), 120, "the UI never answered")
+            running.wait_until(lambda: answers(address), "the UI never answered", 120)
             with opened_ui(address, pictures) as ui:
                 _assert_one_organization_is_materialized(ui, clinics, demo)
                 _assert_a_backfill_materializes_all(ui, running, clinics, demo)
@@ -89,7 +90,7 @@ def test_an_operator_materializes_one_organization_then_all_and_sees_their_check
         finally:
             running.interrupt(signal.SIGTERM)
             running.wait(60)
-    wait_until(lambda: not processes_of(tmp_path), 10, f"they never ended: {processes_of(tmp_path)}")
+    wait_until(lambda: not processes_of(tmp_path), f"they never ended: {processes_of(tmp_path)}")
 
 
 def _assert_one_organization_is_materialized(ui: DagsterUI, clinics: Clinics, demo: list[DemoOrganization]) -> None:

@@ -89,15 +89,15 @@ def _assert_organizations_are_synced(running: Running, clinics: Clinics) -> None
 def _assert_partitions_follow(running: Running, clinics: Clinics) -> None:
     clinics.add("delta")
     organizations.remove(clinics.database, "alpha")
-    running.wait_until(lambda: _partitions(clinics) == {"beta", "gamma", "delta"}, 60, "the partitions did not follow")
-    running.wait_until(lambda: clinics.run_states("delta") == SUCCEEDED, A_TICK_AND_ITS_RUNS, "delta was not synced")
-    running.wait_until(lambda: clinics.dagster_runs("delta") == ["SUCCESS"], 30, "the run did not end")
+    running.wait_until(lambda: _partitions(clinics) == {"beta", "gamma", "delta"}, "the partitions did not follow")
+    running.wait_until(lambda: clinics.run_states("delta") == SUCCEEDED, "delta was not synced", A_TICK_AND_ITS_RUNS)
+    running.wait_until(lambda: clinics.dagster_runs("delta") == ["SUCCESS"], "the run did not end")
 
 
 def _assert_it_is_paused_and_told_once(running: Running, clinics: Clinics, channel: WebhookChannel) -> None:
-    running.wait_until(lambda: channel.titles != [], A_TICK_AND_ITS_RUNS, "nothing was told")
+    running.wait_until(lambda: channel.titles != [], "nothing was told", A_TICK_AND_ITS_RUNS)
     ticks = _ticks(clinics)
-    running.wait_until(lambda: _ticks(clinics) >= ticks + 2, A_TICK_AND_ITS_RUNS, "the schedule does not tick")
+    running.wait_until(lambda: _ticks(clinics) >= ticks + 2, "the schedule does not tick", A_TICK_AND_ITS_RUNS)
     assert channel.titles == ["Clinic beta (beta): paused"]
     assert clinics.dagster_runs("beta") == ["SUCCESS", "FAILURE"]
     # One run each: the ticks meanwhile found nothing due.
@@ -120,7 +120,7 @@ def _assert_it_goes_on_and_that_is_told_once(running: Running, clinics: Clinics,
         A_TICK_AND_ITS_RUNS,
         "beta stays paused",
     )
-    running.wait_until(lambda: len(channel.titles) > 1, 60, "the recovery was not told")
+    running.wait_until(lambda: len(channel.titles) > 1, "the recovery was not told")
     assert channel.titles[1:] == ["Clinic beta (beta): syncs again"]
 
 

@@ -16,7 +16,8 @@ from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.sandbox.demo import demo_organizations
 from cliniko_pipeline_tests.support.independent import expected_active_patients
-from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, tracebacks, wait_until
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, tracebacks
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 RESOURCES = (
     "patients",
@@ -90,7 +91,7 @@ def test_the_demo_with_the_ui_runs_what_is_launched_there_and_ends_without_a_tra
         running.interrupt()  # impatience must leave nothing behind
         assert running.wait(60) in {0, 130}
     assert tracebacks(running.output) == []
-    wait_until(lambda: not processes_of(folder), 5, f"they never ended: {processes_of(folder)}")
+    wait_until(lambda: not processes_of(folder), f"they never ended: {processes_of(folder)}")
 
 
 def test_sigterm_in_the_middle_leaves_no_process(command: CommandLine, folder: Path) -> None:
@@ -103,7 +104,7 @@ def test_sigterm_in_the_middle_leaves_no_process(command: CommandLine, folder: P
 
 
 def _assert_the_ui_works(graphql: str, running: Running) -> None:
-    running.wait_until(lambda: _answers(graphql), 60, "the UI never answered")
+    running.wait_until(lambda: _answers(graphql), "the UI never answered")
     with httpx.Client(trust_env=False, timeout=30) as client:
 
         def ask(query: str, **variables: Any) -> dict[str, Any]:
@@ -121,13 +122,13 @@ def _assert_the_ui_works(graphql: str, running: Running) -> None:
             launched.update(ask(LAUNCH, organization="old-mill-physio")["launchPipelineExecution"])
             return launched["__typename"] == "LaunchRunSuccess"
 
-        running.wait_until(launches, 60, "the run could not be launched")
+        running.wait_until(launches, "the run could not be launched")
         run_id = launched["run"]["runId"]
 
         def status() -> str:
             return next(run["status"] for run in ask(RUNS)["runsOrError"]["results"] if run["runId"] == run_id)
 
-        running.wait_until(lambda: status() in {"SUCCESS", "FAILURE"}, 90, "the run never ended")
+        running.wait_until(lambda: status() in {"SUCCESS", "FAILURE"}, "the run never ended", 90)
         assert status() == "SUCCESS"
 
 

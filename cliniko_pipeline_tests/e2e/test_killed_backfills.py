@@ -28,7 +28,8 @@ from cliniko_pipeline_tests.support import hostile_accounts as hostile
 from cliniko_pipeline_tests.support.environments import environment, free_port
 from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping
 from cliniko_pipeline_tests.support.pipelines import opened_pipeline
-from cliniko_pipeline_tests.support.processes import CommandLine, Running, marks_held_by, processes_of, wait_until
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, marks_held_by, processes_of
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif("CLINIKO_TEST_KILLS" not in os.environ, reason="takes long: make test-kills")
 
@@ -185,7 +186,7 @@ class Deployment:
             assert self.pipeline.rows(name, "cliniko.crawled_ids") == []
         assert self.rows("select 1 from pg_locks where locktype = 'advisory'") == []
         assert self.rows("select 1 from cliniko.scheduling where failures > 0 or retry_at is not null") == []
-        wait_until(lambda: not list((self.home / "dagster" / "run_marks").glob("*")), 90, "marks are left")
+        wait_until(lambda: not list((self.home / "dagster" / "run_marks").glob("*")), "marks are left", 90)
 
     def _synced(self) -> set[str]:
         return {name for name, states in self.runs().items() if "SUCCESS" in states}
@@ -222,7 +223,7 @@ def test_after_a_worker_was_killed_all_ten_organizations_are_right(deployment: D
     running = deployment.ui()
     worker, name = deployment.wait_for_the_middle(running)
     os.kill(worker, signal.SIGKILL)
-    running.wait_until(deployment.is_over, TO_HEAL, "it did not heal")
+    running.wait_until(deployment.is_over, "it did not heal", TO_HEAL)
     deployment.assert_all_is_right()
     deployment.assert_nothing_is_left()
     assert deployment.failed() == [name]
@@ -239,9 +240,9 @@ def test_after_the_daemon_was_killed_all_ten_organizations_are_right(deployment:
     os.kill(daemon, signal.SIGKILL)
     assert running.wait(90) == 1
     assert "Error: Dagster has ended by itself, or was killed." in running.output
-    wait_until(lambda: set(processes_of(deployment.home)) <= {following.process.pid}, 30, "processes are left")
+    wait_until(lambda: set(processes_of(deployment.home)) <= {following.process.pid}, "processes are left")
     running = deployment.ui()
-    running.wait_until(deployment.is_over, TO_HEAL, "it did not heal")
+    running.wait_until(deployment.is_over, "it did not heal", TO_HEAL)
     deployment.assert_all_is_right()
     deployment.assert_nothing_is_left()
     failed = deployment.failed()
@@ -260,9 +261,9 @@ def test_after_the_database_was_killed_all_ten_organizations_are_right(deploymen
     assert "What was launched goes on when it does." in error
     assert "Traceback" not in following.output
     # Down for so long that the runs that were under way have died of it.
-    running.wait_until(lambda: not deployment.processes("spawn_main"), 180, "workers live on")
+    running.wait_until(lambda: not deployment.processes("spawn_main"), "workers live on", 180)
     deployment.start_database()
-    running.wait_until(deployment.is_over, TO_HEAL, "it did not heal")
+    running.wait_until(deployment.is_over, "it did not heal", TO_HEAL)
     deployment.assert_all_is_right()
     deployment.assert_nothing_is_left()
     assert deployment.failed()

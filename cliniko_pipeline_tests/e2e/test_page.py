@@ -28,7 +28,8 @@ from cliniko_pipeline_tests.support.browsers import DagsterUI, answers, browser_
 from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
 from cliniko_pipeline_tests.support.environments import environment, free_port
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, opened_pipeline
-from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, tracebacks, wait_until
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, tracebacks
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 SURF = "surf-rehab"
 DESK: ViewportSize = {"width": 1280, "height": 800}
@@ -379,7 +380,7 @@ def test_a_sync_is_requested_followed_through_broken_connections_and_told_of_in_
                 address = _address(running)
                 assert address == f"http://127.0.0.1:{api_port}"
                 with opened_ui(address, pictures) as ui:
-                    running.wait_until(lambda: answers(f"http://127.0.0.1:{port}"), 120, "the UI never answered")
+                    running.wait_until(lambda: answers(f"http://127.0.0.1:{port}"), "the UI never answered", 120)
                     _assert_a_sync_is_followed(ui, clinics, port, running)
                     _assert_another_is_seen_from_its_middle_and_cancelled(ui, clinics, running)
                     assert _complaints(ui, {503}) == []
@@ -389,7 +390,7 @@ def test_a_sync_is_requested_followed_through_broken_connections_and_told_of_in_
                     running.interrupt(signal.SIGTERM)
                     running.wait(60)
         assert tracebacks(running.output) == []
-    wait_until(lambda: not processes_of(tmp_path), 10, f"they never ended: {processes_of(tmp_path)}")
+    wait_until(lambda: not processes_of(tmp_path), f"they never ended: {processes_of(tmp_path)}")
 
 
 def _assert_a_sync_is_followed(ui: DagsterUI, clinics: Clinics, port: int, running: Running) -> None:

@@ -26,8 +26,9 @@ from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
 from cliniko_pipeline_tests.support.environments import environment, free_port
 from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment
-from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, tracebacks, wait_until
+from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of, tracebacks
 from cliniko_pipeline_tests.support.signatures import add_secret, send
+from cliniko_pipeline_tests.support.waiting import wait_until
 from cliniko_pipeline_tests.support.webhook_targets import opened_target
 
 long = pytest.mark.skipif("CLINIKO_TEST_WEBHOOKS" not in os.environ, reason="takes long: make test-webhooks")
@@ -73,7 +74,7 @@ class Deployment:
                 return httpx.get(f"{url}/openapi.json").status_code == 200
             return False
 
-        running.wait_until(answers, 60, "the service does not answer")
+        running.wait_until(answers, "the service does not answer")
         return running, url
 
     def change(self, name: str) -> None:
@@ -137,13 +138,13 @@ def test_from_an_accepted_webhook_to_the_row_it_takes_seconds_and_the_target_is_
         deployment.change("alpha")
         began = time.monotonic()
         assert send(url, "alpha", deployment.secrets["alpha"]).status_code == 202
-        running.wait_until(lambda: deployment.stored("alpha") == 1, 60, "it was not synced")
+        running.wait_until(lambda: deployment.stored("alpha") == 1, "it was not synced")
         took = time.monotonic() - began
         with capsys.disabled():
             sys.stdout.write(f"\nFrom an accepted webhook to the row: {took:.1f} s\n")
         assert took < SECONDS_FROM_WEBHOOK_TO_ROW
-        running.wait_until(target.verified, 60, "nobody was told")
-        running.wait_until(deployment.is_settled, 30, "it does not end")
+        running.wait_until(target.verified, "nobody was told")
+        running.wait_until(deployment.is_settled, "it does not end")
     (message,) = target.verified()
     assert message["type"] == "sync.succeeded"
     assert message["data"]["organization_id"] == "alpha"
@@ -163,7 +164,7 @@ def test_a_burst_leads_to_two_runs_an_organization_at_most_and_every_change_is_s
     _burst(deployment, url, names, accepted := [])
     sent = time.monotonic() - began
     assert len(accepted) == BURST
-    running.wait_until(deployment.is_settled, 300, "they are not synced")
+    running.wait_until(deployment.is_settled, "they are not synced", 300)
     took = time.monotonic() - began
     runs = {name: deployment.clinics.dagster_runs(name) for name in names}
     number = sum(map(len, runs.values()))
@@ -186,12 +187,12 @@ def test_what_was_accepted_is_synced_though_service_and_daemon_are_killed(
     accepted: list[str] = []
     with ThreadPoolExecutor(1) as thread:
         sending = thread.submit(_burst, deployment, url, names, accepted, pause=0.6)
-        wait_until(lambda: len(accepted) > 100, 60, "nothing is accepted")
+        wait_until(lambda: len(accepted) > 100, "nothing is accepted")
         os.killpg(service.process.pid, signal.SIGKILL)
         service.process.wait(30)
         before = len(accepted)
         deployment.api(port)
-        wait_until(lambda: any(deployment.clinics.dagster_runs(name) for name in names), 60, "no run began")
+        wait_until(lambda: any(deployment.clinics.dagster_runs(name) for name in names), "no run began")
         (daemon,) = deployment.processes("dagster._daemon")
         os.kill(daemon, signal.SIGKILL)
         assert running.wait(90) == 1
@@ -202,7 +203,7 @@ def test_what_was_accepted_is_synced_though_service_and_daemon_are_killed(
     assert len(accepted) == BURST
     assert deployment.events() == BURST, "one that was answered was not kept"
     began = time.monotonic()
-    running.wait_until(deployment.is_settled, 600, "they are not synced")
+    running.wait_until(deployment.is_settled, "they are not synced", 600)
     with capsys.disabled():
         runs = sum(len(deployment.clinics.dagster_runs(name)) for name in names)
         took = time.monotonic() - began
@@ -229,7 +230,7 @@ def _wait_for_sensors(deployment: Deployment, running: Running) -> None:
             exists = connection.exec_driver_sql("select to_regclass('dagster.job_ticks')").scalar_one()
             return exists is not None and connection.exec_driver_sql(ticks).scalar_one() > 0
 
-    running.wait_until(looked, 90, "the sensor does not look")
+    running.wait_until(looked, "the sensor does not look", 90)
 
 
 def _burst(deployment: Deployment, url: str, names: Sequence[str], taken: list[str], pause: float = 0.0) -> None:

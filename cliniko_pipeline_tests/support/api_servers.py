@@ -8,7 +8,7 @@ import uvicorn
 
 from cliniko_pipeline.api.application import create_application
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline_tests.support.processes import wait_until
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def served(runtime: Runtime) -> Iterator[str]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        wait_until(lambda: server.started or not thread.is_alive(), 30, "the service did not start")
+        wait_until(lambda: server.started or not thread.is_alive(), "the service did not start")
         (socket,) = server.servers[0].sockets
         yield f"http://127.0.0.1:{socket.getsockname()[1]}"
     finally:

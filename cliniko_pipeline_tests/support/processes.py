@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sysconfig
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+
+from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS, wait_until
 
 SCRIPT = str(Path(sysconfig.get_path("scripts")) / "cliniko-pipeline")
 OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_HOME", "CLINIKO_")
@@ -77,16 +78,21 @@ class Running:
     def output(self) -> str:
         return "".join(self._lines)
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        self.wait_until(lambda: text in self.output, seconds, f"no {text!r}")
+    def wait_for(self, text: str, seconds: float = LIMIT_SECONDS) -> None:
+        """Wait until the command has printed the text."""
+        self.wait_until(lambda: text in self.output, f"no {text!r}", seconds)
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 60, failure: str = "it never came") -> None:
-        try:
-            wait_until(lambda: condition() or self.process.poll() is not None, seconds, failure)
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}; output so far:\n{self.output}") from None
-        time.sleep(0.05)
-        assert condition(), f"{failure}; it ended with {self.process.returncode}:\n{self.output}"
+    def wait_until(
+        self, condition: Callable[[], object], failure: str = "the state never came", seconds: float = LIMIT_SECONDS
+    ) -> None:
+        """Wait for the condition; fail with the output when the command ends before, or the time is up."""
+        wait_until(
+            lambda: condition() or self.process.poll() is not None,
+            lambda: f"{failure}; output so far:\n{self.output}",
+            seconds,
+        )
+        # What the command did as its last act may be seen only now.
+        wait_until(condition, lambda: f"{failure}; it ended with {self.process.returncode}:\n{self.output}", 1)
 
     def interrupt(self, sign: signal.Signals = signal.SIGINT) -> None:
         """As Ctrl-C in the terminal: the whole group gets it."""
@@ -102,14 +108,6 @@ class Running:
         for line in self.process.stdout:
             self._lines.append(line)
         self.process.stdout.close()
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30, failure: str = "it never came") -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{failure} within {seconds} s")
-        time.sleep(0.05)
 
 
 def processes_of(home: Path) -> dict[int, str]:

@@ -19,7 +19,8 @@ from cliniko_pipeline_tests.support.api_servers import served
 from cliniko_pipeline_tests.support.browsers import answers
 from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
 from cliniko_pipeline_tests.support.environments import environment, free_port
-from cliniko_pipeline_tests.support.processes import CommandLine, processes_of, wait_until
+from cliniko_pipeline_tests.support.processes import CommandLine, processes_of
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 
 def token(database: Database, *scopes: str, organizations: list[str] | None = None, **options: Any) -> str:
@@ -71,9 +72,9 @@ def opened_service(database_url: URL, folder: Path, organizations: list[str]) ->
         clinics.open(organizations)
         with CommandLine(environ, folder).start("ui", "--port", str(port)) as running:
             try:
-                running.wait_until(lambda: answers(address), 90, "the webserver does not answer")
+                running.wait_until(lambda: answers(address), "the webserver does not answer", 90)
                 with open_runtime(load_settings(environ)) as runtime, served(runtime) as url:
-                    wait_until(lambda: _is_loaded(address), 60, "the code location has not loaded")
+                    wait_until(lambda: _is_loaded(address), "the code location has not loaded")
                     yield Service(url, clinics, folder / "home")
             finally:
                 # Their database goes with them: nothing need end in order.
