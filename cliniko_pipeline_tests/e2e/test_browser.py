@@ -115,7 +115,7 @@ def _assert_a_backfill_materializes_all(
     for each in demo:
         runs = ["SUCCESS"] * (2 if each.id == FIRST else 1)
         running.wait_until(
-            lambda name=each.id, runs=runs: clinics.dagster_runs(name) == runs, A_BACKFILL, f"{each.id} was not synced"
+            lambda name=each.id, runs=runs: clinics.dagster_runs(name) == runs, f"{each.id} was not synced", A_BACKFILL
         )
         _assert_active_patients_are_right(clinics, each)
 

@@ -81,7 +81,7 @@ def test_organizations_appear_are_synced_by_the_schedule_heal_and_go(
 def _assert_organizations_are_synced(running: Running, clinics: Clinics) -> None:
     for name in ("alpha", "beta", "gamma"):
         running.wait_until(
-            lambda name=name: clinics.run_states(name) == SUCCEEDED, A_TICK_AND_ITS_RUNS, f"{name} was not synced"
+            lambda name=name: clinics.run_states(name) == SUCCEEDED, f"{name} was not synced", A_TICK_AND_ITS_RUNS
         )
     assert _partitions(clinics) == {"alpha", "beta", "gamma"}
 
@@ -117,8 +117,8 @@ def _replace_key(command: CommandLine, clinics: Clinics, account: Account) -> No
 def _assert_it_goes_on_and_that_is_told_once(running: Running, clinics: Clinics, channel: WebhookChannel) -> None:
     running.wait_until(
         lambda: clinics.dagster_runs("beta") == ["SUCCESS", "FAILURE", "SUCCESS"],
-        A_TICK_AND_ITS_RUNS,
         "beta stays paused",
+        A_TICK_AND_ITS_RUNS,
     )
     running.wait_until(lambda: len(channel.titles) > 1, "the recovery was not told")
     assert channel.titles[1:] == ["Clinic beta (beta): syncs again"]

@@ -112,7 +112,7 @@ class Deployment:
         """Until some organizations are done and others are not; returns a worker in the midst of its run, and whose."""
         found: list[tuple[int, str]] = []
         running.wait_until(
-            lambda: len(self._synced()) >= 2 and found.extend(self._workers()) is None and found, 180, "no worker"
+            lambda: len(self._synced()) >= 2 and found.extend(self._workers()) is None and found, "no worker", 180
         )
         assert len(self._synced()) < len(NAMES) - 2
         return found[-1]
