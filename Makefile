@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-thorough test-histories test-kills test-webhooks browser screenshots benchmark-budgets benchmark-memory benchmark-reads benchmark-runs benchmark-syncs benchmark-transforms benchmark-unchanged lint format sandbox constraints clean
+.PHONY: help demo ui test test-slow browser debian-postgresql screenshots benchmark-budgets benchmark-memory benchmark-reads benchmark-runs benchmark-syncs benchmark-transforms benchmark-unchanged lint format sandbox constraints clean
 
 # Some tests mostly wait, for a daemon or a browser: two processes more than there are processors.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 2)')
@@ -23,22 +23,11 @@ ui: $(VENV)/.runtime ## The Dagster UI and daemon on this machine; ARGS='--api-p
 sandbox: $(VENV)/.runtime ## The simulated Cliniko
 	@$(BIN)/cliniko-pipeline sandbox $(ARGS)
 
-test: $(VENV)/.dev browser ## All tests; ARGS='-k words' for some
+test: $(VENV)/.dev browser ## The tests of every commit, five minutes; ARGS='-k words' for some
 	$(BIN)/pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal $(ARGS)
 
-test-thorough: $(VENV)/.dev browser ## The same with many more examples of every property; half an hour
-	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto $(ARGS)
-
-test-histories: $(VENV)/.dev ## 525 random histories of a clinic between and during syncs, of which the tests take 15; a quarter of an hour
-	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --numprocesses=auto \
-		cliniko_pipeline_tests/integration/test_changing_accounts.py $(ARGS)
-
-test-kills: $(VENV)/.dev ## Syncs killed at 50 moments instead of 6, and backfills whose worker, daemon or database is killed; a quarter of an hour
-	CLINIKO_TEST_KILLS=50 $(BIN)/pytest --numprocesses=auto --dist=worksteal cliniko_pipeline_tests/integration/test_killed_syncs.py \
-		cliniko_pipeline_tests/e2e/test_killed_backfills.py $(ARGS)
-
-test-webhooks: $(VENV)/.dev ## 1,000 webhooks in one burst, and service and daemon killed in the middle of another; five minutes
-	CLINIKO_TEST_WEBHOOKS=1 $(BIN)/pytest cliniko_pipeline_tests/e2e/test_webhooks.py $(ARGS)
+test-slow: $(VENV)/.dev browser ## Histories, kills, bursts, browser tours, and every property with many more examples
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -m slow --numprocesses=$(TEST_PROCESSES) --dist=worksteal $(ARGS)
 
 benchmark-budgets: $(VENV)/.runtime ## How much of 200 requests a minute syncs use, by one process and several, and whether a 429 comes; twelve minutes
 	@$(BIN)/python -m benchmarks.budgets $(ARGS)
@@ -72,6 +61,15 @@ browser: ## The Chromium that tests drive the UI with: the machine's, or Debian'
 		apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium >/dev/null && exit 0; \
 	fi; \
 	echo "No browser: install Debian's package chromium (or Google Chrome), or set CLINIKO_TEST_BROWSER; the test of the UI needs it."
+
+debian-postgresql: ## Debian's PostgreSQL server, which some tests use beside the embedded one; where this is root on Debian
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Debian's package postgresql, which tests of ICU locales need."; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -qq --yes --no-install-recommends postgresql >/dev/null && exit 0; \
+	fi; \
+	echo "No Debian PostgreSQL server: the tests of ICU locales are skipped."
 
 screenshots: $(VENV)/.dev browser ## The pictures of the documentation, anew
 	CLINIKO_TEST_PICTURES=docs/images $(BIN)/pytest cliniko_pipeline_tests/e2e/test_browser.py \
