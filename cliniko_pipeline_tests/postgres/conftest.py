@@ -10,6 +10,7 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline_tests.support.budget_simulations import MovableClock, movable_database
 from cliniko_pipeline_tests.support.databases import (
     administer,
     created_database,
@@ -65,3 +66,16 @@ def make_database(server_url: URL) -> Iterator[Callable[[str], URL]]:
             return stack.enter_context(created_database(server_url, "template0", options))
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def clock_database(server_url: URL, template: str) -> Iterator[Database]:
+    """A database whose clock the tests move."""
+    with created_database(server_url, template) as url, movable_database(url) as database:
+        yield database
+
+
+@pytest.fixture
+def clock(clock_database: Database) -> MovableClock:
+    """The clock of `clock_database`, at its beginning."""
+    return MovableClock(clock_database)
