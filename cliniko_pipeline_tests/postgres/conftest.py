@@ -10,7 +10,13 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline_tests.support.databases import administer, created_database
+from cliniko_pipeline_tests.support.budget_simulations import MovableClock, movable_database
+from cliniko_pipeline_tests.support.databases import (
+    administer,
+    created_database,
+    debian_programs,
+    debian_server,
+)
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +24,16 @@ def fresh_server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     """A server on which no pipeline was ever set up: the role of the organizations is not there."""
     with EmbeddedServer(tmp_path_factory.mktemp("fresh")) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def debian_server_url() -> Iterator[URL]:
+    """Debian's server: unlike the embedded one it has ICU."""
+    programs = debian_programs()
+    if programs is None:
+        pytest.skip("ICU locales need Debian's PostgreSQL server: apt-get install postgresql")
+    with debian_server(programs) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +66,16 @@ def make_database(server_url: URL) -> Iterator[Callable[[str], URL]]:
             return stack.enter_context(created_database(server_url, "template0", options))
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def clock_database(server_url: URL, template: str) -> Iterator[Database]:
+    """A database whose clock the tests move."""
+    with created_database(server_url, template) as url, movable_database(url) as database:
+        yield database
+
+
+@pytest.fixture
+def clock(clock_database: Database) -> MovableClock:
+    """The clock of `clock_database`, at its beginning."""
+    return MovableClock(clock_database)

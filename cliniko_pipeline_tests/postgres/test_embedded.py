@@ -1,59 +1,79 @@
-"""The embedded server: shared by processes, gone with the last, back after whatever was killed."""
+"""The embedded server: shared by processes, stopped by the last one, started again after any kill."""
 
 import os
+import pwd
+import shutil
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
+from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres import embedded
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
-from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline_tests.support.embedded_servers import (
+    answers,
+    is_alive,
+    postmaster,
+    process_file,
+    statement,
+    used,
+)
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 # A process that uses the server until its standard input ends.
 USER = """
 import sys
 from pathlib import Path
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
-from cliniko_pipeline.postgres.engine import Database
-import sqlalchemy as sa
-with EmbeddedServer(Path(sys.argv[1])) as server:
-    database = Database(server.url)
-    with database.operator() as connection:
-        connection.execute(sa.text("select 1"))
+with EmbeddedServer(Path(sys.argv[1])):
     print("ready", flush=True)
     sys.stdin.read()
-    database.close()
 """
+# The same, killed while `program` runs, which itself lives on; or just before the password is kept.
+KILLED_USER = """
+import os, signal, subprocess, sys
+from cliniko_pipeline.postgres import embedded
+program = sys.argv[2]
+real = subprocess.Popen
+class Popen(real):
+    def __init__(self, command, *arguments, **options):
+        super().__init__(command, *arguments, **options)
+        if command[0].endswith(f"/{program}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+subprocess.Popen = Popen
+if program == "password":
+    embedded._keep_password = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+FILES = ["change.lock", "data", "initdb.log", "password", "users.lock"]
+Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A server's folder that tests share, each leaving it stopped; initialized once."""
-    root = tmp_path_factory.mktemp("shared") / "postgres"
-    with EmbeddedServer(root):
-        pass
+    """The folder of a server that every test leaves stopped."""
+    root = tmp_path_factory.mktemp("stopped") / "postgres"
+    with EmbeddedServer(root) as server:
+        statement(server.url, "create table kept as select 7 as value")
     return root
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+def start() -> Iterator[Start]:
     """Starts processes that use a server; they are ended with the test."""
     with ExitStack() as stack:
 
-        def started(root: Path, program: str = USER) -> subprocess.Popen[str]:
+        def started(root: Path, program: str = USER, *arguments: str) -> subprocess.Popen[str]:
             process = subprocess.Popen(
-                [sys.executable, "-c", program, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", program, str(root), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             stack.enter_context(process)
             stack.callback(process.kill)
@@ -73,273 +93,109 @@ def leave(process: subprocess.Popen[str]) -> None:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait(10)
 
 
-def answers(url: URL) -> bool:
-    database = Database(url)
-    try:
-        with database.operator() as connection:
-            return connection.execute(sa.text("select current_database()")).scalar_one() == embedded.DATABASE
-    except DatabaseUnavailableError:
-        return False
-    finally:
-        database.close()
-
-
-def postmaster(root: Path) -> int:
-    return int((root / "data" / "postmaster.pid").read_text().split("\n")[0])
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-@contextmanager
-def used(root: Path) -> Iterator[EmbeddedServer]:
-    """The server, which must run and answer inside and be gone, with all its processes, afterwards."""
-    with EmbeddedServer(root) as server:
-        assert answers(server.url)
-        pid = postmaster(root)
-        yield server
-    assert eventually(lambda: not is_alive(pid))
-    assert not (root / "data" / "postmaster.pid").exists()
-
-
-def test_a_server_starts_answers_stops_and_keeps_what_was_stored(root: Path) -> None:
-    for value in (None, 7):
-        with used(root) as server:
-            database = Database(server.url)
-            with database.operator() as connection:
-                connection.execute(sa.text("create table if not exists kept (value integer)"))
-                assert connection.execute(sa.text("select max(value) from kept")).scalar_one() == value
-                connection.execute(sa.text("insert into kept values (7)"))
-            database.close()
-
-
-def test_a_process_that_uses_it_twice_stops_it_once(root: Path) -> None:
-    with used(root), EmbeddedServer(root) as inner:
+def test_server_keeps_its_data_and_is_stopped_by_the_last_use(root: Path) -> None:
+    with used(root) as server:
         with EmbeddedServer(root):
             pass
-        assert answers(inner.url)
+        assert statement(server.url, "select value from kept") == 7
 
 
-def test_two_processes_share_it_and_the_last_one_out_stops_it(root: Path, start) -> None:
-    first, second = start(root), start(root)
-    ready(first)
-    ready(second)
-    url, pid = EmbeddedServer(root).url, postmaster(root)
-    leave(first)
-    assert answers(url)
-    assert postmaster(root) == pid
-    leave(second)
-    assert not is_alive(pid)
-    assert not answers(url)
-
-
-def test_a_process_that_is_killed_leaves_it_to_the_others(root: Path, start) -> None:
-    first, second = start(root), start(root)
-    ready(first)
-    ready(second)
-    pid = postmaster(root)
-    kill(first)
-    assert answers(EmbeddedServer(root).url)
-    leave(second)
-    assert not is_alive(pid)
-
-
-def test_after_the_last_process_was_killed_the_next_one_takes_it_over_and_stops_it(root: Path, start) -> None:
-    only = start(root)
-    ready(only)
-    pid = postmaster(root)
-    kill(only)
-    with used(root):
-        assert postmaster(root) == pid
-    assert not is_alive(pid)
-
-
-def test_after_the_server_itself_was_killed_the_next_start_works(root: Path) -> None:
-    with EmbeddedServer(root):
-        pid = postmaster(root)
-        os.kill(pid, signal.SIGKILL)
-        assert eventually(lambda: not is_alive(pid))
-        assert (root / "data" / "postmaster.pid").exists()
-    with used(root):
-        assert postmaster(root) != pid
-
-
-@pytest.mark.parametrize("other", ["another's process", "a process that ended and was not asked for"])
-def test_a_stale_file_that_names_another_process_does_not_stop_the_next_start(root: Path, other: str) -> None:
-    # Process ids come round again, in a restarted container at once; and a container's first process may be one that
-    # does not ask for the ends of those left to it.
-    with EmbeddedServer(root):
-        pid = postmaster(root)
-        lines = (root / "data" / "postmaster.pid").read_text().split("\n")
-        os.kill(pid, signal.SIGKILL)
-        assert eventually(lambda: not is_alive(pid))
-    account = embedded._server_account()
-    process = subprocess.Popen(["sleep", "60" if "another" in other else "0"], user=account[0] if account else None)
-    try:
-        assert "another" in other or eventually(lambda: not is_alive(process.pid))
-        (root / "data" / "postmaster.pid").write_text("\n".join([str(process.pid), *lines[1:]]))
-        with used(root):
-            pass
-        assert process.poll() == (None if "another" in other else 0)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_processes_that_start_at_once_initialize_it_once(tmp_path: Path, start) -> None:
+def test_server_is_shared_by_processes_and_stopped_by_the_last(tmp_path: Path, start: Start) -> None:
     root = tmp_path / "postgres"
     processes = [start(root) for _ in range(3)]
     for process in processes:
         ready(process)
-    pid = postmaster(root)
-    for process in processes:
-        leave(process)
+    assert sorted(path.name for path in root.iterdir()) == FILES
+    url, pid = EmbeddedServer(root).url, postmaster(root)
+    leave(processes[0])
+    kill(processes[1])
+    assert answers(url)
+    assert postmaster(root) == pid
+    leave(processes[2])
     assert not is_alive(pid)
-    assert sorted(path.name for path in root.iterdir()) == [
-        "change.lock",
-        "data",
-        "initdb.log",
-        "password",
-        "users.lock",
-    ]
+    assert not answers(url)
 
 
-@pytest.mark.parametrize("moment", ["initdb", "password", "pg_ctl"])
-def test_a_first_start_that_was_killed_is_made_good_by_the_next(tmp_path: Path, start, moment: str) -> None:
+def test_server_of_a_killed_process_is_taken_over(root: Path, start: Start) -> None:
+    process = start(root)
+    ready(process)
+    pid = postmaster(root)
+    kill(process)
+    with used(root):
+        assert postmaster(root) == pid
+
+
+@pytest.fixture(params=["stranger", "ended child", "another server"])
+def namesake(request: pytest.FixtureRequest, fresh_server_url: URL) -> Iterator[int]:
+    """A process that has got the number of a killed server: it must not be taken for that, nor be ended.
+
+    Process ids come round again, in a restarted container soon; a container's first process may be one that does not
+    wait for its children.
+    """
+    if request.param == "another server":
+        pid = statement(fresh_server_url, "select split_part(pg_read_file('postmaster.pid'), e'\\n', 1)::int")
+        yield int(str(pid))
+        assert answers(fresh_server_url)
+        return
+    seconds = "600" if request.param == "stranger" else "0"
+    account = embedded._server_account()
+    # The name and the account are the server's.
+    command, program = ["postgres", seconds], shutil.which("sleep")
+    with subprocess.Popen(command, executable=program, user=account[0] if account else None, cwd="/") as process:
+        if request.param == "ended child":
+            wait_until(lambda: not is_alive(process.pid), "sleep has not ended")
+        yield process.pid
+        assert process.poll() == (None if request.param == "stranger" else 0)
+        process.kill()
+
+
+def test_killed_server_whose_pid_is_reused_starts_again(root: Path, namesake: int) -> None:
+    with EmbeddedServer(root):
+        pid = postmaster(root)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid), "the killed server has not ended")
+        _, *others = process_file(root).read_text().split("\n")
+        process_file(root).write_text("\n".join([str(namesake), *others]))
+    # The end of its use has not ended the other process; see `namesake`.
+    assert process_file(root).exists()
+    with used(root):
+        assert postmaster(root) not in {pid, namesake}
+
+
+def test_interrupted_first_start_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "postgres"
-    # Killed while the program runs (or just before the password is kept), which itself lives on.
-    program = f"""
-import os, signal, subprocess, sys
-from cliniko_pipeline.postgres import embedded
-real = subprocess.Popen
-class Popen(real):
-    def __init__(self, command, *arguments, **options):
-        super().__init__(command, *arguments, **options)
-        if command[0].endswith("/{moment}") and (command[1:] != ["status"]):
-            os.kill(os.getpid(), signal.SIGKILL)
-subprocess.Popen = Popen
-if "{moment}" == "password":
-    embedded._keep_password = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-{USER}"""
-    broken = start(root, program)
-    assert broken.wait(60) == -signal.SIGKILL
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "_keep_password", interrupt)
+        with pytest.raises(KeyboardInterrupt), EmbeddedServer(root):
+            pass
+    assert not (root / "data").exists()
     with used(root):
         pass
-    assert sorted(path.name for path in root.iterdir() if "new" not in path.name) == [
-        "change.lock",
-        "data",
-        "initdb.log",
-        "password",
-        "users.lock",
-    ]
+    assert sorted(path.name for path in root.iterdir()) == FILES
 
 
-def test_the_password_is_for_its_owner_only_and_nobody_enters_without_it(root: Path) -> None:
-    with used(root) as server:
-        password = root / "password"
-        assert stat.S_IMODE(password.stat().st_mode) == 0o600
-        assert password.stat().st_uid == os.geteuid()
-        assert len(server.url.password or "") >= 32
-        assert stat.S_IMODE((root / "data").stat().st_mode) == 0o700
-        for wrong in (server.url._replace(password=None), server.url.set(password="wrong")):
-            assert not answers(wrong)
-            assert not answers(wrong.set(username="postgres"))
-            assert not answers(wrong.set(database="postgres"))
-
-
-def test_the_server_listens_on_no_port_and_its_password_stands_in_no_file_but_one(root: Path) -> None:
-    with used(root) as server:
-        database = Database(server.url)
-        with database.operator() as connection:
-            settings = connection.execute(
-                sa.text("select current_setting('listen_addresses'), current_setting('password_encryption')")
-            ).one()
-        database.close()
-        assert tuple(settings) == ("", "scram-sha-256")
-        command = Path(f"/proc/{postmaster(root)}/cmdline").read_bytes()
-        secret = (server.url.password or "").encode()
-        assert secret not in command
-        for path in (*(root / "data").glob("*.*"), root / "initdb.log"):
-            assert not path.is_file() or secret not in path.read_bytes(), path
-    assert secret not in b"".join(path.read_bytes() for path in (root / "data").glob("*.log"))
-
-
-@pytest.mark.parametrize(
-    "name",
-    ['it\'s "so", $HOME `id` \\x %d;# = & ?', "gr\xf6\xdfe \u540d\u524d \U0001f600/" + "deep/" * 40],
-    ids=["quotes", "letters and depth"],
-)
-def test_a_folder_of_any_name_will_do(tmp_path: Path, name: str) -> None:
-    with used(tmp_path / name):
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["initdb", "password", "pg_ctl"])
+def test_killed_first_start_is_repeated(tmp_path: Path, start: Start, program: str) -> None:
+    root = tmp_path / "postgres"
+    assert start(root, KILLED_USER + USER, program).wait(60) == -signal.SIGKILL
+    with used(root):
         pass
+    assert sorted(path.name for path in root.iterdir() if "new" not in path.name) == FILES
 
 
-def test_a_server_far_down_has_its_socket_where_only_it_may_make_one(tmp_path: Path) -> None:
-    root = tmp_path / ("deep/" * 40 + "end")
-    with EmbeddedServer(root) as server:
-        (host,) = [server.url.query["host"]]
-        folder = Path(str(host))
-        assert len(str(folder)) < 80
-        status = folder.stat()
-        account = embedded._server_account()
-        assert status.st_uid == (account[0] if account else os.geteuid())
-        assert stat.S_IMODE(status.st_mode) & 0o022 == 0
-    assert not folder.exists()
-    # Somebody else's folder of that name could hold a server that asks for the password.
-    folder.symlink_to(tmp_path)
-    try:
-        with pytest.raises(DatabaseSetupError, match="somebody else"), EmbeddedServer(root):
-            pass
-    finally:
-        folder.unlink()
-
-
-def test_the_environment_of_the_operator_does_not_lead_astray(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    variables = {
-        "PGPORT": "6543",
-        "PGHOST": "db.example",
-        "PGDATA": "/nowhere",
-        "PGDATABASE": "other",
-        "PGUSER": "other",
-        "PGPASSWORD": "other",
-    }
-    for variable, value in variables.items():
-        monkeypatch.setenv(variable, value)
-    with used(root) as server:
-        for variable in variables:
-            monkeypatch.delenv(variable)
-        assert answers(server.url)  # of a process without them, too
-
-
-@pytest.mark.parametrize("obstacle", ["a file in the way", "no such file system", "not writable"])
-def test_a_folder_that_cannot_be_used_gives_one_clear_error(tmp_path: Path, obstacle: str) -> None:
-    if obstacle == "a file in the way":
-        (tmp_path / "file").write_text("")
-        root = tmp_path / "file" / "postgres"
-    elif obstacle == "no such file system":
-        root = Path("/proc/cliniko/postgres")
-    else:
-        if os.geteuid() == 0:
-            pytest.skip("root writes everywhere")
-        tmp_path.chmod(0o500)
-        root = tmp_path / "postgres"
+@pytest.mark.parametrize("folder", ["file/postgres", "/proc/cliniko/postgres"])
+def test_unusable_folder_is_reported(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("")
+    root = tmp_path / folder
     with pytest.raises(DatabaseSetupError) as raised, EmbeddedServer(root):
         pass
     assert str(root) in str(raised.value)
@@ -347,9 +203,7 @@ def test_a_folder_that_cannot_be_used_gives_one_clear_error(tmp_path: Path, obst
     assert "\n" not in str(raised.value)
 
 
-def test_a_server_that_cannot_be_initialized_says_where_to_look(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_initdb_failure_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     account = embedded._server_account()
     monkeypatch.setattr(embedded, "_server_account", lambda: account)
     monkeypatch.setattr(embedded, "USER", "pg_not_allowed")  # initdb refuses names that begin so
@@ -360,7 +214,7 @@ def test_a_server_that_cannot_be_initialized_says_where_to_look(
     assert "pg_not_allowed" in log.read_text()
 
 
-def test_a_server_that_cannot_be_started_says_where_to_look_and_is_not_kept(root: Path) -> None:
+def test_start_failure_names_its_log_and_can_be_mended(root: Path) -> None:
     configuration = root / "data" / "postgresql.conf"
     before = configuration.read_text()
     configuration.write_text(before + "\nno_such_setting = 1\n")
@@ -374,31 +228,44 @@ def test_a_server_that_cannot_be_started_says_where_to_look_and_is_not_kept(root
         pass
 
 
-def test_a_lost_password_is_no_reason_to_begin_anew(tmp_path: Path) -> None:
-    root = tmp_path / "postgres"
-    with used(root):
-        pass
-    password = (root / "password").read_text()
-    (root / "password").unlink()
-    with pytest.raises(DatabaseSetupError, match="password"), EmbeddedServer(root):
-        pass
-    (root / "password").write_text(password)
-    with used(root):
-        pass
+def test_lost_password_is_reported_and_can_be_put_back(root: Path) -> None:
+    lost = root / "lost"
+    (root / "password").rename(lost)
+    try:
+        with pytest.raises(DatabaseSetupError, match="password"), EmbeddedServer(root):
+            pass
+    finally:
+        lost.rename(root / "password")
+    with used(root) as server:
+        assert statement(server.url, "select value from kept") == 7
 
 
-def test_no_embedded_server_for_a_platform_without_one_is_said_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_platform_without_binaries_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "find_spec", lambda _name: None)
     with pytest.raises(DatabaseSetupError, match="DATABASE_URL"), EmbeddedServer(tmp_path / "postgres"):
         pass
 
 
-def test_a_temporary_folder_elsewhere_is_the_same_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The place of the socket must not depend on TMPDIR: processes of one user can have different ones.
-    root = tmp_path / ("deep/" * 40 + "end")
-    first = embedded._Layout(root).socket_directory
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    assert embedded._Layout(root).socket_directory == first
+@pytest.fixture
+def accounts(monkeypatch: pytest.MonkeyPatch) -> dict[str, pwd.struct_passwd]:
+    """The machine's accounts, of which there are none yet, for a process of root; `useradd` fails."""
+    accounts: dict[str, pwd.struct_passwd] = {}
+    failed = subprocess.CompletedProcess([], 9)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(pwd, "getpwnam", accounts.__getitem__)
+    monkeypatch.setattr(subprocess, "run", lambda *_arguments, **_options: failed)
+    return accounts
+
+
+def test_account_made_by_another_process_is_used(accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def useradd(*_arguments: object, **_options: object) -> subprocess.CompletedProcess[bytes]:
+        accounts[embedded.USER] = pwd.struct_passwd((embedded.USER, "x", 950, 951, "", "/", ""))
+        return subprocess.CompletedProcess([], 9)
+
+    monkeypatch.setattr(subprocess, "run", useradd)
+    assert embedded._server_account() == (950, 951)
+
+
+def test_account_that_cannot_be_made_is_reported(accounts) -> None:
+    with pytest.raises(DatabaseSetupError, match="the account cliniko_pipeline for it could not be made"):
+        embedded._server_account()

@@ -1,4 +1,4 @@
-"""What goes wrong between the pipeline and PostgreSQL, said in one line that tells nothing it should not."""
+"""Errors between the pipeline and PostgreSQL: one line each, with a reason, without secrets or parameters."""
 
 import socket
 import traceback
@@ -27,6 +27,7 @@ from cliniko_pipeline.postgres.merge import upsert
 from cliniko_pipeline.postgres.tables import PATIENTS
 from cliniko_pipeline_tests.support.databases import administer
 from cliniko_pipeline_tests.support.environments import free_port
+from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 
 SECRET = "s3cret-of-the-clinic"
 PATIENT = "Ann Lee-of-nobodys-business"
@@ -63,10 +64,6 @@ def error_of(fail: Callable[[], object], *forbidden: str) -> ClinikoPipelineErro
     return error
 
 
-def unreachable(url: URL) -> Database:
-    return Database(url.set(password=SECRET))
-
-
 @pytest.fixture
 def closing() -> Iterator[ExitStack]:
     with ExitStack() as stack:
@@ -94,7 +91,7 @@ def closing() -> Iterator[ExitStack]:
         "unknown database",
     ],
 )
-def test_a_database_that_cannot_be_reached_is_said_to_be_unavailable_and_why(
+def test_unreachable_database_is_reported_with_the_reason(
     fresh_server_url: URL, closing: ExitStack, make, reason: str
 ) -> None:
     database = Database(make(fresh_server_url))
@@ -105,7 +102,8 @@ def test_a_database_that_cannot_be_reached_is_said_to_be_unavailable_and_why(
     assert database.location in str(error)
 
 
-def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch, closing: ExitStack) -> None:
+@pytest.mark.slow
+def test_connection_timeout_is_reported(monkeypatch: pytest.MonkeyPatch, closing: ExitStack) -> None:
     monkeypatch.setattr(engine, "CONNECT_TIMEOUT_SECONDS", 1)  # libpq makes it two
     silent = closing.enter_context(socket.create_server(("127.0.0.1", 0)))
     database = Database(f"postgresql://u:{SECRET}@127.0.0.1:{silent.getsockname()[1]}/d")
@@ -114,9 +112,8 @@ def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPat
     assert "the connection timed out" in str(error)
 
 
-def test_a_server_that_stops_is_unavailable_and_usable_again_when_it_is_back(
-    tmp_path: Path, closing: ExitStack
-) -> None:
+@pytest.mark.slow
+def test_restarted_server_is_usable_again(tmp_path: Path, closing: ExitStack) -> None:
     with EmbeddedServer(tmp_path / "p") as server:
         database = Database(server.url)
         closing.callback(database.close)
@@ -129,7 +126,7 @@ def test_a_server_that_stops_is_unavailable_and_usable_again_when_it_is_back(
         assert connection.execute(sa.text("select 1")).scalar_one() == 1
 
 
-def test_a_connection_killed_in_the_middle_is_unavailable_and_the_next_one_works(database: Database) -> None:
+def test_connection_killed_in_a_transaction_is_reported(database: Database) -> None:
     def fail() -> None:
         with database.organization("a") as connection:
             connection.execute(sa.text("select cast(:name as text)"), {"name": PATIENT})
@@ -144,7 +141,7 @@ def test_a_connection_killed_in_the_middle_is_unavailable_and_the_next_one_works
         assert connection.execute(sa.text("select 1")).scalar_one() == 1
 
 
-def test_an_idle_connection_that_was_killed_is_not_noticed(database: Database) -> None:
+def test_killed_idle_connection_is_replaced(database: Database) -> None:
     with database.operator() as connection:
         pid = _driver(connection).info.backend_pid
     administer(database.url, f"select pg_terminate_backend({pid}, 5000)")
@@ -152,14 +149,16 @@ def test_an_idle_connection_that_was_killed_is_not_noticed(database: Database) -
         assert connection.execute(sa.text("select 1")).scalar_one() == 1
 
 
-def test_a_deadlock_is_worth_another_try(database: Database) -> None:
+def test_deadlock_is_transient(database: Database, closing: ExitStack) -> None:
     both = Barrier(2)
+    impatient = Database(database.url.update_query_dict({"options": "-cdeadlock_timeout=10ms"}))
+    closing.callback(impatient.close)
 
     def work(keys: list[int]) -> ClinikoPipelineError | None:
         try:
-            with database.organization("a") as connection:
+            with impatient.organization("a") as connection:
                 connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": keys[0]})
-                both.wait(10)
+                both.wait(LIMIT_SECONDS)
                 connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": keys[1]})
         except ClinikoPipelineError as error:
             return error
@@ -181,7 +180,7 @@ def test_a_deadlock_is_worth_another_try(database: Database) -> None:
         ("lock_timeout", "select pg_advisory_xact_lock(77)", "another transaction held a lock for too long"),
     ],
 )
-def test_what_takes_too_long_is_ended_and_said_to(
+def test_statement_timeout_and_lock_timeout_are_reported(
     database: Database, closing: ExitStack, setting: str, statement: str, reason: str
 ) -> None:
     holder = closing.enter_context(database.operator())
@@ -197,7 +196,7 @@ def test_what_takes_too_long_is_ended_and_said_to(
     assert reason in str(error)
 
 
-def test_the_reason_does_not_depend_on_the_servers_language(database: Database) -> None:
+def test_reason_does_not_depend_on_the_servers_language(database: Database) -> None:
     # The server at hand speaks English only: what it would say is made up, its codes are real.
     for state, reason in (
         ("57014", "took too long"),
@@ -214,7 +213,14 @@ def test_the_reason_does_not_depend_on_the_servers_language(database: Database) 
             raise error
 
 
-def test_every_statement_of_an_organization_has_its_time_limits(database: Database) -> None:
+def test_reason_of_a_timeout_of_libpq_is_reported(database: Database) -> None:
+    """Its errors have no code; the real timeout is in the slow tier."""
+    cause = psycopg.errors.ConnectionTimeout("connection timeout expired")
+    with pytest.raises(DatabaseUnavailableError, match="the connection timed out"), database.operator():
+        raise sa.exc.OperationalError("select", {"name": PATIENT}, cause)
+
+
+def test_organization_context_sets_statement_and_lock_timeout(database: Database) -> None:
     with database.organization("a") as connection:
         limits = connection.execute(
             sa.text("select current_setting('statement_timeout'), current_setting('lock_timeout')")
@@ -222,7 +228,7 @@ def test_every_statement_of_an_organization_has_its_time_limits(database: Databa
     assert tuple(limits) == ("15min", "5min")
 
 
-def test_a_pool_without_a_connection_left_is_worth_another_try(database: Database, closing: ExitStack) -> None:
+def test_exhausted_pool_is_transient(database: Database, closing: ExitStack) -> None:
     small = Database(database.url)
     closing.callback(small.close)
     small._engine.pool._timeout = 0.01
@@ -238,9 +244,7 @@ def test_a_pool_without_a_connection_left_is_worth_another_try(database: Databas
     assert "connection" in str(error)
 
 
-def test_a_server_without_a_connection_left_is_worth_another_try(
-    make_database: Callable[[str], URL], closing: ExitStack
-) -> None:
+def test_exhausted_server_is_transient(make_database: Callable[[str], URL], closing: ExitStack) -> None:
     url = make_database("encoding 'UTF8' connection limit 1")
     user = f"limited_{advisory_key(url.database) % 10**9}"
     administer(url, f"create role {user} login password '{SECRET}'")
@@ -279,7 +283,7 @@ def test_a_server_without_a_connection_left_is_worth_another_try(
         ("do $$ begin raise exception using message = '" + PATIENT + "'; end $$", DataError, "RaiseException"),
     ],
 )
-def test_a_refused_statement_is_told_without_its_parameters(
+def test_refused_statement_is_reported_without_parameters(
     database: Database, statement: str, kind: type[Exception], words: str
 ) -> None:
     error = error_of(failing(database, statement, **({"name": PATIENT} if ":name" in statement else {})))
@@ -287,12 +291,12 @@ def test_a_refused_statement_is_told_without_its_parameters(
     assert words in str(error)
 
 
-def test_a_parameter_that_cannot_be_sent_is_told_without_it(database: Database) -> None:
+def test_unusable_parameter_is_reported_without_its_value(database: Database) -> None:
     for value in (f"{PATIENT}\x00", SimpleNamespace(name=PATIENT), {"name": PATIENT}):
         assert type(error_of(failing(database, "select :value", value=value))) is DataError
 
 
-def test_a_value_refused_while_copying_is_not_quoted(database: Database) -> None:
+def test_value_refused_by_copy_is_not_quoted(database: Database) -> None:
     def fail() -> None:
         rows = [("1", *[PATIENT] * (len(PATIENTS.written) - 1))]
         with database.organization("a") as connection:
@@ -301,7 +305,7 @@ def test_a_value_refused_while_copying_is_not_quoted(database: Database) -> None
     assert "InvalidDatetimeFormat" in str(error_of(fail))
 
 
-def test_a_violation_found_only_when_the_transaction_ends_is_translated_too(database: Database) -> None:
+def test_deferred_violation_is_translated_at_commit(database: Database) -> None:
     statement = (
         "insert into cliniko.contact_mapping (organization_id, patient_id, contact_id, status)"
         " select 'a', number::text, '00000000-0000-0000-0000-000000000001', 'matched'"
@@ -310,18 +314,18 @@ def test_a_violation_found_only_when_the_transaction_ends_is_translated_too(data
     assert "UniqueViolation" in str(error_of(failing(database, statement)))
 
 
-def test_an_error_of_the_pipelines_own_passes_as_it_is(database: Database) -> None:
+def test_error_of_the_pipeline_is_not_translated(database: Database) -> None:
     with pytest.raises(DataError, match="mine"), database.organization("a"):
         raise DataError("mine")
 
 
 @pytest.mark.parametrize("text", ["", "org_2xw", "a'b", 'a"b', "😀", "a\\b", "a:b%c", "x" * 3000])
-def test_any_text_can_be_an_organizations_id(database: Database, text: str) -> None:
+def test_organization_id_may_be_any_text(database: Database, text: str) -> None:
     with database.organization(text) as connection:
         assert connection.execute(sa.text("select current_setting('app.organization_id')")).scalar_one() == text
 
 
-def test_a_database_shows_neither_user_nor_password() -> None:
+def test_database_repr_hides_user_and_password() -> None:
     database = Database(f"postgresql://someone:{SECRET}@db.example/clinic?sslmode=require")
     for shown in (repr(database), str(database), database.location, repr(database.url), str(database.url)):
         assert SECRET not in shown

@@ -1,4 +1,4 @@
-"""What a connection keeps from one transaction to the next, and what it brings along."""
+"""Pooled connections: what they keep from one transaction to the next, and the settings that they bring."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ def add(database: Database, patient_id: str) -> Written:
         return upsert(connection, PATIENTS, [(patient_id, "A", None, None, None, None, None, None, NOW, NOW)])
 
 
-def test_a_commit_that_fails_leaves_no_connection_that_cannot_write(database: Database) -> None:
+def test_connection_can_write_after_a_failed_commit(database: Database) -> None:
     with database.operator() as connection:
         connection.exec_driver_sql(
             "create function refuse() returns trigger language plpgsql as 'begin raise exception ''no''; end';"
@@ -30,9 +30,7 @@ def test_a_commit_that_fails_leaves_no_connection_that_cannot_write(database: Da
     assert add(database, "2") == Written(inserted=1)
 
 
-def test_statements_sent_at_once_are_undone_where_what_happens_meanwhile_fails_and_the_connection_goes_on(
-    database: Database,
-) -> None:
+def test_pipelined_statements_are_rolled_back_on_failure(database: Database) -> None:
     def fails() -> None:
         raise KeyError
 
@@ -53,7 +51,7 @@ def test_statements_sent_at_once_are_undone_where_what_happens_meanwhile_fails_a
         assert connection.exec_driver_sql("select current_user").scalar_one() == ORGANIZATION_ROLE
 
 
-def test_a_database_with_the_old_rules_for_texts_is_transformed_as_any_other(database: Database) -> None:
+def test_old_string_rules_of_a_database_do_not_matter(database: Database) -> None:
     with database.operator() as connection:
         connection.exec_driver_sql(f"alter database {database.url.database} set standard_conforming_strings = off")
     database.close()

@@ -1,6 +1,5 @@
-"""Removing an organization: whatever breaks off in between, repeating it ends it, and nobody else loses a row."""
+"""The removal of an organization: it can be repeated after a failure, and no other organization loses a row."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +11,7 @@ from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
 from cliniko_pipeline_tests.support.databases import administer
 from cliniko_pipeline_tests.support.tenants import MINE, THEIRS, sow
+from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS, wait_until
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def database(module_database: Database) -> Database:
     return module_database
 
 
-def test_rows_and_credentials_go_and_a_second_time_there_is_nothing_to_remove(database: Database) -> None:
+def test_removal_deletes_rows_and_credentials_of_one_organization(database: Database) -> None:
     assert organizations.remove(database, MINE) == len(TENANT_TABLES)
     assert _rows(database, MINE) == 0
     assert _credentials(database) == {THEIRS: True}
@@ -35,7 +35,7 @@ def test_rows_and_credentials_go_and_a_second_time_there_is_nothing_to_remove(da
         assert connection.execute(sa.text("select count(*) from public.organizations")).scalar_one() == 2
 
 
-def test_a_removal_that_breaks_off_leaves_a_disabled_organization_and_can_be_repeated(database: Database) -> None:
+def test_failed_removal_disables_the_organization_and_can_be_repeated(database: Database) -> None:
     administer(database.url, "revoke delete on cliniko.sync_runs from cliniko_organization")
     try:
         with pytest.raises(DatabaseSetupError):
@@ -47,7 +47,7 @@ def test_a_removal_that_breaks_off_leaves_a_disabled_organization_and_can_be_rep
     assert _credentials(database) == {THEIRS: True}
 
 
-def test_the_rows_are_gone_before_the_credentials(database: Database) -> None:
+def test_removal_deletes_rows_before_credentials(database: Database) -> None:
     administer(
         database.url,
         "create function public.refuse() returns trigger language plpgsql as 'begin raise exception ''not now''; end'",
@@ -64,21 +64,19 @@ def test_the_rows_are_gone_before_the_credentials(database: Database) -> None:
     assert _credentials(database) == {THEIRS: True}
 
 
-def test_rows_are_removed_where_the_credentials_are_gone_already(database: Database) -> None:
+def test_removal_deletes_rows_without_credentials(database: Database) -> None:
     with database.operator() as connection:
         connection.execute(sa.text("delete from public.api_credentials where organization_id = :id"), {"id": MINE})
     assert organizations.remove(database, MINE) == len(TENANT_TABLES)
     assert _rows(database, MINE) == 0
 
 
-def test_what_a_running_sync_still_writes_is_removed_too(database: Database) -> None:
+def test_removal_waits_for_a_running_sync_and_deletes_its_rows(database: Database) -> None:
     with ThreadPoolExecutor(1) as thread:
         with database.turn(MINE):
             removal = thread.submit(organizations.remove, database, MINE)
-            deadline = time.monotonic() + 30
-            while not _somebody_waits(database):
-                assert time.monotonic() < deadline
-                assert not removal.done()
+            wait_until(lambda: _somebody_waits(database), "the removal does not wait for the lock")
+            assert not removal.done()
             assert _credentials(database) == {MINE: False, THEIRS: True}
             with database.organization(MINE) as connection:
                 connection.execute(
@@ -88,7 +86,7 @@ def test_what_a_running_sync_still_writes_is_removed_too(database: Database) -> 
                     )
                 )
         # The patient, and that there are patients now.
-        assert removal.result(30) == len(TENANT_TABLES) + 2
+        assert removal.result(LIMIT_SECONDS) == len(TENANT_TABLES) + 2
     assert _rows(database, MINE) == 0
 
 

@@ -1,0 +1,168 @@
+"""The embedded server beside other programs: it trusts none, tells them nothing, and needs its password."""
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
+from cliniko_pipeline.orchestration.instance import storage_url
+from cliniko_pipeline.postgres import embedded
+from cliniko_pipeline.postgres.embedded import EmbeddedServer
+from cliniko_pipeline_tests.support.embedded_servers import UNUSUAL_NAME, answers, postmaster, statement
+from cliniko_pipeline_tests.support.waiting import wait_until
+
+VARIABLES = {
+    "PGPORT": "6543",
+    "PGHOST": "db.example",
+    "PGDATA": "/nowhere",
+    "PGDATABASE": "other",
+    "PGUSER": "other",
+    "PGPASSWORD": "other",
+    "PGAPPNAME": "hidden-from-the-server",
+    "CREDENTIALS_ENCRYPTION_KEY": "hidden-from-the-server",
+}
+
+
+@pytest.fixture(scope="module")
+def running_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder, of an unusual name, of a server that runs and was started in an unusual environment."""
+    root = tmp_path_factory.mktemp("running") / UNUSUAL_NAME
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            for name, value in VARIABLES.items():
+                monkeypatch.setenv(name, value)
+            server = stack.enter_context(EmbeddedServer(root))
+            assert answers(server.url)
+        yield root
+    assert not Path(str(server.url.query["host"])).exists()
+
+
+@pytest.fixture
+def url(running_root: Path) -> URL:
+    return EmbeddedServer(running_root).url
+
+
+def test_server_of_an_unusual_folder_and_environment_answers(url: URL) -> None:
+    assert answers(url)
+
+
+def test_password_is_required_and_readable_by_its_owner_only(running_root: Path, url: URL) -> None:
+    password = running_root / "password"
+    assert stat.S_IMODE(password.stat().st_mode) == 0o600
+    assert password.stat().st_uid == os.geteuid()
+    assert len(url.password or "") >= 32
+    assert stat.S_IMODE((running_root / "data").stat().st_mode) == 0o700
+    for wrong in (url._replace(password=None), url.set(password="wrong")):
+        assert not answers(wrong)
+        assert not answers(wrong.set(username="postgres"))
+        assert not answers(wrong.set(database="postgres"))
+
+
+def test_server_listens_on_no_port(url: URL) -> None:
+    assert statement(url, "select current_setting('listen_addresses')") == ""
+    assert statement(url, "select current_setting('password_encryption')") == "scram-sha-256"
+
+
+def test_password_is_in_no_other_file_and_no_command_line(running_root: Path, url: URL) -> None:
+    secret = (url.password or "").encode()
+    assert secret not in Path(f"/proc/{postmaster(running_root)}/cmdline").read_bytes()
+    for path in (*(running_root / "data").glob("*.*"), running_root / "initdb.log"):
+        assert not path.is_file() or secret not in path.read_bytes(), path
+
+
+def test_server_does_not_inherit_our_environment(running_root: Path) -> None:
+    known = Path(f"/proc/{postmaster(running_root)}/environ").read_bytes()
+    assert b"PATH=" in known
+    assert b"hidden-from-the-server" not in known
+    assert b"CREDENTIALS_ENCRYPTION_KEY" not in known
+
+
+def test_server_is_the_same_by_another_name_of_its_folder(running_root: Path, tmp_path: Path, url: URL) -> None:
+    (tmp_path / "link").symlink_to(running_root)
+    with EmbeddedServer(tmp_path / "link") as same:
+        assert same.url == url
+
+
+def test_socket_folder_belongs_to_the_server(url: URL) -> None:
+    folder = Path(str(url.query["host"]))
+    assert len(str(folder)) < 80
+    found = folder.lstat()
+    account = embedded._server_account()
+    assert found.st_uid == (account[0] if account else os.geteuid())
+    assert stat.S_ISDIR(found.st_mode)
+    assert stat.S_IMODE(found.st_mode) & 0o022 == 0
+
+
+def test_socket_folder_does_not_depend_on_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Processes of one user can have different ones.
+    layout = embedded._Layout(tmp_path / UNUSUAL_NAME)
+    first = layout.socket_directory
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert layout.socket_directory == first
+
+
+@pytest.mark.parametrize("trap", ["link", "file", "writable", "owner"])
+def test_socket_folder_of_somebody_else_is_refused(tmp_path: Path, trap: str) -> None:
+    if trap == "owner" and os.geteuid() != 0:
+        pytest.skip("only root makes folders of other accounts: run this test as root")
+    root = tmp_path / UNUSUAL_NAME
+    (root / "data").mkdir(parents=True)
+    (root / "password").write_text("x")
+    folder, elsewhere = embedded._Layout(root).socket_directory, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    try:
+        if trap == "link":
+            folder.symlink_to(elsewhere)
+        elif trap == "file":
+            folder.touch()
+        else:
+            folder.mkdir()
+            folder.chmod(0o733 if trap == "writable" else 0o711)
+            if trap == "owner":
+                os.chown(folder, 65_432, 65_432)
+        before = [(path.lstat().st_uid, path.lstat().st_mode) for path in (folder, elsewhere)]
+        with pytest.raises(DatabaseSetupError, match="somebody else") as raised, EmbeddedServer(root):
+            pass
+        assert str(folder) in str(raised.value)
+        assert "\n" not in str(raised.value)
+        assert [(path.lstat().st_uid, path.lstat().st_mode) for path in (folder, elsewhere)] == before
+    finally:
+        folder.rmdir() if folder.is_dir() and not folder.is_symlink() else folder.unlink()
+
+
+@pytest.mark.parametrize("method", ["trust", "password"])
+def test_password_is_sent_only_to_a_server_that_knows_it(running_root: Path, url: URL, method: str) -> None:
+    # One that lets everybody in, or asks for the password as it is, could be anybody's.
+    access = running_root / "data" / "pg_hba.conf"
+    before = access.read_text()
+    storage = storage_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+    def refusal() -> str | None:
+        try:
+            psycopg2.connect(storage).close()
+        except psycopg2.OperationalError as error:
+            return str(error)
+        return None
+
+    def configure(text: str) -> None:
+        access.write_text(text)
+        embedded._execute(running_root / "data", "pg_ctl", "reload", log=running_root / "data" / "server.log")
+
+    configure(f"local all all {method}\n")
+    try:
+        # The server reads its configuration a little later.
+        wait_until(lambda: "authentication method" in (refusal() or ""), f"{method} was not refused")
+        with pytest.raises(DatabaseUnavailableError, match="PostgreSQL cannot be used"):
+            statement(url, "select 1")
+    finally:
+        configure(before)
+    wait_until(lambda: refusal() is None, "the right method is refused")
+    assert answers(url)
