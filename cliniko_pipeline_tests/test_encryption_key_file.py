@@ -12,7 +12,6 @@ from cryptography.fernet import Fernet
 
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.settings import KEY_COMMAND, load_settings
-from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 
 KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
 OTHER_KEY = base64.urlsafe_b64encode(bytes(range(32, 64))).decode()
@@ -81,20 +80,6 @@ def test_key_file_may_hold_old_keys(embedded, key_file):
     embedded.ensure_encryption_keys()
     key_file.write_text(f"{KEY},\n{OTHER_KEY}\n")
     assert secrets_of(embedded.ensure_encryption_keys()) == [KEY, OTHER_KEY]
-
-
-@pytest.mark.slow
-def test_processes_started_together_share_one_key(tmp_path):
-    program = (
-        "import sys; from cliniko_pipeline.settings import load_settings; sys.stdin.readline();"
-        "print(load_settings({'CLINIKO_PIPELINE_HOME': sys.argv[1]}).ensure_encryption_keys()[0].get_secret_value())"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "state")]
-    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    with ThreadPoolExecutor(len(racers)) as pool:
-        printed = list(pool.map(lambda racer: racer.communicate("go\n", timeout=LIMIT_SECONDS)[0], racers))
-    assert len(set(printed)) == 1
-    Fernet(printed[0].strip())
 
 
 def test_key_made_by_another_process_first_is_used(embedded, key_file, monkeypatch):

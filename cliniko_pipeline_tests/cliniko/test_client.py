@@ -1,7 +1,6 @@
 """The client: requests, attempts and errors. The answer 429: test_rate_limits.py; real sockets: test_sockets.py."""
 
 import itertools
-import logging
 import threading
 from datetime import UTC, datetime
 
@@ -9,7 +8,7 @@ import httpx
 import pytest
 
 from cliniko_pipeline import errors
-from cliniko_pipeline.cliniko import INDIVIDUAL_APPOINTMENTS, PATIENTS, PageRead, Retrying, pagination
+from cliniko_pipeline.cliniko import PATIENTS, PageRead, Retrying, pagination
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.support.scripted_clients import (
     AGENT,
@@ -46,14 +45,6 @@ def test_request_has_the_headers_that_cliniko_requires():
     assert request.headers["User-Agent"] == AGENT
     assert request.headers["Authorization"] == httpx.BasicAuth(KEY, "")._auth_header
     assert request.url.params.get_list("q[]") == ["archived_at:*", "updated_at:>=2024-01-01T00:00:00Z"]
-
-
-def test_crawl_reads_any_resource():
-    scripted = ScriptedClient(
-        httpx.Response(200, json={"individual_appointments": [], "total_entries": 0, "links": {}})
-    )
-    (page,) = scripted.crawl(INDIVIDUAL_APPOINTMENTS)
-    assert (page.records, page.pages) == ([], 1)
 
 
 def test_rejected_record_does_not_cost_its_page():
@@ -167,17 +158,6 @@ def test_error_after_all_attempts_lists_the_failures():
     assert len(scripted.waits) == 5
 
 
-def test_max_attempts_is_an_argument():
-    scripted = ScriptedClient(then=503, max_attempts=1)
-    assert "given up after 1 attempt (1 answer 503)" in scripted.crawl_error(errors.ClinikoUnavailableError)
-    assert scripted.waits == []
-
-
-def test_failure_of_a_later_page_names_that_page():
-    scripted = ScriptedClient(lambda request: listing(request, total=250), then=500)
-    assert "patients, page 3: given up" in scripted.crawl_error(errors.ClinikoUnavailableError)
-
-
 def test_every_request_error_of_httpx_is_transient():
     kinds, found = [httpx.RequestError], set()
     while kinds:
@@ -265,13 +245,6 @@ def test_representations_do_not_hold_the_key():
         assert "SECRET" not in repr(thing)
         assert KEY not in repr(thing)
     assert repr(client) == f"<ClinikoClient of organization surf-rehab at {API}>"
-
-
-def test_logs_hold_neither_key_nor_record(caplog):
-    caplog.set_level(logging.DEBUG)
-    ScriptedClient(500).crawl()
-    assert KEY not in caplog.text
-    assert httpx.BasicAuth(KEY, "")._auth_header not in caplog.text
 
 
 # --- Closing ----------------------------------------------------------------------------------------------

@@ -80,12 +80,6 @@ def test_practitioners_are_requested_without_a_filter():
     assert "q[]" not in httpx.URL(Listing(API, PRACTITIONERS).url(1)).params
 
 
-def test_full_crawl_is_bounded_by_creation():
-    listing = Listing(API, PRACTITIONERS)
-    assert listing.before(MOMENT).bounds == ("created_at:<2024-01-01T00:00:00Z",)
-    assert listing.newest(MOMENT).bounds == ("created_at:>=2024-01-01T00:00:00Z", "created_at:<=2024-01-01T00:02:00Z")
-
-
 def test_time_filter_is_rounded_down_to_seconds_in_utc():
     moment = datetime(2024, 1, 1, 10, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=10)))
     url = httpx.URL(Listing(API, PATIENTS, moment).url(1))
@@ -103,13 +97,6 @@ def test_unchanged_list_yields_each_record_once(total, date):
     assert {(page.pages, page.total_entries, page.horizon) for page in pages} == {(needed, total, date)}
     assert [page.following is None for page in pages] == [False] * (needed - 1) + [True]
     assert len(source.requested) == needed
-
-
-def test_pages_after_the_first_are_bounded_by_its_time():
-    source = List(300)
-    source.crawl()
-    bounds = [[one for one in url.params.get_list("q[]") if "created_at" in one] for url in source.requested]
-    assert bounds == [[], ["created_at:<2024-01-01T00:00:00Z"], ["created_at:<2024-01-01T00:00:00Z"]]
 
 
 @pytest.mark.parametrize("interrupted_after", [1, 3])

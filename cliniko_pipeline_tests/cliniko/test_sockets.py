@@ -37,11 +37,6 @@ def crawl(*script, **options):
         return [record.id for page in client.crawl(PATIENTS) for record in page.records]
 
 
-@pytest.mark.parametrize("failure", [reset, truncated])
-def test_failed_connection_is_retried(failure):
-    assert crawl(failure, complete) == ["1"]
-
-
 @pytest.mark.parametrize(
     ("failure", "cause"),
     [
@@ -61,13 +56,6 @@ def test_failing_connection_is_given_up_with_its_cause(failure, cause):
         crawl(failure, max_attempts=2, limits=limits)
     assert not isinstance(caught.value.__context__, httpx.HTTPError)
     assert "127.0.0.1" not in str(caught.value)
-
-
-def test_port_without_a_server_is_a_failed_connection():
-    with RawServer(complete) as server:
-        pass
-    with client_of(server.url, max_attempts=2) as client, pytest.raises(ClinikoUnavailableError, match="2 failed conn"):
-        client.validate()
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "ALL_PROXY"])
