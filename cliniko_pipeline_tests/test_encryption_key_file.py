@@ -66,7 +66,8 @@ def test_embedded_database_gets_one_private_key(embedded, key_file):
     assert [path.name for path in embedded.home.iterdir()] == ["encryption.key"]
 
 
-def test_key_file_is_used_in_a_read_only_home(embedded, monkeypatch):
+def test_key_file_is_read_in_a_read_only_home(embedded, key_file, monkeypatch):
+    """It may hold old keys after the new one."""
     made = secrets_of(embedded.ensure_encryption_keys())
 
     def refuse(*_, **__):
@@ -74,10 +75,6 @@ def test_key_file_is_used_in_a_read_only_home(embedded, monkeypatch):
 
     monkeypatch.setattr("tempfile.mkstemp", refuse)
     assert secrets_of(embedded.ensure_encryption_keys()) == made
-
-
-def test_key_file_may_hold_old_keys(embedded, key_file):
-    embedded.ensure_encryption_keys()
     key_file.write_text(f"{KEY},\n{OTHER_KEY}\n")
     assert secrets_of(embedded.ensure_encryption_keys()) == [KEY, OTHER_KEY]
 

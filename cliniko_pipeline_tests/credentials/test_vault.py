@@ -130,12 +130,13 @@ def test_only_an_object_under_the_first_key_is_current(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_error_of_a_wrong_key_names_the_setting(shape):
+def test_wrong_key_error_names_the_setting_but_no_token(shape):
     stored = SHAPES[shape](token_of(PLAINTEXT, FOREIGN_KEY))
     for use in (Vault([NEW_KEY, OLD_KEY]).decrypt, Vault([NEW_KEY, OLD_KEY]).rotate):
         with pytest.raises(CredentialsDecryptionError, match="CREDENTIALS_ENCRYPTION_KEY must hold the key") as caught:
             use(stored)
         assert caught.value.__context__ is None
+        assert (stored["encrypted_data"] if isinstance(stored, dict) else stored) not in all_texts(caught.value)
     assert not Vault([NEW_KEY]).is_current(stored)
 
 
@@ -241,16 +242,6 @@ def test_invalid_plaintext_is_a_format_error_that_hides_it(plaintext):
     assert NEW_KEY not in texts
     assert "\n" not in str(caught.value)
     assert f"Organization 'x': {caught.value}".startswith("Organization 'x': the ")
-
-
-@given(st.text(min_size=1), shapes)
-@settings(max_examples=examples(15))
-def test_error_does_not_show_the_token(plaintext, shape):
-    stored = SHAPES[shape](token_of(plaintext, FOREIGN_KEY))
-    with pytest.raises(CredentialsDecryptionError) as caught:
-        Vault([NEW_KEY]).decrypt(stored)
-    token = stored["encrypted_data"] if isinstance(stored, dict) else stored
-    assert token not in all_texts(caught.value)
 
 
 def test_credentials_are_stripped_and_blank_options_are_none():
