@@ -1,3 +1,5 @@
+"""Pages of a list that does not change, and links to the next page. Changing lists: test_moving_lists.py."""
+
 from datetime import UTC, datetime, timedelta, timezone
 
 import httpx
@@ -20,7 +22,7 @@ def patients(first, beyond):
 
 
 def crawl(fetch, position=None, *, api_url=API, at_once=1):
-    """The pages, each fetched at the moment it is begun."""
+    """Return the pages, each fetched when it is requested."""
 
     def begin(url, number):
         fetched = fetch(httpx.URL(url), number)
@@ -30,7 +32,7 @@ def crawl(fetch, position=None, *, api_url=API, at_once=1):
 
 
 class List:
-    """A list of so many entries that stays as it is, and what was asked of it."""
+    """A list of `total` entries that does not change, and the requests for its pages."""
 
     def __init__(self, total, *, api_url=API, next_url=None, per_page=100, end=None, date=MOMENT):
         self.total = total
@@ -39,10 +41,10 @@ class List:
         self.per_page = per_page
         self.end = end
         self.date = date
-        self.asked = []
+        self.requested = []
 
     def fetch(self, url, number):
-        self.asked.append(url)
+        self.requested.append(url)
         page = int(url.params["page"])
         assert page == number
         first = (page - 1) * self.per_page
@@ -58,7 +60,7 @@ class List:
         return list(self.pages())
 
 
-def test_a_page_is_asked_for_with_everything_in_an_order_that_stays():
+def test_url_of_a_page_has_order_filters_and_size():
     url = httpx.URL(Listing(API, INDIVIDUAL_APPOINTMENTS, MOMENT).before(MOMENT + timedelta(hours=1)).url(3))
     assert str(url).startswith(f"{API}/individual_appointments?")
     assert url.params.multi_items() == [
@@ -74,25 +76,19 @@ def test_a_page_is_asked_for_with_everything_in_an_order_that_stays():
     ]
 
 
-def test_practitioners_are_asked_for_without_a_filter_they_would_refuse():
+def test_practitioners_are_requested_without_a_filter():
     assert "q[]" not in httpx.URL(Listing(API, PRACTITIONERS).url(1)).params
 
 
-def test_a_list_read_whole_is_bounded_by_creation_which_nothing_leaves():
-    listing = Listing(API, PRACTITIONERS)
-    assert listing.before(MOMENT).bounds == ("created_at:<2024-01-01T00:00:00Z",)
-    assert listing.newest(MOMENT).bounds == ("created_at:>=2024-01-01T00:00:00Z", "created_at:<=2024-01-01T00:02:00Z")
-
-
-def test_a_filter_by_time_is_in_utc_and_whole_seconds_never_later():
+def test_time_filter_is_rounded_down_to_seconds_in_utc():
     moment = datetime(2024, 1, 1, 10, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=10)))
     url = httpx.URL(Listing(API, PATIENTS, moment).url(1))
     assert "updated_at:>=2024-01-01T00:00:00Z" in url.params.get_list("q[]")
 
 
 @given(st.integers(0, 1500), st.sampled_from([MOMENT, None]))
-@settings(max_examples=examples(60))
-def test_every_record_of_a_list_that_stays_comes_exactly_once(total, date):
+@settings(max_examples=examples(20))
+def test_unchanged_list_yields_each_record_once(total, date):
     source = List(total, date=date)
     pages = source.crawl()
     needed = max(1, -(-total // 100))
@@ -100,41 +96,29 @@ def test_every_record_of_a_list_that_stays_comes_exactly_once(total, date):
     assert [page.number for page in pages] == list(range(1, needed + 1))
     assert {(page.pages, page.total_entries, page.horizon) for page in pages} == {(needed, total, date)}
     assert [page.following is None for page in pages] == [False] * (needed - 1) + [True]
-    assert len(source.asked) == needed
+    assert len(source.requested) == needed
 
 
-def test_all_pages_but_the_first_are_older_than_its_second():
-    source = List(300)
-    source.crawl()
-    bounds = [[one for one in url.params.get_list("q[]") if "created_at" in one] for url in source.asked]
-    assert bounds == [[], ["created_at:<2024-01-01T00:00:00Z"], ["created_at:<2024-01-01T00:00:00Z"]]
-
-
-def test_the_next_page_is_read_only_when_asked_for():
-    source = List(300)
-    next(source.pages())
-    assert len(source.asked) == 1
-
-
-@pytest.mark.parametrize("broken_off_after", [1, 2, 3])
-def test_going_on_from_a_position_costs_only_what_is_left(broken_off_after):
+@pytest.mark.parametrize("interrupted_after", [1, 3])
+def test_resumed_crawl_requests_only_the_remaining_pages(interrupted_after):
     source = List(350)
     pages = source.pages()
-    read = [next(pages) for _ in range(broken_off_after)]
+    read = [next(pages) for _ in range(interrupted_after)]
+    assert len(source.requested) == interrupted_after
     rest = list(source.pages(read[-1].following))
     assert sorted(int(record.id) for page in read + rest for record in page.records) == list(range(350))
     assert [page.number for page in read + rest] == [1, 2, 3, 4]
-    assert len(source.asked) == 4
+    assert len(source.requested) == 4
 
 
-def test_pages_smaller_than_asked_for_are_not_put_together_by_guesswork():
+def test_list_with_smaller_pages_is_refused():
     source = List(3000, per_page=50)
     with pytest.raises(UnexpectedResponseError, match="patients, page 1: the list does not hold"):
         source.crawl()
-    assert len(source.asked) == MOST_SURPRISES + 1
+    assert len(source.requested) == MOST_SURPRISES + 1
 
 
-def test_a_page_that_contradicts_itself_once_is_asked_for_again():
+def test_contradictory_page_is_requested_again():
     source = List(250)
     ends = iter([1, None])
 
@@ -143,12 +127,7 @@ def test_a_page_that_contradicts_itself_once_is_asked_for_again():
         return source.fetch(url, number)
 
     assert len(list(crawl(fetch))) == 3
-    assert [url.params["page"] for url in source.asked] == ["1", "1", "3", "2"]
-
-
-def test_a_relative_link_is_understood():
-    source = List(200, next_url=lambda _url, page: f"/v1/patients?page={page + 1}")
-    assert len(source.crawl()) == 2
+    assert [url.params["page"] for url in source.requested] == ["1", "1", "3", "2"]
 
 
 @pytest.mark.parametrize(
@@ -157,14 +136,11 @@ def test_a_relative_link_is_understood():
         "https://evil.example/v1/patients?page=2",
         "http://api.au4.cliniko.com/v1/patients?page=2",
         "https://api.au4.cliniko.com:8443/v1/patients?page=2",
-        "https://api.au1.cliniko.com/v1/patients?page=2",
-        "https://api.au4.cliniko.com.evil.example/v1/patients?page=2",
         "https://api.au4.cliniko.com@evil.example/v1/patients?page=2",
         "https://user:pass@api.au4.cliniko.com/v1/patients?page=2",
         "https://api.au4.cliniko.com/v2/patients?page=2",
         "https://api.au4.cliniko.com/v1evil/patients?page=2",
         "https://api.au4.cliniko.com/v1/../admin?page=2",
-        "https://api.au4.cliniko.com/v1/%2e%2e/admin?page=2",
         "https://api.au4.cliniko.com/v1/%2E%2E%2Fadmin?page=2",
         "https://api.au4.cliniko.com/v1//evil.example?page=2",
         "https://api.au4.cliniko.com/v1/..%5cadmin?page=2",
@@ -172,19 +148,17 @@ def test_a_relative_link_is_understood():
         "\\\\evil.example\\v1\\patients?page=2",
         "https:\\\\evil.example/v1/patients?page=2",
         "javascript:alert(1)",
-        "file:///v1/patients?page=2",
         "https://[::1/v1/patients?page=2",
-        "https://api.au4.cliniko.com:99999999/v1/patients?page=2",
         "https://api.au4.clin\tiko.com/v1/patients?page=2",
         "https://api.au4.cliniko.com\x00.evil.example/v1/patients?page=2",
         "https://api.au4.clinikо.com/v1/patients?page=2",  # noqa: RUF001 -- a Cyrillic letter
     ],
 )
-def test_a_link_out_of_the_api_is_not_followed(link):
+def test_link_out_of_the_api_is_refused(link):
     source = List(200, next_url=lambda _url, _page: link)
     with pytest.raises(ForeignLinkError, match="patients, page 1") as caught:
         source.crawl()
-    assert len(source.asked) == 1
+    assert len(source.requested) == 1
     assert "evil" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -196,47 +170,43 @@ def test_a_link_out_of_the_api_is_not_followed(link):
         "https://api.au4.cliniko.com:443/v1/patients?page=2",
         "https://api.au4.cliniko.com/v1/patients?page=2#fragment",
         "?page=2",
+        "/v1/patients?page=2",
     ],
 )
-def test_the_same_place_written_otherwise_is_the_same_place(link):
+def test_link_may_be_written_in_another_form(link):
     source = List(200, next_url=lambda _url, _page: link)
     assert len(source.crawl()) == 2
 
 
-def test_the_path_prefix_is_part_of_the_address():
+def test_link_to_another_path_prefix_is_refused():
     source = List(200, api_url="http://127.0.0.1:8765/au4/v1", next_url=lambda _url, _page: "/au5/v1/patients?page=2")
     with pytest.raises(ForeignLinkError):
         source.crawl()
 
 
-@pytest.mark.parametrize("page", ["1", "3", "0", "-2", "x", "", "2.0", "02"])
-def test_a_loop_or_a_gap_ends_the_crawl(page):
-    source = List(500, next_url=lambda _url, _number: f"{API}/patients?page={page}")
+@pytest.mark.parametrize("query", ["?page=1", "?page=3", "?page=x", "?page=", "?page=02", ""])
+def test_link_to_another_page_number_is_refused(query):
+    source = List(500, next_url=lambda _url, _number: f"{API}/patients{query}")
     with pytest.raises(UnexpectedResponseError, match="does not lead to page 2"):
         source.crawl()
-    assert len(source.asked) == 1
+    assert len(source.requested) == 1
 
 
-def test_a_link_without_a_page_number_ends_the_crawl():
-    with pytest.raises(UnexpectedResponseError):
-        List(500, next_url=lambda _url, _number: f"{API}/patients").crawl()
-
-
-def test_no_link_decides_where_the_credentials_go():
+def test_link_does_not_decide_the_address_requested():
     source = List(200, next_url=lambda _url, _page: f"{API}/users?page=2")
     source.crawl()
-    assert {url.path for url in source.asked} == {"/v1/patients"}
+    assert {url.path for url in source.requested} == {"/v1/patients"}
 
 
 @pytest.mark.parametrize(("total", "end"), [(150, 10**9), (500, 2), (500, 1), (0, 10**9), (100, 2)])
-def test_a_list_that_ends_elsewhere_than_it_says_is_left(total, end):
+def test_list_that_ends_at_another_page_is_refused(total, end):
     source = List(total, end=end)
     with pytest.raises(UnexpectedResponseError, match="try again later"):
         source.crawl()
-    assert len(source.asked) <= MOST_SURPRISES + 5
+    assert len(source.requested) <= MOST_SURPRISES + 5
 
 
-def test_a_list_that_announces_what_it_does_not_hold_is_left():
+def test_list_that_announces_missing_records_is_refused():
     source = List(150)
     source.total = 10**12
 
@@ -248,7 +218,7 @@ def test_a_list_that_announces_what_it_does_not_hold_is_left():
         list(crawl(fetch))
 
 
-def test_a_list_that_grows_for_ever_where_nothing_can_be_added_is_left():
+def test_list_that_never_stops_growing_is_refused():
     source = List(1000)
 
     def fetch(url, number):
@@ -257,10 +227,10 @@ def test_a_list_that_grows_for_ever_where_nothing_can_be_added_is_left():
 
     with pytest.raises(UnexpectedResponseError, match="never stays the same"):
         list(crawl(fetch))
-    assert len(source.asked) <= 3 * MOST_SURPRISES
+    assert len(source.requested) <= 3 * MOST_SURPRISES
 
 
-def test_rejected_records_count_as_seen():
+def test_rejected_records_count_as_entries():
     def fetch(url, number):
         return FetchedPage(DecodedPage([], [RejectedRecord("patients", None, "id: missing")] * 50, 50, None), None)
 

@@ -1,3 +1,5 @@
+"""Records and pages decoded from Cliniko's JSON, and rejected records."""
+
 import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -16,7 +18,6 @@ from cliniko_pipeline.cliniko.records import (
     PATIENTS,
     PRACTITIONERS,
     Patient,
-    RejectedRecord,
 )
 from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
 from cliniko_pipeline_tests.support.properties import examples
@@ -39,8 +40,8 @@ def decoded(resource, *entries):
     return decode_page(resource, page(resource, *entries))
 
 
-def only(resource, **values):
-    """Decode a page of one record that must be understood."""
+def decode_record(resource, **values):
+    """Decode a page of one valid record."""
     start = APPOINTMENT if "appointments" in resource.name else BASE
     result = decoded(resource, {**start, **values})
     assert result.rejected == []
@@ -48,7 +49,7 @@ def only(resource, **values):
 
 
 def rejected(resource, entry):
-    """Decode a page of one bad record between two good ones, which must not suffer."""
+    """Decode a page of one bad record between two good ones; return the rejection of the bad one."""
     start = APPOINTMENT if "appointments" in resource.name else BASE
     result = decoded(resource, {**start, "id": "7"}, entry, {**start, "id": "9"})
     assert [record.id for record in result.records] == ["7", "9"]
@@ -56,8 +57,8 @@ def rejected(resource, entry):
     return result.rejected[0]
 
 
-def test_a_patient_has_the_documented_fields_and_no_others():
-    patient = only(
+def test_patient_has_the_documented_fields_only():
+    patient = decode_record(
         PATIENTS,
         first_name="Ada",
         last_name="Example",
@@ -82,8 +83,8 @@ def test_a_patient_has_the_documented_fields_and_no_others():
     assert "clinical" not in str(patient.__struct_fields__)
 
 
-def test_an_individual_appointment_names_its_relations():
-    appointment = only(
+def test_individual_appointment_has_the_ids_of_its_relations():
+    appointment = decode_record(
         INDIVIDUAL_APPOINTMENTS,
         ends_at="2024-02-03T05:05:06Z",
         cancelled_at="2024-02-01T00:00:00Z",
@@ -98,17 +99,14 @@ def test_an_individual_appointment_names_its_relations():
     assert appointment.did_not_arrive is True
 
 
-def test_a_group_appointment_and_its_attendee_meet_by_the_bookings_id():
-    group = only(GROUP_APPOINTMENTS, id="1234567890123456789", appointment_type=link("appointment_types", 3))
-    attendee = only(
+def test_attendee_has_the_id_of_its_group_appointment():
+    group = decode_record(GROUP_APPOINTMENTS, id="1234567890123456789", appointment_type=link("appointment_types", 3))
+    attendee = decode_record(
         ATTENDEES, booking=link("bookings", "1234567890123456789"), patient=link("patients", 82), arrived=False
     )
     assert (group.id, group.appointment_type_id) == (attendee.booking_id, "3")
     assert (attendee.patient_id, attendee.arrived) == ("82", False)
-
-
-def test_an_appointment_type_has_a_name():
-    assert only(APPOINTMENT_TYPES, name="Initial", archived_at="").name == "Initial"
+    assert decode_record(APPOINTMENT_TYPES, id=3, name="Initial").name == "Initial"
 
 
 @pytest.mark.parametrize(
@@ -121,41 +119,33 @@ def test_an_appointment_type_has_a_name():
         ({"first_name": " "}, None),
     ],
 )
-def test_a_practitioner_goes_by_the_first_name_that_is_not_blank(names, expected):
-    assert only(PRACTITIONERS, **names).name == expected
+def test_practitioner_has_the_first_name_that_is_not_blank(names, expected):
+    assert decode_record(PRACTITIONERS, **names).name == expected
 
 
-def test_an_empty_string_means_null_for_dates_links_email_and_booleans():
-    patient = only(PATIENTS, archived_at="", deleted_at="", email="", merged_with_patient="", first_name="")
+def test_empty_string_means_null():
+    patient = decode_record(PATIENTS, archived_at="", deleted_at="", email="", merged_with_patient="", first_name="")
     assert (patient.archived_at, patient.deleted_at, patient.email, patient.merged_into_id) == (None, None, None, None)
     assert patient.first_name == ""
-    appointment = only(INDIVIDUAL_APPOINTMENTS, ends_at="", did_not_arrive="", cancelled_at="")
+    appointment = decode_record(INDIVIDUAL_APPOINTMENTS, ends_at="", did_not_arrive="", cancelled_at="")
     assert (appointment.ends_at, appointment.cancelled_at, appointment.did_not_arrive) == (None, None, False)
-    assert only(ATTENDEES, arrived="").arrived is None
+    assert decode_record(ATTENDEES, arrived="").arrived is None
 
 
-@pytest.mark.parametrize(
-    "value", [None, "", {}, {"links": None}, {"links": {}}, {"links": {"self": None}}, {"links": {"self": ""}}]
-)
-def test_a_link_that_leads_nowhere_is_no_id(value):
-    assert only(INDIVIDUAL_APPOINTMENTS, patient=value).patient_id is None
+@pytest.mark.parametrize("value", [None, "", {}, {"links": None}, {"links": {"self": None}}, {"links": {"self": ""}}])
+def test_empty_link_means_null(value):
+    assert decode_record(INDIVIDUAL_APPOINTMENTS, patient=value).patient_id is None
 
 
-@pytest.mark.parametrize("ending", ["82", "082", "82/", "82?embed=1", "82#top", "82/?a=/9"])
-def test_a_links_id_is_the_last_segment_of_its_path(ending):
-    assert only(INDIVIDUAL_APPOINTMENTS, patient=link("patients", ending)).patient_id == "82"
-
-
-@pytest.mark.parametrize("value", [link("patients", "x"), link("patients", ""), "none", [], 5, {"links": {"self": 5}},
-                                   {"links": {"self": "https://[bad/x"}}, {"links": []}])  # fmt: skip
-def test_a_link_to_something_else_rejects_its_record(value):
-    assert rejected(INDIVIDUAL_APPOINTMENTS, {**APPOINTMENT, "patient": value}).reason.startswith("patient: ")
+@pytest.mark.parametrize("ending", ["082", "82/", "82?embed=1", "82#top", "82/?a=/9"])
+def test_id_of_a_link_is_the_last_segment_of_its_path(ending):
+    assert decode_record(INDIVIDUAL_APPOINTMENTS, patient=link("patients", ending)).patient_id == "82"
 
 
 @given(st.integers(0, 10**19 - 1))
-@settings(deadline=None)
-def test_ids_keep_every_digit_whether_text_or_number(number):
-    assert only(PATIENTS, id=str(number)).id == only(PATIENTS, id=number).id == str(number)
+@settings(max_examples=examples(20))
+def test_ids_keep_all_digits_as_text_or_number(number):
+    assert decode_record(PATIENTS, id=str(number)).id == decode_record(PATIENTS, id=number).id == str(number)
 
 
 def test_ids_that_differ_in_the_last_of_19_digits_stay_apart():
@@ -168,88 +158,62 @@ def test_ids_that_differ_in_the_last_of_19_digits_stay_apart():
     ]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [1.0, 1e3, True, None, "", " ", "1.0", "-1", -1, "٤", "1e3", "1" * 21, 10**20, "0x1", [], {}, "1\u0000", 10**400],
-)
-def test_anything_else_is_no_id(value):
-    verdict = rejected(PATIENTS, {**BASE, "id": value})
-    assert verdict.id is None
-    assert verdict.reason.startswith("id: ")
-
-
 @given(
     st.integers(-2_208_988_800, 7_258_118_400).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
     st.integers(-14 * 60, 14 * 60),
     st.sampled_from(["T", " "]),
     st.sampled_from(["auto", "seconds", "milliseconds", "microseconds"]),
 )
-@settings(deadline=None)
-def test_an_instant_in_any_offset_comes_out_in_utc(utc, minutes, separator, precision):
+@settings(max_examples=examples(30))
+def test_instant_with_any_offset_is_read_in_utc(utc, minutes, separator, precision):
     moment = utc.astimezone(timezone(timedelta(minutes=minutes)))
-    patient = only(PATIENTS, archived_at=moment.isoformat(separator, precision))
+    patient = decode_record(PATIENTS, archived_at=moment.isoformat(separator, precision))
     assert patient.archived_at == moment
     assert patient.archived_at.tzinfo is UTC
 
 
-@pytest.mark.parametrize("fraction", ["", ".5", ".123", ".123456", ".123456789"])
-def test_fractions_of_a_second_are_allowed(fraction):
-    assert only(PATIENTS, archived_at=f"2024-01-02T03:04:05{fraction}Z").archived_at.second == 5
+@pytest.mark.parametrize("fraction", [".5", ".123456789"])
+def test_instant_may_have_fractions_of_a_second(fraction):
+    assert decode_record(PATIENTS, archived_at=f"2024-01-02T03:04:05{fraction}Z").archived_at.second == 5
+
+
+MALFORMED = {
+    (PATIENTS, "id"): [None, "", " ", "1.0", 1.0, True, -1, "\u0664", "1" * 21, 10**20, [], {}, "1\u0000", 10**400],
+    (PATIENTS, "created_at"): [None, "", "2024-01-02", "2024-01-02T03:04:05", "2024-13-02T03:04:05Z", True, {}],
+    (PATIENTS, "updated_at"): [None, "", "9999-12-31T23:59:59-10:00", 1704164645],
+    (PATIENTS, "archived_at"): ["2024-01-02x03:04:05Z", "20240102T030405Z", "2024-02-30T03:04:05Z"],
+    (INDIVIDUAL_APPOINTMENTS, "patient"): [
+        link("patients", "x"), "none", 5, {"links": {"self": 5}}, {"links": {"self": "https://[bad/x"}},
+    ],
+    (ATTENDEES, "arrived"): ["yes", 1, []],
+}  # fmt: skip
+REQUIRED = {
+    **dict.fromkeys((PATIENTS, ATTENDEES, APPOINTMENT_TYPES, PRACTITIONERS), ("id", "created_at", "updated_at")),
+    **dict.fromkeys((INDIVIDUAL_APPOINTMENTS, GROUP_APPOINTMENTS), ("id", "created_at", "updated_at", "starts_at")),
+}
 
 
 @pytest.mark.parametrize(
-    "value",
-    [
-        "2024-01-02",
-        "2024-01-02T03:04:05",
-        "2024-13-02T03:04:05Z",
-        "2024-02-30T03:04:05Z",
-        "2024-01-02T25:04:05Z",
-        "0001-01-01T00:00:00+10:00",
-        "9999-12-31T23:59:59-10:00",
-        "2024-01-02x03:04:05Z",
-        "20240102T030405Z",
-        "yesterday",
-        " ",
-        1704164645,
-        True,
-        {},
-    ],
+    ("resource", "name", "value"), [(*field, value) for field, values in MALFORMED.items() for value in values]
 )
-@pytest.mark.parametrize("name", ["created_at", "archived_at"])
-def test_what_is_no_certain_instant_rejects_its_record(name, value):
-    verdict = rejected(PATIENTS, {**BASE, name: value})
-    assert verdict.id == "1"
-    assert verdict.reason.startswith(f"{name}: ")
+def test_record_with_a_malformed_field_is_rejected(resource, name, value):
+    rejection = rejected(resource, {**APPOINTMENT, name: value})
+    assert rejection.id == (None if name == "id" else "1")
+    assert rejection.reason.startswith(f"{name}: ")
 
 
-REQUIRED = [
-    (resource, name)
-    for resource in (PATIENTS, INDIVIDUAL_APPOINTMENTS, GROUP_APPOINTMENTS, ATTENDEES, APPOINTMENT_TYPES, PRACTITIONERS)
-    for name in ("id", "created_at", "updated_at", "starts_at")
-    if name != "starts_at" or resource in (INDIVIDUAL_APPOINTMENTS, GROUP_APPOINTMENTS)
-]
+@pytest.mark.parametrize("resource", REQUIRED)
+def test_record_without_a_required_field_is_rejected(resource):
+    for missing in REQUIRED[resource]:
+        entry = {name: value for name, value in APPOINTMENT.items() if name != missing}
+        assert rejected(resource, entry).reason.startswith(f"{missing}: ")
 
 
-@pytest.mark.parametrize(("resource", "name"), REQUIRED)
-@pytest.mark.parametrize("value", ["missing", None, ""])
-def test_required_fields_are_required(resource, name, value):
-    entry = {**(APPOINTMENT if "appointments" in resource.name else BASE), name: value}
-    if value == "missing":
-        del entry[name]
-    assert rejected(resource, entry).reason.startswith(f"{name}: ")
-
-
-@pytest.mark.parametrize("value", ["yes", 1, 0, "false", [], 1.5])
-def test_a_flag_is_true_false_or_nothing(value):
-    assert rejected(ATTENDEES, {**BASE, "arrived": value}).reason.startswith("arrived: ")
-
-
-@pytest.mark.parametrize("entry", [None, 5, "x", [], [[]], True])
-def test_an_entry_that_is_no_object_is_rejected_alone(entry):
-    verdict = rejected(PATIENTS, entry)
-    assert (verdict.resource, verdict.id) == ("patients", None)
-    assert verdict.reason.startswith("record: ")
+@pytest.mark.parametrize("entry", [None, 5, []])
+def test_entry_that_is_no_object_is_rejected_alone(entry):
+    rejection = rejected(PATIENTS, entry)
+    assert (rejection.resource, rejection.id) == ("patients", None)
+    assert rejection.reason.startswith("record: ")
 
 
 SECRETIVE = [
@@ -263,87 +227,76 @@ FIELDS = ["id", "created_at", "archived_at", "first_name", "email", "merged_with
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), st.sampled_from(SECRETIVE), min_size=1))
-@settings(deadline=None)
-def test_a_reason_never_holds_the_value(values):
+@settings(max_examples=examples(25))
+def test_reason_of_a_rejection_does_not_hold_the_value(values):
     result = decoded(PATIENTS, {**BASE, **values})
     assert len(result.records) + len(result.rejected) == 1
-    for verdict in result.rejected:
-        assert "SECRET" not in str(verdict)
-        assert "\n" not in verdict.reason
+    for rejection in result.rejected:
+        assert "SECRET" not in str(rejection)
+        assert "\n" not in rejection.reason
 
 
 ANY_TEXT = st.text(st.characters(codec=None) | st.sampled_from('\x00\\"\ud800\udbff\udc00\udfff\n😀u'), max_size=12)
 
 
-def as_postgres_takes_it(text):
-    """What JSON means by the text, without NUL and with every half of a pair replaced: written another way."""
+def storable(text):
+    """Return the text of the JSON without NUL and with lone surrogates replaced, by other code than the product's."""
     joined = json.loads(json.dumps(text))
     return re.sub("[\ud800-\udfff]", "\ufffd", joined).replace("\x00", "")
 
 
 @given(ANY_TEXT, ANY_TEXT, st.booleans())
-@settings(max_examples=examples(500))
-def test_any_text_survives_or_is_mended_and_never_costs_the_page(name, notes, readable):
+@settings(max_examples=examples(60))
+def test_any_text_is_kept_or_repaired(name, notes, is_escaped):
     entries = [{**BASE, "id": "7"}, {**BASE, "first_name": name, "notes": notes, f"x{notes}": 1}]
-    body = json.dumps({"patients": entries, "total_entries": 2}, ensure_ascii=not readable)
+    body = json.dumps({"patients": entries, "total_entries": 2}, ensure_ascii=not is_escaped)
     result = decode_page(PATIENTS, body.encode("utf-8", "surrogatepass"))
     assert result.rejected == []
     text = result.records[1].first_name
-    if not readable:
-        assert text == as_postgres_takes_it(name)
+    if not is_escaped:
+        assert text == storable(name)
     text.encode()
     assert "\x00" not in text
 
 
-def test_an_escaped_backslash_before_a_u_is_no_surrogate():
-    assert only(PATIENTS, first_name="\\ud800", last_name="\ud800").first_name == "\\ud800"
-
-
-def test_a_surrogate_in_a_field_nobody_reads_costs_nothing():
-    result = decoded(PATIENTS, {**BASE, "notes": "\udc00"}, {**BASE, "id": "2"})
-    assert [record.id for record in result.records] == ["1", "2"]
-
-
-def test_bytes_that_are_no_utf8_are_replaced():
+def test_invalid_utf8_is_replaced():
     body = page(PATIENTS, {**BASE, "first_name": "A?"}).replace(b"A?", b"A\xff")
     assert decode_page(PATIENTS, body).records[0].first_name == "A\ufffd"
 
 
-def test_a_bad_record_and_bad_text_on_one_page_cost_only_the_record():
-    entries = [{**BASE, "archived_at": 5}, {**BASE, "id": "2", "first_name": "\ud800"}]
+def test_page_with_bad_text_rejects_only_the_bad_record():
+    entries = [{**BASE, "archived_at": 5}, {**BASE, "id": "2", "first_name": "\ud800", "notes": "\udc00"}]
     result = decoded(PATIENTS, *entries)
     assert [record.first_name for record in result.records] == ["\ufffd"]
-    assert [verdict.id for verdict in result.rejected] == ["1"]
+    assert [rejection.id for rejection in result.rejected] == ["1"]
 
 
-def test_the_page_says_how_many_there_are_and_what_comes_next():
+def test_page_has_its_total_and_next_link():
     body = page(PATIENTS, BASE, total=250, links={"next": "https://api.au4.cliniko.com/v1/patients?page=2"})
     result = decode_page(PATIENTS, body)
     assert (result.total_entries, result.next_url) == (250, "https://api.au4.cliniko.com/v1/patients?page=2")
 
 
 @pytest.mark.parametrize("links", [None, {}, {"next": None}, {"next": ""}])
-def test_no_next_link_means_the_last_page(links):
+def test_last_page_has_no_next_link(links):
     assert decode_page(PATIENTS, page(PATIENTS, BASE, links=links)).next_url is None
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"<html>", b'{"patients": [', b'{"patients": []} x', b'{"patients": [5', b"[", b"\xff\xfe", b"nul"]
-)
-def test_what_is_no_json_is_worth_another_try(body):
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"patients": []} x', b'{"patients": [5', b"\xff\xfe"])
+def test_malformed_json_is_transient(body):
     with pytest.raises(ClinikoUnavailableError):
         decode_page(PATIENTS, body)
 
 
-def test_every_truncation_of_a_page_is_noticed():
+def test_truncated_page_is_transient():
     body = page(PATIENTS, {**BASE, "first_name": "Ä\ud800"})
     for length in range(len(body)):
         with pytest.raises(ClinikoUnavailableError):
             decode_page(PATIENTS, body[:length])
 
 
-@pytest.mark.parametrize("patients", [b"[]", b"[5]", b"5"])
-def test_json_nested_without_end_is_unreadable_not_a_crash(patients):
+@pytest.mark.parametrize("patients", [b"[]", b"[5]"])
+def test_deeply_nested_json_is_transient(patients):
     with pytest.raises(ClinikoUnavailableError):
         decode_page(PATIENTS, b'{"patients": %s, "total_entries": 1, "x": ' % patients + b"[" * 200_000)
 
@@ -352,40 +305,32 @@ def test_json_nested_without_end_is_unreadable_not_a_crash(patients):
     "document",
     [
         [],
-        5,
-        {},
         {"message": "SECRET"},
         {"patients": None, "total_entries": 0},
-        {"patients": {}, "total_entries": 0},
         {"patients": []},
         {"patients": [], "total_entries": "SECRET"},
         {"patients": [], "total_entries": -1},
-        {"patients": [], "total_entries": 1.5},
         {"patients": [], "total_entries": 0, "links": {"next": ["SECRET"]}},
         {"individual_appointments": [], "total_entries": 0},
     ],
 )
-def test_json_that_is_no_list_of_the_resource_is_unexpected(document):
+def test_json_of_another_shape_is_unexpected(document):
     with pytest.raises(UnexpectedResponseError, match="patients") as caught:
         decode_page(PATIENTS, json.dumps(document).encode())
     assert "SECRET" not in str(caught.value)
 
 
-def test_representations_show_no_patient():
-    patient = only(PATIENTS, first_name="SECRET", email="secret@example.com")
+def test_representation_does_not_show_the_patient():
+    patient = decode_record(PATIENTS, first_name="SECRET", email="secret@example.com")
     assert repr(patient) == str(patient) == "<Patient 1>"
 
 
 def test_records_are_frozen():
     with pytest.raises(AttributeError):
-        only(PATIENTS).first_name = "other"
+        decode_record(PATIENTS).first_name = "other"
 
 
-def test_rejections_compare_by_value():
-    assert RejectedRecord("patients", "1", "x") == RejectedRecord("patients", "1", "x")
-
-
-def test_each_resource_asks_for_everything_that_may_be_asked_for():
+def test_each_resource_requests_all_hidden_records():
     asked = {
         value.name: set(value.include_everything)
         for value in vars(records).values()

@@ -1,4 +1,4 @@
-"""A request budget of one process, on a clock that tests may move: the real one keeps to the database's."""
+"""A request budget of one process, with a clock that tests may move: the real one uses the database's."""
 
 import math
 import threading
@@ -8,14 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SHORTEST_WAIT = 0.001
-"""Seconds; below it a clock of limited resolution might not move, and waiting would turn into spinning."""
+"""Seconds; a clock of limited resolution might not move by less."""
 
 
 class SlidingWindowBudget:
-    """Never more than `limit` requests in any `window` seconds, both ends included; nothing is smoothed out.
-
-    `sleep` may raise to interrupt a wait; nothing is counted then.
-    """
+    """At most `limit` requests in any `window` seconds. `sleep` may raise to interrupt a wait."""
 
     def __init__(
         self,
@@ -33,38 +30,31 @@ class SlidingWindowBudget:
         self._taken: deque[float] = deque()
         self._blocked_until = -math.inf
 
-    def take(self) -> float:
-        """Wait until one request is allowed, count it, and return the seconds waited."""
+    @contextmanager
+    def request(self) -> Iterator[float]:
+        """Wait until a request is allowed, count it, and yield the seconds waited."""
         waited = 0.0
-        # Everyone sleeps outside the lock and asks again afterwards: a block that came meanwhile holds for all.
+        # A block that begins during a sleep holds for this request too.
         while (wait := self._try_to_take()) > 0:
             self._sleep(wait)
             waited += wait
-        return waited
-
-    @contextmanager
-    def request(self) -> Iterator[float]:
-        yield self.take()
+        yield waited
 
     def close(self) -> None:
-        """There is nobody to tell."""
+        """Do nothing: no other process shares this budget."""
 
     def block(self, seconds: float) -> None:
-        """Let nobody through for that many seconds from now; never shortens an earlier block."""
-        if not math.isfinite(seconds):
-            return
         with self._lock:
             self._blocked_until = max(self._blocked_until, self._clock() + seconds)
 
     def left(self) -> int:
-        """Return how many requests could go out at once, without waiting."""
         with self._lock:
             now = self._clock()
             self._forget_before(now - self._window)
             return 0 if now < self._blocked_until else self._limit - len(self._taken)
 
     def _try_to_take(self) -> float:
-        """Count a request and return 0, or return the seconds after which asking again may succeed."""
+        """Count a request and return 0, or return the seconds after which it may be allowed."""
         with self._lock:
             now = self._clock()
             self._forget_before(now - self._window)

@@ -1,4 +1,4 @@
-"""A server of raw sockets, which answers as no well-made server would."""
+"""A server of raw sockets, which answers as no correct server would."""
 
 import socket
 import struct
@@ -7,13 +7,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
+from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
+
 Behaviour = Callable[[socket.socket], None]
 
 
 class RawServer:
-    """Treats each connection by the next behaviour of its script, the last one for ever; each in a thread of its own.
+    """Handles each connection by the next behaviour of its script, the last one for all that follow.
 
-    A behaviour begins when the first request has come: `requests` holds what was received of each.
+    A behaviour starts when the first request of its connection has arrived: `requests` holds the heads received.
     """
 
     def __init__(self, *script: Behaviour) -> None:
@@ -22,7 +24,6 @@ class RawServer:
         self.connections = 0
         self._accepted: list[socket.socket] = []
         self.requests: list[bytes] = []
-        self.ended = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.url = f"http://{self.host}/v1"
@@ -36,7 +37,6 @@ class RawServer:
         self.close()
 
     def close(self) -> None:
-        self.ended.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -44,7 +44,7 @@ class RawServer:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(5)
+            thread.join(LIMIT_SECONDS)
 
     def _listen(self) -> None:
         while True:
@@ -61,7 +61,7 @@ class RawServer:
             thread.start()
 
     def _serve(self, connection: socket.socket, behaviour: Behaviour) -> None:
-        connection.settimeout(10)
+        connection.settimeout(LIMIT_SECONDS)
         with connection, suppress(OSError):
             if request := received(connection):
                 with self._lock:
@@ -70,7 +70,7 @@ class RawServer:
 
 
 def received(connection: socket.socket) -> bytes:
-    """The head of a request; nothing where the other side has closed the connection."""
+    """Return the head of a request; nothing if the client has closed the connection."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         if not (more := connection.recv(65536)):
@@ -84,11 +84,27 @@ def answer(body: bytes = b"", *headers: str, status: str = "200 OK") -> bytes:
     return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
 
 
-def sending(whole: bytes) -> Behaviour:
-    """Sends that, and closes the connection."""
-    return lambda connection: connection.sendall(whole)
+def sending(data: bytes) -> Behaviour:
+    """Return a behaviour that sends `data` and closes the connection."""
+    return lambda connection: connection.sendall(data)
+
+
+def silent(connection: socket.socket) -> None:
+    """Send nothing more until the client closes the connection."""
+    connection.recv(1)
+
+
+def trickling(connection: socket.socket) -> None:
+    """Send one byte of the body at a time until the client closes the connection."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    connection.settimeout(0.02)
+    for _ in range(round(LIMIT_SECONDS / 0.02)):
+        connection.sendall(b" ")
+        with suppress(TimeoutError):
+            connection.recv(1)
+            return
 
 
 def reset(connection: socket.socket) -> None:
-    """Has the connection end with a reset instead of an orderly end."""
+    """Make the connection end with a reset instead of an orderly close."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,0 +1,104 @@
+"""A client whose Cliniko answers by a script, and whose clock moves only when it waits."""
+
+import random
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient, Event, Page, Resource
+from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
+
+API = "https://api.au4.cliniko.com/v1"
+KEY = "MS0xLVNFQ1JFVA-au4"
+AGENT = "cliniko_pipeline (ops@example.com)"
+NOW = 1_700_000_000
+DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
+RECORD = {"id": "1", "created_at": "2024-01-01T00:00:00Z", "updated_at": "2024-01-01T00:00:00Z"}
+
+Answer = int | type[httpx.RequestError] | httpx.Response | Callable[[httpx.Request], httpx.Response]
+"""A status, an error to raise, an answer, or a function that makes one."""
+
+
+def listing(request: httpx.Request, total: int = 3) -> httpx.Response:
+    """Answer a request for patients as Cliniko does."""
+    page = int(request.url.params["page"])
+    per_page = int(request.url.params["per_page"])
+    numbers = range((page - 1) * per_page, min(page * per_page, total))
+    links = {"self": str(request.url)}
+    if page * per_page < total:
+        links["next"] = str(request.url.copy_set_param("page", str(page + 1)))
+    entries = [{**RECORD, "id": str(number + 1)} for number in numbers]
+    return httpx.Response(
+        200, headers={"Date": DATE}, json={"patients": entries, "total_entries": total, "links": links}
+    )
+
+
+class ScriptedClient:
+    """A client with a scripted Cliniko, and everything the client did: requests, waits, events."""
+
+    def __init__(self, *script: Answer, limit: int = 200, then: Answer = listing, **options: Any) -> None:
+        self.script = list(script)
+        self.then = then
+        self.now = 0.0
+        self.waits: list[float] = []
+        self.requests: list[httpx.Request] = []
+        self.events: list[Event] = []
+        self.budget = SlidingWindowBudget(limit, clock=lambda: self.now, sleep=self.sleep)
+        defaults: dict[str, Any] = {
+            "organization_id": "surf-rehab",
+            "api_key": KEY,
+            "api_url": API,
+            "user_agent": AGENT,
+            "budget": self.budget,
+            "transport": httpx.MockTransport(self.answer),
+            "sleep": self.sleep,
+            "clock": lambda: self.now,
+            "wall_clock": lambda: NOW + self.now,
+            "rng": random.Random(1),
+            "on_event": self.events.append,
+            # The script has an order.
+            "most_at_once": 1,
+        }
+        self.client = ClinikoClient(**(defaults | options))
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.script.pop(0) if self.script else self.then
+        if isinstance(answer, int):
+            return httpx.Response(answer, headers={"Date": DATE}, text=f"SECRET body {request.url}")
+        if isinstance(answer, type):
+            raise answer(f"SECRET {request.url}", request=request)
+        return answer if isinstance(answer, httpx.Response) else answer(request)
+
+    def crawl(self, resource: Resource[Any] = PATIENTS, **options: Any) -> list[Page[Any]]:
+        return list(self.client.crawl(resource, **options))
+
+    def crawl_error(self, error: type[Exception]) -> str:
+        """Return the message of the error that a crawl raises, after a check for secrets."""
+        with pytest.raises(error) as caught:
+            self.crawl()
+        assert type(caught.value) is error
+        assert_reveals_no_secret(caught.value)
+        return str(caught.value)
+
+
+def assert_reveals_no_secret(error: BaseException) -> None:
+    """Search the error, all errors chained to it and its traceback for the secrets of these tests."""
+    chain: list[BaseException] = []
+    chained: BaseException | None = error
+    while chained is not None:
+        chain.append(chained)
+        chained = chained.__cause__ or chained.__context__
+    assert not [link for link in chain if isinstance(link, httpx.HTTPError)]
+    texts = ["".join(traceback.format_exception(error)), *(f"{link} {link!r} {vars(link)}" for link in chain)]
+    authorization = httpx.BasicAuth(KEY, "")._auth_header.removeprefix("Basic ")
+    for secret in (KEY, "SECRET", authorization, "q%5B%5D", "per_page", "archived_at"):
+        assert secret not in " ".join(texts)
+    assert "\n" not in str(error)

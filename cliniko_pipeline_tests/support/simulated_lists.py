@@ -1,0 +1,185 @@
+"""A list that changes between two requests, simulated, and crawls of it.
+
+It behaves as Cliniko documents its lists: offsets into live data in order of creation. Pages hold four records instead
+of a hundred (the test sets `pagination.PAGE_SIZE`), so that few records make many pages.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import httpx
+
+from cliniko_pipeline.cliniko.decoding import DecodedPage
+from cliniko_pipeline.cliniko.pagination import FetchedPage, Listing, Page, Position, crawl_pages
+from cliniko_pipeline.cliniko.records import PATIENTS, Patient
+
+API = "https://api.au4.cliniko.com/v1"
+EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
+START = 100
+PAGE = 4
+MOST_REQUESTS = 1000
+
+
+@dataclass(frozen=True)
+class Entry:
+    id: int
+    created: int
+    updated: int
+
+
+@dataclass
+class Account:
+    """The records of a simulated Cliniko, and its clock in whole seconds."""
+
+    records: dict[int, Entry] = field(default_factory=dict)
+    now: int = START
+    made: int = 0
+    requests: int = 0
+    changed: set[int] = field(default_factory=set)
+
+    def add(self, created: int, updated: int) -> None:
+        self.made += 1
+        self.records[self.made] = Entry(self.made, created, updated)
+
+    def touch(self, id_: int) -> None:
+        self.records[id_] = replace(self.records[id_], updated=self.now)
+        self.changed.add(id_)
+
+    def listed(self, *conditions: str) -> list[Entry]:
+        entries = sorted(self.records.values(), key=lambda one: (one.created, one.id))
+        return [one for one in entries if all(_holds(one, condition) for condition in conditions)]
+
+    def answer(self, url: httpx.URL) -> FetchedPage[Patient]:
+        self.requests += 1
+        assert self.requests <= MOST_REQUESTS
+        assert [url.params[name] for name in ("sort", "order")] == ["created_at", "asc"]
+        listed = self.listed(*(one for one in url.params.get_list("q[]") if one != "archived_at:*"))
+        page = int(url.params["page"])
+        shown = [Patient(str(one.id), _at(one.created), _at(one.updated)) for one in listed[(page - 1) * PAGE :][:PAGE]]
+        following = str(url.copy_set_param("page", str(page + 1))) if page * PAGE < len(listed) else None
+        return FetchedPage(DecodedPage(shown, [], len(listed), following), _at(self.now))
+
+
+def _at(second: int) -> datetime:
+    return EPOCH + timedelta(seconds=second)
+
+
+def _holds(one: Entry, condition: str) -> bool:
+    name, _, comparison = condition.partition(":")
+    value = {"created_at": one.created, "updated_at": one.updated}[name]
+    sign = comparison.rstrip("Z:T-0123456789")
+    bound = (datetime.fromisoformat(comparison.removeprefix(sign)) - EPOCH).total_seconds()
+    return {">=": value >= bound, "<=": value <= bound, "<": value < bound}[sign]
+
+
+Change = tuple[str, int, int]
+
+
+def apply(account: Account, change: Change) -> None:
+    """Apply one change: its kind, the place in the list, and how many records or seconds."""
+    kind, place, size = change
+    ids = [one.id for one in account.listed()]
+    here = place % max(1, len(ids))
+    match kind:
+        case "insert":
+            for _ in range(size):
+                account.add(account.now, account.now)
+        case "update":
+            for id_ in ids[here:][:size]:
+                account.touch(id_)
+        case "delete":
+            for id_ in ids[here:][:size]:
+                del account.records[id_]
+        case "clock":
+            account.now += size
+
+
+@dataclass
+class Outcome:
+    at_first: set[int]
+    yielded: set[int]
+    requests: int
+    interruptions: int
+
+
+def crawl(
+    account: Account,
+    since: int | None,
+    changes: Sequence[list[Change]],
+    interruptions: Sequence[bool] = (),
+    order: "AnswerOrder | None" = None,
+) -> Outcome:
+    """Crawl the account: apply the next changes before every request but the first, and resume after interruptions.
+
+    One page is in flight at a time, unless `order` says how several are answered.
+    """
+    next_changes, next_interruptions = iter(changes), iter(interruptions)
+    listing = Listing(API, PATIENTS, None if since is None else _at(since))
+    own = [] if since is None else [f"updated_at:>={_at(since).isoformat().removesuffix('+00:00')}Z"]
+    outcome = Outcome({one.id for one in account.listed(*own)}, set(), 0, 0)
+
+    def answer(url: str) -> FetchedPage[Patient]:
+        if account.requests:
+            for change in next(next_changes, []):
+                apply(account, change)
+        return account.answer(httpx.URL(url))
+
+    def start(position: Position | None = None) -> Iterator[Page[Patient]]:
+        # Requests in flight at an interruption are never answered.
+        server = Server(answer, order or AnswerOrder(1, ()))
+        return crawl_pages(listing, server.begin, position, at_once=server.order.at_once)
+
+    pages, is_interrupted = start(), True
+    while is_interrupted:
+        is_interrupted = False
+        for page in pages:
+            outcome.yielded |= {int(record.id) for record in page.records}
+            if page.following is not None and next(next_interruptions, False):
+                pages, is_interrupted = start(page.following), True
+                outcome.interruptions += 1
+                break
+    outcome.requests = account.requests
+    return outcome
+
+
+@dataclass(frozen=True)
+class AnswerOrder:
+    """How many pages are in flight, and in which order they are answered.
+
+    Each of `answers`: whether a request is answered when it is sent, and which of the pending ones is answered next.
+    """
+
+    at_once: int
+    answers: tuple[tuple[bool, int], ...]
+
+
+class Server:
+    """Answers requests in the given order, also those that the crawl does not wait for."""
+
+    def __init__(self, answer: Callable[[str], FetchedPage[Patient]], order: AnswerOrder) -> None:
+        self.order = order
+        self._answer = answer
+        self._answers = iter(order.answers)
+        self._requested: list[str] = []
+        self._answered: dict[int, FetchedPage[Patient]] = {}
+
+    def begin(self, url: str, _number: int) -> Callable[[], FetchedPage[Patient]]:
+        ticket = len(self._requested)
+        self._requested.append(url)
+        is_immediate, which = next(self._answers, (False, -1))
+        if is_immediate:
+            self._answer_one(which)
+
+        def wait() -> FetchedPage[Patient]:
+            while ticket not in self._answered:
+                _, which = next(self._answers, (False, 0))
+                self._answer_one(which)
+            return self._answered[ticket]
+
+        return wait
+
+    def _answer_one(self, which: int) -> None:
+        waiting = [ticket for ticket in range(len(self._requested)) if ticket not in self._answered]
+        ticket = waiting[which % len(waiting)]
+        self._answered[ticket] = self._answer(self._requested[ticket])
