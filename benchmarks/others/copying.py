@@ -1,5 +1,7 @@
-"""The floor's way from pages to tables: only the needed fields are decoded, their text goes by COPY into a temporary
-table as it came, and one statement a resource takes it from there. Nothing is checked.
+"""The floor's way from pages to tables.
+
+Only the needed fields are decoded. Their text goes by COPY into a temporary table, and one statement a resource stores
+it. Nothing is checked.
 """
 
 from collections import Counter
@@ -11,7 +13,7 @@ import msgspec
 import psycopg
 
 from benchmarks.others.floor_tables import ORGANIZATION, SCHEMA, TABLES, upsert
-from benchmarks.others.measuring import Task
+from benchmarks.others.tasks import Task
 
 
 class _Target(msgspec.Struct, gc=False):
@@ -22,10 +24,13 @@ class _Link(msgspec.Struct, gc=False):
     links: _Target
 
 
-class _Patient(msgspec.Struct, gc=False):
+class _Record(msgspec.Struct, gc=False):
     id: str
     created_at: str
     updated_at: str
+
+
+class _Patient(_Record, gc=False):
     first_name: str | None = None
     last_name: str | None = None
     email: str | None = None
@@ -35,10 +40,7 @@ class _Patient(msgspec.Struct, gc=False):
     merged_with_patient: _Link | None = None
 
 
-class _Appointment(msgspec.Struct, gc=False):
-    id: str
-    created_at: str
-    updated_at: str
+class _Appointment(_Record, gc=False):
     starts_at: str
     patient: _Link
     appointment_type: _Link
@@ -104,7 +106,7 @@ _LINES: dict[str, Callable[[bytes], str]] = {
 
 
 class _Staging:
-    """A resource's temporary table, on a connection of its own, while pages are copied into it."""
+    """A resource's temporary table, on a connection of its own."""
 
     def __init__(self, resource: str, pages: int, connection: psycopg.Connection) -> None:
         self._table = TABLES[resource]
@@ -116,7 +118,7 @@ class _Staging:
         self._copy: psycopg.Copy | None = None
 
     def take(self, body: bytes) -> bool:
-        """A page; returns whether it was the last."""
+        """Copy a page; return whether it was the last."""
         if self._copy is None:
             staging = f"select {self._columns} from {SCHEMA}.{self._table.name} with no data"  # noqa: S608 (our names)
             self._connection.execute(f"create temporary table staging on commit drop as {staging}".encode())
@@ -126,7 +128,7 @@ class _Staging:
         return not self._left
 
     def store(self) -> None:
-        """Everything, in one statement."""
+        """Store all rows in one statement."""
         self._open.close()
         source = f"select '{ORGANIZATION}', {self._columns} from staging"  # noqa: S608 (our names)
         self._connection.execute(upsert(self._resource, f"{source} order by {', '.join(self._table.key)}"))
@@ -134,7 +136,7 @@ class _Staging:
 
 
 class Copying:
-    """Takes all pages, from one thread, in any order; the last of a resource begins the statement that stores it."""
+    """Copies pages in any order, from one thread; a resource's last page begins the statement that stores it."""
 
     def __init__(self, stagings: Mapping[str, _Staging], storing: ThreadPoolExecutor) -> None:
         self._stagings = stagings
@@ -142,21 +144,21 @@ class Copying:
         self._stored: list[Future[None]] = []
 
     def take(self, resource: str, body: bytes) -> None:
-        """A page."""
+        """Copy a page."""
         staging = self._stagings[resource]
         if staging.take(body):
-            # In a thread: while the server works, the other resource's pages come in.
+            # In a thread, since the pages of the other resource still come in.
             self._stored.append(self._storing.submit(staging.store))
 
     def finish(self) -> None:
-        """Waits until all is stored."""
+        """Wait until all is stored."""
         for each in self._stored:
             each.result()
 
 
 @contextmanager
 def opened_copying(task: Task) -> Generator[Copying]:
-    """With a connection for each resource."""
+    """Open a connection for each resource."""
     with ExitStack() as stack:
         stagings = {
             resource: _Staging(resource, pages, stack.enter_context(psycopg.connect(task.database_url)))

@@ -1,6 +1,7 @@
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""The floors: eight connections read all pages by their numbers, which are known beforehand, and either forget them or
-copy them into tables. Written by hand with three HTTP clients; the fastest is what ours is held against.
+"""The floors: eight connections read all pages by their known numbers, and either drop them or copy them into tables.
+
+Written by hand with three HTTP clients; ours is compared with the fastest.
 """
 
 import asyncio
@@ -15,30 +16,32 @@ from urllib.parse import urlsplit
 import aiohttp
 import pycurl
 
+from benchmarks.measuring import Stopwatch, Taken
 from benchmarks.others.copying import opened_copying
 from benchmarks.others.floor_tables import make_tables
-from benchmarks.others.measuring import HEADERS, Stopwatch, Task
+from benchmarks.others.tasks import HEADERS, Task
 
 CONNECTIONS = 8
 
 Take = Callable[[str, bytes], None]
 
 
-def run(task: Task, watch: Stopwatch, variant: str) -> None:
-    """`CLIENT-download` or `CLIENT-copy`."""
+def run(task: Task, variant: str) -> Taken:
+    """Measure `CLIENT-download` or `CLIENT-copy`."""
     client, _, what = variant.partition("-")
-    download = DOWNLOADS[client]
+    watch = Stopwatch()
     if what == "download":
         watch.start()
-        download(task, lambda _resource, _body: None)
+        DOWNLOADS[client](task, lambda _resource, _body: None)
         watch.stop()
-        return
+        return watch.taken()
     make_tables(task)
     with opened_copying(task) as copying:
         watch.start()
-        download(task, copying.take)
+        DOWNLOADS[client](task, copying.take)
         copying.finish()
         watch.stop()
+    return watch.taken()
 
 
 def _headers(task: Task) -> dict[str, str]:
@@ -46,11 +49,11 @@ def _headers(task: Task) -> dict[str, str]:
     return {**HEADERS, "Authorization": f"Basic {key}"}
 
 
-# Each gives every page to `take`, in one thread.
+# Each calls `take` with every page, in one thread.
 
 
 def with_pycurl(task: Task, take: Take) -> None:
-    """Eight threads of libcurl, which hand over whole pages."""
+    """Download with libcurl in eight threads."""
     pages = queue.SimpleQueue[tuple[str, str]]()
     bodies = queue.SimpleQueue[tuple[str, bytes] | Exception]()
     asked_for = task.pages()
@@ -84,14 +87,14 @@ def _fetch(
                 curl.setopt(pycurl.WRITEDATA, body)
                 curl.perform()
                 _require_success(curl.getinfo(pycurl.RESPONSE_CODE))
-            except Exception as error:  # noqa: BLE001 (raised in the thread that waits for it)
+            except Exception as error:  # noqa: BLE001 (raised again by the waiting thread)
                 bodies.put(error)
                 return
             bodies.put((resource, body.getvalue()))
 
 
 def with_aiohttp(task: Task, take: Take) -> None:
-    """One event loop, as many coroutines as connections."""
+    """Download with aiohttp, one coroutine a connection."""
 
     async def download() -> None:
         pages = iter(task.pages())
@@ -111,7 +114,7 @@ def with_aiohttp(task: Task, take: Take) -> None:
 
 
 def with_streams(task: Task, take: Take) -> None:
-    """The same with asyncio's own streams, and of HTTP no more than this server speaks."""
+    """Download with asyncio's streams, and as much HTTP as this server needs."""
     address = urlsplit(task.api_url)
     head = "".join(f"{name}: {value}\r\n" for name, value in _headers(task).items())
 

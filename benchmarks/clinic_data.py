@@ -1,19 +1,25 @@
-"""What `transforms` computes: made-up clinics, in set-based SQL, and the statement that a person would write by hand.
+"""Made-up clinics in set-based SQL, and the statement for `active_patients` that a person would write by hand.
 
-Every clinic is the organization `clinic`, alone in its database. The same numbers always give the same rows.
+The same numbers always give the same rows. The clinics of `transforms` are the organization `clinic`, alone in their
+database.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import sqlalchemy as sa
+
+from cliniko_pipeline.postgres import derivations, tables
+from cliniko_pipeline.postgres.derivations import Derivation
+from cliniko_pipeline.postgres.engine import Database, sql
+
 ORGANIZATION = "clinic"
 AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 ACTIVITY_WINDOW = timedelta(days=60)
 CLASS_SIZE = 6
 
-# People with names of their own, every tenth of them with letters that are not ASCII; every eighth without an e-mail.
-# One in fifty is archived.
+# Every tenth patient has a name that is not ASCII, every eighth has no e-mail address, every fiftieth is archived.
 PATIENTS = """
 insert into cliniko.patients (organization_id, id, first_name, last_name, email, archived_at, created_at, updated_at)
 select
@@ -28,7 +34,6 @@ select
 from generate_series(0, {patients} - 1) as n
 """
 
-# A contact for each of them.
 CONTACTS_OF_ALL = """
 insert into public.contacts (id, organization_id, cliniko_patient_id, name, first_name, last_name, email)
 select
@@ -37,7 +42,7 @@ from cliniko.patients
 order by md5(id)
 """
 
-# Half hours over nearly three years, 3 % of them to come; 8 % are cancelled, 4 % were no-shows, 1 % deleted.
+# Half hours over nearly three years, 3 % in the future; 8 % are cancelled, 4 % were no-shows, 1 % deleted.
 APPOINTMENTS = """
 insert into cliniko.appointments
     (organization_id, kind, id, patient_id, appointment_type_id, practitioner_id, starts_at, ends_at, cancelled_at,
@@ -83,19 +88,42 @@ from generate_series(0, {classes} - 1) as number
 cross join generate_series(1, {class_size}) as place
 """
 
-WHO_AND_WHAT = """
+TYPES_AND_PRACTITIONERS = """
 insert into cliniko.appointment_types (organization_id, id, name, created_at, updated_at)
-values
-    ('clinic', '1', 'First consultation', timestamptz '2023-06-01', timestamptz '2023-06-01'),
-    ('clinic', '2', 'Consultation', timestamptz '2023-06-01', timestamptz '2023-06-01');
+select :organization_id, n::text, 'Consultation ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
+from generate_series(1, 2) as n;
 insert into cliniko.practitioners (organization_id, id, name, created_at, updated_at)
-select 'clinic', n::text, 'Practitioner ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
+select :organization_id, n::text, 'Practitioner ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
 from generate_series(1, 5) as n
 """
 
 
+def execute_each(database: Database, organization_id: str, script: str, values: Mapping[str, object]) -> None:
+    """Execute the statements of a script, each with those of the values that it names.
+
+    Statements about contacts run as a superuser, the others in the organization's context.
+    """
+    for text in script.split(";"):
+        named = {name: value for name, value in values.items() if f":{name}" in text}
+        is_application = "public." in text
+        with database.operator() if is_application else database.organization(organization_id) as connection:
+            connection.execute(sa.text(text), named)
+
+
+def replace_active_patients(
+    database: Database, organization_id: str, as_of: datetime = AS_OF, *, force: bool = False
+) -> None:
+    """Write `active_patients` as the asset and its IO manager do."""
+    parameters = {"as_of": as_of, "activity_window": ACTIVITY_WINDOW, "count_no_shows": True}
+    inputs = (tables.PATIENTS, tables.APPOINTMENTS, tables.ATTENDEES, tables.CONTACT_MAPPING)
+    table = tables.ACTIVE_PATIENTS
+    derivation = Derivation(table, sql(table.name), inputs, parameters, tables.CURRENT_ATTENDANCES)
+    with database.organization(organization_id) as connection:
+        derivations.write(connection, derivation, anew=force)
+
+
 def clinic(patients: int, appointments: int, classes: int = 0) -> list[str]:
-    """The statements that make a clinic with so many bookings, of which so many are classes."""
+    """Return the statements that make a clinic; `classes` of its appointments are classes."""
     sizes = {
         "patients": patients,
         "appointments": appointments,
@@ -103,7 +131,8 @@ def clinic(patients: int, appointments: int, classes: int = 0) -> list[str]:
         "class_size": CLASS_SIZE,
         "as_of": AS_OF.isoformat(),
     }
-    texts = ("select setseed(0.5)", PATIENTS, CONTACTS_OF_ALL, WHO_AND_WHAT, APPOINTMENTS, ATTENDEES)
+    types = TYPES_AND_PRACTITIONERS.replace(":organization_id", f"'{ORGANIZATION}'")
+    texts = ("select setseed(0.5)", PATIENTS, CONTACTS_OF_ALL, types, APPOINTMENTS, ATTENDEES)
     return [text.format(**sizes) for text in texts]
 
 
@@ -112,8 +141,8 @@ create schema by_hand;
 create table by_hand.active_patients (like public.active_patients including all)
 """
 
-# As somebody writes it who knows this clinic: one organization, only individual appointments, nobody merged, all times
-# whole seconds, the mapping and its contacts just made.
+# Relies on this clinic: one organization, only individual appointments, no merged patients, times of full seconds, a
+# current mapping.
 BY_HAND = """
 insert into by_hand.active_patients
     (organization_id, contact_id, recent_appointment_count, upcoming_appointment_count, total_appointment_count,
@@ -164,17 +193,19 @@ _DETAILS = """jsonb_build_object(
 
 
 def by_hand() -> str:
-    """The statement, with the instants of this clinic in it."""
+    """Return the hand-written statement."""
     begin, end = (f"timestamptz '{each.isoformat()}'" for each in (AS_OF - ACTIVITY_WINDOW, AS_OF))
     return BY_HAND.format(begin=begin, as_of=end, details=_DETAILS)
 
 
 @dataclass(frozen=True)
 class Clientele:
-    """Patients and contacts to be matched: how the columns of each follow from `n`, which counts from 0 to `size` - 1.
+    """Patients and contacts to be matched, with columns that follow from `n`, which counts from 0 to `size` - 1.
 
-    `patient` gives first_name, last_name, email, merged_into_id and archived_at, `contact` cliniko_patient_id, name and
-    email. Where the outcome can be told beforehand, `matched` is the share of the persons that are.
+    Attributes:
+        patient: expressions for first_name, last_name, email, merged_into_id and archived_at.
+        contact: expressions for cliniko_patient_id, name and email.
+        matched: the expected share of matched patients, where it follows from the data.
     """
 
     name: str
@@ -183,7 +214,7 @@ class Clientele:
     matched: float | None = None
 
     def statements(self, size: int) -> list[str]:
-        """What makes as many patients and contacts."""
+        """Return the statements that make so many patients and as many contacts."""
         names: Mapping[str, object] = {"size": size, "id": _ID}
         return [
             f"""
@@ -191,7 +222,7 @@ class Clientele:
                 (organization_id, id, created_at, updated_at, first_name, last_name, email, merged_into_id, archived_at)
             select 'clinic', {_ID}, now(), now(), {self.patient.format(**names)}
             from generate_series(0, {size} - 1) as n
-            """,  # noqa: S608 (all of it stands below)
+            """,  # noqa: S608 (expressions of this module)
             f"""
             insert into public.contacts (id, organization_id, cliniko_patient_id, name, email)
             select md5('contact ' || n)::uuid, 'clinic', {self.contact.format(**names)}
@@ -208,9 +239,9 @@ _OWN = f"{_FIRST}, {_LAST}".format(n="n")
 _NAME = f"{_FIRST} || ' ' || {_LAST}".format(n="n")
 _NAME_OF_FOUR_BEFORE = f"{_FIRST} || ' ' || {_LAST}".format(n="(n - 4)")
 
-# Of twelve contacts in a row four name their patient, four have the patient's e-mail (written otherwise; of every
-# fourth dozen all four have the family's), three the name alone; the last is by turns a second contact with somebody's
-# e-mail and name, and nobody's. One patient in a hundred was merged into the one before, and one in fifty is archived.
+# Of twelve contacts four name their patient, four have the patient's e-mail address in another spelling (in every
+# fourth dozen a family's address), three have the name alone. The twelfth is by turns a duplicate and a stranger. One patient
+# in a hundred is merged into another, one in fifty archived.
 MIXED = Clientele(
     "a clinic's",
     f"""{_OWN},
