@@ -1,14 +1,10 @@
 """Made-up clinics in set-based SQL, and the statement for `active_patients` that a person would write by hand.
 
-The same numbers always give the same rows. The clinics of `transforms` are the organization `clinic`, alone in their
-database.
+The same numbers always give the same rows.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-
-import sqlalchemy as sa
 
 from cliniko_pipeline.postgres import derivations, tables
 from cliniko_pipeline.postgres.derivations import Derivation
@@ -19,11 +15,21 @@ AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 ACTIVITY_WINDOW = timedelta(days=60)
 CLASS_SIZE = 6
 
-# Every tenth patient has a name that is not ASCII, every eighth has no e-mail address, every fiftieth is archived.
-PATIENTS = """
+# Every tenth patient has a name that is not ASCII, every eighth has no e-mail address, every fiftieth is archived. Each
+# has a contact. Appointments begin at half hours; 8 % are cancelled, 4 % were no-shows, 1 % deleted.
+CLINIC = """
+select setseed(0.5);
+
+insert into cliniko.appointment_types (organization_id, id, name, created_at, updated_at)
+select '{organization_id}', n::text, 'Consultation ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
+from generate_series(1, 2) as n on conflict do nothing;
+insert into cliniko.practitioners (organization_id, id, name, created_at, updated_at)
+select '{organization_id}', n::text, 'Practitioner ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
+from generate_series(1, 5) as n on conflict do nothing;
+
 insert into cliniko.patients (organization_id, id, first_name, last_name, email, archived_at, created_at, updated_at)
 select
-    'clinic',
+    '{organization_id}',
     (1300000000000000000 + n)::text,
     case when n % 10 = 0 then 'Zoë-Renée ' else 'Alexandra ' end || n % 1000,
     case when n % 10 = 0 then 'Müller-Ångström ' else 'Featherstone ' end || n / 1000,
@@ -31,27 +37,24 @@ select
     case when n % 50 = 7 then timestamptz '2026-01-01' end,
     timestamptz '2023-06-01',
     timestamptz '2026-01-01'
-from generate_series(0, {patients} - 1) as n
-"""
+from generate_series({first}, {first} + {patients} - 1) as n;
 
-CONTACTS_OF_ALL = """
 insert into public.contacts (id, organization_id, cliniko_patient_id, name, first_name, last_name, email)
 select
-    md5('contact ' || id)::uuid, 'clinic', id, concat_ws(' ', first_name, last_name), first_name, last_name, email
+    md5(organization_id || ' contact ' || id)::uuid, organization_id, id, concat_ws(' ', first_name, last_name),
+    first_name, last_name, email
 from cliniko.patients
-order by md5(id)
-"""
+where organization_id = '{organization_id}' and id >= (1300000000000000000 + {first})::text
+order by md5(id);
 
-# Half hours over nearly three years, 3 % in the future; 8 % are cancelled, 4 % were no-shows, 1 % deleted.
-APPOINTMENTS = """
 insert into cliniko.appointments
     (organization_id, kind, id, patient_id, appointment_type_id, practitioner_id, starts_at, ends_at, cancelled_at,
     deleted_at, did_not_arrive, created_at, updated_at)
 select
-    'clinic',
+    '{organization_id}',
     case when number >= {classes} then 'individual' else 'group' end,
-    (2600000000000000000 + number)::text,
-    case when number >= {classes} then (1300000000000000000 + floor(patient * {patients})::bigint)::text end,
+    (2600000000000000000 + {first} + number)::text,
+    case when number >= {classes} then (1300000000000000000 + {first} + floor(patient * {patients})::bigint)::text end,
     (1 + number % 2)::text,
     (1 + number % 5)::text,
     starts_at,
@@ -59,27 +62,25 @@ select
     case when number >= {classes} and fate < 0.08 then starts_at - interval '2 days' end,
     case when fate between 0.12 and 0.13 then starts_at - interval '3 days' end,
     number >= {classes} and fate between 0.08 and 0.12 and starts_at <= '{as_of}',
-    starts_at - interval '20 days',
-    starts_at
+    starts_at - interval '30 days',
+    least(starts_at, '{as_of}'::timestamptz - interval '1 day')
 from (
     select
         number,
-        '{as_of}'::timestamptz + floor(random() * 1095 * 48) * interval '30 minutes' - interval '1065 days'
+        '{as_of}'::timestamptz + floor(random() * {days} * 48) * interval '30 minutes' - interval '{days_ago} days'
             as starts_at,
         random() as patient,
         random() as fate
     from generate_series(0, {appointments} - 1) as number
-) as visit
-"""
+) as visit;
 
-ATTENDEES = """
 insert into cliniko.attendees
     (organization_id, id, booking_id, patient_id, arrived, cancelled_at, created_at, updated_at)
 select
-    'clinic',
-    (3900000000000000000 + number * 100 + place)::text,
-    (2600000000000000000 + number)::text,
-    (1300000000000000000 + floor(random() * {patients})::bigint)::text,
+    '{organization_id}',
+    (3900000000000000000 + ({first} + number) * 100 + place)::text,
+    (2600000000000000000 + {first} + number)::text,
+    (1300000000000000000 + {first} + floor(random() * {patients})::bigint)::text,
     random() > 0.04,
     case when random() < 0.05 then timestamptz '2026-01-01' end,
     timestamptz '2026-01-01',
@@ -88,30 +89,40 @@ from generate_series(0, {classes} - 1) as number
 cross join generate_series(1, {class_size}) as place
 """
 
-TYPES_AND_PRACTITIONERS = """
-insert into cliniko.appointment_types (organization_id, id, name, created_at, updated_at)
-select :organization_id, n::text, 'Consultation ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
-from generate_series(1, 2) as n;
-insert into cliniko.practitioners (organization_id, id, name, created_at, updated_at)
-select :organization_id, n::text, 'Practitioner ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
-from generate_series(1, 5) as n
-"""
 
+@dataclass(frozen=True)
+class Clinic:
+    """Patients of an organization, each with a contact, and their appointments.
 
-def execute_each(database: Database, organization_id: str, script: str, values: Mapping[str, object]) -> None:
-    """Execute the statements of a script, each with those of the values that it names.
-
-    Statements about contacts run as a superuser, the others in the organization's context.
+    Attributes:
+        classes: how many of the appointments are classes of `CLASS_SIZE`.
+        days_ago, days: the first day of the appointments before `as_of`, and the number of days.
+        first: added to all ids, so that an organization can have several of these.
     """
-    for text in script.split(";"):
-        named = {name: value for name, value in values.items() if f":{name}" in text}
-        is_application = "public." in text
-        with database.operator() if is_application else database.organization(organization_id) as connection:
-            connection.execute(sa.text(text), named)
+
+    patients: int
+    appointments: int
+    classes: int = 0
+    organization_id: str = ORGANIZATION
+    as_of: datetime = AS_OF
+    days_ago: int = 1065
+    days: int = 1095
+    first: int = 0
+
+    def statements(self) -> list[str]:
+        """Return the statements that store the clinic."""
+        return CLINIC.format(**vars(self), class_size=CLASS_SIZE).split(";")
+
+
+def replace_mapping(database: Database, organization_id: str = ORGANIZATION) -> None:
+    """Write `contact_mapping` as the asset and its IO manager do."""
+    derivation = Derivation(tables.CONTACT_MAPPING, sql("contact_mapping"), (tables.PATIENTS,), {})
+    with database.organization(organization_id) as connection:
+        derivations.write(connection, derivation, anew=True)
 
 
 def replace_active_patients(
-    database: Database, organization_id: str, as_of: datetime = AS_OF, *, force: bool = False
+    database: Database, organization_id: str = ORGANIZATION, as_of: datetime = AS_OF, *, force: bool = False
 ) -> None:
     """Write `active_patients` as the asset and its IO manager do."""
     parameters = {"as_of": as_of, "activity_window": ACTIVITY_WINDOW, "count_no_shows": True}
@@ -120,20 +131,6 @@ def replace_active_patients(
     derivation = Derivation(table, sql(table.name), inputs, parameters, tables.CURRENT_ATTENDANCES)
     with database.organization(organization_id) as connection:
         derivations.write(connection, derivation, anew=force)
-
-
-def clinic(patients: int, appointments: int, classes: int = 0) -> list[str]:
-    """Return the statements that make a clinic; `classes` of its appointments are classes."""
-    sizes = {
-        "patients": patients,
-        "appointments": appointments,
-        "classes": classes,
-        "class_size": CLASS_SIZE,
-        "as_of": AS_OF.isoformat(),
-    }
-    types = TYPES_AND_PRACTITIONERS.replace(":organization_id", f"'{ORGANIZATION}'")
-    texts = ("select setseed(0.5)", PATIENTS, CONTACTS_OF_ALL, types, APPOINTMENTS, ATTENDEES)
-    return [text.format(**sizes) for text in texts]
 
 
 BY_HAND_TABLE = """
@@ -215,7 +212,7 @@ class Clientele:
 
     def statements(self, size: int) -> list[str]:
         """Return the statements that make so many patients and as many contacts."""
-        names: Mapping[str, object] = {"size": size, "id": _ID}
+        names = {"size": size, "id": _ID}
         return [
             f"""
             insert into cliniko.patients
@@ -240,8 +237,8 @@ _NAME = f"{_FIRST} || ' ' || {_LAST}".format(n="n")
 _NAME_OF_FOUR_BEFORE = f"{_FIRST} || ' ' || {_LAST}".format(n="(n - 4)")
 
 # Of twelve contacts four name their patient, four have the patient's e-mail address in another spelling (in every
-# fourth dozen a family's address), three have the name alone. The twelfth is by turns a duplicate and a stranger. One patient
-# in a hundred is merged into another, one in fifty archived.
+# fourth dozen a family's address), three have the name alone. The twelfth is by turns a duplicate and a stranger. One
+# patient in a hundred is merged into another, one in fifty archived.
 MIXED = Clientele(
     "a clinic's",
     f"""{_OWN},

@@ -73,6 +73,14 @@ def server_version(database: Database) -> str:
         return connection.execute(sa.text("show server_version")).scalar_one()
 
 
+def execute(database: Database, *statements: str) -> None:
+    """Execute statements as a superuser, for whom there is no row-level security, in one transaction."""
+    with database.operator() as connection:
+        for each in statements:
+            # Without parameters, since a percent sign would begin one.
+            connection.execution_options(no_parameters=True).exec_driver_sql(each)
+
+
 def vacuum(database: Database, *tables: str) -> None:
     """Do now what the server does by itself some time later, so that it does not run while something is measured."""
     with database.operator_statement() as connection:

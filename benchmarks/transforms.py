@@ -29,17 +29,16 @@ from benchmarks.clinic_data import (
     BY_HAND_TABLE,
     HOSTILE,
     MIXED,
-    ORGANIZATION,
     Clientele,
+    Clinic,
     by_hand,
-    clinic,
     replace_active_patients,
+    replace_mapping,
 )
-from benchmarks.databases import Server, running_server, vacuum
+from benchmarks.databases import Server, execute, running_server, vacuum
 from benchmarks.measuring import Taken, median_of, noted, seconds_range
 from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, progress, table
-from cliniko_pipeline.postgres import derivations, tables
-from cliniko_pipeline.postgres.derivations import Derivation
+from cliniko_pipeline.postgres import tables
 from cliniko_pipeline.postgres.engine import Database, sql
 
 PATIENTS = 100_000
@@ -140,15 +139,14 @@ def run(options: argparse.Namespace, report: Report) -> None:
 def _measure_active_patients(server: Server, options: argparse.Namespace) -> Generator[Row]:
     """Measure the pipeline and the hand-written statement; then later syncs, and a clinic with classes."""
     progress(f"Making a clinic of {options.patients:,} patients and {options.appointments:,} appointments")
-    replace = partial(replace_active_patients, organization_id=ORGANIZATION)
-    with _clinic(server, clinic(options.patients, options.appointments)) as database:
-        _execute(database, BY_HAND_TABLE)
-        _replace_mapping(database)
-        _execute(database, "analyze")
+    with _clinic(server, Clinic(options.patients, options.appointments).statements()) as database:
+        execute(database, BY_HAND_TABLE)
+        replace_mapping(database)
+        execute(database, "analyze")
         contenders: dict[str, Callable[[], None]] = {
-            OURS: lambda: replace(database),
-            BY_HAND: lambda: _execute(database, by_hand()),
-            f"{BY_HAND}, settings of ours": lambda: _execute(database, sql("plan_for_whole_tables"), by_hand()),
+            OURS: lambda: replace_active_patients(database),
+            BY_HAND: lambda: execute(database, by_hand()),
+            f"{BY_HAND}, settings of ours": lambda: execute(database, sql("plan_for_whole_tables"), by_hand()),
         }
         found: dict[str, list[Taken]] = {name: [] for name in contenders}
         for number in range(options.rounds):
@@ -166,15 +164,15 @@ def _measure_active_patients(server: Server, options: argparse.Namespace) -> Gen
         yield _measure_again(server, database, options.rounds, "nothing changed, the second time", syncs_since=2)
     classes = round(options.appointments * CLASS_SHARE)
     progress(f"Making a clinic with {classes:,} classes")
-    with _clinic(server, clinic(options.patients, options.appointments, classes)) as database:
-        _replace_mapping(database)
-        _execute(database, "analyze")
+    with _clinic(server, Clinic(options.patients, options.appointments, classes).statements()) as database:
+        replace_mapping(database)
+        execute(database, "analyze")
         taken: list[Taken] = []
         for number in range(options.rounds):
             _truncate(database, OURS_TABLE)
             _change(database)
             name = f"ours, a tenth of them classes, round {number + 1}"
-            taken.append(_timed(server, database, name, lambda: replace(database)))
+            taken.append(_timed(server, database, name, lambda: replace_active_patients(database)))
         yield Row("ours, a tenth of them classes of six", taken, _count(database, OURS_TABLE))
 
 
@@ -184,7 +182,7 @@ def _measure_again(
     """Measure a table that exists, with an instant `later` than before, `syncs_since` syncs after the last change."""
     taken: list[Taken] = []
     for number in range(rounds):
-        replace = partial(replace_active_patients, database, ORGANIZATION, AS_OF + later * (number + 1))
+        replace = partial(replace_active_patients, database, as_of=AS_OF + later * (number + 1))
         _change(database)
         for _ in range(syncs_since):
             replace()
@@ -215,7 +213,7 @@ def _table_of_rows(rows: Sequence[Row], floor: Taken, title: str) -> Table:
 def _change(database: Database) -> None:
     """Update an appointment, in a column that `active_patients` does not show."""
     first = "select id from cliniko.appointments order by id limit 1"
-    _execute(database, f"update cliniko.appointments set updated_at = clock_timestamp() where id = ({first})")  # noqa: S608
+    execute(database, f"update cliniko.appointments set updated_at = clock_timestamp() where id = ({first})")  # noqa: S608
 
 
 def _require_same(database: Database) -> None:
@@ -239,7 +237,7 @@ def _measure_mappings(server: Server, options: argparse.Namespace) -> Generator[
                 for number in range(options.mapping_rounds):
                     _truncate(database, "cliniko.contact_mapping")
                     name = f"{clientele.name}, {size:,}, round {number + 1}"
-                    taken.append(_timed(server, database, name, partial(_replace_mapping, database)))
+                    taken.append(_timed(server, database, name, partial(replace_mapping, database)))
                 condition = "cliniko.contact_mapping where status ="
                 statuses = {
                     each: _count(database, f"{condition} '{each}'") for each in ("matched", "ambiguous", "unmatched")
@@ -248,13 +246,6 @@ def _measure_mappings(server: Server, options: argparse.Namespace) -> Generator[
                 if expected is not None and matched != size * expected:
                     raise BenchmarkError(f"{clientele.name}: {matched} are matched, not {size * expected:.0f}")
                 yield Mapping(clientele, size, median_of(taken), statuses)
-
-
-def _replace_mapping(database: Database) -> None:
-    """Write `contact_mapping` as the asset and its IO manager do."""
-    derivation = Derivation(tables.CONTACT_MAPPING, sql("contact_mapping"), (tables.PATIENTS,), {})
-    with database.organization(ORGANIZATION) as connection:
-        derivations.write(connection, derivation, anew=True)
 
 
 def _table_of_mappings(mappings: Sequence[Mapping]) -> Table:
@@ -287,7 +278,7 @@ def _n_log_n(size: int) -> float:
 @contextmanager
 def _clinic(server: Server, statements: Sequence[str]) -> Generator[Database]:
     with server.database() as database:
-        _execute(database, *statements)
+        execute(database, *statements)
         vacuum(database)
         yield database
 
@@ -314,16 +305,8 @@ def _cpu_of(process: int) -> float:
     return int(Path(f"/proc/{process}/schedstat").read_text("ascii").split()[0]) / 1e9
 
 
-def _execute(database: Database, *statements: str) -> None:
-    """Execute statements as a superuser, for whom there is no row-level security, in one transaction."""
-    with database.operator() as connection:
-        for each in statements:
-            # Without parameters, since a percent sign would begin one.
-            connection.execution_options(no_parameters=True).exec_driver_sql(each)
-
-
 def _truncate(database: Database, name: str) -> None:
-    _execute(database, f"truncate {name}")
+    execute(database, f"truncate {name}")
     vacuum(database, name)
 
 

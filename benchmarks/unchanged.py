@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import sqlalchemy as sa
 
-from benchmarks.clinic_data import TYPES_AND_PRACTITIONERS, execute_each
-from benchmarks.databases import server_version, vacuum
+from benchmarks.clinic_data import CLASS_SIZE, Clinic
+from benchmarks.databases import execute, server_version, vacuum
 from benchmarks.measuring import Stopwatch, Taken, median_of, noted, seconds_range
 from benchmarks.pipelines import add_organization, opened_pipeline, run_job
 from benchmarks.processes import run_fresh, session_cpu_seconds
@@ -45,9 +44,9 @@ MAX_SECONDS = 1.5
 MAX_GROWTH = 1.1
 
 ACTIVE_PATIENTS = 1_000
-# Shares of an account's records: patients, and as many contacts; attendees.
-_PATIENTS = 0.06
-_ATTENDEES = 0.08
+PATIENT_SHARE = 0.06
+CLASS_SHARE = 0.013
+"""Of an account's records. Each patient is two, with the contact; each class has attendees, too."""
 
 BENCHMARK = Benchmark(
     measures="syncs of unchanged accounts of 10,000 and of 1,000,000 records",
@@ -55,66 +54,9 @@ BENCHMARK = Benchmark(
     targets=(f"at most {MAX_SECONDS} s", f"large account: at most {MAX_GROWTH} times the small one's (CPU) seconds"),
 )
 
-# Each active patient comes every three weeks, at a time of day of their own, and has the next appointment; some of them
-# in classes. All else was more than four months ago.
-SEED = f"""
-insert into cliniko.patients
-    (organization_id, id, first_name, last_name, email, archived_at, merged_into_id, created_at, updated_at)
-select :organization_id, (1300000000000000000 + n)::text, 'First' || n, 'Last' || n % 5000,
-    'patient' || n || '@example.com',
-    case when n > :active and n % 10 = 0 then now() - interval '1 year' end,
-    case when n > :active and n % 97 = 0 then (1300000000000000000 + n - 1)::text end,
-    now() - interval '3 years', now() - interval '1 year'
-from generate_series(1, :patients) as n;
-
-insert into public.contacts (organization_id, cliniko_patient_id, name, email)
-select :organization_id, case when n % 3 = 0 then (1300000000000000000 + n)::text end,
-    'First' || n || ' Last' || n % 5000, 'patient' || n || '@example.com'
-from generate_series(1, :patients) as n where n % 20 <> 7 or n <= :active;
-
-{TYPES_AND_PRACTITIONERS};
-
-insert into cliniko.appointments
-    (organization_id, kind, id, patient_id, appointment_type_id, practitioner_id, starts_at, ends_at, cancelled_at,
-        did_not_arrive, created_at, updated_at)
-select :organization_id, 'individual', (2600000000000000000 + n)::text,
-    (1300000000000000000 + case when n <= 4 * :active then 1 + n % :active else 1 + n % :patients end)::text,
-    (1 + n % 2)::text, (1 + n % 5)::text, starts_at, starts_at + interval '30 minutes',
-    case when n % 13 = 0 then starts_at - interval '1 day' end, n % 29 = 0 and starts_at < now(),
-    starts_at - interval '30 days', least(starts_at, now() - interval '1 day')
-from (
-    select n,
-        case when n <= 4 * :active
-            then :now + interval '21 days' * (1 - n / :active) - interval '1 minute' * (n % :active * 30)
-            else :now - interval '120 days' - interval '1 minute' * (n::bigint * 7919 % 1300000)
-        end as starts_at
-    from generate_series(1, :individual) as n
-) as booked;
-
-insert into cliniko.appointments
-    (organization_id, kind, id, appointment_type_id, practitioner_id, starts_at, ends_at, did_not_arrive, created_at,
-        updated_at)
-select :organization_id, 'group', (2700000000000000000 + n)::text, '1', '1', starts_at, starts_at + interval '1 hour',
-    false, starts_at - interval '30 days', least(starts_at, now() - interval '1 day')
-from (
-    select n,
-        case when n <= 50 then :now + interval '5 days' - interval '37 hours' * n
-            else :now - interval '120 days' - interval '1 minute' * (n::bigint * 7919 % 1300000)
-        end as starts_at
-    from generate_series(1, :classes) as n
-) as planned;
-
-insert into cliniko.attendees
-    (organization_id, id, booking_id, patient_id, arrived, cancelled_at, created_at, updated_at)
-select :organization_id, (3900000000000000000 + n)::text, (2700000000000000000 + 1 + n / 8)::text,
-    (1300000000000000000 + case when n < 400 then 1 + n * 17 % :active else 1 + n * 17 % :patients end)::text,
-    n % 9 > 0, case when n % 11 = 0 then now() - interval '1 day' end, now() - interval '200 days',
-    now() - interval '1 day'
-from generate_series(0, :attendees - 1) as n;
-
-insert into cliniko.crawls
-    (organization_id, resource, started_at, completed_at, records, is_full, horizon, cursor)
-select :organization_id, resource, now(), now(), 1, true, now(), now() - interval '3 minutes'
+CRAWLS = """
+insert into cliniko.crawls (organization_id, resource, started_at, completed_at, records, is_full, horizon, cursor)
+select '{}', resource, now(), now(), 1, true, now(), now() - interval '3 minutes'
 from unnest(array[
     'patients', 'individual_appointments', 'group_appointments', 'attendees', 'appointment_types', 'practitioners'
 ]) as resource
@@ -171,25 +113,21 @@ def _prepared(sizes: Sequence[int]) -> Generator[tuple[Runtime, dict[str, str]]]
         for size, account in accounts.items():
             progress(f"Making an account of {size:,} records")
             add_organization(runtime, _name(size), account.api_key, sandbox.base_url(account))
-            _seed(runtime, size)
+            _store(runtime, size)
         vacuum(runtime.database)
         yield runtime, environ
 
 
-def _seed(runtime: Runtime, size: int) -> None:
-    patients = max(round(size * _PATIENTS), ACTIVE_PATIENTS + ACTIVE_PATIENTS // 5)
-    attendees = round(size * _ATTENDEES)
-    classes = 1 + attendees // 8
-    values: dict[str, Any] = {
-        "organization_id": _name(size),
-        "now": datetime.now(UTC),
-        "active": ACTIVE_PATIENTS,
-        "patients": patients,
-        "individual": size - 2 * patients - attendees - classes,
-        "classes": classes,
-        "attendees": attendees,
-    }
-    execute_each(runtime.database, _name(size), SEED, values)
+def _store(runtime: Runtime, size: int) -> None:
+    """Store an account of `size` records: the active patients, and former ones with their appointments."""
+    now = datetime.now(UTC)
+    active = Clinic(ACTIVE_PATIENTS, 4 * ACTIVE_PATIENTS, 50, _name(size), now, days_ago=63, days=84)
+    records = size - 2 * active.patients - active.appointments - active.classes * CLASS_SIZE
+    patients, classes = round(records * PATIENT_SHARE), round(records * CLASS_SHARE)
+    appointments = records - 2 * patients - classes * CLASS_SIZE
+    first = active.appointments
+    former = Clinic(patients, appointments, classes, _name(size), now, days=1065 - 120, first=first)
+    execute(runtime.database, *active.statements(), *former.statements(), CRAWLS.format(_name(size)))
 
 
 def _measure(
