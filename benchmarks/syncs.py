@@ -247,26 +247,25 @@ class _Course:
 def _targets(medians: Mapping[int, Sequence[Medians]]) -> list[Target]:
     targets: list[Target] = []
     for latency, found in medians.items():
-        by_module = {each.contender.module: each.taken for each in found}
-        ours = by_module.get(OURS.module)
-        if ours is None:
+        taken = {each.contender: each.taken for each in found}
+        if OURS not in taken:
             continue
-        when = f"Answered {_latency(latency)}"
-        floors = [by_module[each.module].seconds for each in COPYING if each.module in by_module]
-        dlt, plain = by_module.get(DLT.module), by_module.get(PLAIN.module)
-        if floors:
-            claim = f"{when}: seconds of ours / of the fastest COPY"
-            targets.append(Target(claim, ours.seconds / min(floors), 1.3 if latency else 1.5))
-        if dlt:
-            claim = f"{when}: seconds of dlt / of ours"
-            targets.append(Target(claim, dlt.seconds / ours.seconds, 8 if latency else 15, at_least=True))
-        if dlt and not latency:
-            claim = f"{when}: CPU seconds of dlt / of ours"
-            targets.append(Target(claim, dlt.cpu / ours.cpu, 10, at_least=True))
-        if plain and not latency:
-            claim = f"{when}: seconds of the plain loop / of ours"
-            targets.append(Target(claim, plain.seconds / ours.seconds, 10, at_least=True))
-        targets.append(Target(f"{when}: peak of ours, MB", ours.peak, 250))
+        ours = taken[OURS]
+
+        def add(
+            claim: str, figure: float, limit: float, *, at_least: bool = False, when: str = _latency(latency)
+        ) -> None:
+            targets.append(Target(f"Answered {when}: {claim}", figure, limit, at_least=at_least))
+
+        if floors := [taken[each].seconds for each in COPYING if each in taken]:
+            add("seconds of ours / of the fastest COPY", ours.seconds / min(floors), 1.3 if latency else 1.5)
+        if DLT in taken:
+            add("seconds of dlt / of ours", taken[DLT].seconds / ours.seconds, 8 if latency else 15, at_least=True)
+            if not latency:
+                add("CPU seconds of dlt / of ours", taken[DLT].cpu / ours.cpu, 10, at_least=True)
+        if PLAIN in taken and not latency:
+            add("seconds of the plain loop / of ours", taken[PLAIN].seconds / ours.seconds, 10, at_least=True)
+        add("peak of ours, MB", ours.peak, 250)
     return targets
 
 
@@ -315,23 +314,17 @@ def _charts(found: Sequence[Medians]) -> list[Chart]:
     rest = [next((each for each in found if each.contender == one), None) for one in (OURS, PLAIN, DLT)]
     shown = [each for each in (*fastest, *rest) if each is not None]
 
-    def chart(title: str, pattern: str, figure: Callable[[Taken], float]) -> Chart:
-        bars = [
-            Bar(
-                each.contender.name.partition(",")[0],
-                figure(each.taken),
-                pattern.format(figure(each.taken)),
-                stands_out=each.contender == OURS,
-            )
-            for each in shown
-        ]
-        return Chart(title, bars)
-
-    return [
-        chart("Seconds", "{:.1f}", lambda taken: taken.seconds),
-        chart("CPU seconds of the process", "{:.1f}", lambda taken: taken.cpu),
-        chart("Peak memory of the process", "{:.0f} MB", lambda taken: taken.peak),
-    ]
+    figures: tuple[tuple[str, str, Callable[[Taken], float]], ...] = (
+        ("Seconds", "{:.1f}", lambda taken: taken.seconds),
+        ("CPU seconds of the process", "{:.1f}", lambda taken: taken.cpu),
+        ("Peak memory of the process", "{:.0f} MB", lambda taken: taken.peak),
+    )
+    charts: list[Chart] = []
+    for title, pattern, figure in figures:
+        values = [(each.contender, figure(each.taken)) for each in shown]
+        bars = [Bar(one.name.partition(",")[0], value, pattern.format(value), one == OURS) for one, value in values]
+        charts.append(Chart(title, bars))
+    return charts
 
 
 def _latency(milliseconds: int) -> str:
