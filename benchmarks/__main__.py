@@ -48,7 +48,7 @@ def list_benchmarks() -> None:
     """Print a table of all benchmarks."""
     found = {name: _module(name).BENCHMARK for name in NAMES}
     rows = [(name, one.measures, one.duration, "\n".join(one.targets)) for name, one in found.items()]
-    shown = table(("name", "measures", "duration", "targets"), rows, left=4)
+    shown = table([(each, "{}") for each in ("name", "measures", "duration", "targets")], rows, left=4)
     shown.show_lines = True
     Report().show(shown)
 
@@ -59,7 +59,15 @@ def run(name: str, arguments: Sequence[str]) -> bool:
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks {name}", description=module.__doc__, formatter_class=_HelpFormatter
     )
-    module.add_options(parser)
+    for option, (default, text) in module.BENCHMARK.options.items():
+        kind: Any = type(default)
+        if kind is bool:
+            parser.add_argument(option, action="store_true", help=text)
+        elif kind is tuple:
+            kind = type(default[0]) if default else str
+            parser.add_argument(option, nargs="*", type=kind, default=default, help=text)
+        else:
+            parser.add_argument(option, type=kind, default=default, help=text)
     options = parser.parse_args(arguments)
     if module.BENCHMARK.needs_linux and not Path("/proc/self/stat").exists():
         progress(f"{name} reads CPU seconds and memory from /proc: run it on Linux")

@@ -10,7 +10,7 @@ import argparse
 import os
 import sysconfig
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from cliniko_pipeline.sandbox.queries import read_query
 from cliniko_pipeline.sandbox.resources import RESOURCES
 from cliniko_pipeline.sandbox.server import Sandbox
 
-SIZES = (100_000, 1_000_000)
 APPOINTMENTS_PER_PATIENT = 10
 GROUP_SHARE = 0.1
 CHANGED_PAGE_INTERVAL = 10
@@ -43,6 +42,7 @@ BENCHMARK = Benchmark(
     measures="peak memory of syncs of 100,000 and of 1,000,000 appointments",
     duration="ten minutes, 6 GB of memory",
     targets=(f"first sync of the large account: at most {MAX_GROWTH} times the small one's", f"at most {MAX_PEAK} MB"),
+    options={"appointments": ((100_000, 1_000_000), "sizes of accounts")},
 )
 
 
@@ -58,16 +58,11 @@ class Measurement:
     worker_peak: float
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    parser.add_argument("sizes", metavar="APPOINTMENTS", type=int, nargs="*", default=SIZES, help="sizes of accounts")
-
-
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure all sizes and report."""
     measured: list[Measurement] = []
     version = ""
-    for size in sorted(options.sizes):
+    for size in sorted(options.appointments):
         with sandbox_process(size // APPOINTMENTS_PER_PATIENT, size, GROUP_SHARE) as sandbox:
             account = sandbox.account
             with opened_pipeline(account.host) as (runtime, environ):
@@ -78,18 +73,9 @@ def run(options: argparse.Namespace, report: Report) -> None:
                 measured.append(_measure(runtime, environ, "incremental", size))
                 measured.append(_measure(runtime, environ, "full", size, "--full"))
     report.show_machine(version, "dagster", "psycopg")
-    rows = [
-        (
-            one.sync,
-            f"{one.size:,}",
-            f"{one.requests:,}",
-            f"{one.seconds:.0f}",
-            f"{one.command_peak:.0f} MB",
-            f"{one.worker_peak:.0f} MB",
-        )
-        for one in measured
-    ]
-    report.show(table(("sync", "appointments", "requests", "seconds", "command's peak", "worker's peak"), rows))
+    columns = [("sync", "{}"), ("appointments", "{:,}"), ("requests", "{:,}"), ("seconds", "{:.0f}")]
+    columns += [("command's peak", "{:.0f} MB"), ("worker's peak", "{:.0f} MB")]
+    report.show(table(columns, map(astuple, measured)))
     small, *_, large = [one for one in measured if one.sync == "first"] * 2
     growth = large.worker_peak / small.worker_peak
     highest = max(max(one.command_peak, one.worker_peak) for one in measured)

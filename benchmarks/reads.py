@@ -37,10 +37,7 @@ from cliniko_pipeline.postgres import active_patients, api_tokens
 from cliniko_pipeline.postgres.active_patients import Filters, Order, Place
 from cliniko_pipeline.postgres.engine import Database
 
-PATIENTS = 100_000
 OTHER_PATIENTS = 20_000
-READERS = 50
-SECONDS = 60.0
 PAGE = 100
 MIN_SYNCS = 3
 MAX_EXTRA_SECONDS = 240
@@ -61,6 +58,11 @@ BENCHMARK = Benchmark(
     duration="two minutes",
     targets=(f"any page in the database: at most {MAX_MILLISECONDS:g} ms", "no errors, no page with rows of two syncs"),
     needs_linux=False,
+    options={
+        "--patients": (100_000, "active patients"),
+        "--readers": (50, "readers at the same time"),
+        "--seconds": (60.0, "duration of the reading"),
+    },
 )
 
 FILTERS: Mapping[str, Filters] = {
@@ -96,13 +98,6 @@ class Seen:
     instants: set[str] = field(default_factory=set[str])
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    parser.add_argument("--patients", type=int, default=PATIENTS, help="active patients")
-    parser.add_argument("--readers", type=int, default=READERS, help="readers at the same time")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="duration of the reading")
-
-
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure pages in the database and over HTTP, and report."""
     with running_server() as server, server.database() as database:
@@ -121,14 +116,20 @@ def run(options: argparse.Namespace, report: Report) -> None:
         pages = _measure_pages(database)
         seen, syncs = _measure_readers(server, database, options.readers, options.seconds)
         report.show_machine(server.version, "psycopg", "fastapi")
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[object, ...]] = []
     for order in Order:
         of_order = [each for each in pages if each.order is order]
         slowest = max(of_order, key=lambda each: each.milliseconds)
         middle = median(each.milliseconds for each in of_order)
-        rows.append((order.value, str(len(of_order)), f"{middle:.2f}", f"{slowest.milliseconds:.2f}", slowest.page))
-    headings = ("sorted by", "pages", "median", "slowest", "slowest page")
-    report.show(table(headings, rows, "Pages in the database, milliseconds"))
+        rows.append((order.value, len(of_order), middle, slowest.milliseconds, slowest.page))
+    columns = [
+        ("sorted by", "{}"),
+        ("pages", "{}"),
+        ("median", "{:.2f}"),
+        ("slowest", "{:.2f}"),
+        ("slowest page", "{}"),
+    ]
+    report.show(table(columns, rows, "Pages in the database, milliseconds"))
     milliseconds = [each for one in seen for each in one.milliseconds]
     instants = set[str]().union(*(one.instants for one in seen))
     cuts = quantiles(milliseconds, n=100)

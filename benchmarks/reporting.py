@@ -3,10 +3,11 @@
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,12 +21,18 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What `--list` shows of a benchmark. `needs_linux`: it reads /proc."""
+    """What `--list` shows of a benchmark, and its options.
+
+    Attributes:
+        needs_linux: whether it reads /proc.
+        options: the default and the help of each; a tuple takes several values, `False` none.
+    """
 
     measures: str
     duration: str
     targets: tuple[str, ...]
     needs_linux: bool = True
+    options: Mapping[str, tuple[Any, str]] = field(default_factory=dict[str, tuple[Any, str]])
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,20 @@ class Report:
         return "\n".join(line.rstrip() for line in self._console.export_text(clear=False).splitlines())
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, *, left: int = 1) -> Table:
+Column = tuple[str, str]
+"""A heading, and the pattern that formats its values; None is left empty."""
+
+
+def table(
+    columns: Sequence[Column], rows: Iterable[Sequence[Any]], title: str | None = None, *, left: int = 1
+) -> Table:
     """Return a table whose first `left` columns are aligned left and the others right."""
     made = Table(title=title, title_justify="left")
-    for number, heading in enumerate(columns):
+    for number, (heading, _) in enumerate(columns):
         made.add_column(heading, justify="left" if number < left else "right", no_wrap=number == 0)
     for row in rows:
-        made.add_row(*row)
+        values = zip(columns, row, strict=True)
+        made.add_row(*("" if value is None else pattern.format(value) for (_, pattern), value in values))
     return made
 
 

@@ -47,8 +47,6 @@ from cliniko_pipeline.orchestration.runs import run_sync
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import JOB, SyncOptions
 
-ORGANIZATIONS = 200
-APPOINTMENTS = 1_000
 APPOINTMENTS_PER_PATIENT = 10
 GROUP_SHARE = 0.1
 
@@ -62,6 +60,11 @@ BENCHMARK = Benchmark(
         f"at least {MIN_PER_HOUR:,} runs an hour",
         f"CPU seconds and memory: at most {MAX_RATIO:g} times an empty run's",
     ),
+    options={
+        "--organizations": (200, "organizations to sync"),
+        "--appointments": (1_000, "of each organization"),
+        "--settings": (False, "also measure with other settings of Dagster's"),
+    },
 )
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -128,13 +131,6 @@ class Measurement:
 OWN, OTHERS = "CPU seconds of the run's process", "CPU seconds of other programs, for each run"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    parser.add_argument("--organizations", type=int, default=ORGANIZATIONS, help="organizations to sync")
-    parser.add_argument("--appointments", type=int, default=APPOINTMENTS, help="of each organization")
-    parser.add_argument("--settings", action="store_true", help="also measure with other settings of Dagster's")
-
-
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure with the shipped settings, or with several, and report each."""
     patients = max(1, options.appointments // APPOINTMENTS_PER_PATIENT)
@@ -177,7 +173,8 @@ def _show(report: Report, title: str, ours: Measurement, empty: Measurement) -> 
     add("connections to PostgreSQL", lambda one: one.connections / one.runs, "{:.0f}")
     add("events that Dagster stores", lambda one: one.events / one.runs, "{:.0f}")
     add(OTHERS, lambda one: one.cpu[OTHERS] / one.runs)
-    report.show(table(("", "a sync that finds nothing changed", "an empty run", "ratio"), rows, title))
+    headings = ("", "a sync that finds nothing changed", "an empty run", "ratio")
+    report.show(table([(each, "{}") for each in headings], rows, title))
     report.show_verdicts(
         [
             Target("Runs an hour", per_hour(ours), MIN_PER_HOUR, at_least=True),

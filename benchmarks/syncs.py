@@ -33,13 +33,6 @@ from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.server import Sandbox
 
-PATIENTS_READ = 20_000
-APPOINTMENTS_READ = 100_000
-LATENCIES = (0, 100)
-"""Milliseconds until the simulated Cliniko answers."""
-
-ROUNDS = 3
-ROUNDS_OF_SLOW = 1
 MAX_SECONDS = 1800
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +47,15 @@ BENCHMARK = Benchmark(
         "at most 1.5 times the fastest floor's seconds (1.3 with latency), at most 250 MB",
         "dlt takes 15 times the seconds (8 with latency) and 10 times the CPU seconds, a plain loop 10 times",
     ),
+    options={
+        "--patients": (20_000, "of the account"),
+        "--appointments": (100_000, "of the account"),
+        "--latencies": ((0, 100), "milliseconds until the simulated Cliniko answers"),
+        "--rounds": (3, "of ours and the floors"),
+        "--rounds-of-slow": (1, "of dlt and the plain loop"),
+        "--only": ((), "contenders whose module contains a word: ours, floors, plain_loop, dlt"),
+        "--docs": (False, "put the results into docs/"),
+    },
 )
 
 
@@ -106,18 +108,6 @@ class Medians:
     def taken(self) -> Taken:
         """The median of each figure."""
         return median_of(self.all_taken)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    parser.add_argument("--patients", type=int, default=PATIENTS_READ, help="of the account")
-    parser.add_argument("--appointments", type=int, default=APPOINTMENTS_READ, help="of the account")
-    parser.add_argument("--latencies", type=int, nargs="+", default=LATENCIES, metavar="MS", help="in milliseconds")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of ours and the floors")
-    parser.add_argument("--rounds-of-slow", type=int, default=ROUNDS_OF_SLOW, help="of dlt and the plain loop")
-    modules = ", ".join(each.module for each in CONTENDERS)
-    parser.add_argument("--only", nargs="+", metavar="WORD", help=f"contenders whose name contains a word: {modules}")
-    parser.add_argument("--docs", action="store_true", help="put the results into docs/")
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -272,22 +262,17 @@ def _targets(medians: Mapping[int, Sequence[Medians]]) -> list[Target]:
 def _table(found: Sequence[Medians], title: str) -> Table:
     """Return a table of medians, and their ratios to ours."""
     ours = next((each.taken for each in found if each.contender == OURS), None)
-    headings = ("rounds", "seconds", "from to", "of ours", "CPU seconds", "of ours", "peak")
-    rows = [
-        (
-            each.contender.name,
-            str(len(each.all_taken)),
-            f"{each.taken.seconds:.2f}",
-            seconds_range(each.all_taken),
-            f"{each.taken.seconds / ours.seconds:.2f}" if ours else "",
-            f"{each.taken.cpu:.2f}",
-            f"{each.taken.cpu / ours.cpu:.2f}" if ours else "",
-            f"{each.taken.peak:.0f} MB",
-            *(f"{seconds:.1f}" for seconds in each.others.values()),
-        )
-        for each in found
-    ]
-    return table(("", *headings, *(f"CPU of {name}" for name in found[0].others)), rows, title)
+    columns = [("", "{}"), ("rounds", "{}"), ("seconds", "{:.2f}"), ("from to", "{}"), ("of ours", "{:.2f}")]
+    columns += [("CPU seconds", "{:.2f}"), ("of ours", "{:.2f}"), ("peak", "{:.0f} MB")]
+    columns += [(f"CPU of {name}", "{:.1f}") for name in found[0].others]
+    rows: list[tuple[object, ...]] = []
+    for each in found:
+        taken, seconds, cpu = each.taken, None, None
+        if ours:
+            seconds, cpu = taken.seconds / ours.seconds, taken.cpu / ours.cpu
+        first = (each.contender.name, len(each.all_taken), taken.seconds, seconds_range(each.all_taken), seconds)
+        rows.append((*first, taken.cpu, cpu, taken.peak, *each.others.values()))
+    return table(columns, rows, title)
 
 
 def _write_docs(text: str, medians: Mapping[int, Sequence[Medians]], size: str) -> None:

@@ -41,15 +41,7 @@ from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, prog
 from cliniko_pipeline.postgres import tables
 from cliniko_pipeline.postgres.engine import Database, sql
 
-PATIENTS = 100_000
-APPOINTMENTS = 1_000_000
 CLASS_SHARE = 0.1
-SIZES = (12_500, 25_000, 50_000, 100_000)
-"""Of as many patients as contacts."""
-
-ROUNDS = 5
-MAPPING_ROUNDS = 3
-
 MAX_RATIO = 1.3
 MAX_MAPPING_SECONDS = 5
 
@@ -63,6 +55,14 @@ BENCHMARK = Benchmark(
         f"active_patients: at most {MAX_RATIO} times the (CPU) seconds of a statement written by hand",
         f"contact_mapping: at most {MAX_MAPPING_SECONDS} s, growth of CPU seconds at most n log n",
     ),
+    options={
+        "--patients": (100_000, "of active_patients"),
+        "--appointments": (1_000_000, "of active_patients"),
+        "--sizes": ((12_500, 25_000, 50_000, 100_000), "of contact_mapping: as many patients as contacts"),
+        "--rounds": (5, "of active_patients"),
+        "--mapping-rounds": (3, "of contact_mapping"),
+        "--only": (("active_patients", "contact_mapping"), "the tables to measure"),
+    },
 )
 
 
@@ -88,17 +88,6 @@ class Mapping:
     size: int
     taken: Taken
     statuses: dict[str, int]
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    parser.add_argument("--patients", type=int, default=PATIENTS, help="of active_patients")
-    parser.add_argument("--appointments", type=int, default=APPOINTMENTS, help="of active_patients")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="of contact_mapping")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of active_patients")
-    parser.add_argument("--mapping-rounds", type=int, default=MAPPING_ROUNDS, help="of contact_mapping")
-    names = ("active_patients", "contact_mapping")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="the tables to measure")
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -130,6 +119,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
                 growth = largest.taken.cpu / smallest.taken.cpu
                 most = _n_log_n(largest.size) / _n_log_n(smallest.size)
                 targets.append(Target(f"{claim}: CPU of {largest.size:,} / {smallest.size:,}", growth, most))
+    if not targets:
+        raise BenchmarkError(f"--only has no table's name: {options.only}")
     report.show_verdicts(targets)
 
 
@@ -193,21 +184,14 @@ def _measure_again(
 
 def _table_of_rows(rows: Sequence[Row], floor: Taken, title: str) -> Table:
     """Return a table of medians, and their ratios to the hand-written statement's."""
-    headings = ("rounds", "rows", "seconds", "from to", "by hand = 1", "CPU seconds", "by hand = 1")
-    lines = [
-        (
-            row.name,
-            str(len(row.all_taken)),
-            f"{row.rows:,}",
-            f"{row.taken.seconds:.2f}",
-            seconds_range(row.all_taken),
-            f"{row.taken.seconds / floor.seconds:.2f}",
-            f"{row.taken.cpu:.2f}",
-            f"{row.taken.cpu / floor.cpu:.2f}",
-        )
-        for row in rows
-    ]
-    return table(("", *headings), lines, title)
+    columns = [("", "{}"), ("rounds", "{}"), ("rows", "{:,}"), ("seconds", "{:.2f}"), ("from to", "{}")]
+    columns += [(each, "{:.2f}") for each in ("by hand = 1", "CPU seconds", "by hand = 1")]
+    lines: list[tuple[object, ...]] = []
+    for row in rows:
+        seconds, cpu = row.taken.seconds, row.taken.cpu
+        lines.append((row.name, len(row.all_taken), row.rows, seconds, seconds_range(row.all_taken)))
+        lines[-1] += (seconds / floor.seconds, cpu, cpu / floor.cpu)
+    return table(columns, lines, title)
 
 
 def _change(database: Database) -> None:
@@ -250,22 +234,15 @@ def _measure_mappings(server: Server, options: argparse.Namespace) -> Generator[
 
 def _table_of_mappings(mappings: Sequence[Mapping]) -> Table:
     """Return a table with the growth of CPU seconds since the size before."""
-    headings = ("patients", "matched", "ambiguous", "unmatched", "seconds", "CPU seconds", "growth", "n log n")
-    rows: list[tuple[str, ...]] = []
+    columns = [("", "{}"), *((each, "{:,}") for each in ("patients", "matched", "ambiguous", "unmatched"))]
+    columns += [(each, "{:.2f}") for each in ("seconds", "CPU seconds", "growth", "n log n")]
+    rows: list[tuple[object, ...]] = []
     for last, each in zip((None, *mappings), mappings, strict=False):
-        before = last if last and last.clientele == each.clientele else None
-        rows.append(
-            (
-                "" if before else each.clientele.name,
-                f"{each.size:,}",
-                *(f"{patients:,}" for patients in each.statuses.values()),
-                f"{each.taken.seconds:.2f}",
-                f"{each.taken.cpu:.2f}",
-                f"{each.taken.cpu / before.taken.cpu:.2f}" if before else "",
-                f"{_n_log_n(each.size) / _n_log_n(before.size):.2f}" if before else "",
-            )
-        )
-    return table(("", *headings), rows, "contact_mapping, as many patients as contacts")
+        name, growth, most = each.clientele.name, None, None
+        if last and last.clientele == each.clientele:
+            name, growth, most = "", each.taken.cpu / last.taken.cpu, _n_log_n(each.size) / _n_log_n(last.size)
+        rows.append((name, each.size, *each.statuses.values(), each.taken.seconds, each.taken.cpu, growth, most))
+    return table(columns, rows, "contact_mapping, as many patients as contacts")
 
 
 def _n_log_n(size: int) -> float:

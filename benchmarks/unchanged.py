@@ -35,8 +35,6 @@ from cliniko_pipeline.sandbox.server import running_sandbox
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline.sync_options import JOB, SyncOptions, run_config
 
-SIZES = (10_000, 1_000_000)
-ROUNDS = 9
 SYNC_INTERVAL = timedelta(hours=1)
 MAX_SYNC_SECONDS = 120
 
@@ -52,6 +50,7 @@ BENCHMARK = Benchmark(
     measures="syncs of unchanged accounts of 10,000 and of 1,000,000 records",
     duration="five minutes",
     targets=(f"at most {MAX_SECONDS} s", f"large account: at most {MAX_GROWTH} times the small one's (CPU) seconds"),
+    options={"records": ((10_000, 1_000_000), "sizes of accounts"), "--rounds": (9, "measured syncs of each account")},
 )
 
 CRAWLS = """
@@ -63,30 +62,18 @@ from unnest(array[
 """
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    parser.add_argument("sizes", metavar="RECORDS", type=int, nargs="*", default=SIZES, help="sizes of accounts")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="measured syncs of each account")
-
-
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure all sizes and report."""
-    sizes = sorted(options.sizes)
+    sizes = sorted(options.records)
     with _prepared(sizes) as (runtime, environ):
         measured = _measure(runtime, environ, sizes, options.rounds)
         report.show_machine(server_version(runtime.database), "dagster", "psycopg")
-    rows = [
-        (
-            f"{size:,}",
-            str(len(taken)),
-            f"{median_of(taken).seconds:.2f}",
-            seconds_range(taken),
-            f"{median_of(taken).cpu:.2f}",
-            f"{median_of(taken).server_cpu:.2f}",
-        )
-        for size, taken in measured.items()
-    ]
-    report.show(table(("records", "rounds", "seconds", "from to", "CPU seconds", "of PostgreSQL"), rows))
+    rows: list[tuple[object, ...]] = []
+    for size, taken in measured.items():
+        middle = median_of(taken)
+        rows.append((size, len(taken), middle.seconds, seconds_range(taken), middle.cpu, middle.server_cpu))
+    columns = [("records", "{:,}"), ("rounds", "{}"), ("seconds", "{:.2f}"), ("from to", "{}")]
+    report.show(table([*columns, ("CPU seconds", "{:.2f}"), ("of PostgreSQL", "{:.2f}")], rows))
     small, large = sizes[0], sizes[-1]
     # The syncs of one round had the machine in the same state.
     rounds = list(zip(measured[large], measured[small], strict=True))
