@@ -60,11 +60,11 @@ def run(name: str, arguments: Sequence[str]) -> bool:
         prog=f"python -m benchmarks {name}", description=module.__doc__, formatter_class=_HelpFormatter
     )
     for option, (default, text) in module.BENCHMARK.options.items():
-        kind: Any = type(default)
+        kind: Any = default.__class__
         if kind is bool:
             parser.add_argument(option, action="store_true", help=text)
         elif kind is tuple:
-            kind = type(default[0]) if default else str
+            kind = default[0].__class__ if default else str
             parser.add_argument(option, nargs="*", type=kind, default=default, help=text)
         else:
             parser.add_argument(option, type=kind, default=default, help=text)

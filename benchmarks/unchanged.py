@@ -36,7 +36,7 @@ from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline.sync_options import JOB, SyncOptions, run_config
 
 SYNC_INTERVAL = timedelta(hours=1)
-MAX_SYNC_SECONDS = 120
+MAX_SYNC_SECONDS = 600
 
 MAX_SECONDS = 1.5
 MAX_GROWTH = 1.1
