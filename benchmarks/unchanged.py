@@ -7,9 +7,8 @@ more former patients.
 
 Each sync runs in a fresh process, as a run worker executes it; each round has another order. Measured are the wall and
 CPU seconds from the first step of the run to the end of its last, checks included, and those of
-PostgreSQL's sessions.
-Two syncs of each account do not count: the first computes everything, the second gathers the attendances that the
-later ones begin at.
+PostgreSQL's sessions. Two syncs of each account do not count: the first computes everything, the second gathers the
+attendances that the later ones begin at.
 """
 
 import argparse
