@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-slow browser debian-postgresql screenshots benchmark-budgets benchmark-memory benchmark-reads benchmark-runs benchmark-syncs benchmark-transforms benchmark-unchanged lint format sandbox constraints clean
+.PHONY: help demo ui test test-slow browser debian-postgresql screenshots benchmark lint format sandbox constraints clean
 
 # Some tests mostly wait, for a daemon or a browser: two processes more than there are processors.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 2)')
@@ -29,26 +29,9 @@ test: $(VENV)/.dev browser ## The tests of every commit, five minutes; ARGS='-k 
 test-slow: $(VENV)/.dev browser ## Histories, kills, bursts, browser tours, and every property with many more examples
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -m slow --numprocesses=$(TEST_PROCESSES) --dist=worksteal $(ARGS)
 
-benchmark-budgets: $(VENV)/.runtime ## How much of 200 requests a minute syncs use, by one process and several, and whether a 429 comes; twelve minutes
-	@$(BIN)/python -m benchmarks.budgets $(ARGS)
-
-benchmark-memory: $(VENV)/.runtime ## Peak memory of a first sync: 100,000 against 1,000,000 appointments; ten minutes
-	@$(BIN)/python -m benchmarks.memory $(ARGS)
-
-benchmark-runs: $(VENV)/.runtime ## Cost and rate of unchanged syncs of 200 organizations, launched by the schedule; half an hour
-	@$(BIN)/python -m benchmarks.runs $(ARGS)
-
-benchmark-unchanged: $(VENV)/.runtime ## Syncs in which nothing has changed: accounts of 10,000 against 1,000,000 records; five minutes
-	@$(BIN)/python -m benchmarks.unchanged $(ARGS)
-
-benchmark-reads: $(VENV)/.runtime ## Pages of 100,000 active patients, read by fifty while syncs replace them; two minutes
-	@$(BIN)/python -m benchmarks.reads $(ARGS)
-
-benchmark-syncs: build/benchmarks/.installed ## First syncs beside dlt, a plain loop and hand-written floors; ARGS=--docs renews the docs; twenty minutes
-	@build/benchmarks/bin/python -m benchmarks.syncs $(ARGS)
-
-benchmark-transforms: $(VENV)/.runtime ## active_patients of 1,000,000 appointments beside a statement written by hand; contact_mapping of 100,000 patients; ten minutes
-	@$(BIN)/python -m benchmarks.transforms $(ARGS)
+# Only the benchmark of syncs needs more than the project: with it, all run in build/benchmarks.
+benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.runtime) ## All benchmarks in turn, an hour and a half; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list
+	@$(dir $<)bin/python -m benchmarks $(ARGS)
 
 browser: ## The Chromium that tests drive the UI with: the machine's, or Debian's package where this is root on Debian
 	@case "$$CLINIKO_TEST_BROWSER" in ?*) exit 0 ;; esac; \

@@ -1,1 +1,1 @@
-"""Measurements that take minutes and gigabytes: no tests, and no part of the package."""
+"""Benchmarks: `python -m benchmarks --list` names them. Neither tests nor part of the package."""

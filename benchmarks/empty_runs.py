@@ -1,6 +1,6 @@
-"""The empty Dagster project that `runs` measures ours against: as many assets, which do nothing.
+"""The empty Dagster project of the benchmark of runs: four assets that do nothing.
 
-Must import nothing but Dagster: what a run of it costs is what Dagster costs.
+It imports only Dagster, so that its runs cost what Dagster costs.
 """
 
 from pathlib import Path
@@ -10,29 +10,29 @@ import dagster as dg
 JOB = "empty"
 LOCATION = "empty_runs"
 DUE_FILE = "empty_runs_due"
-"""A file in Dagster's home: the partitions that the next tick requests, a line each."""
+"""A file in Dagster's home: the partitions that the next tick requests, one a line."""
 
 _PARTITIONS = dg.DynamicPartitionsDefinition(name="organizations")
 
 
 @dg.asset(partitions_def=_PARTITIONS)
 def first() -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 @dg.asset(partitions_def=_PARTITIONS, deps=[first])
 def second() -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 @dg.asset(partitions_def=_PARTITIONS, deps=[first, second])
 def third() -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 @dg.asset(partitions_def=_PARTITIONS, deps=[first, second, third])
 def fourth() -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 _JOB = dg.define_asset_job(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
@@ -47,7 +47,7 @@ _JOB = dg.define_asset_job(  # pyright: ignore[reportUnknownMemberType] (Dagster
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
 def empty_runs(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-    """A run for each partition that is due; once."""
+    """Request a run for each due partition, once."""
     due = Path(context.instance.root_directory) / DUE_FILE
     if not due.exists():
         return dg.SkipReason("Nothing is due.")
@@ -65,7 +65,7 @@ def empty_runs(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | d
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    """What the code server loads."""
+    """Return what the code server loads."""
     return dg.Definitions(
         assets=[first, second, third, fourth], jobs=[_JOB], schedules=[empty_runs], executor=dg.in_process_executor
     )

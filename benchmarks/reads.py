@@ -1,30 +1,24 @@
-"""Pages of active patients, read by many while syncs replace them: what each takes in the database, what readers see.
+"""Pages of active patients: their time in the database, and what many readers see while syncs replace them.
 
-`make benchmark-reads` takes two minutes and 1 GB of disk under TMPDIR. It brings its own database, with an
-organization of 100,000 active patients beside one of 20,000, and the HTTP service in a process of its own.
+Takes 1 GB of disk under TMPDIR. The database has an organization of 100,000 active patients and one of 20,000.
 
-Measured are, of every order, direction and filter, the first page and pages further on: planning and execution, as
-PostgreSQL itself tells them (`explain analyze`), which is more than without being asked. Then fifty readers walk
-through pages over HTTP, while the statement of the asset `active_patients` replaces all rows again and again, judged by
-an instant that moves on. Counted are answers that are no 200, and pages with rows of more than one sync.
+Measured are the first page and later ones in each order and direction and with each filter: planning and execution, as
+`explain analyze` shows them. Then readers walk through pages over HTTP, from the service in a process of its own,
+while the statement of the asset `active_patients` replaces all rows again and again, each time for a later instant.
+Counted are responses other than 200, and pages with rows of more than one sync.
 """
 
 import argparse
 import itertools
 import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import sysconfig
-import tempfile
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median, quantiles
@@ -33,78 +27,43 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 from cryptography.fernet import Fernet
-from rich.table import Table
 from sqlalchemy import event
 
-from benchmarks.telling import CONSOLE, load, machine, say
-from cliniko_pipeline.postgres import active_patients, api_tokens, derivations, schema
+from benchmarks.clinic_data import AS_OF, Clinic, replace_active_patients, replace_mapping
+from benchmarks.databases import Server, execute, libpq_url, running_server, vacuum
+from benchmarks.processes import free_port, is_listening, started, wait_until
+from benchmarks.reporting import Benchmark, Report, Target, progress, table
+from cliniko_pipeline.postgres import active_patients, api_tokens
 from cliniko_pipeline.postgres.active_patients import Filters, Order, Place
-from cliniko_pipeline.postgres.derivations import Derivation
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
-from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.tables import (
-    ACTIVE_PATIENTS,
-    APPOINTMENTS,
-    ATTENDEES,
-    CONTACT_MAPPING,
-    CURRENT_ATTENDANCES,
-)
-from cliniko_pipeline.postgres.tables import PATIENTS as PATIENTS_TABLE
+from cliniko_pipeline.postgres.engine import Database
 
-PATIENTS = 100_000
-OTHERS = 20_000
-READERS = 50
-SECONDS = 60
+OTHER_PATIENTS = 20_000
 PAGE = 100
-FEWEST_SYNCS = 3
-MOST_MORE_SECONDS = 240
+MIN_SYNCS = 3
+MAX_EXTRA_SECONDS = 240
+START_SECONDS = 60
 
-MOST_MILLISECONDS = 20.0
+MAX_MILLISECONDS = 20.0
 
 ORGANIZATION, OTHER = "clinic", "another"
-AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
-
-# Everybody came three to seven times within the last 59 days, a third comes again; before that, up to five times.
-SEED = """
-select setseed(0.5);
-
-insert into cliniko.patients (organization_id, id, first_name, last_name, created_at, updated_at)
-select :organization_id, n::text, 'First' || n, 'Last', timestamptz '2023-06-01', timestamptz '2026-01-01'
-from generate_series(1, :patients) as n;
-
-insert into cliniko.contact_mapping (organization_id, patient_id, contact_id, status, method)
-select :organization_id, n::text, md5(:organization_id || n)::uuid, 'matched', 'cliniko_patient_id'
-from generate_series(1, :patients) as n;
-
-insert into cliniko.appointment_types (organization_id, id, name, created_at, updated_at)
-values (:organization_id, '1', 'Consultation', timestamptz '2023-06-01', timestamptz '2023-06-01');
-
-insert into cliniko.practitioners (organization_id, id, name, created_at, updated_at)
-values (:organization_id, '1', 'Practitioner 1', timestamptz '2023-06-01', timestamptz '2023-06-01');
-
-insert into cliniko.appointments
-    (organization_id, kind, id, patient_id, appointment_type_id, practitioner_id, starts_at, ends_at, did_not_arrive,
-    created_at, updated_at)
-select :organization_id, 'individual', (n * 20 + visit)::text, n::text, '1', '1', starts_at,
-    starts_at + interval '30 minutes', false, timestamptz '2026-01-01', timestamptz '2026-01-01'
-from (
-    select n, visit,
-        cast(:as_of as timestamptz) + case
-            when visit <= 3 + n % 5 then - interval '1 minute' * floor(random() * 84000)
-            when visit = 9 then interval '1 minute' * floor(random() * 40000)
-            else - interval '70 days' - interval '1 minute' * floor(random() * 400000)
-        end as starts_at
-    from generate_series(1, :patients) as n
-    cross join generate_series(1, 14) as visit
-    where visit <= 3 + n % 5 or (visit = 9 and n % 3 = 0) or (visit > 9 and n % 7 > visit - 9)
-) as visits
+CREDENTIALS = """
+insert into public.api_credentials (organization_id, service_name, credentials_encrypted)
+values ('{}', 'cliniko', '{{}}')
 """
+POSITIONS = (0.0, 0.3, 0.7, 0.999)
+"""Shares of the list that precede a measured page."""
 
-CONTACTS = """
-insert into public.contacts (id, organization_id, cliniko_patient_id, name)
-select md5(:organization_id || n)::uuid, :organization_id, n::text, 'First' || n || ' Last'
-from generate_series(1, :patients) as n
-"""
+BENCHMARK = Benchmark(
+    measures="pages of 100,000 active patients, for fifty readers while syncs replace them",
+    duration="two minutes",
+    targets=(f"any page in the database: at most {MAX_MILLISECONDS:g} ms", "no errors, no page with rows of two syncs"),
+    needs_linux=False,
+    options={
+        "--patients": (100_000, "active patients"),
+        "--readers": (50, "readers at the same time"),
+        "--seconds": (60.0, "duration of the reading"),
+    },
+)
 
 FILTERS: Mapping[str, Filters] = {
     "none": Filters(),
@@ -118,113 +77,99 @@ FILTERS: Mapping[str, Filters] = {
     ),
     "nobody": Filters(last_from=AS_OF + timedelta(days=1)),
 }
-PLACES = (0.0, 0.3, 0.7, 0.999)
 
 
 @dataclass(frozen=True)
 class PageTime:
-    """What a page took in the database, in milliseconds, and what it was of."""
+    """The planning and execution of one page; `page` describes it."""
 
     order: Order
-    descending: bool
-    filters: str
-    place: float
-    rows: int
+    page: str
     milliseconds: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """What readers met."""
+    """What one reader met. `instants` are those of the syncs whose rows it read."""
 
-    milliseconds: Sequence[float]
-    errors: int
-    mixed: int
-    syncs: int
-    instants: int
-
-
-def main() -> int:
-    """Measures and prints; the exit code is 1 where a target is not met."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, too
-    parser = argparse.ArgumentParser(description="Pages of active patients, read while syncs replace them.")
-    parser.add_argument("--patients", type=int, default=PATIENTS, help="default: %(default)s")
-    parser.add_argument("--readers", type=int, default=READERS, help="default: %(default)s")
-    parser.add_argument("--seconds", type=int, default=SECONDS, help="default: %(default)s")
-    options = parser.parse_args()
-    with prepared(options.patients) as (database, folder):
-        CONSOLE.print(_versions(database), highlight=False)
-        CONSOLE.print(f"Load of the machine (1, 5 and 15 minutes): {load()} at the beginning", highlight=False)
-        pages = measured_pages(database)
-        seen = measured_readers(database, folder, options.readers, options.seconds)
-        CONSOLE.print(f"{load()} at the end", highlight=False)
-    return report(pages, seen, options.readers)
+    milliseconds: list[float] = field(default_factory=list[float])
+    errors: int = 0
+    mixed: int = 0
+    instants: set[str] = field(default_factory=set[str])
 
 
-@contextmanager
-def prepared(patients: int) -> Generator[tuple[Database, Path]]:
-    """A database with both organizations, as first syncs have left them."""
-    with tempfile.TemporaryDirectory(prefix="cliniko-reads-") as name:
-        folder = Path(name)
-        with EmbeddedServer(folder / "postgres") as server:
-            database = Database(server.url)
-            schema.migrate(database, create_application_tables=True)
-            for organization_id, count in ((ORGANIZATION, patients), (OTHER, min(OTHERS, patients))):
-                say(f"{count:,} active patients")
-                values: dict[str, Any] = {"organization_id": organization_id, "patients": count, "as_of": AS_OF}
-                with database.operator() as connection:
-                    _run(connection, CONTACTS, values)
-                    connection.execute(
-                        sa.text(
-                            "insert into public.api_credentials (organization_id, service_name, credentials_encrypted)"
-                            " values (:id, 'cliniko', '{}')"
-                        ),
-                        {"id": organization_id},
-                    )
-                with database.organization(organization_id) as connection:
-                    for text in SEED.split(";"):
-                        _run(connection, text, values)
-                synced(database, organization_id, AS_OF)
-            with database.operator_statement() as connection:
-                # As the server does by itself, some time later.
-                connection.execute(sa.text("vacuum analyze"))
-            yield database, folder
-            database.close()
+def run(options: argparse.Namespace, report: Report) -> None:
+    """Measure pages in the database and over HTTP, and report."""
+    with running_server() as server, server.database() as database:
+        for organization_id, count in (
+            (ORGANIZATION, options.patients),
+            (OTHER, min(OTHER_PATIENTS, options.patients)),
+        ):
+            progress(f"Making {count:,} active patients")
+            # A few patients more, since some have no appointment that counts.
+            patients = round(count * 1.03)
+            clinic = Clinic(patients, 4 * patients, organization_id=organization_id, days_ago=59, days=62)
+            execute(database, *clinic.statements(), CREDENTIALS.format(organization_id))
+            replace_mapping(database, organization_id)
+            replace_active_patients(database, organization_id, AS_OF, force=True)
+        vacuum(database)
+        pages = _measure_pages(database)
+        seen, syncs = _measure_readers(server, database, options.readers, options.seconds)
+        report.show_machine(server.version, "psycopg", "fastapi")
+    rows: list[tuple[object, ...]] = []
+    for order in Order:
+        of_order = [each for each in pages if each.order is order]
+        slowest = max(of_order, key=lambda each: each.milliseconds)
+        middle = median(each.milliseconds for each in of_order)
+        rows.append((order.value, len(of_order), middle, slowest.milliseconds, slowest.page))
+    columns = [
+        ("sorted by", "{}"),
+        ("pages", "{}"),
+        ("median", "{:.2f}"),
+        ("slowest", "{:.2f}"),
+        ("slowest page", "{}"),
+    ]
+    report.show(table(columns, rows, "Pages in the database, milliseconds"))
+    milliseconds = [each for one in seen for each in one.milliseconds]
+    instants = set[str]().union(*(one.instants for one in seen))
+    cuts = quantiles(milliseconds, n=100)
+    report.show(
+        f"{options.readers} readers: {len(milliseconds):,} pages over HTTP, median {cuts[49]:.0f} ms, 95th percentile"
+        f" {cuts[94]:.0f} ms, 99th {cuts[98]:.0f} ms; {syncs} syncs."
+    )
+    report.show_verdicts(
+        [
+            Target("Slowest page in the database, ms", max(one.milliseconds for one in pages), MAX_MILLISECONDS),
+            Target("Errors", sum(one.errors for one in seen), 0),
+            Target("Pages with rows of two syncs", sum(one.mixed for one in seen), 0),
+            Target("Syncs whose rows were read", len(instants), 2, at_least=True),
+        ]
+    )
 
 
-def _run(connection: sa.Connection, text: str, values: Mapping[str, Any]) -> None:
-    connection.execute(sa.text(text), {key: values[key] for key in values if f":{key}" in text})
+# Pages in the database.
 
 
-def synced(database: Database, organization_id: str, as_of: datetime) -> int:
-    """Replaces the organization's active patients as the asset does; returns how many rows changed."""
-    parameters = {"as_of": as_of, "activity_window": timedelta(days=60), "count_no_shows": True}
-    inputs = (PATIENTS_TABLE, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING)
-    derivation = Derivation(ACTIVE_PATIENTS, sql("active_patients"), inputs, parameters, CURRENT_ATTENDANCES)
-    with database.organization(organization_id) as connection:
-        written, _ = derivations.write(connection, derivation, anew=True)
-    return written.inserted + written.updated + written.deleted
-
-
-def measured_pages(database: Database) -> list[PageTime]:
-    """The first page and pages further on, of every order, direction and filter."""
-    say("Pages, one by one")
+def _measure_pages(database: Database) -> list[PageTime]:
+    """Measure a page at each position of each order, direction and filter."""
+    progress("Measuring pages one by one")
     found: list[PageTime] = []
     with database.organization(ORGANIZATION) as connection:
         columns = sa.select(*map(sa.column, Order)).select_from(sa.table("active_patients", schema="public"))
         rows = connection.execute(columns).all()
     for order, descending, name in itertools.product(Order, (False, True), FILTERS):
-        wanted = [row for row in rows if _is_wanted(row, FILTERS[name])]
-        wanted.sort(key=lambda row: (getattr(row, order), row.contact_id.bytes), reverse=descending)
-        for share in PLACES:
-            after = _place(wanted[int(len(wanted) * share)], order) if wanted and share else None
+        matching = [row for row in rows if _matches(row, FILTERS[name])]
+        matching.sort(key=lambda row: (getattr(row, order), row.contact_id.bytes), reverse=descending)
+        for share in POSITIONS:
+            after = _place(matching[int(len(matching) * share)], order) if matching and share else None
             with database.organization(ORGANIZATION) as connection:
-                milliseconds, count = _explained(connection, order, FILTERS[name], after, descending=descending)
-            found.append(PageTime(order, descending, name, share, count, milliseconds))
+                milliseconds, count = _explain(connection, order, FILTERS[name], after, descending=descending)
+            page = f"{name}, {'desc' if descending else 'asc'}, after {share:.1%}, {count} rows"
+            found.append(PageTime(order, page, milliseconds))
     return found
 
 
-def _is_wanted(row: Any, filters: Filters) -> bool:
+def _matches(row: Any, filters: Filters) -> bool:
     last = row.last_appointment_date.replace(tzinfo=UTC)
     return (
         (filters.has_upcoming is None or filters.has_upcoming == (row.upcoming_appointment_count > 0))
@@ -234,17 +179,16 @@ def _is_wanted(row: Any, filters: Filters) -> bool:
 
 
 def _place(row: Any, order: Order) -> Place:
-    """Where a page ends with this row."""
     value = getattr(row, order)
     if order is Order.CONTACT:
         return Place(None, row.contact_id)
     return Place(value.replace(tzinfo=UTC) if isinstance(value, datetime) else value, row.contact_id)
 
 
-def _explained(
+def _explain(
     connection: sa.Connection, order: Order, filters: Filters, after: Place | None, *, descending: bool
 ) -> tuple[float, int]:
-    """Milliseconds of planning and execution, and how many rows the page has."""
+    """Return the milliseconds of planning and execution, and the rows of the page."""
 
     def explain(_connection: object, _cursor: object, text: str, given: object, *_rest: object) -> tuple[str, object]:
         return f"explain (analyze, format json) {text}", given
@@ -260,97 +204,67 @@ def _explained(
     return plan["Planning Time"] + plan["Execution Time"], plan["Plan"]["Actual Rows"]
 
 
-def measured_readers(database: Database, folder: Path, readers: int, seconds: float) -> Seen:
-    """What so many readers meet over HTTP while syncs go on."""
-    with _service(database, folder) as (url, token):
-        say(f"{readers} readers for {seconds:.0f} s")
-        syncs = _Syncs(database, time.monotonic() + seconds)
-        thread = threading.Thread(target=syncs.go_on)
-        thread.start()
-        try:
-            with ThreadPoolExecutor(readers) as executor:
-                reading = [executor.submit(_read, url, token, number, syncs) for number in range(readers)]
-                seen = [each.result() for each in reading]
-        finally:
-            syncs.is_over.set()
-            thread.join()
-        if syncs.error is not None:
-            raise syncs.error
-    return Seen(
-        milliseconds=[each for one in seen for each in one.milliseconds],
-        errors=sum(one.errors for one in seen),
-        mixed=sum(one.mixed for one in seen),
-        syncs=syncs.count,
-        instants=len(set[str]().union(*(one.instants for one in seen))),
-    )
+# Pages over HTTP.
 
 
-class _Syncs:
-    """Replaces all rows, again and again."""
-
-    def __init__(self, database: Database, until: float) -> None:
-        self._database = database
-        self._until = until
-        self.is_over = threading.Event()
-        self.count = 0
-        self.error: Exception | None = None
-
-    @property
-    def are_enough(self) -> bool:
-        """Whether the time is over and enough of them have ended, or will not end at all."""
-        late = time.monotonic() - self._until
-        return self.error is not None or late > MOST_MORE_SECONDS or (late > 0 and self.count > FEWEST_SYNCS)
-
-    def go_on(self) -> None:
-        try:
-            while not self.is_over.is_set():
-                self.count += 1
-                synced(self._database, ORGANIZATION, AS_OF + timedelta(minutes=self.count))
-        except Exception as error:  # noqa: BLE001 (told by whoever waits for it)
-            self.error = error
+def _measure_readers(server: Server, database: Database, readers: int, seconds: float) -> tuple[list[Seen], int]:
+    """Return what each reader saw, and the number of syncs that ended."""
+    with _service(server, database) as (url, token):
+        progress(f"{readers} readers for {seconds:.0f} s")
+        ended = threading.Event()
+        with ThreadPoolExecutor(readers + 1) as executor:
+            try:
+                reading = [executor.submit(_read, url, token, number, ended) for number in range(readers)]
+                syncs = _sync_repeatedly(database, seconds)
+            finally:
+                ended.set()
+            return [each.result() for each in reading], syncs
 
 
-@dataclass
-class _Reader:
-    milliseconds: list[float]
-    errors: int
-    mixed: int
-    instants: set[str]
+def _sync_repeatedly(database: Database, seconds: float) -> int:
+    """Replace all rows until the time is over and some syncs have ended; return how many did."""
+    begin, count = time.monotonic(), 0
+    while (passed := time.monotonic() - begin) < seconds or (
+        count < MIN_SYNCS and passed < seconds + MAX_EXTRA_SECONDS
+    ):
+        count += 1
+        replace_active_patients(database, ORGANIZATION, AS_OF + timedelta(minutes=count), force=True)
+    return count
 
 
-def _read(url: str, token: str, number: int, syncs: _Syncs) -> _Reader:
-    """Walks through pages of one order after the other."""
+def _read(url: str, token: str, number: int, ended: threading.Event) -> Seen:
+    """Walk through pages of one order after the other."""
     chosen = random.Random(number)  # noqa: S311 (no secret)
-    found = _Reader([], 0, 0, set())
+    seen = Seen()
     with httpx.Client(
         base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60
     ) as client:
-        while not syncs.are_enough:
-            query: dict[str, str] = {
+        while not ended.is_set():
+            query = {
                 "sort": chosen.choice(list(Order)).value,
                 "order": chosen.choice(["asc", "desc"]),
                 "limit": str(PAGE),
             }
             for _ in range(chosen.randint(1, 20)):
-                begun = time.perf_counter()
-                answer = client.get(f"/v1/organizations/{ORGANIZATION}/active-patients", params=query)
-                found.milliseconds.append((time.perf_counter() - begun) * 1000)
-                if not answer.is_success:
-                    found.errors += 1
+                begin = time.perf_counter()
+                response = client.get(f"/v1/organizations/{ORGANIZATION}/active-patients", params=query)
+                seen.milliseconds.append((time.perf_counter() - begin) * 1000)
+                if not response.is_success:
+                    seen.errors += 1
                     break
-                page = answer.json()
+                page = response.json()
                 instants = {row["search_date_to"] for row in page["items"]}
-                found.mixed += len(instants) > 1
-                found.instants |= instants
-                if page["next_cursor"] is None or syncs.are_enough:
+                seen.mixed += len(instants) > 1
+                seen.instants |= instants
+                if page["next_cursor"] is None or ended.is_set():
                     break
                 query["cursor"] = page["next_cursor"]
-    return found
+    return seen
 
 
 @contextmanager
-def _service(database: Database, folder: Path) -> Generator[tuple[str, str]]:
-    """The service in a process of its own, and a token for it."""
+def _service(server: Server, database: Database) -> Generator[tuple[str, str]]:
+    """Run the HTTP service in a process of its own; yield its URL and a token."""
     with database.operator() as connection:
         token = api_tokens.create(
             connection,
@@ -360,79 +274,13 @@ def _service(database: Database, folder: Path) -> Generator[tuple[str, str]]:
             expires_at=None,
             requests_per_minute=100_000,
         )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environ = os.environ | {
-        "DATABASE_URL": database.url.set(drivername="postgresql").render_as_string(hide_password=False),
+        "DATABASE_URL": libpq_url(database.url),
         "CREDENTIALS_ENCRYPTION_KEY": Fernet.generate_key().decode(),
-        "CLINIKO_PIPELINE_HOME": str(folder / "home"),
+        "CLINIKO_PIPELINE_HOME": str(server.home / "pipeline"),
     }
     script = Path(sysconfig.get_path("scripts")) / "cliniko-pipeline"
-    with subprocess.Popen(  # noqa: S603 (ours, no shell)
-        [script, "api", "--port", str(port)], env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_for(url)
-            yield url, token.text
-        finally:
-            process.terminate()
-
-
-def _wait_for(url: str) -> None:
-    for _ in range(300):
-        try:
-            httpx.get(f"{url}/healthz", trust_env=False).raise_for_status()
-        except httpx.HTTPError:
-            time.sleep(0.1)
-        else:
-            return
-    raise SystemExit("The service does not answer.")
-
-
-def report(pages: Sequence[PageTime], seen: Seen, readers: int) -> int:
-    """Prints the tables and whether the targets are met; the exit code."""
-    table = Table(title="Pages in the database, milliseconds", title_justify="left")
-    for heading in ("sorted by", "pages", "median", "slowest", "which"):
-        table.add_column(heading, justify="left" if heading in {"sorted by", "which"} else "right")
-    for order in Order:
-        of_order = [each for each in pages if each.order is order]
-        slowest = max(of_order, key=lambda each: each.milliseconds)
-        direction = "desc" if slowest.descending else "asc"
-        table.add_row(
-            order.value,
-            str(len(of_order)),
-            f"{median(each.milliseconds for each in of_order):.2f}",
-            f"{slowest.milliseconds:.2f}",
-            f"{slowest.filters}, {direction}, after {slowest.place:.1%}, {slowest.rows} rows",
-        )
-    CONSOLE.print(table)
-    cuts = quantiles(seen.milliseconds, n=100)
-    CONSOLE.print(
-        f"{readers} readers: {len(seen.milliseconds):,} pages over HTTP, median {cuts[49]:.0f} ms, 95th percentile"
-        f" {cuts[94]:.0f} ms, 99th {cuts[98]:.0f} ms; meanwhile {seen.syncs} syncs, {seen.instants} of them seen.",
-        highlight=False,
-    )
-    targets = [
-        ("Slowest page in the database, ms", max(each.milliseconds for each in pages), MOST_MILLISECONDS),
-        ("Errors", seen.errors, 0),
-        ("Pages with rows of two syncs", seen.mixed, 0),
-    ]
-    for name, found, most in targets:
-        CONSOLE.print(f"{name}: {found:.4g} (at most {most:g}): {'met' if found <= most else 'NOT MET'}")
-    if seen.instants < 2:
-        CONSOLE.print("No sync ended while they read: NOT MEASURED; give it more --seconds.")
-    return 1 if seen.instants < 2 or any(found > most for _, found, most in targets) else 0
-
-
-def _versions(database: Database) -> str:
-    with database.operator() as connection:
-        return machine(connection.execute(sa.text("show server_version")).scalar_one(), "psycopg", "fastapi")
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with started([script, "api", "--port", str(port)], environ, server.home / "api.log"):
+        wait_until(lambda: is_listening(port), START_SECONDS, "the HTTP service", 0.1)
+        yield f"http://127.0.0.1:{port}", token.text

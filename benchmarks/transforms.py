@@ -1,82 +1,74 @@
-"""The two transformations at size: `active_patients` beside one hand-written statement that computes the same rows, and
-`contact_mapping` for clienteles of growing size, ordinary and hostile ones.
+"""The two transformations at size: `active_patients` and `contact_mapping`.
 
-`make benchmark-transforms`, on Linux, takes five to ten minutes, 1 GB of memory and 2 GB of disk under TMPDIR. It
-brings its own database, with the server's default settings. `python -m benchmarks.transforms --appointments 20000
---patients 2000 --sizes 500 1000` is a quick try.
+Takes 1 GB of memory and 2 GB of disk under TMPDIR. The database has the server's default settings. `transforms
+--appointments 20000 --patients 2000 --sizes 500 1000` is a quick try.
 
-What is measured of ours is everything that the IO manager does for the table, in the organization's context: the lock,
-the query, the staging table, the comparison with what is stored, and what is noted of it for the next sync, the commit;
-one appointment has changed before. What the next syncs take if nothing has is told beside it. The hand-written
-statement runs as a superuser, without row-level security, into an empty table with the same columns and indexes; twice,
-with the server's settings and with those that ours plans with, and the faster one counts. They take turns, the rows of
-both are compared, and medians are told. Seconds are those of the clock, CPU seconds those of the server's process that
-does the work (the kernel's).
+Measured is all that the IO manager does for a table: the lock, the query, the comparison with the stored rows, the
+commit. One appointment has changed before. `active_patients` is compared with a statement written by hand, which runs
+as a superuser without row-level security, into an empty table with the same columns and indexes. It runs with the
+server's settings and with the pipeline's, and the faster one counts. The rows of both must be the same. Rounds
+alternate, and medians are shown; CPU seconds are those of the server's process that does the work.
 """
 
 import argparse
 import math
-import signal
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from statistics import median
 
-import psycopg
 import sqlalchemy as sa
-from rich.table import Table as Shown
+from rich.table import Table
 from sqlalchemy.engine import Connection
 
-from benchmarks.telling import CONSOLE, load, machine, say
-from benchmarks.transform_data import (
-    ACTIVITY_WINDOW,
+from benchmarks.clinic_data import (
     AS_OF,
     BY_HAND_TABLE,
     HOSTILE,
     MIXED,
-    ORGANIZATION,
     Clientele,
+    Clinic,
     by_hand,
-    clinic,
+    replace_active_patients,
+    replace_mapping,
 )
-from cliniko_pipeline.postgres import derivations, schema, tables
-from cliniko_pipeline.postgres.derivations import Derivation
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
+from benchmarks.databases import Server, execute, running_server, vacuum
+from benchmarks.measuring import Taken, median_of, noted, seconds_range
+from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, progress, table
+from cliniko_pipeline.postgres import tables
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, CONTACT_MAPPING, Table
 
-PATIENTS = 100_000
-APPOINTMENTS = 1_000_000
 CLASS_SHARE = 0.1
-SIZES = (12_500, 25_000, 50_000, 100_000)
-"""Of as many patients as contacts."""
-
-ROUNDS = 5
-ROUNDS_OF_MAPPINGS = 3
-
-MOST_OF_BY_HAND = 1.3
-MOST_SECONDS_OF_MAPPING = 5
+MAX_RATIO = 1.3
+MAX_MAPPING_SECONDS = 5
 
 OURS, BY_HAND = "ours", "by hand"
-_COLUMNS = ", ".join(ACTIVE_PATIENTS.written)
+OURS_TABLE, BY_HAND_ROWS = "public.active_patients", "by_hand.active_patients"
 
-
-@dataclass(frozen=True)
-class Taken:
-    """What something took."""
-
-    seconds: float
-    cpu: float
+BENCHMARK = Benchmark(
+    measures="active_patients of 1,000,000 appointments; contact_mapping of 100,000 patients, ordinary and hostile",
+    duration="ten minutes",
+    targets=(
+        f"active_patients: at most {MAX_RATIO} times the (CPU) seconds of a statement written by hand",
+        f"contact_mapping: at most {MAX_MAPPING_SECONDS} s, growth of CPU seconds at most n log n",
+    ),
+    options={
+        "--patients": (100_000, "of active_patients"),
+        "--appointments": (1_000_000, "of active_patients"),
+        "--sizes": ((12_500, 25_000, 50_000, 100_000), "of contact_mapping: as many patients as contacts"),
+        "--rounds": (5, "of active_patients"),
+        "--mapping-rounds": (3, "of contact_mapping"),
+        "--only": (("active_patients", "contact_mapping"), "the tables to measure"),
+    },
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the first table: the medians of what was measured in turn."""
+    """A line of the table of `active_patients`."""
 
     name: str
     all_taken: Sequence[Taken]
@@ -84,305 +76,201 @@ class Row:
 
     @property
     def taken(self) -> Taken:
-        """Each figure's own median."""
+        """The median of each figure."""
         return median_of(self.all_taken)
 
 
 @dataclass(frozen=True)
-class MappingFound:
-    """The mapping of a clientele at one size."""
+class Mapping:
+    """The mapping of a clientele of `size` patients; `statuses` are the patients by status."""
 
     clientele: Clientele
     size: int
     taken: Taken
-    matched: int
-    ambiguous: int
-    unmatched: int
+    statuses: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Target:
-    """What is promised: `figure` is at most `limit`."""
-
-    claim: str
-    figure: float
-    limit: float
-
-    @property
-    def is_met(self) -> bool:
-        """Whether it holds."""
-        return self.figure <= self.limit
-
-    def __str__(self) -> str:
-        return f"{self.claim}: {self.figure:.3g} (at most {self.limit:.3g}): {'met' if self.is_met else 'NOT MET'}"
-
-
-def main() -> int:
-    """Measures and prints; the exit code is 1 where a target is not met."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, too
-    options = _options()
-    if not Path("/proc/self/schedstat").exists():
-        CONSOLE.print("CPU seconds are read from /proc, which this system does not have.")
-        return 1
-    load_first = load()
-    with tempfile.TemporaryDirectory(prefix="cliniko-transforms-") as folder, Bench(Path(folder)).running() as bench:
-        rows = [*measure_active_patients(bench, options)] if "active_patients" in options.only else []
-        mappings = [*measure_mappings(bench, options)] if "contact_mapping" in options.only else []
-        versions = _versions(bench)
-    CONSOLE.print(versions, highlight=False)
-    CONSOLE.print(f"Load of the machine (1, 5, 15 minutes): {load_first}; when it was over: {load()}", highlight=False)
-    targets = report(rows, mappings, options)
-    for target in targets:
-        CONSOLE.print(str(target), highlight=False)
-    return 0 if all(target.is_met for target in targets) else 1
+def run(options: argparse.Namespace, report: Report) -> None:
+    """Measure both tables and report."""
+    with running_server() as server:
+        # What vacuum and analyze have to do is done before anything is measured.
+        server.execute("alter system set autovacuum = off", "select pg_reload_conf()")
+        rows = [*_measure_active_patients(server, options)] if "active_patients" in options.only else []
+        mappings = [*_measure_mappings(server, options)] if "contact_mapping" in options.only else []
+        report.show_machine(server.version, "psycopg")
+    targets: list[Target] = []
+    if rows:
+        title = f"active_patients, {options.appointments:,} appointments and {options.patients:,} patients"
+        by_hand_rows = [row.taken for row in rows if row.name.startswith(BY_HAND)]
+        floor = Taken(min(one.seconds for one in by_hand_rows), min(one.cpu for one in by_hand_rows))
+        report.show(_table_of_rows(rows, floor, title))
+        ours = next(row.taken for row in rows if row.name == OURS)
+        targets += [
+            Target("active_patients: seconds of ours / by hand", ours.seconds / floor.seconds, MAX_RATIO),
+            Target("active_patients: CPU seconds of ours / by hand", ours.cpu / floor.cpu, MAX_RATIO),
+        ]
+    if mappings:
+        report.show(_table_of_mappings(mappings))
+        for clientele in dict.fromkeys(each.clientele for each in mappings):
+            smallest, *_, largest = [each for each in mappings if each.clientele == clientele] * 2
+            claim = f"contact_mapping of {clientele.name}"
+            targets.append(Target(f"{claim}: seconds of {largest.size:,}", largest.taken.seconds, MAX_MAPPING_SECONDS))
+            if largest.size > smallest.size:
+                growth = largest.taken.cpu / smallest.taken.cpu
+                most = _n_log_n(largest.size) / _n_log_n(smallest.size)
+                targets.append(Target(f"{claim}: CPU of {largest.size:,} / {smallest.size:,}", growth, most))
+    if not targets:
+        raise BenchmarkError(f"--only has no table's name: {options.only}")
+    report.show_verdicts(targets)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The two transformations at size.")
-    parser.add_argument("--patients", type=int, default=PATIENTS, help="default: %(default)s")
-    parser.add_argument("--appointments", type=int, default=APPOINTMENTS, help="default: %(default)s")
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="of mappings; default: %(default)s"
-    )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of active_patients; default: %(default)s")
-    parser.add_argument(
-        "--rounds-of-mappings", type=int, default=ROUNDS_OF_MAPPINGS, help="of contact_mapping; default: %(default)s"
-    )
-    tables = ("active_patients", "contact_mapping")
-    parser.add_argument("--only", nargs="+", choices=tables, default=tables)
-    return parser.parse_args()
+# active_patients.
 
 
-def measure_active_patients(bench: "Bench", options: argparse.Namespace) -> Generator[Row]:
-    """Ours and the hand-written statement, then what is told beside them."""
-    say(f"Making a clinic of {options.patients:,} patients and {options.appointments:,} appointments")
-    with bench.database(clinic(options.patients, options.appointments)) as database:
-        _run(database, BY_HAND_TABLE)
-        _replace(database, CONTACT_MAPPING)
-        _run(database, "analyze")
-        contenders: dict[str, Callable[[], object]] = {
-            OURS: lambda: _replace(database, ACTIVE_PATIENTS),
-            BY_HAND: lambda: _run(database, by_hand()),
-            f"{BY_HAND}, settings of ours": lambda: _run(database, sql("plan_for_whole_tables"), by_hand()),
+def _measure_active_patients(server: Server, options: argparse.Namespace) -> Generator[Row]:
+    """Measure the pipeline and the hand-written statement; then later syncs, and a clinic with classes."""
+    progress(f"Making a clinic of {options.patients:,} patients and {options.appointments:,} appointments")
+    with _clinic(server, Clinic(options.patients, options.appointments).statements()) as database:
+        execute(database, BY_HAND_TABLE)
+        replace_mapping(database)
+        execute(database, "analyze")
+        contenders: dict[str, Callable[[], None]] = {
+            OURS: lambda: replace_active_patients(database),
+            BY_HAND: lambda: execute(database, by_hand()),
+            f"{BY_HAND}, settings of ours": lambda: execute(database, sql("plan_for_whole_tables"), by_hand()),
         }
         found: dict[str, list[Taken]] = {name: [] for name in contenders}
         for number in range(options.rounds):
             order = [*contenders]
             for name in order[number % len(order) :] + order[: number % len(order)]:
-                _empty(database, "public.active_patients" if name == OURS else "by_hand.active_patients")
+                _truncate(database, OURS_TABLE if name == OURS else BY_HAND_ROWS)
                 _change(database)
-                found[name].append(_timed(bench, database, f"{name}, round {number + 1}", contenders[name]))
+                found[name].append(_timed(server, database, f"{name}, round {number + 1}", contenders[name]))
             _require_same(database)
         for name, taken in found.items():
-            yield Row(name, taken, _count(database, "by_hand.active_patients"))
-        yield _again(bench, database, options.rounds, "ours again, one appointment changed", timedelta())
-        yield _again(bench, database, options.rounds, "ours again, a minute later", timedelta(minutes=1))
-        yield _again(bench, database, options.rounds, "nothing changed, the first time", timedelta(), syncs_since=1)
-        yield _again(bench, database, options.rounds, "nothing changed, the second time", timedelta(), syncs_since=2)
+            yield Row(name, taken, _count(database, BY_HAND_ROWS))
+        yield _measure_again(server, database, options.rounds, "ours again, one appointment changed")
+        yield _measure_again(server, database, options.rounds, "ours again, a minute later", timedelta(minutes=1))
+        yield _measure_again(server, database, options.rounds, "nothing changed, the first time", syncs_since=1)
+        yield _measure_again(server, database, options.rounds, "nothing changed, the second time", syncs_since=2)
     classes = round(options.appointments * CLASS_SHARE)
-    say(f"Making a clinic with {classes:,} classes")
-    with bench.database(clinic(options.patients, options.appointments, classes)) as database:
-        _replace(database, CONTACT_MAPPING)
-        _run(database, "analyze")
+    progress(f"Making a clinic with {classes:,} classes")
+    with _clinic(server, Clinic(options.patients, options.appointments, classes).statements()) as database:
+        replace_mapping(database)
+        execute(database, "analyze")
         taken: list[Taken] = []
         for number in range(options.rounds):
-            _empty(database, "public.active_patients")
+            _truncate(database, OURS_TABLE)
             _change(database)
             name = f"ours, a tenth of them classes, round {number + 1}"
-            taken.append(_timed(bench, database, name, lambda: _replace(database, ACTIVE_PATIENTS)))
-        yield Row("ours, a tenth of them classes of six", taken, _count(database, "public.active_patients"))
+            taken.append(_timed(server, database, name, lambda: replace_active_patients(database)))
+        yield Row("ours, a tenth of them classes of six", taken, _count(database, OURS_TABLE))
 
 
-def _again(
-    bench: "Bench", database: Database, rounds: int, name: str, later: timedelta, *, syncs_since: int = 0
+def _measure_again(
+    server: Server, database: Database, rounds: int, name: str, later: timedelta = timedelta(), *, syncs_since: int = 0
 ) -> Row:
-    """Computes the same once more, judging by an instant that is as much later each time, and so many syncs after
-    something has changed.
-    """
+    """Measure a table that exists, with an instant `later` than before, `syncs_since` syncs after the last change."""
     taken: list[Taken] = []
     for number in range(rounds):
-        as_of = AS_OF + later * (number + 1)
+        replace = partial(replace_active_patients, database, as_of=AS_OF + later * (number + 1))
         _change(database)
         for _ in range(syncs_since):
-            _replace(database, ACTIVE_PATIENTS, as_of)
-        for table in ("public.active_patients", "cliniko.current_attendances"):
-            _run(database, f"vacuum {table}", outside=True)
-        taken.append(
-            _timed(
-                bench, database, f"{name}, round {number + 1}", lambda at=as_of: _replace(database, ACTIVE_PATIENTS, at)
-            )
-        )
-    return Row(name, taken, _count(database, "public.active_patients"))
+            replace()
+        vacuum(database, OURS_TABLE, "cliniko.current_attendances")
+        taken.append(_timed(server, database, f"{name}, round {number + 1}", replace))
+    return Row(name, taken, _count(database, OURS_TABLE))
 
 
-def measure_mappings(bench: "Bench", options: argparse.Namespace) -> Generator[MappingFound]:
-    """Every clientele at every size."""
+def _table_of_rows(rows: Sequence[Row], floor: Taken, title: str) -> Table:
+    """Return a table of medians, and their ratios to the hand-written statement's."""
+    columns = [("", "{}"), ("rounds", "{}"), ("rows", "{:,}"), ("seconds", "{:.2f}"), ("from to", "{}")]
+    columns += [(each, "{:.2f}") for each in ("by hand = 1", "CPU seconds", "by hand = 1")]
+    lines: list[tuple[object, ...]] = []
+    for row in rows:
+        seconds, cpu = row.taken.seconds, row.taken.cpu
+        lines.append((row.name, len(row.all_taken), row.rows, seconds, seconds_range(row.all_taken)))
+        lines[-1] += (seconds / floor.seconds, cpu, cpu / floor.cpu)
+    return table(columns, lines, title)
+
+
+def _change(database: Database) -> None:
+    """Update an appointment, in a column that `active_patients` does not show."""
+    first = "select id from cliniko.appointments order by id limit 1"
+    execute(database, f"update cliniko.appointments set updated_at = clock_timestamp() where id = ({first})")  # noqa: S608
+
+
+def _require_same(database: Database) -> None:
+    """Raise an error where the rows differ from the hand-written statement's, or there are none."""
+    columns = ", ".join(tables.ACTIVE_PATIENTS.written)
+    ours, others = (f"select organization_id, {columns} from {each}" for each in (OURS_TABLE, BY_HAND_ROWS))  # noqa: S608
+    different = _count(database, f"(({ours} except all {others}) union all ({others} except all {ours})) as either")
+    if different or not _count(database, OURS_TABLE):
+        raise BenchmarkError(f"{different} rows differ from the hand-written statement's")
+
+
+# contact_mapping.
+
+
+def _measure_mappings(server: Server, options: argparse.Namespace) -> Generator[Mapping]:
+    """Measure every clientele at every size."""
     for clientele in (MIXED, *HOSTILE):
         for size in sorted(options.sizes):
-            with bench.database(clientele.statements(size)) as database:
+            with _clinic(server, clientele.statements(size)) as database:
                 taken: list[Taken] = []
-                for number in range(options.rounds_of_mappings):
-                    _empty(database, "cliniko.contact_mapping")
+                for number in range(options.mapping_rounds):
+                    _truncate(database, "cliniko.contact_mapping")
                     name = f"{clientele.name}, {size:,}, round {number + 1}"
-                    taken.append(_timed(bench, database, name, lambda: _replace(database, CONTACT_MAPPING)))
-                yield _mapping(database, clientele, size, median_of(taken))
+                    taken.append(_timed(server, database, name, partial(replace_mapping, database)))
+                condition = "cliniko.contact_mapping where status ="
+                statuses = {
+                    each: _count(database, f"{condition} '{each}'") for each in ("matched", "ambiguous", "unmatched")
+                }
+                matched, expected = statuses["matched"], clientele.matched
+                if expected is not None and matched != size * expected:
+                    raise BenchmarkError(f"{clientele.name}: {matched} are matched, not {size * expected:.0f}")
+                yield Mapping(clientele, size, median_of(taken), statuses)
 
 
-def _mapping(database: Database, clientele: Clientele, size: int, taken: Taken) -> MappingFound:
-    with database.organization(ORGANIZATION) as connection:
-        statuses = connection.execute(
-            sa.text("select status, count(*) as persons from cliniko.contact_mapping group by status")
-        )
-        found = {row.status: row.persons for row in statuses}
-    matched = found.get("matched", 0)
-    if clientele.matched is not None and matched != size * clientele.matched:
-        raise SystemExit(f"Of {clientele.name} {matched} are matched, not {size * clientele.matched:.0f}.")
-    return MappingFound(clientele, size, taken, matched, found.get("ambiguous", 0), found.get("unmatched", 0))
+def _table_of_mappings(mappings: Sequence[Mapping]) -> Table:
+    """Return a table with the growth of CPU seconds since the size before."""
+    columns = [("", "{}"), *((each, "{:,}") for each in ("patients", "matched", "ambiguous", "unmatched"))]
+    columns += [(each, "{:.2f}") for each in ("seconds", "CPU seconds", "growth", "n log n")]
+    rows: list[tuple[object, ...]] = []
+    for last, each in zip((None, *mappings), mappings, strict=False):
+        name, growth, most = each.clientele.name, None, None
+        if last and last.clientele == each.clientele:
+            name, growth, most = "", each.taken.cpu / last.taken.cpu, _n_log_n(each.size) / _n_log_n(last.size)
+        rows.append((name, each.size, *each.statuses.values(), each.taken.seconds, each.taken.cpu, growth, most))
+    return table(columns, rows, "contact_mapping, as many patients as contacts")
 
 
-def report(rows: Sequence[Row], mappings: Sequence[MappingFound], options: argparse.Namespace) -> list[Target]:
-    """Prints the tables; the targets."""
-    targets: list[Target] = []
-    if rows:
-        title = f"active_patients, {options.appointments:,} appointments and {options.patients:,} patients"
-        floors = [row.taken for row in rows if row.name.startswith(BY_HAND)]
-        floor = Taken(min(one.seconds for one in floors), min(one.cpu for one in floors))
-        CONSOLE.print(table_of(rows, floor, title))
-        ours = next(row.taken for row in rows if row.name == OURS)
-        targets += [
-            Target("active_patients: seconds of ours / by hand", ours.seconds / floor.seconds, MOST_OF_BY_HAND),
-            Target("active_patients: CPU seconds of ours / by hand", ours.cpu / floor.cpu, MOST_OF_BY_HAND),
-        ]
-    if mappings:
-        CONSOLE.print(table_of_mappings(mappings))
-        for clientele in dict.fromkeys(each.clientele for each in mappings):
-            mine = [each for each in mappings if each.clientele == clientele]
-            smallest, largest = mine[0], mine[-1]
-            claim = f"contact_mapping of {clientele.name}"
-            targets.append(
-                Target(f"{claim}: seconds for {largest.size:,}", largest.taken.seconds, MOST_SECONDS_OF_MAPPING)
-            )
-            if largest.size > smallest.size:
-                growth = largest.taken.cpu / smallest.taken.cpu
-                most = n_log_n(largest.size) / n_log_n(smallest.size)
-                targets.append(Target(f"{claim}: CPU of {largest.size:,} / of {smallest.size:,}", growth, most))
-    return targets
-
-
-def n_log_n(size: int) -> float:
-    """What nothing may grow faster than."""
+def _n_log_n(size: int) -> float:
     return size * math.log(size)
 
 
-def table_of(rows: Sequence[Row], floor: Taken, title: str) -> Shown:
-    """Medians, and what they are to the hand-written statement's."""
-    table = Shown(title=title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    for heading in ("rounds", "rows", "seconds", "from to", "by hand = 1", "CPU seconds", "by hand = 1"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        seconds = [each.seconds for each in row.all_taken]
-        table.add_row(
-            row.name,
-            str(len(seconds)),
-            f"{row.rows:,}",
-            f"{row.taken.seconds:.2f}",
-            f"{min(seconds):.2f} {max(seconds):.2f}",
-            f"{row.taken.seconds / floor.seconds:.2f}",
-            f"{row.taken.cpu:.2f}",
-            f"{row.taken.cpu / floor.cpu:.2f}",
-        )
-    return table
+# Both.
 
 
-def table_of_mappings(mappings: Sequence[MappingFound]) -> Shown:
-    """A line for each clientele and size; growth is that of CPU seconds since the size before."""
-    table = Shown(title="contact_mapping, as many patients as contacts", title_justify="left")
-    table.add_column("")
-    for heading in ("patients", "matched", "ambiguous", "unmatched", "seconds", "CPU seconds", "growth", "n log n"):
-        table.add_column(heading, justify="right")
-    before: MappingFound | None = None
-    for each in mappings:
-        last = before if before and before.clientele == each.clientele else None
-        table.add_row(
-            "" if last else each.clientele.name,
-            f"{each.size:,}",
-            f"{each.matched:,}",
-            f"{each.ambiguous:,}",
-            f"{each.unmatched:,}",
-            f"{each.taken.seconds:.2f}",
-            f"{each.taken.cpu:.2f}",
-            f"{each.taken.cpu / last.taken.cpu:.2f}" if last else "",
-            f"{n_log_n(each.size) / n_log_n(last.size):.2f}" if last else "",
-        )
-        before = each
-    return table
+@contextmanager
+def _clinic(server: Server, statements: Sequence[str]) -> Generator[Database]:
+    with server.database() as database:
+        execute(database, *statements)
+        vacuum(database)
+        yield database
 
 
-def median_of(taken: Sequence[Taken]) -> Taken:
-    """Each figure's own median."""
-    return Taken(median(each.seconds for each in taken), median(each.cpu for each in taken))
-
-
-class Bench:
-    """A server of its own, and a database for each clinic."""
-
-    def __init__(self, folder: Path) -> None:
-        self._server = EmbeddedServer(folder / "postgres")
-        self._made = 0
-
-    @contextmanager
-    def running(self) -> Generator["Bench"]:
-        """Until the end of the block."""
-        with self._server:
-            # Nothing else is to be at work: what vacuum and analyze have to do is done before it is measured.
-            self.execute("alter system set autovacuum = off", "select pg_reload_conf()", "create database migrated")
-            migrated = Database(self._server.url.set(database="migrated"))
-            schema.migrate(migrated, create_application_tables=True)
-            migrated.close()
-            yield self
-
-    @contextmanager
-    def database(self, statements: Sequence[str]) -> Generator[Database]:
-        """A database with what the statements make, analyzed."""
-        self._made += 1
-        name = f"clinic_{self._made}"
-        self.execute(f"create database {name} template migrated")
-        database = Database(self._server.url.set(database=name))
-        try:
-            _run(database, *statements)
-            _run(database, "vacuum analyze", outside=True)
-            yield database
-        finally:
-            database.close()
-            self.execute(f"drop database {name} with (force)")
-
-    def execute(self, *statements: str) -> None:
-        """On the server, in no transaction."""
-        url = self._server.url.set(drivername="postgresql", database="postgres")
-        with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
-            for each in statements:
-                connection.execute(each.encode())
-
-    def version(self) -> str:
-        """The server's."""
-        url = self._server.url.set(drivername="postgresql", database="postgres")
-        with psycopg.connect(url.render_as_string(hide_password=False)) as connection:
-            return connection.info.parameter_status("server_version") or ""
-
-
-def _timed(bench: Bench, database: Database, name: str, work: Callable[[], object]) -> Taken:
-    bench.execute("checkpoint")  # what was left unwritten by the one before
+def _timed(server: Server, database: Database, name: str, work: Callable[[], None]) -> Taken:
+    server.execute("checkpoint")  # what was measured before left pages to be written
     with database.operator() as connection:
         backend = _backend(connection)
-    cpu_before, started = _cpu_of(backend), time.perf_counter()
+    cpu_before, begin = _cpu_of(backend), time.perf_counter()
     work()
-    taken = Taken(time.perf_counter() - started, _cpu_of(backend) - cpu_before)
+    taken = Taken(time.perf_counter() - begin, _cpu_of(backend) - cpu_before)
     with database.operator() as connection:
-        if _backend(connection) != backend:  # the pool has one connection, which all take turns with
-            raise SystemExit("The work was done by another process than the one that was looked at.")
-    CONSOLE.print(f"         {name}: {taken.seconds:.2f} s, {taken.cpu:.2f} CPU s", style="dim", highlight=False)
-    return taken
+        if _backend(connection) != backend:  # the pool has one connection, which all work uses
+            raise BenchmarkError("the work was done by another process than the measured one")
+    return noted(name, taken)
 
 
 def _backend(connection: Connection) -> int:
@@ -390,67 +278,15 @@ def _backend(connection: Connection) -> int:
 
 
 def _cpu_of(process: int) -> float:
-    """CPU seconds of a process so far."""
+    """Return the CPU seconds of a process; finer than the ticks of /proc/PID/stat."""
     return int(Path(f"/proc/{process}/schedstat").read_text("ascii").split()[0]) / 1e9
 
 
-def _replace(database: Database, table: Table, as_of: datetime = AS_OF) -> None:
-    """What the IO manager does with what the asset returns."""
-    if table == ACTIVE_PATIENTS:
-        parameters: Mapping[str, object] = {
-            "as_of": as_of,
-            "activity_window": ACTIVITY_WINDOW,
-            "count_no_shows": True,
-        }
-        inputs = (tables.PATIENTS, tables.APPOINTMENTS, tables.ATTENDEES, CONTACT_MAPPING)
-        derivation = Derivation(table, sql(table.name), inputs, parameters, tables.CURRENT_ATTENDANCES)
-        anew = False
-    else:
-        derivation, anew = Derivation(table, sql(table.name), (tables.PATIENTS,), {}), True
-    with database.organization(ORGANIZATION) as connection:
-        derivations.write(connection, derivation, anew=anew)
+def _truncate(database: Database, name: str) -> None:
+    execute(database, f"truncate {name}")
+    vacuum(database, name)
 
 
-def _change(database: Database) -> None:
-    """An appointment, in nothing that is told of it."""
-    first = "select id from cliniko.appointments order by id limit 1"
-    _run(database, f"update cliniko.appointments set updated_at = clock_timestamp() where id = ({first})")  # noqa: S608
-
-
-def _run(database: Database, *statements: str, outside: bool = False) -> None:
-    """As a superuser, for whom there is no row-level security; in a transaction, or outside of one."""
-    with database.operator_statement() if outside else database.operator() as connection:
-        for each in statements:
-            # Not as a template: a percent sign is one.
-            connection.execution_options(no_parameters=True).exec_driver_sql(each)
-
-
-def _empty(database: Database, table: str) -> None:
-    _run(database, f"truncate {table}")
-    _run(database, f"vacuum analyze {table}", outside=True)
-
-
-def _count(database: Database, table: str) -> int:
+def _count(database: Database, source: str) -> int:
     with database.operator() as connection:
-        return connection.execute(sa.text(f"select count(*) from {table}")).scalar_one()  # noqa: S608 (named above)
-
-
-def _require_same(database: Database) -> None:
-    """Ends the benchmark where the rows are not the same, or there are none."""
-    ours, others = (f"select organization_id, {_COLUMNS} from {each}.active_patients" for each in ("public", "by_hand"))  # noqa: S608
-    difference = f"select count(*) from (({ours} except all {others}) union all ({others} except all {ours})) as either"  # noqa: S608
-    with database.operator() as connection:
-        different = connection.execute(sa.text(difference)).scalar_one()
-    if different or not _count(database, "public.active_patients"):
-        raise SystemExit(f"{different} rows are not the same as the hand-written statement's.")
-
-
-def _versions(bench: Bench) -> str:
-    return machine(bench.version(), "psycopg")
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return connection.execute(sa.text(f"select count(*) from {source}")).scalar_one()  # noqa: S608 (names above)

@@ -1,17 +1,19 @@
-"""The floor's way from pages to tables: only the needed fields are decoded, their text goes by COPY into a temporary
-table as it came, and one statement a resource takes it from there. Nothing is checked.
+"""The floor's way from pages to tables.
+
+Only the needed fields are decoded. Their text goes by COPY into a temporary table, and one statement a resource stores
+it. Nothing is checked.
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import msgspec
 import psycopg
 
 from benchmarks.others.floor_tables import ORGANIZATION, SCHEMA, TABLES, upsert
-from benchmarks.others.measuring import Task
+from benchmarks.others.tasks import Task
 
 
 class _Target(msgspec.Struct, gc=False):
@@ -22,10 +24,13 @@ class _Link(msgspec.Struct, gc=False):
     links: _Target
 
 
-class _Patient(msgspec.Struct, gc=False):
+class _Record(msgspec.Struct, gc=False):
     id: str
     created_at: str
     updated_at: str
+
+
+class _Patient(_Record, gc=False):
     first_name: str | None = None
     last_name: str | None = None
     email: str | None = None
@@ -35,10 +40,7 @@ class _Patient(msgspec.Struct, gc=False):
     merged_with_patient: _Link | None = None
 
 
-class _Appointment(msgspec.Struct, gc=False):
-    id: str
-    created_at: str
-    updated_at: str
+class _Appointment(_Record, gc=False):
     starts_at: str
     patient: _Link
     appointment_type: _Link
@@ -103,63 +105,41 @@ _LINES: dict[str, Callable[[bytes], str]] = {
 }
 
 
-class _Staging:
-    """A resource's temporary table, on a connection of its own, while pages are copied into it."""
-
-    def __init__(self, resource: str, pages: int, connection: psycopg.Connection) -> None:
-        self._table = TABLES[resource]
-        self._columns = ", ".join(self._table.written)
-        self._resource = resource
-        self._connection = connection
-        self._left = pages
-        self._open = ExitStack()
-        self._copy: psycopg.Copy | None = None
-
-    def take(self, body: bytes) -> bool:
-        """A page; returns whether it was the last."""
-        if self._copy is None:
-            staging = f"select {self._columns} from {SCHEMA}.{self._table.name} with no data"  # noqa: S608 (our names)
-            self._connection.execute(f"create temporary table staging on commit drop as {staging}".encode())
-            self._copy = self._open.enter_context(self._connection.cursor().copy("copy staging from stdin"))
-        self._copy.write(_LINES[self._resource](body).encode())
-        self._left -= 1
-        return not self._left
-
-    def store(self) -> None:
-        """Everything, in one statement."""
-        self._open.close()
-        source = f"select '{ORGANIZATION}', {self._columns} from staging"  # noqa: S608 (our names)
-        self._connection.execute(upsert(self._resource, f"{source} order by {', '.join(self._table.key)}"))
-        self._connection.commit()
-
-
 class Copying:
-    """Takes all pages, from one thread, in any order; the last of a resource begins the statement that stores it."""
+    """Copies pages into temporary tables, in any order and from one thread.
 
-    def __init__(self, stagings: Mapping[str, _Staging], storing: ThreadPoolExecutor) -> None:
-        self._stagings = stagings
-        self._storing = storing
+    The last page of a resource begins the statement that stores its rows, in a thread: the other's pages still come in.
+    """
+
+    def __init__(self, task: Task, stack: ExitStack) -> None:
+        self._left = Counter(resource for resource, _ in task.pages())
+        self._storing = stack.enter_context(ThreadPoolExecutor(len(self._left)))
         self._stored: list[Future[None]] = []
+        self._connections = {each: stack.enter_context(psycopg.connect(task.database_url)) for each in self._left}
+        self._open = {each: ExitStack() for each in self._left}
+        self._copies = {each: self._begin(each) for each in self._left}
+
+    def _begin(self, resource: str) -> psycopg.Copy:
+        table = TABLES[resource]
+        columns = f"select {', '.join(table.written)} from {SCHEMA}.{table.name} with no data"  # noqa: S608 (our names)
+        self._connections[resource].execute(f"create temporary table staging on commit drop as {columns}".encode())
+        return self._open[resource].enter_context(self._connections[resource].cursor().copy("copy staging from stdin"))
 
     def take(self, resource: str, body: bytes) -> None:
-        """A page."""
-        staging = self._stagings[resource]
-        if staging.take(body):
-            # In a thread: while the server works, the other resource's pages come in.
-            self._stored.append(self._storing.submit(staging.store))
+        """Copy a page."""
+        self._copies[resource].write(_LINES[resource](body).encode())
+        self._left[resource] -= 1
+        if not self._left[resource]:
+            self._stored.append(self._storing.submit(self._store, resource))
+
+    def _store(self, resource: str) -> None:
+        self._open[resource].close()
+        table = TABLES[resource]
+        source = f"select '{ORGANIZATION}', {', '.join(table.written)} from staging"  # noqa: S608 (our names)
+        self._connections[resource].execute(upsert(resource, f"{source} order by {', '.join(table.key)}"))
+        self._connections[resource].commit()
 
     def finish(self) -> None:
-        """Waits until all is stored."""
+        """Wait until all is stored."""
         for each in self._stored:
             each.result()
-
-
-@contextmanager
-def opened_copying(task: Task) -> Generator[Copying]:
-    """With a connection for each resource."""
-    with ExitStack() as stack:
-        stagings = {
-            resource: _Staging(resource, pages, stack.enter_context(psycopg.connect(task.database_url)))
-            for resource, pages in Counter(resource for resource, _ in task.pages()).items()
-        }
-        yield Copying(stagings, stack.enter_context(ThreadPoolExecutor(len(stagings))))

@@ -1,21 +1,22 @@
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnusedImport=false
-"""dlt's `rest_api` source into PostgreSQL, merged by id; whatever is not named here is its default."""
+"""dlt's `rest_api` source into PostgreSQL, merged by id, with dlt's defaults."""
 
 from typing import Any
 from urllib.parse import urlsplit
 
 import dlt
-import psycopg2  # noqa: F401 (so that its import, which dlt leaves until late, is not measured)
+import psycopg2  # noqa: F401 (dlt imports it late; its import is not measured)
 from dlt.destinations import postgres
 from dlt.sources.rest_api import rest_api_source
 
-from benchmarks.others.measuring import EVERYTHING, HEADERS, PAGE_SIZE, Stopwatch, Task
+from benchmarks.measuring import Stopwatch, Taken
+from benchmarks.others.tasks import EVERYTHING, HEADERS, PAGE_SIZE, Task
 
 DATASET = "by_dlt"
 
 
-def run(task: Task, watch: Stopwatch) -> None:
-    """Measures."""
+def run(task: Task) -> Taken:
+    """Measure dlt."""
     source = rest_api_source(
         {
             "client": {
@@ -34,9 +35,11 @@ def run(task: Task, watch: Stopwatch) -> None:
         destination=postgres(_credentials(task.database_url)),
         dataset_name=DATASET,
     )
+    watch = Stopwatch()
     watch.start()
     pipeline.run(source).raise_on_failed_jobs()
     watch.stop()
+    return watch.taken()
 
 
 def _resource(name: str) -> dict[str, Any]:
@@ -45,6 +48,6 @@ def _resource(name: str) -> dict[str, Any]:
 
 
 def _credentials(url: str) -> str:
-    """With a host, on which dlt insists: libpq takes the one that the query names, a socket's folder."""
+    """Return the URL with a host, which dlt requires; libpq uses the socket that the query names."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{parts.netloc}localhost").geturl() if parts.netloc.endswith("@") else url

@@ -1,20 +1,18 @@
-"""Where the floors and the plain loop write: tables of the same columns, keys and indexes as ours, without row-level
-security, and nothing beside them.
-"""
+"""The tables of the floors and the plain loop: columns, keys and indexes as ours, without row-level security."""
 
 import psycopg
 
-from benchmarks.others.measuring import Task
+from benchmarks.others.tasks import Task
 from cliniko_pipeline.postgres.tables import APPOINTMENTS, PATIENTS
 
 SCHEMA = "written_by_hand"
 ORGANIZATION = "clinic"
 TABLES = {"patients": PATIENTS, "individual_appointments": APPOINTMENTS}
-"""Ours, by the resource they hold."""
+"""Our tables by resource."""
 
 
 def make_tables(task: Task) -> None:
-    """Makes them, empty."""
+    """Create the tables."""
     with psycopg.connect(task.database_url) as connection:
         connection.execute(f"create schema {SCHEMA}".encode())
         for table in TABLES.values():
@@ -23,11 +21,11 @@ def make_tables(task: Task) -> None:
 
 
 def upsert(resource: str, source: str) -> bytes:
-    """The statement that inserts what `source` gives, the table's `written` in their order, or renews what is there."""
+    """Return the statement that inserts or updates the rows of `source`, which has the columns `written`."""
     table = TABLES[resource]
-    renewed = ", ".join(f"{column} = excluded.{column}" for column in table.columns)
+    updated = ", ".join(f"{column} = excluded.{column}" for column in table.columns)
     statement = (
         f"insert into {SCHEMA}.{table.name} (organization_id, {', '.join(table.written)}) {source}"
-        f" on conflict (organization_id, {', '.join(table.key)}) do update set {renewed}, synced_at = now()"
+        f" on conflict (organization_id, {', '.join(table.key)}) do update set {updated}, synced_at = now()"
     )
     return statement.encode()

@@ -1,44 +1,48 @@
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""The floors: eight connections read all pages by their numbers, which are known beforehand, and either forget them or
-copy them into tables. Written by hand with three HTTP clients; the fastest is what ours is held against.
+"""The floors: eight connections read all pages by their known numbers, and either drop them or copy them into tables.
+
+Written by hand with three HTTP clients; ours is compared with the fastest.
 """
 
 import asyncio
 import base64
 import io
-import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import aiohttp
 import pycurl
 
-from benchmarks.others.copying import opened_copying
+from benchmarks.measuring import Stopwatch, Taken
+from benchmarks.others.copying import Copying
 from benchmarks.others.floor_tables import make_tables
-from benchmarks.others.measuring import HEADERS, Stopwatch, Task
+from benchmarks.others.tasks import HEADERS, Task
 
 CONNECTIONS = 8
 
 Take = Callable[[str, bytes], None]
 
 
-def run(task: Task, watch: Stopwatch, variant: str) -> None:
-    """`CLIENT-download` or `CLIENT-copy`."""
+def run(task: Task, variant: str) -> Taken:
+    """Measure `CLIENT-download` or `CLIENT-copy`."""
     client, _, what = variant.partition("-")
-    download = DOWNLOADS[client]
+    watch = Stopwatch()
     if what == "download":
         watch.start()
-        download(task, lambda _resource, _body: None)
+        DOWNLOADS[client](task, lambda _resource, _body: None)
         watch.stop()
-        return
+        return watch.taken()
     make_tables(task)
-    with opened_copying(task) as copying:
+    with ExitStack() as stack:
+        copying = Copying(task, stack)
         watch.start()
-        download(task, copying.take)
+        DOWNLOADS[client](task, copying.take)
         copying.finish()
         watch.stop()
+    return watch.taken()
 
 
 def _headers(task: Task) -> dict[str, str]:
@@ -46,93 +50,69 @@ def _headers(task: Task) -> dict[str, str]:
     return {**HEADERS, "Authorization": f"Basic {key}"}
 
 
-# Each gives every page to `take`, in one thread.
+# Each calls `take` with every page, in one thread.
 
 
 def with_pycurl(task: Task, take: Take) -> None:
-    """Eight threads of libcurl, which hand over whole pages."""
-    pages = queue.SimpleQueue[tuple[str, str]]()
-    bodies = queue.SimpleQueue[tuple[str, bytes] | Exception]()
-    asked_for = task.pages()
-    for page in asked_for:
-        pages.put(page)
-    for _ in range(CONNECTIONS):
-        threading.Thread(target=_fetch, args=(task, pages, bodies), daemon=True).start()
-    for _ in asked_for:
-        answer = bodies.get()
-        if isinstance(answer, Exception):
-            raise answer
-        take(*answer)
+    """Download with libcurl, one thread a connection."""
+    threads = threading.local()
+
+    def connect() -> None:
+        threads.curl = curl = pycurl.Curl()
+        curl.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in _headers(task).items()])
+        curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(pycurl.PROXY, "")
+        curl.setopt(pycurl.BUFFERSIZE, 512 * 1024)
+
+    def fetch(page: tuple[str, str]) -> tuple[str, bytes]:
+        resource, path = page
+        body = io.BytesIO()
+        threads.curl.setopt(pycurl.URL, f"{task.api_url}/{path}")
+        threads.curl.setopt(pycurl.WRITEDATA, body)
+        threads.curl.perform()
+        _require_success(threads.curl.getinfo(pycurl.RESPONSE_CODE))
+        return resource, body.getvalue()
+
+    with ThreadPoolExecutor(CONNECTIONS, initializer=connect) as executor:
+        for resource, body in executor.map(fetch, task.pages()):
+            take(resource, body)
 
 
-def _fetch(
-    task: Task,
-    pages: "queue.SimpleQueue[tuple[str, str]]",
-    bodies: "queue.SimpleQueue[tuple[str, bytes] | Exception]",
-) -> None:
-    curl = pycurl.Curl()
-    curl.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in _headers(task).items()])
-    curl.setopt(pycurl.NOSIGNAL, 1)
-    curl.setopt(pycurl.PROXY, "")
-    curl.setopt(pycurl.BUFFERSIZE, 512 * 1024)
-    with suppress(queue.Empty):
-        while True:
-            resource, path = pages.get_nowait()
-            body = io.BytesIO()
-            try:
-                curl.setopt(pycurl.URL, f"{task.api_url}/{path}")
-                curl.setopt(pycurl.WRITEDATA, body)
-                curl.perform()
-                _require_success(curl.getinfo(pycurl.RESPONSE_CODE))
-            except Exception as error:  # noqa: BLE001 (raised in the thread that waits for it)
-                bodies.put(error)
-                return
-            bodies.put((resource, body.getvalue()))
+async def with_aiohttp(task: Task, take: Take) -> None:
+    """Download with aiohttp, one coroutine a connection."""
+    pages = iter(task.pages())
+    connector = aiohttp.TCPConnector(limit=CONNECTIONS)
+    async with aiohttp.ClientSession(connector=connector, headers=_headers(task), read_bufsize=2**20) as session:
+
+        async def fetch() -> None:
+            for resource, path in pages:
+                async with session.get(f"{task.api_url}/{path}") as response:
+                    _require_success(response.status)
+                    body = await response.read()
+                take(resource, body)
+
+        await asyncio.gather(*(fetch() for _ in range(CONNECTIONS)))
 
 
-def with_aiohttp(task: Task, take: Take) -> None:
-    """One event loop, as many coroutines as connections."""
-
-    async def download() -> None:
-        pages = iter(task.pages())
-        connector = aiohttp.TCPConnector(limit=CONNECTIONS)
-        async with aiohttp.ClientSession(connector=connector, headers=_headers(task), read_bufsize=2**20) as session:
-
-            async def work() -> None:
-                for resource, path in pages:
-                    async with session.get(f"{task.api_url}/{path}") as response:
-                        _require_success(response.status)
-                        body = await response.read()
-                    take(resource, body)
-
-            await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
-
-    asyncio.run(download())
-
-
-def with_streams(task: Task, take: Take) -> None:
-    """The same with asyncio's own streams, and of HTTP no more than this server speaks."""
+async def with_streams(task: Task, take: Take) -> None:
+    """Download with asyncio's streams, and as much HTTP as this server needs."""
     address = urlsplit(task.api_url)
     head = "".join(f"{name}: {value}\r\n" for name, value in _headers(task).items())
+    pages = iter(task.pages())
 
-    async def download() -> None:
-        pages = iter(task.pages())
+    async def fetch() -> None:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=2**20)
+        for resource, path in pages:
+            request = f"GET {address.path}/{path} HTTP/1.1\r\nHost: {address.netloc}\r\n{head}\r\n"
+            writer.write(request.encode())
+            status, *fields = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
+            _require_success(int(status.split()[1]))
+            length = next(int(each[15:]) for each in fields if each.startswith(b"content-length:"))
+            take(resource, await reader.readexactly(length))
+        writer.close()
+        await writer.wait_closed()
 
-        async def work() -> None:
-            reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=2**20)
-            for resource, path in pages:
-                request = f"GET {address.path}/{path} HTTP/1.1\r\nHost: {address.netloc}\r\n{head}\r\n"
-                writer.write(request.encode())
-                status, *fields = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
-                _require_success(int(status.split()[1]))
-                length = next(int(each[15:]) for each in fields if each.startswith(b"content-length:"))
-                take(resource, await reader.readexactly(length))
-            writer.close()
-            await writer.wait_closed()
-
-        await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
-
-    asyncio.run(download())
+    await asyncio.gather(*(fetch() for _ in range(CONNECTIONS)))
 
 
 def _require_success(status: int) -> None:
@@ -142,6 +122,6 @@ def _require_success(status: int) -> None:
 
 DOWNLOADS: dict[str, Callable[[Task, Take], None]] = {
     "pycurl": with_pycurl,
-    "aiohttp": with_aiohttp,
-    "streams": with_streams,
+    "aiohttp": lambda task, take: asyncio.run(with_aiohttp(task, take)),
+    "streams": lambda task, take: asyncio.run(with_streams(task, take)),
 }

@@ -1,23 +1,35 @@
-"""What `transforms` computes: made-up clinics, in set-based SQL, and the statement that a person would write by hand.
+"""Made-up clinics in set-based SQL, and the statement for `active_patients` that a person would write by hand.
 
-Every clinic is the organization `clinic`, alone in its database. The same numbers always give the same rows.
+The same numbers always give the same rows.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+from cliniko_pipeline.postgres import derivations, tables
+from cliniko_pipeline.postgres.derivations import Derivation
+from cliniko_pipeline.postgres.engine import Database, sql
 
 ORGANIZATION = "clinic"
 AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 ACTIVITY_WINDOW = timedelta(days=60)
 CLASS_SIZE = 6
 
-# People with names of their own, every tenth of them with letters that are not ASCII; every eighth without an e-mail.
-# One in fifty is archived.
-PATIENTS = """
+# Every tenth patient has a name that is not ASCII, every eighth has no e-mail address, every fiftieth is archived. Each
+# has a contact. Appointments begin at half hours; 8 % are cancelled, 4 % were no-shows, 1 % deleted.
+CLINIC = """
+select setseed(0.5);
+
+insert into cliniko.appointment_types (organization_id, id, name, created_at, updated_at)
+select '{organization_id}', n::text, 'Consultation ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
+from generate_series(1, 2) as n on conflict do nothing;
+insert into cliniko.practitioners (organization_id, id, name, created_at, updated_at)
+select '{organization_id}', n::text, 'Practitioner ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
+from generate_series(1, 5) as n on conflict do nothing;
+
 insert into cliniko.patients (organization_id, id, first_name, last_name, email, archived_at, created_at, updated_at)
 select
-    'clinic',
+    '{organization_id}',
     (1300000000000000000 + n)::text,
     case when n % 10 = 0 then 'Zoë-Renée ' else 'Alexandra ' end || n % 1000,
     case when n % 10 = 0 then 'Müller-Ångström ' else 'Featherstone ' end || n / 1000,
@@ -25,28 +37,24 @@ select
     case when n % 50 = 7 then timestamptz '2026-01-01' end,
     timestamptz '2023-06-01',
     timestamptz '2026-01-01'
-from generate_series(0, {patients} - 1) as n
-"""
+from generate_series({first}, {first} + {patients} - 1) as n;
 
-# A contact for each of them.
-CONTACTS_OF_ALL = """
 insert into public.contacts (id, organization_id, cliniko_patient_id, name, first_name, last_name, email)
 select
-    md5('contact ' || id)::uuid, 'clinic', id, concat_ws(' ', first_name, last_name), first_name, last_name, email
+    md5(organization_id || ' contact ' || id)::uuid, organization_id, id, concat_ws(' ', first_name, last_name),
+    first_name, last_name, email
 from cliniko.patients
-order by md5(id)
-"""
+where organization_id = '{organization_id}' and id >= (1300000000000000000 + {first})::text
+order by md5(id);
 
-# Half hours over nearly three years, 3 % of them to come; 8 % are cancelled, 4 % were no-shows, 1 % deleted.
-APPOINTMENTS = """
 insert into cliniko.appointments
     (organization_id, kind, id, patient_id, appointment_type_id, practitioner_id, starts_at, ends_at, cancelled_at,
     deleted_at, did_not_arrive, created_at, updated_at)
 select
-    'clinic',
+    '{organization_id}',
     case when number >= {classes} then 'individual' else 'group' end,
-    (2600000000000000000 + number)::text,
-    case when number >= {classes} then (1300000000000000000 + floor(patient * {patients})::bigint)::text end,
+    (2600000000000000000 + {first} + number)::text,
+    case when number >= {classes} then (1300000000000000000 + {first} + floor(patient * {patients})::bigint)::text end,
     (1 + number % 2)::text,
     (1 + number % 5)::text,
     starts_at,
@@ -54,27 +62,25 @@ select
     case when number >= {classes} and fate < 0.08 then starts_at - interval '2 days' end,
     case when fate between 0.12 and 0.13 then starts_at - interval '3 days' end,
     number >= {classes} and fate between 0.08 and 0.12 and starts_at <= '{as_of}',
-    starts_at - interval '20 days',
-    starts_at
+    starts_at - interval '30 days',
+    least(starts_at, '{as_of}'::timestamptz - interval '1 day')
 from (
     select
         number,
-        '{as_of}'::timestamptz + floor(random() * 1095 * 48) * interval '30 minutes' - interval '1065 days'
+        '{as_of}'::timestamptz + floor(random() * {days} * 48) * interval '30 minutes' - interval '{days_ago} days'
             as starts_at,
         random() as patient,
         random() as fate
     from generate_series(0, {appointments} - 1) as number
-) as visit
-"""
+) as visit;
 
-ATTENDEES = """
 insert into cliniko.attendees
     (organization_id, id, booking_id, patient_id, arrived, cancelled_at, created_at, updated_at)
 select
-    'clinic',
-    (3900000000000000000 + number * 100 + place)::text,
-    (2600000000000000000 + number)::text,
-    (1300000000000000000 + floor(random() * {patients})::bigint)::text,
+    '{organization_id}',
+    (3900000000000000000 + ({first} + number) * 100 + place)::text,
+    (2600000000000000000 + {first} + number)::text,
+    (1300000000000000000 + {first} + floor(random() * {patients})::bigint)::text,
     random() > 0.04,
     case when random() < 0.05 then timestamptz '2026-01-01' end,
     timestamptz '2026-01-01',
@@ -83,28 +89,48 @@ from generate_series(0, {classes} - 1) as number
 cross join generate_series(1, {class_size}) as place
 """
 
-WHO_AND_WHAT = """
-insert into cliniko.appointment_types (organization_id, id, name, created_at, updated_at)
-values
-    ('clinic', '1', 'First consultation', timestamptz '2023-06-01', timestamptz '2023-06-01'),
-    ('clinic', '2', 'Consultation', timestamptz '2023-06-01', timestamptz '2023-06-01');
-insert into cliniko.practitioners (organization_id, id, name, created_at, updated_at)
-select 'clinic', n::text, 'Practitioner ' || n, timestamptz '2023-06-01', timestamptz '2023-06-01'
-from generate_series(1, 5) as n
-"""
+
+@dataclass(frozen=True)
+class Clinic:
+    """Patients of an organization, each with a contact, and their appointments.
+
+    Attributes:
+        classes: how many of the appointments are classes of `CLASS_SIZE`.
+        days_ago, days: the first day of the appointments before `as_of`, and the number of days.
+        first: added to all ids, so that an organization can have several of these.
+    """
+
+    patients: int
+    appointments: int
+    classes: int = 0
+    organization_id: str = ORGANIZATION
+    as_of: datetime = AS_OF
+    days_ago: int = 1065
+    days: int = 1095
+    first: int = 0
+
+    def statements(self) -> list[str]:
+        """Return the statements that store the clinic."""
+        return CLINIC.format(**vars(self), class_size=CLASS_SIZE).split(";")
 
 
-def clinic(patients: int, appointments: int, classes: int = 0) -> list[str]:
-    """The statements that make a clinic with so many bookings, of which so many are classes."""
-    sizes = {
-        "patients": patients,
-        "appointments": appointments,
-        "classes": classes,
-        "class_size": CLASS_SIZE,
-        "as_of": AS_OF.isoformat(),
-    }
-    texts = ("select setseed(0.5)", PATIENTS, CONTACTS_OF_ALL, WHO_AND_WHAT, APPOINTMENTS, ATTENDEES)
-    return [text.format(**sizes) for text in texts]
+def replace_mapping(database: Database, organization_id: str = ORGANIZATION) -> None:
+    """Write `contact_mapping` as the asset and its IO manager do."""
+    derivation = Derivation(tables.CONTACT_MAPPING, sql("contact_mapping"), (tables.PATIENTS,), {})
+    with database.organization(organization_id) as connection:
+        derivations.write(connection, derivation, anew=True)
+
+
+def replace_active_patients(
+    database: Database, organization_id: str = ORGANIZATION, as_of: datetime = AS_OF, *, force: bool = False
+) -> None:
+    """Write `active_patients` as the asset and its IO manager do."""
+    parameters = {"as_of": as_of, "activity_window": ACTIVITY_WINDOW, "count_no_shows": True}
+    inputs = (tables.PATIENTS, tables.APPOINTMENTS, tables.ATTENDEES, tables.CONTACT_MAPPING)
+    table = tables.ACTIVE_PATIENTS
+    derivation = Derivation(table, sql(table.name), inputs, parameters, tables.CURRENT_ATTENDANCES)
+    with database.organization(organization_id) as connection:
+        derivations.write(connection, derivation, anew=force)
 
 
 BY_HAND_TABLE = """
@@ -112,8 +138,8 @@ create schema by_hand;
 create table by_hand.active_patients (like public.active_patients including all)
 """
 
-# As somebody writes it who knows this clinic: one organization, only individual appointments, nobody merged, all times
-# whole seconds, the mapping and its contacts just made.
+# Relies on this clinic: one organization, only individual appointments, no merged patients, times of full seconds, a
+# current mapping.
 BY_HAND = """
 insert into by_hand.active_patients
     (organization_id, contact_id, recent_appointment_count, upcoming_appointment_count, total_appointment_count,
@@ -164,17 +190,19 @@ _DETAILS = """jsonb_build_object(
 
 
 def by_hand() -> str:
-    """The statement, with the instants of this clinic in it."""
+    """Return the hand-written statement."""
     begin, end = (f"timestamptz '{each.isoformat()}'" for each in (AS_OF - ACTIVITY_WINDOW, AS_OF))
     return BY_HAND.format(begin=begin, as_of=end, details=_DETAILS)
 
 
 @dataclass(frozen=True)
 class Clientele:
-    """Patients and contacts to be matched: how the columns of each follow from `n`, which counts from 0 to `size` - 1.
+    """Patients and contacts to be matched, with columns that follow from `n`, which counts from 0 to `size` - 1.
 
-    `patient` gives first_name, last_name, email, merged_into_id and archived_at, `contact` cliniko_patient_id, name and
-    email. Where the outcome can be told beforehand, `matched` is the share of the persons that are.
+    Attributes:
+        patient: expressions for first_name, last_name, email, merged_into_id and archived_at.
+        contact: expressions for cliniko_patient_id, name and email.
+        matched: the expected share of matched patients, where it follows from the data.
     """
 
     name: str
@@ -183,15 +211,15 @@ class Clientele:
     matched: float | None = None
 
     def statements(self, size: int) -> list[str]:
-        """What makes as many patients and contacts."""
-        names: Mapping[str, object] = {"size": size, "id": _ID}
+        """Return the statements that make so many patients and as many contacts."""
+        names = {"size": size, "id": _ID}
         return [
             f"""
             insert into cliniko.patients
                 (organization_id, id, created_at, updated_at, first_name, last_name, email, merged_into_id, archived_at)
             select 'clinic', {_ID}, now(), now(), {self.patient.format(**names)}
             from generate_series(0, {size} - 1) as n
-            """,  # noqa: S608 (all of it stands below)
+            """,  # noqa: S608 (expressions of this module)
             f"""
             insert into public.contacts (id, organization_id, cliniko_patient_id, name, email)
             select md5('contact ' || n)::uuid, 'clinic', {self.contact.format(**names)}
@@ -208,9 +236,9 @@ _OWN = f"{_FIRST}, {_LAST}".format(n="n")
 _NAME = f"{_FIRST} || ' ' || {_LAST}".format(n="n")
 _NAME_OF_FOUR_BEFORE = f"{_FIRST} || ' ' || {_LAST}".format(n="(n - 4)")
 
-# Of twelve contacts in a row four name their patient, four have the patient's e-mail (written otherwise; of every
-# fourth dozen all four have the family's), three the name alone; the last is by turns a second contact with somebody's
-# e-mail and name, and nobody's. One patient in a hundred was merged into the one before, and one in fifty is archived.
+# Of twelve contacts four name their patient, four have the patient's e-mail address in another spelling (in every
+# fourth dozen a family's address), three have the name alone. The twelfth is by turns a duplicate and a stranger. One
+# patient in a hundred is merged into another, one in fifty archived.
 MIXED = Clientele(
     "a clinic's",
     f"""{_OWN},
