@@ -76,7 +76,7 @@ class StopPoints:
         try:
             yield self._is_reached
         finally:
-            self._execute("truncate stop_points.chosen")
+            self._execute("delete from stop_points.chosen")
             self._execute(f"select pg_advisory_unlock({LOCK})")
 
     def _is_reached(self) -> bool:
