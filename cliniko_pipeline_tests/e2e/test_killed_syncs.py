@@ -320,7 +320,7 @@ POINTS: list[tuple[Event, tuple[int, int, int]]] = [
     ("writes", (110, 110, 230)),
     ("commits", (1, 1, 1)),
     ("commits", (300, 200, 1000)),
-    ("commits", (600, 500, 5500)),
+    ("commits", (600, 400, 3000)),
 ]
 """The number of the write or commit in which a first, an incremental and a full sync are killed."""
 
@@ -372,15 +372,15 @@ def test_worker_of_a_killed_command_ends(database_url: URL, tmp_path: Path) -> N
         StopPoints(database_url, TENANT_TABLES) as stop_points,
     ):
         pipeline.add_organization("clinic", sandbox, account)
-        with (
-            stop_points.at("writes", 5) as is_stopped,
-            command.start("sync", "clinic", "--as-of", START.isoformat()) as running,
-        ):
-            running.wait_until(is_stopped, "the worker did not come to its fifth write")
-            running.process.kill()
-            running.process.wait()
-            assert workers_of(tmp_path)
-        done = command("sync", "clinic", "--as-of", START.isoformat())
+        with ExitStack() as stopped:
+            is_stopped = stopped.enter_context(stop_points.at("writes", 5))
+            with command.start("sync", "clinic", "--as-of", START.isoformat()) as running:
+                running.wait_until(is_stopped, "the worker did not come to its fifth write")
+                running.process.kill()
+                running.process.wait()
+                assert workers_of(tmp_path)
+                stopped.close()
+                done = command("sync", "clinic", "--as-of", START.isoformat(), seconds=180)
         assert done.returncode == 0, done.stderr
         wait_until(lambda: not processes_of(tmp_path), lambda: f"still there: {processes_of(tmp_path)}")
         assert len(pipeline.rows("clinic", "cliniko.patients")) == len(patients)
