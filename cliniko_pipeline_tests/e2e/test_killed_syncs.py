@@ -40,6 +40,7 @@ from cliniko_pipeline_tests.support.synced_organizations import (
 from cliniko_pipeline_tests.support.waiting import wait_until
 
 EVERYTHING = frozenset(CRAWLED)
+APPOINTMENTS = EVERYTHING - {"patients"}
 BOOKKEEPING = ("id", "created_at", "updated_at")
 OTHER_SESSIONS = (
     "datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
@@ -203,7 +204,11 @@ class Operator:
         """Sync, and check everything; an incremental sync finishes the full crawls of a killed one."""
         if kind == "incremental":
             crawls = self.pipeline.rows(self.clinic.id, "cliniko.crawls")
-            self.clinic.notice(frozenset(crawl["resource"] for crawl in crawls if crawl["reconciles"]))
+            full = {crawl["resource"] for crawl in crawls if crawl["reconciles"]}
+            # The appointments are one asset: where one of its full crawls broke off, the others are full, too.
+            if any(crawl["resource"] in full & APPOINTMENTS and not crawl["completed_at"] for crawl in crawls):
+                full |= APPOINTMENTS
+            self.clinic.notice(frozenset(full))
         before = self._active_rows()
         self.clinic.begin_sync(full=kind == "full")
         options = SyncOptions(self.clinic.clock.now, kind == "full")
