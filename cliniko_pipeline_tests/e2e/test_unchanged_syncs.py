@@ -1,9 +1,9 @@
-"""A sync in which nothing has changed: what it reads of the tables, and when it computes and checks all the same."""
+"""Syncs in which nothing has changed: what they read of the tables, and when they compute and check all the same."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -20,21 +20,19 @@ from cliniko_pipeline.postgres import derivations
 from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.postgres.tables import WATCHED
 from cliniko_pipeline.sandbox.generated import generated_account
-from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.hostile_accounts import contact
-from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of, materializations_of
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, materializations_of
+from cliniko_pipeline_tests.support.synced_organizations import START, SyncedOrganization, synced_organization
+from cliniko_pipeline_tests.support.waiting import wait_until
 
-ID = "clinic"
-NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 COMPUTED = ("contact_mapping", "active_patients")
 FIRST_UNCHANGED = [False, True]
-RECKONED = (
+COMPUTED_CHECKS = (
     "every_active_patient_with_a_contact_is_stored_once",
     "no_contact_is_used_twice",
     "unmatched_share_is_below_the_limit",
 )
-PATIENTS, APPOINTMENTS = 400, 2_500
-# What only the large computations and countings say.
+# Texts that only the large computations and counts contain.
 LARGE = (
     "cliniko.persons()",
     "cliniko.organization_contacts()",
@@ -44,63 +42,49 @@ LARGE = (
 )
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now.timestamp()
-
-
-class Clinic:
-    def __init__(self, pipeline: PipelineUnderTest, sandbox: Sandbox, account: Any, clock: Clock) -> None:
-        self.pipeline = pipeline
-        self.sandbox = sandbox
-        self.account = account
-        self.clock = clock
-
-    def sync(self, *, hours: float = 1, full: bool = False) -> dg.ExecuteInProcessResult:
-        """Some time later; a sync reads what changed since the one before."""
-        self.clock.now += timedelta(hours=hours)
-        result = self.pipeline.sync(ID, self.clock.now, full=full)
-        assert result.success, errors_of(result)
-        return result
-
-    def change(self, resource: str, number: int, **given: Any) -> None:
-        record = list(self.account.records[resource].values())[number]
-        now = f"{self.clock.now + timedelta(minutes=1):%Y-%m-%dT%H:%M:%SZ}"
-        self.account.put(resource, dict(record) | {"updated_at": now} | given)
-
-
-@pytest.fixture
-def clinic(pipeline: PipelineUnderTest) -> Iterator[Clinic]:
-    account = generated_account(PATIENTS, APPOINTMENTS, 3, NOW, 0.1)
-    clock = Clock()
-    pipeline.add_contacts(
-        [contact(n, ID, cliniko_patient_id=each) for n, each in enumerate(account.records["patients"]) if n % 4]
-    )
-    with pipeline.sandbox([account], clock=clock) as sandbox:
-        pipeline.add_organization(ID, sandbox, account)
-        clinic = Clinic(pipeline, sandbox, account, clock)
-        clinic.sync()
-        assert computed(clinic.sync()) == FIRST_UNCHANGED
+@contextmanager
+def unchanged_clinic(pipeline: PipelineUnderTest, patients: int, appointments: int) -> Iterator[SyncedOrganization]:
+    """Yield a clinic that has been synced twice without a change in between."""
+    account = generated_account(patients, appointments, 3, START, 0.1)
+    contacts = [contact(n, "clinic", cliniko_patient_id=each) for n, each in enumerate(account.records["patients"])]
+    with synced_organization(pipeline, account, [each for n, each in enumerate(contacts) if n % 4]) as clinic:
+        sync(clinic)
+        assert computed(sync(clinic)) == FIRST_UNCHANGED
         yield clinic
 
 
+@pytest.fixture
+def clinic(pipeline: PipelineUnderTest) -> Iterator[SyncedOrganization]:
+    with unchanged_clinic(pipeline, 100, 600) as clinic:
+        yield clinic
+
+
+def sync(clinic: SyncedOrganization, *, full: bool = False) -> dg.ExecuteInProcessResult:
+    """Sync an hour later."""
+    clinic.clock.advance(hours=1)
+    return clinic.sync(full=full)
+
+
+def change(clinic: SyncedOrganization, resource: str, number: int, **changes: Any) -> None:
+    record = list(clinic.account.records[resource].values())[number]
+    clinic.put(resource, dict(record) | changes, clinic.clock.now + timedelta(minutes=1))
+
+
 def computed(result: dg.ExecuteInProcessResult) -> list[bool]:
-    told = materializations_of(result)
-    return [told[name]["computed_again"] for name in COMPUTED]
+    metadata = materializations_of(result)
+    return [metadata[name]["computed_again"] for name in COMPUTED]
 
 
-def kept(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
-    """Of each check that reckons, whether it took over what was found earlier; all hold."""
+def kept(result: dg.ExecuteInProcessResult) -> list[bool]:
+    """Return of each check that computes whether it kept its earlier result; all checks must pass."""
     evaluations = result.get_asset_check_evaluations()
     assert all(each.passed for each in evaluations)
-    return {each.check_name: each.metadata[UNCHANGED].value for each in evaluations if each.check_name in RECKONED}
+    by_name = {each.check_name: each for each in evaluations}
+    return [by_name[name].metadata[UNCHANGED].value for name in COMPUTED_CHECKS]
 
 
 @contextmanager
-def statements(clinic: Clinic) -> Iterator[list[str]]:
+def recorded_statements(clinic: SyncedOrganization) -> Iterator[list[str]]:
     found: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
@@ -114,57 +98,86 @@ def statements(clinic: Clinic) -> Iterator[list[str]]:
         event.remove(engine, "before_cursor_execute", note)
 
 
-def rows_read(clinic: Clinic) -> dict[str, int]:
-    """How many rows of each table were ever looked at, in whatever way. Sessions that have ended have told of all."""
+def rows_read(clinic: SyncedOrganization) -> dict[str, int]:
+    """Return how many rows of each table were ever read; a session reports that when it has ended."""
     clinic.pipeline.database.close()
     with clinic.pipeline.database.operator() as connection:
-        waiting = sa.text(
-            "select count(*) from pg_stat_activity where application_name = 'cliniko_pipeline'"
-            " and datname = current_database() and pid <> pg_backend_pid()"
-        )
-        while connection.execute(waiting).scalar_one():
+
+        def sessions_have_ended() -> bool:
             connection.execute(sa.text("select pg_stat_clear_snapshot()"))
+            others = sa.text(
+                "select count(*) from pg_stat_activity where application_name = 'cliniko_pipeline'"
+                " and datname = current_database() and pid <> pg_backend_pid()"
+            )
+            return connection.execute(others).scalar_one() == 0
+
+        wait_until(sessions_have_ended, "a session goes on")
         rows = connection.execute(
             sa.text(
-                "select relname, seq_tup_read + coalesce(idx_tup_fetch, 0) as looked_at from pg_stat_user_tables"
+                "select relname, seq_tup_read + coalesce(idx_tup_fetch, 0) as rows_read from pg_stat_user_tables"
                 " where schemaname = 'cliniko'"
             )
         )
-        return {row.relname: row.looked_at for row in rows}
+        return {row.relname: row.rows_read for row in rows}
 
 
-def test_nothing_is_computed_counted_or_checked_again(clinic: Clinic) -> None:
-    clinic.sync()
-    with statements(clinic) as found:
-        result = clinic.sync()
+def test_unchanged_sync_computes_nothing(clinic: SyncedOrganization) -> None:
+    """A full sync computes, counts and checks everything."""
+    with recorded_statements(clinic) as statements:
+        result = sync(clinic)
     assert computed(result) == [False, False]
-    assert kept(result) == dict.fromkeys(RECKONED, True)
-    assert [each for each in found if any(text in each for text in LARGE)] == []
-    assert len(found) < 185
-    with statements(clinic) as found:
-        clinic.sync(full=True)
-    assert all(any(text in each for each in found) for text in LARGE), "these texts tell the large computations"
+    assert kept(result) == [True, True, True]
+    assert [each for each in statements if any(text in each for text in LARGE)] == []
+    assert len(statements) < 185
+
+    with recorded_statements(clinic) as statements:
+        result = sync(clinic, full=True)
+    assert computed(result) == [True, True]
+    assert kept(result) == [False, False, False]
+    assert all(any(text in each for each in statements) for text in LARGE)
 
 
-def test_of_the_large_tables_a_few_rows_are_looked_at(clinic: Clinic) -> None:
-    with clinic.pipeline.database.operator_statement() as connection:
-        connection.execute(sa.text("vacuum analyze"))
-        # As in a table that is large: a small one is read whole where an index would do.
-        name = connection.execute(sa.text("select current_database()")).scalar_one()
-        connection.execute(sa.text(f'alter database "{name}" set enable_seqscan = off'))
-    clinic.pipeline.database.close()
-    clinic.sync()
-    before = rows_read(clinic)
-    clinic.sync()
-    looked_at = {name: number - before[name] for name, number in rows_read(clinic).items()}
+def test_changed_records_are_computed_checked_and_counted(clinic: SyncedOrganization) -> None:
+    change(clinic, "individual_appointments", 3, cancelled_at="2026-06-15T09:00:00Z")
+    result = sync(clinic)
+    assert computed(result) == [False, True]
+    assert kept(result) == [False, True, True]
+
+    change(clinic, "patients", 3, email="new@clinic.example")
+    change(clinic, "patients", 0, id="77", created_at="2026-06-15T12:31:00Z")
+    result = sync(clinic)
+    assert computed(result) == [True, True]
+    # The numbers of the mapping come with its materialization.
+    assert kept(result) == [False, True, True]
+    metadata = materializations_of(result)
+    for name in ("patients", "appointments"):
+        assert metadata[f"cliniko/{name}"]["dagster/row_count"] == len(clinic.rows(f"cliniko.{name}"))
+    assert metadata["cliniko/patients"]["dagster/row_count"] == 101
+    assert computed(sync(clinic)) == FIRST_UNCHANGED
+    assert computed(sync(clinic)) == [False, False]
+
+
+@pytest.mark.slow
+def test_unchanged_sync_reads_few_rows(pipeline: PipelineUnderTest) -> None:
+    with unchanged_clinic(pipeline, 400, 2_500) as clinic:
+        with pipeline.database.operator_statement() as connection:
+            connection.execute(sa.text("vacuum analyze"))
+            # As with a large table: of a small one all rows are read where an index would do.
+            name = connection.execute(sa.text("select current_database()")).scalar_one()
+            connection.execute(sa.text(f'alter database "{name}" set enable_seqscan = off'))
+        pipeline.database.close()
+        sync(clinic)
+        before = rows_read(clinic)
+        sync(clinic)
+        found = {name: number - before[name] for name, number in rows_read(clinic).items()}
     # The first few are shown; of the mapping also those that the operator is to look at.
-    assert looked_at["appointments"] <= 20
-    assert looked_at["patients"] <= 20
-    assert looked_at["attendees"] <= 20
-    assert looked_at["contact_mapping"] <= 150
+    assert found["appointments"] <= 20
+    assert found["patients"] <= 20
+    assert found["attendees"] <= 20
+    assert found["contact_mapping"] <= 150
 
 
-def test_every_table_that_a_query_reads_is_one_that_it_is_computed_from(pipeline: PipelineUnderTest) -> None:
+def test_tables_that_a_query_reads_are_its_inputs(pipeline: PipelineUnderTest) -> None:
     queries = (contact_mapping(), active_patients(ActivePatientsConfig(), pipeline.runtime))
     assert [isinstance(query, TableQuery) for query in queries] == [True, True]
     for query in queries:
@@ -181,71 +194,39 @@ def test_every_table_that_a_query_reads_is_one_that_it_is_computed_from(pipeline
             assert set(re.findall(r"(?:from|join) (cliniko\.\w+) ", text)) - named <= names
 
 
-def test_numbers_of_rows_are_those_of_a_count(clinic: Clinic) -> None:
-    clinic.change("individual_appointments", 5, cancelled_at="2026-06-15T09:00:00Z")
-    clinic.account.put("patients", dict(next(iter(clinic.account.records["patients"].values()))) | {
-        "id": "77", "created_at": "2026-06-15T10:31:00Z", "updated_at": "2026-06-15T10:31:00Z"
-    })  # fmt: skip
-    for full in (False, False, True):
-        told = materializations_of(clinic.sync(full=full))
-        for name, table in (("cliniko/patients", "cliniko.patients"), ("cliniko/appointments", "cliniko.appointments")):
-            assert told[name]["dagster/row_count"] == len(clinic.pipeline.rows(ID, table))
-    assert told["cliniko/patients"]["dagster/row_count"] == PATIENTS + 1
-
-
-def test_what_changes_is_computed_and_checked_once(clinic: Clinic) -> None:
-    assert computed(clinic.sync()) == [False, False]
-    clinic.change("individual_appointments", 3, cancelled_at="2026-06-15T09:00:00Z")
-    result = clinic.sync()
-    assert computed(result) == [False, True]
-    assert kept(result) == {RECKONED[0]: False, RECKONED[1]: True, RECKONED[2]: True}
-    assert computed(clinic.sync()) == FIRST_UNCHANGED
-    assert computed(clinic.sync()) == [False, False]
-    clinic.change("patients", 3, email="new@clinic.example")
-    result = clinic.sync()
-    assert computed(result) == [True, True]
-    # The numbers of the mapping are told of its materialization first.
-    assert kept(result) == {RECKONED[0]: False, RECKONED[1]: True, RECKONED[2]: True}
-    assert computed(clinic.sync()) == FIRST_UNCHANGED
-    assert computed(clinic.sync()) == [False, False]
-
-
-def test_a_full_sync_and_what_is_launched_by_itself_do_all_anew(clinic: Clinic) -> None:
-    assert computed(clinic.sync()) == [False, False]
-    result = clinic.sync(full=True)
-    assert computed(result) == [True, True]
-    assert kept(result) == dict.fromkeys(RECKONED, False)
+@pytest.mark.slow
+def test_assets_materialized_alone_are_computed(clinic: SyncedOrganization) -> None:
+    assert computed(sync(clinic)) == [False, False]
     for name in COMPUTED:
-        result = clinic.pipeline.materialize(ID, name)
+        result = clinic.pipeline.materialize(clinic.id, name)
         assert result.success
         assert materializations_of(result)[name]["computed_again"]
-    result = clinic.sync()
-    assert computed(result) == [False, True], "by itself it was judged by the present, which is later"
-    assert computed(clinic.sync()) == [False, False]
+    assert computed(sync(clinic)) == [False, True], "alone it was judged by the present, which is later"
+    assert computed(sync(clinic)) == [False, False]
 
 
-def test_a_sync_that_dies_between_its_steps_leaves_the_rest_to_the_next(
-    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_sync_that_dies_between_its_steps_is_completed_by_the_next(
+    clinic: SyncedOrganization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clinic.sync()
-    before = clinic.pipeline.active_patients(ID)
+    before = clinic.pipeline.active_patients(clinic.id)
     victim = next(iter(before))
     with clinic.pipeline.database.operator() as connection:
         connection.execute(sa.text("delete from public.contacts where id = :id"), {"id": victim})
     real = io_managers.sql
 
-    def dead(name: str) -> str:
+    def fail_at_active_patients(name: str) -> str:
         if name == "active_patients":
             raise KeyboardInterrupt
         return real(name)
 
-    clinic.clock.now += timedelta(hours=1)
+    clinic.clock.advance(hours=1)
     with monkeypatch.context() as patch:
-        patch.setattr(io_managers, "sql", dead)
-        assert not clinic.pipeline.sync(ID, clinic.clock.now).success
-    assert clinic.pipeline.active_patients(ID) == before
-    assert victim not in {row["contact_id"] for row in clinic.pipeline.rows(ID, "cliniko.contact_mapping")}
-    assert computed(clinic.sync()) == [False, True]
-    assert victim not in clinic.pipeline.active_patients(ID)
-    assert computed(clinic.sync()) == FIRST_UNCHANGED
-    assert computed(clinic.sync()) == [False, False]
+        patch.setattr(io_managers, "sql", fail_at_active_patients)
+        clinic.fail()
+    assert clinic.pipeline.active_patients(clinic.id) == before
+    assert victim not in {row["contact_id"] for row in clinic.rows("cliniko.contact_mapping")}
+    assert computed(sync(clinic)) == [False, True]
+    assert victim not in clinic.pipeline.active_patients(clinic.id)
+    assert computed(sync(clinic)) == FIRST_UNCHANGED
+    assert computed(sync(clinic)) == [False, False]

@@ -1,0 +1,375 @@
+"""Runs a history against a real pipeline, and compares what is stored after each quiet sync with the account."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from hypothesis import currently_in_test_context, note
+
+from cliniko_pipeline.cliniko import pagination
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
+from cliniko_pipeline.sandbox.server import Sandbox
+from cliniko_pipeline_tests.support.changing_clinics import (
+    RESOURCES,
+    Beginning,
+    Change,
+    ChangingClinic,
+    Key,
+    ServerClock,
+    instant,
+    linked,
+)
+from cliniko_pipeline_tests.support.histories import Clock, History, Step, Sync
+from cliniko_pipeline_tests.support.hostile_accounts import WireRecord
+from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest
+
+
+class Killed(BaseException):
+    """Nothing that would catch it can do anything any more: see KillableDatabase."""
+
+
+class KillableDatabase(Database):
+    """A database for a process that may end instead of a commit; from its end on, nothing reaches the database."""
+
+    commits_left: int | None = None
+    is_dead = False
+
+    @contextmanager
+    def organization(self, organization_id: str, *, is_resumable: bool = False) -> Iterator[sa.Connection]:
+        if self.is_dead:
+            raise Killed
+        with super().organization(organization_id, is_resumable=is_resumable) as connection:
+            yield connection
+            if self.commits_left is not None and self._has_written(connection):
+                self.commits_left -= 1
+                if self.commits_left == 0:
+                    self.die()
+
+    def die(self) -> None:
+        self.is_dead = True
+        raise Killed
+
+    @staticmethod
+    def _has_written(connection: sa.Connection) -> bool:
+        return connection.execute(sa.text("select pg_current_xact_id_if_assigned() is not null")).scalar_one()
+
+    def revive(self, commits_left: int | None = None) -> None:
+        self.is_dead = False
+        self.commits_left = commits_left
+
+
+class Requests:
+    """A request budget without a limit, that tells of each request before it is sent.
+
+    With several on their way, something happens before one while Cliniko answers another.
+    """
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.before_each: Callable[[int], None] = lambda _number: None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def request(self) -> Iterator[float]:
+        with self._lock:
+            self.sent += 1
+            self.before_each(self.sent)
+        yield 0.0
+
+    def close(self) -> None:
+        pass
+
+    def block(self, seconds: float) -> None:
+        pass
+
+    def left(self) -> int:
+        return 1000
+
+
+@dataclass
+class World:
+    """What all histories of a test have in common."""
+
+    pipeline: PipelineUnderTest
+    database: KillableDatabase
+    sandbox: Sandbox
+    clock: ServerClock
+    requests: Requests
+    histories: int = 0
+    syncs: int = 0
+
+
+class HistoryRun:
+    """A history as it happens. `gone` tells of what was hard-deleted whether it must be marked, may be, or may not."""
+
+    def __init__(self, world: World, instance: dg.DagsterInstance) -> None:
+        world.clock.passed, world.clock.ahead = 0.0, 0
+        world.histories += 1
+        self.world = world
+        self.pipeline = PipelineUnderTest(world.pipeline.runtime, instance)
+        self.clinic = ChangingClinic(f"history-{world.histories}", world.clock)
+        self.may_be_marked: set[Key] = set()
+        self.must_be_marked: set[Key] = set()
+        self.full_may_resume = False
+        self.left_by_a_full_sync: set[Key] = set()
+        self.stored = Stored(self.pipeline, self.clinic.id)
+        self.earliest = world.clock.now
+
+    def begin(self, beginning: Beginning) -> None:
+        self.clinic.begin(beginning)
+        self.world.sandbox.add(self.clinic.account)
+        self.pipeline.add_organization(self.clinic.id, self.world.sandbox, self.clinic.account)
+
+    def apply(self, step: Step) -> None:
+        match step:
+            case Change():
+                self._note(self.clinic.happen(step))
+            case Clock():
+                self.world.clock.passed += step.seconds
+                self.world.clock.set_ahead(step.ahead)
+                self._note(f"{step.seconds} s pass")
+            case Sync():
+                self.sync(step)
+
+    def sync(self, step: Sync) -> None:
+        self._note(f"{step} ...")
+        self._save_contacts()
+        before, as_of = self.stored, self.world.clock.now + timedelta(hours=step.hours)
+        gone_before = set(self.clinic.gone)
+        result = self._run(step, as_of)
+        self.stored = Stored(self.pipeline, self.clinic.id)
+        self._note(f"... {'killed' if result is None else 'succeeded' if result.success else _errors(result)}")
+
+        may_have_marked = step.full or self.full_may_resume
+        if may_have_marked:
+            self.may_be_marked |= self.clinic.gone.keys()
+        assert self.stored.vanished <= self.clinic.gone.keys() & self.may_be_marked
+        self.full_may_resume = may_have_marked and (result is None or not result.success)
+        doubtful = self._doubtful(before, gone_before)
+        if not step.accept_deletions:
+            self.left_by_a_full_sync.clear()
+        if result is None:
+            return
+        if not result.success:
+            self._assert_explained(step, _errors(result), before, doubtful)
+            if step.full and step.accept_deletions:
+                self.left_by_a_full_sync |= self._older(gone_before)
+        elif step.is_quiet:
+            if step.full:
+                assert step.accept_deletions or not doubtful
+                self.must_be_marked |= self._older(self.clinic.gone.keys())
+            # What a full sync did not come to, the next one does.
+            self.must_be_marked |= self.left_by_a_full_sync
+            self.assert_right(as_of)
+            self.clinic.settle()
+
+    def assert_right(self, as_of: datetime) -> None:
+        """Everything stored is the account as it is, and the tables are what is computed of it independently."""
+        clinic, vanished = self.clinic, self.stored.vanished
+        assert vanished >= self.must_be_marked
+        for resource in RESOURCES:
+            self._assert_stored(resource)
+        self._assert_rejected()
+        wire, contacts = clinic.wire(vanished), list(clinic.contacts.values())
+        assert self.pipeline.contact_mapping(clinic.id) == expected_contact_mapping(wire, contacts, clinic.id)
+        assert self.pipeline.active_patients(clinic.id) == expected_active_patients(wire, contacts, clinic.id, as_of)
+
+    # --- Running ---------------------------------------------------------------------------------------------
+
+    def _run(self, step: Sync, as_of: datetime) -> dg.ExecuteInProcessResult | None:
+        """None where it was killed."""
+        world = self.world
+
+        def before_each(number: int) -> None:
+            if number == step.killed_at_request:
+                world.database.die()
+            if number > 1:
+                world.clock.passed += step.pace
+                for one in step.between_requests[number - 2] if number - 2 < len(step.between_requests) else ():
+                    self.apply(one)
+            self.earliest = min(self.earliest, world.clock.now)
+
+        world.syncs += 1
+        self.earliest = world.clock.now
+        world.requests.sent, world.requests.before_each = 0, before_each
+        world.sandbox.faults = _faults(step)
+        world.database.revive(step.killed_at_commit)
+        try:
+            result = self.pipeline.sync(
+                self.clinic.id, as_of, full=step.full, accept_deletions=step.accept_deletions, log_level="CRITICAL"
+            )
+            # Dagster catches whatever is raised; a process that was killed would have no result.
+            return None if world.database.is_dead else result
+        finally:
+            world.database.revive()
+            world.sandbox.faults = Faults()
+            world.requests.before_each = lambda _number: None
+
+    def _save_contacts(self) -> None:
+        with self.pipeline.database.operator() as connection:
+            connection.execute(
+                sa.text("delete from public.contacts where organization_id = :id"), {"id": self.clinic.id}
+            )
+        self.pipeline.add_contacts(list(self.clinic.contacts.values()))
+
+    def _note(self, message: str) -> None:
+        clock = self.world.clock
+        (note if currently_in_test_context() else print)(f"{clock.now:%d %H:%M:%S} ({clock.ahead:+d}) {message}")
+
+    # --- What is gone -----------------------------------------------------------------------------------------
+
+    def _older(self, gone: Iterable[Key]) -> set[Key]:
+        """Of these what a full sync misses: what was created when it began, or later by the server's clock, was none
+        of its business.
+        """
+        records = {key: self.clinic.gone[key] for key in gone}
+        return {key for key, one in records.items() if one is not None and instant(one, "created_at") < self.earliest}
+
+    def _doubtful(self, before: "Stored", gone: set[Key]) -> set[str]:
+        """The resources of which a full sync misses more than it believes."""
+        limit = self.pipeline.runtime.settings.vanished_share_limit
+        doubtful = set()
+        for resource in RESOURCES:
+            old = [each for each, row in before.live(resource).items() if row["created_at"] < self.earliest]
+            missed = [each for each in old if (resource, each) in gone]
+            if len(missed) > limit * len(old):
+                doubtful.add(resource)
+        return doubtful
+
+    def _assert_explained(self, step: Sync, message: str, before: "Stored", doubtful: set[str]) -> None:
+        if step.broken is not None and f"{step.broken[0]}, page {step.broken[1]}" in message:
+            return
+        assert "more than is believed" in message, message
+        assert not step.accept_deletions
+        for resource in RESOURCES:
+            if f"{resource}: " in message and step.is_quiet and step.full:
+                assert resource in doubtful
+                assert self.stored.vanished_of(resource) == before.vanished_of(resource)
+
+    # --- What is stored ---------------------------------------------------------------------------------------
+
+    def _assert_stored(self, resource: str) -> None:
+        rows, live = self.stored.rows[resource], self.stored.live(resource)
+        assert all(row["deleted_at"] is not None for row in rows.values() if row["vanished_at"] is not None)
+        due = {
+            record_id: as_stored(resource, record)
+            for record_id, record in self.clinic.stored(resource, ()).items()
+            if (resource, record_id) not in self.stored.vanished
+        }
+        if resource == "attendees":
+            # Those of individual appointments may be left out.
+            groups = {record_id for record_id, row in due.items() if self.clinic.is_group(row["booking_id"])}
+            due = {record_id: row for record_id, row in due.items() if record_id in groups or record_id in live}
+        found = {row_id: {c: row[c] for c in due.get(row_id, row)} for row_id, row in live.items()}
+        assert differences(found, due) == {}
+
+    def _assert_rejected(self) -> None:
+        rows = self.pipeline.rows(self.clinic.id, "cliniko.rejected_records")
+        found = [(row["resource"], row["id"]) for row in rows]
+        assert len(found) == len(set(found)), "a record is rejected twice"
+        gone = self.clinic.bad & self.clinic.gone.keys()
+        assert set(found) - gone == self.clinic.bad - gone
+
+
+class Stored:
+    """What is stored of an organization's records: the rows by resource and id."""
+
+    def __init__(self, pipeline: PipelineUnderTest, organization_id: str) -> None:
+        appointments = pipeline.rows(organization_id, "cliniko.appointments")
+        found = {
+            "patients": pipeline.rows(organization_id, "cliniko.patients"),
+            "individual_appointments": [row for row in appointments if row["kind"] == "individual"],
+            "group_appointments": [row for row in appointments if row["kind"] == "group"],
+            "attendees": pipeline.rows(organization_id, "cliniko.attendees"),
+        }
+        self.rows = {resource: {row["id"]: row for row in found[resource]} for resource in RESOURCES}
+        self.vanished = {key for resource in RESOURCES for key in self.vanished_of(resource)}
+
+    def live(self, resource: str) -> dict[str, dict[str, Any]]:
+        return {row_id: row for row_id, row in self.rows[resource].items() if row["vanished_at"] is None}
+
+    def vanished_of(self, resource: str) -> set[Key]:
+        return {(resource, row_id) for row_id, row in self.rows[resource].items() if row["vanished_at"] is not None}
+
+
+def differences(found: dict[str, Any], due: dict[str, Any]) -> dict[str, Any]:
+    """Of each record that is not as it should be, what is stored and what is due."""
+    return {
+        each: {"stored": found.get(each), "due": due.get(each)}
+        for each in found.keys() | due.keys()
+        if found.get(each) != due.get(each)
+    }
+
+
+def as_stored(resource: str, record: WireRecord) -> dict[str, Any]:
+    """The columns of a record that is well."""
+    stamps = ("created_at", "updated_at", "archived_at", "deleted_at")
+    row: dict[str, Any] = {field: instant(record, field) for field in stamps}
+    match resource:
+        case "patients":
+            row |= {field: record[field] for field in ("first_name", "last_name", "email")}
+            return row | {"merged_into_id": linked(record, "merged_with_patient")}
+        case "attendees":
+            row |= {"cancelled_at": instant(record, "cancelled_at"), "arrived": record["arrived"]}
+            return row | {"booking_id": linked(record, "booking"), "patient_id": linked(record, "patient")}
+        case _:
+            return row | {
+                "starts_at": instant(record, "starts_at"),
+                "cancelled_at": instant(record, "cancelled_at"),
+                "did_not_arrive": bool(record.get("did_not_arrive")),
+                "patient_id": linked(record, "patient") if "patient" in record else None,
+                "appointment_type_id": linked(record, "appointment_type"),
+                "practitioner_id": linked(record, "practitioner"),
+            }
+
+
+def _errors(result: dg.ExecuteInProcessResult) -> str:
+    """What the failed steps say, in a line each where the pipeline raised it on purpose."""
+    failures = [event.step_failure_data for event in result.filter_events(lambda event: event.is_step_failure)]
+    return "; ".join(
+        (one.user_failure_data and one.user_failure_data.description) or one.error_display_string for one in failures
+    )
+
+
+def _faults(step: Sync) -> Faults:
+    if step.broken is not None:
+        return Faults(broken_pages=(BrokenPage(*step.broken),))
+    if step.faults is not None:
+        return Faults(
+            seed=step.faults,
+            # Six attempts must do.
+            server_error_rate=0.03,
+            reset_before_body_rate=0.01,
+            reset_in_body_rate=0.02,
+            truncated_body_rate=0.02,
+            html_ok_rate=0.01,
+            too_many_requests_rate=0.02,
+        )
+    return Faults()
+
+
+@contextmanager
+def small_pages(size: int, *, ahead: bool = False) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        # One at a time however long it takes, or at once as many as may be.
+        patched.setattr(pagination, "FEWEST_AT_ONCE", pagination.MOST_AT_ONCE if ahead else 1)
+        patched.setattr(pagination, "LONG_WAIT_SECONDS", float("inf"))
+        patched.setattr(pagination, "PAGE_SIZE", size)
+        patched.setattr(pagination.Listing.url, "__defaults__", (size,))
+        yield
+
+
+def run_history(world: World, history: History) -> None:
+    with small_pages(history.page_size, ahead=history.ahead), dg.DagsterInstance.ephemeral() as instance:
+        run = HistoryRun(world, instance)
+        run.begin(history.beginning)
+        for step in history.steps:
+            run.apply(step)

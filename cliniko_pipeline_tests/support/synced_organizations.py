@@ -1,0 +1,141 @@
+"""One organization of a pipeline under test: its account on a sandbox, its contacts, and what must be stored of it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import dagster as dg
+
+from cliniko_pipeline.postgres import sync_runs
+from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
+from cliniko_pipeline.sandbox.server import Sandbox
+from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of
+
+START = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
+CRAWLED = ("patients", "individual_appointments", "group_appointments", "attendees")
+NAMES = ("appointment_types", "practitioners")
+RESOURCES = (*CRAWLED, *NAMES)
+TABLES = {
+    "patients": ("cliniko.patients", {}),
+    "individual_appointments": ("cliniko.appointments", {"kind": "individual"}),
+    "group_appointments": ("cliniko.appointments", {"kind": "group"}),
+    "attendees": ("cliniko.attendees", {}),
+}
+"""Where the records of a resource are stored: the table, and what tells their rows from others."""
+
+
+def cliniko_text(moment: datetime) -> str:
+    """Return the instant as Cliniko writes it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def wire_records(account: Account) -> dict[str, list[dict[str, Any]]]:
+    """Return all records of the account as they are served."""
+    return {name: account.wire_records(name, "http://sandbox/v1") for name in RESOURCES}
+
+
+class ManualClock:
+    """A sandbox's clock that moves only when the test moves it."""
+
+    def __init__(self, now: datetime = START) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now.timestamp()
+
+    def advance(self, **duration: float) -> None:
+        self.now += timedelta(**duration)
+
+
+class SyncedOrganization:
+    """An organization whose account may change between its syncs; `as_of` is START unless the clock says otherwise."""
+
+    def __init__(
+        self,
+        pipeline: PipelineUnderTest,
+        sandbox: Sandbox,
+        account: Account,
+        contacts: Iterable[Mapping[str, Any]],
+        organization_id: str,
+        clock: ManualClock,
+    ) -> None:
+        self.pipeline = pipeline
+        self.sandbox = sandbox
+        self.account = account
+        self.contacts = [dict(contact) for contact in contacts]
+        self.id = organization_id
+        self.clock = clock
+        self.as_of = clock.now
+        pipeline.add_organization(self.id, sandbox, account)
+        pipeline.add_contacts(self.contacts)
+
+    def put(self, resource: str, record: Mapping[str, Any], at: datetime | str | None = None) -> None:
+        """Add or replace the record, changed now or at the instant given."""
+        changed_at = at if isinstance(at, str) else cliniko_text(at or self.clock.now)
+        self.account.put(resource, {**record, "updated_at": changed_at})
+
+    def run(self, *, full: bool = False) -> dg.ExecuteInProcessResult:
+        """Sync; the result may be a failure."""
+        self.as_of = self.clock.now
+        return self.pipeline.sync(self.id, self.as_of, full=full)
+
+    def sync(self, *, full: bool = False) -> dg.ExecuteInProcessResult:
+        """Sync, which must succeed."""
+        result = self.run(full=full)
+        assert result.success, errors_of(result)
+        return result
+
+    def fail(self, *, full: bool = False) -> str:
+        """Sync, which must fail; return its errors."""
+        result = self.run(full=full)
+        assert not result.success
+        return "\n".join(errors_of(result))
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        return self.pipeline.rows(self.id, table)
+
+    def last_run(self) -> sync_runs.OrganizationStatus:
+        with self.pipeline.database.organization(self.id) as connection:
+            return sync_runs.organization_status(connection)
+
+    def assert_right(self) -> None:
+        """Compare the mapping and active_patients with the independent computation."""
+        wire = wire_records(self.account)
+        assert self.pipeline.contact_mapping(self.id) == expected_contact_mapping(wire, self.contacts, self.id)
+        active = expected_active_patients(wire, self.contacts, self.id, self.as_of)
+        assert self.pipeline.active_patients(self.id) == active
+
+
+@contextmanager
+def synced_organization(
+    pipeline: PipelineUnderTest, account: Account, contacts: Iterable[Mapping[str, Any]] = (), name: str = "clinic"
+) -> Iterator[SyncedOrganization]:
+    """Serve the account on a sandbox and make an organization of it; its first sync is the caller's."""
+    clock = ManualClock()
+    with pipeline.sandbox([account], clock=clock) as sandbox:
+        yield SyncedOrganization(pipeline, sandbox, account, contacts, name, clock)
+
+
+@contextmanager
+def synced_demo(pipeline: PipelineUnderTest, name: str = "old-mill-physio") -> Iterator[SyncedOrganization]:
+    """Make an organization of a copy of the demo account."""
+    demo = _demos()[name]
+    records = {resource: list(found.values()) for resource, found in demo.account.records.items()}
+    account = Account.from_records(demo.account.name, demo.account.shard, demo.account.api_key, records)
+    with synced_organization(pipeline, account, demo_contacts(demo), name) as organization:
+        yield organization
+
+
+def demo_contacts(demo: DemoOrganization) -> list[dict[str, Any]]:
+    """Return the demo organization's contacts, their ids as UUID."""
+    return [{**contact, "id": UUID(contact["id"])} for contact in demo.contacts]
+
+
+@cache
+def _demos() -> dict[str, DemoOrganization]:
+    return {demo.id: demo for demo in demo_organizations(START)}
