@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline_tests.support.properties import examples
-from cliniko_pipeline_tests.support.services import ServiceAlone, add_organizations
+from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization
 
 NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 PATH = "/v1/organizations/alpha/active-patients"
@@ -60,7 +60,7 @@ STORED = {"alpha": 73, "beta": 9, "empty": 0}
 @pytest.fixture(scope="module")
 def patients(service: ServiceAlone) -> ServiceAlone:
     """The service with the active patients of three organizations."""
-    add_organizations(service.database, "empty")
+    add_organization(service.database, "empty")
     for organization, rows in STORED.items():
         replace(service, organization, rows)
     return service
@@ -174,7 +174,7 @@ def test_organization_without_active_patients_has_one_empty_page(caller: httpx.C
 
 def test_pages_are_linked_for_any_organization_id(patients: ServiceAlone) -> None:
     organization = "clínica 诊所 a?b#c>d %41 line\u2028end"
-    add_organizations(patients.database, organization)
+    add_organization(patients.database, organization)
     replace(patients, organization, 5)
     following = f"/v1/organizations/{quote(organization)}/active-patients?limit=2"
     found: list[str] = []

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from cliniko_pipeline.postgres import api_tokens, organizations
-from cliniko_pipeline_tests.support.services import ServiceAlone, add_organizations, client, token
+from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization, client, token
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +65,10 @@ def test_refusal_note_is_short_and_printable(service: ServiceAlone) -> None:
 
 
 def test_token_does_not_open_a_later_organization_of_the_same_id(service: ServiceAlone) -> None:
-    add_organizations(service.database, "removed")
+    add_organization(service.database, "removed")
     with service.client(organizations=["removed", "beta"]) as caller:
         assert caller.get("/v1/organizations/removed").status_code == 200
         organizations.remove(service.database, "removed")
-        add_organizations(service.database, "removed")
+        add_organization(service.database, "removed")
         assert caller.get("/v1/organizations/removed").status_code == 404
         assert caller.get("/v1/organizations/beta").status_code == 200

@@ -2,11 +2,11 @@
 
 import httpx
 
-from cliniko_pipeline_tests.support.services import ServiceAlone, add_organizations, every_page
+from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization, every_page
 
 
 def test_disabled_organization_is_read_and_not_synced(service: ServiceAlone) -> None:
-    add_organizations(service.database, "disabled")
+    add_organization(service.database, "disabled")
     with service.database.operator() as connection:
         connection.exec_driver_sql(
             "update public.api_credentials set is_active = false where organization_id = 'disabled'"

@@ -13,7 +13,7 @@ from cliniko_pipeline.errors import TransientError
 from cliniko_pipeline.postgres import sync_runs
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline_tests.support.databases import administer
-from cliniko_pipeline_tests.support.services import ServiceAlone, add_organizations, every_page, opened_service
+from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization, every_page, opened_service
 from cliniko_pipeline_tests.support.waiting import wait_until
 
 PLANNED = ["cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"]
@@ -54,7 +54,7 @@ def test_without_dagster_syncs_are_read_and_not_requested(service: ServiceAlone)
 
 
 def test_syncs_are_paged_latest_first(service: ServiceAlone) -> None:
-    add_organizations(service.database, "paged")
+    add_organization(service.database, "paged")
     for number in range(7):
         note_sync(service.database, "paged", number)
     path = "/v1/organizations/paged/syncs"

@@ -28,7 +28,7 @@ from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.api_servers import served
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.properties import examples
-from cliniko_pipeline_tests.support.services import ServiceAlone, add_organizations
+from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization
 from cliniko_pipeline_tests.support.signatures import CLIENT, add_secret, new_secret, send, signed
 from cliniko_pipeline_tests.support.waiting import wait_until
 
@@ -184,7 +184,7 @@ def test_secret_that_cannot_be_decrypted_is_passed_over(hooks: Webhooks) -> None
 
 
 def test_secret_of_removed_organization_is_refused(hooks: Webhooks) -> None:
-    add_organizations(hooks.database, "removed")
+    add_organization(hooks.database, "removed")
     secret, _ = add_secret(hooks.runtime, "removed")
     assert send(hooks.url, "removed", secret).status_code == 202
     organizations.remove(hooks.database, "removed")

@@ -53,11 +53,12 @@ def client(url: str, token: str | None = None) -> httpx.Client:
     return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=60)
 
 
-def add_organizations(database: Database, *names: str) -> None:
-    """Store organizations whose credentials are not used."""
+def add_organization(database: Database, organization_id: str, name: str | None = None) -> None:
+    """Store an organization whose credentials are not used."""
     with database.operator() as connection:
-        for name in names:
-            organizations.save(connection, name, name, {"encrypted_data": "x"}, validated=False)
+        organizations.save(
+            connection, organization_id, name or organization_id, {"encrypted_data": "x"}, validated=False
+        )
 
 
 class Service:
@@ -84,7 +85,8 @@ class ServiceAlone(Service):
 @contextmanager
 def opened_service(database: Database, home: Path, **variables: str) -> Iterator[ServiceAlone]:
     """The service alone, with the organizations alpha and beta."""
-    add_organizations(database, "alpha", "beta")
+    for name in ("alpha", "beta"):
+        add_organization(database, name)
     settings = load_settings(environment(database.url, home) | NO_DAGSTER | variables)
     with open_runtime(settings) as runtime, served(runtime) as url:
         yield ServiceAlone(url, runtime)

@@ -1,12 +1,22 @@
-"""An account of the sandbox that stops answering at a chosen request, and says when a client waits."""
+"""Accounts of the sandbox that change, or stop answering, at a moment that the test chooses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from threading import Event
 from typing import Any
 
 from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment
 from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
+
+
+def add_appointment(account: Account, number: int) -> None:
+    """Give the account's patient 1 an appointment of yesterday, entered now."""
+    at = datetime.now(UTC)
+    now, yesterday = (f"{each:%Y-%m-%dT%H:%M:%SZ}" for each in (at, at - timedelta(days=1)))
+    record = individual_appointment(str(1000 + number), "1", yesterday, created_at=now, updated_at=now)
+    account.put("individual_appointments", record)
 
 
 class Hold:

@@ -1,12 +1,10 @@
-"""The Dagster UI in a real browser: one organization, then a backfill over all, their checks and a plot.
+"""The Dagster UI in a real browser: a run, a backfill, asset checks and plots.
 
 CLINIKO_TEST_PICTURES names a folder for the screenshots (`make screenshots`: those of the documentation).
 """
 
-import os
 import re
 import signal
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.definitions import build_definitions
-from cliniko_pipeline.postgres import organizations
-from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline_tests.support.browsers import (
     SECONDS,
@@ -29,11 +24,14 @@ from cliniko_pipeline_tests.support.browsers import (
     browser_program,
     expect,
     opened_ui,
+    pictures_folder,
 )
-from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
+from cliniko_pipeline_tests.support.clinics import Clinics
+from cliniko_pipeline_tests.support.demo_clinics import add_demo_clinic
 from cliniko_pipeline_tests.support.environments import environment, free_port
 from cliniko_pipeline_tests.support.independent import expected_active_patients
 from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of
+from cliniko_pipeline_tests.support.services import BY_HAND
 from cliniko_pipeline_tests.support.waiting import wait_until
 
 RESOURCES = (
@@ -52,45 +50,32 @@ A_BACKFILL = 180
 
 
 @pytest.fixture
-def environ(database_url: URL, tmp_path: Path) -> dict[str, str]:
-    # What runs here was launched in the browser.
-    by_hand = {"CLINIKO_SYNC_EVERY_MINUTES": "0", "CLINIKO_FULL_SYNC_AT": "off"}
-    return environment(database_url, tmp_path / "home") | by_hand
+def environ(database_url: URL, home: Path) -> dict[str, str]:
+    return environment(database_url, home) | BY_HAND
 
 
-@pytest.fixture
-def clinics(environ: dict[str, str]) -> Iterator[Clinics]:
-    with opened_clinics(environ) as opened:
-        yield opened
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("CLINIKO_TEST_PICTURES") or tmp_path / "pictures").resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def test_an_operator_materializes_one_organization_then_all_and_sees_their_checks_and_plots(
-    environ: dict[str, str], clinics: Clinics, tmp_path: Path, pictures: Path
+@pytest.mark.slow
+def test_organizations_are_materialized_in_the_dagster_ui(
+    environ: dict[str, str], clinics: Clinics, tmp_path: Path
 ) -> None:
+    """One organization, then a backfill over all; their checks, plots and metadata are shown."""
     browser_program()  # before anything is started for it
     demo = demo_organizations(datetime.now(UTC))
     for each in demo:
-        _add(clinics, each)
+        add_demo_clinic(clinics, each)
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     with CommandLine(environ, tmp_path).start("ui", "--port", str(port)) as running:
         try:
             running.wait_until(lambda: answers(address), "the UI never answered", 120)
-            with opened_ui(address, pictures) as ui:
+            with opened_ui(address, pictures_folder(tmp_path)) as ui:
                 _assert_one_organization_is_materialized(ui, clinics, demo)
                 _assert_a_backfill_materializes_all(ui, running, clinics, demo)
                 assert ui.complaints == []
         finally:
             running.interrupt(signal.SIGTERM)
             running.wait(60)
-    wait_until(lambda: not processes_of(tmp_path), f"they never ended: {processes_of(tmp_path)}")
+    wait_until(lambda: not processes_of(tmp_path), lambda: f"they never ended: {processes_of(tmp_path)}")
 
 
 def _assert_one_organization_is_materialized(ui: DagsterUI, clinics: Clinics, demo: list[DemoOrganization]) -> None:
@@ -119,7 +104,7 @@ def _assert_a_backfill_materializes_all(
         )
         _assert_active_patients_are_right(clinics, each)
 
-    # Meanwhile the daemon finds that the backfill has ended.
+    # In the meantime the daemon finds that the backfill has ended.
     _assert_plots_go_from_the_first_organization_to_the_last(ui)
     _assert_the_checks_of_the_sync_have_passed(ui)
 
@@ -165,14 +150,6 @@ def _assert_the_checks_of_the_sync_have_passed(ui: DagsterUI) -> None:
         ui.see(ui.page.get_by_text("Evaluation result").locator("xpath=..").get_by_text("Passed", exact=True))
         if each.name == "every_active_patient_with_a_contact_is_stored_once":
             ui.picture("checks")
-
-
-def _add(clinics: Clinics, each: DemoOrganization) -> None:
-    clinics.sandbox.add(each.account)
-    credentials = ClinikoCredentials(each.account.api_key, None, clinics.sandbox.base_url(each.account))
-    with clinics.database.operator() as connection:
-        organizations.save(connection, each.id, each.name, clinics.vault.encrypt(credentials), validated=False)
-        connection.execute(sa.text(sql("save_contact")), each.contacts)
 
 
 def _active(clinics: Clinics, each: DemoOrganization) -> list[dict[str, Any]]:
