@@ -2,9 +2,9 @@
 
 import socket
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -56,19 +56,14 @@ class SilentServer:
             each.close()
 
 
-@pytest.fixture
-def silent() -> Iterator[SilentServer]:
-    with closing(SilentServer()) as opened:
-        yield opened
-
-
 def test_requests_waiting_for_dagster_do_not_block_others(
-    service: ServiceAlone, silent: SilentServer, tmp_path, monkeypatch: pytest.MonkeyPatch
+    service: ServiceAlone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dagster_runs, "TIMEOUT_SECONDS", 600)
+    silent = SilentServer()
     environ = environment(service.database.url, tmp_path) | {"API_DAGSTER_URL": silent.url}
     waiting = token(service.database, "read", "sync", organizations=["alpha"], requests_per_minute=10 * REQUESTS)
-    with open_runtime(load_settings(environ)) as runtime:
+    with closing(silent), open_runtime(load_settings(environ)) as runtime:
         secret, _ = add_secret(runtime, "beta")
         application = create_application(runtime)
         turns = application.state.dagster.turns

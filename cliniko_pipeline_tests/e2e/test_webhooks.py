@@ -132,7 +132,7 @@ def deployment(database_url: URL, tmp_path: Path) -> Iterator[WebhookDeployment]
 class Burst:
     """Changes in every clinic, each sent as a relay does: one at a time a clinic, repeated until it is accepted.
 
-    With `pauses_at`, each clinic stops at so many accepted webhooks until `pass_pause` is called.
+    Each clinic stops at `pauses_at` accepted webhooks until `pass_pause` is called.
     """
 
     def __init__(self, deployment: WebhookDeployment, url: str, *pauses_at: int) -> None:
@@ -191,21 +191,8 @@ def test_webhook_leads_to_the_row_and_to_the_target(deployment: WebhookDeploymen
     assert tracebacks(running.output + service.output) == []
 
 
-def test_webhook_burst_is_synced_by_few_runs(deployment: WebhookDeployment) -> None:
-    """A clinic's webhooks are gathered: a thousand lead to far fewer runs, and every change is stored."""
-    deployment.add(*(f"clinic-{number}" for number in range(CLINICS)))
-    _, url = deployment.start_api(free_port())
-    burst = Burst(deployment, url)
-    burst.send()
-    running = deployment.start_ui()
-    deployment.wait_until_settled(running)
-    assert burst.accepted.total() == deployment.received() == ALL_WEBHOOKS
-    runs = {name: deployment.clinics.dagster_runs(name) for name in deployment.accounts}
-    # All had come before the daemon looked.
-    assert runs == {name: ["SUCCESS"] for name in deployment.accounts}
-
-
 def test_webhooks_survive_killed_service_and_daemon(deployment: WebhookDeployment) -> None:
+    """A thousand webhooks of twenty clinics: each that was accepted is synced."""
     deployment.add(*(f"clinic-{number}" for number in range(CLINICS)))
     port = free_port()
     service, url = deployment.start_api(port)
