@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
 from cliniko_pipeline.api.application import create_application
 from cliniko_pipeline.runtime import Runtime
@@ -12,10 +13,10 @@ from cliniko_pipeline_tests.support.waiting import wait_until
 
 
 @contextmanager
-def served(runtime: Runtime) -> Iterator[str]:
-    """The service's address, without a slash at its end. It runs in a thread of this process."""
+def served(runtime: Runtime, application: FastAPI | None = None) -> Iterator[str]:
+    """Yield the service's address, without a slash at its end. It runs in a thread of this process."""
     configuration = uvicorn.Config(
-        create_application(runtime),
+        application or create_application(runtime),
         host="127.0.0.1",
         port=0,
         log_config=None,

@@ -1,4 +1,4 @@
-"""The Dagster UI in a headless Chromium, used as an operator does: by what is written on it.
+"""A headless Chromium on the Dagster UI or the service's page, used as people do: by what is written there.
 
 The browser is the machine's own. CLINIKO_TEST_BROWSER names another program, or `none` where there shall be none.
 """
@@ -17,7 +17,7 @@ from playwright.sync_api import ConsoleMessage, Locator, Page, Request, Viewport
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 WINDOW: ViewportSize = {"width": 1400, "height": 900}
 SECONDS = 60
-"""For whatever the UI shows after a click: generous, for machines that do other things too."""
+"""A generous limit for what is shown after a click."""
 
 ARGUMENTS = (
     "--no-sandbox",  # root's Chromium starts only so; it sees no page but ours
@@ -41,7 +41,7 @@ DRAWN = """canvas => {
 
 
 def browser_program() -> str:
-    """The Chromium to drive. Fails the test where there is none, and skips it where that was asked for."""
+    """Return the Chromium to drive. Fail the test where there is none; skip it with CLINIKO_TEST_BROWSER=none."""
     wanted = os.environ.get("CLINIKO_TEST_BROWSER", "")
     if wanted == "none":
         pytest.skip("CLINIKO_TEST_BROWSER=none: without a browser, as asked")
@@ -56,7 +56,7 @@ def browser_program() -> str:
 
 
 class DagsterUI:
-    """One tab on the UI, and what its pages complained of."""
+    """One tab, and the complaints of its pages: errors on the console, failed requests, requests to other hosts."""
 
     def __init__(self, page: Page, address: str, pictures: Path) -> None:
         self.page = page
@@ -73,7 +73,7 @@ class DagsterUI:
         self.page.goto(self.address + path, wait_until="domcontentloaded")
 
     def launch(self, job: str, *, partition: str | None) -> str:
-        """Through the dialog of the job's page: for one partition, or a backfill over all. Returns its page's path."""
+        """Launch a run of one partition, or a backfill of all (None), in the job's dialog; return its page's path."""
         self.open(f"/locations/cliniko_pipeline/jobs/{job}")
         self.page.get_by_role("button", name="Materialize all").click()
         dialog = self.page.get_by_role("dialog").filter(has_text="Launch runs to materialize")
@@ -99,17 +99,18 @@ class DagsterUI:
         self.see(self.page.get_by_text(text, exact=True).first, seconds=seconds)
 
     def plotted(self, name: str) -> float:
-        """How much of the plot's width its line takes, once it is drawn."""
+        """Return the share of the plot's width that its line takes, once it is drawn."""
         heading = self.page.get_by_text(name, exact=True)
         canvas = heading.locator("xpath=following::canvas[1]")
         self.see(canvas)
-        for _ in range(SECONDS * 5):
-            share = canvas.evaluate(DRAWN)
-            if share > 0:
-                self.page.wait_for_timeout(1200)  # the line grows into its place
-                return canvas.evaluate(DRAWN)
-            self.page.wait_for_timeout(200)
-        return 0.0
+        shares = [0.0]
+        # The line grows into its place: two equal looks in a row see all of it.
+        for _ in range(SECONDS * 2):
+            shares.append(canvas.evaluate(DRAWN))
+            if shares[-1] == shares[-2] > 0:
+                break
+            self.page.wait_for_timeout(500)
+        return shares[-1]
 
     def picture(self, name: str) -> None:
         self.page.screenshot(path=self.pictures / f"{name}.png", animations="disabled")
@@ -129,16 +130,25 @@ class DagsterUI:
 
 
 def answers(address: str) -> bool:
-    """Whether the webserver at the address answers yet."""
+    """Return whether the webserver at the address answers yet."""
     try:
-        return httpx.get(f"{address}/server_info", trust_env=False, timeout=10).is_success
+        # Without certificates: to load them takes longer than the question, which is asked often.
+        return httpx.get(f"{address}/server_info", trust_env=False, verify=False, timeout=10).is_success
     except httpx.HTTPError:
         return False
 
 
+def pictures_folder(tmp_path: Path) -> Path:
+    """The folder that CLINIKO_TEST_PICTURES names (`make screenshots`), otherwise one that goes with the test."""
+    folder = Path(os.environ.get("CLINIKO_TEST_PICTURES") or tmp_path / "pictures").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextmanager
 def opened_ui(address: str, pictures: Path) -> Iterator[DagsterUI]:
-    """What a test fails with inside says what the page showed."""
+    """A tab on the address. A test that fails inside says what the page showed."""
+    expect.set_options(timeout=SECONDS * 1000)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_program(), args=list(ARGUMENTS))
         page = browser.new_page(viewport=WINDOW, locale="en-US", timezone_id="UTC")

@@ -1,8 +1,9 @@
-"""The HTTP service beside a real Dagster: webserver, daemon and sandbox, for tests that request syncs."""
+"""The HTTP service for tests: alone on a database, or beside a real Dagster with webserver, daemon and sandbox."""
 
+import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import httpx
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import api_tokens
+from cliniko_pipeline.postgres import api_tokens, organizations
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.runtime import open_runtime
+from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.api_servers import served
 from cliniko_pipeline_tests.support.browsers import answers
@@ -22,9 +23,21 @@ from cliniko_pipeline_tests.support.environments import environment, free_port
 from cliniko_pipeline_tests.support.processes import CommandLine, processes_of
 from cliniko_pipeline_tests.support.waiting import wait_until
 
+NO_DAGSTER = {"API_DAGSTER_URL": "http://127.0.0.1:1"}
+"""A port on which nothing listens."""
+
+BY_HAND = {
+    "CLINIKO_SYNC_EVERY_MINUTES": "0",
+    "CLINIKO_FULL_SYNC_AT": "off",
+    "CLINIKO_COMPARE_COUNTS_EVERY_HOURS": "0",
+}
+"""Settings under which no sync runs but those requested."""
+
+ENDED = {"succeeded", "failed", "cancelled"}
+
 
 def token(database: Database, *scopes: str, organizations: list[str] | None = None, **options: Any) -> str:
-    """A new token; of all organizations unless some are named."""
+    """Create a token, of all organizations unless some are named; return its text."""
     with database.operator() as connection:
         return api_tokens.create(
             connection,
@@ -40,42 +53,71 @@ def client(url: str, token: str | None = None) -> httpx.Client:
     return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=60)
 
 
+def add_organization(database: Database, organization_id: str, name: str | None = None) -> None:
+    """Store an organization whose credentials are not used."""
+    with database.operator() as connection:
+        organizations.save(
+            connection, organization_id, name or organization_id, {"encrypted_data": "x"}, validated=False
+        )
+
+
 class Service:
-    """The service at `url`, the clinics that Dagster syncs, and where Dagster has its things."""
+    """The service at `url`, on `database`."""
 
-    def __init__(self, url: str, clinics: Clinics, home: Path) -> None:
+    def __init__(self, url: str, database: Database) -> None:
         self.url = url
-        self.clinics = clinics
-        self.home = home
-
-    @property
-    def database(self) -> Database:
-        return self.clinics.database
+        self.database = database
 
     def client(self, *scopes: str, organizations: list[str] | None = None, **options: Any) -> httpx.Client:
+        """A client with a new token; without a limit of requests unless one is given."""
         options.setdefault("requests_per_minute", 100_000)
         return client(self.url, token(self.database, *scopes, organizations=organizations, **options))
 
 
+class ServiceAlone(Service):
+    """The service in this process, where no Dagster answers it."""
+
+    def __init__(self, url: str, runtime: Runtime) -> None:
+        super().__init__(url, runtime.database)
+        self.runtime = runtime
+
+
 @contextmanager
-def opened_service(database_url: URL, folder: Path, organizations: list[str]) -> Iterator[Service]:
-    """With these organizations, none of which is ever synced but on request."""
+def opened_service(database: Database, home: Path, **variables: str) -> Iterator[ServiceAlone]:
+    """The service alone, with the organizations alpha and beta."""
+    for name in ("alpha", "beta"):
+        add_organization(database, name)
+    settings = load_settings(environment(database.url, home) | NO_DAGSTER | variables)
+    with open_runtime(settings) as runtime, served(runtime) as url:
+        yield ServiceAlone(url, runtime)
+
+
+class ServiceWithDagster(Service):
+    """The service, the clinics that Dagster syncs, Dagster's home and its webserver's address."""
+
+    def __init__(self, url: str, clinics: Clinics, home: Path, dagster_url: str) -> None:
+        super().__init__(url, clinics.database)
+        self.clinics = clinics
+        self.home = home
+        self.dagster_url = dagster_url
+
+
+@contextmanager
+def opened_service_with_dagster(
+    database_url: URL, folder: Path, organization_ids: list[str]
+) -> Iterator[ServiceWithDagster]:
+    """Beside a real Dagster that syncs these organizations on request only."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    by_hand = {
-        "CLINIKO_SYNC_EVERY_MINUTES": "0",
-        "CLINIKO_FULL_SYNC_AT": "off",
-        "CLINIKO_COMPARE_COUNTS_EVERY_HOURS": "0",
-    }
-    environ = environment(database_url, folder / "home") | by_hand | {"CLINIKO_UI_URL": address}
+    environ = environment(database_url, folder / "home") | BY_HAND | {"CLINIKO_UI_URL": address}
     with opened_clinics(environ) as clinics:
-        clinics.open(organizations)
+        clinics.open(organization_ids)
         with CommandLine(environ, folder).start("ui", "--port", str(port)) as running:
             try:
                 running.wait_until(lambda: answers(address), "the webserver does not answer", 90)
                 with open_runtime(load_settings(environ)) as runtime, served(runtime) as url:
-                    wait_until(lambda: _is_loaded(address), "the code location has not loaded")
-                    yield Service(url, clinics, folder / "home")
+                    running.wait_until(lambda: _is_loaded(address), "the code location has not loaded")
+                    yield ServiceWithDagster(url, clinics, folder / "home", address)
             finally:
                 # Their database goes with them: nothing need end in order.
                 for process in processes_of(folder / "home"):
@@ -85,5 +127,51 @@ def opened_service(database_url: URL, folder: Path, organizations: list[str]) ->
 
 def _is_loaded(address: str) -> bool:
     query = "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"
-    answer = httpx.post(f"{address}/graphql", json={"query": query}, trust_env=False, timeout=30).json()
+    with httpx.Client(trust_env=False, verify=False, timeout=30) as client:
+        answer = client.post(f"{address}/graphql", json={"query": query}).json()
     return bool(answer["data"]["repositoriesOrError"].get("nodes"))
+
+
+def request_sync(api: httpx.Client, organization_id: str, *, full: bool = False, key: str | None = None) -> Any:
+    """Request a sync; return what the service says of it."""
+    headers = {} if key is None else {"Idempotency-Key": key}
+    answer = api.post(f"/v1/organizations/{organization_id}/syncs", json={"full": full}, headers=headers)
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+def wait_for_status(api: httpx.Client, sync_id: str, *statuses: str) -> Any:
+    """Wait until the sync has one of the statuses; by default until it has ended."""
+    sync: dict[str, Any] = {}
+
+    def has_status() -> bool:
+        sync.update(api.get(f"/v1/syncs/{sync_id}").json())
+        return sync["status"] in (statuses or ENDED)
+
+    wait_until(has_status, lambda: f"the sync is {sync}")
+    return sync
+
+
+def events(api: httpx.Client, sync_id: str) -> Iterator[tuple[str, Any]]:
+    """Yield name and data of the server-sent events of a sync."""
+    with api.stream("GET", f"/v1/syncs/{sync_id}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        name = ""
+        for line in answer.iter_lines():
+            key, _, value = line.partition(": ")
+            if key == "event":
+                name = value
+            elif key == "data":
+                yield name, json.loads(value)
+
+
+def every_page(api: httpx.Client, path: str, query: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the items of each page of a list."""
+    cursor: str | None = None
+    while True:
+        answer = api.get(path, params={**query, **({} if cursor is None else {"cursor": cursor})})
+        assert answer.status_code == 200, answer.text
+        yield answer.json()["items"]
+        cursor = answer.json()["next_cursor"]
+        if cursor is None:
+            return

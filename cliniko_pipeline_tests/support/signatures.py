@@ -13,8 +13,8 @@ from standardwebhooks import Webhook
 from cliniko_pipeline.postgres import webhooks
 from cliniko_pipeline.runtime import Runtime
 
-CLIENT = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
-"""Made once, for that takes longer than to send."""
+CLIENT = httpx.Client(timeout=60, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+"""Shared: to make one takes longer than to send."""
 
 
 def new_secret() -> str:
@@ -22,7 +22,7 @@ def new_secret() -> str:
 
 
 def add_secret(runtime: Runtime, organization_id: str) -> tuple[str, str]:
-    """A secret of the organization, and its id."""
+    """Store a new secret of the organization; return it and its id."""
     secret = new_secret()
     with runtime.database.operator() as connection:
         return secret, webhooks.add_secret(connection, organization_id, runtime.vault.encrypt_text(secret))
@@ -31,7 +31,7 @@ def add_secret(runtime: Runtime, organization_id: str) -> tuple[str, str]:
 def signed(
     secret: str, body: bytes, message_id: str | None = None, *, later: timedelta = timedelta(0)
 ) -> dict[str, str]:
-    """The headers of a message that is signed so much later than now."""
+    """Return the headers of a message signed at a time `later` than now."""
     message_id = message_id or f"msg_{uuid4().hex}"
     at = datetime.now(UTC) + later
     return {
@@ -44,7 +44,7 @@ def signed(
 def send(
     url: str, organization_id: str, secret: str, content: Any = None, message_id: str | None = None, **options: Any
 ) -> httpx.Response:
-    """Posts a webhook to the service at the URL; options are those of `signed`."""
+    """Post a webhook to the service at the URL; options are those of `signed`."""
     body = json.dumps({"type": "appointment.updated"} if content is None else content).encode()
     headers = signed(secret, body, message_id, **options)
     return CLIENT.post(f"{url}/v1/webhooks/{organization_id}", content=body, headers=headers)

@@ -1,25 +1,17 @@
-"""The Dagster UI in a real browser: one organization, then a backfill over all, their checks and a plot.
+"""The Dagster UI in a real browser: a run, a backfill, asset checks and plots.
 
 CLINIKO_TEST_PICTURES names a folder for the screenshots (`make screenshots`: those of the documentation).
 """
 
-import os
 import re
 import signal
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from uuid import UUID
 
 import pytest
-import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.definitions import build_definitions
-from cliniko_pipeline.postgres import organizations
-from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline_tests.support.browsers import (
     SECONDS,
@@ -29,21 +21,15 @@ from cliniko_pipeline_tests.support.browsers import (
     browser_program,
     expect,
     opened_ui,
+    pictures_folder,
 )
-from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
+from cliniko_pipeline_tests.support.clinics import Clinics
+from cliniko_pipeline_tests.support.demo_clinics import add_demo_clinic
 from cliniko_pipeline_tests.support.environments import environment, free_port
-from cliniko_pipeline_tests.support.independent import expected_active_patients
 from cliniko_pipeline_tests.support.processes import CommandLine, Running, processes_of
+from cliniko_pipeline_tests.support.services import BY_HAND
 from cliniko_pipeline_tests.support.waiting import wait_until
 
-RESOURCES = (
-    "patients",
-    "individual_appointments",
-    "group_appointments",
-    "attendees",
-    "appointment_types",
-    "practitioners",
-)
 ASSETS = {"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"}
 FIRST = "surf-rehab"
 A_RUN = 120
@@ -52,45 +38,32 @@ A_BACKFILL = 180
 
 
 @pytest.fixture
-def environ(database_url: URL, tmp_path: Path) -> dict[str, str]:
-    # What runs here was launched in the browser.
-    by_hand = {"CLINIKO_SYNC_EVERY_MINUTES": "0", "CLINIKO_FULL_SYNC_AT": "off"}
-    return environment(database_url, tmp_path / "home") | by_hand
+def environ(database_url: URL, home: Path) -> dict[str, str]:
+    return environment(database_url, home) | BY_HAND
 
 
-@pytest.fixture
-def clinics(environ: dict[str, str]) -> Iterator[Clinics]:
-    with opened_clinics(environ) as opened:
-        yield opened
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("CLINIKO_TEST_PICTURES") or tmp_path / "pictures").resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def test_an_operator_materializes_one_organization_then_all_and_sees_their_checks_and_plots(
-    environ: dict[str, str], clinics: Clinics, tmp_path: Path, pictures: Path
+@pytest.mark.slow
+def test_organizations_are_materialized_in_the_dagster_ui(
+    environ: dict[str, str], clinics: Clinics, tmp_path: Path
 ) -> None:
+    """One organization, then a backfill over all; their checks, plots and metadata are shown."""
     browser_program()  # before anything is started for it
     demo = demo_organizations(datetime.now(UTC))
     for each in demo:
-        _add(clinics, each)
+        add_demo_clinic(clinics, each)
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     with CommandLine(environ, tmp_path).start("ui", "--port", str(port)) as running:
         try:
             running.wait_until(lambda: answers(address), "the UI never answered", 120)
-            with opened_ui(address, pictures) as ui:
+            with opened_ui(address, pictures_folder(tmp_path)) as ui:
                 _assert_one_organization_is_materialized(ui, clinics, demo)
                 _assert_a_backfill_materializes_all(ui, running, clinics, demo)
                 assert ui.complaints == []
         finally:
             running.interrupt(signal.SIGTERM)
             running.wait(60)
-    wait_until(lambda: not processes_of(tmp_path), f"they never ended: {processes_of(tmp_path)}")
+    wait_until(lambda: not processes_of(tmp_path), lambda: f"they never ended: {processes_of(tmp_path)}")
 
 
 def _assert_one_organization_is_materialized(ui: DagsterUI, clinics: Clinics, demo: list[DemoOrganization]) -> None:
@@ -103,9 +76,7 @@ def _assert_one_organization_is_materialized(ui: DagsterUI, clinics: Clinics, de
     ui.picture("run")
     for each in demo:
         assert clinics.dagster_runs(each.id) == (["SUCCESS"] if each.id == FIRST else [])
-    (first,) = (each for each in demo if each.id == FIRST)
-    _assert_active_patients_are_right(clinics, first)
-    assert [each.id for each in demo if _active(clinics, each)] == [FIRST]
+    assert [each.id for each in demo if clinics.active(each.id)] == [FIRST]
 
 
 def _assert_a_backfill_materializes_all(
@@ -117,9 +88,9 @@ def _assert_a_backfill_materializes_all(
         running.wait_until(
             lambda name=each.id, runs=runs: clinics.dagster_runs(name) == runs, f"{each.id} was not synced", A_BACKFILL
         )
-        _assert_active_patients_are_right(clinics, each)
+        assert clinics.active(each.id) >= 5
 
-    # Meanwhile the daemon finds that the backfill has ended.
+    # In the meantime the daemon finds that the backfill has ended.
     _assert_plots_go_from_the_first_organization_to_the_last(ui)
     _assert_the_checks_of_the_sync_have_passed(ui)
 
@@ -165,28 +136,3 @@ def _assert_the_checks_of_the_sync_have_passed(ui: DagsterUI) -> None:
         ui.see(ui.page.get_by_text("Evaluation result").locator("xpath=..").get_by_text("Passed", exact=True))
         if each.name == "every_active_patient_with_a_contact_is_stored_once":
             ui.picture("checks")
-
-
-def _add(clinics: Clinics, each: DemoOrganization) -> None:
-    clinics.sandbox.add(each.account)
-    credentials = ClinikoCredentials(each.account.api_key, None, clinics.sandbox.base_url(each.account))
-    with clinics.database.operator() as connection:
-        organizations.save(connection, each.id, each.name, clinics.vault.encrypt(credentials), validated=False)
-        connection.execute(sa.text(sql("save_contact")), each.contacts)
-
-
-def _active(clinics: Clinics, each: DemoOrganization) -> list[dict[str, Any]]:
-    with clinics.database.organization(each.id) as connection:
-        return [dict(row) for row in connection.execute(sa.text("select * from public.active_patients")).mappings()]
-
-
-def _assert_active_patients_are_right(clinics: Clinics, each: DemoOrganization) -> None:
-    rows = _active(clinics, each)
-    assert len(rows) >= 5
-    (judged_at,) = {row["search_date_to"].replace(tzinfo=UTC) for row in rows}
-    wire = {name: each.account.wire_records(name, "http://sandbox/v1") for name in RESOURCES}
-    contacts = [contact | {"id": UUID(contact["id"])} for contact in each.contacts]
-    expected = expected_active_patients(wire, contacts, each.id, judged_at)
-    bookkeeping = ("id", "created_at", "updated_at")
-    found = {row["contact_id"]: {name: row[name] for name in row if name not in bookkeeping} for row in rows}
-    assert found == expected

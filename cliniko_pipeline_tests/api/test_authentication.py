@@ -1,0 +1,74 @@
+"""Tokens: their limits, how their use is noted, and what is noted of a refusal."""
+
+import httpx
+import pytest
+
+from cliniko_pipeline.postgres import api_tokens, organizations
+from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization, client, token
+
+
+@pytest.fixture(autouse=True)
+def no_refusals(service: ServiceAlone) -> None:
+    with service.database.operator() as connection:
+        connection.exec_driver_sql("delete from cliniko.api_refusals")
+
+
+def test_token_sees_its_own_organizations_only(service: ServiceAlone) -> None:
+    with service.client("read", organizations=["alpha"]) as caller:
+        assert [each["id"] for each in caller.get("/v1/organizations").json()["items"]] == ["alpha"]
+    with service.client("admin", organizations=["alpha"]) as caller:
+        metrics = caller.get("/metrics").text
+    assert 'cliniko_pending_webhooks{organization="alpha"} 0.0' in metrics
+    assert 'cliniko_failures_in_a_row{organization="alpha"}' in metrics
+    assert "beta" not in metrics
+
+
+def test_request_limit_is_per_token(service: ServiceAlone) -> None:
+    with service.client(requests_per_minute=5) as caller:
+        answers = [caller.get("/v1/organizations") for _ in range(9)]
+    assert [each.status_code for each in answers] == [200] * 5 + [429] * 4
+    assert 0 < int(answers[-1].headers["retry-after"]) <= 60
+    with service.client(requests_per_minute=5) as another:
+        assert another.get("/v1/organizations").status_code == 200
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Basic YTpi", "bearer x", "Bearer ~", "Bearer " + "a" * 5000])
+def test_malformed_authorization_is_401(service: ServiceAlone, header: str) -> None:
+    answer = httpx.get(f"{service.url}/v1/organizations", headers={"Authorization": header}, trust_env=False)
+    assert answer.status_code == 401
+
+
+def test_token_use_is_noted_and_its_text_not_stored(service: ServiceAlone) -> None:
+    text = token(service.database)
+    with client(service.url, text) as caller:
+        caller.get("/v1/organizations")
+    with service.database.operator() as connection:
+        (found,) = (each for each in api_tokens.tokens(connection) if each.id == text.split("_")[1])
+        stored = connection.exec_driver_sql("select string_agg(t::text, ' ') from cliniko.api_tokens as t").scalar_one()
+    assert found.last_used_at is not None
+    assert found.id in stored
+    assert text.rpartition("_")[2] not in stored
+    assert text not in repr(found)
+
+
+def test_refusal_note_is_short_and_printable(service: ServiceAlone) -> None:
+    with service.client(organizations=["alpha"]) as caller:
+        caller.get("/v1/organizations/%1b%5D0;title%07%00" + "a" * 5000)
+    httpx.get(f"{service.url}/v1/organizations", headers={"X-Forwarded-For": "a" * 5000}, trust_env=False)
+    with service.database.operator() as connection:
+        noted = api_tokens.refusals(connection, 10)
+    assert len(noted) == 2
+    for each in noted:
+        for text in (each.refusal.organization_id, each.refusal.address):
+            assert text.isprintable()
+            assert len(text) <= 100
+
+
+def test_token_does_not_open_a_later_organization_of_the_same_id(service: ServiceAlone) -> None:
+    add_organization(service.database, "removed")
+    with service.client(organizations=["removed", "beta"]) as caller:
+        assert caller.get("/v1/organizations/removed").status_code == 200
+        organizations.remove(service.database, "removed")
+        add_organization(service.database, "removed")
+        assert caller.get("/v1/organizations/removed").status_code == 404
+        assert caller.get("/v1/organizations/beta").status_code == 200

@@ -1,0 +1,94 @@
+"""A Dagster that accepts requests and does not answer: what does not need it is answered all the same."""
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from cliniko_pipeline.api import dagster_runs
+from cliniko_pipeline.api.application import create_application
+from cliniko_pipeline.runtime import open_runtime
+from cliniko_pipeline.settings import load_settings
+from cliniko_pipeline_tests.support.api_servers import served
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.services import ServiceAlone, client, token
+from cliniko_pipeline_tests.support.signatures import add_secret, send
+from cliniko_pipeline_tests.support.waiting import wait_until
+
+NEED_DAGSTER = (
+    ("GET", "/v1/syncs/{}"),
+    ("GET", "/v1/syncs/{}/events"),
+    ("DELETE", "/v1/syncs/{}"),
+    ("GET", "/v1/organizations/alpha/syncs"),
+    ("POST", "/v1/organizations/alpha/syncs"),
+    ("GET", "/readyz"),
+)
+REQUESTS = 60
+"""More than the service has threads."""
+
+
+class SilentServer:
+    """Accepts connections and never answers; `close` ends them all."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=200)
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.accepted: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.accepted.append(self._socket.accept()[0])
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(10)
+        for each in self.accepted:
+            each.close()
+
+
+def test_requests_waiting_for_dagster_do_not_block_others(
+    service: ServiceAlone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dagster_runs, "TIMEOUT_SECONDS", 600)
+    silent = SilentServer()
+    environ = environment(service.database.url, tmp_path) | {"API_DAGSTER_URL": silent.url}
+    waiting = token(service.database, "read", "sync", organizations=["alpha"], requests_per_minute=10 * REQUESTS)
+    with open_runtime(load_settings(environ)) as runtime:
+        secret, _ = add_secret(runtime, "beta")
+        application = create_application(runtime)
+        turns = application.state.dagster.turns
+        with (
+            served(runtime, application) as url,
+            client(url, waiting) as patient,
+            client(url, token(service.database, organizations=["beta"])) as reader,
+            ThreadPoolExecutor(REQUESTS) as threads,
+            closing(silent),
+            closing(silent),
+        ):
+            sent = [
+                threads.submit(patient.request, method, path.format(uuid4()))
+                for method, path in NEED_DAGSTER * (REQUESTS // len(NEED_DAGSTER))
+            ]
+            wait_until(
+                lambda: turns.statistics().tasks_waiting == REQUESTS - dagster_runs.MOST_WAITING and silent.accepted,
+                lambda: f"only {turns.statistics().tasks_waiting} requests wait for Dagster",
+            )
+            answers = [
+                httpx.get(f"{url}/healthz", trust_env=False, timeout=60).status_code,
+                reader.get("/v1/organizations/beta/active-patients").status_code,
+                send(url, "beta", secret).status_code,
+            ]
+            assert not any(each.done() for each in sent)
+            silent.close()
+            assert {each.result().status_code for each in sent} <= {200, 404, 503}
+    assert answers == [200, 200, 202]

@@ -1,0 +1,44 @@
+"""A browser tab on the service, where no Dagster answers it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline_tests.support.api_servers import served
+from cliniko_pipeline_tests.support.browsers import DagsterUI, opened_ui, pictures_folder
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.pages import complaints
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, opened_pipeline
+from cliniko_pipeline_tests.support.services import BY_HAND, NO_DAGSTER
+
+
+@pytest.fixture
+def environ(database_url: URL, tmp_path: Path) -> dict[str, str]:
+    return environment(database_url, tmp_path / "home") | BY_HAND | NO_DAGSTER
+
+
+@pytest.fixture
+def pipeline(environ: dict[str, str]) -> Iterator[PipelineUnderTest]:
+    with opened_pipeline(environ) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return pictures_folder(tmp_path)
+
+
+@pytest.fixture
+def refused() -> set[int]:
+    """Statuses that a test expects; the browser complains of each."""
+    return set()
+
+
+@pytest.fixture
+def ui(pipeline: PipelineUnderTest, pictures: Path, refused: set[int]) -> Iterator[DagsterUI]:
+    """A tab on the service; in the end nothing unexpected may have been complained of."""
+    with served(pipeline.runtime) as address, opened_ui(address, pictures) as opened:
+        yield opened
+        assert complaints(opened, refused) == []

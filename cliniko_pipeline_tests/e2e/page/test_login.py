@@ -1,0 +1,133 @@
+"""The page's login, log-out, and what it shows when the service refuses."""
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from cliniko_pipeline_tests.support.browsers import DagsterUI
+from cliniko_pipeline_tests.support.pages import SURF, log_in
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest
+from cliniko_pipeline_tests.support.services import add_organization, token
+
+pytestmark = pytest.mark.slow
+
+FOCUSED = "[document.activeElement.innerText, getComputedStyle(document.activeElement).outlineStyle]"
+
+
+def test_keyboard_alone_leads_from_login_to_logout(
+    ui: DagsterUI, pipeline: PipelineUnderTest, refused: set[int]
+) -> None:
+    page = ui.page
+    add_organization(pipeline.database, SURF, "Surf Rehab")
+    ui.open(f"/#/organizations/{SURF}")
+    expect(page).to_have_title("Log in · Cliniko pipeline")
+    expect(page.get_by_label("Token")).to_be_focused()
+    expect(page.get_by_label("Token")).to_have_attribute("type", "password")
+    page.keyboard.type("clinikopipeline_wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("This token is not good")
+    refused.add(401)
+    # The wrong one is marked, so that what is typed takes its place.
+    page.keyboard.type(token(pipeline.database, organizations=[SURF]))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
+    expect(page).to_have_title("Surf Rehab · Cliniko pipeline")
+
+    _tab_to(page, "All organizations", "Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Organizations")).to_be_focused()
+    expect(page.get_by_role("link", name="Surf Rehab")).to_be_visible()
+    _tab_to(page, "Surf Rehab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1, name="Surf Rehab")).to_be_focused()
+    page.go_back()
+    expect(page.get_by_role("heading", name="Organizations")).to_be_focused()
+
+    page.evaluate("document.activeElement.blur()")
+    page.evaluate("getSelection().removeAllRanges()")
+    page.reload()  # the token is this tab's
+    expect(page.get_by_role("link", name="Surf Rehab")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("main")).to_be_focused()
+    _tab_to(page, "Log out", "Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Token")).to_be_focused()
+    assert page.evaluate("sessionStorage.length + localStorage.length + document.cookie.length") == 0
+    expect(page.get_by_text("Surf Rehab")).to_have_count(0)
+
+
+def test_request_limit_shows_a_wait_and_a_retry(ui: DagsterUI, pipeline: PipelineUnderTest, refused: set[int]) -> None:
+    page = ui.page
+    add_organization(pipeline.database, SURF, "Surf Rehab")
+    log_in(ui, token(pipeline.database, organizations=[SURF], requests_per_minute=4))
+    page.get_by_role("link", name="Surf Rehab").click()
+    notice = page.locator("#waiting")
+    expect(notice).to_contain_text("This token has sent as many requests as it may in a minute")
+    expect(notice).to_contain_text(re.compile(r"Trying again in (60|5\d) s\."))
+    refused.add(429)
+    with pipeline.database.operator() as connection:
+        connection.exec_driver_sql("update cliniko.api_tokens set requests_per_minute = 1000")
+    page.get_by_role("button", name="Try now").click()
+    expect(notice).to_be_hidden()
+    expect(page.get_by_role("region", name="People without a contact")).to_contain_text("Nobody.")
+
+
+def test_refused_sync_and_revoked_token_are_shown(
+    ui: DagsterUI, pipeline: PipelineUnderTest, refused: set[int]
+) -> None:
+    page = ui.page
+    add_organization(pipeline.database, SURF, "Surf Rehab")
+    log_in(ui, token(pipeline.database, organizations=[SURF]))
+    page.get_by_role("link", name="Surf Rehab").click()
+    page.get_by_role("button", name="Sync now").click()
+    expect(page.get_by_role("alert")).to_contain_text("The token's scopes do not include this")
+    expect(page.get_by_role("button", name="Sync now")).to_be_disabled()
+    expect(page.get_by_role("button", name="Full sync")).to_be_disabled()
+    expect(page.get_by_text("This token may look, and not request syncs")).to_be_visible()
+    refused.add(403)
+
+    page.get_by_role("button", name="Log out").click()
+    keys: list[str] = []
+    page.on(
+        "request",
+        lambda request: keys.append(request.headers.get("idempotency-key", "")) if request.method == "POST" else None,
+    )
+    log_in(ui, token(pipeline.database, "read", "sync", organizations=[SURF]))
+    page.get_by_role("button", name="Sync now").click()
+    expect(page.locator("#waiting")).to_contain_text("Dagster cannot be reached at present")
+    expect(page.locator("#waiting")).to_contain_text(re.compile(r"Trying again in (10|\d) s\."))
+    # Everything else is there all the same.
+    expect(page.get_by_role("region", name="Last syncs")).to_contain_text("It was not synced yet.")
+    with page.expect_request(lambda request: request.method == "POST"):
+        page.get_by_role("button", name="Try now").click()
+    assert len(keys) == 2
+    assert keys[0] != ""
+    assert len(set(keys)) == 1  # it can be sent again without a second sync
+    refused.add(503)
+    page.get_by_role("link", name="All organizations").click()
+    expect(page.get_by_role("heading", name="Organizations")).to_be_visible()
+    expect(page.locator("#waiting")).to_be_hidden()
+
+    with pipeline.database.operator() as connection:
+        connection.exec_driver_sql("update cliniko.api_tokens set revoked_at = now()")
+    page.get_by_role("link", name="Surf Rehab").click()
+    expect(page.get_by_role("alert")).to_contain_text("This token is not good, or no longer")
+    assert page.evaluate("sessionStorage.length") == 0
+    refused.add(401)
+
+
+def _tab_to(page: Page, name: str, key: str = "Tab") -> None:
+    """By the key alone; where the focus is can be seen."""
+    expect(page.locator("[aria-busy]")).to_have_count(0)
+    passed: list[str] = []
+    for _ in range(6):
+        page.keyboard.press(key)
+        text, outline = page.evaluate(FOCUSED)
+        if text == name:
+            assert outline == "solid"
+            return
+        passed.append(text)
+    pytest.fail(f"{key} does not lead to {name!r} but to {passed}")

@@ -1,0 +1,56 @@
+"""Accounts of the sandbox that change, or stop answering, at a moment that the test chooses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from threading import Event
+from typing import Any
+
+from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment
+from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
+
+
+def add_appointment(account: Account, number: int) -> None:
+    """Give the account's patient 1 an appointment of yesterday, entered now."""
+    at = datetime.now(UTC)
+    now, yesterday = (f"{each:%Y-%m-%dT%H:%M:%SZ}" for each in (at, at - timedelta(days=1)))
+    record = individual_appointment(str(1000 + number), "1", yesterday, created_at=now, updated_at=now)
+    account.put("individual_appointments", record)
+
+
+class Hold:
+    """`reached` is set when a request waits; `release` has it and all later ones answered."""
+
+    def __init__(self) -> None:
+        self.reached = Event()
+        self._released = Event()
+
+    def release(self) -> None:
+        self._released.set()
+
+    def wait(self) -> None:
+        self.reached.set()
+        self._released.wait(LIMIT_SECONDS)
+
+
+@contextmanager
+def held(account: Account, *, after: int = 0) -> Iterator[Hold]:
+    """Hold the pages of the account after the first `after`, until released or the end of the block."""
+    hold = Hold()
+    page = account.page
+    served = 0
+
+    def held_page(*args: Any) -> Any:
+        nonlocal served
+        served += 1
+        if served > after:
+            hold.wait()
+        return page(*args)
+
+    account.page = held_page
+    try:
+        yield hold
+    finally:
+        hold.release()
+        del account.page

@@ -1,0 +1,18 @@
+"""The demo's clinics on a sandbox in the test's process."""
+
+import sqlalchemy as sa
+
+from cliniko_pipeline.credentials.vault import ClinikoCredentials
+from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.postgres.engine import sql
+from cliniko_pipeline.sandbox.demo import DemoOrganization
+from cliniko_pipeline_tests.support.clinics import Clinics
+
+
+def add_demo_clinic(clinics: Clinics, each: DemoOrganization) -> None:
+    """Serve the account, and store the organization with its credentials and contacts."""
+    clinics.sandbox.add(each.account)
+    credentials = ClinikoCredentials(each.account.api_key, None, clinics.sandbox.base_url(each.account))
+    with clinics.database.operator() as connection:
+        organizations.save(connection, each.id, each.name, clinics.vault.encrypt(credentials), validated=False)
+        connection.execute(sa.text(sql("save_contact")), each.contacts)

@@ -1,0 +1,40 @@
+"""The service's page in a browser: logging in, and what the browser complained of."""
+
+import re
+from collections.abc import Callable
+
+from playwright.sync_api import Page, ViewportSize, expect
+
+from cliniko_pipeline_tests.support.browsers import DagsterUI
+
+SURF = "surf-rehab"
+ALL_ASSETS = ["cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"]
+DESK: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 360, "height": 740}
+CALLED_AS_ITS_COLUMN = "cell => getComputedStyle(cell, '::before').content === JSON.stringify(cell.dataset.title)"
+TOO_WIDE = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+
+
+def log_in(ui: DagsterUI, token: str) -> None:
+    if ui.page.url == "about:blank":
+        ui.open("/")
+    ui.page.get_by_label("Token").fill(token)
+    ui.page.get_by_role("button", name="Log in").click()
+    expect(ui.page.get_by_role("button", name="Log out")).to_be_visible()
+
+
+def complaints(ui: DagsterUI, refused: set[int]) -> list[str]:
+    """Return the complaints but those of expected statuses and of connections that a test broke."""
+    expected = re.compile("|".join([rf": {each} http|status of {each} " for each in refused] or ["(?!)"]))
+    return [each for each in ui.complaints if not expected.search(each) and "ERR_CONNECTION_RESET" not in each]
+
+
+def assert_fits_a_phone(page: Page, show: Callable[[], object]) -> None:
+    """Show the page on a phone: nothing is wider than the window, and each value has its column's name."""
+    page.set_viewport_size(PHONE)
+    show()
+    page.get_by_role("cell").first.wait_for()
+    expect(page.locator("[aria-busy]")).to_have_count(0)
+    assert page.evaluate(TOO_WIDE) is False
+    assert page.get_by_role("cell").first.evaluate(CALLED_AS_ITS_COLUMN)
+    assert page.locator("main").evaluate("main => main.getBoundingClientRect().right <= innerWidth")
