@@ -20,7 +20,7 @@ from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.merge import Written, replace_all, replace_by_query, replace_by_rows, upsert
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, ATTENDEES, CONTACT_MAPPING, PATIENTS, Table
 from cliniko_pipeline_tests.support.properties import examples
-from cliniko_pipeline_tests.support.tenants import versions
+from cliniko_pipeline_tests.support.tenants import row_versions
 
 DAY = datetime(2026, 6, 15, tzinfo=UTC)
 
@@ -58,7 +58,7 @@ def stored(database: Database, table: Table, columns: str, organization: str = "
 
 def seen(database: Database, table: Table, organization: str = "a") -> list[Any]:
     with database.organization(organization) as connection:
-        return versions(connection, table.qualified)
+        return row_versions(connection, table.qualified)
 
 
 def test_an_upsert_counts_new_and_changed_rows_and_leaves_the_others_of_the_table(database: Database) -> None:
