@@ -10,8 +10,8 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres import organizations, schema
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline_tests.postgres.test_schema import ACTIVE_PATIENTS
 from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE
 from cliniko_pipeline_tests.support.tenants import MINE, SAMPLES, THEIRS, insertion, sow
 
 TABLE = '"public"."active_patients"'
@@ -24,7 +24,7 @@ def opened(empty_database_url: URL) -> Iterator[Database]:
     administer(
         empty_database_url,
         sql("application_tables"),
-        ACTIVE_PATIENTS,
+        ACTIVE_PATIENTS_TABLE,
         "alter table public.active_patients enable row level security",
         OPEN,
     )

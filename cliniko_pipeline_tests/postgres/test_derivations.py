@@ -742,7 +742,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=examples(20, 1500), suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(4, 100), suppress_health_check=list(HealthCheck))
 @given(steps)
 def test_after_any_sequence_of_changes_the_tables_are_what_is_computed_anew(
     database: Database, history: list[tuple[Any, ...]]
