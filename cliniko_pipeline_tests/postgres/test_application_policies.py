@@ -10,8 +10,8 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres import organizations, schema
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline_tests.postgres.test_schema import ACTIVE_PATIENTS
 from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE
 from cliniko_pipeline_tests.support.tenants import MINE, SAMPLES, THEIRS, insertion, sow
 
 TABLE = '"public"."active_patients"'
@@ -24,7 +24,7 @@ def opened(empty_database_url: URL) -> Iterator[Database]:
     administer(
         empty_database_url,
         sql("application_tables"),
-        ACTIVE_PATIENTS,
+        ACTIVE_PATIENTS_TABLE,
         "alter table public.active_patients enable row level security",
         OPEN,
     )
@@ -42,7 +42,7 @@ def _sow(database: Database) -> None:
     administer(database.url, OPEN)
 
 
-def test_a_policy_that_opens_everything_opens_nothing_in_an_organizations_context(opened: Database) -> None:
+def test_permissive_policy_opens_nothing_in_a_context(opened: Database) -> None:
     with opened.organization(MINE) as connection:
         seen = connection.execute(sa.text(f"select organization_id from {TABLE}")).scalars().all()
         assert seen == [MINE]
@@ -56,7 +56,7 @@ def test_a_policy_that_opens_everything_opens_nothing_in_an_organizations_contex
         connection.execute(sa.text(f"update {TABLE} set organization_id = '{THEIRS}'"))
 
 
-def test_the_application_still_sees_what_its_policy_opens(opened: Database) -> None:
+def test_application_sees_what_its_policy_opens(opened: Database) -> None:
     reader = f"reader_{uuid4().hex}"
     administer(opened.url, f"create role {reader}", f"grant select on public.active_patients to {reader}")
     try:
@@ -68,7 +68,7 @@ def test_the_application_still_sees_what_its_policy_opens(opened: Database) -> N
 
 
 @pytest.mark.parametrize("boundary", ["with", "without"])
-def test_removing_an_organization_removes_its_own_rows_only(opened: Database, boundary: str) -> None:
+def test_removal_of_an_organization_keeps_other_rows(opened: Database, boundary: str) -> None:
     if boundary == "without":  # the statements themselves say whose rows, too
         administer(opened.url, f"drop policy organization_boundary on {TABLE}")
     assert organizations.delete_tenant_rows(opened, MINE) == len(SAMPLES)

@@ -1,6 +1,11 @@
-"""Nothing of one organization is read, written or counted in the context of another."""
+"""Row-level security: no organization reads, writes or counts rows of another one.
 
-from concurrent.futures import ThreadPoolExecutor
+Each test runs against a database that a superuser owns and one that an ordinary role owns, and goes through every
+tenant table. The context itself is tested in test_organization_context.py.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import psycopg
@@ -10,12 +15,13 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseSetupError
 from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database
-from cliniko_pipeline.postgres.merge import replace_by_rows, upsert
+from cliniko_pipeline.postgres.merge import upsert
 from cliniko_pipeline.postgres.organizations import OPERATORS_TABLES
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, TENANT_TABLES
-from cliniko_pipeline_tests.support.tenants import MINE, SAMPLES, THEIRS, insertion, sow, versions
+from cliniko_pipeline_tests.support.tenants import MINE, SAMPLES, THEIRS, insertion, row_versions, sow
 
-APPLICATION_TABLES = ("public.organizations", "public.api_credentials", "public.contacts")
+API_TABLES = {"cliniko.api_tokens", "cliniko.api_refusals"}
+"""Tables of the API. They keep refused requests of removed organizations."""
 
 
 @pytest.fixture(scope="module", params=["module_database", "owner_database"], ids=["superuser", "owner"])
@@ -25,19 +31,12 @@ def shared(request: pytest.FixtureRequest) -> Database:
 
 @pytest.fixture
 def database(shared: Database) -> Database:
-    """Two organizations' rows in a database whose user is a superuser, and in one whose user is not."""
+    """A database with a row of each organization in every tenant table."""
     sow(shared)
     return shared
 
 
-@pytest.fixture(params=TENANT_TABLES)
-def table(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-def test_every_table_that_names_organizations_is_a_known_tenant_table_under_forced_row_level_security(
-    database: Database,
-) -> None:
+def test_every_tenant_table_has_forced_row_level_security(database: Database) -> None:
     with database.operator() as connection:
         found = connection.execute(
             sa.text(
@@ -68,20 +67,16 @@ def test_every_table_that_names_organizations_is_a_known_tenant_table_under_forc
     assert [row.name for row in tenant if not row.is_forced] == []
     context = "(organization_id = ( SELECT NULLIF(current_setting('app.organization_id'::text, true), ''::text)"
     for row in tenant:
-        # One that opens, and one that nothing else can open further.
+        # A permissive policy that grants, and a restrictive one that no other policy can widen.
         assert sorted(policy[:5] for policy in row.policies) == ["(*,f,", "(*,t,"], row.name
         assert [policy.count(context) for policy in row.policies] == [2, 2], row.name
 
 
-API_TABLES = {"cliniko.api_tokens", "cliniko.api_refusals"}
-"""Whose requests were refused is known after an organization was removed, too."""
-
-
-def test_every_tenant_table_has_a_sample_row_for_these_tests() -> None:
+def test_every_tenant_table_has_a_sample_row() -> None:
     assert set(SAMPLES) == set(TENANT_TABLES)
 
 
-def test_the_operators_own_tables_name_no_organization_or_are_known(database: Database) -> None:
+def test_tables_without_row_level_security_are_known(database: Database) -> None:
     with database.operator() as connection:
         found = set(
             connection.execute(
@@ -107,11 +102,11 @@ def test_the_operators_own_tables_name_no_organization_or_are_known(database: Da
         "cliniko.request_budgets",
         "cliniko.schema_version",
     }
-    # Several organizations may share an API key: a budget belongs to none of them, and names none.
+    # A request budget belongs to an API key, which several organizations may share.
     assert key == "key_digest"
 
 
-def test_the_organization_role_is_powerless_beyond_the_tenant_tables(database: Database) -> None:
+def test_organization_role_has_only_the_tenant_tables(database: Database) -> None:
     with database.operator() as connection:
         role = connection.execute(
             sa.text("select * from pg_roles where rolname = :name"), {"name": ORGANIZATION_ROLE}
@@ -138,87 +133,89 @@ def test_the_organization_role_is_powerless_beyond_the_tenant_tables(database: D
             sa.text("select count(*) from pg_class where relowner = cast(:name as regrole)"),
             {"name": ORGANIZATION_ROLE},
         ).scalar_one()
-    assert not role.rolbypassrls
-    assert not role.rolcanlogin
-    assert not role.rolsuper
-    assert not role.rolcreaterole
-    assert not role.rolcreatedb
+    powers_of_role = ("rolbypassrls", "rolcanlogin", "rolsuper", "rolcreaterole", "rolcreatedb")
+    assert [power for power in powers_of_role if getattr(role, power)] == []
     assert memberships == owned == 0
     assert {row.privilege for row in powers} == {"SELECT", "INSERT", "UPDATE", "DELETE"}
     assert {row.name for row in powers} == {name.replace('"', "").removeprefix("public.") for name in TENANT_TABLES}
 
 
-def test_the_rows_of_another_organization_are_never_read(database: Database, table: str) -> None:
+QUERIES = (
+    "select count(*) from {table} where organization_id = '{theirs}'",
+    "select count(*) from {table} where organization_id <> '{mine}' or organization_id is null",
+    "select count(*) - 1 from {table}",
+    "select sum((select count(*) from {table} as b where b.organization_id <> a.organization_id)) from {table} as a",
+    "select count(*) from (select from {table} where organization_id = '{theirs}' for update) as locked",
+    "select count(*) - 1 from {table} where true or exists (select from {table})",
+    "with others as materialized (select * from {table}) select count(*) - 1 from others",
+    "select count(*) filter (where organization_id = '{theirs}') from {table} tablesample system (100)",
+)
+"""Queries that count the rows of the other organization."""
+
+
+def test_rows_of_another_organization_are_never_read(database: Database) -> None:
+    read = {}
     with database.organization(MINE) as connection:
-        rows = connection.execute(sa.text(f"select * from {table}")).mappings().all()
-        assert [row["organization_id"] for row in rows] == [MINE]
-        for query in (
-            f"select count(*) from {table} where organization_id = '{THEIRS}'",
-            f"select count(*) from {table} where organization_id <> '{MINE}' or organization_id is null",
-            f"select count(*) - 1 from {table}",
-            (
-                f"select (select count(*) from {table} as other where other.organization_id <> mine.organization_id)"
-                f" from {table} as mine"
-            ),
-            f"select count(*) from (select from {table} where organization_id = '{THEIRS}' for update) as locked",
-            f"select count(*) - 1 from {table} where true or exists (select from {table})",
-            f"with others as materialized (select * from {table}) select count(*) - 1 from others",
-            f"select count(*) filter (where organization_id = '{THEIRS}') from {table} tablesample system (100)",
-        ):
-            assert connection.execute(sa.text(query)).scalar_one() == 0, query
+        for table in TENANT_TABLES:
+            found = connection.exec_driver_sql(f"select organization_id from {table}").scalars().all()
+            assert (table, found) == (table, [MINE])
+            for query in QUERIES:
+                statement = query.format(table=table, mine=MINE, theirs=THEIRS)
+                read[statement] = connection.exec_driver_sql(statement).scalar_one()
+    assert {statement: count for statement, count in read.items() if count} == {}
 
 
-def test_the_rows_of_another_organization_are_never_copied_out(database: Database, table: str) -> None:
+def test_rows_of_another_organization_are_never_copied_out(database: Database) -> None:
     with database.organization(MINE) as connection:
-        for source in (table, f"(select * from {table} where organization_id = '{THEIRS}' or true)"):
-            copied = _copied(connection, source)
-            assert MINE in copied
-            assert THEIRS not in copied
+        for table in TENANT_TABLES:
+            for source in (table, f"(select * from {table} where organization_id = '{THEIRS}' or true)"):
+                copied = _copy_out(connection, source)
+                assert (source, MINE in copied, THEIRS in copied) == (source, True, False)
 
 
-def test_a_function_that_tells_what_it_sees_is_not_shown_another_organizations_rows(
-    database: Database, table: str
-) -> None:
-    told: list[str] = []
+def test_cheap_function_is_not_called_with_rows_of_another_one(database: Database) -> None:
+    """PostgreSQL calls a function that costs nothing before other conditions, but after the policies."""
+    seen: list[str] = []
     with database.organization(MINE) as connection:
         driver = cast("psycopg.Connection", connection.connection.driver_connection)
-        handler = lambda diagnostic: told.append(diagnostic.message_primary or "")  # noqa: E731
+        handler = lambda diagnostic: seen.append(diagnostic.message_primary or "")  # noqa: E731
         driver.add_notice_handler(handler)
         connection.execute(
             sa.text(
-                "create function pg_temp.told(value text) returns boolean language plpgsql cost 0.0000001"
+                "create function pg_temp.spy(value text) returns boolean language plpgsql cost 0.0000001"
                 " as 'begin raise notice ''%'', value; return true; end'"
             )
         )
-        connection.execute(sa.text(f"select count(*) from {table} where pg_temp.told(organization_id)"))
+        for table in TENANT_TABLES:
+            connection.exec_driver_sql(f"select count(*) from {table} where pg_temp.spy(organization_id)")
         driver.remove_notice_handler(handler)
         connection.rollback()
-    assert told == [MINE]
+    assert seen == [MINE] * len(TENANT_TABLES)
 
 
-# What is tried in the context of MINE, and whether PostgreSQL refuses it or it finds no row of THEIRS.
+# Statements in the context of MINE: PostgreSQL refuses them, or they find no row of THEIRS.
 REFUSED, NOTHING = "refused", 0
 ATTEMPTS = {
     "insert": ("{insert_theirs}", REFUSED),
-    "insert a row that is there": ("{insert_same}", REFUSED),
+    "insert an existing row": ("{insert_same}", REFUSED),
     "insert on conflict do nothing": ("{insert_same} on conflict do nothing", REFUSED),
     "insert from a select": (
         "insert into {table} ({columns}) select {others}'{theirs}' from {table} where organization_id = '{mine}'",
         REFUSED,
     ),
     "give a row away": ("update {table} set organization_id = '{theirs}'", REFUSED),
-    "give a row to nobody": ("update {table} set organization_id = null", REFUSED),
-    "give a row to the nameless": ("update {table} set organization_id = ''", REFUSED),
+    "set the organization to null": ("update {table} set organization_id = null", REFUSED),
+    "set the organization to nothing": ("update {table} set organization_id = ''", REFUSED),
     "take a row": ("update {table} set organization_id = '{mine}' where organization_id = '{theirs}'", NOTHING),
-    "change": ("update {table} set organization_id = organization_id where organization_id = '{theirs}'", NOTHING),
-    "change by a join": (
+    "update": ("update {table} set organization_id = organization_id where organization_id = '{theirs}'", NOTHING),
+    "update by a join": (
         (
             "update {table} as target set organization_id = '{mine}' from {table} as other"
             " where target.ctid = other.ctid and other.organization_id = '{theirs}'"
         ),
         NOTHING,
     ),
-    "change in a sub-select": (
+    "update in a sub-select": (
         (
             "with changed as (update {table} set organization_id = '{mine}' where organization_id <> '{mine}'"
             " returning *) select * from changed"
@@ -232,67 +229,63 @@ ATTEMPTS = {
         NOTHING,
     ),
     "truncate": ("truncate {table}", REFUSED),
-    "look behind the policy": ("set local row_security = off; select * from {table}", REFUSED),
+    "turn row security off": ("set local row_security = off; select * from {table}", REFUSED),
     "drop the policy": ("drop policy organization_isolation on {table}", REFUSED),
-    "drop the boundary": ("drop policy organization_boundary on {table}", REFUSED),
-    "switch the policies off": ("alter table {table} disable row level security", REFUSED),
+    "drop the restrictive policy": ("drop policy organization_boundary on {table}", REFUSED),
+    "disable row level security": ("alter table {table} disable row level security", REFUSED),
     "drop": ("drop table {table}", REFUSED),
-    "hang a trigger on it": (
+    "create a trigger": (
         "create trigger spy before insert on {table} execute function suppress_redundant_updates_trigger()",
         REFUSED,
     ),
 }
 
 
-def test_the_rows_of_another_organization_are_never_written(database: Database, table: str) -> None:
-    sample = SAMPLES[table]
-    with database.organization(THEIRS) as connection:
-        before = versions(connection, table)
-    assert len(before) == 1
-    for attempt, (pattern, outcome) in ATTEMPTS.items():
-        statement = pattern.format(
-            table=table,
-            mine=MINE,
-            theirs=THEIRS,
-            insert_theirs=insertion(table, THEIRS, row_of=MINE),
-            insert_same=insertion(table, THEIRS),
-            columns=", ".join((*sample, "organization_id")),
-            others="".join(f"{column}, " for column in sample),
-        )
-        try:
-            with database.organization(MINE) as connection:
-                result = connection.exec_driver_sql(statement)
-                rows = len(result.all()) if result.returns_rows else result.rowcount
-        except ClinikoPipelineError:
-            rows = REFUSED
-        assert (attempt, rows) == (attempt, outcome)
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+def test_rows_of_another_organization_are_never_written(database: Database, attempt: str) -> None:
+    pattern, outcome = ATTEMPTS[attempt]
+    outcomes = {}
+    with _unchanged_rows_of_theirs(database):
+        for table, sample in SAMPLES.items():
+            statement = pattern.format(
+                table=table,
+                mine=MINE,
+                theirs=THEIRS,
+                insert_theirs=insertion(table, THEIRS, row_of=MINE),
+                insert_same=insertion(table, THEIRS),
+                columns=", ".join((*sample, "organization_id")),
+                others="".join(f"{column}, " for column in sample),
+            )
+            try:
+                with database.organization(MINE) as connection:
+                    result = connection.exec_driver_sql(statement)
+                    outcomes[table] = len(result.all()) if result.returns_rows else result.rowcount
+            except ClinikoPipelineError:
+                outcomes[table] = REFUSED
+    assert outcomes == dict.fromkeys(TENANT_TABLES, outcome)
+
+
+def test_deletion_without_condition_deletes_own_rows_only(database: Database) -> None:
+    with _unchanged_rows_of_theirs(database), database.organization(MINE) as connection:
+        deleted = {table: connection.exec_driver_sql(f"delete from {table}").rowcount for table in SAMPLES}
+        assert deleted == dict.fromkeys(TENANT_TABLES, 1)
+        left = {table: connection.exec_driver_sql(f"select count(*) from {table}").scalar_one() for table in SAMPLES}
+        assert left == dict.fromkeys(TENANT_TABLES, 0)
+
+
+def test_rows_are_never_copied_in_for_another_organization(database: Database) -> None:
+    for table in TENANT_TABLES:
         with database.organization(THEIRS) as connection:
-            assert versions(connection, table) == before, attempt
+            rows = _copy_out(connection, table)
+        with (
+            _unchanged_rows_of_theirs(database),
+            pytest.raises(ClinikoPipelineError),
+            database.organization(MINE) as connection,
+        ):
+            _copy_in(connection, table, rows)
 
 
-def test_deleting_everything_deletes_the_rows_of_one_organization(database: Database, table: str) -> None:
-    with database.organization(THEIRS) as connection:
-        before = versions(connection, table)
-    with database.organization(MINE) as connection:
-        assert connection.execute(sa.text(f"delete from {table}")).rowcount == 1
-        assert connection.execute(sa.text(f"select count(*) from {table}")).scalar_one() == 0
-    with database.organization(THEIRS) as connection:
-        assert versions(connection, table) == before
-
-
-def test_rows_are_never_copied_in_for_another_organization(database: Database, table: str) -> None:
-    with database.organization(THEIRS) as connection:
-        before = versions(connection, table)
-        whole = _copied(connection, table)
-        connection.execute(sa.text(f"delete from {table}"))
-        connection.rollback()
-    with pytest.raises(ClinikoPipelineError), database.organization(MINE) as connection:
-        _copy_in(connection, table, whole)
-    with database.organization(THEIRS) as connection:
-        assert versions(connection, table) == before
-
-
-def test_a_merge_into_keys_that_another_organization_has_makes_rows_of_its_own(database: Database) -> None:
+def test_upsert_of_a_key_of_another_organization_inserts_a_row(database: Database) -> None:
     mine, theirs = ("2", None, "unmatched", None, None), ("2", None, "ambiguous", "name", 7)
     with database.organization(THEIRS) as connection:
         upsert(connection, CONTACT_MAPPING, [theirs])
@@ -304,212 +297,67 @@ def test_a_merge_into_keys_that_another_organization_has_makes_rows_of_its_own(d
     assert (written.inserted, written.updated) == (1, 0)
 
 
-def test_a_prepared_statement_of_a_shared_connection_follows_the_context(database: Database, table: str) -> None:
-    seen = []
-    for _ in range(8):  # the driver prepares a statement at its sixth execution
-        for organization in (MINE, THEIRS):
-            with database.organization(organization) as connection:
-                query = f"select pg_backend_pid(), organization_id from {table} where organization_id <> :nobody"
-                seen.append((organization, connection.execute(sa.text(query), {"nobody": "x"}).all()))
-    assert len({row[0] for _, rows in seen for row in rows}) == 1, "the connection was not shared"
-    assert all([row.organization_id for row in rows] == [organization] for organization, rows in seen)
+def test_prepared_statement_follows_the_context(database: Database) -> None:
+    processes, wrong = set(), []
+    for table in TENANT_TABLES:
+        query = sa.text(f"select pg_backend_pid(), organization_id from {table} where organization_id <> :nobody")
+        for _ in range(8):  # the driver prepares a statement at its sixth execution
+            for organization in (MINE, THEIRS):
+                with database.organization(organization) as connection:
+                    rows = connection.execute(query, {"nobody": "x"}).all()
+                processes |= {row[0] for row in rows}
+                if [row.organization_id for row in rows] != [organization]:
+                    wrong.append((table, organization, rows))
+    assert wrong == []
+    assert len(processes) == 1, "the connection was not shared"
 
 
-@pytest.mark.parametrize("name", APPLICATION_TABLES)
 @pytest.mark.parametrize(
     "statement", ["select * from {}", "select count(*) from {}", "delete from {}", "copy {} to stdout"]
 )
-def test_the_applications_tables_cannot_be_used_in_an_organizations_context(
-    database: Database, name: str, statement: str
-) -> None:
-    with pytest.raises(DatabaseSetupError, match="permission denied"), database.organization(MINE) as connection:
-        connection.exec_driver_sql(statement.format(name))
-
-
-def test_the_contacts_of_another_organization_are_not_shown(database: Database) -> None:
-    for organization in (MINE, THEIRS, "org_without_any", "", "%", "' or true --"):
-        with database.organization(organization) as connection:
-            names = connection.execute(sa.text("select name from cliniko.organization_contacts()")).scalars().all()
-        assert names == ([organization] if organization in {MINE, THEIRS} else [])
-
-
-def test_the_function_that_reads_contacts_is_not_led_astray_by_objects_of_the_caller(database: Database) -> None:
-    with database.organization(MINE) as connection:
-        for statement in (
-            (
-                "create temporary table contacts (id uuid, organization_id text, cliniko_patient_id text, name text,"
-                " first_name text, last_name text, email text)"
-            ),
-            (
-                "create function pg_temp.btrim(value text) returns text language plpgsql as"
-                " 'begin raise exception ''reached''; end'"
-            ),
-            (
-                "create function pg_temp.spied(value text, other text) returns boolean language plpgsql as"
-                " 'begin raise exception ''reached''; end'"
-            ),
-            "create operator pg_temp.= (leftarg = text, rightarg = text, function = pg_temp.spied)",
-            "set local search_path = pg_temp, public, pg_catalog",
-        ):
-            connection.exec_driver_sql(statement)
-        names = connection.execute(sa.text("select name from cliniko.organization_contacts()")).scalars().all()
-        assert names == [MINE]
-        connection.rollback()
-
-
-def test_the_persons_of_another_organization_are_not_walked(database: Database) -> None:
-    # Each organization's chain of merges leads to an id that only the other has.
-    for organization, chain in ((MINE, ("10", "11")), (THEIRS, ("11", "12"))):
-        with database.organization(organization) as connection:
-            connection.execute(
-                sa.text(
-                    "insert into cliniko.patients (organization_id, id, merged_into_id, created_at, updated_at)"
-                    " values (:organization, :id, :target, now(), now())"
-                ),
-                {"organization": organization, "id": chain[0], "target": chain[1]},
-            )
-    for organization, expected in ((MINE, {("1", "1"), ("10", "11")}), (THEIRS, {("2", "2"), ("11", "12")})):
-        with database.organization(organization) as connection:
-            rows = connection.execute(sa.text("select patient_id, person_id from cliniko.persons()")).all()
-        assert {tuple(row) for row in rows} == expected
+def test_application_tables_are_closed_in_an_organization_context(database: Database, statement: str) -> None:
+    for table in ("public.organizations", "public.api_credentials", "public.contacts"):
+        with pytest.raises(DatabaseSetupError, match="permission denied"), database.organization(MINE) as connection:
+            connection.exec_driver_sql(statement.format(table))
 
 
 @pytest.mark.parametrize("context", ["select 1", "set local app.organization_id = ''"], ids=["none", "empty"])
-def test_without_a_context_there_are_no_rows(database: Database, table: str, context: str) -> None:
+def test_without_a_context_there_are_no_rows(database: Database, context: str) -> None:
+    entry = f"set local role {ORGANIZATION_ROLE}; {context}"
     with database.operator() as connection:
-        connection.exec_driver_sql(f"set local role {ORGANIZATION_ROLE}")
-        connection.exec_driver_sql(context)
-        assert versions(connection, table) == []
-        assert connection.exec_driver_sql(f"delete from {table}").rowcount == 0
+        connection.exec_driver_sql(entry)
+        for table in TENANT_TABLES:
+            assert (table, row_versions(connection, table)) == (table, [])
+            assert connection.exec_driver_sql(f"delete from {table}").rowcount == 0
         assert connection.exec_driver_sql("select * from cliniko.organization_contacts()").all() == []
         assert connection.exec_driver_sql("select * from cliniko.persons()").all() == []
-    for organization in (MINE, ""):
-        statements = (f"set local role {ORGANIZATION_ROLE}", context, insertion(table, organization, row_of=MINE))
-        with pytest.raises(DatabaseSetupError), database.operator() as connection:
-            connection.exec_driver_sql("; ".join(statements))
+    for table in TENANT_TABLES:
+        for organization in (MINE, ""):
+            with pytest.raises(DatabaseSetupError), database.operator() as connection:
+                connection.exec_driver_sql(f"{entry}; {insertion(table, organization, row_of=MINE)}")
 
 
-def test_an_owner_that_is_no_superuser_sees_no_tenant_rows_outside_of_a_context(owner_database: Database) -> None:
+def test_table_owner_sees_no_rows_outside_of_a_context(owner_database: Database) -> None:
     sow(owner_database)
     for table in TENANT_TABLES:
         with owner_database.operator() as connection:
-            assert versions(connection, table) == []
+            assert (table, row_versions(connection, table)) == (table, [])
         with pytest.raises(DatabaseSetupError), owner_database.operator() as connection:
             connection.execute(sa.text(insertion(table, MINE)))
 
 
-class _InterruptionError(BaseException):
-    pass
+@contextmanager
+def _unchanged_rows_of_theirs(database: Database) -> Iterator[None]:
+    """Fail when the block changes, removes or adds a row of the other organization."""
 
+    def rows() -> dict[str, list[object]]:
+        with database.organization(THEIRS) as connection:
+            return {table: row_versions(connection, table) for table in TENANT_TABLES}
 
-def _committed(connection: Connection) -> None:
-    connection.execute(sa.text("select 1"))
-
-
-def _rolled_back(connection: Connection) -> None:
-    connection.rollback()
-
-
-def _failed_in_postgres(connection: Connection) -> None:
-    connection.execute(sa.text("select 1 / 0"))
-
-
-def _failed_in_python(_connection: Connection) -> None:
-    raise ValueError
-
-
-def _interrupted(_connection: Connection) -> None:
-    raise _InterruptionError
-
-
-def _interrupted_while_copying(connection: Connection) -> None:
-    driver = cast("psycopg.Connection", connection.connection.driver_connection)
-    with driver.cursor() as cursor, cursor.copy(b"copy cliniko.patients to stdout"):
-        raise _InterruptionError
-
-
-@pytest.mark.parametrize(
-    "ending",
-    [_committed, _rolled_back, _failed_in_postgres, _failed_in_python, _interrupted, _interrupted_while_copying],
-    ids=lambda ending: ending.__name__.strip("_"),
-)
-@pytest.mark.parametrize("is_resumable", [False, True])
-def test_after_the_transaction_the_pooled_connection_has_neither_role_nor_context_nor_a_row(
-    database: Database, ending, is_resumable
-) -> None:
-    state = sa.text(
-        "select pg_backend_pid(), current_user, session_user,"
-        " coalesce(current_setting('app.organization_id', true), ''), current_setting('role'),"
-        " current_setting('statement_timeout'), current_setting('lock_timeout'),"
-        " current_setting('synchronous_commit') as synchronous_commit"
-    )
-    with database.operator() as connection:
-        before = connection.execute(state).one()
-    try:
-        with database.organization(MINE, is_resumable=is_resumable) as connection:
-            inside = connection.execute(state).one()
-            upsert(connection, CONTACT_MAPPING, [("9", None, "unmatched", None, None)])
-            replace_by_rows(connection, CONTACT_MAPPING, [("9", None, "unmatched", None, None)])
-            (kept,) = _staging_tables(connection)
-            assert connection.execute(sa.text(f"select count(*) from {kept}")).scalar_one() == 1
-            ending(connection)
-    except (ClinikoPipelineError, ValueError, _InterruptionError):
-        pass
-    with database.operator() as connection:
-        after = connection.execute(state).one()
-        # A staging table may stay with the connection, but nothing in it.
-        connection.exec_driver_sql(f"set local role {ORGANIZATION_ROLE}")
-        for kept in _staging_tables(connection):
-            assert "staging_" in kept
-            assert connection.execute(sa.text(f"select count(*) from {kept}")).scalar_one() == 0
-    # Nor do rows of one organization get into another's merge.
-    with database.organization(THEIRS) as connection:
-        assert connection.execute(sa.text("select patient_id from cliniko.contact_mapping")).scalars().all() == ["2"]
-        for kept in _staging_tables(connection):
-            assert connection.execute(sa.text(f"select count(*) from {kept}")).scalar_one() == 0
-    assert inside.synchronous_commit == ("off" if is_resumable else before.synchronous_commit)
-    assert inside[1:5] == (ORGANIZATION_ROLE, before[2], MINE, ORGANIZATION_ROLE)
-    assert after == before
-    assert after[3] == ""
-
-
-def test_many_threads_of_different_organizations_never_see_each_others_rows(database: Database) -> None:
-    organizations = [f"org_{number}" for number in range(6)]
-
-    def work(worker: int) -> set[str]:
-        organization = organizations[worker % len(organizations)]
-        seen: set[str] = set()
-        for turn in range(12):
-            with database.organization(organization) as connection:
-                upsert(connection, CONTACT_MAPPING, [(f"{worker}-{turn}", None, "unmatched", None, None)])
-                seen |= set(
-                    connection.execute(sa.text("select organization_id from cliniko.contact_mapping")).scalars()
-                )
-            try:
-                with database.organization(organization) as connection:
-                    connection.execute(sa.text("select organization_id from cliniko.contact_mapping for update nowait"))
-                    connection.execute(sa.text("select 1 / :zero"), {"zero": turn % 3})
-            except ClinikoPipelineError:
-                pass
-        return seen
-
-    with ThreadPoolExecutor(12) as threads:
-        seen = list(threads.map(work, range(12)))
-    assert seen == [{organizations[worker % len(organizations)]} for worker in range(12)]
-    for organization in organizations:
-        with database.organization(organization) as connection:
-            count = connection.execute(sa.text("delete from cliniko.contact_mapping")).rowcount
-        assert count == 24
-
-
-def _staging_tables(connection: Connection) -> list[str]:
-    return list(
-        connection.execute(
-            sa.text(
-                "select oid::regclass::text from pg_class where relnamespace = pg_my_temp_schema() and relkind = 'r'"
-            )
-        ).scalars()
-    )
+    before = rows()
+    assert {len(found) for found in before.values()} == {1}
+    yield
+    assert rows() == before
 
 
 def _copy_in(connection: Connection, table: str, rows: str) -> None:
@@ -518,7 +366,7 @@ def _copy_in(connection: Connection, table: str, rows: str) -> None:
         copy.write(rows)
 
 
-def _copied(connection: Connection, source: str) -> str:
+def _copy_out(connection: Connection, source: str) -> str:
     driver = cast("psycopg.Connection", connection.connection.driver_connection)
     with driver.cursor() as cursor, cursor.copy(f"copy {source} to stdout".encode()) as copy:
         return b"".join(bytes(block) for block in copy).decode()

@@ -63,7 +63,7 @@ def database(module_database: Database) -> Iterator[Database]:
 
 @pytest.mark.parametrize("state", ["empty tables", "computed before", "analyzed"])
 @pytest.mark.parametrize(("table", "name", "parameters"), QUERIES, ids=[name for _, name, _ in QUERIES])
-def test_no_step_of_a_query_goes_through_one_list_for_every_row_of_another(
+def test_queries_have_no_nested_loop(
     database: Database, table: Table, name: str, parameters: dict[str, object], state: str
 ) -> None:
     if state != "empty tables":
@@ -96,7 +96,7 @@ def test_the_queries_compute_what_they_should_at_this_size(database: Database) -
 
 
 @pytest.mark.parametrize("name", ["vanished", "mark_vanished", "stored_count"])
-def test_what_vanished_is_found_without_going_through_all_ids_for_every_row(database: Database, name: str) -> None:
+def test_deleted_records_are_found_without_nested_loop(database: Database, name: str) -> None:
     with database.organization("a") as connection:
         crawls.begin(connection, "attendees", is_full=True, reconciles=True)
         crawls.remember_ids(connection, "attendees", [str(number) for number in range(SIZE // 10, SIZE)])

@@ -59,7 +59,7 @@ ATTENDED = {
 
 
 @pytest.mark.parametrize("people", PEOPLE)
-def test_a_mapping_brings_nobody_together_with_everybody(database: Database, people: str) -> None:
+def test_mapping_of_alike_patients_is_linear(database: Database, people: str) -> None:
     patient, contact = PEOPLE[people]
     _store(database, patient, contact)
     assert _most_rows(database, "contact_mapping", {}) <= 2 * SIZE
@@ -68,7 +68,7 @@ def test_a_mapping_brings_nobody_together_with_everybody(database: Database, peo
 
 
 @pytest.mark.parametrize("attended", ATTENDED)
-def test_active_patients_are_counted_without_bringing_everybody_together(database: Database, attended: str) -> None:
+def test_active_patients_of_one_class_are_counted_linearly(database: Database, attended: str) -> None:
     _store(database, "'First' || n, 'Last', null, null", f"{ID}, null, null")
     individual, booking, attendee = ATTENDED[attended]
     with database.organization("a") as connection:

@@ -9,7 +9,7 @@ from cliniko_pipeline.postgres.engine import Database
 
 MINE, THEIRS = "org_mine", "org_theirs"
 
-# What each row holds besides organization_id; {n} tells the organizations' rows apart.
+# The columns of each row besides organization_id; {n} is the number of the organization.
 SAMPLES: dict[str, dict[str, str]] = {
     '"cliniko"."patients"': {
         "id": "'{n}'", "first_name": "'Pat{n}'", "created_at": "now()", "updated_at": "now()",
@@ -34,7 +34,7 @@ SAMPLES: dict[str, dict[str, str]] = {
         "contact_id": "'00000000-0000-0000-0000-00000000000{n}'", "attendances": "1",
     },
     "cliniko.sync_runs": {"run_id": "'run{n}'", "planned": "array['a']", "status": "'running'"},
-    # The last: what was noted of the others, goes.
+    # Last, since writes to the other tables add rows here.
     "cliniko.table_states": {"name": "'table{n}'"},
 }  # fmt: skip
 
@@ -42,7 +42,7 @@ NUMBERS = {MINE: 1, THEIRS: 2}
 
 
 def insertion(table: str, organization: str, *, row_of: str | None = None) -> str:
-    """A statement that inserts the sample row of `row_of` as one of the organization."""
+    """Return a statement that inserts the sample row of `row_of` for `organization`."""
     sample = SAMPLES[table]
     number = NUMBERS[row_of or organization]
     values = ", ".join(value.format(n=number) for value in sample.values())
@@ -50,7 +50,7 @@ def insertion(table: str, organization: str, *, row_of: str | None = None) -> st
 
 
 def sow(database: Database) -> None:
-    """Stores each organization's rows, and a contact each."""
+    """Store a row of each organization in every tenant table, and a contact of each."""
     for organization in NUMBERS:
         with database.organization(organization) as connection:
             connection.exec_driver_sql(
@@ -63,8 +63,8 @@ def sow(database: Database) -> None:
         )
 
 
-def versions(connection: Connection, table: str) -> list[Any]:
-    """The rows that are seen, each with the version that PostgreSQL keeps of it."""
+def row_versions(connection: Connection, table: str) -> list[Any]:
+    """Return the visible rows, each with the place and transaction of its version."""
     return list(
         connection.execute(sa.text(f"select ctid::text, xmin::text, t::text from {table} as t order by 1")).all()
     )

@@ -1,0 +1,363 @@
+"""Migrations: from an empty database, an earlier version or the application's tables, by several at the same time."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Barrier
+from uuid import UUID, uuid4
+
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
+from cliniko_pipeline.orchestration.crawl_plans import plan_crawl
+from cliniko_pipeline.postgres import crawls, engine, frames, schema
+from cliniko_pipeline.postgres.crawls import RejectedRecord
+from cliniko_pipeline.postgres.embedded import EmbeddedServer
+from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.tables import TENANT_TABLES
+from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE, assert_one_line, schema_objects
+
+COUNTS = "recent_appointment_count, upcoming_appointment_count, total_appointment_count"
+FIRST_VERSION = "0001"
+
+
+@pytest.fixture
+def empty(empty_database_url: URL) -> Iterator[Database]:
+    database = Database(empty_database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def application(empty: Database) -> Database:
+    """A database with the application's tables only."""
+    administer(empty.url, sql("application_tables"))
+    return empty
+
+
+def test_migration_of_an_empty_database_is_done_once(empty: Database) -> None:
+    with pytest.raises(DatabaseSetupError, match=r"public\.organizations is missing"):
+        schema.migrate(empty)
+    assert schema_objects(empty) == []
+    first = schema.migrate(empty, create_application_tables=True)
+    objects = schema_objects(empty)
+    second = schema.migrate(empty, create_application_tables=True)
+    assert (first.before, first.after, first.changed) == (None, schema.expected_version(), True)
+    assert (second.before, second.after, second.changed) == (first.after, first.after, False)
+    assert schema_objects(empty) == objects
+    schema.require_current(empty)
+    administer(empty.url, "drop schema cliniko cascade")
+    assert schema.migrate(empty).changed
+    schema.require_current(empty)
+
+
+def test_concurrent_migrations_of_one_database_change_it_once(application: Database) -> None:
+    assert sorted(_migrate_concurrently([application.url] * 5)) == [False] * 4 + [True]
+
+
+def test_concurrent_migrations_of_several_databases(make_database: Callable[[str], URL]) -> None:
+    urls = [make_database("encoding 'UTF8'") for _ in range(3)]
+    for url in urls:
+        administer(url, sql("application_tables"))
+    assert _migrate_concurrently(urls) == [True] * 3
+
+
+@pytest.mark.slow
+def test_first_migrations_of_a_server_by_several_processes(tmp_path: Path) -> None:
+    """The first process creates the role of the organizations, which belongs to the server."""
+    program = (
+        "import sys; from sqlalchemy.engine import make_url;"
+        "from cliniko_pipeline.postgres import schema; from cliniko_pipeline.postgres.engine import Database;"
+        "database = Database(make_url(sys.stdin.readline().strip()));"
+        "print('ready', flush=True); sys.stdin.readline();"
+        "schema.migrate(database, create_application_tables=True); schema.require_current(database)"
+    )
+    with EmbeddedServer(tmp_path / "server") as server, ExitStack() as stack:
+        administer(server.url, *(f"create database several_{number}" for number in range(3)))
+        arguments = [sys.executable, "-c", program]
+        processes = [
+            stack.enter_context(subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for _ in range(3)
+        ]
+        for number, process in enumerate(processes):
+            url = server.url.set(database=f"several_{number}")
+            print(url.render_as_string(hide_password=False), file=process.stdin, flush=True)
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            print(file=process.stdin, flush=True)
+        assert [process.wait(60) for process in processes] == [0, 0, 0]
+
+
+# The application's active_patients. ---------------------------------------------------------------------------------
+
+
+def test_migration_keeps_active_patients_without_duplicates(application: Database) -> None:
+    one, two = UUID(int=1), UUID(int=2)
+    rows = [  # contact, organization
+        (one, "a"),
+        (two, "a"),
+        (two, "a"),
+        (two, "b"),
+        (one, None),
+        (one, None),
+        (two, "a"),
+    ]
+    administer(application.url, ACTIVE_PATIENTS_TABLE)
+    insertion = sa.text(
+        f"insert into public.active_patients (contact_id, organization_id, {COUNTS}) values (:c, :o, :n, 0, :n)"
+    )
+    with application.operator() as connection:
+        connection.execute(insertion, [{"c": row[0], "o": row[1], "n": n} for n, row in enumerate(rows, 1)])
+    schema.migrate(application)
+    query = "select id, recent_appointment_count from public.active_patients order by id"
+    with application.operator() as connection:
+        kept = connection.execute(sa.text(query)).all()
+    assert kept == [(number, number) for number in (1, 2, 4, 5, 6)]
+    with application.organization("a") as connection:
+        assert connection.execute(sa.text(query)).all() == [(1, 1), (2, 2)]
+        connection.execute(insertion, {"c": uuid4(), "o": "a", "n": 0})
+
+
+def test_migration_of_a_large_active_patients(application: Database) -> None:
+    """The search for duplicates must not compare each row with each other one."""
+    administer(
+        application.url,
+        ACTIVE_PATIENTS_TABLE,
+        f"insert into public.active_patients (contact_id, organization_id, {COUNTS})"
+        " select gen_random_uuid(), 'org' || mod(number, 20), 1, 1, 2 from generate_series(1, 20000) as number",
+        f"insert into public.active_patients (contact_id, organization_id, {COUNTS})"
+        f" select contact_id, organization_id, {COUNTS} from public.active_patients",
+    )
+    schema.migrate(application)
+    with application.operator() as connection:
+        found = connection.execute(sa.text("select max(id), count(*) from public.active_patients")).one()
+    assert found == (20_000, 20_000)
+
+
+def test_migration_says_that_active_patients_is_closed_now(application: Database) -> None:
+    """Readers of a table that had rows and no policies must name an organization from now on."""
+    administer(application.url, ACTIVE_PATIENTS_TABLE)
+    assert not schema.migrate(application).closed_to_readers
+    administer(
+        application.url,
+        "drop schema cliniko cascade",
+        "alter table public.active_patients disable row level security",
+        f"insert into public.active_patients (contact_id, organization_id, {COUNTS})"
+        " values (gen_random_uuid(), 'a', 1, 1, 2)",
+    )
+    assert schema.migrate(application).closed_to_readers
+    administer(application.url, "drop schema cliniko cascade")
+    assert not schema.migrate(application).closed_to_readers
+
+
+@pytest.mark.parametrize("holder", ["select count(*)", "delete"])
+def test_migration_gives_up_on_a_table_in_use(
+    application: Database, monkeypatch: pytest.MonkeyPatch, holder: str
+) -> None:
+    monkeypatch.setattr(schema, "TABLE_LOCK_TIMEOUT_SECONDS", 0.1)
+    administer(application.url, ACTIVE_PATIENTS_TABLE)
+    before = schema_objects(application)
+    with application.operator() as user:
+        user.execute(sa.text(f"{holder} from public.active_patients"))
+        with pytest.raises(DatabaseUnavailableError) as raised:
+            schema.migrate(application)
+    assert_one_line(raised.value, "public.active_patients", "nothing was changed", "Try again")
+    assert schema_objects(application) == before
+    assert schema.migrate(application).changed
+
+
+def test_migration_waits_five_seconds_for_a_table(application: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def upgrade(config: object, _revision: str) -> None:
+        seen.append(config.attributes["connection"].execute(sa.text("show lock_timeout")).scalar_one())
+        raise KeyError
+
+    monkeypatch.setattr(schema.command, "upgrade", upgrade)
+    with pytest.raises(KeyError):
+        schema.migrate(application)
+    assert seen == ["5s"]
+
+
+def test_migration_waits_longer_for_another_migration(application: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "TABLE_LOCK_TIMEOUT_SECONDS", 0.1)
+    with ThreadPoolExecutor(1) as thread:
+        with application.operator() as connection:
+            key = {"key": engine.advisory_key("cliniko_pipeline.migrate")}
+            connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), key)
+            second = thread.submit(schema.migrate, application)
+            with pytest.raises(TimeoutError):
+                second.result(0.3)
+        assert second.result(60).changed
+
+
+# Changes of functions and policies. ---------------------------------------------------------------------------------
+
+
+def test_migration_replaces_a_changed_function(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = schema.expected_version()
+    administer(
+        database.url,
+        "create or replace function cliniko.email_key(email text) returns text language sql return 'tampered'",
+    )
+    changed = {"functions/email_key": sql("functions/email_key") + "-- another version\n"}
+    monkeypatch.setattr(schema, "sql", lambda name: changed.get(name) or sql(name))
+    with pytest.raises(DatabaseSetupError) as raised:
+        schema.require_current(database)
+    assert_one_line(raised.value, "another version", "cliniko-pipeline migrate")
+    migration = schema.migrate(database)
+    assert (migration.before, migration.changed) == (before, True)
+    assert migration.after != before
+    with database.organization("a") as connection:
+        assert connection.execute(sa.text("select cliniko.email_key('A@B')")).scalar_one() == "a@b"
+
+
+def test_migration_restores_row_level_security(database: Database) -> None:
+    objects = schema_objects(database)
+    for loss in (
+        "alter table cliniko.patients disable row level security",
+        "alter table public.active_patients no force row level security",
+        "drop policy organization_isolation on cliniko.crawls",
+        "drop policy organization_boundary on public.active_patients",
+    ):
+        administer(database.url, loss)
+        assert schema.migrate(database).changed
+        assert schema_objects(database) == objects
+    assert not schema.migrate(database).changed
+
+
+def test_migration_of_policies_reaches_tables_of_the_operator(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames.write(database, "a", "Odd schema", "odd table", pd.DataFrame({"n": [1]}))
+    changed = sql("isolate") + "; comment on table {table} is 'x'"
+    monkeypatch.setattr(schema, "sql", lambda name: changed if name == "isolate" else sql(name))
+    assert schema.migrate(database).changed
+    with database.operator() as connection:
+        commented = connection.execute(
+            sa.text("select count(*) from pg_description where objsubid = 0 and description = 'x'")
+        ).scalar_one()
+    assert commented == len(TENANT_TABLES) + 1
+
+
+# Other versions, and missing privileges. ----------------------------------------------------------------------------
+
+
+def test_migration_leaves_the_schema_of_a_newer_version(database: Database) -> None:
+    administer(database.url, "update cliniko.schema_version set version_num = '0099'")
+    objects = schema_objects(database)
+    for action in (schema.migrate, schema.require_current):
+        with pytest.raises(DatabaseSetupError) as raised:
+            action(database)
+        assert_one_line(raised.value, "newer version of the pipeline (0099)", "install")
+    assert schema_objects(database) == objects
+
+
+PRIVILEGES = {
+    "none": [],
+    "schemas": ["grant create on database {database} to {user}"],
+    "schemas and roles": ["grant create on database {database} to {user}", "alter role {user} createrole"],
+    "not the owner of active_patients": [
+        "grant create on database {database} to {user}",
+        "grant create on schema public to {user}",
+        "grant {role} to {user}",
+        "revoke all on public.contacts from {user}",
+        "alter table public.active_patients owner to {other}",
+    ],
+}
+
+
+@pytest.mark.usefixtures("template")
+def test_migration_without_privileges_changes_nothing(application: Database) -> None:
+    administer(application.url, ACTIVE_PATIENTS_TABLE)
+    for grants in PRIVILEGES.values():
+        user = f"weak_{uuid4().hex}"
+        names = {"user": user, "role": engine.ORGANIZATION_ROLE}
+        names |= {"database": application.url.database, "other": application.url.username}
+        administer(
+            application.url,
+            f"create role {user} login password 'weak'",
+            *(grant.format(**names) for grant in grants),
+        )
+        before = schema_objects(application)
+        database = Database(application.url.set(username=user, password="weak"))
+        try:
+            with pytest.raises(DatabaseSetupError) as raised:
+                schema.migrate(database)
+            assert schema_objects(application) == before
+        finally:
+            database.close()
+            administer(application.url, f"alter table public.active_patients owner to {application.url.username}")
+            administer(application.url, f"drop owned by {user}", f"drop role {user}")
+        assert_one_line(raised.value, "lacks a privilege", "cliniko-pipeline migrate")
+
+
+@pytest.fixture
+def first_version(empty: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """A database with the schema of the first version."""
+    upgrade = command.upgrade
+    later = ("crawled_ids", "table_states", 'current_attendances"')
+    with monkeypatch.context() as patch:
+        patch.setattr(schema.command, "upgrade", lambda config, _: upgrade(config, FIRST_VERSION))
+        patch.setattr(schema, "TENANT_TABLES", tuple(each for each in TENANT_TABLES if not each.endswith(later)))
+        patch.setattr(schema, "WATCHED", ())
+        patch.setattr(schema, "FUNCTIONS", tuple(each for each in schema.FUNCTIONS if each != "take_requests"))
+        patch.setattr(schema, "expected_version", lambda: FIRST_VERSION)
+        schema.migrate(empty, create_application_tables=True)
+    return empty
+
+
+def test_migration_from_the_first_version_keeps_its_data(first_version: Database) -> None:
+    """The next crawl of every resource is a full one."""
+    with first_version.organization("clinic") as connection:
+        connection.exec_driver_sql(
+            """
+            insert into cliniko.patients (organization_id, id, created_at, updated_at)
+            values ('clinic', '1', now(), now());
+            insert into cliniko.crawls (organization_id, resource, started_at, completed_at, records)
+            values ('clinic', 'patients', now(), now(), 1), ('clinic', 'attendees', now(), null, 0);
+            insert into cliniko.rejected_records (organization_id, resource, position, id, reason)
+            values ('clinic', 'patients', 1, '7', 'unreadable'), ('clinic', 'patients', 2, null, 'unreadable')
+            """
+        )
+
+    assert schema.migrate(first_version).changed
+    schema.require_current(first_version)
+    schema.require_isolation(first_version)
+
+    with first_version.organization("clinic") as connection:
+        assert connection.execute(sa.text("select id, vanished_at from cliniko.patients")).all() == [("1", None)]
+        states = crawls.states(connection)
+        assert plan_crawl(states["patients"], full=False).is_full
+        assert plan_crawl(states["attendees"], full=False).is_full
+        crawls.set_aside(connection, "patients", understood=["7"], rejected=[RejectedRecord("8", "unreadable")])
+        rejected = connection.execute(sa.text("select id from cliniko.rejected_records order by position")).scalars()
+        assert list(rejected) == [None, "8"]
+        crawls.begin(connection, "patients", is_full=True, reconciles=True)
+        crawls.complete(connection, "patients", horizon=datetime(2026, 6, 15, tzinfo=UTC))
+        assert not plan_crawl(crawls.states(connection)["patients"], full=False).is_full
+
+
+def _migrate_concurrently(urls: list[URL]) -> list[bool]:
+    start = Barrier(len(urls))
+
+    def migrate(url: URL) -> bool:
+        database = Database(url)
+        try:
+            start.wait(60)
+            return schema.migrate(database).changed
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(len(urls)) as threads:
+        return list(threads.map(migrate, urls))

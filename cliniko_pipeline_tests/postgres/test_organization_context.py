@@ -1,0 +1,189 @@
+"""The organization context: role and `app.organization_id` of one transaction, and what its functions show."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database
+from cliniko_pipeline.postgres.merge import replace_by_rows, upsert
+from cliniko_pipeline.postgres.tables import CONTACT_MAPPING
+from cliniko_pipeline_tests.support.tenants import MINE, THEIRS, sow
+
+
+@pytest.fixture(scope="module", params=["module_database", "owner_database"], ids=["superuser", "owner"])
+def shared(request: pytest.FixtureRequest) -> Database:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def database(shared: Database) -> Database:
+    """A database with a row of each organization in every tenant table."""
+    sow(shared)
+    return shared
+
+
+def test_contacts_of_another_organization_are_not_shown(database: Database) -> None:
+    for organization in (MINE, THEIRS, "org_without_any", "", "%", "' or true --"):
+        with database.organization(organization) as connection:
+            names = connection.execute(sa.text("select name from cliniko.organization_contacts()")).scalars().all()
+        assert names == ([organization] if organization in {MINE, THEIRS} else [])
+
+
+def test_contacts_function_ignores_objects_of_the_caller(database: Database) -> None:
+    with database.organization(MINE) as connection:
+        for statement in (
+            (
+                "create temporary table contacts (id uuid, organization_id text, cliniko_patient_id text, name text,"
+                " first_name text, last_name text, email text)"
+            ),
+            (
+                "create function pg_temp.btrim(value text) returns text language plpgsql as"
+                " 'begin raise exception ''reached''; end'"
+            ),
+            (
+                "create function pg_temp.spy(value text, other text) returns boolean language plpgsql as"
+                " 'begin raise exception ''reached''; end'"
+            ),
+            "create operator pg_temp.= (leftarg = text, rightarg = text, function = pg_temp.spy)",
+            "set local search_path = pg_temp, public, pg_catalog",
+        ):
+            connection.exec_driver_sql(statement)
+        names = connection.execute(sa.text("select name from cliniko.organization_contacts()")).scalars().all()
+        assert names == [MINE]
+        connection.rollback()
+
+
+def test_merges_of_another_organization_are_not_followed(database: Database) -> None:
+    # The merges of each organization lead to an id that only the other one has.
+    for organization, chain in ((MINE, ("10", "11")), (THEIRS, ("11", "12"))):
+        with database.organization(organization) as connection:
+            connection.execute(
+                sa.text(
+                    "insert into cliniko.patients (organization_id, id, merged_into_id, created_at, updated_at)"
+                    " values (:organization, :id, :target, now(), now())"
+                ),
+                {"organization": organization, "id": chain[0], "target": chain[1]},
+            )
+    for organization, expected in ((MINE, {("1", "1"), ("10", "11")}), (THEIRS, {("2", "2"), ("11", "12")})):
+        with database.organization(organization) as connection:
+            rows = connection.execute(sa.text("select patient_id, person_id from cliniko.persons()")).all()
+        assert {tuple(row) for row in rows} == expected
+
+
+class _InterruptionError(BaseException):
+    pass
+
+
+def _committed(connection: Connection) -> None:
+    connection.execute(sa.text("select 1"))
+
+
+def _rolled_back(connection: Connection) -> None:
+    connection.rollback()
+
+
+def _failed_in_postgres(connection: Connection) -> None:
+    connection.execute(sa.text("select 1 / 0"))
+
+
+def _failed_in_python(_connection: Connection) -> None:
+    raise ValueError
+
+
+def _interrupted(_connection: Connection) -> None:
+    raise _InterruptionError
+
+
+def _interrupted_while_copying(connection: Connection) -> None:
+    driver = cast("psycopg.Connection", connection.connection.driver_connection)
+    with driver.cursor() as cursor, cursor.copy(b"copy cliniko.patients to stdout"):
+        raise _InterruptionError
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [_committed, _rolled_back, _failed_in_postgres, _failed_in_python, _interrupted, _interrupted_while_copying],
+    ids=lambda ending: ending.__name__.strip("_"),
+)
+@pytest.mark.parametrize("is_resumable", [False, True])
+def test_connection_keeps_no_context_and_no_row(
+    database: Database, ending: Callable[[Connection], None], is_resumable: bool
+) -> None:
+    state = sa.text(
+        "select pg_backend_pid(), current_user, session_user,"
+        " coalesce(current_setting('app.organization_id', true), ''), current_setting('role'),"
+        " current_setting('statement_timeout'), current_setting('lock_timeout'),"
+        " current_setting('synchronous_commit') as synchronous_commit"
+    )
+    with database.operator() as connection:
+        before = connection.execute(state).one()
+    try:
+        with database.organization(MINE, is_resumable=is_resumable) as connection:
+            inside = connection.execute(state).one()
+            upsert(connection, CONTACT_MAPPING, [("9", None, "unmatched", None, None)])
+            replace_by_rows(connection, CONTACT_MAPPING, [("9", None, "unmatched", None, None)])
+            (staging,) = _staging_tables(connection)
+            assert connection.execute(sa.text(f"select count(*) from {staging}")).scalar_one() == 1
+            ending(connection)
+    except (ClinikoPipelineError, ValueError, _InterruptionError):
+        pass
+    with database.operator() as connection:
+        after = connection.execute(state).one()
+        # A staging table may stay with the connection, but only empty.
+        connection.exec_driver_sql(f"set local role {ORGANIZATION_ROLE}")
+        for staging in _staging_tables(connection):
+            assert "staging_" in staging
+            assert connection.execute(sa.text(f"select count(*) from {staging}")).scalar_one() == 0
+    with database.organization(THEIRS) as connection:
+        assert connection.execute(sa.text("select patient_id from cliniko.contact_mapping")).scalars().all() == ["2"]
+        for staging in _staging_tables(connection):
+            assert connection.execute(sa.text(f"select count(*) from {staging}")).scalar_one() == 0
+    assert inside.synchronous_commit == ("off" if is_resumable else before.synchronous_commit)
+    assert inside[1:5] == (ORGANIZATION_ROLE, before[2], MINE, ORGANIZATION_ROLE)
+    assert after == before
+    assert after[3] == ""
+
+
+def test_threads_of_different_organizations_stay_apart(database: Database) -> None:
+    organizations = [f"org_{number}" for number in range(6)]
+
+    def work(worker: int) -> set[str]:
+        organization = organizations[worker % len(organizations)]
+        seen: set[str] = set()
+        for round_ in range(12):
+            with database.organization(organization) as connection:
+                upsert(connection, CONTACT_MAPPING, [(f"{worker}-{round_}", None, "unmatched", None, None)])
+                seen |= set(
+                    connection.execute(sa.text("select organization_id from cliniko.contact_mapping")).scalars()
+                )
+            try:
+                with database.organization(organization) as connection:
+                    connection.execute(sa.text("select organization_id from cliniko.contact_mapping for update nowait"))
+                    connection.execute(sa.text("select 1 / :zero"), {"zero": round_ % 3})
+            except ClinikoPipelineError:
+                pass
+        return seen
+
+    with ThreadPoolExecutor(12) as threads:
+        seen = list(threads.map(work, range(12)))
+    assert seen == [{organizations[worker % len(organizations)]} for worker in range(12)]
+    for organization in organizations:
+        with database.organization(organization) as connection:
+            count = connection.execute(sa.text("delete from cliniko.contact_mapping")).rowcount
+        assert count == 24
+
+
+def _staging_tables(connection: Connection) -> list[str]:
+    return list(
+        connection.execute(
+            sa.text(
+                "select oid::regclass::text from pg_class where relnamespace = pg_my_temp_schema() and relkind = 'r'"
+            )
+        ).scalars()
+    )
