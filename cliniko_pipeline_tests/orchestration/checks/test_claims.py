@@ -202,7 +202,7 @@ def test_contact_used_twice_keeps_active_patients_unchanged(
         )
 
     monkeypatch.setattr(io_managers, "sql", doubled)
-    # Nothing else has changed: only then would the mapping be computed.
+    # Otherwise the mapping of unchanged records is not computed.
     change(clinic, "delete from cliniko.table_states")
     result = clinic.sync(CLINIC)
     assert not result.success
