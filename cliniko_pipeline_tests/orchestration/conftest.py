@@ -1,20 +1,20 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import dagster as dg
 import pytest
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline_tests.support.deployments import Deployment
+from cliniko_pipeline_tests.support.deployments import Deployment, opened_deployment
 from cliniko_pipeline_tests.support.environments import environment
-from cliniko_pipeline_tests.support.pipelines import SkippedTime, opened_pipeline
 
 
 @pytest.fixture
-def deployment(database_url: URL, tmp_path: Path) -> Iterator[Deployment]:
-    with (
-        dg.instance_for_test() as instance,
-        opened_pipeline(environment(database_url, tmp_path), instance=instance, waits=SkippedTime()) as pipeline,
-        pipeline.sandbox([]) as sandbox,
-    ):
-        yield Deployment(pipeline, sandbox)
+def variables() -> dict[str, str]:
+    """Settings of the deployment beside its database and its home; modules replace it."""
+    return {}
+
+
+@pytest.fixture
+def deployment(database_url: URL, tmp_path: Path, variables: dict[str, str]) -> Iterator[Deployment]:
+    with opened_deployment(environment(database_url, tmp_path) | variables) as opened:
+        yield opened

@@ -1,4 +1,4 @@
-"""What is told to the operator, and how often."""
+"""Which alerts are raised, repeated and ended."""
 
 from collections import Counter
 from dataclasses import replace
@@ -28,11 +28,11 @@ def found(*schedulings: Scheduling, checks: tuple[CheckResult, ...] = ()) -> lis
 
 
 class Operator:
-    """Is told what the plans say; `told` are the kinds, in order."""
+    """An operator who is notified by the plans; `notified` are the kinds, in order."""
 
     def __init__(self) -> None:
         self.alerts: dict[tuple[str, str], Alert] = {}
-        self.told: list[str] = []
+        self.notified: list[str] = []
 
     def plan(
         self, scheduling: Scheduling = WELL, *checks: CheckResult, at: datetime = NOW, is_watched: bool = True
@@ -48,9 +48,9 @@ class Operator:
         for alert in (*plan.recovered, *plan.forgotten):
             del self.alerts[alert.organization_id, alert.name]
         self.alerts |= {(alert.organization_id, alert.name): alert for alert in plan.kept}
-        self.told += [each.kind for each in plan.raised]
-        self.told += [f"still {each.kind}" for each in plan.repeated]
-        self.told += [f"no longer {each.kind}" for each in plan.recovered]
+        self.notified += [each.kind for each in plan.raised]
+        self.notified += [f"still {each.kind}" for each in plan.repeated]
+        self.notified += [f"no longer {each.kind}" for each in plan.recovered]
         return plan
 
 
@@ -66,84 +66,83 @@ class Operator:
     ],
     ids=["well", "paused", "third failure", "second failure", "failure that does not pass", "disabled"],
 )
-def test_what_calls_for_the_operator(scheduling: Scheduling, kinds: list[str]) -> None:
-    assert [each.kind for each in found(scheduling)] == kinds
+def test_problem_is_raised_for_pauses_and_failures(scheduling: Scheduling, kinds: list[str]) -> None:
+    problems = found(scheduling)
+    assert [each.kind for each in problems] == kinds
+    for each in problems:
+        assert (each.name, each.reason) == ("sync", scheduling.failure_reason)
+        assert each.run_id == scheduling.failed_run_id
 
 
-def test_a_failure_is_told_with_its_reason_and_run():
-    (problem,) = found(DOWN)
-    assert (problem.name, problem.reason, problem.run_id) == ("sync", "down", "run")
-
-
-def test_everything_is_told_once_and_once_more_when_it_is_over():
+def test_alert_is_raised_once_and_ended_once():
     operator = Operator()
     for minute in range(0, 600, 10):
         operator.plan(PAUSED, REJECTED, at=NOW + timedelta(minutes=minute))
-    assert operator.told == ["paused", "check"]
+    assert operator.notified == ["paused", "check"]
     for minute in range(600, 1200, 10):
         operator.plan(at=NOW + timedelta(minutes=minute))
-    assert sorted(operator.told[2:]) == ["no longer check", "no longer paused"]
+    assert sorted(operator.notified[2:]) == ["no longer check", "no longer paused"]
     assert operator.alerts == {}
 
 
-def test_what_goes_on_is_told_again_after_a_day():
+def test_open_alert_is_repeated_after_a_day():
     operator = Operator()
     for hour in range(73):
         operator.plan(PAUSED, at=NOW + timedelta(hours=hour))
-    assert operator.told == ["paused", "still paused", "still paused", "still paused"]
+    assert operator.notified == ["paused", "still paused", "still paused", "still paused"]
 
 
-def test_without_repetition_it_is_told_once_for_ever():
+def test_open_alert_is_never_repeated_without_a_period():
     alert = Alert("org", "sync", "paused", "bad key", NOW, NOW)
     plan = plan_alerts(found(PAUSED), [alert], {"org"}, NOW + 100 * DAY, None)
     assert plan == AlertPlan((), (), (), (), ())
 
 
-def test_failures_that_end_in_a_pause_are_told_as_both_and_the_way_back_only_when_a_sync_has_succeeded():
+def test_alert_of_failure_and_pause_ends_with_a_success():
     operator = Operator()
     operator.plan(DOWN)
     operator.plan(replace(PAUSED, failures=4))
-    # The key is replaced, and the sync has still to show that it works.
+    # The key is replaced; no sync has used it yet.
     operator.plan(replace(PAUSED, failures=4, paused_at=None, pause_reason=None))
     operator.plan(replace(DOWN, failures=1))
-    assert operator.told == ["failed", "paused"]
+    assert operator.notified == ["failed", "paused"]
     operator.plan(WELL)
-    assert operator.told[2:] == ["no longer paused"]
+    assert operator.notified[2:] == ["no longer paused"]
 
 
-def test_a_failing_sync_explains_why_nothing_is_fresh():
+def test_failing_sync_raises_no_staleness_alert():
     operator = Operator()
     operator.plan(PAUSED, STALE)
-    # A new key, and a failure that is not worth telling of.
+    # A new key, and a transient failure.
     operator.plan(replace(DOWN, failures=1), STALE)
-    assert operator.told == ["paused"]
+    assert operator.notified == ["paused"]
     operator.plan(WELL)
-    assert operator.told == ["paused", "no longer paused"]
+    assert operator.notified == ["paused", "no longer paused"]
 
 
-def test_a_pause_that_follows_a_pause_is_told_of():
+def test_second_pause_is_another_alert():
     operator = Operator()
     operator.plan(PAUSED)
     operator.plan(replace(PAUSED, paused_at=None, pause_reason=None), at=NOW + timedelta(minutes=5))
     operator.plan(replace(PAUSED, paused_at=NOW + timedelta(minutes=10)), at=NOW + timedelta(minutes=11))
     operator.plan(replace(PAUSED, paused_at=NOW + timedelta(minutes=10)), at=NOW + timedelta(minutes=12))
-    assert operator.told == ["paused", "paused"]
+    assert operator.notified == ["paused", "paused"]
 
 
-def test_staleness_that_was_told_before_the_sync_failed_is_over_when_it_is_over():
+def test_staleness_alert_before_a_failure_ends_with_it():
     operator = Operator()
     operator.plan(WELL, STALE)
     operator.plan(PAUSED, STALE)
-    assert operator.told == ["check", "paused"]
+    assert operator.notified == ["check", "paused"]
     operator.plan(WELL)
-    assert sorted(operator.told[2:]) == ["no longer check", "no longer paused"]
+    assert sorted(operator.notified[2:]) == ["no longer check", "no longer paused"]
 
 
-def test_of_an_organization_that_was_disabled_or_removed_nothing_more_is_told():
+def test_disabled_organization_has_no_alerts():
     operator = Operator()
     operator.plan(PAUSED, REJECTED)
     operator.plan(replace(PAUSED, is_active=False), REJECTED, is_watched=False)
-    assert operator.told == ["paused", "check"]
+    assert operator.notified == ["paused", "check"]
     assert operator.alerts == {}
 
 
@@ -152,7 +151,7 @@ STATES = st.lists(st.tuples(SCHEDULINGS, st.sets(st.sampled_from([REJECTED, STAL
 
 
 @given(STATES)
-def test_whatever_happens_beginnings_and_ends_alternate(states: list[tuple[Scheduling, set[CheckResult]]]) -> None:
+def test_raised_and_ended_alerts_alternate(states: list[tuple[Scheduling, set[CheckResult]]]) -> None:
     operator = Operator()
     open_names: Counter[str] = Counter()
     for number, (scheduling, checks) in enumerate(states):

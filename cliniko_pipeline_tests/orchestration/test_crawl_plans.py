@@ -1,4 +1,4 @@
-"""Which way a resource is read, decided from its state alone."""
+"""How a resource is crawled, planned from its state alone."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,54 +26,54 @@ WELL = CrawlState(
     needs_full=None,
     doubtful_deletions=0,
 )
-BROKEN_OFF = replace(WELL, is_complete=False, next_page=7, total_entries=1234, cursor=None)
+INTERRUPTED = replace(WELL, is_complete=False, next_page=7, total_entries=1234, cursor=None)
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_what_was_never_read_is_read_whole_and_nothing_can_have_vanished_from_it(full):
+def test_first_crawl_is_full_and_marks_no_deletions(full):
     plan = plan_crawl(None, full=full)
     assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == (True, False, None, None)
 
 
-def test_after_a_whole_reading_only_changes_are_read():
+def test_crawl_after_a_full_one_is_incremental():
     plan = plan_crawl(WELL, full=False)
     assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == (False, False, CURSOR, None)
 
 
 @pytest.mark.parametrize(
     "state",
-    [WELL, BROKEN_OFF, replace(WELL, needs_full="asked for"), replace(WELL, is_full=False, is_complete=False)],
-    ids=["well", "broken off", "due", "changes broken off"],
+    [WELL, INTERRUPTED, replace(WELL, needs_full="asked for"), replace(WELL, is_full=False, is_complete=False)],
+    ids=["well", "interrupted", "due", "incremental interrupted"],
 )
-def test_a_full_reading_that_is_asked_for_begins_from_the_beginning(state):
+def test_requested_full_crawl_starts_at_the_first_page(state):
     plan = plan_crawl(state, full=True)
     assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == (True, True, None, None)
 
 
 @pytest.mark.parametrize("reconciles", [False, True])
-@pytest.mark.parametrize("page", [7, 1, 0])
-def test_a_full_reading_that_broke_off_goes_on_where_it_was_and_still_marks_what_vanished(reconciles, page):
-    plan = plan_crawl(replace(BROKEN_OFF, next_page=page, reconciles=reconciles, cursor=CURSOR), full=False)
+@pytest.mark.parametrize("page", [7, 0])
+def test_interrupted_full_crawl_resumes_at_its_checkpoint(reconciles, page):
+    plan = plan_crawl(replace(INTERRUPTED, next_page=page, reconciles=reconciles, cursor=CURSOR), full=False)
     assert (plan.is_full, plan.reconciles, plan.changed_since) == (True, reconciles, None)
     assert plan.position == Position(HORIZON, page, 1234)
 
 
-def test_a_full_reading_that_broke_off_before_its_first_batch_begins_again():
-    plan = plan_crawl(replace(BROKEN_OFF, next_page=None, horizon=None), full=False)
+def test_full_crawl_without_a_checkpoint_starts_again():
+    plan = plan_crawl(replace(INTERRUPTED, next_page=None, horizon=None), full=False)
     assert (plan.is_full, plan.position) == (True, None)
 
 
-def test_a_reading_of_changes_that_broke_off_begins_again_from_the_same_cursor():
+def test_interrupted_incremental_crawl_keeps_its_cursor():
     plan = plan_crawl(replace(WELL, is_full=False, is_complete=False), full=False)
     assert (plan.is_full, plan.changed_since) == (False, CURSOR)
 
 
-def test_where_changes_would_not_do_everything_is_read_and_the_log_says_why():
+def test_needed_full_crawl_has_its_reason():
     plan = plan_crawl(replace(WELL, needs_full="Cliniko's clock was set back"), full=False)
     assert (plan.is_full, plan.reconciles) == (True, True)
     assert "Cliniko's clock was set back" in plan.reason
 
 
-def test_without_a_cursor_everything_is_read():
+def test_crawl_without_a_cursor_is_full():
     plan = plan_crawl(replace(WELL, cursor=None), full=False)
     assert (plan.is_full, plan.reconciles) == (True, True)

@@ -1,10 +1,8 @@
-"""Dagster's storage over connections that are used again: on a real instance and a real PostgreSQL."""
+"""Dagster's storage over pooled connections, on a real instance and a real PostgreSQL."""
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -15,24 +13,30 @@ from cliniko_pipeline.orchestration.instance import open_instance
 from cliniko_pipeline.orchestration.pooled_storage import CONNECTIONS_KEPT
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
+from cliniko_pipeline_tests.support.databases import created_database
 from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 OF_DAGSTER = "select pid from pg_stat_activity where datname = current_database() and application_name = ''"
-"""The numbers of the server's processes that serve Dagster's connections; ours have a name."""
+"""The server's processes for Dagster's connections; ours have a name."""
 
 
-@pytest.fixture
-def runtime(database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
-    environ = environment(database_url, tmp_path)
-    for name in ("DAGSTER_HOME", "CLINIKO_DAGSTER_DATABASE_URL"):
-        # Opening an instance sets them; put back what was there.
-        monkeypatch.setenv(name, "")
-    with open_runtime(load_settings(environ)) as opened:
+@pytest.fixture(scope="module")
+def runtime(server_url: URL, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    with (
+        created_database(server_url, template) as url,
+        pytest.MonkeyPatch.context() as variables,
+        open_runtime(load_settings(environment(url, tmp_path_factory.mktemp("storage")))) as opened,
+    ):
+        for name in ("DAGSTER_HOME", "CLINIKO_DAGSTER_DATABASE_URL"):
+            # Opening an instance sets them; this puts back what was there.
+            variables.setenv(name, "")
         yield opened
 
 
 @pytest.fixture
 def instance(runtime: Runtime) -> Iterator[dg.DagsterInstance]:
+    wait_for_connections(runtime, range(1))
     with open_instance(runtime) as opened:
         yield opened
 
@@ -42,26 +46,24 @@ def connections(runtime: Runtime) -> set[int]:
         return set(connection.execute(sa.text(OF_DAGSTER)).scalars())
 
 
-def settled(runtime: Runtime, number: range) -> bool:
-    """Whether there are so many, once the server has ended what was closed."""
-    deadline = time.monotonic() + 5
-    while len(connections(runtime)) not in number and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return len(connections(runtime)) in number
+def wait_for_connections(runtime: Runtime, number: range) -> None:
+    """Wait until the server has ended those that were closed."""
+    wait_until(
+        lambda: len(connections(runtime)) in number,
+        lambda: f"{len(connections(runtime))} connections, not {number.start} to {number.stop - 1}",
+    )
 
 
 def use(instance: dg.DagsterInstance) -> None:
-    """A statement for each of the three storages."""
+    """Send a statement to each of the three storages."""
     assert instance.get_runs() == []
     assert instance.get_dynamic_partitions("organizations") == []
     assert list(instance.all_instigator_state()) == []
 
 
-def test_what_dagster_asks_for_one_after_the_other_goes_over_one_connection(
-    runtime: Runtime, instance: dg.DagsterInstance
-) -> None:
+def test_successive_statements_share_one_connection(runtime: Runtime, instance: dg.DagsterInstance) -> None:
     use(instance)
-    assert settled(runtime, range(2))
+    wait_for_connections(runtime, range(2))
     first = connections(runtime)
     for _ in range(10):
         use(instance)
@@ -69,7 +71,7 @@ def test_what_dagster_asks_for_one_after_the_other_goes_over_one_connection(
     assert connections(runtime) == first
 
 
-def test_connections_that_the_server_has_closed_are_replaced(runtime: Runtime, instance: dg.DagsterInstance) -> None:
+def test_connection_closed_by_the_server_is_replaced(runtime: Runtime, instance: dg.DagsterInstance) -> None:
     use(instance)
     closed = connections(runtime)
     with runtime.database.operator() as connection:
@@ -80,11 +82,9 @@ def test_connections_that_the_server_has_closed_are_replaced(runtime: Runtime, i
     assert closed.isdisjoint(connections(runtime))
 
 
-def test_as_many_as_are_wanted_at_once_are_opened_and_few_are_kept(
-    runtime: Runtime, instance: dg.DagsterInstance
-) -> None:
+def test_concurrent_connections_are_closed_but_for_a_few(runtime: Runtime, instance: dg.DagsterInstance) -> None:
     threads = CONNECTIONS_KEPT + 10
-    all_there = threading.Barrier(threads, timeout=30)
+    all_there = threading.Barrier(threads, timeout=60)
     storage = instance.run_storage
     assert isinstance(storage, dg._core.storage.runs.SqlRunStorage)
 
@@ -95,20 +95,20 @@ def test_as_many_as_are_wanted_at_once_are_opened_and_few_are_kept(
 
     with ThreadPoolExecutor(threads) as executor:
         assert len(set(executor.map(hold, range(threads)))) == threads
-    assert settled(runtime, range(1, CONNECTIONS_KEPT + 1))
+    wait_for_connections(runtime, range(1, CONNECTIONS_KEPT + 1))
 
 
-def test_an_instance_that_is_closed_leaves_no_connection(runtime: Runtime) -> None:
+def test_closed_instance_leaves_no_connection(runtime: Runtime) -> None:
     with open_instance(runtime) as instance:
         use(instance)
         assert connections(runtime)
-    assert settled(runtime, range(1))
+    wait_for_connections(runtime, range(1))
 
 
-def test_processes_that_dagster_starts_use_theirs_again_too(runtime: Runtime, instance: dg.DagsterInstance) -> None:
+def test_instance_of_a_dagster_process_has_a_pool_too(runtime: Runtime, instance: dg.DagsterInstance) -> None:
     with dg.DagsterInstance.from_ref(instance.get_ref()) as theirs:
         use(theirs)
-        assert settled(runtime, range(2))
+        wait_for_connections(runtime, range(2))
         first = connections(runtime)
         use(theirs)
         assert len(first) == 1

@@ -1,4 +1,4 @@
-"""When which organization is due."""
+"""When organizations are due: syncs, full syncs, retries and comparisons of counts."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
@@ -23,7 +23,7 @@ MINUTE = timedelta(minutes=1)
 def requested(
     scheduling: Scheduling, default: DefaultSchedule, start: datetime, ticks: int
 ) -> list[tuple[datetime, bool]]:
-    """What a tick a minute requests, every run ending before the next."""
+    """Return what is requested with a tick a minute, every run ending before the next."""
     found = []
     for number in range(ticks):
         now = start + number * MINUTE
@@ -35,14 +35,14 @@ def requested(
     return found
 
 
-def test_a_new_organization_is_synced_at_once_and_then_every_hour_at_a_minute_of_its_own():
+def test_new_organization_is_due_now_and_then_hourly():
     first, *others = [now for now, _ in requested(NEW, HOURLY, NOW, 300)]
     assert first == NOW
     assert len(others) == 5
     assert {later - earlier for earlier, later in pairwise(others)} == {timedelta(hours=1)}
 
 
-def test_every_night_one_sync_is_a_full_one():
+def test_full_sync_is_due_once_a_night():
     found = requested(NEW, NIGHTLY, NOW, 3 * 24 * 60)
     full = [now for now, is_full in found if is_full]
     assert len(full) == 3
@@ -51,7 +51,7 @@ def test_every_night_one_sync_is_a_full_one():
     assert 70 <= len(found) <= 77
 
 
-def test_a_thousand_organizations_do_not_start_at_once():
+def test_due_times_of_organizations_are_spread():
     started = [
         requested(replace(NEW, organization_id=f"org-{number}", requested_at=NOW), HOURLY, NOW + MINUTE, 60)[0][0]
         for number in range(1000)
@@ -61,7 +61,7 @@ def test_a_thousand_organizations_do_not_start_at_once():
     assert busiest < 40
 
 
-def test_the_minute_of_an_organization_does_not_depend_on_the_others():
+def test_due_time_does_not_depend_on_other_organizations():
     def of_one(organization_ids: list[str]) -> list[DueSync]:
         found = [replace(NEW, organization_id=each, requested_at=NOW - MINUTE) for each in organization_ids]
         return [each for each in due_syncs(found, set(), HOURLY, NOW) if each.organization_id == "org-1"]
@@ -75,25 +75,25 @@ def test_the_minute_of_an_organization_does_not_depend_on_the_others():
     ids=["disabled", "off", "paused"],
 )
 @pytest.mark.parametrize("is_due_again", [False, True])
-def test_nothing_is_requested_for_one_that_is(change, is_due_again):
+def test_inactive_organization_is_never_due(change, is_due_again):
     scheduling = replace(NEW, retry_at=NOW if is_due_again else None, **change)
     assert due_syncs([scheduling], set(), NIGHTLY, NOW) == []
 
 
-def test_while_a_run_goes_on_nothing_is_requested_and_the_turn_is_taken_when_it_has_ended():
+def test_organization_is_due_after_its_run_in_flight():
     assert due_syncs([NEW], {"org"}, HOURLY, NOW) == []
     overdue = replace(NEW, requested_at=NOW - timedelta(hours=2))
     assert due_syncs([overdue], {"org"}, HOURLY, NOW) == []
     assert due_syncs([overdue], set(), HOURLY, NOW) == [DueSync("org", is_full=False)]
 
 
-def test_turns_that_nobody_took_are_made_up_for_by_one_sync():
+def test_missed_due_times_are_one_sync():
     assert len(requested(replace(NEW, requested_at=NOW - timedelta(days=3)), HOURLY, NOW, 1)) == 1
     (due,) = due_syncs([replace(NEW, requested_at=NOW - timedelta(days=3))], set(), NIGHTLY, NOW)
     assert due.is_full
 
 
-def test_an_organizations_own_schedule_holds():
+def test_own_schedule_of_an_organization_sets_its_due_time():
     own = replace(NEW, sync_every_minutes=15, full_sync_at=time(10, 5))
     found = requested(own, NEVER, NOW, 120)
     assert [now for now, is_full in found if is_full] == [datetime(2026, 6, 15, 10, 5, tzinfo=UTC)]
@@ -101,7 +101,7 @@ def test_an_organizations_own_schedule_holds():
     assert requested(NEW, NEVER, NOW, 120) == []
 
 
-def test_what_failed_is_tried_again_when_its_time_has_come():
+def test_failed_sync_is_due_at_its_retry_time():
     failed = replace(NEW, requested_at=NOW, retry_at=NOW + 4 * MINUTE)
     assert due_syncs([failed], set(), HOURLY, NOW + 3 * MINUTE) == []
     assert due_syncs([failed], set(), HOURLY, NOW + 4 * MINUTE) == [DueSync("org", is_full=False)]
@@ -112,7 +112,7 @@ def test_what_failed_is_tried_again_when_its_time_has_come():
     st.integers(1, 1440),
     st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
 )
-def test_between_two_turns_lies_exactly_the_time_that_was_said(organization_id, minutes, now):
+def test_due_times_are_exactly_one_period_apart(organization_id, minutes, now):
     default = replace(NEVER, sync_every_minutes=minutes)
     period = timedelta(minutes=minutes)
 
@@ -139,7 +139,7 @@ def test_between_two_turns_lies_exactly_the_time_that_was_said(organization_id, 
     ],
     ids=["disabled", "off", "paused", "never synced", "just compared"],
 )
-def test_counts_are_not_compared_where_that_tells_nothing_new(change: dict[str, Any]) -> None:
+def test_count_comparison_is_due_for_synced_organizations(change: dict[str, Any]) -> None:
     due = replace(NEW, succeeded_at=NOW - 3 * DAY)
     assert due_counts([due], set(), DAY, NOW) == ["org"]
     assert due_counts([due], {"org"}, DAY, NOW) == [], "a run goes on"
@@ -147,7 +147,7 @@ def test_counts_are_not_compared_where_that_tells_nothing_new(change: dict[str, 
     assert due_counts([replace(due, **change)], set(), DAY, NOW) == []
 
 
-def test_comparisons_are_spread_over_the_day():
+def test_due_times_of_count_comparisons_are_spread():
     organizations = [replace(NEW, organization_id=f"org-{n}", succeeded_at=NOW) for n in range(500)]
     hours = [
         len(due_counts(organizations, set(), DAY, NOW + timedelta(hours=hour + 1)))
@@ -174,13 +174,13 @@ def test_comparisons_are_spread_over_the_day():
         (replace(NEW, succeeded_at=NOW - 100 * DAY, is_active=False), HOURLY, True),
     ],
 )
-def test_an_organization_is_fresh_for_as_long_as_promised_or_for_two_of_its_turns(
+def test_organization_is_fresh_within_the_limit_or_two_periods(
     scheduling: Scheduling, default: DefaultSchedule, holds: bool
 ) -> None:
     assert freshness(scheduling, default, timedelta(hours=3), NOW).holds is holds
 
 
-def test_what_failed_at_night_is_tried_again_where_there_are_nightly_syncs_only():
+def test_failed_nightly_sync_is_due_at_its_retry_time():
     nightly = replace(NEVER, full_sync_at=time(2))
     failed = replace(NEW, requested_at=NOW, full_requested_at=NOW, retry_at=NOW)
     assert due_syncs([failed], set(), nightly, NOW) == [DueSync("org", is_full=False)]

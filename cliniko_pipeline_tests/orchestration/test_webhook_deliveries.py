@@ -1,6 +1,5 @@
-"""Who wants to know of ended syncs is told, once for each, whatever the target does: over real HTTP."""
+"""Deliveries of ended syncs to webhook targets, over real HTTP."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -8,7 +7,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-import sqlalchemy as sa
 
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.orchestration import webhook_sending, webhook_telling
@@ -31,59 +29,57 @@ def target() -> Iterator[WebhookTarget]:
         yield opened
 
 
-def tell(deployment: Deployment, target: WebhookTarget, organization_id: str = "alpha", url: str = "") -> None:
+def set_target(deployment: Deployment, target: WebhookTarget, organization_id: str = "alpha", url: str = "") -> None:
     runtime = deployment.pipeline.runtime
     text = Destination(url or target.url, target.secret).as_text()
     with runtime.database.operator() as connection:
         stored.set_target(connection, organization_id, runtime.vault.encrypt_text(text))
 
 
+def stored_target(deployment: Deployment) -> stored.Target:
+    with deployment.database.operator() as connection:
+        return stored.target(connection, "alpha")
+
+
 def tick(deployment: Deployment) -> str:
-    context = dg.build_sensor_context(instance=deployment.pipeline.instance, resources=deployment.resources)
-    return webhook_deliveries.evaluate_tick(context).skip_message or ""
+    return deployment.evaluate(webhook_deliveries).skip_message or ""
 
 
-def execute(deployment: Deployment, statement: str, **values: object) -> None:
-    with deployment.pipeline.database.operator() as connection:
-        connection.execute(sa.text(statement), values)
-
-
-def time_passes(deployment: Deployment, time: str) -> None:
-    execute(
-        deployment,
-        "update cliniko.webhook_deliveries set send_at = send_at - cast(:time as interval)",
-        time=time,
-    )
+def let_pass(deployment: Deployment, time: str) -> None:
+    deployment.execute("update cliniko.webhook_deliveries set send_at = send_at - cast(:time as interval)", time=time)
 
 
 def deliveries(deployment: Deployment, organization_id: str = "alpha") -> list[Delivery]:
-    with deployment.pipeline.database.operator() as connection:
+    with deployment.database.operator() as connection:
         return stored.deliveries(connection, organization_id, 100)
 
 
-def note_run(deployment: Deployment, run_id: str, status: str, began: timedelta = timedelta(0)) -> None:
-    """A whole run that began so long ago and, unless it is running, has just ended."""
-    ended = None if status == "running" else datetime.now(UTC)
-    with deployment.pipeline.database.organization("alpha") as connection:
-        connection.execute(
-            sa.text(
-                "insert into cliniko.sync_runs (organization_id, run_id, planned, status, started_at, finished_at)"
-                " values ('alpha', :run_id, :planned, :status, now() - cast(:began as interval), :ended)"
-                " on conflict (organization_id, run_id) do update set status = excluded.status,"
-                " finished_at = excluded.finished_at"
-            ),
-            {"run_id": run_id, "planned": sorted(WHOLE_SYNC), "status": status, "began": began, "ended": ended},
-        )
-
-
-def test_each_ended_sync_is_told_once_signed_and_without_a_patients_data(
-    deployment: Deployment, target: WebhookTarget
+def note_run(
+    deployment: Deployment, run_id: str, status: str = "succeeded", hours: float = 0, organization_id: str = "alpha"
 ) -> None:
-    tell(deployment, target)
+    """Store a complete sync that started so many hours ago and, unless it is running, has just ended."""
+    deployment.execute(
+        "insert into cliniko.sync_runs (organization_id, run_id, planned, status, started_at, finished_at)"
+        " values (:organization_id, :run_id, :planned, :status, now() - :hours * interval '1 hour', :ended)"
+        " on conflict (organization_id, run_id) do update set status = excluded.status,"
+        " finished_at = excluded.finished_at",
+        organization_id=organization_id,
+        run_id=run_id,
+        planned=sorted(WHOLE_SYNC),
+        status=status,
+        hours=hours,
+        ended=None if status == "running" else datetime.now(UTC),
+    )
+
+
+def test_delivery_has_a_valid_signature_and_the_result(deployment: Deployment, target: WebhookTarget) -> None:
+    """One delivery is sent per complete sync, and holds counts and reasons."""
+    set_target(deployment, target)
+    assert deployment.pipeline.materialize("alpha", "cliniko/patients").success
     assert deployment.sync("alpha").success
     deployment.accounts["alpha"].revoked = True
     assert not deployment.sync("alpha").success
-    deployment.sync("beta")
+    note_run(deployment, "of-beta", organization_id="beta")
     for _ in range(3):
         tick(deployment)
     succeeded, failed = target.verified()
@@ -91,192 +87,186 @@ def test_each_ended_sync_is_told_once_signed_and_without_a_patients_data(
     assert set(succeeded["data"]["counts"]) == WHOLE_SYNC
     assert succeeded["data"]["error"] is None
     assert "401" in failed["data"]["error"]
-    runs = [row["run_id"] for row in deployment.pipeline.rows("alpha", "cliniko.sync_runs")]
+    runs = [
+        row["run_id"]
+        for row in deployment.pipeline.rows("alpha", "cliniko.sync_runs")
+        if set(row["planned"]) >= WHOLE_SYNC
+    ]
     assert {each["data"]["sync_id"] for each in (succeeded, failed)} == set(runs)
     assert target.ids == [f"sync_{succeeded['data']['sync_id']}", f"sync_{failed['data']['sync_id']}"]
     assert [each.is_taken for each in deliveries(deployment)] == [True, True]
-    # The library refuses what another secret has signed: the verification above can fail.
-    target.secret = new_secret()
+
+
+def test_delivery_signature_of_another_secret_is_refused(target: WebhookTarget) -> None:
+    assert post(Destination(target.url, new_secret()), "id", "{}").is_taken
     with pytest.raises(Exception, match="No matching signature"):
         target.verified()
 
 
-def test_a_target_set_now_is_not_told_of_what_ended_before_but_of_what_goes_on(
-    deployment: Deployment, target: WebhookTarget
-) -> None:
-    assert deployment.sync("alpha").success
-    note_run(deployment, "going-on", "running", timedelta(hours=3))
-    tell(deployment, target)
+def test_new_target_gets_only_syncs_that_end_later(deployment: Deployment, target: WebhookTarget) -> None:
+    note_run(deployment, "ended")
+    note_run(deployment, "running", "running", hours=3)
+    set_target(deployment, target)
     tick(deployment)
     assert target.received == []
-    note_run(deployment, "going-on", "succeeded")
+    note_run(deployment, "running")
     tick(deployment)
-    assert [each["data"]["sync_id"] for each in target.verified()] == ["going-on"]
+    assert [each["data"]["sync_id"] for each in target.verified()] == ["running"]
 
 
-def test_a_part_of_a_sync_is_not_told(deployment: Deployment, target: WebhookTarget) -> None:
-    tell(deployment, target)
-    assert deployment.pipeline.materialize("alpha", "cliniko/patients", "cliniko/appointments").success
-    tick(deployment)
-    assert target.received == []
-
-
-def test_a_run_is_told_when_it_is_over_however_it_stood_before_and_none_behind_it_is_lost(
-    deployment: Deployment, target: WebhookTarget
-) -> None:
-    tell(deployment, target)
-    run = dg.DagsterRun(job_name="cliniko_sync", status=dg.DagsterRunStatus.STARTED)
-    deployment.pipeline.instance.add_run(run)
-    note_run(deployment, run.run_id, "failed", timedelta(hours=2))
-    note_run(deployment, "later", "succeeded", timedelta(hours=1))
-    note_run(deployment, "never-ends", "running", timedelta(hours=30))
-    execute(deployment, "update cliniko.webhook_targets set looked_until = now() - interval '40 hours'")
+def test_delivery_is_sent_when_dagsters_run_has_ended(deployment: Deployment, target: WebhookTarget) -> None:
+    """A failed sync may continue until then; later syncs are delivered meanwhile, and none is passed over."""
+    set_target(deployment, target)
+    run = deployment.add_run(dg.DagsterRunStatus.STARTED, {})
+    note_run(deployment, run.run_id, "failed", hours=2)
+    note_run(deployment, "later", hours=1)
+    note_run(deployment, "never-ends", "running", hours=30)
+    deployment.execute("update cliniko.webhook_targets set looked_until = now() - interval '40 hours'")
     tick(deployment)
     tick(deployment)
     assert [each["data"]["sync_id"] for each in target.verified()] == ["later"]
-    note_run(deployment, run.run_id, "succeeded")
-    deployment.pipeline.instance.report_run_canceled(run)
+    note_run(deployment, run.run_id)
+    deployment.instance.report_run_canceled(run)
+    before = datetime.now(UTC)
     tick(deployment)
     assert [each["type"] for each in target.verified()] == ["sync.succeeded", "sync.succeeded"]
-    with deployment.pipeline.database.operator() as connection:
-        assert datetime.now(UTC) - stored.target(connection, "alpha").looked_until < timedelta(minutes=12)
+    assert stored_target(deployment).looked_until > before - timedelta(minutes=12)
 
 
-def test_a_run_is_told_as_it_ended_though_it_goes_on_while_it_is_looked_at(
+def test_delivery_has_the_state_read_after_the_end(
     deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tell(deployment, target)
-    note_run(deployment, "tried again", "failed")
-
-    def ends_meanwhile(run_id: str) -> None:
-        note_run(deployment, run_id, "succeeded")
-
-    monkeypatch.setattr(deployment.pipeline.instance, "get_run_by_id", ends_meanwhile)
+    set_target(deployment, target)
+    note_run(deployment, "retried", "failed")
+    monkeypatch.setattr(deployment.instance, "get_run_by_id", lambda run_id: note_run(deployment, run_id))
     tick(deployment)
     assert [each["data"]["status"] for each in target.verified()] == ["succeeded"]
 
 
-def test_more_runs_than_are_looked_at_at_a_time_are_all_told(deployment: Deployment, target: WebhookTarget) -> None:
-    tell(deployment, target)
-    for number in range(230):
-        note_run(deployment, f"run-{number}", "succeeded", timedelta(minutes=300 - number))
+def test_more_runs_than_a_batch_are_all_delivered(
+    deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "_MOST", 5)
+    set_target(deployment, target)
+    for number in range(12):
+        note_run(deployment, f"run-{number}", hours=14 - number)
     for _ in range(4):
         tick(deployment)
-    assert len(set(target.ids)) == len(target.ids) == 230
+    assert len(set(target.ids)) == len(target.ids) == 12
 
 
-def test_a_target_that_is_down_is_asked_again_later_with_the_same_id_and_at_last_no_more(
-    deployment: Deployment, target: WebhookTarget
-) -> None:
-    tell(deployment, target)
+def test_delivery_is_retried_with_the_same_id_for_days(deployment: Deployment, target: WebhookTarget) -> None:
+    set_target(deployment, target)
     target.status = 503
-    assert deployment.sync("alpha").success
-    waits: list[float] = []
-    for _ in range(12):
-        began = datetime.now(UTC)
+    note_run(deployment, "run")
+    for minutes in (5 / 60, 5, 30, 120, 300, 600, 840, 1200, 1440, None):
+        earliest = datetime.now(UTC)
         tick(deployment)
+        latest = datetime.now(UTC)
+        tick(deployment)  # it is not due yet
         (delivery,) = deliveries(deployment)
-        if delivery.send_at is None:
-            break
-        waits.append(round((delivery.send_at - began).total_seconds()))
-        tick(deployment)  # not before its time
-        time_passes(deployment, f"{waits[-1] + 1} seconds")
-    assert len(target.received) == 10
-    assert len(set(target.ids)) == 1
-    assert [round(each / 60) for each in waits[1:]] == [5, 30, 120, 300, 600, 840, 1200, 1440]
-    assert waits[0] == pytest.approx(5, abs=1)
-    assert (delivery.is_taken, delivery.outcome) == (False, "HTTP 503")
+        if minutes is not None:
+            delay = timedelta(minutes=minutes)
+            assert delivery.send_at is not None
+            assert earliest + delay <= delivery.send_at <= latest + delay
+            let_pass(deployment, f"{minutes} minutes")
+    assert delivery.send_at is None
     assert delivery.ended_at is not None
-    assert len({headers["webhook-timestamp"] for headers, _ in target.received}) >= 1
-    target.verified()
+    assert (delivery.is_taken, delivery.outcome) == (False, "HTTP 503")
+    assert len(target.verified()) == 10
+    assert set(target.ids) == {"sync_run"}
 
 
-def test_a_target_that_comes_back_is_told_what_it_missed(deployment: Deployment, target: WebhookTarget) -> None:
-    tell(deployment, target)
+def test_target_that_recovers_gets_missed_deliveries(deployment: Deployment, target: WebhookTarget) -> None:
+    set_target(deployment, target)
     target.status = 500
-    assert deployment.sync("alpha").success
-    assert deployment.sync("alpha").success
+    note_run(deployment, "first", hours=1)
+    note_run(deployment, "second")
     tick(deployment)
-    assert len(target.received) == 1, "the second is not tried where the first has just failed"
+    assert len(target.received) == 1, "the second is not tried after the first has failed"
     target.status = 204
-    time_passes(deployment, "10 seconds")
+    let_pass(deployment, "10 minutes")
     tick(deployment)
-    assert len(set(target.ids)) == 2
+    assert set(target.ids) == {"sync_first", "sync_second"}
     assert all(each.is_taken for each in deliveries(deployment))
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 404, 429])
-def test_redirects_are_not_followed_and_no_success(target: WebhookTarget, status: int) -> None:
+@pytest.mark.parametrize("status", [302, 308, 400, 429])
+def test_redirect_or_error_status_is_no_success(target: WebhookTarget, status: int) -> None:
     target.status = status
     answer = post(Destination(target.url, target.secret), "id", "{}")
     assert (answer.is_taken, answer.outcome) == (False, f"HTTP {status}")
     assert len(target.received) == 1
 
 
-def test_a_target_that_is_gone_gets_nothing_more_until_it_is_set_anew(
-    deployment: Deployment, target: WebhookTarget
-) -> None:
-    tell(deployment, target)
+def test_status_410_disables_the_target_until_set_again(deployment: Deployment, target: WebhookTarget) -> None:
+    set_target(deployment, target)
     target.status = 410
-    for _ in range(2):
-        assert deployment.sync("alpha").success
+    note_run(deployment, "first", hours=1)
+    note_run(deployment, "second")
     tick(deployment)
-    time_passes(deployment, "1 day")
+    let_pass(deployment, "1 day")
     tick(deployment)
     assert len(target.received) == 1
-    with deployment.pipeline.database.operator() as connection:
-        found = stored.target(connection, "alpha")
-    assert found.disabled_at is not None
-    assert found.disabled_reason == GONE
+    assert stored_target(deployment).disabled_at is not None
+    assert stored_target(deployment).disabled_reason == GONE
     assert [(each.send_at, each.is_taken) for each in deliveries(deployment)] == [(None, False)] * 2
-    assert deployment.sync("alpha").success
+    note_run(deployment, "third")
     tick(deployment)
     assert len(deliveries(deployment)) == 2
     target.status = 200
-    tell(deployment, target)
-    assert deployment.sync("alpha").success
+    set_target(deployment, target)
+    note_run(deployment, "fourth")
     tick(deployment)
-    assert len(target.received) == 2
+    assert target.ids[1:] == ["sync_fourth"]
 
 
-def test_a_target_that_is_set_anew_while_the_old_one_says_it_is_gone_stays_and_is_told(
+def test_status_410_of_a_replaced_target_is_ignored(
     deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened_target() as old:
         old.status, old.secret = 410, target.secret
-        tell(deployment, old)
-        assert deployment.sync("alpha").success
+        set_target(deployment, old)
+        note_run(deployment, "run")
 
-        def post_and_meanwhile_set_anew(to: Destination, message_id: str, body: str) -> Answer:
+        def post_while_replaced(to: Destination, message_id: str, body: str) -> Answer:
             answer = post(to, message_id, body)
-            tell(deployment, target)
+            set_target(deployment, target)
             return answer
 
-        monkeypatch.setattr(webhook_telling, "post", post_and_meanwhile_set_anew)
+        monkeypatch.setattr(webhook_telling, "post", post_while_replaced)
         tick(deployment)
         monkeypatch.undo()
         assert len(old.received) == 1
-    with deployment.pipeline.database.operator() as connection:
-        assert stored.target(connection, "alpha").disabled_at is None
-    time_passes(deployment, "1 minute")
+    assert stored_target(deployment).disabled_at is None
+    let_pass(deployment, "1 minute")
     tick(deployment)
     assert len(target.verified()) == 1
 
 
-def test_a_body_is_not_waited_for_and_an_endless_answer_is_given_up(
-    target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
+def test_answer_body_is_not_read(target: WebhookTarget) -> None:
+    """The target never sends the rest of its body: reading it would end in a time-out."""
+    assert post(Destination(target.url, target.secret), "id", "{}") == Answer(200, "HTTP 200")
+
+
+def test_slow_target_times_out_and_delays_no_other(
+    deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began = time.monotonic()
-    assert post(Destination(target.url, target.secret), "id", "{}").is_taken
-    assert time.monotonic() - began < 2
     monkeypatch.setattr(webhook_sending, "WHOLE_SECONDS", 1)
-    target.drips = True
-    answer = post(Destination(target.url, target.secret), "id", "{}")
-    assert (answer.status, answer.is_taken) == (None, False)
-    assert time.monotonic() - began < 4
+    with opened_target() as slow:
+        slow.drips, slow.secret = True, target.secret
+        set_target(deployment, slow, "alpha")
+        set_target(deployment, target, "beta")
+        for run_id in ("first", "second"):
+            note_run(deployment, run_id)
+        note_run(deployment, "of-beta", organization_id="beta")
+        tick(deployment)
+    assert len(target.received) == 1
+    attempts = {each.outcome: each.attempts for each in deliveries(deployment)}
+    assert attempts == {"no answer within 10 s": 1, None: 0}
 
 
-def test_what_cannot_be_reached_is_told_in_words_without_the_address(target: WebhookTarget) -> None:
+def test_unreachable_target_is_reported_without_its_url(target: WebhookTarget) -> None:
     closed = Destination(f"http://127.0.0.1:{closed_port()}/secret-path", target.secret)
     assert post(closed, "id", "{}").outcome == "the connection was refused"
     no_tls = Destination(target.url.replace("http://", "https://"), target.secret)
@@ -287,88 +277,70 @@ def test_what_cannot_be_reached_is_told_in_words_without_the_address(target: Web
     assert "secret-path" not in closed.label
 
 
-def test_one_slow_target_does_not_keep_another_from_being_told(
+def test_backlog_of_a_target_delays_no_other(
     deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook_sending, "WHOLE_SECONDS", 1)
-    with opened_target() as slow:
-        slow.drips, slow.secret = True, target.secret
-        tell(deployment, slow, "alpha")
-        tell(deployment, target, "beta")
-        for name in ("alpha", "alpha", "beta"):
-            assert deployment.sync(name).success
-        tick(deployment)
-        assert len(slow.received) == 1
-        assert len(target.received) == 1
-
-
-def test_a_target_that_is_down_with_much_to_be_told_does_not_keep_another_from_being_told(
-    deployment: Deployment, target: WebhookTarget
-) -> None:
-    tell(deployment, target, "alpha", f"http://127.0.0.1:{closed_port()}")
-    tell(deployment, target, "beta")
-    execute(
-        deployment,
+    monkeypatch.setattr(stored, "_MOST", 4)
+    set_target(deployment, target, "alpha", f"http://127.0.0.1:{closed_port()}")
+    set_target(deployment, target, "beta")
+    deployment.execute(
         "insert into cliniko.webhook_deliveries (organization_id, run_id, body, send_at)"
-        " select 'alpha', n, '{}', now() - interval '1 hour' from generate_series(1, 150) as n",
+        " select 'alpha', n, '{}', now() - interval '1 hour' from generate_series(1, 6) as n"
     )
-    assert deployment.sync("beta").success
+    note_run(deployment, "of-beta", organization_id="beta")
     assert "1 told, 1 to be tried again" in tick(deployment)
     assert [each["data"]["organization_id"] for each in target.verified()] == ["beta"]
-    time_passes(deployment, "1 second")
-    assert "0 told, 0 to be tried again" in tick(deployment), "nor is what it did not take asked about one by one"
-    tell(deployment, target, "alpha")
-    time_passes(deployment, "5 minutes")
+    let_pass(deployment, "1 second")
+    assert "0 told, 0 to be tried again" in tick(deployment), "the rest of the backlog waits, too"
+    set_target(deployment, target, "alpha")
+    let_pass(deployment, "5 minutes")
     for _ in range(2):
         tick(deployment)
-    assert len(target.received) == 151
+    assert len(target.received) == 7
 
 
-def test_of_two_daemons_at_once_one_sends(deployment: Deployment, target: WebhookTarget) -> None:
-    tell(deployment, target)
-    for _ in range(2):
-        assert deployment.sync("alpha").success
+def test_concurrent_daemons_send_each_delivery_once(deployment: Deployment, target: WebhookTarget) -> None:
+    set_target(deployment, target)
+    note_run(deployment, "first")
+    note_run(deployment, "second")
     target.status = 503
     tick(deployment)
     target.received.clear()
     target.status = 200
-    time_passes(deployment, "10 seconds")
+    let_pass(deployment, "10 minutes")
     with ThreadPoolExecutor(4) as threads:
-        told = list(threads.map(lambda _: send_due(deployment.pipeline.runtime), range(4)))
-    assert sum(each.taken for each in told) == len(target.received) == len(set(target.ids)) == 2
+        sent = list(threads.map(lambda _: send_due(deployment.pipeline.runtime), range(4)))
+    assert sum(each.taken for each in sent) == len(target.received) == len(set(target.ids)) == 2
 
 
-def test_a_target_that_no_key_opens_is_not_forgotten(deployment: Deployment, target: WebhookTarget) -> None:
-    tell(deployment, target)
-    assert deployment.sync("alpha").success
-    execute(deployment, "update cliniko.webhook_targets set encrypted = '{}'")
+def test_target_without_a_usable_key_is_retried(deployment: Deployment, target: WebhookTarget) -> None:
+    set_target(deployment, target)
+    note_run(deployment, "run")
+    deployment.execute("update cliniko.webhook_targets set encrypted = '{}'")
     assert "1 to be tried again" in tick(deployment)
     assert "decrypted" in str(deliveries(deployment)[0].outcome)
 
 
-def test_what_was_told_long_ago_is_forgotten_and_not_told_again(deployment: Deployment, target: WebhookTarget) -> None:
-    tell(deployment, target)
-    note_run(deployment, "long-ago", "succeeded", timedelta(hours=20))
+def test_old_delivery_is_forgotten_and_not_repeated(deployment: Deployment, target: WebhookTarget) -> None:
+    set_target(deployment, target)
+    note_run(deployment, "run", hours=20)
     tick(deployment)
-    execute(deployment, "update cliniko.webhook_deliveries set ended_at = ended_at - interval '31 days'")
+    deployment.execute("update cliniko.webhook_deliveries set ended_at = ended_at - interval '31 days'")
     for _ in range(2):
         tick(deployment)
     assert deliveries(deployment) == []
     assert len(target.received) == 1
 
 
-def test_with_the_organization_go_its_target_and_what_was_to_be_told(
-    deployment: Deployment, target: WebhookTarget
-) -> None:
+def test_removed_organization_loses_target_and_deliveries(deployment: Deployment, target: WebhookTarget) -> None:
     for name in ("alpha", "beta"):
-        tell(deployment, target, name)
-        assert deployment.sync(name).success
+        set_target(deployment, target, name)
+        note_run(deployment, name, organization_id=name)
     target.status = 503
     tick(deployment)
-    organizations.remove(deployment.pipeline.database, "alpha")
+    organizations.remove(deployment.database, "alpha")
     assert deliveries(deployment) == []
-    with deployment.pipeline.database.operator() as connection:
-        assert [each.organization_id for each in stored.targets(connection)] == ["beta"]
+    assert deployment.execute("select organization_id from cliniko.webhook_targets") == ["beta"]
     assert len(deliveries(deployment, "beta")) == 1
 
 
@@ -376,13 +348,12 @@ def test_with_the_organization_go_its_target_and_what_was_to_be_told(
     "url",
     [
         "https://hooks.example.org/a?token=b",
-        "https://hooks.example.org:8443",
         "http://127.0.0.1:8080/x",
         "http://localhost/",
         "http://[::1]:9/",
     ],
 )
-def test_a_url_is_taken_that_nobody_on_the_way_can_read(url: str) -> None:
+def test_https_or_loopback_url_is_accepted(url: str) -> None:
     require_usable(url)
 
 
@@ -391,16 +362,11 @@ def test_a_url_is_taken_that_nobody_on_the_way_can_read(url: str) -> None:
     [
         "http://hooks.example.org/",
         "http://localhost.example.org/",
-        "http://10.0.0.1/",
         "https://user:password@hooks.example.org/",
-        "https://user@hooks.example.org/",
         "ftp://hooks.example.org/",
-        "file:///etc/passwd",
         "https://",
-        "https:///path",
         "hooks.example.org",
         "",
-        "https://hooks.example.org/a b",
         "https://hooks.example.org/\r\nX: y",
         "https://höoks.example.org/",
         "https://hooks.example.org:port/",
@@ -409,7 +375,7 @@ def test_a_url_is_taken_that_nobody_on_the_way_can_read(url: str) -> None:
         "https://hooks.example.org/" + "x" * 2048,
     ],
 )
-def test_any_other_url_is_refused_without_being_shown(url: Any) -> None:
+def test_other_url_is_refused_without_being_shown(url: Any) -> None:
     with pytest.raises(ArgumentError) as caught:
         require_usable(url)
     assert "example.org/" not in str(caught.value).replace("https://hooks.example.org/cliniko", "")

@@ -1,5 +1,3 @@
-"""A client for the sandbox's own tests."""
-
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -16,7 +14,7 @@ def calling() -> Iterator[Callable[[Sandbox, Account], Caller]]:
 
     def make(served: Sandbox, account: Account) -> Caller:
         headers = {"Accept": "application/json", "User-Agent": USER_AGENT}
-        client = httpx.Client(auth=(account.api_key, ""), headers=headers, timeout=5, trust_env=False)
+        client = httpx.Client(auth=(account.api_key, ""), headers=headers, timeout=60, trust_env=False)
         clients.append(client)
         return Caller(client, served, account)
 

@@ -23,25 +23,23 @@ def caller(served, calling):
     return calling(served, served.accounts["clinic"])
 
 
-def test_by_default_nothing_goes_wrong(caller):
-    assert {caller.get("/patients", page=n).status_code for n in range(1, 30)} == {200}
+def test_server_error_is_answered_when_chosen(served, caller):
+    assert {caller.get("/patients", page=n).status_code for n in range(1, 8)} == {200}
+    served.faults = Faults(server_error_rate=1, server_error_statuses=(503,))
+    assert caller.get("/patients").status_code == 503
 
 
-@pytest.mark.parametrize("status", [500, 502, 503])
-def test_server_errors_have_the_chosen_status(served, caller, status):
-    served.faults = Faults(server_error_rate=1, server_error_statuses=(status,))
-    assert caller.get("/patients").status_code == status
-
-
-def test_html_pages_come_with_200_and_with_502(served, caller):
+def test_body_is_an_html_page_or_json_without_an_object(served, caller):
     for faults, status in ((Faults(html_ok_rate=1), 200), (Faults(html_bad_gateway_rate=1), 502)):
         served.faults = faults
         answer = caller.get("/patients")
         assert (answer.status_code, answer.headers["content-type"][:9]) == (status, "text/html")
         assert answer.text.startswith("<!DOCTYPE html>")
+    served.faults = Faults(not_an_object_rate=1)
+    assert caller.get("/patients").json() == []
 
 
-def test_a_reset_before_the_answer_breaks_the_connection(served, caller):
+def test_reset_before_the_answer_breaks_the_connection(served, caller):
     served.faults = Faults(reset_before_body_rate=1)
     with pytest.raises(httpx.ReadError):
         caller.get("/patients")
@@ -52,7 +50,7 @@ def test_a_reset_before_the_answer_breaks_the_connection(served, caller):
     ("faults", "end"),
     [(Faults(reset_in_body_rate=1), ConnectionResetError), (Faults(truncated_body_rate=1), None)],
 )
-def test_half_a_body_is_followed_by_a_reset_or_an_early_end(served, faults, end):
+def test_half_a_body_ends_with_a_reset_or_early(served, faults, end):
     served.faults = faults
     host, port = served.host.split(":")
     request = (
@@ -60,7 +58,7 @@ def test_half_a_body_is_followed_by_a_reset_or_an_early_end(served, faults, end)
         f"User-Agent: t (t@example.org)\r\nAuthorization: {httpx.BasicAuth(KEY, '')._auth_header}\r\n\r\n"
     )
     received, error = b"", None
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(request.encode())
         try:
             while part := connection.recv(65536):
@@ -74,37 +72,28 @@ def test_half_a_body_is_followed_by_a_reset_or_an_early_end(served, faults, end)
     assert error is end
 
 
-def test_a_truncated_body_is_noticed_by_a_client(served, caller):
-    served.faults = Faults(truncated_body_rate=1)
-    with pytest.raises(httpx.RemoteProtocolError):
-        caller.get("/patients")
-
-
-def test_a_storm_of_429_lasts_for_so_many_requests(served, caller):
+def test_429_is_answered_to_the_first_requests(served, caller):
     served.faults = Faults(too_many_requests_first=3)
     answers = [caller.get("/patients") for _ in range(5)]
     assert [one.status_code for one in answers] == [429, 429, 429, 200, 200]
     assert "x-ratelimit-reset" in answers[0].headers
 
 
-def test_a_hanging_answer_runs_into_the_callers_time_out_and_does_not_keep_the_server(served, caller):
+def test_hanging_answer_times_out_and_server_still_ends(served, caller):
     served.faults = Faults(hang_rate=1, hang_seconds=600)
     with pytest.raises(httpx.ReadTimeout):
-        caller._http.get(served.base_url("clinic") + "/patients", timeout=0.1)
-
-
-def test_a_hanging_answer_ends_without_an_answer(served, caller):
+        caller._http.get(served.base_url("clinic") + "/patients", timeout=httpx.Timeout(60, read=0.1))
     served.faults = Faults(hang_rate=1, hang_seconds=0.05)
     with pytest.raises(httpx.RemoteProtocolError):
         caller.get("/patients")
 
 
-def test_latency_delays_the_answer(served, caller):
+def test_latency_is_waited_before_the_answer(served, caller):
     served.faults = Faults(latency_ms=60, jitter_ms=1)
     assert caller.get("/patients").elapsed.total_seconds() >= 0.06
 
 
-def test_redirects_and_next_links_can_lead_to_another_host(served, caller):
+def test_redirect_and_next_link_lead_to_another_host(served, caller):
     served.faults = Faults(redirect_rate=1, redirect_to="http://other.example.org")
     answer = caller.get("/patients", page=2)
     assert (answer.status_code, answer.headers["location"]) == (
@@ -117,12 +106,7 @@ def test_redirects_and_next_links_can_lead_to_another_host(served, caller):
     assert links["previous"].startswith(served.base_url("clinic"))
 
 
-def test_a_body_can_be_json_but_no_object(served, caller):
-    served.faults = Faults(not_an_object_rate=1)
-    assert caller.get("/patients").json() == []
-
-
-def test_a_broken_page_fails_always_and_the_others_never(served, caller):
+def test_broken_page_alone_always_fails(served, caller):
     served.faults = Faults(
         broken_pages=(BrokenPage("patients", 2, status=503), BrokenPage("patients", 3, truncated=True))
     )
@@ -146,13 +130,13 @@ def rolls(faults, number=2000):
     return [dice.roll("clinic") for _ in range(number)]
 
 
-def test_the_same_seed_gives_the_same_faults():
+def test_faults_of_a_seed_are_the_same():
     faults = Faults(seed=7, server_error_rate=0.2, hang_rate=0.1, jitter_ms=5)
     assert rolls(faults) == rolls(faults)
     assert rolls(faults) != rolls(replace(faults, seed=8))
 
 
-def test_rates_are_shares_of_the_requests():
+def test_fault_rates_are_shares_of_requests():
     counted = [one.fault for one in rolls(Faults(server_error_rate=0.2, redirect_rate=0.1))]
     assert 300 < counted.count(Fault.SERVER_ERROR) < 500
     assert 120 < counted.count(Fault.REDIRECT) < 280
@@ -160,7 +144,7 @@ def test_rates_are_shares_of_the_requests():
 
 
 @pytest.mark.parametrize("setting", [{"hang_rate": -0.1}, {"latency_ms": float("nan")}, {"html_ok_rate": 1.5}])
-def test_a_value_out_of_range_is_a_settings_error(setting):
+def test_fault_rate_out_of_range_is_refused(setting):
     with pytest.raises(ArgumentError):
         Faults(**setting)
 

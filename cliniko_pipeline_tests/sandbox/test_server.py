@@ -35,74 +35,61 @@ def fetch(sandbox, name, user, *, headers=HEADERS, password="", path="/patients"
         return client.get(url, auth=None if user is None else (user, password), headers=headers)
 
 
-@pytest.mark.parametrize("user", [KEY, KEY.removesuffix("-au4")])
-def test_a_key_is_accepted_with_and_without_its_shard(served, user):
-    assert fetch(served, "clinic", user).status_code == 200
+def test_key_is_accepted_with_and_without_its_shard(served):
+    """A key without a shard belongs to au1."""
+    for name, key in {"clinic": KEY, "old": "bm8tc2hhcmQ-au1"}.items():
+        for user in (key, key[: -len("-au4")]):
+            assert fetch(served, name, user).status_code == 200, user
 
 
-@pytest.mark.parametrize("user", ["bm8tc2hhcmQ", "bm8tc2hhcmQ-au1"])
-def test_a_key_issued_without_a_shard_belongs_to_au1(served, user):
-    assert fetch(served, "old", user).status_code == 200
-
-
-@pytest.mark.parametrize("user", [None, "wrong", "wrong-au4", "b3RoZXI-uk2", "b3RoZXI-au4", ""])
-def test_no_key_a_wrong_key_and_a_key_of_another_shard_are_401_with_json(served, user):
-    answer = fetch(served, "clinic", user)
-    assert answer.status_code == 401
-    assert answer.json()["message"]
-
-
-def test_a_password_is_refused(served):
+def test_wrong_key_is_401_with_json(served):
+    for user in (None, "wrong", "wrong-au4", "b3RoZXI-uk2", "b3RoZXI-au4", ""):
+        answer = fetch(served, "clinic", user)
+        assert answer.status_code == 401, user
+        assert answer.json()["message"]
     assert fetch(served, "clinic", KEY, password="x").status_code == 401
 
 
-def test_a_revoked_key_is_401_while_the_server_runs(served):
+def test_revoked_key_is_401(served):
     served.accounts["clinic"].revoked = True
     assert fetch(served, "clinic", KEY).status_code == 401
     served.accounts["clinic"].revoked = False
     assert fetch(served, "clinic", KEY).status_code == 200
 
 
-def test_a_key_without_the_right_is_403_for_that_resource_only(served):
+def test_forbidden_resource_is_403_and_no_other(served):
     served.accounts["clinic"].forbidden_resources = {"patients"}
     answer = fetch(served, "clinic", KEY)
     assert (answer.status_code, answer.headers["content-type"]) == (403, "application/json; charset=utf-8")
     assert fetch(served, "clinic", KEY, path="/businesses").status_code == 200
 
 
-@pytest.mark.parametrize("agent", [None, "", "sync", "sync (no address)", "(me@example.org)", "sync me@example.org"])
-def test_a_user_agent_without_name_and_address_is_blocked_with_html(served, agent):
-    headers = ACCEPT if agent is None else {**ACCEPT, "User-Agent": agent}
-    answer = fetch(served, "clinic", KEY, headers=headers)
-    assert answer.status_code == 403
-    assert answer.headers["content-type"].startswith("text/html")
+def test_user_agent_without_an_address_is_403_with_html(served):
+    for agent in (None, "", "sync", "sync (no address)", "(me@example.org)", "sync me@example.org"):
+        answer = fetch(served, "clinic", KEY, headers=ACCEPT if agent is None else {**ACCEPT, "User-Agent": agent})
+        assert (answer.status_code, answer.headers["content-type"][:9]) == (403, "text/html"), agent
 
 
-@pytest.mark.parametrize("accept", [None, "*/*", "text/html"])
-def test_an_accept_header_without_json_is_406(served, accept):
-    headers = {"User-Agent": USER_AGENT} | ({"Accept": accept} if accept else {})
-    assert fetch(served, "clinic", KEY, headers=headers).status_code == 406
+def test_accept_header_without_json_is_406(served):
+    for accept in ({}, {"Accept": "*/*"}, {"Accept": "text/html"}):
+        assert fetch(served, "clinic", KEY, headers={"User-Agent": USER_AGENT, **accept}).status_code == 406
 
 
-def test_unknown_resources_and_records_are_404_with_json(served, calling):
+def test_unknown_resource_or_record_is_404_with_json(served, calling):
     caller = calling(served, served.accounts["clinic"])
     for path in ("/unicorns", "/patients/99", "/unavailable_blocks", "/patients/1/attendees"):
         answer = caller.get(path)
         assert (answer.status_code, list(answer.json())) == (404, ["message"]), path
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-def test_writes_are_405(served, calling, method):
+def test_record_is_served_by_id_and_writing_is_405(served, calling):
     caller = calling(served, served.accounts["clinic"])
-    assert caller.request(method, "/patients/1").status_code == 405
-    assert served.accounts["clinic"].get("patients", 1) == record(1)
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        assert caller.request(method, "/patients/1").status_code == 405
+    assert caller.get("/patients/1").json() == record(1)
 
 
-def test_a_single_record_is_served_by_id(served, calling):
-    assert calling(served, served.accounts["clinic"]).get("/patients/1").json() == record(1)
-
-
-def test_links_lead_to_the_host_and_shard_that_were_asked(calling):
+def test_links_have_the_requested_host_and_shard(calling):
     one = account(attendees=[record(5, patient=linked("patients/1"), links={"self": "{base}/attendees/5"})])
     with running_sandbox([one]) as sandbox:
         answer = calling(sandbox, one).get("/attendees").json()["attendees"][0]
@@ -111,14 +98,14 @@ def test_links_lead_to_the_host_and_shard_that_were_asked(calling):
         assert answer == one.wire_records("attendees", sandbox.base_url(one))[0]
 
 
-def test_the_date_header_is_the_servers_clock():
+def test_date_header_is_the_servers_clock():
     one = account()
     with running_sandbox([one], clock=lambda: 1_700_000_000.9) as sandbox:
         answer = fetch(sandbox, "clinic", KEY)
     assert parsedate_to_datetime(answer.headers["date"]).timestamp() == 1_700_000_000
 
 
-def test_the_request_over_the_limit_is_429_until_the_reset_it_names():
+def test_429_lasts_until_its_reset():
     now = [1000.5]
     one = account()
     with running_sandbox([one], requests_per_minute=3, clock=lambda: now[0]) as sandbox:
@@ -139,21 +126,16 @@ def test_the_request_over_the_limit_is_429_until_the_reset_it_names():
     assert sandbox.counters.rate_limited == 4
 
 
-def test_retry_after_can_be_left_out():
-    one = account()
-    with running_sandbox([one], requests_per_minute=1, retry_after=False) as sandbox:
-        answers = [fetch(sandbox, "clinic", KEY) for _ in range(2)]
-    assert "x-ratelimit-reset" in answers[1].headers
-    assert "retry-after" not in answers[1].headers
-
-
-def test_each_key_has_a_limit_of_its_own():
+def test_rate_limit_is_per_key_and_retry_after_optional():
     accounts = [account(), account("old", "au1", "bm8tc2hhcmQ")]
-    with running_sandbox(accounts, requests_per_minute=1) as sandbox:
+    with running_sandbox(accounts, requests_per_minute=1, retry_after=False) as sandbox:
         assert fetch(sandbox, "clinic", KEY).status_code == 200
         assert fetch(sandbox, "old", "bm8tc2hhcmQ").status_code == 200
-        # With or without the shard it is the same key.
-        assert fetch(sandbox, "clinic", KEY.removesuffix("-au4")).status_code == 429
+        # The key without its shard is the same.
+        refused = fetch(sandbox, "clinic", KEY.removesuffix("-au4"))
+    assert refused.status_code == 429
+    assert "x-ratelimit-reset" in refused.headers
+    assert "retry-after" not in refused.headers
 
 
 def test_requests_are_counted_by_account_resource_and_status(served, calling):
@@ -171,7 +153,7 @@ def test_requests_are_counted_by_account_resource_and_status(served, calling):
     assert KEY not in repr(counters.recorded)
 
 
-def test_the_busiest_window_is_found():
+def test_busiest_window_is_counted():
     times = iter([0.0, 30.0, 59.9, 60.0, 100.0])
     now = [0.0]
     one = account()
@@ -189,60 +171,59 @@ def is_closed(connection):
         return True
 
 
-def test_nothing_is_left_behind_when_the_sandbox_ends():
+def test_ended_sandbox_leaves_no_thread_or_socket():
     before = set(threading.enumerate())
     with running_sandbox([account()]) as sandbox, httpx.Client(trust_env=False) as kept_alive:
         address = (sandbox.host.split(":")[0], int(sandbox.host.split(":")[1]))
         assert kept_alive.get(f"http://{sandbox.host}/sandbox/counters").status_code == 200
-        idle = socket.create_connection(address, timeout=5)
+        idle = socket.create_connection(address, timeout=60)
     with idle:
         assert set(threading.enumerate()) == before
         assert is_closed(idle)
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address, timeout=5)
+            socket.create_connection(address, timeout=60)
 
 
-def test_a_connection_made_at_the_last_moment_is_closed_too():
-    for _ in range(10):
+def test_last_connection_is_closed_at_the_end():
+    for _ in range(3):
         with running_sandbox([account()]) as sandbox:
             host, port = sandbox.host.split(":")
-            late = socket.create_connection((host, int(port)), timeout=5)
+            late = socket.create_connection((host, int(port)), timeout=60)
         with late:
             assert is_closed(late)
 
 
-def test_a_request_is_possible_again_exactly_a_window_after_the_oldest():
+def test_request_is_admitted_a_window_after_the_oldest():
     limit = RateLimit(2)
     assert [limit.admit(at) for at in (0.0, 1.0, 59.9, 60.0, 60.5, 61.0)] == [None, None, 60.0, None, 61.0, None]
 
 
-@pytest.mark.parametrize(
-    ("remote", "expected"),
-    [("127.0.0.1", True), ("::1", True), ("192.0.2.7", False), (None, False), ("", False), ("x", False)],
-)
-def test_only_loopback_addresses_may_steer_the_sandbox(remote, expected):
-    assert _is_loopback(remote) is expected
+def test_loopback_address_alone_may_steer_the_sandbox():
+    assert [each for each in ("127.0.0.1", "::1", "192.0.2.7", None, "", "x") if _is_loopback(each)] == [
+        "127.0.0.1",
+        "::1",
+    ]
 
 
-def test_an_address_in_use_is_a_settings_error():
+def test_address_in_use_is_refused():
     with running_sandbox([account()]) as sandbox:
         port = int(sandbox.host.rpartition(":")[2])
         with pytest.raises(ArgumentError, match="another host or port"), running_sandbox([], port=port):
             pass
 
 
-def test_two_accounts_cannot_share_a_name_or_a_key():
+def test_shared_name_or_key_of_accounts_is_refused():
     for other in (account(key="b3RoZXI-au4"), account("other", key=KEY.removesuffix("-au4"))):
         with pytest.raises(ArgumentError), running_sandbox([account(), other]):
             pass
 
 
-def test_an_account_can_be_added_while_the_server_runs(served):
+def test_account_can_be_added_to_a_running_server(served):
     served.add(account("late", "eu1", "bGF0ZQ-eu1"))
     assert fetch(served, "late", "bGF0ZQ-eu1").status_code == 200
 
 
-def test_another_process_reads_counters_and_records_and_sets_faults(served):
+def test_steering_reads_counters_and_sets_faults(served):
     fetch(served, "clinic", KEY)
     root = f"http://{served.host}/sandbox"
     assert httpx.get(f"{root}/counters").json()["requests"] == 1
@@ -254,9 +235,9 @@ def test_another_process_reads_counters_and_records_and_sets_faults(served):
     assert httpx.get(f"{root}/faults").json()["broken_pages"][0]["page"] == 2
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"no_such": 1}', b'{"hang_rate": 2}', b'{"latency_ms": "x"}'])
-def test_unusable_faults_are_refused_and_change_nothing(served, body):
+def test_unusable_faults_are_refused(served):
     before = served.faults
-    answer = httpx.put(f"http://{served.host}/sandbox/faults", content=body)
-    assert (answer.status_code, list(answer.json())) == (400, ["message"])
+    for body in (b"{", b"[]", b'{"no_such": 1}', b'{"hang_rate": 2}', b'{"latency_ms": "x"}'):
+        answer = httpx.put(f"http://{served.host}/sandbox/faults", content=body)
+        assert (answer.status_code, list(answer.json())) == (400, ["message"]), body
     assert served.faults == before

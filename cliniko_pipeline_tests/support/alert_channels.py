@@ -1,4 +1,4 @@
-"""A channel that alerts may go to: an HTTP server of the test's own, and what it was told."""
+"""An HTTP server as an alert channel, and what it received."""
 
 import json
 from collections.abc import Iterator
@@ -34,11 +34,11 @@ def opened_channel() -> Iterator[WebhookChannel]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         channel = WebhookChannel(f"json://hook:channel-secret@127.0.0.1:{server.server_port}/alerts")
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield channel
         finally:

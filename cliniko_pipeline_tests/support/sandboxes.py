@@ -1,14 +1,18 @@
-"""Hand-written records for a sandbox, and a plain HTTP client that behaves."""
+"""Hand-written records and the demo's accounts for a sandbox, and a well-behaved HTTP client."""
 
+from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import httpx
 
 from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline.sandbox.server import Sandbox
 
 KEY = "bm90LWEtc2VjcmV0-au4"
 USER_AGENT = "sandbox-tests (tests@example.org)"
+ANCHOR = datetime(2026, 3, 4, 5, 6, 7, 890_000, tzinfo=UTC)
 EVERYTHING = ["archived_at:*", "cancelled_at:*", "deleted_at:*"]
 
 
@@ -21,8 +25,14 @@ def linked(path: str) -> dict[str, Any]:
     return {"links": {"self": f"{{base}}/{path}"}}
 
 
+@cache
+def demo(*, empty_strings_for_nulls: bool = True) -> tuple[DemoOrganization, ...]:
+    """Return the demo's organizations at ANCHOR, which are built once and not to be changed."""
+    return tuple(demo_organizations(ANCHOR, empty_strings_for_nulls=empty_strings_for_nulls))
+
+
 class Caller:
-    """Sends requests as a well-behaved client would, unless told otherwise."""
+    """A client that sends requests to one account."""
 
     def __init__(self, http: httpx.Client, served: Sandbox, account: Account) -> None:
         self._http = http

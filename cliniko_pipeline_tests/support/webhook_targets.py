@@ -1,25 +1,28 @@
-"""Who wants to be told of ended syncs: an HTTP server of the test's own, and what it was sent."""
+"""An HTTP server as the target of webhook deliveries, and what it received."""
 
 import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from standardwebhooks import Webhook
 
+from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
+
 
 @dataclass
 class WebhookTarget:
-    """`received` are headers and body of each post in order, whatever it was answered.
+    """A target that receives deliveries.
 
     Attributes:
         secret: what the posts are verified with.
         status: what it answers.
         drips: whether it sends its headers a byte at a time and never ends them.
+        received: headers and body of each post in order, whatever it was answered.
     """
 
     url: str
@@ -30,7 +33,7 @@ class WebhookTarget:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def verified(self) -> list[dict[str, Any]]:
-        """The messages, each by the library of whoever receives one. Raises where one is not signed well."""
+        """Return the messages. Raise where the signature of one is wrong, by the receivers' own library."""
         return [Webhook(self.secret).verify(body, headers) for headers, body in self.received]
 
     @property
@@ -41,41 +44,51 @@ class WebhookTarget:
         return [json.loads(body) for _, body in self.received]
 
 
+class _Handler(BaseHTTPRequestHandler):
+    timeout = LIMIT_SECONDS
+
+    @property
+    def target(self) -> WebhookTarget:
+        return self.server.target
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.target.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
+        self.close_connection = True
+        # The sender closes the connection when it has seen enough.
+        with suppress(OSError):
+            if self.target.drips:
+                self._drip()
+            else:
+                self._answer()
+
+    def _answer(self) -> None:
+        self.send_response(self.target.status)
+        if 300 <= self.target.status < 400:
+            self.send_header("Location", f"{self.target.url}/elsewhere")
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        self.wfile.write(b"x" * 1000)
+        self.wfile.flush()
+        # The rest of the body never comes: a sender that reads it runs into its own time-out.
+        self.rfile.read(1)
+
+    def _drip(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+        while not self.target.closing.wait(0.05):
+            self.wfile.write(b"x")
+            self.wfile.flush()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
 @contextmanager
 def opened_target() -> Iterator[WebhookTarget]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            target.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
-            if target.drips:
-                self._drip()
-                return
-            self.send_response(target.status)
-            if 300 <= target.status < 400:
-                self.send_header("Location", f"{target.url}/elsewhere")
-            self.send_header("Content-Length", "100000")
-            self.end_headers()
-            # Much less than that: whoever reads the body waits.
-            self.wfile.write(b"x" * 1000)
-            self.wfile.flush()
-            target.closing.wait(5)
-
-        def _drip(self) -> None:
-            try:
-                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
-                while not target.closing.wait(0.05):
-                    self.wfile.write(b"x")
-                    self.wfile.flush()
-            except OSError:
-                """Whoever asked has gone."""
-
-        def log_message(self, *_: object) -> None:
-            """Says nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.daemon_threads = True
-        target = WebhookTarget(f"http://127.0.0.1:{server.server_port}/hooks?token=target-token")
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.target = target = WebhookTarget(f"http://127.0.0.1:{server.server_port}/hooks?token=target-token")
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield target
         finally:
@@ -84,7 +97,7 @@ def opened_target() -> Iterator[WebhookTarget]:
 
 
 def closed_port() -> int:
-    """Where nobody listens."""
+    """Return a port where nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,33 +1,42 @@
-"""The check that compares numbers of records with Cliniko's, and the full sync it leads to."""
+"""The asset check that compares numbers of records with Cliniko's, and the full syncs it leads to."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
+from sqlalchemy.engine import URL
 
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.hostile_accounts import attendee, group_appointment, individual_appointment, patient
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of
+from cliniko_pipeline_tests.support.prepared_databases import copied_pipeline, prepared_database
 
-CLINIC = "clinic"
+NAME = "clinic"
 START = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
-CHECKED = {"patients": "cliniko/patients"} | dict.fromkeys(
-    ("individual_appointments", "group_appointments", "attendees"), "cliniko/appointments"
-)
+PATIENTS, ATTENDEES = "cliniko.patients", "cliniko.attendees"
 
 
-class Clinic:
+class CountedClinic:
+    """A clinic with 20 patients and an appointment of each; its sandbox has a clock of its own."""
+
+    sandbox: Sandbox
+
     def __init__(self, pipeline: PipelineUnderTest) -> None:
         self.pipeline = pipeline
-        self.account = Account(CLINIC, "au4", "counted-au4")
+        self.account = Account(NAME, "au4", "counted-au4")
         self.now = START
-        self.sandbox: Sandbox
         for number in range(1, 21):
             self.put("patients", patient(str(number), "Pat", f"Number {number}"))
             self.put("individual_appointments", individual_appointment(f"1{number}", str(number), _text(START)))
+
+    @contextmanager
+    def opened(self) -> Iterator["CountedClinic"]:
+        with self.pipeline.sandbox([self.account], clock=self.clock) as self.sandbox:
+            yield self
 
     def clock(self) -> float:
         return self.now.timestamp()
@@ -36,217 +45,219 @@ class Clinic:
         at = _text(self.now)
         self.account.put(resource, {**record, "created_at": at, "updated_at": at})
 
+    def add_class(self) -> None:
+        self.put("group_appointments", group_appointment("200", _text(START)))
+        for number in (1, 2):
+            self.put("attendees", attendee(f"30{number}", "200", str(number)))
+
     def sync(self, **options: bool) -> dg.ExecuteInProcessResult:
         self.now += timedelta(hours=1)
-        return self.pipeline.sync(CLINIC, START, **options)
+        return self.pipeline.sync(NAME, START, **options)
 
-    def sync_well(self, **options: bool) -> None:
+    def sync_successfully(self, **options: bool) -> None:
         result = self.sync(**options)
         assert result.success, errors_of(result)
 
     def compare(self) -> dict[str, dg.AssetCheckEvaluation]:
         self.now += timedelta(minutes=10)
         self.sandbox.counters.clear()
-        result = self.pipeline.compare_counts(CLINIC)
+        result = self.pipeline.compare_counts(NAME)
         assert result.success, errors_of(result)
-        assert {each.partition for each in result.get_asset_check_evaluations()} == {CLINIC}
+        assert {each.partition for each in result.get_asset_check_evaluations()} == {NAME}
         return {each.asset_key.to_user_string(): each for each in result.get_asset_check_evaluations()}
 
     def disagreements(self) -> set[str]:
         return {asset for asset, evaluation in self.compare().items() if not evaluation.passed}
 
     def live(self, table: str) -> set[str]:
-        return {row["id"] for row in self.pipeline.rows(CLINIC, table) if row["vanished_at"] is None}
+        return {row["id"] for row in self.pipeline.rows(NAME, table) if row["vanished_at"] is None}
 
 
 def _text(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@pytest.fixture(scope="module")
+def synced_database(
+    server_url: URL, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The variables of a pipeline whose clinic, which has a class, was synced once."""
+
+    def prepare(pipeline: PipelineUnderTest) -> None:
+        clinic = CountedClinic(pipeline)
+        clinic.add_class()
+        with clinic.opened():
+            pipeline.add_organization(NAME, clinic.sandbox, clinic.account)
+            clinic.sync_successfully()
+
+    with prepared_database(server_url, template, tmp_path_factory.mktemp("counts"), prepare) as environ:
+        yield environ
+
+
 @pytest.fixture
-def clinic(pipeline: PipelineUnderTest) -> Iterator[Clinic]:
-    one = Clinic(pipeline)
-    with pipeline.sandbox([one.account], clock=one.clock) as one.sandbox:
-        pipeline.add_organization(CLINIC, one.sandbox, one.account)
-        yield one
+def clinic(server_url: URL, synced_database: dict[str, str]) -> Iterator[CountedClinic]:
+    with copied_pipeline(server_url, synced_database) as pipeline:
+        clinic = CountedClinic(pipeline)
+        clinic.add_class()
+        clinic.now += timedelta(hours=1)
+        with clinic.opened():
+            yield clinic
 
 
-def with_a_class(clinic: Clinic) -> None:
-    clinic.put("group_appointments", group_appointment("200", _text(START)))
-    clinic.put("attendees", attendee("300", "200", "1"))
-    clinic.put("attendees", attendee("301", "200", "2"))
+@pytest.fixture
+def new_clinic(pipeline: PipelineUnderTest) -> Iterator[CountedClinic]:
+    with CountedClinic(pipeline).opened() as clinic:
+        pipeline.add_organization(NAME, clinic.sandbox, clinic.account)
+        yield clinic
 
 
-def test_the_numbers_agree_after_a_sync_at_the_price_of_a_request_a_resource(clinic: Clinic) -> None:
-    with_a_class(clinic)
-    clinic.sync_well()
+def test_counts_agree_after_a_sync_at_one_request_a_resource(clinic: CountedClinic) -> None:
     assert clinic.disagreements() == set()
     assert clinic.sandbox.counters.requests() == 4
     assert {dict(request.parameters)["per_page"] for request in clinic.sandbox.counters.recorded} == {"1"}
 
 
 @pytest.mark.parametrize(
-    ("resource", "record_id"),
-    [("patients", "7"), ("individual_appointments", "17"), ("group_appointments", "200"), ("attendees", "301")],
+    ("deleted", "assets"),
+    [
+        ({"patients": "7", "attendees": "301"}, {"cliniko/patients", "cliniko/appointments"}),
+        pytest.param(
+            {"individual_appointments": "17", "group_appointments": "200"},
+            {"cliniko/appointments"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["patients", "appointments"],
 )
-def test_a_record_that_was_deleted_for_good_leads_to_a_full_sync_of_its_resource_alone(
-    clinic: Clinic, resource: str, record_id: str
+def test_deleted_record_leads_to_a_full_sync_of_its_resource(
+    clinic: CountedClinic, deleted: dict[str, str], assets: set[str]
 ) -> None:
-    with_a_class(clinic)
-    clinic.sync_well()
-    clinic.account.delete(resource, record_id)
-    clinic.sync_well()
-    table = {"patients": "cliniko.patients", "attendees": "cliniko.attendees"}.get(resource, "cliniko.appointments")
-    assert record_id in clinic.live(table)
-
-    assert clinic.disagreements() == {CHECKED[resource]}
-    clinic.sync_well(accept_deletions=True)
-
-    assert record_id not in clinic.live(table)
-    full = {row["resource"] for row in clinic.pipeline.rows(CLINIC, "cliniko.crawls") if row["is_full"]}
-    assert full - {"appointment_types", "practitioners"} == {resource}
+    tables = {resource: f"cliniko.{resource.split('_')[-1]}" for resource in deleted}
+    for resource, record_id in deleted.items():
+        clinic.account.delete(resource, record_id)
+    clinic.sync_successfully()
+    assert all(deleted[resource] in clinic.live(table) for resource, table in tables.items())
+    assert clinic.disagreements() == assets
+    clinic.sync_successfully(accept_deletions=True)
+    assert not any(deleted[resource] in clinic.live(table) for resource, table in tables.items())
+    full = {row["resource"] for row in clinic.pipeline.rows(NAME, "cliniko.crawls") if row["is_full"]}
+    assert full - {"appointment_types", "practitioners"} == set(deleted)
     assert clinic.disagreements() == set()
 
 
-def test_what_was_added_or_changed_since_the_last_sync_is_no_disagreement(clinic: Clinic) -> None:
-    clinic.sync_well()
+def test_records_changed_since_the_sync_are_no_disagreement(clinic: CountedClinic) -> None:
     clinic.put("patients", patient("50", "New", "Person"))
     clinic.account.put("patients", patient("7", "Other", "Name", updated_at=_text(clinic.now)))
     clinic.now += timedelta(seconds=1)
     assert clinic.disagreements() == set()
 
 
-def test_a_record_that_is_not_here_leads_to_a_full_sync_that_brings_it(clinic: Clinic) -> None:
-    clinic.sync_well()
-    # As an import does that keeps the times of another system.
+def test_missing_record_is_added_by_a_full_sync(clinic: CountedClinic) -> None:
+    """An import in Cliniko may keep the times of another system."""
     clinic.account.put("patients", patient("60", "Back", "Dated", created_at="2020-01-01T00:00:00Z"))
     assert clinic.disagreements() == {"cliniko/patients"}
-    clinic.sync_well()
-    assert "60" in clinic.live("cliniko.patients")
+    clinic.sync_successfully()
+    assert "60" in clinic.live(PATIENTS)
     assert clinic.disagreements() == set()
 
 
-def test_a_record_that_was_set_aside_is_not_missing(clinic: Clinic) -> None:
+def test_rejected_record_is_not_missing(clinic: CountedClinic) -> None:
     clinic.put("patients", patient("70", "Bad", "Record", archived_at="soon"))
-    clinic.sync_well()
+    clinic.sync_successfully()
     assert clinic.disagreements() == set()
 
 
-def test_attendees_that_were_not_read_are_not_compared(clinic: Clinic) -> None:
-    clinic.put("attendees", attendee("300", "11", "1"))
-    clinic.sync_well()
-    assert clinic.disagreements() == set()
-    assert clinic.sandbox.counters.requests(resource="attendees") == 0
-
-
-def test_the_first_class_of_an_account_brings_its_attendees_and_costs_no_full_reading(clinic: Clinic) -> None:
+def test_attendees_are_compared_and_read_with_the_first_class(new_clinic: CountedClinic) -> None:
+    """Without a class they are neither; the first class costs no full crawl."""
     for number in range(150):
-        clinic.put("attendees", attendee(str(1000 + number), "11", "1"))
-    clinic.sync_well()
-    clinic.now += timedelta(minutes=5)
-    with_a_class(clinic)
-    clinic.sandbox.counters.clear()
-    clinic.sync_well()
-    assert clinic.live("cliniko.attendees") == {"300", "301"}
-    assert clinic.sandbox.counters.requests(resource="attendees") == 1
+        new_clinic.put("attendees", attendee(str(1000 + number), "11", "1"))
+    new_clinic.sync_successfully()
+    assert new_clinic.disagreements() == set()
+    assert new_clinic.sandbox.counters.requests(resource="attendees") == 0
+    new_clinic.add_class()
+    new_clinic.sandbox.counters.clear()
+    new_clinic.sync_successfully()
+    assert new_clinic.live(ATTENDEES) == {"301", "302"}
+    assert new_clinic.sandbox.counters.requests(resource="attendees") == 1
 
 
-def test_nothing_is_claimed_of_what_was_never_read(clinic: Clinic) -> None:
-    evaluations = clinic.compare()
+def test_counts_of_a_resource_never_read_do_not_agree(new_clinic: CountedClinic) -> None:
+    evaluations = new_clinic.compare()
     assert not any(evaluation.passed for evaluation in evaluations.values())
     assert "patients: not read to the end" in (evaluations["cliniko/patients"].description or "")
-    assert clinic.sandbox.counters.requests() == 0
+    assert new_clinic.sandbox.counters.requests() == 0
 
 
-def test_a_revoked_key_fails_the_check_in_one_line(clinic: Clinic) -> None:
-    clinic.sync_well()
+def test_failed_comparison_is_one_line_with_the_reason(clinic: CountedClinic) -> None:
     clinic.account.revoked = True
-    result = clinic.pipeline.compare_counts(CLINIC)
+    result = clinic.pipeline.compare_counts(NAME)
     assert not result.success
     assert "401" in errors_of(result)[0]
-
-
-def test_without_an_organization_it_is_told_how_to_choose_one(clinic: Clinic) -> None:
     result = clinic.pipeline.compare_counts(None)
     assert not result.success
-    assert (
-        "none was chosen: launch the job cliniko_sync or cliniko_counts with the tag dagster/partition"
-        in errors_of(result)[0]
-    )
+    hint = "none was chosen: launch the job cliniko_sync or cliniko_counts with the tag dagster/partition"
+    assert hint in errors_of(result)[0]
 
 
-# --- The share of deletions that is believed --------------------------------------------------------------
+# --- The share of deletions that is accepted --------------------------------------------------------------
 
 
-def test_a_share_of_missing_records_above_the_limit_is_refused_until_it_is_accepted(clinic: Clinic) -> None:
-    clinic.sync_well()
+def test_too_many_deletions_are_refused_until_accepted(clinic: CountedClinic) -> None:
     for number in range(1, 6):
         clinic.account.delete("patients", number)
-    before = clinic.pipeline.rows(CLINIC, "cliniko.patients")
+    before = clinic.pipeline.rows(NAME, PATIENTS)
 
     refused = clinic.sync(full=True)
 
     assert not refused.success
     assert "patients: 5 of 20 records are no longer in Cliniko" in errors_of(refused)[0]
-    assert f"cliniko-pipeline sync {CLINIC} --full --accept-deletions" in errors_of(refused)[0]
-    assert clinic.pipeline.rows(CLINIC, "cliniko.patients") == before
-    # It is told, and not found again and again by the check, which would read everything at every sync.
+    assert f"cliniko-pipeline sync {NAME} --full --accept-deletions" in errors_of(refused)[0]
+    assert clinic.pipeline.rows(NAME, PATIENTS) == before
+    # The check does not report it again, which would make every sync a full one.
     assert clinic.disagreements() == set()
-    clinic.sync_well()
-    assert clinic.pipeline.rows(CLINIC, "cliniko.patients") == before
+    clinic.sync_successfully()
+    assert clinic.pipeline.rows(NAME, PATIENTS) == before
 
-    clinic.sync_well(full=True, accept_deletions=True)
-    assert clinic.live("cliniko.patients") == {str(number) for number in range(6, 21)}
+    clinic.sync_successfully(full=True, accept_deletions=True)
+    assert clinic.live(PATIENTS) == {str(number) for number in range(6, 21)}
     assert clinic.disagreements() == set()
 
 
-def test_a_share_at_the_limit_is_believed(clinic: Clinic) -> None:
-    clinic.sync_well()
+def test_deletions_up_to_the_limit_are_accepted(clinic: CountedClinic) -> None:
     for number in range(1, 5):
         clinic.account.delete("patients", number)
-    clinic.sync_well(full=True)
-    assert clinic.live("cliniko.patients") == {str(number) for number in range(5, 21)}
-    assert all(
-        (row["deleted_at"] is None) == (row["vanished_at"] is None)
-        for row in clinic.pipeline.rows(CLINIC, "cliniko.patients")
-    )
+    clinic.sync_successfully(full=True)
+    assert clinic.live(PATIENTS) == {str(number) for number in range(5, 21)}
+    rows = clinic.pipeline.rows(NAME, PATIENTS)
+    assert all((row["deleted_at"] is None) == (row["vanished_at"] is None) for row in rows)
+    assert clinic.pipeline.rows(NAME, "cliniko.crawled_ids") == [], "they are kept during a full crawl only"
 
 
-def test_a_record_that_comes_back_is_there_again(clinic: Clinic) -> None:
-    clinic.sync_well()
+def test_deleted_record_that_comes_back_is_live_again(clinic: CountedClinic) -> None:
     record = clinic.account.get("patients", "7")
     clinic.account.delete("patients", "7")
-    clinic.sync_well(full=True)
-    assert "7" not in clinic.live("cliniko.patients")
+    clinic.sync_successfully(full=True)
+    assert "7" not in clinic.live(PATIENTS)
     clinic.account.put("patients", record)
-    clinic.sync_well(full=True)
-    assert "7" in clinic.live("cliniko.patients")
-    (row,) = [row for row in clinic.pipeline.rows(CLINIC, "cliniko.patients") if row["id"] == "7"]
+    clinic.sync_successfully(full=True)
+    assert "7" in clinic.live(PATIENTS)
+    (row,) = [row for row in clinic.pipeline.rows(NAME, PATIENTS) if row["id"] == "7"]
     assert row["deleted_at"] is None
 
 
-def test_what_a_full_sync_that_broke_off_had_not_come_to_the_next_sync_reads_in_full(clinic: Clinic) -> None:
-    with_a_class(clinic)
-    clinic.sync_well()
+def test_interrupted_full_sync_is_completed_by_the_next(clinic: CountedClinic) -> None:
     clinic.account.delete("attendees", "301")
     clinic.sandbox.faults = Faults(broken_pages=(BrokenPage("individual_appointments", 1, status=404),))
     assert not clinic.sync(full=True, accept_deletions=True).success
     clinic.sandbox.faults = Faults()
-    assert clinic.live("cliniko.attendees") == {"300", "301"}
-    clinic.sync_well(accept_deletions=True)
-    assert clinic.live("cliniko.attendees") == {"300"}
+    assert clinic.live(ATTENDEES) == {"301", "302"}
+    clinic.sync_successfully(accept_deletions=True)
+    assert clinic.live(ATTENDEES) == {"302"}
 
 
-def test_where_a_records_id_is_unreadable_nothing_is_marked_as_deleted(clinic: Clinic) -> None:
-    clinic.sync_well()
+def test_unreadable_id_prevents_marking_deletions(clinic: CountedClinic) -> None:
     record = clinic.account.get("patients", "7") or {}
     clinic.account.delete("patients", "7")
     clinic.account.put("patients", {**record, "id": "seven"})
-    clinic.sync_well(full=True)
-    assert "7" in clinic.live("cliniko.patients")
-
-
-def test_ids_that_a_full_sync_has_seen_are_kept_no_longer_than_it_takes(clinic: Clinic) -> None:
-    clinic.sync_well()
-    clinic.sync_well(full=True)
-    assert clinic.pipeline.rows(CLINIC, "cliniko.crawled_ids") == []
+    clinic.sync_successfully(full=True)
+    assert "7" in clinic.live(PATIENTS)

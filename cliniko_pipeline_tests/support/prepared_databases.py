@@ -1,0 +1,32 @@
+"""A database that was filled once, and pipelines on copies of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.engine import URL, make_url
+
+from cliniko_pipeline_tests.support.databases import created_database
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, opened_pipeline
+
+
+@contextmanager
+def prepared_database(
+    server_url: URL, template: str, folder: Path, prepare: Callable[[PipelineUnderTest], None]
+) -> Iterator[dict[str, str]]:
+    """Return the variables of a pipeline on a new database that `prepare` has filled."""
+    with created_database(server_url, template) as url:
+        environ = environment(url, folder)
+        with opened_pipeline(environ) as pipeline:
+            prepare(pipeline)
+        yield environ
+
+
+@contextmanager
+def copied_pipeline(server_url: URL, environ: dict[str, str]) -> Iterator[PipelineUnderTest]:
+    """Open a pipeline on a copy of the database that `prepared_database` has filled."""
+    with created_database(server_url, make_url(environ["DATABASE_URL"]).database or "") as url:
+        copy = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with opened_pipeline(environ | {"DATABASE_URL": copy}) as pipeline:
+            yield pipeline
