@@ -51,6 +51,16 @@ class CommandLine:
         return {name: value for name, value in merged.items() if value is not None}
 
 
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str, stdout: str = "") -> None:
+    """Assert that the command failed with one line on standard error, which has the words and is no traceback."""
+    assert (done.returncode, done.stdout) == (1, stdout)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ")
+    for word in words:
+        assert word in line
+    assert "defect" not in line
+
+
 class Running:
     """A command that goes on, in a process group of its own, as a shell starts it; its output as it comes."""
 
