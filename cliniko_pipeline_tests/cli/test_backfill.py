@@ -1,12 +1,15 @@
-"""`cliniko-pipeline backfill`: what it launches, what it refuses, and how it follows what the daemon makes of it."""
+"""`cliniko-pipeline backfill`: what it launches and refuses, and how it follows what it launched."""
 
-import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
 from dagster._daemon.types import DaemonHeartbeat
 
+from cliniko_pipeline.definitions import build_definitions
+from cliniko_pipeline.orchestration import backfills
+from cliniko_pipeline.orchestration.backfills import BACKFILL_TAG, asset_names, launch_backfill
 from cliniko_pipeline.orchestration.instance import STORAGE_VARIABLE, open_instance
 from cliniko_pipeline.orchestration.sensors import organization_partitions
 from cliniko_pipeline.postgres import organizations
@@ -14,22 +17,36 @@ from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.environments import free_port
-from cliniko_pipeline_tests.support.processes import CommandLine
+from cliniko_pipeline_tests.support.processes import CommandLine, Running
 
 ASSETS = ["cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"]
 WRONG_KEY = "MS0tYS1rZXktdGhhdC1ub2JvZHktaGFz-au2"
 
 
-class Deployment:
-    """The Dagster instance, seen from beside the commands."""
+class DagsterInstance:
+    """The instance that the commands use, and the daemon's part in it."""
 
     def __init__(self, runtime: Runtime, instance: dg.DagsterInstance) -> None:
         self.runtime = runtime
         self.instance = instance
 
-    def show_a_daemon(self) -> None:
-        """As one does every 30 seconds."""
-        self.instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), "BACKFILL", None))
+    def add_heartbeat(self) -> bool:
+        self.instance.add_daemon_heartbeat(DaemonHeartbeat(datetime.now(UTC).timestamp(), "BACKFILL", None))
+        return True
+
+    def wait_for(self, running: Running, text: str) -> None:
+        """Wait for the text while the daemon gives its sign of life, which counts for two minutes."""
+        running.wait_until(lambda: self.add_heartbeat() and text in running.output, f"no {text!r}")
+
+    def run(self, organization_id: str, backfill_id: str) -> None:
+        """Run the organization's part of a backfill."""
+        build_definitions(runtime=self.runtime).resolve_job_def("cliniko_sync").execute_in_process(
+            instance=self.instance,
+            partition_key=organization_id,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            tags={BACKFILL_TAG: backfill_id},
+            raise_on_error=False,
+        )
 
     @property
     def partitions(self) -> set[str]:
@@ -37,26 +54,27 @@ class Deployment:
 
 
 @pytest.fixture
-def deployment(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
+def dagster(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
     for name in ("DAGSTER_HOME", STORAGE_VARIABLE):
         monkeypatch.setenv(name, "")  # and back again after the test, which opens the instance
     with open_runtime(load_settings(environ)) as runtime, open_instance(runtime) as instance:
-        yield Deployment(runtime, instance)
+        yield DagsterInstance(runtime, instance)
 
 
-def test_it_asks_for_a_run_of_the_chosen_assets_for_each_organization_and_says_that_no_daemon_runs(
-    command: CommandLine, clinics: Clinics, deployment: Deployment
+def test_backfill_is_launched_for_the_chosen_assets(
+    command: CommandLine, clinics: Clinics, dagster: DagsterInstance
 ) -> None:
+    """It waits when no daemon runs, which cannot be followed."""
     clinics.open(["alpha", "beta", "gamma"])
     arguments = ("beta", "alpha", "beta", "--assets", "active_patients, cliniko/patients", "--full")
     refused = command("backfill", *arguments, "--follow")
     assert refused.returncode == 1
     assert refused.stderr.startswith("Error: Nothing was launched, since no Dagster daemon is running")
-    assert not deployment.instance.get_backfills()
+    assert not dagster.instance.get_backfills()
 
     done = command("backfill", *arguments)
     assert done.returncode == 0, done.stderr
-    (found,) = deployment.instance.get_backfills()
+    (found,) = dagster.instance.get_backfills()
     assert done.stdout == (
         f"Backfill {found.backfill_id} of 2 organizations is launched.\n"
         f"The Dagster UI shows it: http://127.0.0.1:3000/runs/b/{found.backfill_id}\n"
@@ -68,80 +86,95 @@ def test_it_asks_for_a_run_of_the_chosen_assets_for_each_organization_and_says_t
     assert found.run_config == {"ops": {"cliniko__patients": {"config": {"full": True}}}}
     assert found.asset_backfill_data is not None
     targets = found.asset_backfill_data.target_subset.iterate_asset_partitions()
-    assert {target.partition_key for target in targets} == {"alpha", "beta"} == deployment.partitions
+    assert {target.partition_key for target in targets} == {"alpha", "beta"} == dagster.partitions
 
     # Dagster would fail the whole backfill where a partition is gone that it names.
     organizations.remove(clinics.database, "alpha")
     with clinics.database.operator() as connection:
         organizations.set_active(connection, "beta", active=False)
-    context = dg.build_sensor_context(instance=deployment.instance, resources={"runtime": deployment.runtime})
+    context = dg.build_sensor_context(instance=dagster.instance, resources={"runtime": dagster.runtime})
     requested = organization_partitions.evaluate_tick(context).dynamic_partitions_requests or []
     assert all(isinstance(request, dg.AddDynamicPartitionsRequest) for request in requested)
 
 
-def test_followed_it_ends_when_all_runs_have_and_says_which_failed_and_why(
-    command: CommandLine, clinics: Clinics, deployment: Deployment
+def test_followed_backfill_ends_with_its_runs_or_the_daemon(
+    command: CommandLine, clinics: Clinics, dagster: DagsterInstance
 ) -> None:
+    """The test plays the daemon's part: it runs one of two backfills, and stops before the other."""
     clinics.add("alpha")
     clinics.add("beta", api_key=WRONG_KEY)
-    deployment.show_a_daemon()
-    with command.start("backfill", "alpha", "--follow") as good, command.start("backfill", "--all", "--follow") as bad:
-        # Launched before the daemon begins, since that looks for backfills at once and then every half a minute.
-        good.wait_for("0 of 1 done, 1 waiting")
-        bad.wait_for("0 of 2 done, 2 waiting")
-        deployment.show_a_daemon()
-        with command.start("ui", "--port", str(free_port())) as running:
-            try:
-                codes = good.wait(150), bad.wait(150)
-            finally:
-                running.interrupt()
-                running.wait(60)
-    assert codes == (0, 1), bad.output
-    assert "1 of 1 done\n" in good.output
-    assert "2 of 2 done, 1 failed\n" in bad.output
-    (error,) = (line for line in bad.output.splitlines() if line.startswith("Error:"))
+    dagster.add_heartbeat()
+    part = ("backfill", "alpha", "--assets", "contact_mapping", "--follow")
+    with command.start("backfill", "--all", "--follow") as ending:
+        dagster.wait_for(ending, "0 of 2 done, 2 waiting")
+        (backfill,) = dagster.instance.get_backfills()
+        with command.start(*part) as left:
+            for name in ("alpha", "beta"):
+                dagster.run(name, backfill.backfill_id)
+            assert ending.wait(60) == 1
+            dagster.wait_for(left, "0 of 1 done, 1 waiting")
+            dagster.instance.wipe_daemon_heartbeats()
+            assert left.wait(60) == 1
+    assert "2 of 2 done, 1 failed\n" in ending.output
+    (error,) = (line for line in ending.output.splitlines() if line.startswith("Error:"))
     assert error.startswith("Error: beta failed. ")
     assert "401" in error
-    assert "Traceback" not in good.output + bad.output
-    assert clinics.count("alpha", "cliniko.patients") == 2
-    # The schedule takes what a backfill does for done.
-    with clinics.database.operator() as connection:
-        requested = connection.exec_driver_sql(
-            "select organization_id from cliniko.scheduling where requested_at < now()"
-        )
-        assert set(requested.scalars()) == {"alpha", "beta"}
-    assert clinics.dagster_runs("alpha") == ["SUCCESS"] * 2
-    assert clinics.dagster_runs("beta") == ["FAILURE"]
-
-
-def test_what_follows_it_ends_with_the_daemon_or_on_ctrl_c_and_the_backfill_goes_on(
-    command: CommandLine, clinics: Clinics, deployment: Deployment
-) -> None:
-    clinics.add("alpha")
-    deployment.show_a_daemon()
-    arguments = ("backfill", "alpha", "--assets", "contact_mapping", "--follow")
-    with command.start(*arguments) as left, command.start(*arguments) as interrupted:
-        interrupted.wait_for("1 waiting")
-        interrupted.interrupt()
-        assert interrupted.wait(30) == 130
-        left.wait_for("1 waiting")
-        deployment.instance.wipe_daemon_heartbeats()
-        assert left.wait(30) == 1
-    one, other = (backfill.backfill_id for backfill in deployment.instance.get_backfills())
-    assert interrupted.output.splitlines()[-1] == "Interrupted."
-    for each in (one, other):
-        assert f"Backfill {each} of 1 organization is launched." in left.output + interrupted.output
-    assert "goes on; the Dagster UI can cancel it." in interrupted.output
     last = left.output.splitlines()[-1]
     assert last.startswith("Error: The backfill ")
     assert last.endswith(" goes on when one runs, but no Dagster daemon is running: `cliniko-pipeline ui` starts one.")
-    assert {backfill.status.value for backfill in deployment.instance.get_backfills()} == {"REQUESTED"}
-    # What is only a part of a sync stands for none.
+    assert "Traceback" not in ending.output + left.output
+
+
+def test_schedule_counts_only_backfills_of_all_assets(clinics: Clinics, dagster: DagsterInstance) -> None:
+    """The schedule does not repeat at once what a backfill of all assets does."""
+    clinics.open(["alpha", "beta"])
+    everything = asset_names()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(backfills, "_launched", lambda _mutation: "id")
+        launch_backfill(dagster.instance, dagster.runtime, ["alpha"], everything, full=False)
+        launch_backfill(dagster.instance, dagster.runtime, ["beta"], everything[:1], full=False)
+    assert _requested(clinics) == {"alpha"}
+
+
+@pytest.mark.slow
+def test_daemon_carries_out_a_backfill_after_ctrl_c(
+    command: CommandLine, clinics: Clinics, dagster: DagsterInstance
+) -> None:
+    clinics.add("alpha")
+    clinics.add("beta", api_key=WRONG_KEY)
+    dagster.add_heartbeat()
+    with command.start("backfill", "alpha", "--follow") as good, command.start("backfill", "--all", "--follow") as bad:
+        # Launched before the daemon begins, which looks for backfills then, and every half a minute.
+        dagster.wait_for(good, "0 of 1 done, 1 waiting")
+        dagster.wait_for(bad, "0 of 2 done, 2 waiting")
+        good.interrupt()
+        assert good.wait(60) == 130
+        dagster.add_heartbeat()
+        with command.start("ui", "--port", str(free_port())) as running:
+            try:
+                code = bad.wait(300)
+                running.wait_until(lambda: len(clinics.dagster_runs("alpha")) == 2, "a backfill did not go on")
+                running.wait_until(lambda: set(clinics.dagster_runs("alpha")) == {"SUCCESS"}, "a run did not end")
+            finally:
+                running.interrupt()
+                running.wait(60)
+    assert code == 1, bad.output
+    assert "goes on; the Dagster UI can cancel it." in good.output
+    assert good.output.splitlines()[-1] == "Interrupted."
+    assert "2 of 2 done, 1 failed\n" in bad.output
+    assert "Traceback" not in good.output + bad.output
+    assert clinics.count("alpha", "cliniko.patients") == 2
+    assert _requested(clinics) == {"alpha", "beta"}
+    assert clinics.dagster_runs("beta") == ["FAILURE"]
+
+
+def _requested(clinics: Clinics) -> set[str]:
     with clinics.database.operator() as connection:
-        assert not connection.exec_driver_sql("select organization_id from cliniko.scheduling").all()
+        statement = "select organization_id from cliniko.scheduling where requested_at < now()"
+        return set(connection.exec_driver_sql(statement).scalars())
 
 
-def test_what_cannot_be_backfilled_is_refused_before_anything_is_done(command: CommandLine, clinics: Clinics) -> None:
+def test_impossible_backfill_is_refused(command: CommandLine, clinics: Clinics) -> None:
     clinics.add("disabled")
     with clinics.database.operator() as connection:
         organizations.set_active(connection, "disabled", active=False)

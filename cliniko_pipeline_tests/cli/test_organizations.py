@@ -1,30 +1,32 @@
-"""`cliniko-pipeline organizations` and `credentials`: who is synced, and with which key."""
+"""`cliniko-pipeline organizations`: which are synced, and with which key."""
 
-import base64
 import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from cryptography.fernet import Fernet
-from sqlalchemy.dialects.postgresql import JSONB
 
-from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
+from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline_tests.support.clinics import Clinics, small_clinic
 from cliniko_pipeline_tests.support.environments import free_port
-from cliniko_pipeline_tests.support.processes import CommandLine
+from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused
+from cliniko_pipeline_tests.support.sync_processes import home_with_files, sync_in_a_fork
 
 
 @pytest.fixture
-def account(clinics: Clinics):
+def account(clinics: Clinics) -> Account:
     account = small_clinic("alpha")
     clinics.sandbox.add(account)
     return account
 
 
-def test_an_organization_is_added_listed_disabled_enabled_and_removed(command: CommandLine, clinics, account) -> None:
+def test_organization_is_added_disabled_and_enabled(
+    command: CommandLine, clinics: Clinics, account: Account, home: Path
+) -> None:
+    """A name that the application has given stays; Cliniko is asked whether it accepts the key."""
+    home_with_files(home)
     add = ["organizations", "add", "alpha", "--name", "New [i]name[/i]", "--api-url", clinics.sandbox.base_url(account)]
     with clinics.database.operator() as connection:
         connection.exec_driver_sql("insert into public.organizations (id, name) values ('alpha', 'Old [b]name[/x]')")
@@ -42,16 +44,18 @@ def test_an_organization_is_added_listed_disabled_enabled_and_removed(command: C
 
     assert command("organizations", "disable", "alpha").returncode == 0
     assert "disabled" in command("organizations", "list").stdout
-    named = command("sync", "alpha")
-    assert named.returncode == 1
-    assert "organizations enable alpha" in named.stderr
+    named = sync_in_a_fork(command.environ, "alpha")
+    assert "organizations enable alpha" in (named.error or "")
     assert clinics.sandbox.counters.requests() == 1  # what adding asked
     assert command("organizations", "enable", "alpha").returncode == 0
     assert command("organizations", "validate", "alpha").stdout == "Cliniko accepts the credentials of 'alpha'.\n"
     assert clinics.sandbox.counters.requests() == 2
 
+
+def test_organization_is_removed_with_its_rows_alone(command: CommandLine, clinics: Clinics) -> None:
+    clinics.add("alpha")
     with clinics.database.operator() as connection:
-        connection.exec_driver_sql("insert into public.contacts (organization_id, name) values ('alpha', 'A contact')")
+        assert connection.exec_driver_sql("select count(*) from public.contacts").scalar_one() == 1
     for name in ("alpha", "beta"):
         with clinics.database.organization(name) as connection:
             connection.exec_driver_sql(
@@ -64,7 +68,7 @@ def test_an_organization_is_added_listed_disabled_enabled_and_removed(command: C
     removed = command("organizations", "remove", "alpha", "--yes")
     assert (removed.returncode, removed.stdout) == (
         0,
-        "Removed 'alpha': its credentials and 2 rows. Its contacts were not touched.\n",
+        "Removed 'alpha': its credentials and 1 rows. Its contacts were not touched.\n",
     )
     assert not _stored(clinics)
     assert clinics.count("alpha", "cliniko.practitioners") == 0
@@ -74,136 +78,79 @@ def test_an_organization_is_added_listed_disabled_enabled_and_removed(command: C
     assert command("organizations", "remove", "alpha", "--yes").returncode == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "options", "words"),
-    [
-        ("revoked", [], "401"),
-        ("forbidden", [], "403"),
-        (None, ["--api-url", "https://cliniko.example/v1"], "CLINIKO_ALLOWED_HOSTS"),
-        (None, ["--api-url", "https://api.au2.cliniko.com.example/v1", "--no-validate"], "CLINIKO_ALLOWED_HOSTS"),
-        ("no email", ["--api-url", "https://api.au2.cliniko.com/v1", "--no-validate"], "CLINIKO_CONTACT_EMAIL"),
-        ("blank key", [], "no API key"),
-        ("odd key", [], "copy it again"),
-        ("no encryption key", [], "CREDENTIALS_ENCRYPTION_KEY"),
-    ],
-)
-def test_credentials_that_do_not_work_are_not_stored(
-    command: CommandLine, clinics, account, change, options, words
-) -> None:
-    account.revoked = change == "revoked"
-    account.forbidden_resources = {"patients"} if change == "forbidden" else set()
-    key = {"blank key": " \n", "odd key": "two words"}.get(change, account.api_key)
-    options = options or ["--api-url", clinics.sandbox.base_url(account)]
-    environ = {"CREDENTIALS_ENCRYPTION_KEY": None} if change == "no encryption key" else {}
-    refused = command("organizations", "add", "alpha", "--name", "A", *options, stdin=key, **environ)
-    assert refused.returncode == 1
-    _assert_one_line(refused.stderr, words)
-    assert account.bare_key not in refused.stderr + refused.stdout
+def test_unusable_credentials_are_not_stored(command: CommandLine, clinics: Clinics, account: Account) -> None:
+    add = ("organizations", "add", "alpha", "--name", "A")
+    url = ("--api-url", clinics.sandbox.base_url(account))
+    abroad = ("--api-url", "https://api.au2.cliniko.com.example/v1", "--no-validate")
+    without_email = ("--api-url", "https://api.au2.cliniko.com/v1", "--no-validate")
+    closed = free_port()
+    nowhere = ("--api-url", f"http://127.0.0.1:{closed}/au2/v1")
+    cases = [
+        (account.api_key, abroad, "CLINIKO_ALLOWED_HOSTS", {}),
+        (account.api_key, without_email, "CLINIKO_CONTACT_EMAIL", {}),
+        # Somebody waits for the answer: fewer attempts than a sync makes.
+        (account.api_key, nowhere, "given up after 2 attempts", {"CLINIKO_ALLOWED_HOSTS": f"127.0.0.1:{closed}"}),
+        (" \n", url, "no API key", {}),
+        ("two words", url, "copy it again", {}),
+        (account.api_key, url, "CREDENTIALS_ENCRYPTION_KEY", {"CREDENTIALS_ENCRYPTION_KEY": None}),
+    ]
+    for key, options, words, changes in cases:
+        refused = command(*add, *options, stdin=key, **changes)
+        assert_refused(refused, words)
+        assert account.bare_key not in refused.stderr
+    account.forbidden_resources = {"patients"}
+    assert_refused(command(*add, *url, stdin=account.api_key), "403")
+    account.revoked = True
+    refused = command(*add, *url, stdin=account.api_key)
+    assert_refused(refused, "401")
+    assert account.bare_key not in refused.stderr
     assert not _stored(clinics)
     with clinics.database.operator() as connection:
         assert connection.exec_driver_sql("select count(*) from public.organizations").scalar_one() == 0
 
 
-@pytest.mark.parametrize(
-    ("key", "given", "region", "api_url"),
-    [
+def test_account_address_is_stored_for_other_programs(command: CommandLine, clinics: Clinics) -> None:
+    cases = [
         ("MS0x-au4", None, "au4", "https://api.au4.cliniko.com/v1"),
         ("MS0x", None, "au1", "https://api.au1.cliniko.com/v1"),
         ("MS0x-au4", "https://api.uk1.cliniko.com/v1/", "uk1", "https://api.uk1.cliniko.com/v1"),
         ("MS0x-au4", "http://127.0.0.1:9/au2/v1/", "au4", "http://127.0.0.1:9/au2/v1"),
         ("MS0x-odd", "http://127.0.0.1:9/au2/v1", None, "http://127.0.0.1:9/au2/v1"),
-    ],
-)
-def test_where_the_account_is_is_stored_for_other_programs_that_read_it(
-    command: CommandLine, clinics, key, given, region, api_url
-) -> None:
-    added = command(
-        *("organizations", "add", "alpha", "--name", "A", "--no-validate"),
-        *(["--api-url", given] if given else []),
-        stdin=key,
-        CLINIKO_CONTACT_EMAIL="it@clinic.example",
-        CLINIKO_ALLOWED_HOSTS="127.0.0.1:9",
-    )
-    assert added.returncode == 0, added.stderr
-    assert clinics.vault.decrypt(_stored(clinics)["alpha"]) == ClinikoCredentials(key, region, api_url)
+    ]
+    for key, given, region, api_url in cases:
+        added = command(
+            *("organizations", "add", "alpha", "--name", "A", "--no-validate"),
+            *(["--api-url", given] if given else []),
+            stdin=key,
+            CLINIKO_CONTACT_EMAIL="it@clinic.example",
+            CLINIKO_ALLOWED_HOSTS="127.0.0.1:9",
+        )
+        assert added.returncode == 0, added.stderr
+        assert clinics.vault.decrypt(_stored(clinics)["alpha"]) == ClinikoCredentials(key, region, api_url)
 
 
-def test_a_cliniko_that_cannot_be_reached_is_told_in_one_line(command: CommandLine, clinics, account) -> None:
-    port = free_port()
-    refused = command(
-        "organizations",
-        *("add", "alpha", "--name", "A", "--api-url", f"http://127.0.0.1:{port}/au2/v1"),
-        stdin=account.api_key,
-        CLINIKO_ALLOWED_HOSTS=f"127.0.0.1:{port}",
-    )
-    assert refused.returncode == 1
-    # Somebody waits for it: not as often as a sync tries.
-    _assert_one_line(refused.stderr, "given up after 2 attempts")
+def test_organization_id_must_be_printable(command: CommandLine, clinics: Clinics, account: Account) -> None:
+    """Any printable one is stored and shown as it is."""
+    for odd in ("", "   ", "a\nb", "bell\a"):
+        refused = command("organizations", "add", odd, "--name", "A", "--no-validate", stdin="key-au2")
+        assert refused.returncode == 2
+        assert "printable" in refused.stderr
     assert not _stored(clinics)
-
-
-@pytest.mark.parametrize("odd", ["", "   ", "a\nb", "bell\a"])
-def test_an_id_that_nobody_could_read_is_refused(command: CommandLine, clinics, odd) -> None:
-    refused = command("organizations", "add", odd, "--name", "A", "--no-validate", stdin="key-au2")
-    assert refused.returncode == 2
-    assert "printable" in refused.stderr
-    assert not _stored(clinics)
-
-
-@pytest.mark.parametrize("odd", ["a, 'b' | \"c\" \\ 100%", "Zoë 🏄", "../x"])
-def test_any_other_id_is_kept_as_it_is(command: CommandLine, clinics, account, odd) -> None:
     url = clinics.sandbox.base_url(account)
-    added = command(
-        "organizations", "add", odd, "--name", odd, "--no-validate", "--api-url", url, stdin=account.api_key
-    )
-    assert added.returncode == 0, added.stderr
-    assert list(_stored(clinics)) == [odd]
-    assert odd in command("organizations", "list").stdout
+    odd_ids = ["../x", "Zoë 🏄", "a, 'b' | \"c\" \\ 100%"]
+    for odd in odd_ids:
+        arguments = ("add", odd, "--name", odd, "--no-validate", "--api-url", url)
+        added = command("organizations", *arguments, stdin=account.api_key)
+        assert added.returncode == 0, added.stderr
+    assert sorted(_stored(clinics)) == sorted(odd_ids)
+    listed = command("organizations", "list").stdout
+    assert all(odd in listed for odd in odd_ids)
 
 
-def test_rotation_rewrites_every_shape_and_tells_of_what_it_cannot_read(command: CommandLine, clinics) -> None:
-    old, new = Fernet.generate_key(), Fernet.generate_key()
-    plain = {"api_key": "a-key-au2", "region": "au2", "more": "kept"}
-
-    def token(key: bytes) -> str:
-        return Fernet(key).encrypt(json.dumps(plain).encode()).decode()
-
-    def packed(text: str) -> str:
-        return base64.b64encode(text.encode()).decode()
-
-    shapes: dict[str, object] = {
-        "object": {"encrypted_data": packed(token(old))},
-        "object as text": json.dumps({"encrypted_data": packed(token(old))}),
-        "base64": packed(token(old)),
-        "token": token(old),
-        "current": {"encrypted_data": packed(token(new))},
-        "unreadable": {"encrypted_data": packed(token(Fernet.generate_key()))},
-    }
-    with clinics.database.operator() as connection:
-        for name, shape in shapes.items():
-            organizations.save(connection, name, name, {}, validated=False)
-            connection.execute(
-                sa.text(
-                    "update public.api_credentials set credentials_encrypted = :value where organization_id = :name"
-                ).bindparams(sa.bindparam("value", type_=JSONB)),
-                {"value": shape, "name": name},
-            )
-    keys = f"{new.decode()},{old.decode()}"
-    done = command("credentials", "rotate", CREDENTIALS_ENCRYPTION_KEY=keys)
-    assert done.returncode == 1
-    assert done.stdout == "Encrypted 4 anew; 1 already were under the first key.\n"
-    _assert_one_line(done.stderr, "unreadable")
-    stored = _stored(clinics)
-    assert stored["unreadable"] == shapes["unreadable"]
-    assert stored["current"] == shapes["current"]
-    for name in set(shapes) - {"unreadable"}:
-        assert Vault([new.decode()]).decrypt(stored[name]) == ClinikoCredentials("a-key-au2", "au2")
-        assert "kept" in Fernet(new).decrypt(base64.b64decode(stored[name]["encrypted_data"])).decode()
-    again = command("credentials", "rotate", CREDENTIALS_ENCRYPTION_KEY=new.decode())
-    assert again.stdout == "Encrypted 0 anew; 5 already were under the first key.\n"
-
-
-def test_the_embedded_database_needs_no_setting_at_all(command: CommandLine, clinics, account, home: Path) -> None:
+def test_embedded_database_needs_no_settings(
+    command: CommandLine, clinics: Clinics, account: Account, home: Path
+) -> None:
+    """The encryption key is made, and must be readable by its owner only."""
     nothing = {"DATABASE_URL": None, "CREDENTIALS_ENCRYPTION_KEY": None}
     url = clinics.sandbox.base_url(account)
     added = command("organizations", "add", "alpha", "--name", "A", "--api-url", url, stdin=account.api_key, **nothing)
@@ -211,18 +158,9 @@ def test_the_embedded_database_needs_no_setting_at_all(command: CommandLine, cli
     key = home / "encryption.key"
     assert key.stat().st_mode & 0o777 == 0o600
     key.chmod(0o644)
-    refused = command("organizations", "validate", "alpha", **nothing)
-    assert refused.returncode == 1
-    _assert_one_line(refused.stderr, "chmod 600")
+    assert_refused(command("organizations", "validate", "alpha", **nothing), "chmod 600")
 
 
 def _stored(clinics: Clinics) -> dict[str, object]:
     with clinics.database.operator() as connection:
         return organizations.all_stored_credentials(connection)
-
-
-def _assert_one_line(stderr: str, words: str) -> None:
-    (line,) = stderr.splitlines()
-    assert line.startswith("Error: ")
-    assert words in line
-    assert "Traceback" not in line

@@ -1,4 +1,4 @@
-"""Nothing secret and nothing of a patient's leaves the tables it belongs in, however a run ends."""
+"""No secret and no patient's data outside of its tables, however a run ends."""
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,7 +35,7 @@ ENDINGS = {
     "cut-short": "given up after 6 attempts",
     "refusing-database": "PostgreSQL refused a statement",
 }
-"""What a run says in the end, by the organization whose it is."""
+"""The error of each organization's run."""
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def left_behind(database_url: URL, tmp_path: Path, secrets: dict[str, str]) -> I
         set_up(pipeline, sandbox)
         with watched_process_list() as command_lines:
             process = sync_in_a_process(environ, AS_OF, *ENDINGS)
-            output, errors = process.communicate(timeout=120)
+            output, errors = process.communicate(timeout=240)
         assert process.returncode == len(ENDINGS) - 1, errors.decode()
         yield {
             "standard output": output.decode(),
@@ -173,7 +173,7 @@ def stored(pipeline: PipelineUnderTest, organization_ids: Iterable[str]) -> dict
     return {table: "\n".join(repr(pipeline.rows(each, table)) for each in organization_ids) for table in tables}
 
 
-def test_no_secret_and_nothing_of_a_patient_is_left_behind_by_runs_of_any_ending(
+def test_no_run_leaves_secrets_or_patients_outside_the_tables(
     left_behind: Mapping[str, str], secrets: Mapping[str, str]
 ) -> None:
     # What was searched is what it should be.

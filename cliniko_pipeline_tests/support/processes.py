@@ -1,18 +1,19 @@
-"""The command line as an operator runs it: the installed console script, in a process of its own."""
+"""The command line as an operator runs it, each command in a process of its own."""
 
 import os
 import signal
 import subprocess
-import sysconfig
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Self
 
+from cliniko_pipeline_tests.support.fork_server import SCRIPT, fork_server
 from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS, wait_until
 
-SCRIPT = str(Path(sysconfig.get_path("scripts")) / "cliniko-pipeline")
+MAIN = "cliniko_pipeline.cli.main:main"
 OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_HOME", "CLINIKO_")
 
 
@@ -26,25 +27,38 @@ class CommandLine:
         self.folder = folder
 
     def __call__(
-        self, *arguments: str, stdin: str = "", seconds: float = 90, **changes: str | None
+        self, *arguments: str, stdin: str = "", seconds: float = 120, **changes: str | None
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [SCRIPT, *arguments],
-            env=self.with_changes(changes),
-            cwd=self.folder,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
+        """Run the command in a fork of a process that has imported it; return its exit code and output."""
+        argv = [SCRIPT, *arguments]
+        with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+            given.write(stdin.encode())
+            given.seek(0)
+            streams = (given.fileno(), out.fileno(), err.fileno())
+            environ = self.with_changes(changes)
+            with fork_server().run(MAIN, environ=environ, folder=self.folder, argv=argv, streams=streams) as fork:
+                code = fork.wait(seconds)
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(argv, code, out.read().decode(), err.read().decode())
 
     def start(self, *arguments: str) -> "Running":
+        """Start the installed console script, which goes on."""
         return Running([SCRIPT, *arguments], self.environ, self.folder)
 
     def with_changes(self, changes: Mapping[str, str | None]) -> dict[str, str]:
         merged = {**self.environ, **changes}
         return {name: value for name, value in merged.items() if value is not None}
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str, stdout: str = "") -> None:
+    """Assert that the command failed with one line on standard error, which has the words and is no traceback."""
+    assert (done.returncode, done.stdout) == (1, stdout)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ")
+    for word in words:
+        assert word in line
+    assert "defect" not in line
 
 
 class Running:

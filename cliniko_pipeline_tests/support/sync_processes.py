@@ -1,21 +1,18 @@
 """Syncs in processes of their own that may be killed, each started within a fifth of a second.
 
-`SyncProcesses` has one clean process, this module, import everything and fork itself for each sync: pytest's own
-process, which has threads, is never forked. What a fork runs is the worker of `cliniko-pipeline sync`.
+Each is a fork of the fork server, and runs the worker of `cliniko-pipeline sync`.
 """
 
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Self
 
 import yaml
@@ -23,14 +20,10 @@ import yaml
 from cliniko_pipeline.cli import workers
 from cliniko_pipeline.cliniko.events import PageRead
 from cliniko_pipeline.sync_options import SyncOptions
+from cliniko_pipeline_tests.support.fork_server import fork_server
 
-LONGEST_SECONDS = 60.0
-IMPORTED = (
-    "dagster_postgres",
-    "cliniko_pipeline.definitions",
-    "cliniko_pipeline.orchestration.instance",
-    "cliniko_pipeline.orchestration.runs",
-)
+LONGEST_SECONDS = 120.0
+DEFAULTS = SyncOptions()
 
 
 @dataclass(frozen=True)
@@ -62,25 +55,11 @@ def home_with_files(folder: Path) -> Path:
 class SyncProcesses:
     """Starts one sync at a time. The first takes some seconds more; a context manager."""
 
-    def __init__(self) -> None:
-        self._parent = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-        )
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        assert self._parent.stdin is not None
-        self._parent.stdin.close()
-        self._parent.wait(10)
-        assert self._parent.stdout is not None
-        self._parent.stdout.close()
+        """The fork server goes on: others use it too."""
 
     def run(
         self,
@@ -92,37 +71,37 @@ class SyncProcesses:
         kill_when: Callable[[], bool] | None = None,
         kill_at_page: int | None = None,
     ) -> Ended:
-        """Syncs the organization, and returns when the process has ended.
+        """Sync the organization, and return when the process has ended.
 
-        `kill_after` so many seconds, or as soon as `kill_when` is true, it gets SIGKILL; with `kill_at_page` it sends
-        that to itself when it has read so many pages and done nothing yet with the last.
+        `kill_after` so many seconds, or as soon as `kill_when` is true, it gets SIGKILL. With `kill_at_page` it sends
+        that to itself when it has read so many pages, before it stores the last.
         """
         as_of = options.as_of and options.as_of.isoformat()
-        order = {"environ": dict(environ), "organization": organization_id, "kill_at_page": kill_at_page}
+        arguments = (organization_id, kill_at_page, {**asdict(options), "as_of": as_of})
         began = time.monotonic()
-        process_id = self._ask({**order, "options": {**asdict(options), "as_of": as_of}})
-        if kill_after is not None or kill_when is not None:
-            while time.monotonic() < began + (kill_after or LONGEST_SECONDS) and not (kill_when and kill_when()):
-                time.sleep(0.001)
-            # Nobody has waited for it yet, so this is still its number, whether it goes on or not.
-            os.kill(process_id, signal.SIGKILL)
-        too_long = threading.Timer(LONGEST_SECONDS, os.kill, (process_id, signal.SIGKILL))
-        too_long.start()
-        code, error = self._ask({"wait": process_id})
-        too_long.cancel()
+        with TemporaryFile() as answer:
+            # What it prints belongs to pytest's standard error; its own standard output is for the answer.
+            streams = (os.open(os.devnull, os.O_RDONLY), answer.fileno(), 2)
+            fork = fork_server().run(f"{__name__}:sync", arguments, environ=os.environ | environ, streams=streams)
+            os.close(streams[0])
+            with fork:
+                if kill_after is not None or kill_when is not None:
+                    while time.monotonic() < began + (kill_after or LONGEST_SECONDS) and not (
+                        kill_when and kill_when()
+                    ):
+                        time.sleep(0.001)
+                    fork.kill()
+                code = fork.wait(LONGEST_SECONDS)
+            answer.seek(0)
+            error = json.loads(answer.read() or "null")
         ended = Ended(signal.Signals(-code) if code < 0 else None, error, time.monotonic() - began)
-        assert ended.seconds < LONGEST_SECONDS, "it did not end"
         assert code in {0, -signal.SIGKILL}, f"the process ended with {code}: {error}"
         return ended
 
-    def _ask(self, order: Mapping[str, Any]) -> Any:
-        assert self._parent.stdin is not None
-        assert self._parent.stdout is not None
-        self._parent.stdin.write(json.dumps(order) + "\n")
-        self._parent.stdin.flush()
-        answer = self._parent.stdout.readline()
-        assert answer, "the process that starts syncs has ended"
-        return json.loads(answer)
+
+def sync_in_a_fork(environ: Mapping[str, str], organization_id: str, options: SyncOptions = DEFAULTS) -> Ended:
+    """Sync as `cliniko-pipeline sync` does, for seconds less."""
+    return SyncProcesses().run(environ, organization_id, options)
 
 
 class _Command:
@@ -147,53 +126,12 @@ class _Command:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _sync(order: Mapping[str, Any], told: int) -> None:
-    os.environ.update(order["environ"])
-    as_of = order["options"].pop("as_of")
-    options = SyncOptions(as_of and datetime.fromisoformat(as_of), **order["options"])
-    command: Any = _Command(order["organization"], order["kill_at_page"])
-    workers._serve(command, options)
-    os.write(told, json.dumps(command.error).encode())
-
-
-def _start(order: Mapping[str, Any]) -> tuple[int, int]:
-    """The number of the process that syncs, and where it tells how that went."""
-    telling, told = os.pipe()
-    process_id = os.fork()
-    if process_id:
-        os.close(told)
-        return process_id, telling
-    code = 1
-    try:
-        # Standard output is for the answers.
-        os.dup2(2, 1)
-        _sync(order, told)
-        code = 0
-    finally:
-        os._exit(code)
-
-
-def main() -> None:
-    # What syncs import, so that they need not.
-    for each in IMPORTED:
-        import_module(each)
-    assert threading.active_count() == 1
-    telling: dict[int, int] = {}
-    for line in sys.stdin:
-        order = json.loads(line)
-        process_id = order.get("wait")
-        if process_id is None:
-            answer: Any
-            answer, reading = _start(order)
-            telling[answer] = reading
-        else:
-            with os.fdopen(telling.pop(process_id)) as told:
-                error = told.read()
-            _, status = os.waitpid(process_id, 0)
-            answer = os.waitstatus_to_exitcode(status), json.loads(error) if error else None
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
+def sync(organization_id: str, kill_at_page: int | None, options: dict[str, Any]) -> None:
+    """Run in the fork: sync the organization, and write the error to standard output."""
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    as_of = options.pop("as_of")
+    command: Any = _Command(organization_id, kill_at_page)
+    workers._serve(command, SyncOptions(as_of and datetime.fromisoformat(as_of), **options))
+    os.write(answer, json.dumps(command.error).encode())
+    os._exit(0)

@@ -1,0 +1,30 @@
+"""`cliniko-pipeline doctor`: what it finds well, and what it does not."""
+
+from cliniko_pipeline_tests.support.clinics import Clinics
+from cliniko_pipeline_tests.support.processes import CommandLine
+
+
+def test_doctor_reports_a_revoked_key(command: CommandLine, clinics: Clinics) -> None:
+    empty = command("doctor")
+    assert empty.returncode == 0
+    assert "organizations add" in empty.stdout
+    account = clinics.add("alpha")
+    clinics.add("beta")
+    assert command("doctor").stdout.count("✓") == 7
+    account.revoked = True
+    examined = command("doctor")
+    assert examined.returncode == 1
+    assert "✗ Cliniko accepts the key of 'alpha'" in examined.stdout
+    assert "✓ Cliniko accepts the key of 'beta'" in examined.stdout
+    assert account.bare_key not in examined.stdout
+
+
+def test_doctor_reports_lost_isolation_and_migrate_restores_it(command: CommandLine, clinics: Clinics) -> None:
+    with clinics.database.operator() as connection:
+        connection.exec_driver_sql("alter table cliniko.patients no force row level security")
+    examined = command("doctor")
+    assert examined.returncode == 1
+    assert "✗ Organizations are kept apart" in examined.stdout
+    assert "cliniko.patients" in examined.stdout
+    assert "Mended what keeps organizations apart" in command("migrate").stdout
+    assert command("doctor").returncode == 0

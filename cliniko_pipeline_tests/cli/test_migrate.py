@@ -1,0 +1,61 @@
+"""`cliniko-pipeline migrate`, and what other commands say before it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused
+
+
+@pytest.fixture
+def command(empty_database_url: URL, tmp_path: Path) -> CommandLine:
+    return CommandLine(environment(empty_database_url, tmp_path), tmp_path)
+
+
+@pytest.fixture
+def empty(empty_database_url: URL) -> Iterator[Database]:
+    database = Database(empty_database_url)
+    yield database
+    database.close()
+
+
+def test_migrate_changes_nothing_without_application_tables(command: CommandLine, empty: Database) -> None:
+    with empty.operator() as connection:
+        connection.exec_driver_sql("create table public.organizations (id text primary key, name text)")
+    assert_refused(command("migrate"), "public.api_credentials")
+    with empty.operator() as connection:
+        assert connection.exec_driver_sql("select to_regnamespace('cliniko')").scalar_one() is None
+
+
+def test_unmigrated_database_is_reported(database_url: URL, tmp_path: Path) -> None:
+    """Migrating it twice is harmless. Readers of rows that were there learn that they need a context now."""
+    command = CommandLine(environment(database_url, tmp_path), tmp_path)
+    database = Database(database_url)
+    with database.operator() as connection:
+        connection.execute(
+            sa.text(
+                "drop schema cliniko cascade; alter table public.active_patients disable row level security;"
+                " insert into public.active_patients (contact_id, organization_id, recent_appointment_count,"
+                " upcoming_appointment_count, total_appointment_count) values (gen_random_uuid(), 'a', 1, 1, 2)"
+            )
+        )
+    database.close()
+    for arguments in (["status"], ["sync", "--all"]):
+        assert_refused(command(*arguments), "cliniko-pipeline migrate")
+    examined = command("doctor")
+    assert examined.returncode == 1
+    assert "✗ The schema is up to date" in examined.stdout
+
+    first, second = command("migrate"), command("migrate")
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert first.stdout.startswith("Migrated ")
+    assert "is up to date" in second.stdout
+    assert "app.organization_id" in first.stdout
+    assert "app.organization_id" not in second.stdout
+    heading = first.stdout.partition('docs/operations.md, "')[2].partition('"')[0]
+    assert f"### {heading}\n" in (Path(__file__).parents[2] / "docs" / "operations.md").read_text()

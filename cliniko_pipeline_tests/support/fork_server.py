@@ -1,0 +1,189 @@
+"""A process that has imported the pipeline, and forks itself for each command or sync of the tests.
+
+Starting Python and importing Dagster takes two seconds of processor time; a fork takes milliseconds. pytest's own
+process, which has threads, is never forked. The server ends with pytest, however that ends.
+"""
+
+import atexit
+import functools
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn, Self
+
+SCRIPT = str(Path(sysconfig.get_path("scripts")) / "cliniko-pipeline")
+REPOSITORY = Path(__file__).parents[2]
+IMPORTED = (
+    "dagster_postgres",
+    "cliniko_pipeline.definitions",
+    "cliniko_pipeline.orchestration.backfills",
+    "cliniko_pipeline.orchestration.instance",
+    "cliniko_pipeline.orchestration.runs",
+    *(
+        f"cliniko_pipeline.cli.{path.stem}"
+        for path in sorted((REPOSITORY / "cliniko_pipeline" / "cli").glob("[a-z]*.py"))
+    ),
+)
+MAX_ORDER_BYTES = 160_000
+START_SECONDS = 120.0
+
+
+class Fork:
+    """A forked process. Its id stays its own until the block ends, also when it has ended before."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._code: int | None = None
+        connection.settimeout(START_SECONDS)
+        self.pid = int(self._received())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._code is None:
+            self.kill()
+        self._connection.close()
+
+    def wait(self, seconds: float) -> int:
+        """Return the exit code, negative for a signal. Raise TimeoutError."""
+        if self._code is None:
+            self._connection.settimeout(seconds)
+            self._code = int(self._received())
+        return self._code
+
+    def kill(self, sign: signal.Signals = signal.SIGKILL) -> None:
+        os.kill(self.pid, sign)
+
+    def _received(self) -> bytes:
+        answer = self._connection.recv(64)
+        assert answer, "the fork server has ended"
+        return answer
+
+
+class ForkServer:
+    """The server, seen from the tests."""
+
+    def __init__(self) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__],
+                stdin=theirs,
+                cwd=REPOSITORY,
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # Ctrl-C is for pytest
+            )
+
+    def run(
+        self,
+        target: str,
+        arguments: Sequence[Any] = (),
+        *,
+        environ: Mapping[str, str],
+        folder: Path = REPOSITORY,
+        argv: Sequence[str] = (SCRIPT,),
+        streams: tuple[int, int, int],
+    ) -> Fork:
+        """Run `module:function` with JSON arguments in a fork that has these variables, streams and no others."""
+        order = {"target": target, "arguments": arguments, "environ": dict(environ), "folder": str(folder)}
+        message = json.dumps({**order, "argv": list(argv)}).encode()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            socket.send_fds(self._channel, [message], [*streams, theirs.fileno()])
+        return Fork(ours)
+
+    def close(self) -> None:
+        self._channel.close()
+        self._process.wait()
+
+
+@functools.cache
+def fork_server() -> ForkServer:
+    """Return the server of this pytest process."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
+
+
+def _next_order(channel: socket.socket) -> dict[str, Any]:
+    """Wait for orders. Return in a fork only, once for each."""
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, 4)
+        if not message:
+            os._exit(0)
+        while _has_ended_child():
+            pass
+        if os.fork() == 0:
+            channel.close()
+            *streams, reply = descriptors
+            if (process_id := os.fork()) != 0:
+                _report(process_id, streams, socket.socket(fileno=reply))
+            os.close(reply)
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+                os.close(stream)
+            return json.loads(message)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _has_ended_child() -> bool:
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return False
+
+
+def _report(process_id: int, streams: list[int], reply: socket.socket) -> NoReturn:
+    """Tell the process's id, then its exit code; release the id when the test has read both."""
+    try:
+        for each in (0, 1, 2, *streams):
+            os.close(each)
+        reply.send(str(process_id).encode())
+        ended = os.waitid(os.P_PID, process_id, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        reply.send(str(code).encode())
+        reply.recv(1)
+    finally:
+        os._exit(0)
+
+
+def _carry_out(order: Mapping[str, Any]) -> None:
+    os.chdir(order["folder"])
+    os.environ.clear()
+    os.environ.update(order["environ"])
+    time.tzset()
+    sys.argv = order["argv"]
+    # What click and multiprocessing take for the program: a worker that it spawns imports this, as the real one's does.
+    program = ModuleType("__main__")
+    program.__file__ = SCRIPT
+    sys.modules["__main__"] = program
+    module, _, function = order["target"].partition(":")
+    getattr(import_module(module), function)(*order["arguments"])
+
+
+def main() -> None:
+    """Import everything, then fork for each order."""
+    for each in IMPORTED:
+        import_module(each)
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    assert threads == 1, f"a process with {threads} threads cannot be forked"
+    gc.freeze()
+    channel = socket.socket(fileno=os.dup(0))
+    _carry_out(_next_order(channel))
+
+
+if __name__ == "__main__":
+    main()
