@@ -54,9 +54,9 @@ debian-postgresql: ## Debian's PostgreSQL server, which some tests use beside th
 	fi; \
 	echo "No Debian PostgreSQL server: the tests of ICU locales are skipped."
 
-screenshots: $(VENV)/.dev browser ## The pictures of the documentation, anew
-	CLINIKO_TEST_PICTURES=docs/images $(BIN)/pytest cliniko_pipeline_tests/e2e/test_browser.py \
-		cliniko_pipeline_tests/e2e/test_page.py::test_an_organization_is_shown_as_it_is_stored
+screenshots: $(VENV)/.dev browser ## Take the pictures of the documentation again
+	CLINIKO_TEST_PICTURES=docs/images $(BIN)/pytest -m slow cliniko_pipeline_tests/e2e/test_dagster_ui.py \
+		cliniko_pipeline_tests/e2e/page/test_organization.py::test_organization_is_shown_as_it_is_stored
 
 lint: $(VENV)/.dev ## Style, formatting, and the direction of imports
 	$(BIN)/ruff check .
