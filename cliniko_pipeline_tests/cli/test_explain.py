@@ -1,14 +1,9 @@
 """`cliniko-pipeline explain`, the command: its output as text and as JSON, and its errors."""
 
 import json
-import os
-import pty
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -23,14 +18,7 @@ from cliniko_pipeline_tests.support.hostile_accounts import contact, patient
 from cliniko_pipeline_tests.support.processes import SCRIPT, CommandLine
 from cliniko_pipeline_tests.support.stored_clinics import AS_OF, StoredClinic, came
 
-ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 SECRETS = ["Annabel-Secret", "Lee-Secret", "secret.mail@clinic.example", "Contact-Secret", "+61-400-secret", "clinical"]
-
-
-def attendances(text: str) -> list[str]:
-    return [
-        line.rstrip() for line in text.splitlines() if re.match(r"2026-06-01 09:00  recent  individual  1\d\d", line)
-    ]
 
 
 @pytest.fixture
@@ -71,8 +59,9 @@ def test_command_prints_text_or_json_without_names(environ: dict[str, str], stor
     assert piped.stdout.startswith(
         "Patient 1 is active: 30 appointments from 2026-04-16 09:30 to 2026-06-15 09:30 UTC.\n"
     )
-    assert [line.endswith(" yes") for line in attendances(piped.stdout)] == [True] * 20
-    assert not ESCAPES.search(piped.stdout)
+    rows = [line.rstrip() for line in piped.stdout.splitlines() if line.startswith("2026-06-01 09:00  recent")]
+    assert [line.endswith(" yes") for line in rows] == [True] * 20
+    assert "\x1b" not in piped.stdout
 
     printed = json.loads(as_json.stdout)
     assert printed["verdict"] == piped.stdout.splitlines()[0]
@@ -98,39 +87,16 @@ def test_command_prints_text_or_json_without_names(environ: dict[str, str], stor
         assert secret.casefold() not in (piped.stdout + as_json.stdout).casefold()
 
 
-def test_command_fits_a_terminal_and_does_not_import_dagster(
-    command: CommandLine, stored_clinic: StoredClinic, tmp_path: Path
-) -> None:
-    """The one real process: on a terminal of 80 columns, with a list of its imports."""
-    ours, theirs = pty.openpty()
-    changes = {"TERM": "xterm-256color", "NO_COLOR": None, "COLUMNS": "80", "LINES": "40"}
-    arguments = [SCRIPT, "explain", stored_clinic.id, "1", "--as-of", AS_OF.isoformat()]
-    imports = tmp_path / "imports"
-    seen = b""
-    with (
-        imports.open("wb") as errors,
-        subprocess.Popen(
-            [sys.executable, "-X", "importtime", *arguments],
-            env=command.with_changes(changes),
-            stdin=theirs,
-            stdout=theirs,
-            stderr=errors,
-        ) as process,
-    ):
-        os.close(theirs)
-        with suppress(OSError):  # the other end is closed
-            while part := os.read(ours, 65536):
-                seen += part
-    os.close(ours)
-    assert process.returncode == 0, seen
-    imported = {line.rpartition("|")[2].strip() for line in imports.read_text().splitlines()}
+def test_command_does_not_import_dagster(command: CommandLine, stored_clinic: StoredClinic) -> None:
+    """The one real process."""
+    arguments = ["-X", "importtime", SCRIPT, "explain", stored_clinic.id, "1", "--as-of", AS_OF.isoformat()]
+    done = subprocess.run(
+        [sys.executable, *arguments], env=command.environ, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("Patient 1 is active: 30 appointments"), done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "cliniko_pipeline.cli.session" in imported
     assert "dagster" not in imported
-    assert ESCAPES.search(seen.decode())
-    text = ESCAPES.sub("", seen.decode()).replace("\r", "")
-    assert text.startswith("Patient 1 is active: 30 appointments from 2026-04-16 09:30 to")
-    assert max(map(len, text.splitlines())) <= 80
-    assert len(attendances(text)) == 20
 
 
 def test_command_reports_what_cannot_be_explained(environ: dict[str, str], stored_clinic: StoredClinic) -> None:
