@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline_tests.support.hostile_accounts import WireRecord, contact, patient
@@ -141,19 +140,3 @@ def test_passes_of_the_mapping(module_database: Database, case: str) -> None:
     else:
         status = "ambiguous" if outcome == "ambiguous" else "unmatched"
         assert (match.stored.status, match.stored.contact_id) == (status, None)
-
-
-def test_changed_contact_shows_in_the_next_mapping(module_database: Database) -> None:
-    clinic = StoredClinic(module_database)
-    clinic.store(patients=[patient("1", "Ann", "Lee")])
-    clinic.add_contacts(contact(1, cliniko_patient_id="1"))
-    clinic.compute()
-    with clinic.database.operator() as connection:
-        connection.execute(
-            sa.text("update public.contacts set cliniko_patient_id = null, name = 'Ann Lee' where id = :id"),
-            {"id": clinic.contact_id(1)},
-        )
-    match = clinic.explain("1", AS_OF).match
-    assert match.stored is not None
-    assert match.now is not None
-    assert (match.stored.method, match.now.method) == ("cliniko_patient_id", "name")

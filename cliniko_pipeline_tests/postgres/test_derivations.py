@@ -8,10 +8,8 @@ import sqlalchemy as sa
 from cliniko_pipeline.postgres import claims, derivations, organizations
 from cliniko_pipeline.postgres.derivations import Derivation
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.merge import replace_by_rows
 from cliniko_pipeline.postgres.tables import (
     ACTIVE_PATIENTS,
-    CONTACT_MAPPING,
     CURRENT_ATTENDANCES,
     PRACTITIONERS,
     WATCHED,
@@ -127,12 +125,6 @@ def test_changed_setting_or_kept_row_is_computed_once(clinic: DerivedClinic) -> 
         assert [clinic.sync() for _ in range(3)] == [ATTENDANCES, FIRST_UNCHANGED, NOTHING]
     clinic.execute("update cliniko.current_attendances set attendances = 7")
     assert [clinic.sync() for _ in range(2)] == [ATTENDANCES, NOTHING]
-
-
-def test_mapping_written_whole_by_hand_is_a_change(clinic: DerivedClinic) -> None:
-    with clinic.database.organization(clinic.id) as connection:
-        replace_by_rows(connection, CONTACT_MAPPING, [])
-    assert clinic.sync() == EVERYTHING
 
 
 def test_attendances_are_not_kept_while_each_sync_has_changes(clinic: DerivedClinic) -> None:
