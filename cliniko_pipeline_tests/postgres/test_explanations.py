@@ -4,14 +4,13 @@ test_explanations_equal_tables.py compares them with the computed tables, test_c
 """
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from cliniko_pipeline.errors import DatabaseSetupError, DataError
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.explanations import Counts, Rules, explain, unknown_patient
+from cliniko_pipeline.postgres.explanations import Counts, Explanation, Rules, explain, unknown_patient
 from cliniko_pipeline_tests.support.hostile_accounts import attendee, contact, group_appointment, patient
 from cliniko_pipeline_tests.support.stored_clinics import (
     AS_OF,
@@ -40,120 +39,109 @@ def named(clinic: StoredClinic) -> StoredClinic:
     return clinic
 
 
-# Attendances. -------------------------------------------------------------------------------------------------------
+def reasons(found: Explanation) -> dict[str | None, list[str]]:
+    """By the id of the attendee or of the individual appointment."""
+    return {each.attendee_id or each.id: [reason for reason, _ in each.left_out] for each in found.attendances}
 
 
 def test_activity_window_is_exact_to_the_second(clinic: StoredClinic) -> None:
     starts = {
-        "1": "2026-06-15T09:30:00Z",
         "2": "2026-06-15T09:30:01Z",
+        "1": "2026-06-15T09:30:00Z",
         "3": "2026-04-16T09:30:00Z",
         "4": "2026-04-16T09:29:59Z",
     }
     clinic.store(patients=[patient("1")], individual_appointments=[came(i, starts_at=at) for i, at in starts.items()])
     found = clinic.explain("1", AS_OF)
-    assert {each.id: each.window for each in found.attendances} == {
-        "2": "upcoming",
-        "1": "recent",
-        "3": "recent",
-        "4": "earlier",
-    }
-    assert [each.id for each in found.attendances] == ["2", "1", "3", "4"]
+    assert [(each.id, each.window) for each in found.attendances] == [
+        ("2", "upcoming"),
+        ("1", "recent"),
+        ("3", "recent"),
+        ("4", "earlier"),
+    ]
     assert found.counts == Counts(2, 1, 4, AS_OF)
     assert found.is_active
 
 
-@pytest.mark.parametrize(
-    ("changes", "reasons"),
-    [
-        ({"cancelled_at": ENDED}, ["cancelled"]),
-        ({"archived_at": ENDED}, ["archived"]),
-        ({"deleted_at": ENDED}, ["deleted"]),
-        ({"cancelled_at": ENDED, "deleted_at": ENDED}, ["cancelled", "deleted"]),
-        ({"cancelled_at": "", "did_not_arrive": True}, []),
-    ],
-)
-def test_ended_individual_appointment_does_not_count(
-    clinic: StoredClinic, changes: dict[str, Any], reasons: list[str]
-) -> None:
-    clinic.store(patients=[patient("1")], individual_appointments=[came(**changes)])
-    found = clinic.explain("1", AS_OF)
-    (attendance,) = found.attendances
-    assert [reason for reason, _ in attendance.left_out] == reasons
-    assert {at for _, at in attendance.left_out} <= {datetime(2026, 5, 1, tzinfo=UTC)}
-    assert attendance.counts == found.is_active == (not reasons)
-
-
-@pytest.mark.parametrize(
-    ("booking", "mine", "reasons"),
-    [
-        ({}, {"cancelled_at": ENDED}, ["cancelled"]),
-        ({}, {"archived_at": ENDED}, ["archived"]),
-        ({}, {"deleted_at": ENDED}, ["deleted"]),
-        ({"archived_at": ENDED}, {}, ["booking_archived"]),
-        ({"deleted_at": ENDED}, {"cancelled_at": ENDED}, ["cancelled", "booking_deleted"]),
-        ({"id": "404"}, {}, ["booking_unknown"]),
-        ({"id": "404"}, {"archived_at": ENDED}, ["archived", "booking_unknown"]),
-        ({}, {}, []),
-    ],
-)
-def test_ended_attendee_or_group_does_not_count(
-    clinic: StoredClinic, booking: dict[str, Any], mine: dict[str, Any], reasons: list[str]
-) -> None:
+def test_ended_attendance_does_not_count(clinic: StoredClinic) -> None:
+    """An individual appointment, an attendee or a group; and what a full sync no longer found."""
     clinic.store(
         patients=[patient("1")],
-        group_appointments=[group_appointment("20", RECENTLY, **booking)],
-        attendees=[attendee("30", "20", "1", **mine)],
+        individual_appointments=[
+            came("10", cancelled_at=ENDED),
+            came("11", archived_at=ENDED),
+            came("12", deleted_at=ENDED),
+            came("13", cancelled_at=ENDED, deleted_at=ENDED),
+            came("14", cancelled_at="", did_not_arrive=True),
+        ],
+        group_appointments=[
+            *(group_appointment(group, RECENTLY) for group in ("20", "23", "24")),
+            group_appointment("21", RECENTLY, archived_at=ENDED),
+            group_appointment("22", RECENTLY, deleted_at=ENDED),
+        ],
+        attendees=[
+            attendee("30", "20", "1", cancelled_at=ENDED),
+            attendee("31", "20", "1", archived_at=ENDED),
+            attendee("32", "20", "1", deleted_at=ENDED),
+            attendee("33", "21", "1"),
+            attendee("34", "22", "1", cancelled_at=ENDED),
+            attendee("35", "404", "1"),
+            attendee("36", "404", "1", archived_at=ENDED),
+            attendee("37", "20", "1"),
+            attendee("38", "23", "1"),
+            attendee("39", "23", "1", deleted_at=ENDED),
+            attendee("40", "24", "1"),
+            attendee("41", None, "1"),
+        ],
     )
+    vanished = "set vanished_at = now(), deleted_at = coalesce(deleted_at, now()) where id in"
+    clinic.run(f"update cliniko.appointments {vanished} ('24')")
+    clinic.run(f"update cliniko.attendees {vanished} ('38', '39')")
+    clinic.run(f"update cliniko.patients {vanished} ('1')")
     found = clinic.explain("1", AS_OF)
-    (attendance,) = found.attendances
-    assert (attendance.kind, attendance.id, attendance.attendee_id) == ("group", "20", "30")
-    assert attendance.window == ("unknown" if "id" in booking else "recent")
-    assert [reason for reason, _ in attendance.left_out] == reasons
-    assert attendance.counts == found.is_active == (not reasons)
-
-
-@pytest.mark.parametrize(
-    ("table", "reasons"),
-    [
-        ("attendees", {"30": ["vanished"], "31": ["deleted", "vanished"]}),
-        ("appointments", {"30": ["booking_vanished"], "31": ["deleted", "booking_vanished"]}),
-    ],
-)
-def test_deletion_in_cliniko_is_a_reason(clinic: StoredClinic, table: str, reasons: dict[str, list[str]]) -> None:
-    clinic.store(
-        patients=[patient("1")],
-        group_appointments=[group_appointment("20", RECENTLY)],
-        attendees=[attendee("30", "20", "1"), attendee("31", "20", "1", deleted_at=ENDED)],
-    )
-    clinic.run(f"update cliniko.{table} set vanished_at = now(), deleted_at = coalesce(deleted_at, now())")
-    clinic.run("update cliniko.patients set vanished_at = now(), deleted_at = now()")
-    found = clinic.explain("1", AS_OF)
-    assert {each.attendee_id: [reason for reason, _ in each.left_out] for each in found.attendances} == reasons
-    assert found.person.state == "deleted"
+    assert reasons(found) == {
+        "10": ["cancelled"],
+        "11": ["archived"],
+        "12": ["deleted"],
+        "13": ["cancelled", "deleted"],
+        "14": [],
+        "30": ["cancelled"],
+        "31": ["archived"],
+        "32": ["deleted"],
+        "33": ["booking_archived"],
+        "34": ["cancelled", "booking_deleted"],
+        "35": ["booking_unknown"],
+        "36": ["archived", "booking_unknown"],
+        "37": [],
+        "38": ["vanished"],
+        "39": ["deleted", "vanished"],
+        "40": ["booking_vanished"],
+        "41": ["booking_unknown"],
+    }
+    assert all(each.counts == (not each.left_out) for each in found.attendances)
+    assert found.counts.recent == 2
+    by_id = {each.attendee_id or each.id: each for each in found.attendances}
+    assert by_id["10"].left_out == (("cancelled", datetime(2026, 5, 1, tzinfo=UTC)),)
+    assert [by_id[n].window for n in ("10", "33", "35", "41")] == ["recent", "recent", "unknown", "unknown"]
+    assert [(by_id[n].kind, by_id[n].id) for n in ("10", "33", "41")] == [
+        ("individual", "10"),
+        ("group", "21"),
+        ("group", None),
+    ]
+    assert (found.person.state, found.is_active) == ("deleted", False)
     assert found.person.record is not None
     assert found.person.record.vanished_at == found.person.record.deleted_at
 
 
-def test_attendee_without_booking_is_listed(clinic: StoredClinic) -> None:
+def test_attendees_of_individual_appointments_are_not_counted(clinic: StoredClinic) -> None:
+    """Unless a group has the same id as the individual appointment."""
     clinic.store(
         patients=[patient("1")],
-        individual_appointments=[came("10")],
-        attendees=[attendee("30", "10", "1"), attendee("31", None, "1")],
+        individual_appointments=[came("10"), came("11")],
+        group_appointments=[group_appointment("11", RECENTLY)],
+        attendees=[attendee("30", "10", "1"), attendee("31", "11", "1")],
     )
-    found = clinic.explain("1", AS_OF)
-    assert [(each.id, each.attendee_id) for each in found.attendances] == [("10", None), (None, "31")]
-    assert found.counts.total == 1
-
-
-def test_group_with_the_id_of_an_appointment_counts(clinic: StoredClinic) -> None:
-    clinic.store(
-        patients=[patient("1")],
-        individual_appointments=[came("10")],
-        group_appointments=[group_appointment("10", RECENTLY)],
-        attendees=[attendee("30", "10", "1")],
-    )
-    assert clinic.explain("1", AS_OF).counts.recent == 2
+    assert reasons(clinic.explain("1", AS_OF)) == {"10": [], "11": [], "31": []}
 
 
 def test_group_counts_once_by_its_first_attendee(clinic: StoredClinic) -> None:
@@ -168,52 +156,43 @@ def test_group_counts_once_by_its_first_attendee(clinic: StoredClinic) -> None:
         ],
     )
     found = clinic.explain("1", AS_OF)
-    assert {each.attendee_id: each.counts for each in found.attendances} == {
-        "8": False,
-        "9": True,
-        "10": False,
-        "100": False,
+    assert {each.attendee_id: (each.counts, each.counted_attendee_id) for each in found.attendances} == {
+        "8": (False, None),
+        "9": (True, None),
+        "10": (False, "9"),
+        "100": (False, "9"),
     }
-    told = {each.attendee_id: ([r for r, _ in each.left_out], each.counted_attendee_id) for each in found.attendances}
-    assert told["10"] == told["100"] == (["counted_once"], "9")
-    assert told["8"] == (["cancelled"], None)
-    assert told["9"] == ([], None)
+    assert reasons(found) == {"8": ["cancelled"], "9": [], "10": ["counted_once"], "100": ["counted_once"]}
     assert found.counts == Counts(1, 0, 1, datetime(2026, 6, 1, 9, tzinfo=UTC))
 
 
-@pytest.mark.parametrize(
-    ("arrived", "starts_at", "expected"),
-    [
-        ([False], RECENTLY, {"30": "no_show"}),
-        ([False, False], RECENTLY, {"30": "no_show", "31": "no_show"}),
-        ([False, None], RECENTLY, {"30": "counted_once", "31": None}),
-        ([None, False], RECENTLY, {"30": None, "31": "counted_once"}),
-        ([False], SOON, {"30": None}),
-    ],
-    ids=["nobody", "nobody twice", "the second perhaps", "the first perhaps", "not held yet"],
-)
-def test_group_no_shows_follow_the_setting(
-    clinic: StoredClinic, arrived: list[bool | None], starts_at: str, expected: dict[str, str | None]
-) -> None:
+def test_no_shows_follow_the_setting(clinic: StoredClinic) -> None:
+    """A group counts if anybody of the person may have come; what is to come is no no-show."""
+    arrived = {"20": [False], "21": [False, False], "22": [False, None], "23": [None, False], "24": [False]}
     clinic.store(
         patients=[patient("1")],
-        group_appointments=[group_appointment("20", starts_at)],
-        attendees=[attendee(str(30 + n), "20", "1", arrived=each) for n, each in enumerate(arrived)],
+        individual_appointments=[came("10", did_not_arrive=True)],
+        group_appointments=[group_appointment(each, SOON if each == "24" else RECENTLY) for each in arrived],
+        attendees=[
+            attendee(f"{group}{n}", group, "1", arrived=each)
+            for group, entries in arrived.items()
+            for n, each in enumerate(entries)
+        ],
     )
-    left_out = {each.attendee_id: each.left_out for each in clinic.explain("1", AS_OF, WITHOUT_NO_SHOWS).attendances}
-    assert {key: reasons[0][0] if reasons else None for key, reasons in left_out.items()} == expected
-    assert clinic.explain("1", AS_OF).counts.total == 1
-
-
-def test_individual_no_shows_follow_the_setting(clinic: StoredClinic) -> None:
-    clinic.store(patients=[patient("1")], individual_appointments=[came(did_not_arrive=True)])
-    assert clinic.explain("1", AS_OF).is_active
     found = clinic.explain("1", AS_OF, WITHOUT_NO_SHOWS)
-    assert found.attendances[0].left_out == (("no_show", None),)
-    assert not found.is_active
-
-
-# The person. --------------------------------------------------------------------------------------------------------
+    assert {key: left_out[0] if left_out else None for key, left_out in reasons(found).items()} == {
+        "10": "no_show",
+        "200": "no_show",
+        "210": "no_show",
+        "211": "no_show",
+        "220": "counted_once",
+        "221": None,
+        "230": None,
+        "231": "counted_once",
+        "240": None,
+    }
+    assert found.counts.total == 3
+    assert clinic.explain("1", AS_OF).counts.total == 6
 
 
 def test_merges_are_followed_and_all_ids_counted(clinic: StoredClinic) -> None:
@@ -227,71 +206,53 @@ def test_merges_are_followed_and_all_ids_counted(clinic: StoredClinic) -> None:
         ],
         individual_appointments=[came(str(100 + n), str(n)) for n in range(7, 12)],
     )
-    found = clinic.explain("7", AS_OF)
-    assert found.person.id == "10"
+    found, end = clinic.explain("7", AS_OF), clinic.explain("10", AS_OF)
+    assert (found.person.id, found.person.in_loop) == ("10", False)
     assert [(each.id, each.merged_into_id) for each in found.person.chain] == [("7", "8"), ("8", "10"), ("10", None)]
     assert [each.id for each in found.person.merged] == ["9"]
-    assert not found.person.in_loop
     assert sorted(each.patient_id for each in found.attendances) == ["10", "7", "8", "9"]
-    of_person = clinic.explain("10", AS_OF)
-    assert [each.id for each in of_person.person.chain] == ["10"]
-    assert [each.id for each in of_person.person.merged] == ["7", "8", "9"]
-    assert of_person.counts == found.counts
+    assert [each.id for each in end.person.chain] == ["10"]
+    assert [each.id for each in end.person.merged] == ["7", "8", "9"]
+    assert end.counts == found.counts
 
 
 def test_loop_of_merges_is_one_person_with_the_lowest_id(clinic: StoredClinic) -> None:
+    merged = {"93": "1000", "1000": "91", "91": "1000", "95": "95"}
     clinic.store(
-        patients=[
-            patient("93", merged_into="1000"),
-            patient("1000", merged_into="91"),
-            patient("91", merged_into="1000"),
-        ],
+        patients=[patient(each, merged_into=into) for each, into in merged.items()],
         individual_appointments=[came("10", "1000")],
     )
-    found = clinic.explain("93", AS_OF)
-    assert (found.person.id, found.person.in_loop) == ("91", True)
-    assert [each.id for each in found.person.chain] == ["93", "1000", "91"]
-    assert found.is_active
-    # Within the loop the chain ends where it began.
-    assert [each.id for each in clinic.explain("91", AS_OF).person.chain] == ["91", "1000"]
+    found = {each: clinic.explain(each, AS_OF) for each in ("93", "91", "95")}
+    assert {each: (one.person.id, one.person.in_loop, one.is_active) for each, one in found.items()} == {
+        "93": ("91", True, True),
+        "91": ("91", True, True),
+        "95": ("95", True, False),
+    }
+    assert [each.id for each in found["93"].person.chain] == ["93", "1000", "91"]
+    assert [each.id for each in found["91"].person.chain] == ["91", "1000"]
 
 
-def test_patient_merged_into_itself_is_a_loop(clinic: StoredClinic) -> None:
-    clinic.store(patients=[patient("95", merged_into="95")])
-    assert clinic.explain("95", AS_OF).person.in_loop
-
-
-def test_merge_into_a_missing_patient_has_no_person(clinic: StoredClinic) -> None:
+def test_person_that_is_not_current_is_not_active(clinic: StoredClinic) -> None:
+    """Patient 5 was merged into one that was not read, and has contacts."""
     clinic.store(
-        patients=[patient("95", "Abe", merged_into="9999")],
-        individual_appointments=[came("10", "95"), came("11", "9999")],
+        patients=[
+            patient("1", archived_at=ENDED),
+            patient("2", deleted_at=ENDED),
+            patient("3", archived_at=ENDED, deleted_at=ENDED),
+            patient("4"),
+            patient("5", "Abe", merged_into="9999"),
+        ],
+        individual_appointments=[came(f"1{n}", n) for n in ("1", "2", "3", "4", "5", "9999")],
     )
-    clinic.add_contacts(contact(1, cliniko_patient_id="95"), contact(2, name="Abe"))
+    clinic.add_contacts(contact(1, cliniko_patient_id="5"), contact(2, name="Abe"))
     clinic.compute()
-    found = clinic.explain("95")
-    assert (found.person.id, found.person.record, found.person.state) == ("9999", None, "no_record")
-    assert (found.match.stored, found.match.now, found.match.passes) == (None, None, ())
-    assert (found.is_active, found.listing) == (False, "not_active")
-
-
-@pytest.mark.parametrize(
-    ("changes", "state"),
-    [
-        ({"archived_at": ENDED}, "archived"),
-        ({"deleted_at": ENDED}, "deleted"),
-        ({"archived_at": ENDED, "deleted_at": ENDED}, "archived"),
-        ({}, "current"),
-    ],
-)
-def test_archived_or_deleted_person_is_not_active(clinic: StoredClinic, changes: dict[str, Any], state: str) -> None:
-    clinic.store(patients=[patient("1", **changes)], individual_appointments=[came()])
-    found = clinic.explain("1", AS_OF)
-    assert found.person.state == state
-    assert found.counts.recent == 1
-    assert found.is_active == (state == "current")
-
-
-# By which instant. --------------------------------------------------------------------------------------------------
+    found = [clinic.explain(each, AS_OF) for each in "12345"]
+    assert [each.person.state for each in found] == ["archived", "deleted", "archived", "current", "no_record"]
+    assert [each.counts.recent for each in found[:4]] == [1] * 4
+    assert [each.is_active for each in found] == [False, False, False, True, False]
+    merged = found[-1]
+    assert (merged.person.id, merged.person.record, merged.listing) == ("9999", None, "not_active")
+    assert (merged.match.stored, merged.match.now, merged.match.passes) == (None, None, ())
 
 
 def test_instant_is_argument_table_last_success_or_now(clinic: StoredClinic) -> None:
@@ -313,19 +274,12 @@ def test_instant_is_argument_table_last_success_or_now(clinic: StoredClinic) -> 
     assert (found.as_of, found.as_of_source) == (earlier, "argument")
 
 
-# public.active_patients. --------------------------------------------------------------------------------------------
-
-
-def test_active_patient_with_contact_is_listed(named: StoredClinic) -> None:
+def test_row_of_an_active_patient_is_compared(named: StoredClinic) -> None:
     found = named.explain("1")
-    assert found.listing == "listed"
+    assert (found.listing, found.changed_after) == ("listed", None)
     assert found.row is not None
     assert (found.row.recent_appointment_count, found.row.search_date_to) == (1, AS_OF)
     assert found.row.contact_id == named.contact_id(1)
-    assert found.changed_after is None
-
-
-def test_row_that_differs_names_the_columns(named: StoredClinic) -> None:
     named.store(individual_appointments=[came("11", starts_at=SOON)])
     found = named.explain("1")
     assert found.listing == "differs"
@@ -335,9 +289,6 @@ def test_row_that_differs_names_the_columns(named: StoredClinic) -> None:
     found = named.explain("1", rules=Rules(timedelta(days=90), count_no_shows=True))
     assert found.row is not None
     assert "search_date_from" in found.row.differences
-
-
-def test_row_of_an_inactive_patient_is_out_of_date(named: StoredClinic) -> None:
     named.store(individual_appointments=[came(cancelled_at=ENDED)])
     found = named.explain("1")
     assert (found.is_active, found.listing) == (False, "out_of_date")
@@ -365,13 +316,8 @@ def test_missing_row_has_a_reason(named: StoredClinic) -> None:
     named.add_contacts(contact(3, name="Cy"))
     assert named.explain("2").listing == "unmapped"
     named.compute()
-    assert {n: named.explain(n).listing for n in "12345"} == {
-        "1": "listed",
-        "2": "unmatched",
-        "3": "ambiguous",
-        "4": "ambiguous",
-        "5": "not_active",
-    }
+    listings = ["listed", "unmatched", "ambiguous", "ambiguous", "not_active"]
+    assert [named.explain(each).listing for each in "12345"] == listings
     named.add_contacts(contact(2, name="Bo"))
     assert named.explain("2").listing == "unmatched"  # the stored mapping does not know yet
     named.compute()
@@ -384,11 +330,13 @@ def test_activity_at_another_instant_is_a_reason(named: StoredClinic) -> None:
     named.store(patients=[patient("2", "Bo")], individual_appointments=[came("12", "2", "2026-07-01T00:00:00Z")])
     named.add_contacts(contact(2, name="Bo"))
     named.compute()
-    found = named.explain("2", AS_OF + timedelta(days=30))
-    assert (found.is_active, found.listing) == (True, "other_instant")
-    assert named.explain("2").listing == "not_active"
-    found = named.explain("1", AS_OF + timedelta(days=300))
-    assert (found.is_active, found.listing) == (False, "listed")
+    asked = (("2", None), ("2", AS_OF + timedelta(days=30)), ("1", AS_OF + timedelta(days=300)))
+    found = [named.explain(each, at) for each, at in asked]
+    assert [(each.is_active, each.listing) for each in found] == [
+        (False, "not_active"),
+        (True, "other_instant"),
+        (False, "listed"),
+    ]
 
 
 def test_deleted_contact_is_a_reason(named: StoredClinic) -> None:
@@ -402,27 +350,22 @@ def test_deleted_contact_is_a_reason(named: StoredClinic) -> None:
     assert (found.match.stored.status, found.match.now.status) == ("matched", "unmatched")
 
 
-# Limits. --------------------------------------------------------------------------------------------------------------
-
-
 def test_unknown_patient_has_rejection_and_mentions(clinic: StoredClinic) -> None:
     clinic.store(
         patients=[patient("1", merged_into="404")],
         individual_appointments=[came("10", "404")],
         attendees=[attendee("30", "20", "404")],
     )
-    clinic.run(
-        "insert into cliniko.rejected_records (organization_id, resource, position, id, reason)"
-        f" values ('{clinic.id}', 'patients', 1, '5', 'archived_at: not an instant'),"
-        f" ('{clinic.id}', 'attendees', 1, '6', 'another resource')"
-    )
+    clinic.add_rejection("patients", "5", "archived_at: not an instant")
+    clinic.add_rejection("attendees", "6", "another resource")
     with clinic.database.organization(clinic.id) as connection:
-        found = {
-            each: (explain(connection, each, RULES), unknown_patient(connection, each)) for each in ("404", "5", "6")
-        }
-    assert {each: explained for each, (explained, _) in found.items()} == dict.fromkeys(found)
-    told = {each: (unknown.rejected_because, unknown.mentions) for each, (_, unknown) in found.items()}
-    assert told == {"404": (None, 3), "5": ("archived_at: not an instant", 0), "6": (None, 0)}
+        assert [explain(connection, each, RULES) for each in ("404", "5", "6")] == [None] * 3
+        unknown = [unknown_patient(connection, each) for each in ("404", "5", "6")]
+    assert [(each.rejected_because, each.mentions) for each in unknown] == [
+        (None, 3),
+        ("archived_at: not an instant", 0),
+        (None, 0),
+    ]
 
 
 def test_explanation_ignores_other_organizations(module_database: Database) -> None:

@@ -19,15 +19,11 @@ def walked(merged_into: Mapping[str, str | None]) -> dict[str, tuple[str, bool]]
     """Return the person of each patient, and whether its merges end in a loop."""
     persons: dict[str, tuple[str, bool]] = {}
     for patient in merged_into:
-        way = {patient: 0}  # in order
-        here = patient
-        while (target := merged_into.get(here)) is not None and target not in way:
-            way[target] = len(way)
-            here = target
-        if target is None:
-            persons[patient] = (here, False)
-        else:
-            persons[patient] = (min(list(way)[way[target] :], key=int), True)
+        way = [patient]
+        while (target := merged_into.get(way[-1])) is not None and target not in way:
+            way.append(target)
+        loop = [] if target is None else way[way.index(target) :]
+        persons[patient] = (min(loop, key=int), True) if loop else (way[-1], False)
     return persons
 
 
@@ -61,21 +57,23 @@ def test_person_is_the_end_of_the_merges(module_database: Database, merged_into:
 def test_long_chain_of_merges_is_followed(module_database: Database, length: int) -> None:
     """To a person, to a missing patient, to itself, into a loop of all and into a loop of half."""
     chain: dict[str, str | None] = {str(number): str(number + 1) for number in range(1, length)}
-    for last in (None, "123456", str(length), "1", str(length // 2)):
-        merged_into = chain | {str(length): last}
-        assert persons(module_database, merged_into) == walked(merged_into)
+    for last, end in (
+        (None, (str(length), False)),
+        ("123456", ("123456", False)),
+        (str(length), (str(length), True)),
+        ("1", ("1", True)),
+        (str(length // 2), (str(length // 2), True)),
+    ):
+        found = persons(module_database, chain | {str(length): last})
+        assert (len(found), set(found.values())) == (length, {end})
 
 
-def test_many_patients_merged_into_one_are_one_person(module_database: Database) -> None:
-    merged_into: dict[str, str | None] = {str(number): "1" for number in range(2, 2002)}
-    merged_into["1"] = None
-    assert set(persons(module_database, merged_into).values()) == {("1", False)}
-
-
-def test_many_patients_beside_a_long_chain(module_database: Database) -> None:
-    """The length of a chain must not multiply with the number of patients."""
+def test_many_patients_are_followed_beside_a_long_chain(module_database: Database) -> None:
+    """Their number must not multiply with the length of the chain, nor with each other's."""
     merged_into: dict[str, str | None] = {str(number): None for number in range(10_000, 40_000)}
     merged_into |= {str(number): str(number + 1) for number in range(1, 500)} | {"500": None}
+    merged_into |= dict.fromkeys(map(str, range(2_000, 4_000)), "10000")
     found = persons(module_database, merged_into)
+    assert len(found) == 32_500
     assert found["1"] == ("500", False)
-    assert len(found) == 30_500
+    assert {found[str(number)] for number in range(2_000, 4_000)} == {("10000", False)}

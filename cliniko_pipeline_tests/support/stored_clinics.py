@@ -33,7 +33,6 @@ SOURCES = (
     (cliniko.GROUP_APPOINTMENTS, tables.APPOINTMENTS, "group"),
     (cliniko.ATTENDEES, tables.ATTENDEES, None),
 )
-ASSETS = ["active_patients", "cliniko/appointments", "cliniko/patients", "contact_mapping"]
 
 
 def came(appointment_id: str = "10", patient_id: str = "1", starts_at: str = RECENTLY, **changes: Any) -> WireRecord:
@@ -87,21 +86,24 @@ class StoredClinic:
             replace_by_query(connection, tables.ACTIVE_PATIENTS, sql("active_patients"), rules.parameters(as_of))
 
     def add_run(self, status: str, started_at: datetime, error: str | None = None) -> None:
-        with self.database.organization(self.id) as connection:
-            connection.execute(
-                sa.text(
-                    "insert into cliniko.sync_runs (organization_id, run_id, planned, status, started_at, error)"
-                    " values (:id, :run_id, :planned, :status, :started_at, :error)"
-                ),
-                {
-                    "id": self.id,
-                    "run_id": uuid4().hex,
-                    "planned": ASSETS,
-                    "status": status,
-                    "started_at": started_at,
-                    "error": error,
-                },
-            )
+        self.run(
+            "insert into cliniko.sync_runs (organization_id, run_id, planned, status, started_at, error)"
+            " values (:id, :run_id, :planned, :status, :started_at, :error)",
+            run_id=uuid4().hex,
+            planned=["cliniko/patients", "contact_mapping", "active_patients"],
+            status=status,
+            started_at=started_at,
+            error=error,
+        )
+
+    def add_rejection(self, resource: str, record_id: str, reason: str) -> None:
+        self.run(
+            "insert into cliniko.rejected_records (organization_id, resource, position, id, reason)"
+            " values (:id, :resource, 1, :record_id, :reason)",
+            resource=resource,
+            record_id=record_id,
+            reason=reason,
+        )
 
     def explain(self, patient_id: str, as_of: datetime | None = None, rules: Rules = RULES) -> Explanation:
         with self.database.organization(self.id) as connection:
@@ -113,9 +115,9 @@ class StoredClinic:
         with self.database.operator() as connection:
             connection.execute(sa.text("delete from public.contacts where id = :id"), {"id": self.contact_id(number)})
 
-    def run(self, statement: str) -> None:
+    def run(self, statement: str, **values: object) -> None:
         with self.database.organization(self.id) as connection:
-            connection.execute(sa.text(statement))
+            connection.execute(sa.text(statement), {"id": self.id, **values})
 
 
 def _row(table: tables.Table, record: cliniko.Record, kind: str | None) -> tuple[object, ...]:

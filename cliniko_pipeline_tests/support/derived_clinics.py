@@ -1,0 +1,112 @@
+"""A clinic whose tables are written as a sync writes them, or by hand, and derived from each other."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+
+from cliniko_pipeline.postgres import derivations
+from cliniko_pipeline.postgres.derivations import Derivation
+from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.merge import upsert
+from cliniko_pipeline.postgres.tables import (
+    ACTIVE_PATIENTS,
+    APPOINTMENTS,
+    ATTENDEES,
+    CONTACT_MAPPING,
+    CURRENT_ATTENDANCES,
+    PATIENTS,
+    WATCHED,
+    Table,
+)
+
+NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class DerivedClinic:
+    """An organization; its settings are those the next sync derives by."""
+
+    database: Database
+    id: str = field(default_factory=lambda: f"clinic-{uuid4()}")
+    as_of: datetime = NOW
+    window: timedelta = timedelta(days=60)
+    count_no_shows: bool = True
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        return {"as_of": self.as_of, "activity_window": self.window, "count_no_shows": self.count_no_shows}
+
+    def mapping(self) -> Derivation:
+        return Derivation(CONTACT_MAPPING, sql("contact_mapping"), (PATIENTS,), {})
+
+    def active(self) -> Derivation:
+        inputs = (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING)
+        return Derivation(ACTIVE_PATIENTS, sql("active_patients"), inputs, self.parameters, CURRENT_ATTENDANCES)
+
+    def derive(self, derivation: Derivation, *, full: bool = False) -> bool:
+        """Return whether it was computed."""
+        with self.database.organization(self.id) as connection:
+            return derivations.write(connection, derivation, anew=full)[1]
+
+    def sync(self, *, full: bool = False) -> list[bool]:
+        """Return whether the mapping and whether the attendances were computed; check what is stored."""
+        computed = [self.derive(self.mapping(), full=full), self.derive(self.active(), full=full)]
+        self.check()
+        return computed
+
+    def check(self) -> None:
+        """Both tables hold exactly what their queries compute, and the kept row counts are right."""
+        with self.database.organization(self.id) as connection:
+            for table, query, parameters in (
+                (CONTACT_MAPPING, "contact_mapping", {}),
+                (ACTIVE_PATIENTS, "active_patients", self.parameters),
+            ):
+                columns = ", ".join(table.written)
+                stored = connection.execute(sa.text(f"select {columns} from {table.qualified}"))
+                computed = connection.execute(sa.text(f"select {columns} from ({sql(query)}) as computed"), parameters)
+                assert sorted(map(repr, stored)) == sorted(map(repr, computed)), table.name
+            for table in WATCHED:
+                counted = connection.execute(sa.text(f"select count(*) from {table.qualified}")).scalar_one()
+                assert derivations.row_count(connection, table.schema, table.name) == counted, table.name
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        with self.database.organization(self.id) as connection:
+            rows = connection.execute(sa.text(f"select * from {table}")).mappings()
+            return sorted((dict(row) for row in rows), key=lambda row: str(row.get("id", row)))
+
+    def execute(self, statement: str, **values: object) -> None:
+        """In the organization's context, or as the operator, who owns the contacts."""
+        of_contacts = "public.contacts" in statement
+        with self.database.operator() if of_contacts else self.database.organization(self.id) as connection:
+            connection.execute(sa.text(statement), {"organization_id": self.id, **values})
+
+    def upsert(self, table: Table, row: dict[str, object]) -> None:
+        with self.database.organization(self.id) as connection:
+            dates = {"created_at": LONG_AGO, "updated_at": LONG_AGO}
+            upsert(connection, table, [tuple((dates | row).get(column) for column in table.written)])
+
+    def patient(self, number: str, **given: object) -> None:
+        self.upsert(PATIENTS, {"id": number, "first_name": "Ann", "last_name": "Lee", **given})
+
+    def appointment(self, number: str, kind: str, starts_at: datetime, **given: object) -> None:
+        row = {"id": number, "kind": kind, "starts_at": starts_at, "did_not_arrive": False, "practitioner_id": "1"}
+        self.upsert(APPOINTMENTS, row | given)
+
+    def attendee(self, number: str, booking: str, patient: str, **given: object) -> None:
+        self.upsert(ATTENDEES, {"id": number, "booking_id": booking, "patient_id": patient, **given})
+
+    def contact(self, number: int, name: str, email: str | None = None, of: str | None = None) -> None:
+        self.execute(
+            "insert into public.contacts (id, organization_id, cliniko_patient_id, name, email)"
+            " values (:id, :organization_id, :of, :name, :email) on conflict (id) do update"
+            " set cliniko_patient_id = excluded.cliniko_patient_id, name = excluded.name, email = excluded.email",
+            # Ids of contacts are unique over all organizations.
+            id=UUID(int=UUID(self.id.removeprefix("clinic-")).int ^ number),
+            of=of,
+            name=name,
+            email=email,
+        )
