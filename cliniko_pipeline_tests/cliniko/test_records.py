@@ -227,10 +227,8 @@ def test_any_text_is_kept_or_repaired(name, notes, is_escaped):
     result = decode_page(PATIENTS, body.encode("utf-8", "surrogatepass"))
     assert result.rejected == []
     text = result.records[1].first_name
-    if not is_escaped:
-        assert text == storable(name)
-    text.encode()
-    assert "\x00" not in text
+    assert is_escaped or text == storable(name)
+    assert "\x00" not in text.encode().decode()
 
 
 def test_invalid_utf8_is_replaced():
@@ -238,14 +236,11 @@ def test_invalid_utf8_is_replaced():
     assert decode_page(PATIENTS, body).records[0].first_name == "A\ufffd"
 
 
-def test_page_has_its_total_and_next_link():
-    body = page(PATIENTS, BASE, total=250, links={"next": "https://api.au4.cliniko.com/v1/patients?page=2"})
-    result = decode_page(PATIENTS, body)
-    assert (result.total_entries, result.next_url) == (250, "https://api.au4.cliniko.com/v1/patients?page=2")
-
-
 @pytest.mark.parametrize("links", [None, {}, {"next": ""}])
-def test_last_page_has_no_next_link(links):
+def test_page_has_its_total_and_next_link_unless_it_is_the_last(links):
+    body = page(PATIENTS, BASE, total=250, links={"next": "https://h/v1/patients?page=2"})
+    result = decode_page(PATIENTS, body)
+    assert (result.total_entries, result.next_url) == (250, "https://h/v1/patients?page=2")
     assert decode_page(PATIENTS, page(PATIENTS, BASE, links=links)).next_url is None
 
 

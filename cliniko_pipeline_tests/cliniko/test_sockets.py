@@ -56,10 +56,9 @@ def test_failing_connection_is_given_up_with_its_cause(failure, cause):
     assert "127.0.0.1" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["http_proxy", "ALL_PROXY"])
-def test_loopback_is_reached_without_the_proxy(monkeypatch, name):
+def test_loopback_is_reached_without_the_proxy(monkeypatch):
     with RawServer(complete) as proxy:
-        monkeypatch.setenv(name, f"http://{proxy.host}")
+        monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
         assert crawl(complete) == ["1"]
         assert proxy.connections == 0
 
