@@ -231,9 +231,11 @@ def test_any_text_is_kept_or_repaired(name, notes, is_escaped):
     assert "\x00" not in text.encode().decode()
 
 
-def test_invalid_utf8_is_replaced():
-    body = page(PATIENTS, {**BASE, "first_name": "A?"}).replace(b"A?", b"A\xff")
-    assert decode_page(PATIENTS, body).records[0].first_name == "A\ufffd"
+def test_invalid_text_is_replaced_beside_a_rejected_record():
+    body = page(PATIENTS, {**BASE, "archived_at": 5}, {**BASE, "id": "2", "first_name": "A?\ud800"})
+    result = decode_page(PATIENTS, body.replace(b"A?", b"A\xff"))
+    assert [record.first_name for record in result.records] == ["A\ufffd\ufffd"]
+    assert [rejection.id for rejection in result.rejected] == ["1"]
 
 
 @pytest.mark.parametrize("links", [None, {}, {"next": ""}])
