@@ -31,20 +31,18 @@ def key_file(embedded):
     return embedded.home / "encryption.key"
 
 
-def test_key_setting_is_used_without_a_key_file(tmp_path):
-    settings = load_settings({"CREDENTIALS_ENCRYPTION_KEY": KEY, "CLINIKO_PIPELINE_HOME": str(tmp_path / "state")})
+def test_key_setting_is_used_without_a_key_file(embedded):
+    settings = load_settings({"CREDENTIALS_ENCRYPTION_KEY": KEY, "CLINIKO_PIPELINE_HOME": str(embedded.home)})
     assert secrets_of(settings.ensure_encryption_keys()) == [KEY]
-    assert not settings.home.exists()
+    assert not embedded.home.exists()
 
 
-def test_missing_key_with_a_database_url_is_an_error_with_remedy(tmp_path):
-    settings = load_settings(
-        {"DATABASE_URL": "postgresql://db.example/clinic", "CLINIKO_PIPELINE_HOME": str(tmp_path / "state")}
-    )
+def test_missing_key_with_a_database_url_is_an_error_with_remedy(embedded):
+    settings = load_settings({"DATABASE_URL": "postgresql://h/db", "CLINIKO_PIPELINE_HOME": str(embedded.home)})
     with pytest.raises(SettingsError, match="CREDENTIALS_ENCRYPTION_KEY is not set") as caught:
         settings.ensure_encryption_keys()
     assert KEY_COMMAND in str(caught.value)
-    assert not settings.home.exists()
+    assert not embedded.home.exists()
 
 
 def test_key_command_of_the_error_makes_a_key():
@@ -57,13 +55,14 @@ def test_key_command_of_the_error_makes_a_key():
 def test_embedded_database_gets_one_private_key(embedded, key_file):
     previous = os.umask(0)
     try:
-        (first,) = secrets_of(embedded.ensure_encryption_keys())
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(lambda _: secrets_of(embedded.ensure_encryption_keys()), range(8)))
     finally:
         os.umask(previous)
-    Fernet(first)
+    Fernet(made[0][0])
+    assert made == [made[0]] * 8
     assert key_file.stat().st_mode & 0o777 == 0o600
-    assert secrets_of(embedded.ensure_encryption_keys()) == [first]
-    assert [path.name for path in embedded.home.iterdir()] == ["encryption.key"]
+    assert list(embedded.home.iterdir()) == [key_file]
 
 
 def test_key_file_is_read_in_a_read_only_home(embedded, key_file, monkeypatch):
@@ -87,14 +86,7 @@ def test_key_made_by_another_process_first_is_used(embedded, key_file, monkeypat
 
     monkeypatch.setattr(Path, "hardlink_to", lose_the_race)
     assert secrets_of(embedded.ensure_encryption_keys()) == [KEY]
-    assert [path.name for path in embedded.home.iterdir()] == ["encryption.key"]
-
-
-def test_threads_share_one_key_and_leave_no_drafts(embedded):
-    with ThreadPoolExecutor(8) as pool:
-        keys = {tuple(secrets_of(made)) for made in pool.map(lambda _: embedded.ensure_encryption_keys(), range(8))}
-    assert len(keys) == 1
-    assert [path.name for path in embedded.home.iterdir()] == ["encryption.key"]
+    assert list(embedded.home.iterdir()) == [key_file]
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604])
@@ -106,7 +98,7 @@ def test_key_file_open_to_others_is_refused_with_remedy(embedded, key_file, mode
     assert key not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff\xfe", b"x" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff\xfe"])
 def test_key_file_without_a_key_is_refused_unchanged(embedded, key_file, content):
     embedded.ensure_encryption_keys()
     key_file.write_bytes(content)
@@ -115,7 +107,7 @@ def test_key_file_without_a_key_is_refused_unchanged(embedded, key_file, content
     assert key_file.read_bytes() == content
 
 
-def test_unusable_home_is_a_settings_error(embedded, key_file):
+def test_unusable_home_is_a_settings_error(embedded):
     embedded.home.write_text("a file where the directory should be")
     with pytest.raises(SettingsError, match="cannot be used"):
         embedded.ensure_encryption_keys()

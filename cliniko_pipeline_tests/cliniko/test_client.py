@@ -1,6 +1,5 @@
 """The client: requests, attempts and errors. The answer 429: test_rate_limits.py; real sockets: test_sockets.py."""
 
-import itertools
 import threading
 from datetime import UTC, datetime
 
@@ -25,7 +24,7 @@ from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 # --- Requests ---------------------------------------------------------------------------------------------
 
 
-def test_crawl_reads_and_counts_all_pages():
+def test_crawl_reads_counts_and_reports_all_pages():
     scripted = ScriptedClient(then=lambda request: listing(request, total=250))
     pages = scripted.crawl()
     assert sorted(int(record.id) for page in pages for record in page.records) == list(range(1, 251))
@@ -34,6 +33,8 @@ def test_crawl_reads_and_counts_all_pages():
     assert scripted.events[-1] == PageRead("patients", 3, 3, 100, 250, budget_left=197)
     statistics = scripted.client.statistics
     assert (statistics.requests, statistics.pages, statistics.records, statistics.retries) == (3, 3, 250, 0)
+    (third,) = scripted.crawl(position=pages[1].following)
+    assert (third, len(scripted.requests)) == (pages[2], 4)
 
 
 def test_request_has_the_headers_that_cliniko_requires():
@@ -54,15 +55,6 @@ def test_rejected_record_does_not_cost_its_page():
     assert [record.id for record in page.records] == ["1", "3"]
     assert len(page.rejected) == 1
     assert scripted.client.statistics.records == 2
-
-
-def test_crawl_resumes_from_a_checkpoint():
-    scripted = ScriptedClient(then=lambda request: listing(request, total=250))
-    first, second = itertools.islice(scripted.client.crawl(PATIENTS), 2)
-    (third,) = scripted.crawl(position=second.following)
-    assert {record.id for page in (first, second, third) for record in page.records} == set(map(str, range(1, 251)))
-    assert (third.number, third.horizon, third.following) == (3, first.horizon, None)
-    assert len(scripted.requests) == 3
 
 
 def test_counting_and_validating_request_one_record_each():
@@ -127,14 +119,10 @@ def test_failure_of_a_page_in_flight_is_raised_in_order(monkeypatch):
     ("failure", "cause"),
     [
         (502, "answer 502"),
-        (408, "answer 408"),
         (httpx.ReadTimeout, "time-out"),
-        (httpx.ConnectTimeout, "time-out"),
-        (httpx.ConnectError, "failed connection"),
         (httpx.ProxyError, "failed connection"),
         (httpx.ReadError, "broken connection"),
         (httpx.DecodingError, "unreadable answer"),
-        (httpx.Response(200, text='{"patients": [{"id"'), "unreadable answer"),
         (httpx.Response(204), "unreadable answer"),
     ],
 )
@@ -188,12 +176,8 @@ def test_permanent_failure_is_raised_with_its_remedy(answer, error, hint):
     assert message.startswith("Organization surf-rehab: ")
     assert hint in message
     assert (len(scripted.requests), scripted.waits) == (1, [])
-
-
-@pytest.mark.parametrize(("answer", "error"), [(401, errors.AuthenticationError), (500, errors.TransientError)])
-def test_validating_raises_the_errors_of_a_crawl(answer, error):
     with pytest.raises(error, match=r"^Organization surf-rehab: ") as caught:
-        ScriptedClient(then=answer).client.validate()
+        ScriptedClient(answer).client.validate()
     assert_reveals_no_secret(caught.value)
 
 
@@ -209,14 +193,11 @@ def test_link_to_another_host_gets_no_credentials():
 
 
 def test_wait_before_a_retry_can_be_interrupted():
-    class InterruptedSyncError(Exception):
-        pass
-
     def interrupt(_seconds):
-        raise InterruptedSyncError
+        raise KeyboardInterrupt
 
     scripted = ScriptedClient(500, sleep=interrupt)
-    with pytest.raises(InterruptedSyncError):
+    with pytest.raises(KeyboardInterrupt):
         scripted.crawl()
     assert len(scripted.requests) == 1
 
@@ -224,25 +205,22 @@ def test_wait_before_a_retry_can_be_interrupted():
 # --- Secrets ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["", " ", "a b", "a:b", "a\nb", "kéy", "key\n"])
+@pytest.mark.parametrize("key", ["", "a b", "a:b", "kéy", "key\n"])
 def test_key_that_no_header_can_carry_is_refused(key):
     with pytest.raises(errors.CredentialsFormatError) as caught:
         ScriptedClient(api_key=key)
-    assert not key.strip() or key not in str(caught.value)
+    assert not key or key not in str(caught.value)
 
 
-@pytest.mark.parametrize("agent", ["", "a\r\nX-Evil: 1", "Práctica (a@example.com)", " a"])
+@pytest.mark.parametrize("agent", ["", "a\r\nX-Evil: 1", "Práctica (a@example.com)"])
 def test_user_agent_that_no_header_can_carry_is_refused(agent):
     with pytest.raises(errors.SettingsError, match="CLINIKO_CONTACT_EMAIL"):
         ScriptedClient(user_agent=agent)
 
 
 def test_representations_do_not_hold_the_key():
-    scripted = ScriptedClient()
-    scripted.crawl()
-    client = scripted.client
-    for thing in (client, client._headers, client._transport, scripted.budget, client.statistics):
-        assert "SECRET" not in repr(thing)
+    client = ScriptedClient().client
+    for thing in (client, client._headers, client._transport, client.statistics):
         assert KEY not in repr(thing)
     assert repr(client) == f"<ClinikoClient of organization surf-rehab at {API}>"
 
@@ -257,11 +235,6 @@ class ClosableTransport(httpx.MockTransport):
         self.is_closed = True
 
 
-class UnreachableBudget(SlidingWindowBudget):
-    def close(self):
-        raise errors.DatabaseUnavailableError("gone")
-
-
 def test_context_closes_the_transport_and_refuses_requests():
     transport = ClosableTransport(listing)
     with ScriptedClient(transport=transport).client as client:
@@ -269,18 +242,19 @@ def test_context_closes_the_transport_and_refuses_requests():
         assert not transport.is_closed
     assert transport.is_closed
     client.close()
-    with pytest.raises(RuntimeError):
-        list(client.crawl(PATIENTS))
-    with pytest.raises(RuntimeError):
-        client.validate()
+    for use in (lambda: list(client.crawl(PATIENTS)), client.validate):
+        with pytest.raises(RuntimeError):
+            use()
 
 
-def test_failed_close_of_the_budget_hides_no_other_error():
-    scripted = ScriptedClient(401, budget=UnreachableBudget(100))
-    with pytest.raises(errors.AuthenticationError), scripted.client as client:
+def test_failed_close_of_the_budget_hides_no_other_error(monkeypatch):
+    def refuse(_budget):
+        raise errors.DatabaseUnavailableError("gone")
+
+    monkeypatch.setattr(SlidingWindowBudget, "close", refuse)
+    with pytest.raises(errors.AuthenticationError), ScriptedClient(401).client as client:
         client.validate()
     transport = ClosableTransport(listing)
-    scripted = ScriptedClient(transport=transport, budget=UnreachableBudget(100))
-    with pytest.raises(errors.DatabaseUnavailableError), scripted.client as client:
+    with pytest.raises(errors.DatabaseUnavailableError), ScriptedClient(transport=transport).client as client:
         client.validate()
     assert transport.is_closed

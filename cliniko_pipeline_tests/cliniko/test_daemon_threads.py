@@ -40,8 +40,10 @@ def test_process_ends_without_waiting_for_requests():
     assert (process.returncode, error_output) == (0, "")
 
 
-def test_closed_threads_end_and_refuse_work():
+def test_threads_work_after_an_exception_until_they_are_closed():
     threads = DaemonThreads(2, "test-threads")
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(lambda: 1 // 0).result(LIMIT_SECONDS)
     assert [threads.submit(lambda number=number: number).result(LIMIT_SECONDS) for number in range(5)] == [*range(5)]
     started = [each for each in threading.enumerate() if each.name.startswith("test-threads")]
     assert len(started) == 2
@@ -50,14 +52,6 @@ def test_closed_threads_end_and_refuse_work():
     with pytest.raises(RuntimeError, match="closed"):
         threads.submit(lambda: None)
     wait_until(lambda: not any(each.is_alive() for each in started), "the threads did not end")
-
-
-def test_exception_of_the_work_is_raised_by_its_result():
-    threads = DaemonThreads(1, "test-threads")
-    with pytest.raises(ZeroDivisionError):
-        threads.submit(lambda: 1 // 0).result(LIMIT_SECONDS)
-    assert threads.submit(lambda: "still there").result(LIMIT_SECONDS) == "still there"
-    threads.close()
 
 
 def test_waiting_work_is_cancelled_when_threads_close():

@@ -21,14 +21,14 @@ def patients(first, beyond):
     return [Patient(str(index), MOMENT, MOMENT) for index in range(first, beyond)]
 
 
-def crawl(fetch, position=None, *, api_url=API, at_once=1):
+def crawl(fetch, position=None, *, api_url=API):
     """Return the pages, each fetched when it is requested."""
 
     def begin(url, number):
         fetched = fetch(httpx.URL(url), number)
         return lambda: fetched
 
-    return crawl_pages(Listing(api_url, PATIENTS), begin, position, at_once=at_once)
+    return crawl_pages(Listing(api_url, PATIENTS), begin, position, at_once=1)
 
 
 class List:
@@ -61,29 +61,16 @@ class List:
 
 
 def test_url_of_a_page_has_order_filters_and_size():
-    url = httpx.URL(Listing(API, INDIVIDUAL_APPOINTMENTS, MOMENT).before(MOMENT + timedelta(hours=1)).url(3))
-    assert str(url).startswith(f"{API}/individual_appointments?")
-    assert url.params.multi_items() == [
-        ("sort", "created_at"),
-        ("order", "asc"),
-        ("q[]", "archived_at:*"),
-        ("q[]", "cancelled_at:*"),
-        ("q[]", "deleted_at:*"),
-        ("q[]", "updated_at:>=2024-01-01T00:00:00Z"),
-        ("q[]", "updated_at:<2024-01-01T01:00:00Z"),
-        ("page", "3"),
-        ("per_page", "100"),
-    ]
-
-
-def test_practitioners_are_requested_without_a_filter():
-    assert "q[]" not in httpx.URL(Listing(API, PRACTITIONERS).url(1)).params
-
-
-def test_time_filter_is_rounded_down_to_seconds_in_utc():
+    """The times are rounded down to seconds in UTC."""
     moment = datetime(2024, 1, 1, 10, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=10)))
-    url = httpx.URL(Listing(API, PATIENTS, moment).url(1))
-    assert "updated_at:>=2024-01-01T00:00:00Z" in url.params.get_list("q[]")
+    url = httpx.URL(Listing(API, INDIVIDUAL_APPOINTMENTS, moment).before(moment + timedelta(hours=1)).url(3))
+    assert str(url).startswith(f"{API}/individual_appointments?")
+    filters = ["archived_at:*", "cancelled_at:*", "deleted_at:*"]
+    filters += ["updated_at:>=2024-01-01T00:00:00Z", "updated_at:<2024-01-01T01:00:00Z"]
+    assert url.params.get_list("q[]") == filters
+    others = [(name, value) for name, value in url.params.multi_items() if name != "q[]"]
+    assert others == [("sort", "created_at"), ("order", "asc"), ("page", "3"), ("per_page", "100")]
+    assert "q[]" not in httpx.URL(Listing(API, PRACTITIONERS).url(1)).params
 
 
 @given(st.integers(0, 1500), st.sampled_from([MOMENT, None]))
@@ -99,23 +86,15 @@ def test_unchanged_list_yields_each_record_once(total, date):
     assert len(source.requested) == needed
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 3])
-def test_resumed_crawl_requests_only_the_remaining_pages(interrupted_after):
+def test_resumed_crawl_requests_only_the_remaining_pages():
     source = List(350)
     pages = source.pages()
-    read = [next(pages) for _ in range(interrupted_after)]
-    assert len(source.requested) == interrupted_after
+    read = [next(pages) for _ in range(3)]
+    assert len(source.requested) == 3
     rest = list(source.pages(read[-1].following))
     assert sorted(int(record.id) for page in read + rest for record in page.records) == list(range(350))
     assert [page.number for page in read + rest] == [1, 2, 3, 4]
     assert len(source.requested) == 4
-
-
-def test_list_with_smaller_pages_is_refused():
-    source = List(3000, per_page=50)
-    with pytest.raises(UnexpectedResponseError, match="patients, page 1: the list does not hold"):
-        source.crawl()
-    assert len(source.requested) == MOST_SURPRISES + 1
 
 
 def test_contradictory_page_is_requested_again():
@@ -136,9 +115,7 @@ def test_contradictory_page_is_requested_again():
         "https://evil.example/v1/patients?page=2",
         "http://api.au4.cliniko.com/v1/patients?page=2",
         "https://api.au4.cliniko.com:8443/v1/patients?page=2",
-        "https://api.au4.cliniko.com@evil.example/v1/patients?page=2",
         "https://user:pass@api.au4.cliniko.com/v1/patients?page=2",
-        "https://api.au4.cliniko.com/v2/patients?page=2",
         "https://api.au4.cliniko.com/v1evil/patients?page=2",
         "https://api.au4.cliniko.com/v1/../admin?page=2",
         "https://api.au4.cliniko.com/v1/%2E%2E%2Fadmin?page=2",
@@ -146,12 +123,8 @@ def test_contradictory_page_is_requested_again():
         "https://api.au4.cliniko.com/v1/..%5cadmin?page=2",
         "//evil.example/v1/patients?page=2",
         "\\\\evil.example\\v1\\patients?page=2",
-        "https:\\\\evil.example/v1/patients?page=2",
-        "javascript:alert(1)",
         "https://[::1/v1/patients?page=2",
-        "https://api.au4.clin\tiko.com/v1/patients?page=2",
         "https://api.au4.cliniko.com\x00.evil.example/v1/patients?page=2",
-        "https://api.au4.clinikо.com/v1/patients?page=2",  # noqa: RUF001 -- a Cyrillic letter
     ],
 )
 def test_link_out_of_the_api_is_refused(link):
@@ -164,27 +137,15 @@ def test_link_out_of_the_api_is_refused(link):
 
 
 @pytest.mark.parametrize(
-    "link",
-    [
-        "HTTPS://API.au4.cliniko.com/v1/patients?page=2",
-        "https://api.au4.cliniko.com:443/v1/patients?page=2",
-        "https://api.au4.cliniko.com/v1/patients?page=2#fragment",
-        "?page=2",
-        "/v1/patients?page=2",
-    ],
+    "link", ["HTTPS://API.au4.cliniko.com:443/v1/patients?page=2#fragment", "?page=2", "/v1/users?page=2"]
 )
-def test_link_may_be_written_in_another_form(link):
+def test_link_decides_neither_form_nor_address_of_the_request(link):
     source = List(200, next_url=lambda _url, _page: link)
     assert len(source.crawl()) == 2
+    assert {url.path for url in source.requested} == {"/v1/patients"}
 
 
-def test_link_to_another_path_prefix_is_refused():
-    source = List(200, api_url="http://127.0.0.1:8765/au4/v1", next_url=lambda _url, _page: "/au5/v1/patients?page=2")
-    with pytest.raises(ForeignLinkError):
-        source.crawl()
-
-
-@pytest.mark.parametrize("query", ["?page=1", "?page=3", "?page=x", "?page=", "?page=02", ""])
+@pytest.mark.parametrize("query", ["?page=1", "?page=x", "?page=02", ""])
 def test_link_to_another_page_number_is_refused(query):
     source = List(500, next_url=lambda _url, _number: f"{API}/patients{query}")
     with pytest.raises(UnexpectedResponseError, match="does not lead to page 2"):
@@ -192,16 +153,11 @@ def test_link_to_another_page_number_is_refused(query):
     assert len(source.requested) == 1
 
 
-def test_link_does_not_decide_the_address_requested():
-    source = List(200, next_url=lambda _url, _page: f"{API}/users?page=2")
-    source.crawl()
-    assert {url.path for url in source.requested} == {"/v1/patients"}
-
-
-@pytest.mark.parametrize(("total", "end"), [(150, 10**9), (500, 2), (500, 1), (0, 10**9), (100, 2)])
-def test_list_that_ends_at_another_page_is_refused(total, end):
-    source = List(total, end=end)
-    with pytest.raises(UnexpectedResponseError, match="try again later"):
+@pytest.mark.parametrize(
+    "source", [List(150, end=10**9), List(500, end=2), List(0, end=10**9), List(100, end=2), List(3000, per_page=50)]
+)
+def test_list_that_contradicts_its_total_is_refused(source):
+    with pytest.raises(UnexpectedResponseError, match="the list does not hold"):
         source.crawl()
     assert len(source.requested) <= MOST_SURPRISES + 5
 
@@ -211,8 +167,7 @@ def test_list_that_announces_missing_records_is_refused():
     source.total = 10**12
 
     def fetch(url, number):
-        fetched = source.fetch(url, number) if number == 1 else None
-        return fetched or FetchedPage(DecodedPage([], [], 10**12, None), MOMENT)
+        return source.fetch(url, number) if number == 1 else FetchedPage(DecodedPage([], [], 10**12, None), MOMENT)
 
     with pytest.raises(UnexpectedResponseError, match="page 10000000000: the list does not hold"):
         list(crawl(fetch))

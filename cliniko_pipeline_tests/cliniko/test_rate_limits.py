@@ -25,17 +25,14 @@ def date_header(instant):
     return format_datetime(datetime.fromtimestamp(instant, UTC), usegmt=True)
 
 
-@pytest.mark.parametrize("skew", [-7_200, 0, 90])
-def test_429_waits_until_the_reset_by_the_servers_clock(skew):
-    headers = {"x-ratelimit-reset": str(NOW + 20), "date": date_header(NOW)}
+@pytest.mark.parametrize(("date", "skew"), [(True, -7_200), (True, 90), (False, 0)])
+def test_429_waits_until_the_reset_by_the_servers_clock(date, skew):
+    """Without a date of the server, by the local clock."""
+    headers = {"x-ratelimit-reset": str(NOW + 20)} | ({"date": date_header(NOW)} if date else {})
     assert waits_after_429(headers, now=NOW + skew) == 21.0
 
 
-def test_429_without_a_date_waits_by_the_local_clock():
-    assert waits_after_429({"x-ratelimit-reset": str(NOW + 20)}) == 21.0
-
-
-@pytest.mark.parametrize("reset", ["", "soon", "nan", "0", str(NOW * 1000), "1e300", str(NOW - 60)])
+@pytest.mark.parametrize("reset", ["", "soon", "nan", "1e300", str(NOW - 60)])
 def test_429_with_an_absurd_reset_waits_by_retry_after(reset):
     assert waits_after_429({"x-ratelimit-reset": reset, "retry-after": "12"}) == 13.0
 

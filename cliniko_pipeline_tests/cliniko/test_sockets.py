@@ -10,7 +10,7 @@ from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient
 from cliniko_pipeline.cliniko.transport import Limits
 from cliniko_pipeline.errors import ClinikoUnavailableError
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
-from cliniko_pipeline_tests.support.raw_servers import RawServer, answer, reset, sending, silent
+from cliniko_pipeline_tests.support.raw_servers import RawServer, answer, sending, silent
 
 KEY = "MS0xLVNFQ1JFVA-au4"
 RECORD = {"id": "1", "created_at": "2024-01-01T00:00:00Z", "updated_at": "2024-01-01T00:00:00Z"}
@@ -40,14 +40,12 @@ def crawl(*script, **options):
 @pytest.mark.parametrize(
     ("failure", "cause"),
     [
-        (reset, "broken connection"),
         (truncated, "broken connection"),
         (sending(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + BODY[:-5]), "unreadable answer"),
         (sending(b"HTTP/1.1 200 OK\r\nDate: Tue"), "unreadable answer"),
-        (sending(answer(BODY, "Content-Encoding: gzip")), "unreadable answer"),
         (silent, "time-out"),
     ],
-    ids=["reset", "truncated", "truncated without a length", "truncated in a header", "no gzip", "silent"],
+    ids=["truncated", "truncated without a length", "truncated in a header", "silent"],
 )
 def test_failing_connection_is_given_up_with_its_cause(failure, cause):
     # The other failures end before any limit of time.
@@ -58,10 +56,9 @@ def test_failing_connection_is_given_up_with_its_cause(failure, cause):
     assert "127.0.0.1" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["http_proxy", "ALL_PROXY"])
-def test_loopback_is_reached_without_the_proxy(monkeypatch, name):
+def test_loopback_is_reached_without_the_proxy(monkeypatch):
     with RawServer(complete) as proxy:
-        monkeypatch.setenv(name, f"http://{proxy.host}")
+        monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
         assert crawl(complete) == ["1"]
         assert proxy.connections == 0
 

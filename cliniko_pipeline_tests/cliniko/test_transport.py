@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -22,7 +23,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cliniko_pipeline.cliniko.daemon_threads import DaemonThreads
 from cliniko_pipeline.cliniko.transport import BodyTooLargeError, CurlTransport, Limits
 from cliniko_pipeline_tests.support.raw_servers import (
-    Behaviour,
     RawServer,
     answer,
     received,
@@ -45,29 +45,17 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., RawServer]]:
-    servers: list[RawServer] = []
-
-    def started(*script: Behaviour) -> RawServer:
-        servers.append(RawServer(*script))
-        return servers[-1]
-
-    yield started
-    for server in servers:
-        server.close()
+    with ExitStack() as servers:
+        yield lambda *script: servers.enter_context(RawServer(*script))
 
 
 @pytest.fixture
 def opened() -> Iterator[Callable[..., CurlTransport]]:
     """Opens transports that the end of the test closes."""
-    transports: list[CurlTransport] = []
-
-    def open_transport(*, uses_proxies: bool = False, **limits: float) -> CurlTransport:
-        transports.append(CurlTransport(Limits(**limits), uses_proxies=uses_proxies))  # type: ignore[arg-type]
-        return transports[-1]
-
-    yield open_transport
-    for transport in transports:
-        transport.close()
+    with ExitStack() as transports:
+        yield lambda *, uses_proxies=False, **limits: transports.enter_context(
+            CurlTransport(Limits(**limits), uses_proxies=uses_proxies)
+        )
 
 
 @pytest.fixture
@@ -95,19 +83,18 @@ def assert_fails(transport: CurlTransport, url: str, *kinds: type[httpx.RequestE
 # --- Requests and answers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", ["200 OK", "302 Found", "429 Slow"])
-def test_answer_keeps_status_and_headers(transport, serve, status) -> None:
+def test_answer_keeps_status_and_headers_and_redirects_nobody(transport, serve) -> None:
+    elsewhere = serve(sending(answer(b"{}")))
     headers = (
         "Date: Tue, 14 Nov 2023 22:13:20 GMT", "X-RateLimit-Reset:1700000000", "Retry-After:  7 ", "X-Twice: one",
-        "X-Twice: two", "X-Empty:", "Location: http://127.0.0.1:1/elsewhere",
+        "X-Twice: two", "X-Empty:", f"Location: {elsewhere.url}",
     )  # fmt: skip
-    response = get(transport, serve(sending(answer(b"", *headers, status=status))).url)
-    assert response.status_code == int(status[:3])
+    response = get(transport, serve(sending(answer(b"", *headers, status="302 Found"))).url)
+    assert (response.status_code, response.content, elsewhere.connections) == (302, b"", 0)
     assert response.headers["date"] == "Tue, 14 Nov 2023 22:13:20 GMT"
     assert (response.headers["X-RateLimit-Reset"], response.headers["retry-after"]) == ("1700000000", "7")
     assert response.headers.get_list("x-twice") == ["one", "two"]
     assert response.headers["x-empty"] == ""
-    assert response.content == b""
 
 
 def test_request_has_no_other_headers_and_nothing_is_logged(transport, serve, caplog, capfd) -> None:
@@ -115,12 +102,12 @@ def test_request_has_no_other_headers_and_nothing_is_logged(transport, serve, ca
     server = serve(sending(answer(b"{}")))
     get(transport, server.url)
     (sent,) = server.requests
-    first, *headers = sent.decode().removesuffix("\r\n\r\n").split("\r\n")
+    first, *lines = sent.decode().removesuffix("\r\n\r\n").split("\r\n")
     assert first in {"GET /v1?q[]=name:SECRET HTTP/1.1", "GET /v1?q%5B%5D=name:SECRET HTTP/1.1"}
-    names = [header.partition(":")[0].lower() for header in headers]
-    assert sorted(names) == ["accept", "accept-encoding", "authorization", "host", "user-agent"]
-    assert f"authorization: basic {SECRET}".lower() in [header.lower() for header in headers]
-    assert "gzip" in next(header for header in headers if header.lower().startswith("accept-encoding"))
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    assert sorted(headers) == ["accept", "accept-encoding", "authorization", "host", "user-agent"]
+    assert headers["authorization"] == f"Basic {SECRET}"
+    assert "gzip" in headers["accept-encoding"]
     assert caplog.text == ""
     assert capfd.readouterr() == ("", "")
 
@@ -129,9 +116,7 @@ def test_headers_of_an_interim_answer_are_dropped(transport, serve) -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\nDate: never\r\n\r\n"
     response = get(transport, serve(sending(interim + answer(b"{}", "X-Real: yes"))).url)
     assert (response.status_code, response.content) == (200, b"{}")
-    assert "link" not in response.headers
-    assert "date" not in response.headers
-    assert response.headers["x-real"] == "yes"
+    assert set(response.headers) == {"x-real", "content-length"}
 
 
 def chunked(body: bytes, size: int) -> bytes:
@@ -158,40 +143,21 @@ def test_body_is_complete_and_unpacked(transport, serve, data) -> None:
     assert response.json() == json.loads(BODY)
 
 
-def test_redirect_is_not_followed(transport, serve) -> None:
-    elsewhere = serve(sending(answer(b"{}")))
-    response = get(transport, serve(sending(answer(b"", f"Location: {elsewhere.url}", status="302 Found"))).url)
-    assert response.status_code == 302
-    assert elsewhere.connections == 0
-
-
 # --- Failures ---------------------------------------------------------------------------------------------
-
-
-def reset_in_the_middle(connection: socket.socket) -> None:
-    connection.sendall(answer(BODY)[:2000])
-    reset(connection)
 
 
 @pytest.mark.parametrize(
     ("behaviour", "kind"),
     [
         (sending(answer(BODY)[:-1]), httpx.ReadError),
-        (sending(answer(BODY)[:60]), httpx.ReadError),
         (sending(chunked(BODY, 1000)[:-5]), httpx.ReadError),
-        (sending(chunked(BODY, 1000)[:2500]), httpx.ReadError),
         (reset, httpx.ReadError),
         (sending(b""), httpx.ReadError),
-        (reset_in_the_middle, httpx.ReadError),
         (sending(b"220 mail.example ESMTP\r\n"), httpx.UnsupportedProtocol),
-        (sending(b"HTTP/1.1 abc\r\n\r\n"), httpx.UnsupportedProtocol),
         (sending(answer(BODY, "Content-Encoding: gzip")), httpx.DecodingError),
     ],
-    ids=[
-        "one byte missing", "cut off", "no last chunk", "in a chunk", "reset", "nothing",
-        "reset in the middle", "another protocol", "no status", "no gzip",
-    ],
-)  # fmt: skip
+    ids=["one byte missing", "no last chunk", "reset", "nothing", "another protocol", "no gzip"],
+)
 def test_incomplete_answer_is_an_error_of_its_kind(transport, serve, behaviour, kind) -> None:
     assert_fails(transport, serve(behaviour).url, kind)
 
@@ -207,14 +173,11 @@ def test_body_limit_counts_unpacked_bytes(opened, serve, is_packed) -> None:
     assert issubclass(BodyTooLargeError, httpx.DecodingError)
 
 
-def test_silent_server_is_a_time_out(opened, serve) -> None:
-    """Only the limit of silence can end this exchange: the server waits for the client."""
-    assert_fails(opened(silent_seconds=1, whole_seconds=3600), serve(silent).url, httpx.ReadTimeout)
-
-
-def test_trickling_answer_is_a_time_out(opened, serve) -> None:
-    """Only the limit of the exchange can end this one: the server is never silent."""
-    assert_fails(opened(silent_seconds=3600, whole_seconds=0.2), serve(trickling).url, httpx.ReadTimeout)
+@pytest.mark.parametrize(("behaviour", "limit"), [(silent, {"silent_seconds": 1}), (trickling, {"whole_seconds": 0.2})])
+def test_each_limit_of_time_ends_an_exchange(opened, serve, behaviour, limit) -> None:
+    """The other limit cannot end it: the one server waits for the client, the other is never silent."""
+    transport = opened(**{"silent_seconds": 3600, "whole_seconds": 3600} | limit)
+    assert_fails(transport, serve(behaviour).url, httpx.ReadTimeout)
 
 
 def test_unreachable_host_is_a_connect_error(transport, serve) -> None:
@@ -242,15 +205,16 @@ def test_untrusted_certificate_is_refused(transport, tmp_path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
 
-    def request_received(listener: socket.socket) -> bytes:
-        connection, _ = listener.accept()
-        try:
-            with connection, context.wrap_socket(connection, server_side=True) as secure:
-                return secure.recv(1000)
-        except OSError:
-            return b""
+    def request_received(listener: ssl.SSLSocket) -> bytes:
+        with suppress(OSError), listener.accept()[0] as connection:
+            return connection.recv(1000)
+        return b""
 
-    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as plain,
+        context.wrap_socket(plain, server_side=True) as listener,
+        ThreadPoolExecutor(1) as pool,
+    ):
         request = pool.submit(request_received, listener)
         assert_fails(transport, f"https://localhost:{listener.getsockname()[1]}/v1", httpx.ConnectError)
         assert request.result(LIMIT_SECONDS) == b""
@@ -305,15 +269,11 @@ def test_closing_ends_requests_of_all_threads(opened, serve) -> None:
     threads.close()
 
 
-def to_the_process() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def to_another_thread() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.parametrize("interrupt", [to_the_process, to_another_thread])
+@pytest.mark.parametrize(
+    "interrupt",
+    [lambda: os.kill(os.getpid(), signal.SIGINT), lambda: signal.raise_signal(signal.SIGINT)],
+    ids=["to the process", "to another thread"],
+)
 def test_interruption_does_not_wait_for_the_answer(opened, serve, interrupt) -> None:
     """The server never answers; the thread that sends for the main thread ends when the transport is closed."""
     server = serve(silent)
@@ -360,7 +320,7 @@ def test_refusing_proxy_sees_neither_key_nor_query(opened, serve, monkeypatch) -
     assert b"q[]" not in b"".join(proxy.requests)
 
 
-@pytest.mark.parametrize("name", ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("name", ["https_proxy", "ALL_PROXY"])
 def test_unreachable_proxy_is_a_connect_error(opened, serve, monkeypatch, name) -> None:
     proxy = serve(silent)
     proxy.close()
