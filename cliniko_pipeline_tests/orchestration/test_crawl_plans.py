@@ -27,6 +27,7 @@ WELL = CrawlState(
     doubtful_deletions=0,
 )
 INTERRUPTED = replace(WELL, is_complete=False, next_page=7, total_entries=1234, cursor=None)
+INCREMENTAL_INTERRUPTED = replace(WELL, is_full=False, is_complete=False)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -35,19 +36,27 @@ def test_first_crawl_is_full_and_marks_no_deletions(full):
     assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == (True, False, None, None)
 
 
-def test_crawl_after_a_full_one_is_incremental():
-    plan = plan_crawl(WELL, full=False)
+@pytest.mark.parametrize("state", [WELL, INCREMENTAL_INTERRUPTED], ids=["well", "interrupted"])
+def test_crawl_after_a_full_one_is_incremental(state):
+    plan = plan_crawl(state, full=False)
     assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == (False, False, CURSOR, None)
 
 
 @pytest.mark.parametrize(
-    "state",
-    [WELL, INTERRUPTED, replace(WELL, needs_full="asked for"), replace(WELL, is_full=False, is_complete=False)],
-    ids=["well", "interrupted", "due", "incremental interrupted"],
+    ("state", "full"),
+    [
+        (WELL, True),
+        (INTERRUPTED, True),
+        (replace(WELL, needs_full="asked for"), True),
+        (INCREMENTAL_INTERRUPTED, True),
+        (replace(WELL, needs_full="asked for"), False),
+        (replace(WELL, cursor=None), False),
+    ],
 )
-def test_requested_full_crawl_starts_at_the_first_page(state):
-    plan = plan_crawl(state, full=True)
+def test_requested_or_needed_full_crawl_starts_at_the_first_page(state, full):
+    plan = plan_crawl(state, full=full)
     assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == (True, True, None, None)
+    assert full or (state.needs_full or "") in plan.reason
 
 
 @pytest.mark.parametrize("reconciles", [False, True])
@@ -61,19 +70,3 @@ def test_interrupted_full_crawl_resumes_at_its_checkpoint(reconciles, page):
 def test_full_crawl_without_a_checkpoint_starts_again():
     plan = plan_crawl(replace(INTERRUPTED, next_page=None, horizon=None), full=False)
     assert (plan.is_full, plan.position) == (True, None)
-
-
-def test_interrupted_incremental_crawl_keeps_its_cursor():
-    plan = plan_crawl(replace(WELL, is_full=False, is_complete=False), full=False)
-    assert (plan.is_full, plan.changed_since) == (False, CURSOR)
-
-
-def test_needed_full_crawl_has_its_reason():
-    plan = plan_crawl(replace(WELL, needs_full="Cliniko's clock was set back"), full=False)
-    assert (plan.is_full, plan.reconciles) == (True, True)
-    assert "Cliniko's clock was set back" in plan.reason
-
-
-def test_crawl_without_a_cursor_is_full():
-    plan = plan_crawl(replace(WELL, cursor=None), full=False)
-    assert (plan.is_full, plan.reconciles) == (True, True)

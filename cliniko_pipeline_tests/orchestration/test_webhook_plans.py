@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -34,45 +35,30 @@ def planned(scheduling: Scheduling = ORG, now: datetime = NOW, in_flight: frozen
     return [each.run_key for each in announced_syncs(PENDING, [scheduling], in_flight, now)]
 
 
-def test_pending_events_request_one_sync() -> None:
-    assert len(planned()) == 1
-
-
-def test_organization_without_events_is_not_synced() -> None:
-    assert announced_syncs({}, [ORG], set(), NOW) == []
-    assert announced_syncs(PENDING, [Scheduling("other")], set(), NOW) == []
-
-
 @pytest.mark.parametrize(
-    "scheduling",
+    ("change", "is_requested"),
     [
-        replace(ORG, is_active=False),
-        replace(ORG, paused_at=NOW),
-        replace(ORG, retry_at=NOW + SECOND),
-        replace(ORG, requested_at=NOW - BETWEEN_RUNS + SECOND),
-        replace(ORG, failures=1, failure_is_permanent=True, requested_at=NOW - AGAIN + SECOND),
+        ({"is_active": False}, False),
+        ({"paused_at": NOW}, False),
+        ({"retry_at": NOW + SECOND}, False),
+        ({"retry_at": NOW}, True),
+        ({"requested_at": NOW - BETWEEN_RUNS + SECOND}, False),
+        ({"requested_at": NOW - BETWEEN_RUNS}, True),
+        ({"requested_at": None}, True),
+        ({"requested_at": NOW + MINUTE}, True),  # by another clock
+        ({"failures": 1, "failure_is_permanent": True, "requested_at": NOW - AGAIN + SECOND}, False),
+        ({"failures": 1, "failure_is_permanent": True}, True),
+        ({"is_on": False}, True),
     ],
-    ids=["disabled", "paused", "retried later", "just requested", "failed permanently"],
 )
-def test_events_of_an_organization_that_cannot_sync_wait(scheduling: Scheduling) -> None:
-    assert planned(scheduling) == []
+def test_events_of_an_organization_that_can_sync_request_it(change: dict[str, Any], is_requested: bool) -> None:
+    assert len(planned(replace(ORG, **change))) == is_requested
+
+
+def test_organization_in_flight_or_without_events_is_not_synced() -> None:
     assert planned(in_flight=frozenset({"org"})) == []
-
-
-@pytest.mark.parametrize(
-    "scheduling",
-    [
-        replace(ORG, is_on=False),
-        replace(ORG, requested_at=None),
-        replace(ORG, retry_at=NOW),
-        replace(ORG, requested_at=NOW - BETWEEN_RUNS),
-        replace(ORG, requested_at=NOW + MINUTE),
-        replace(ORG, failures=1, failure_is_permanent=True),
-    ],
-    ids=["not scheduled", "never requested", "retry due", "requested before", "another clock", "failed an hour ago"],
-)
-def test_events_of_an_organization_that_can_sync_request_it(scheduling: Scheduling) -> None:
-    assert len(planned(scheduling)) == 1
+    assert announced_syncs({}, [ORG], set(), NOW) == []
+    assert planned(Scheduling("other")) == []
 
 
 def test_run_key_identifies_the_request() -> None:
@@ -132,15 +118,16 @@ class World:
 
     def _end(self, begun: datetime, _ended: datetime, outcome: str) -> None:
         self.run = None
-        old = self.scheduling
+        failures, is_permanent = self.scheduling.failures + 1, outcome == "fails permanently"
         if outcome == "succeeds":
             self.read_began_at = begun
-            self.scheduling = replace(old, failures=0, failure_is_permanent=False, retry_at=None)
+            self.scheduling = Scheduling("org", is_on=False, requested_at=self.scheduling.requested_at)
         elif outcome.startswith("fails"):
-            is_permanent = outcome == "fails permanently"
-            retry_at = None if is_permanent else self.now + min(MINUTE * 2**old.failures, AGAIN)
             self.scheduling = replace(
-                old, failures=old.failures + 1, failure_is_permanent=is_permanent, retry_at=retry_at
+                self.scheduling,
+                failures=failures,
+                failure_is_permanent=is_permanent,
+                retry_at=None if is_permanent else self.now + min(MINUTE * 2 ** (failures - 1), AGAIN),
             )
 
 
