@@ -56,9 +56,9 @@ def let_pass(deployment: Deployment, time: str) -> None:
     deployment.execute("update cliniko.webhook_deliveries set send_at = send_at - cast(:time as interval)", time=time)
 
 
-def deliveries(deployment: Deployment, organization_id: str = "alpha") -> list[Delivery]:
+def deliveries(deployment: Deployment) -> list[Delivery]:
     with deployment.database.operator() as connection:
-        return stored.deliveries(connection, organization_id, 100)
+        return stored.deliveries(connection, "alpha", 100)
 
 
 def note_run(
@@ -82,24 +82,19 @@ def note_run(
 def test_delivery_has_a_valid_signature_and_the_result(deployment: Deployment, target: WebhookTarget) -> None:
     """One delivery is sent per complete sync, and holds counts and reasons."""
     assert deployment.pipeline.materialize("alpha", "cliniko/patients").success
-    assert deployment.sync("alpha").success
+    run_ids = [deployment.sync("alpha").run_id]
     deployment.accounts["alpha"].revoked = True
-    assert not deployment.sync("alpha").success
+    run_ids.append(deployment.sync("alpha").run_id)
     note_run(deployment, "of-beta", organization_id="beta")
     for _ in range(3):
         tick(deployment)
-    succeeded, failed = target.verified()
-    assert (succeeded["type"], failed["type"]) == ("sync.succeeded", "sync.failed")
-    assert set(succeeded["data"]["counts"]) == WHOLE_SYNC
-    assert succeeded["data"]["error"] is None
-    assert "401" in failed["data"]["error"]
-    runs = [
-        row["run_id"]
-        for row in deployment.pipeline.rows("alpha", "cliniko.sync_runs")
-        if set(row["planned"]) >= WHOLE_SYNC
-    ]
-    assert {each["data"]["sync_id"] for each in (succeeded, failed)} == set(runs)
-    assert target.ids == [f"sync_{succeeded['data']['sync_id']}", f"sync_{failed['data']['sync_id']}"]
+    assert target.ids == [f"sync_{each}" for each in run_ids]
+    messages = target.verified()
+    assert [each["type"] for each in messages] == ["sync.succeeded", "sync.failed"]
+    succeeded, failed = [each["data"] for each in messages]
+    assert [succeeded["sync_id"], failed["sync_id"]] == run_ids
+    assert (set(succeeded["counts"]), succeeded["error"]) == (WHOLE_SYNC, None)
+    assert "401" in failed["error"]
     assert [each.is_taken for each in deliveries(deployment)] == [True, True]
 
 
@@ -295,6 +290,7 @@ def test_target_without_a_usable_key_is_retried(deployment: Deployment, target: 
 
 
 def test_old_delivery_is_forgotten_and_not_repeated(deployment: Deployment, target: WebhookTarget) -> None:
+    """Those of a removed organization go with its target."""
     note_run(deployment, "run", hours=20)
     tick(deployment)
     deployment.execute("update cliniko.webhook_deliveries set ended_at = ended_at - interval '31 days'")
@@ -303,17 +299,13 @@ def test_old_delivery_is_forgotten_and_not_repeated(deployment: Deployment, targ
     assert deliveries(deployment) == []
     assert len(target.received) == 1
 
-
-def test_removed_organization_loses_target_and_deliveries(deployment: Deployment, target: WebhookTarget) -> None:
+    set_target(deployment, target, "beta")
     for name in ("alpha", "beta"):
-        set_target(deployment, target, name)
         note_run(deployment, name, organization_id=name)
-    target.status = 503
     tick(deployment)
     organizations.remove(deployment.database, "alpha")
-    assert deliveries(deployment) == []
     assert deployment.execute("select organization_id from cliniko.webhook_targets") == ["beta"]
-    assert len(deliveries(deployment, "beta")) == 1
+    assert deployment.execute("select organization_id from cliniko.webhook_deliveries") == ["beta"]
 
 
 def test_https_or_loopback_url_is_accepted() -> None:
@@ -338,7 +330,6 @@ def test_https_or_loopback_url_is_accepted() -> None:
         "https://höoks.example.org/",
         "https://hooks.example.org:port/",
         "https://hooks.example.org:0/",
-        "https://[::1/",
         "https://hooks.example.org/" + "x" * 2048,
     ],
 )
