@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import dagster as dg
 import pandas as pd
@@ -28,56 +29,35 @@ def clinic(pipeline: PipelineUnderTest):
     account = Account.from_records("clinic", "au2", "MS0tbm90LWEtc2VjcmV0-au2", RECORDS)
     with pipeline.sandbox([account]) as sandbox:
         pipeline.add_organization("clinic", sandbox, account)
-        pipeline.add_contacts([_CONTACT])
+        contact = {"id": UUID(int=1), "organization_id": "clinic", "cliniko_patient_id": "1", "name": "X. Quillfeather"}
+        pipeline.add_contacts([contact])
         yield account
-
-
-_CONTACT = {
-    "id": "00000000-0000-0000-0000-000000000001",
-    "organization_id": "clinic",
-    "cliniko_patient_id": "1",
-    "name": "Xanthippe Quillfeather",
-    "email": "xq@clinic.example",
-}
 
 
 def test_materialization_has_counts_and_no_personal_data(pipeline, clinic) -> None:
     result = pipeline.sync("clinic", AS_OF)
     assert result.success, errors_of(result)
     metadata = materializations_of(result)
-    assert {name: each["dagster/row_count"] for name, each in metadata.items()} == {
-        "cliniko/patients": 1,
-        "cliniko/appointments": 1,
-        "contact_mapping": 1,
-        "active_patients": 1,
-    }
+    assert set(metadata) == {"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"}
     for each in metadata.values():
-        assert (each["rows_inserted"] >= 1, each["rows_updated"], each["rows_deleted"]) == (True, 0, 0)
+        assert (each["dagster/row_count"], each["rows_updated"], each["rows_deleted"]) == (1, 0, 0)
+        assert each["rows_inserted"] >= 1
+        assert "problems" not in each
     assert len(metadata["active_patients"]["preview"].records) == 1
-    assert metadata["cliniko/patients"]["records_read"] == 1
-    assert metadata["cliniko/patients"]["requests"] == 1
-    assert {name: metadata["contact_mapping"][name] for name in ("matched", "ambiguous", "unmatched")} == {
-        "matched": 1,
-        "ambiguous": 0,
-        "unmatched": 0,
-    }
+    assert metadata["cliniko/patients"]["records_read"] == metadata["cliniko/patients"]["requests"] == 1
     assert {"records_read", "rows_changed", "requests", "seconds_waited"} <= set(metadata["cliniko/appointments"])
-    assert not any("problems" in each for each in metadata.values())
-    shown = repr(metadata)
-    for private in ("Xanthippe", "Quillfeather", "xq@"):
-        assert private not in shown
-    alone = pipeline.materialize("clinic", "active_patients")
-    assert alone.success, errors_of(alone)
-    assert list(materializations_of(alone)) == ["active_patients"]
+    mapping = [metadata["contact_mapping"][name] for name in ("matched", "ambiguous", "unmatched")]
+    assert mapping == [1, 0, 0]
+    assert not [private for private in ("Xanthippe", "Quillfeather", "xq@") if private in repr(metadata)]
 
-
-def test_patient_without_a_contact_is_listed_by_id(pipeline, clinic) -> None:
     clinic.put("patients", patient("2", first_name="Barnaby", last_name="Nobody"))
-    metadata = materializations_of(pipeline.sync("clinic", AS_OF))
-    assert (metadata["contact_mapping"]["matched"], metadata["contact_mapping"]["unmatched"]) == (1, 1)
+    metadata = materializations_of(pipeline.sync("clinic", AS_OF, full=True))
     (listed,) = metadata["contact_mapping"]["problems"].records
     assert listed.data == {"patient_id": "2", "status": "unmatched", "pass": None, "candidates": None}
     assert "Barnaby" not in repr(metadata)
+    alone = pipeline.materialize("clinic", "active_patients")
+    assert alone.success, errors_of(alone)
+    assert list(materializations_of(alone)) == ["active_patients"]
 
 
 def test_computed_columns_have_their_lineage(pipeline, clinic) -> None:
@@ -90,27 +70,9 @@ def test_computed_columns_have_their_lineage(pipeline, clinic) -> None:
     for name in ("contact_mapping", "active_patients"):
         by_column = metadata[name]["dagster/column_lineage"].deps_by_column
         assert set(by_column) == columns[dg.AssetKey(name)] - not_computed
-        sources = [source for sources in by_column.values() for source in sources]
-        assert [each for each in sources if each.column_name not in columns[each.asset_key]] == []
+        for source in (source for sources in by_column.values() for source in sources):
+            assert source.column_name in columns[source.asset_key]
     assert "dagster/column_lineage" not in metadata["cliniko/patients"]
-
-
-def test_unknown_key_fails_without_retries(pipeline, clinic) -> None:
-    clinic.revoked = True
-    result = pipeline.sync("clinic", AS_OF)
-    assert not result.success
-    metadata = {
-        event.step_failure_data.user_failure_data.description
-        for event in result.filter_events(lambda event: event.is_step_failure)
-        if event.step_failure_data.user_failure_data
-    }
-    assert metadata
-    assert all("401" in each for each in metadata)
-    failures = [event.step_failure_data for event in result.filter_events(lambda event: event.is_step_failure)]
-    assert {data.error.cls_name for data in failures if data.user_failure_data} <= {
-        "Failure",
-        "DagsterExecutionHandleOutputError",
-    }
 
 
 def test_operators_asset_takes_frames_and_references(pipeline, clinic) -> None:
@@ -140,20 +102,11 @@ def test_operators_asset_takes_frames_and_references(pipeline, clinic) -> None:
     assert materializations_of(result)["reports/reminders"]["preview"].startswith("Not previewed")
 
 
-@pytest.mark.parametrize("value", [None, [1, 2]])
-def test_asset_value_of_another_type_is_refused(pipeline, value) -> None:
+def test_asset_of_another_type_or_without_partitions_is_refused(pipeline) -> None:
     @dg.asset(partitions_def=ORGANIZATIONS, io_manager_key="postgres")
-    def wrong() -> Any:
-        return value
+    def wrong() -> list[int]:
+        return [1, 2]
 
-    result = _materialize(pipeline, "clinic", wrong)
-    (error,) = errors_of(result)
-    assert f"returned a {type(value).__name__}" in error
-    assert "RecordStream, a TableQuery or a pandas DataFrame" in error
-    assert [row["status"] for row in pipeline.rows("clinic", "cliniko.sync_runs")] == ["failed"]
-
-
-def test_asset_without_partitions_is_refused_with_advice(pipeline) -> None:
     @dg.asset(io_manager_key="postgres")
     def unpartitioned() -> pd.DataFrame:
         return pd.DataFrame({"a": [1]})
@@ -166,11 +119,13 @@ def test_asset_without_partitions_is_refused_with_advice(pipeline) -> None:
     def reader(whole: pd.DataFrame) -> None:
         """Has no partitions."""
 
-    result = _materialize(pipeline, None, unpartitioned)
-    (error,) = errors_of(result)
+    (error,) = errors_of(_materialize(pipeline, "clinic", wrong))
+    assert "returned a list" in error
+    assert "RecordStream, a TableQuery or a pandas DataFrame" in error
+    assert [row["status"] for row in pipeline.rows("clinic", "cliniko.sync_runs")] == ["failed"]
+    (error,) = errors_of(_materialize(pipeline, None, unpartitioned))
     assert "partitions_def" in error
     assert "unpartitioned" in error
-    assert "Failure" in error
     assert _materialize(pipeline, "clinic", whole).success
     (error,) = errors_of(_materialize(pipeline, None, whole, reader, selection=[reader]))
     assert "partitions_def" in error

@@ -27,53 +27,38 @@ WELL = CrawlState(
     doubtful_deletions=0,
 )
 INTERRUPTED = replace(WELL, is_complete=False, next_page=7, total_entries=1234, cursor=None)
+INCREMENTAL_INTERRUPTED = replace(WELL, is_full=False, is_complete=False)
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_first_crawl_is_full_and_marks_no_deletions(full):
-    plan = plan_crawl(None, full=full)
-    assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == (True, False, None, None)
-
-
-def test_crawl_after_a_full_one_is_incremental():
-    plan = plan_crawl(WELL, full=False)
-    assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == (False, False, CURSOR, None)
+FIRST_PAGE = Position(HORIZON, 0, 1234)
+NEEDED = replace(WELL, needs_full="Cliniko's clock was set back")
+FIRST = (True, False, None, None)
+WHOLE = (True, True, None, None)
+CHANGES = (False, False, CURSOR, None)
 
 
 @pytest.mark.parametrize(
-    "state",
-    [WELL, INTERRUPTED, replace(WELL, needs_full="asked for"), replace(WELL, is_full=False, is_complete=False)],
-    ids=["well", "interrupted", "due", "incremental interrupted"],
+    ("state", "full", "planned"),
+    [
+        (None, False, FIRST),
+        (None, True, FIRST),
+        (WELL, False, CHANGES),
+        (INCREMENTAL_INTERRUPTED, False, CHANGES),
+        (WELL, True, WHOLE),
+        (INTERRUPTED, True, WHOLE),
+        (INCREMENTAL_INTERRUPTED, True, WHOLE),
+        (NEEDED, False, WHOLE),
+        (replace(WELL, cursor=None), False, WHOLE),
+        (INTERRUPTED, False, (True, False, None, Position(HORIZON, 7, 1234))),
+        (replace(INTERRUPTED, next_page=0, reconciles=True, cursor=CURSOR), False, (True, True, None, FIRST_PAGE)),
+        (replace(INTERRUPTED, next_page=None, horizon=None), False, FIRST),
+    ],
 )
-def test_requested_full_crawl_starts_at_the_first_page(state):
-    plan = plan_crawl(state, full=True)
-    assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == (True, True, None, None)
+def test_crawl_follows_from_the_state(state: CrawlState | None, full: bool, planned: tuple[object, ...]) -> None:
+    """An interrupted full crawl resumes at its checkpoint unless a full one is requested."""
+    plan = plan_crawl(state, full=full)
+    assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == planned
 
 
-@pytest.mark.parametrize("reconciles", [False, True])
-@pytest.mark.parametrize("page", [7, 0])
-def test_interrupted_full_crawl_resumes_at_its_checkpoint(reconciles, page):
-    plan = plan_crawl(replace(INTERRUPTED, next_page=page, reconciles=reconciles, cursor=CURSOR), full=False)
-    assert (plan.is_full, plan.reconciles, plan.changed_since) == (True, reconciles, None)
-    assert plan.position == Position(HORIZON, page, 1234)
-
-
-def test_full_crawl_without_a_checkpoint_starts_again():
-    plan = plan_crawl(replace(INTERRUPTED, next_page=None, horizon=None), full=False)
-    assert (plan.is_full, plan.position) == (True, None)
-
-
-def test_interrupted_incremental_crawl_keeps_its_cursor():
-    plan = plan_crawl(replace(WELL, is_full=False, is_complete=False), full=False)
-    assert (plan.is_full, plan.changed_since) == (False, CURSOR)
-
-
-def test_needed_full_crawl_has_its_reason():
-    plan = plan_crawl(replace(WELL, needs_full="Cliniko's clock was set back"), full=False)
-    assert (plan.is_full, plan.reconciles) == (True, True)
-    assert "Cliniko's clock was set back" in plan.reason
-
-
-def test_crawl_without_a_cursor_is_full():
-    plan = plan_crawl(replace(WELL, cursor=None), full=False)
-    assert (plan.is_full, plan.reconciles) == (True, True)
+def test_needed_full_crawl_has_its_reason() -> None:
+    assert "Cliniko's clock was set back" in plan_crawl(NEEDED, full=False).reason

@@ -12,10 +12,6 @@ def test_unreadable_organizations_change_no_partition():
     assert plan_partitions(None, {"a"}, set()) == PartitionChanges()
 
 
-def test_without_organizations_partitions_in_flight_stay():
-    assert plan_partitions(set(), {"a", "b"}, {"b"}) == PartitionChanges(removed=("a",))
-
-
 @given(IDS, IDS, IDS)
 def test_partitions_are_the_organizations_and_runs_in_flight(source, existing, in_flight):
     changes = plan_partitions(source, existing, in_flight)

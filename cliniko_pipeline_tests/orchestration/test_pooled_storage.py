@@ -61,7 +61,18 @@ def use(instance: dg.DagsterInstance) -> None:
     assert list(instance.all_instigator_state()) == []
 
 
-def test_successive_statements_share_one_connection(runtime: Runtime, instance: dg.DagsterInstance) -> None:
+def test_successive_statements_share_one_connection(runtime: Runtime) -> None:
+    """Also on the instance that a process of Dagster's opens; a closed one leaves no connection."""
+    wait_for_connections(runtime, range(1))
+    with open_instance(runtime) as instance:
+        assert_one_connection(runtime, instance)
+        ref = instance.get_ref()
+    wait_for_connections(runtime, range(1))
+    with dg.DagsterInstance.from_ref(ref) as theirs:
+        assert_one_connection(runtime, theirs)
+
+
+def assert_one_connection(runtime: Runtime, instance: dg.DagsterInstance) -> None:
     use(instance)
     wait_for_connections(runtime, range(2))
     first = connections(runtime)
@@ -74,10 +85,9 @@ def test_successive_statements_share_one_connection(runtime: Runtime, instance: 
 def test_connection_closed_by_the_server_is_replaced(runtime: Runtime, instance: dg.DagsterInstance) -> None:
     use(instance)
     closed = connections(runtime)
+    terminate = sa.text("select pg_terminate_backend(pid) from unnest(:pids) as pid")
     with runtime.database.operator() as connection:
-        connection.execute(
-            sa.text("select pg_terminate_backend(pid) from unnest(:pids) as pid"), {"pids": list(closed)}
-        )
+        connection.execute(terminate, {"pids": list(closed)})
     use(instance)
     assert closed.isdisjoint(connections(runtime))
 
@@ -96,20 +106,3 @@ def test_concurrent_connections_are_closed_but_for_a_few(runtime: Runtime, insta
     with ThreadPoolExecutor(threads) as executor:
         assert len(set(executor.map(hold, range(threads)))) == threads
     wait_for_connections(runtime, range(1, CONNECTIONS_KEPT + 1))
-
-
-def test_closed_instance_leaves_no_connection(runtime: Runtime) -> None:
-    with open_instance(runtime) as instance:
-        use(instance)
-        assert connections(runtime)
-    wait_for_connections(runtime, range(1))
-
-
-def test_instance_of_a_dagster_process_has_a_pool_too(runtime: Runtime, instance: dg.DagsterInstance) -> None:
-    with dg.DagsterInstance.from_ref(instance.get_ref()) as theirs:
-        use(theirs)
-        wait_for_connections(runtime, range(2))
-        first = connections(runtime)
-        use(theirs)
-        assert len(first) == 1
-        assert connections(runtime) == first

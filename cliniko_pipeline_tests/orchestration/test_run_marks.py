@@ -18,6 +18,7 @@ from cliniko_pipeline_tests.support.environments import environment
 
 HERE = json.dumps({"host": "localhost", "socket": "/tmp/of-the-code-server"})
 ELSEWHERE = json.dumps({"host": "code-server", "port": 4000})
+OTHERS = (ELSEWHERE, None, "unreadable")
 MINUTES = [timedelta(minutes=minutes) for minutes in (0, 1, 3, 60 * 24)]
 
 DIES_IN_A_RUN = """
@@ -30,11 +31,9 @@ with open_runtime(load_settings()) as runtime, marked_within(runtime, sys.argv[1
 """
 
 
-def add_run(
-    deployment: Deployment, launched: str | None, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED
-) -> dg.DagsterRun:
+def add_run(deployment: Deployment, launched: str | None) -> dg.DagsterRun:
     tags = {"dagster/partition": "alpha"} | ({} if launched is None else {CODE_SERVER_TAG: launched})
-    return deployment.add_run(status, tags)
+    return deployment.add_run(dg.DagsterRunStatus.STARTED, tags)
 
 
 def lost(deployment: Deployment, run: dg.DagsterRun) -> list[bool]:
@@ -74,7 +73,5 @@ def test_run_of_a_killed_process_is_ended_by_the_sensor(deployment: Deployment, 
 
 
 def test_never_marked_run_of_this_machine_is_lost(deployment: Deployment) -> None:
-    for status in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED):
-        assert lost(deployment, add_run(deployment, HERE, status)) == [False, False, True, True]
-    for launched in (ELSEWHERE, None, "unreadable"):
-        assert lost(deployment, add_run(deployment, launched)) == [False, False, False, False]
+    for launched, is_lost in ((HERE, [False, False, True, True]), *((each, [False] * 4) for each in OTHERS)):
+        assert lost(deployment, add_run(deployment, launched)) == is_lost

@@ -1,4 +1,4 @@
-"""The schedules, pauses, retries and partitions, on a real Dagster instance and database."""
+"""The effects of schedules, pauses, retries and partitions; test_sync_plans has the rules."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -13,66 +13,54 @@ from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
 from cliniko_pipeline_tests.support.deployments import NOW, Deployment
 from cliniko_pipeline_tests.support.pipelines import errors_of
 
+HOUR = timedelta(hours=1)
+
 
 def set_active(deployment: Deployment, name: str, *, active: bool) -> None:
     with deployment.database.operator() as connection:
         organizations.set_active(connection, name, active=active)
 
 
-# --- The schedule -----------------------------------------------------------------------------------------
-
-
 def test_schedule_requests_each_due_organization_once(deployment: Deployment) -> None:
-    requested = deployment.tick()
-    assert {name: tags["dagster/partition"] for name, tags in requested.items()} == {"alpha": "alpha", "beta": "beta"}
-    assert deployment.tick() == {}
-    assert deployment.tick(NOW + timedelta(minutes=1)) == {}
-    two_hours = [deployment.tick(NOW + timedelta(minutes=minute)) for minute in range(10, 121, 10)]
-    assert sum("alpha" in requested for requested in two_hours) == 2
-
-
-def test_run_that_the_schedule_requests_succeeds(deployment: Deployment) -> None:
     ensure_partitions(deployment.instance, ["alpha", "beta"])
+    request, other = deployment.requests(cliniko_syncs)
+    assert {each.partition_key: each.tags["dagster/partition"] for each in (request, other)} == {
+        "alpha": "alpha",
+        "beta": "beta",
+    }
     job = deployment.pipeline.definitions.resolve_job_def("cliniko_sync")
-    request = deployment.requests(cliniko_syncs)[0]
-    result = job.execute_in_process(
+    assert job.execute_in_process(
         instance=deployment.instance, run_config=request.run_config, partition_key=request.partition_key
-    )
-    assert result.success
+    ).success
+    assert deployment.tick() == deployment.tick(NOW + timedelta(seconds=1)) == {}
 
 
-def test_full_sync_is_due_once_a_day(deployment: Deployment) -> None:
-    deployment.tick()
-    requested = [deployment.tick(NOW + timedelta(hours=hour)) for hour in range(1, 25)]
+def test_full_sync_is_requested_once_a_day(deployment: Deployment) -> None:
+    requested = [deployment.tick(NOW + hours * HOUR) for hours in range(25)]
     full = [tags for each in requested for tags in each.values() if tags["cliniko_pipeline/full"] == "true"]
     assert sorted(tags["dagster/partition"] for tags in full) == ["alpha", "beta"]
 
 
-def test_organization_with_a_run_in_flight_is_not_due(deployment: Deployment) -> None:
+def test_running_disabled_or_removed_organization_is_not_due(deployment: Deployment) -> None:
     ensure_partitions(deployment.instance, ["alpha", "beta"])
-    deployment.add_run(dg.DagsterRunStatus.STARTED, {"dagster/partition": "alpha"})
+    run = deployment.add_run(dg.DagsterRunStatus.STARTED, {"dagster/partition": "alpha"})
     assert set(deployment.tick()) == {"beta"}
-
-
-def test_disabled_or_removed_organization_is_not_due(deployment: Deployment) -> None:
-    deployment.tick()
-    set_active(deployment, "alpha", active=False)
-    assert set(deployment.tick(NOW + timedelta(hours=2))) == {"beta"}
-    organizations.remove(deployment.database, "beta")
-    assert deployment.execute("select organization_id from cliniko.scheduling") == ["alpha"]
+    deployment.instance.report_run_canceled(run)
+    set_active(deployment, "beta", active=False)
+    assert set(deployment.tick(NOW + 2 * HOUR)) == {"alpha"}
+    organizations.remove(deployment.database, "alpha")
+    assert deployment.execute("select organization_id from cliniko.scheduling") == ["beta"]
 
 
 def test_count_comparison_is_due_once_a_day_after_a_sync(deployment: Deployment) -> None:
     def compared(at: datetime) -> list[str]:
-        return sorted(each.tags["dagster/partition"] for each in deployment.requests(cliniko_count_comparisons, at))
+        return [each.tags["dagster/partition"] for each in deployment.requests(cliniko_count_comparisons, at)]
 
     now = datetime.now(UTC)
-    assert compared(now + timedelta(days=2)) == [], "nothing was synced yet"
+    assert compared(now + 48 * HOUR) == [], "nothing was synced yet"
     assert deployment.sync("alpha").success
     assert compared(now) == [], "it was just synced"
-    days = [compared(now + timedelta(hours=hour)) for hour in range(1, 73)]
-    assert sum(each == ["alpha"] for each in days) == 3
-    assert sum(map(len, days)) == 3, "beta was never synced"
+    assert [each for hours in range(1, 73) for each in compared(now + hours * HOUR)] == ["alpha"] * 3
     result = deployment.pipeline.compare_counts("alpha")
     assert result.success, errors_of(result)
 
@@ -81,21 +69,20 @@ def test_count_comparison_is_due_once_a_day_after_a_sync(deployment: Deployment)
 
 
 def test_revoked_key_pauses_until_the_key_is_replaced(deployment: Deployment) -> None:
-    deployment.tick()
     deployment.accounts["alpha"].revoked = True
     assert not deployment.sync("alpha").success
     paused = deployment.scheduling("alpha")
     assert paused.paused_at is not None
     assert "401" in (paused.pause_reason or "")
     assert paused.retry_at is None
-    for hours in (1, 2, 30):
-        assert set(deployment.tick(NOW + timedelta(hours=hours))) == {"beta"}
+    assert set(deployment.tick()) == {"beta"}
 
     # Another encryption of the same key changes nothing.
     vault = deployment.pipeline.runtime.vault
     credentials = deployment.pipeline.runtime.credentials("alpha")
     with deployment.database.operator() as connection:
         organizations.replace_encrypted(connection, "alpha", vault.encrypt(credentials))
+        used = scheduling.credentials_digest(connection, "alpha")
     assert deployment.scheduling("alpha").paused_at is not None
 
     replaced = Account("replaced", "au4", "another-key-au4")
@@ -104,58 +91,31 @@ def test_revoked_key_pauses_until_the_key_is_replaced(deployment: Deployment) ->
     with deployment.database.operator() as connection:
         organizations.save(connection, "alpha", "Alpha", vault.encrypt(new), validated=False)
     assert deployment.scheduling("alpha").paused_at is None
-    assert "alpha" in deployment.tick(NOW + timedelta(hours=31))
+    with deployment.database.operator() as connection:
+        scheduling.pause(connection, "alpha", reason="401", run_id="run", credentials=used)
+    assert deployment.scheduling("alpha").paused_at is None, "it was the replaced key that failed"
+    assert "alpha" in deployment.tick()
     assert deployment.sync("alpha").success
 
 
-def test_failure_of_a_replaced_key_pauses_nothing(deployment: Deployment) -> None:
-    with deployment.database.operator() as connection:
-        used = scheduling.credentials_digest(connection, "alpha")
-    deployment.pipeline.add_organization("alpha", deployment.sandbox, deployment.accounts["alpha"])
-    with deployment.database.operator() as connection:
-        scheduling.pause(connection, "alpha", reason="401", run_id="run", credentials=used)
-    assert deployment.scheduling("alpha").paused_at is None
-
-
-def test_pause_keeps_its_first_reason_until_enabled(deployment: Deployment) -> None:
+def test_pause_ends_when_enabled_or_synced(deployment: Deployment) -> None:
     deployment.pause("alpha", "revoked")
     deployment.pause("alpha", "another reason")
     assert deployment.scheduling("alpha").pause_reason == "revoked"
     with deployment.database.operator() as connection:
         scheduling.end_pause(connection, "alpha")
     assert "alpha" in deployment.tick()
-
-
-def test_successful_sync_ends_a_pause(deployment: Deployment) -> None:
     deployment.pause("alpha")
     assert deployment.sync("alpha").success
     assert deployment.scheduling("alpha").pause_reason is None
 
 
-def test_permanent_failure_is_not_retried(deployment: Deployment) -> None:
+def test_transient_failure_alone_is_retried_when_due(deployment: Deployment) -> None:
+    deployment.tick()
     deployment.sandbox.faults = Faults(broken_pages=(BrokenPage("patients", 1, status=404),))
     assert not deployment.sync("alpha").success
     assert deployment.scheduling("alpha").retry_at is None
     assert deployment.scheduling("alpha").paused_at is None
-
-
-def test_retries_back_off_until_a_sync_succeeds(deployment: Deployment) -> None:
-    waits = []
-    for _ in range(9):
-        with deployment.database.operator() as connection:
-            scheduling.note_failure(
-                connection, "alpha", reason="down", run_id="run", begun_at=datetime.now(UTC), is_permanent=False
-            )
-            query = "select retry_at - now() from cliniko.scheduling where organization_id = 'alpha'"
-            waits.append(connection.exec_driver_sql(query).scalar_one())
-    assert [wait // timedelta(minutes=1) for wait in waits] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert deployment.scheduling("beta").retry_at is None
-    assert deployment.sync("alpha").success
-    assert deployment.scheduling("alpha").retry_at is None
-
-
-def test_transient_failure_is_retried_when_due(deployment: Deployment) -> None:
-    deployment.tick()
     deployment.sandbox.faults = Faults(reset_before_body_rate=1.0)
     assert not deployment.sync("alpha").success
     retry_at = deployment.scheduling("alpha").retry_at
@@ -164,29 +124,33 @@ def test_transient_failure_is_retried_when_due(deployment: Deployment) -> None:
     assert deployment.scheduling("alpha").retry_at is None
 
 
+def test_retries_back_off_until_a_sync_succeeds(deployment: Deployment) -> None:
+    waits = []
+    for _ in range(8):
+        with deployment.database.operator() as connection:
+            scheduling.note_failure(
+                connection, "alpha", reason="down", run_id="run", begun_at=datetime.now(UTC), is_permanent=False
+            )
+            query = "select retry_at - now() from cliniko.scheduling where organization_id = 'alpha'"
+            waits.append(connection.exec_driver_sql(query).scalar_one())
+    assert [wait // timedelta(minutes=1) for wait in waits] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert deployment.scheduling("beta").retry_at is None
+    assert deployment.sync("alpha").success
+    assert deployment.scheduling("alpha").retry_at is None
+
+
 # --- Partitions -------------------------------------------------------------------------------------------
 
 
-def test_partitions_are_the_active_organizations(deployment: Deployment) -> None:
+def test_partitions_are_active_or_running_organizations(deployment: Deployment) -> None:
     deployment.watch_partitions()
     assert deployment.partitions == {"alpha", "beta"}
     assert "those of the organizations" in (deployment.watch_partitions() or "")
+    deployment.add_run(dg.DagsterRunStatus.STARTING, {"dagster/partition": "beta"})
     set_active(deployment, "alpha", active=False)
-    deployment.watch_partitions()
-    assert deployment.partitions == {"beta"}
-
-
-def test_partition_of_a_run_in_flight_is_not_removed(deployment: Deployment) -> None:
-    deployment.watch_partitions()
-    deployment.add_run(dg.DagsterRunStatus.STARTING, {"dagster/partition": "alpha"})
-    organizations.remove(deployment.database, "alpha")
     organizations.remove(deployment.database, "beta")
     deployment.watch_partitions()
-    assert deployment.partitions == {"alpha"}
-
-
-def test_partitions_stay_while_organizations_are_unreadable(deployment: Deployment) -> None:
-    deployment.watch_partitions()
+    assert deployment.partitions == {"beta"}
     deployment.execute("alter table public.api_credentials rename to away")
     assert "Nothing is changed" in (deployment.watch_partitions() or "")
-    assert deployment.partitions == {"alpha", "beta"}
+    assert deployment.partitions == {"beta"}

@@ -61,23 +61,17 @@ def test_due_times_of_organizations_are_spread():
     assert busiest < 40
 
 
-def test_due_time_does_not_depend_on_other_organizations():
-    def of_one(organization_ids: list[str]) -> list[DueSync]:
-        found = [replace(NEW, organization_id=each, requested_at=NOW - MINUTE) for each in organization_ids]
-        return [each for each in due_syncs(found, set(), HOURLY, NOW) if each.organization_id == "org-1"]
+UNSCHEDULED = {
+    "disabled": {"is_active": False},
+    "off": {"is_on": False},
+    "paused": {"paused_at": NOW, "pause_reason": "revoked"},
+}
 
-    assert of_one(["org-1"]) == of_one([f"org-{number}" for number in range(50)])
 
-
-@pytest.mark.parametrize(
-    "change",
-    [{"is_active": False}, {"is_on": False}, {"paused_at": NOW, "pause_reason": "revoked"}],
-    ids=["disabled", "off", "paused"],
-)
-@pytest.mark.parametrize("is_due_again", [False, True])
-def test_inactive_organization_is_never_due(change, is_due_again):
-    scheduling = replace(NEW, retry_at=NOW if is_due_again else None, **change)
-    assert due_syncs([scheduling], set(), NIGHTLY, NOW) == []
+@pytest.mark.parametrize("change", UNSCHEDULED.values(), ids=UNSCHEDULED)
+def test_unscheduled_organization_is_never_due(change: dict[str, Any]) -> None:
+    for retry_at in (None, NOW):
+        assert due_syncs([replace(NEW, retry_at=retry_at, **change)], set(), NIGHTLY, NOW) == []
 
 
 def test_organization_is_due_after_its_run_in_flight():
@@ -88,9 +82,9 @@ def test_organization_is_due_after_its_run_in_flight():
 
 
 def test_missed_due_times_are_one_sync():
-    assert len(requested(replace(NEW, requested_at=NOW - timedelta(days=3)), HOURLY, NOW, 1)) == 1
-    (due,) = due_syncs([replace(NEW, requested_at=NOW - timedelta(days=3))], set(), NIGHTLY, NOW)
-    assert due.is_full
+    missed = replace(NEW, requested_at=NOW - timedelta(days=3))
+    assert requested(missed, HOURLY, NOW, 1) == [(NOW, False)]
+    assert due_syncs([missed], set(), NIGHTLY, NOW) == [DueSync("org", is_full=True)]
 
 
 def test_own_schedule_of_an_organization_sets_its_due_time():
@@ -102,9 +96,11 @@ def test_own_schedule_of_an_organization_sets_its_due_time():
 
 
 def test_failed_sync_is_due_at_its_retry_time():
-    failed = replace(NEW, requested_at=NOW, retry_at=NOW + 4 * MINUTE)
-    assert due_syncs([failed], set(), HOURLY, NOW + 3 * MINUTE) == []
-    assert due_syncs([failed], set(), HOURLY, NOW + 4 * MINUTE) == [DueSync("org", is_full=False)]
+    failed = replace(NEW, requested_at=NOW, full_requested_at=NOW, retry_at=NOW + 4 * MINUTE)
+    for default in (HOURLY, replace(NEVER, full_sync_at=time(2))):
+        assert due_syncs([failed], set(), default, NOW + 3 * MINUTE) == []
+        assert due_syncs([failed], set(), default, NOW + 4 * MINUTE) == [DueSync("org", is_full=False)]
+    assert due_syncs([failed], set(), NEVER, NOW + 4 * MINUTE) == [], "nothing is requested by itself"
 
 
 @given(
@@ -128,17 +124,7 @@ def test_due_times_are_exactly_one_period_apart(organization_id, minutes, now):
 # --- Counts and freshness ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"is_active": False},
-        {"is_on": False},
-        {"paused_at": NOW, "pause_reason": "bad key"},
-        {"succeeded_at": None},
-        {"counts_requested_at": NOW},
-    ],
-    ids=["disabled", "off", "paused", "never synced", "just compared"],
-)
+@pytest.mark.parametrize("change", [*UNSCHEDULED.values(), {"succeeded_at": None}, {"counts_requested_at": NOW}])
 def test_count_comparison_is_due_for_synced_organizations(change: dict[str, Any]) -> None:
     due = replace(NEW, succeeded_at=NOW - 3 * DAY)
     assert due_counts([due], set(), DAY, NOW) == ["org"]
@@ -149,39 +135,27 @@ def test_count_comparison_is_due_for_synced_organizations(change: dict[str, Any]
 
 def test_due_times_of_count_comparisons_are_spread():
     organizations = [replace(NEW, organization_id=f"org-{n}", succeeded_at=NOW) for n in range(500)]
-    hours = [
-        len(due_counts(organizations, set(), DAY, NOW + timedelta(hours=hour + 1)))
-        - len(due_counts(organizations, set(), DAY, NOW + timedelta(hours=hour)))
-        for hour in range(24)
-    ]
-    assert sum(hours) == 500
-    assert max(hours) < 50
+    due = [len(due_counts(organizations, set(), DAY, NOW + timedelta(hours=hours))) for hours in range(25)]
+    assert (due[0], due[-1]) == (0, 500)
+    assert max(later - earlier for earlier, later in pairwise(due)) < 50
 
 
 @pytest.mark.parametrize(
-    ("scheduling", "default", "holds"),
+    ("age", "change", "default", "holds"),
     [
-        (replace(NEW, succeeded_at=NOW - timedelta(minutes=180)), HOURLY, True),
-        (replace(NEW, succeeded_at=NOW - timedelta(minutes=181)), HOURLY, False),
-        (replace(NEW, known_since=NOW - timedelta(minutes=181)), HOURLY, False),
-        (NEW, HOURLY, True),
-        (replace(NEW, succeeded_at=NOW - timedelta(hours=5), sync_every_minutes=180), HOURLY, True),
-        (replace(NEW, succeeded_at=NOW - timedelta(hours=7), sync_every_minutes=180), HOURLY, False),
-        (replace(NEW, succeeded_at=NOW - timedelta(hours=47)), replace(NEVER, full_sync_at=time(2)), True),
-        (replace(NEW, succeeded_at=NOW - timedelta(hours=49)), replace(NEVER, full_sync_at=time(2)), False),
-        (replace(NEW, succeeded_at=NOW - 100 * DAY), NEVER, True),
-        (replace(NEW, succeeded_at=NOW - 100 * DAY, is_on=False), HOURLY, True),
-        (replace(NEW, succeeded_at=NOW - 100 * DAY, is_active=False), HOURLY, True),
+        (180, {}, HOURLY, True),
+        (181, {}, HOURLY, False),
+        (181, {"succeeded_at": None, "known_since": NOW - 181 * MINUTE}, HOURLY, False),
+        (0, {"succeeded_at": None}, HOURLY, True),
+        (360, {"sync_every_minutes": 180}, HOURLY, True),
+        (361, {"sync_every_minutes": 180}, HOURLY, False),
+        (48 * 60, {}, replace(NEVER, full_sync_at=time(2)), True),
+        (48 * 60 + 1, {}, replace(NEVER, full_sync_at=time(2)), False),
+        (9999, {}, NEVER, True),
+        (9999, {"is_on": False}, HOURLY, True),
+        (9999, {"is_active": False}, HOURLY, True),
     ],
 )
-def test_organization_is_fresh_within_the_limit_or_two_periods(
-    scheduling: Scheduling, default: DefaultSchedule, holds: bool
-) -> None:
+def test_organization_is_fresh_within_the_limit_or_two_periods(age, change, default, holds) -> None:
+    scheduling = replace(NEW, **{"succeeded_at": NOW - age * MINUTE} | change)
     assert freshness(scheduling, default, timedelta(hours=3), NOW).holds is holds
-
-
-def test_failed_nightly_sync_is_due_at_its_retry_time():
-    nightly = replace(NEVER, full_sync_at=time(2))
-    failed = replace(NEW, requested_at=NOW, full_requested_at=NOW, retry_at=NOW)
-    assert due_syncs([failed], set(), nightly, NOW) == [DueSync("org", is_full=False)]
-    assert due_syncs([failed], set(), NEVER, NOW) == [], "nothing is requested by itself"

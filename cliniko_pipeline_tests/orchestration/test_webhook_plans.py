@@ -1,10 +1,10 @@
 """Which syncs webhook events request, and the messages and delays of deliveries."""
 
 import json
-from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -34,45 +34,30 @@ def planned(scheduling: Scheduling = ORG, now: datetime = NOW, in_flight: frozen
     return [each.run_key for each in announced_syncs(PENDING, [scheduling], in_flight, now)]
 
 
-def test_pending_events_request_one_sync() -> None:
-    assert len(planned()) == 1
-
-
-def test_organization_without_events_is_not_synced() -> None:
-    assert announced_syncs({}, [ORG], set(), NOW) == []
-    assert announced_syncs(PENDING, [Scheduling("other")], set(), NOW) == []
-
-
 @pytest.mark.parametrize(
-    "scheduling",
+    ("change", "is_requested"),
     [
-        replace(ORG, is_active=False),
-        replace(ORG, paused_at=NOW),
-        replace(ORG, retry_at=NOW + SECOND),
-        replace(ORG, requested_at=NOW - BETWEEN_RUNS + SECOND),
-        replace(ORG, failures=1, failure_is_permanent=True, requested_at=NOW - AGAIN + SECOND),
+        ({"is_active": False}, False),
+        ({"paused_at": NOW}, False),
+        ({"retry_at": NOW + SECOND}, False),
+        ({"retry_at": NOW}, True),
+        ({"requested_at": NOW - BETWEEN_RUNS + SECOND}, False),
+        ({"requested_at": NOW - BETWEEN_RUNS}, True),
+        ({"requested_at": None}, True),
+        ({"requested_at": NOW + MINUTE}, True),  # by another clock
+        ({"failures": 1, "failure_is_permanent": True, "requested_at": NOW - AGAIN + SECOND}, False),
+        ({"failures": 1, "failure_is_permanent": True}, True),
+        ({"is_on": False}, True),
     ],
-    ids=["disabled", "paused", "retried later", "just requested", "failed permanently"],
 )
-def test_events_of_an_organization_that_cannot_sync_wait(scheduling: Scheduling) -> None:
-    assert planned(scheduling) == []
+def test_events_of_an_organization_that_can_sync_request_it(change: dict[str, Any], is_requested: bool) -> None:
+    assert len(planned(replace(ORG, **change))) == is_requested
+
+
+def test_organization_in_flight_or_without_events_is_not_synced() -> None:
     assert planned(in_flight=frozenset({"org"})) == []
-
-
-@pytest.mark.parametrize(
-    "scheduling",
-    [
-        replace(ORG, is_on=False),
-        replace(ORG, requested_at=None),
-        replace(ORG, retry_at=NOW),
-        replace(ORG, requested_at=NOW - BETWEEN_RUNS),
-        replace(ORG, requested_at=NOW + MINUTE),
-        replace(ORG, failures=1, failure_is_permanent=True),
-    ],
-    ids=["not scheduled", "never requested", "retry due", "requested before", "another clock", "failed an hour ago"],
-)
-def test_events_of_an_organization_that_can_sync_request_it(scheduling: Scheduling) -> None:
-    assert len(planned(scheduling)) == 1
+    assert announced_syncs({}, [ORG], set(), NOW) == []
+    assert planned(Scheduling("other")) == []
 
 
 def test_run_key_identifies_the_request() -> None:
@@ -89,84 +74,49 @@ def test_run_key_identifies_the_request() -> None:
 
 # --- A history ----------------------------------------------------------------------------------------------
 
+TICK = timedelta(seconds=5)
 OUTCOMES = ("succeeds", "fails", "fails permanently", "is canceled", "is lost")
-
-
-@dataclass
-class World:
-    """One organization, the daemon that ticks, and Dagster that makes no two runs of one key."""
-
-    events: deque[datetime]
-    outcomes: deque[tuple[str, int, int]]
-    now: datetime = NOW
-    scheduling: Scheduling = field(default_factory=lambda: Scheduling("org", is_on=False))
-    received: list[datetime] = field(default_factory=list)
-    read_began_at: datetime | None = None
-    requests: list[datetime] = field(default_factory=list)
-    keys: set[str] = field(default_factory=set)
-    run: tuple[datetime, datetime, str] | None = None
-
-    def pending(self) -> list[datetime]:
-        return [each for each in self.received if self.read_began_at is None or each >= self.read_began_at]
-
-    def tick(self) -> None:
-        self.now += 5 * SECOND
-        while self.events and self.events[0] <= self.now:
-            self.received.append(self.events.popleft())
-        if self.run is not None and self.run[1] <= self.now:
-            self._end(*self.run)
-        pending = self.pending()
-        known = {"org": PendingEvents("org", max(pending), len(pending))} if pending else {}
-        in_flight = {"org"} if self.run is not None else set()
-        for each in announced_syncs(known, [self.scheduling], in_flight, self.now):
-            if each.run_key in self.keys:
-                continue
-            assert pending
-            assert self.run is None
-            self.keys.add(each.run_key)
-            self.requests.append(self.now)
-            self.scheduling = replace(self.scheduling, requested_at=self.now, retry_at=None)
-            outcome, waits, lasts = self.outcomes.popleft() if self.outcomes else ("succeeds", 1, 5)
-            begun = self.now + waits * SECOND
-            self.run = (begun, begun + lasts * SECOND, outcome)
-
-    def _end(self, begun: datetime, _ended: datetime, outcome: str) -> None:
-        self.run = None
-        old = self.scheduling
-        if outcome == "succeeds":
-            self.read_began_at = begun
-            self.scheduling = replace(old, failures=0, failure_is_permanent=False, retry_at=None)
-        elif outcome.startswith("fails"):
-            is_permanent = outcome == "fails permanently"
-            retry_at = None if is_permanent else self.now + min(MINUTE * 2**old.failures, AGAIN)
-            self.scheduling = replace(
-                old, failures=old.failures + 1, failure_is_permanent=is_permanent, retry_at=retry_at
-            )
+UNSCHEDULED = Scheduling("org", is_on=False)
 
 
 @settings(max_examples=examples(20, 200))
 @given(
-    events=st.lists(st.integers(0, 600), min_size=1, max_size=30),
-    outcomes=st.lists(st.tuples(st.sampled_from(OUTCOMES), st.integers(0, 60), st.integers(1, 120)), max_size=5),
+    events=st.lists(st.integers(1, 120), min_size=1, max_size=30),
+    outcomes=st.lists(st.tuples(st.sampled_from(OUTCOMES), st.integers(1, 12), st.integers(1, 24)), max_size=5),
 )
 def test_every_event_is_followed_by_a_sync(events: list[int], outcomes: list[tuple[str, int, int]]) -> None:
-    world = World(deque(NOW + each * SECOND for each in sorted(events)), deque(outcomes))
+    """Events are the ticks at which they come; a run waits and lasts so many. Dagster makes no two of one key."""
+    scheduling, requests, left = UNSCHEDULED, {}, iter(outcomes)
+    pending: list[int] = []
+    run: tuple[int, int, str] | None = None
     # A run without success delays the next by an hour and two minutes at most.
-    for _ in range((20 + 125 * (len(outcomes) + 2)) * 12):
-        world.tick()
-    assert world.pending() == []
-    assert world.run is None
-    assert all(later - earlier >= BETWEEN_RUNS for earlier, later in pairwise(world.requests))
-    assert len(world.requests) <= len(events) + len(outcomes)
+    for tick in range((20 + 125 * (len(outcomes) + 2)) * 12):
+        now = NOW + tick * TICK
+        pending += [tick] * events.count(tick)
+        if run is not None and run[1] <= tick:
+            begun, _, outcome = run
+            run = None
+            if outcome == "succeeds":
+                pending = [each for each in pending if each >= begun]
+                scheduling = replace(UNSCHEDULED, requested_at=scheduling.requested_at)
+            elif outcome.startswith("fails"):
+                scheduling = failed(scheduling, now, is_permanent=outcome == "fails permanently")
+        known = {"org": PendingEvents("org", NOW + max(pending) * TICK, len(pending))} if pending else {}
+        for each in announced_syncs(known, [scheduling], set() if run is None else {"org"}, now):
+            if each.run_key not in requests:
+                requests[each.run_key] = now
+                scheduling = replace(scheduling, requested_at=now, retry_at=None)
+                outcome, waits, lasts = next(left, ("succeeds", 1, 1))
+                run = (tick + waits, tick + waits + lasts, outcome)
+    assert (pending, run) == ([], None)
+    assert all(later - earlier >= BETWEEN_RUNS for earlier, later in pairwise(requests.values()))
+    assert len(requests) <= len(set(events)) + len(outcomes), "events that come together are one sync"
 
 
-def test_burst_of_events_is_two_syncs() -> None:
-    at_once = deque(NOW + SECOND * (number / 100) for number in range(1000))
-    world = World(at_once, deque([("succeeds", 1, 20)]))
-    for _ in range(100):
-        world.tick()
-    assert len(world.requests) == 2
-    assert world.pending() == []
+def failed(scheduling: Scheduling, now: datetime, *, is_permanent: bool) -> Scheduling:
+    retry_at = None if is_permanent else now + min(MINUTE * 2**scheduling.failures, AGAIN)
+    failures = scheduling.failures + 1
+    return replace(scheduling, failures=failures, failure_is_permanent=is_permanent, retry_at=retry_at)
 
 
 # --- Deliveries ---------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from cliniko_pipeline_tests.support.webhook_targets import serving
 
 
 @dataclass
@@ -36,10 +37,6 @@ def opened_channel() -> Iterator[WebhookChannel]:
         def log_message(self, *_: object) -> None:
             """Log nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with serving(Handler) as server:
         channel = WebhookChannel(f"json://hook:channel-secret@127.0.0.1:{server.server_port}/alerts")
-        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        try:
-            yield channel
-        finally:
-            server.shutdown()
+        yield channel

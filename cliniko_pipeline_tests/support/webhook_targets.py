@@ -1,6 +1,5 @@
 """An HTTP server as the target of webhook deliveries, and what it received."""
 
-import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -39,9 +38,6 @@ class WebhookTarget:
     @property
     def ids(self) -> list[str]:
         return [headers["webhook-id"] for headers, _ in self.received]
-
-    def messages(self) -> list[dict[str, Any]]:
-        return [json.loads(body) for _, body in self.received]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -85,14 +81,23 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def opened_target() -> Iterator[WebhookTarget]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        server.daemon_threads = True
+    with serving(_Handler) as server:
         server.target = target = WebhookTarget(f"http://127.0.0.1:{server.server_port}/hooks?token=target-token")
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield target
         finally:
             target.closing.set()
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[ThreadingHTTPServer]:
+    """Serve on a free port of this machine, in threads that nobody waits for."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield server
+        finally:
             server.shutdown()
 
 
