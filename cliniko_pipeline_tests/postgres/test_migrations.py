@@ -93,22 +93,6 @@ def test_migration_keeps_active_patients_without_duplicates(application: Databas
         connection.execute(insertion, {"c": uuid4(), "o": "a", "n": 0})
 
 
-def test_migration_of_a_large_active_patients(application: Database) -> None:
-    """The search for duplicates must not compare each row with each other one."""
-    administer(
-        application.url,
-        ACTIVE_PATIENTS_TABLE,
-        f"insert into public.active_patients (contact_id, organization_id, {COUNTS})"
-        " select gen_random_uuid(), 'org' || mod(number, 20), 1, 1, 2 from generate_series(1, 20000) as number",
-        f"insert into public.active_patients (contact_id, organization_id, {COUNTS})"
-        f" select contact_id, organization_id, {COUNTS} from public.active_patients",
-    )
-    schema.migrate(application)
-    with application.operator() as connection:
-        found = connection.execute(sa.text("select max(id), count(*) from public.active_patients")).one()
-    assert found == (20_000, 20_000)
-
-
 def test_migration_says_that_active_patients_is_closed_now(application: Database) -> None:
     """Readers of a table that had rows and no policies must name an organization from now on."""
     administer(application.url, ACTIVE_PATIENTS_TABLE)

@@ -1,8 +1,6 @@
 """The organization context: role and `app.organization_id` of one transaction, and what its functions show."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import cast
 
 import psycopg
@@ -122,24 +120,6 @@ def test_connection_keeps_no_context_and_no_row(database: Database, ending: str,
     assert inside[1:5] == (ORGANIZATION_ROLE, before[2], MINE, ORGANIZATION_ROLE)
     assert after == before
     assert after[3] == ""
-
-
-def test_threads_of_different_organizations_stay_apart(database: Database) -> None:
-    def work(worker: int) -> set[str]:
-        organization = f"org_{worker}"
-        seen: set[str] = set()
-        for round_ in range(12):
-            with suppress(ClinikoPipelineError), database.organization(organization) as connection:
-                upsert(connection, CONTACT_MAPPING, [(f"{worker}-{round_}", None, "unmatched", None, None)])
-                found = connection.execute(sa.text("select organization_id from cliniko.contact_mapping for update"))
-                seen |= set(found.scalars())
-                connection.execute(sa.text("select 1 / :zero"), {"zero": round_ % 3})
-        with database.organization(organization) as connection:
-            assert connection.execute(sa.text("delete from cliniko.contact_mapping")).rowcount == 8
-        return seen
-
-    with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(work, range(8))) == [{f"org_{worker}"} for worker in range(8)]
 
 
 def _staging_tables(connection: Connection) -> dict[str, int]:

@@ -1,10 +1,8 @@
 """The organization lock, `Database.turn`: only one run at a time writes an organization's data."""
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
-import sqlalchemy as sa
 
 from cliniko_pipeline.errors import DatabaseUnavailableError
 from cliniko_pipeline.postgres import engine
@@ -17,25 +15,6 @@ from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS, wait_until
 @pytest.fixture
 def database(module_database: Database) -> Database:
     return module_database
-
-
-def test_organization_lock_excludes_others_of_the_same_organization(database: Database) -> None:
-    start, holders = Barrier(4), []
-
-    def work(_number: int) -> list[int]:
-        found = []
-        start.wait(LIMIT_SECONDS)
-        for _ in range(5):
-            with database.turn("a"):
-                holders.append(None)
-                found.append(len(holders))
-                with database.organization("a") as connection:
-                    connection.execute(sa.text("select 1"))
-                holders.pop()
-        return found
-
-    with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(work, range(4))) == [[1] * 5] * 4
 
 
 def test_organization_lock_waits_for_its_own_holder_only(database: Database) -> None:
