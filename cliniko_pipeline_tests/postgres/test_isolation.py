@@ -1,8 +1,4 @@
-"""Row-level security: no organization reads, writes or counts rows of another one.
-
-Each test runs against a database that a superuser owns and one that an ordinary role owns, and goes through every
-tenant table. The context itself is tested in test_organization_context.py.
-"""
+"""Row-level security: no organization reads, writes or counts rows of another one, whoever owns the database."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -150,16 +150,6 @@ def test_query_replaces_like_rows(database: Database) -> None:
             assert replace_by_query(connection, CONTACT_MAPPING, query + "\n", parameters) == expected
 
 
-def test_table_without_a_key_is_emptied_and_filled(database: Database) -> None:
-    keyless = Table("cliniko", "practitioners", key=(), columns=("id", "name", "created_at", "updated_at"))
-    rows = [(str(number), "Pat", DAY, DAY) for number in range(3)]
-    assert write(database, replace_all, keyless, rows, "b") == Written(inserted=3)
-    assert write(database, replace_all, keyless, rows) == Written(inserted=3)
-    assert write(database, replace_all, keyless, rows[:1]) == Written(inserted=1, deleted=3)
-    assert write(database, replace_all, keyless, []) == Written(deleted=1)
-    assert len(stored(database, keyless, "id", "b")) == 3
-
-
 def test_staging_table_is_reused_and_recreated_after_a_rollback(database: Database) -> None:
     for _ in range(2):
         with suppress(KeyError), database.organization("a") as connection:

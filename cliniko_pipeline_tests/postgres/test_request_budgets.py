@@ -1,8 +1,4 @@
-"""The request budget shared by processes: never more requests in any window than the limit, and as many as it allows.
-
-Of the requests with one key, no more than the limit may be permitted and not answered a window ago. The time here is
-simulated; real processes and threads are in `test_request_budget_processes.py`.
-"""
+"""The shared request budget, in simulated time: in any window as many requests as the limit allows, never more."""
 
 from typing import Any
 
