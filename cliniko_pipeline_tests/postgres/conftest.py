@@ -37,21 +37,15 @@ def debian_server_url() -> Iterator[URL]:
 
 
 @pytest.fixture(scope="session")
-def owner_url(fresh_server_url: URL) -> URL:
-    """An empty database whose owner is no superuser, and may only make roles and databases."""
+def owner_database(fresh_server_url: URL) -> Iterator[Database]:
+    """A migrated database whose owner is no superuser, and may only make roles and databases."""
     password = uuid4().hex
     administer(
         fresh_server_url,
         f"create role clinic_owner login createrole createdb password '{password}'",
         "create database clinic owner clinic_owner",
     )
-    return fresh_server_url.set(username="clinic_owner", password=password, database="clinic")
-
-
-@pytest.fixture(scope="session")
-def owner_database(owner_url: URL) -> Iterator[Database]:
-    """The owner's database, migrated by the owner."""
-    database = Database(owner_url)
+    database = Database(fresh_server_url.set(username="clinic_owner", password=password, database="clinic"))
     schema.migrate(database, create_application_tables=True)
     yield database
     database.close()

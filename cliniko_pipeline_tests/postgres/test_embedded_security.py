@@ -22,7 +22,6 @@ VARIABLES = {
     "PGPORT": "6543",
     "PGHOST": "db.example",
     "PGDATA": "/nowhere",
-    "PGDATABASE": "other",
     "PGUSER": "other",
     "PGPASSWORD": "other",
     "PGAPPNAME": "hidden-from-the-server",
@@ -49,11 +48,10 @@ def url(running_root: Path) -> URL:
     return EmbeddedServer(running_root).url
 
 
-def test_server_of_an_unusual_folder_and_environment_answers(url: URL) -> None:
-    assert answers(url)
-
-
-def test_password_is_required_and_readable_by_its_owner_only(running_root: Path, url: URL) -> None:
+def test_password_is_required_and_readable_by_its_owner_only(running_root: Path, tmp_path: Path, url: URL) -> None:
+    (tmp_path / "link").symlink_to(running_root)
+    with EmbeddedServer(tmp_path / "link") as same:
+        assert same.url == url
     password = running_root / "password"
     assert stat.S_IMODE(password.stat().st_mode) == 0o600
     assert password.stat().st_uid == os.geteuid()
@@ -61,33 +59,19 @@ def test_password_is_required_and_readable_by_its_owner_only(running_root: Path,
     assert stat.S_IMODE((running_root / "data").stat().st_mode) == 0o700
     for wrong in (url._replace(password=None), url.set(password="wrong")):
         assert not answers(wrong)
-        assert not answers(wrong.set(username="postgres"))
-        assert not answers(wrong.set(database="postgres"))
-
-
-def test_server_listens_on_no_port(url: URL) -> None:
+        assert not answers(wrong.set(username="postgres", database="postgres"))
     assert statement(url, "select current_setting('listen_addresses')") == ""
     assert statement(url, "select current_setting('password_encryption')") == "scram-sha-256"
 
 
-def test_password_is_in_no_other_file_and_no_command_line(running_root: Path, url: URL) -> None:
-    secret = (url.password or "").encode()
-    assert secret not in Path(f"/proc/{postmaster(running_root)}/cmdline").read_bytes()
+def test_password_and_environment_are_not_given_to_the_server(running_root: Path, url: URL) -> None:
+    secret, process = (url.password or "").encode(), Path(f"/proc/{postmaster(running_root)}")
+    assert secret not in (process / "cmdline").read_bytes()
     for path in (*(running_root / "data").glob("*.*"), running_root / "initdb.log"):
         assert not path.is_file() or secret not in path.read_bytes(), path
-
-
-def test_server_does_not_inherit_our_environment(running_root: Path) -> None:
-    known = Path(f"/proc/{postmaster(running_root)}/environ").read_bytes()
+    known = (process / "environ").read_bytes()
     assert b"PATH=" in known
     assert b"hidden-from-the-server" not in known
-    assert b"CREDENTIALS_ENCRYPTION_KEY" not in known
-
-
-def test_server_is_the_same_by_another_name_of_its_folder(running_root: Path, tmp_path: Path, url: URL) -> None:
-    (tmp_path / "link").symlink_to(running_root)
-    with EmbeddedServer(tmp_path / "link") as same:
-        assert same.url == url
 
 
 def test_socket_folder_belongs_to_the_server(url: URL) -> None:

@@ -25,22 +25,15 @@ INSTANT = datetime(2026, 3, 1, 9, 30, 0, 123456, tzinfo=UTC)
 
 # What a column holds, the type it gets, and what is read back where that differs.
 COLUMNS: dict[str, tuple[pd.Series, str, list[object]]] = {
-    "integers": (pd.Series([1, -(2**63)]), "bigint", [1, -(2**63)]),
     "small integers": (pd.Series([1, 2], dtype="int8"), "bigint", [1, 2]),
-    "nullable integers": (pd.Series([1, None], dtype="Int64"), "bigint", [1, None]),
-    "integers as objects": (pd.Series([None, 2**62 + 1], dtype=object), "bigint", [None, 2**62 + 1]),
-    "numpy integers as objects": (pd.Series([np.int64(7), None], dtype=object), "bigint", [7, None]),
-    "floats": (pd.Series([1.5, float("nan")]), "double precision", [1.5, None]),
-    "endless floats": (pd.Series([float("inf"), -0.1]), "double precision", [float("inf"), -0.1]),
-    "booleans": (pd.Series([True, False]), "boolean", [True, False]),
+    "nullable integers": (pd.Series([-(2**63), None], dtype="Int64"), "bigint", [-(2**63), None]),
+    "integers as objects": (pd.Series([None, np.int64(2**62 + 1)], dtype=object), "bigint", [None, 2**62 + 1]),
+    "floats": (pd.Series([float("inf"), float("nan")]), "double precision", [float("inf"), None]),
     "nullable booleans": (pd.Series([True, None], dtype="boolean"), "boolean", [True, None]),
-    "booleans as objects": (pd.Series([None, False], dtype=object), "boolean", [None, False]),
     "numpy booleans as objects": (pd.Series([np.bool_(True), None], dtype=object), "boolean", [True, None]),
     "texts": (pd.Series(["Zoë 😀\n\t\\N", ""]), "text", ["Zoë 😀\n\t\\N", ""]),
-    "missing texts": (pd.Series([None, "x"]), "text", [None, "x"]),
     "texts of pandas": (pd.Series(["x", None], dtype="string"), "text", ["x", None]),
     "categories": (pd.Series(["x", None], dtype="category"), "text", ["x", None]),
-    "instants": (pd.Series([pd.Timestamp(INSTANT), pd.NaT]), "timestamp with time zone", [INSTANT, None]),
     "instants elsewhere": (
         pd.Series([INSTANT.astimezone(SYDNEY), None]),
         "timestamp with time zone",
@@ -64,15 +57,14 @@ COLUMNS: dict[str, tuple[pd.Series, str, list[object]]] = {
         [Decimal("12345678901234567890.10"), None],
     ),
     "uuids": (pd.Series([UUID(int=7), None]), "uuid", [UUID(int=7), None]),
-    "objects": (pd.Series([{"a": [1, None, "😀"]}, None]), "jsonb", [{"a": [1, None, "😀"]}, None]),
-    "lists": (pd.Series([[1, {"b": True}], []]), "jsonb", [[1, {"b": True}], []]),
+    "objects": (pd.Series([{"a": [1, None, "😀"]}, [2]]), "jsonb", [{"a": [1, None, "😀"]}, [2]]),
     "durations": (pd.Series([timedelta(days=1, seconds=1), None]), "interval", [timedelta(days=1, seconds=1), None]),
     "nothing": (pd.Series([None, None], dtype=object), "text", [None, None]),
 }
 
 
-# One byte more than PostgreSQL keeps, at least.
-LONG_NAMES = ("a" * 64, "ö" * 32, "名" * 22)
+# The long ones have at least one byte more than PostgreSQL keeps.
+HOSTILE_NAMES = ['x" text); --', "a:b", "50%", "", "a\x00b", "a\nb", 1, None, "ctid", "a" * 64, "名" * 22]
 
 
 @pytest.fixture
@@ -120,7 +112,9 @@ def by_column(database: Database) -> dict[str, list[object]]:
 
 def test_write_replaces_the_rows_of_its_organization_only(database: Database) -> None:
     assert write(database, pd.DataFrame({"x": [1, 2, 3]})) == Written(inserted=3)
-    assert write(database, pd.DataFrame({"x": [9]}), "b") == Written(inserted=1)
+    # The index is not stored.
+    frame = pd.DataFrame({"x": [9]}, index=pd.Index(["k"], name="key"))
+    assert write(database, frame, "b") == Written(inserted=1)
     assert write(database, pd.DataFrame({"x": [1, 5]})) == Written(inserted=2, deleted=3)
     assert (sorted(values(database)), values(database, "b")) == ([(1,), (5,)], [(9,)])
 
@@ -133,12 +127,6 @@ def test_empty_frame_deletes_the_rows(database: Database) -> None:
     assert values(database) == []
 
 
-def test_frame_without_columns_is_refused(database: Database) -> None:
-    for frame in (pd.DataFrame(), pd.DataFrame(index=[1, 2])):
-        with pytest.raises(DataError, match=r"clinic\.reports has no columns"):
-            write(database, frame)
-
-
 def test_integers_with_a_missing_value_stay_integers(database: Database) -> None:
     write(database, pd.DataFrame({"x": [1, 2]}))
     write(database, pd.DataFrame({"x": [7, None]}), "b")
@@ -147,38 +135,19 @@ def test_integers_with_a_missing_value_stay_integers(database: Database) -> None
         write(database, pd.DataFrame({"x": [7.5, None]}), "b")
 
 
-def test_index_is_not_stored(database: Database) -> None:
-    write(database, pd.DataFrame({"x": [1, 2]}, index=pd.Index(["k", "k"], name="key")))
-    assert list(frames.read(database, "a", "clinic", "reports").columns) == ["x"]
-
-
-def test_frame_with_an_organization_column_is_refused(database: Database) -> None:
-    with pytest.raises(DataError, match="leave it out"):
-        write(database, pd.DataFrame({"x": [1], "organization_id": ["b"]}))
-    assert _tables(database) == []
-
-
 @pytest.mark.parametrize(
-    "name",
+    ("frame", "reason"),
     [
-        'x" text); drop table cliniko.patients; --',
-        "a:b",
-        "50%",
-        "",
-        " ",
-        "a\x00b",
-        "a'b",
-        "a\nb",
-        "x.y",
-        1,
-        None,
-        "ctid",
-        *LONG_NAMES,
+        (pd.DataFrame(), r"clinic\.reports has no columns"),
+        (pd.DataFrame(index=[1, 2]), r"clinic\.reports has no columns"),
+        (pd.DataFrame({"x": [1], "organization_id": ["b"]}), "leave it out"),
+        (pd.DataFrame([[1, 2]], columns=["x", "x"]), "twice"),
+        *((pd.DataFrame({"x": [1], name: [2]}), None) for name in HOSTILE_NAMES),
     ],
 )
-def test_hostile_column_name_is_refused(database: Database, name: object) -> None:
-    with pytest.raises(DataError) as raised:
-        write(database, pd.DataFrame({"x": [1], name: [2]}))
+def test_frame_of_unusable_columns_is_refused(database: Database, frame: pd.DataFrame, reason: str | None) -> None:
+    with pytest.raises(DataError, match=reason) as raised:
+        write(database, frame)
     assert "\n" not in str(raised.value)
     assert _tables(database) == []
 
@@ -191,16 +160,7 @@ def test_unusual_column_names_are_kept(database: Database) -> None:
         assert values(database) == [(value,) * len(names)]
 
 
-def test_duplicate_column_name_is_refused(database: Database) -> None:
-    frame = pd.DataFrame([[1, 2]], columns=["x", "x"])
-    with pytest.raises(DataError, match="twice"):
-        write(database, frame)
-    assert _tables(database) == []
-
-
-def test_unknown_column_is_refused_and_a_missing_one_left_null(
-    database: Database,
-) -> None:
+def test_unknown_column_is_refused_and_a_missing_one_left_null(database: Database) -> None:
     write(database, pd.DataFrame({"x": [1], "y": ["a"]}))
     with pytest.raises(DataError, match="has no column z"):
         write(database, pd.DataFrame({"x": [2], "z": [1]}))
@@ -218,10 +178,9 @@ def test_unknown_column_is_refused_and_a_missing_one_left_null(
         pd.Series([{"nul": "\x00"}]),
         pd.Series([{"when": datetime.now(UTC)}]),
         pd.Series(["half a character \ud800"]),
-        pd.Series([np.array([1, 2])]),
         pd.Series([object()]),
     ],
-    ids=["mixed", "nul", "too large", "nul in json", "instant in json", "surrogate", "array", "foreign object"],
+    ids=["mixed", "nul", "too large", "nul in json", "instant in json", "surrogate", "foreign object"],
 )
 def test_unstorable_value_is_refused_without_being_quoted(database: Database, series: pd.Series) -> None:
     write(database, pd.DataFrame({"before": [1]}), name="kept")
@@ -232,9 +191,9 @@ def test_unstorable_value_is_refused_without_being_quoted(database: Database, se
     assert values(database, name="kept") == [(1,)]
 
 
-def test_created_table_has_forced_row_level_security(database: Database) -> None:
+def test_created_table_is_isolated_and_part_of_a_removal(database: Database) -> None:
     for organization in "ab":
-        write(database, pd.DataFrame({"x": [1]}), organization)
+        write(database, pd.DataFrame({"x": [1, 2]}), organization)
     with database.operator() as connection:
         row = connection.execute(
             sa.text(
@@ -249,7 +208,9 @@ def test_created_table_has_forced_row_level_security(database: Database) -> None
     assert tuple(row) == (True, True, 2, False)
     with database.organization("a") as connection:
         found = connection.execute(sa.text("select organization_id from clinic.reports")).scalars().all()
-    assert found == ["a"]
+    assert found == ["a", "a"]
+    assert organizations.delete_tenant_rows(database, "a") == 2
+    assert (values(database), len(values(database, "b"))) == ([], 2)
 
 
 def test_owner_of_a_created_table_sees_no_rows_without_a_context(owner_database: Database) -> None:
@@ -274,19 +235,13 @@ def test_first_writes_of_many_organizations_at_once_succeed(database: Database) 
         assert read == [[number] for number in range(8)]
 
 
-def test_created_tables_are_part_of_an_organizations_removal(database: Database) -> None:
-    for organization in "ab":
-        write(database, pd.DataFrame({"x": [1, 2]}), organization)
-    assert organizations.delete_tenant_rows(database, "a") == 2
-    assert (values(database), len(values(database, "b"))) == ([], 2)
-
-
-@pytest.mark.parametrize("name", ["contacts", "organizations", "api_credentials"])
-def test_application_tables_cannot_be_written_or_read(database: Database, name: str) -> None:
+def test_application_tables_cannot_be_written_or_read(database: Database) -> None:
     with pytest.raises((DatabaseSetupError, DataError)):
-        frames.write(database, "a", "public", name, pd.DataFrame({"id": [None], "name": ["x"]}))
+        frames.write(database, "a", "public", "contacts", pd.DataFrame({"id": [None], "name": ["x"]}))
     with pytest.raises(DatabaseSetupError, match="permission denied"):
-        frames.read(database, "a", "public", name)
+        frames.read(database, "a", "public", "contacts")
+    with pytest.raises(DatabaseSetupError, match="does not exist"):
+        frames.read(database, "a", "clinic", "nowhere")
 
 
 def test_pipeline_table_takes_its_own_columns_only(database: Database) -> None:
@@ -298,11 +253,6 @@ def test_pipeline_table_takes_its_own_columns_only(database: Database) -> None:
     assert frames.write(database, "a", "cliniko", "contact_mapping", frame[columns[::-1]]) == Written()
     with pytest.raises(DataError, match="must have the columns"):
         frames.write(database, "a", "cliniko", "contact_mapping", frame[["patient_id"]])
-
-
-def test_missing_table_is_reported(database: Database) -> None:
-    with pytest.raises(DatabaseSetupError, match="does not exist"):
-        frames.read(database, "a", "clinic", "nowhere")
 
 
 SCALARS = [

@@ -9,6 +9,7 @@ from cliniko_pipeline.errors import DataError
 from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database, Sent, at_once, sql
 from cliniko_pipeline.postgres.merge import Written, replace_by_query, upsert
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
+from cliniko_pipeline_tests.support.databases import administer
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -19,12 +20,12 @@ def add(database: Database, patient_id: str) -> Written:
 
 
 def test_connection_can_write_after_a_failed_commit(database: Database) -> None:
-    with database.operator() as connection:
-        connection.exec_driver_sql(
-            "create function refuse() returns trigger language plpgsql as 'begin raise exception ''no''; end';"
-            "create constraint trigger refuse after insert on cliniko.patients deferrable initially deferred"
-            " for each row when (new.id = '1') execute function refuse()"
-        )
+    administer(
+        database.url,
+        "create function refuse() returns trigger language plpgsql as 'begin raise exception ''no''; end'",
+        "create constraint trigger refuse after insert on cliniko.patients deferrable initially deferred"
+        " for each row when (new.id = '1') execute function refuse()",
+    )
     with pytest.raises(DataError):
         add(database, "1")
     assert add(database, "2") == Written(inserted=1)
@@ -51,9 +52,14 @@ def test_pipelined_statements_are_rolled_back_on_failure(database: Database) -> 
         assert connection.exec_driver_sql("select current_user").scalar_one() == ORGANIZATION_ROLE
 
 
-def test_old_string_rules_of_a_database_do_not_matter(database: Database) -> None:
-    with database.operator() as connection:
-        connection.exec_driver_sql(f"alter database {database.url.database} set standard_conforming_strings = off")
+def test_old_string_rules_and_strict_isolation_do_not_matter(database: Database) -> None:
+    name = database.url.database
+    administer(
+        database.url,
+        f"alter database {name} set standard_conforming_strings = off",
+        f"alter database {name} set default_transaction_isolation = serializable",
+    )
     database.close()
     with database.organization("a") as connection:
+        assert connection.exec_driver_sql("show transaction_isolation").scalar_one() == "read committed"
         assert replace_by_query(connection, CONTACT_MAPPING, sql("contact_mapping"), {}) == Written()

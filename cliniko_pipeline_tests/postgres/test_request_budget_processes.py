@@ -1,7 +1,5 @@
 """The shared request budget under real processes and threads, which ask at the same time, stand still or are killed."""
 
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseUnavailableError
-from cliniko_pipeline.postgres import request_budgets
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.request_budgets import LONGEST_ANSWER_SECONDS, SharedRequestBudget
 from cliniko_pipeline_tests.support.budget_simulations import WINDOW, Process, WouldSleep, would_sleep
@@ -26,7 +23,6 @@ from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 
 HOUR = 3600.0
 """A window that no test outlives."""
-SHORT = 1.0
 
 multiprocessing = get_context("spawn")
 
@@ -85,48 +81,6 @@ def test_processes_share_the_limit_and_killed_ones_return_it(clock) -> None:
     assert [other.may_send() for _ in range(10)] == [True] * 9 + [False]
 
 
-def send_requests(url: str, key: str, limit: int, requests: int, killed_at: int) -> None:
-    """In a process: send requests in four threads, which PostgreSQL counts somewhere between permission and answer."""
-    request_budgets.LONGEST_ANSWER_SECONDS = SHORT
-    database = Database(url)
-    budget = SharedRequestBudget(database, key, limit, window=SHORT)
-
-    def send(number: int) -> None:
-        with budget.request(), database.operator_statement() as connection:
-            connection.exec_driver_sql("select pg_sleep(random() * 0.05)")
-            connection.exec_driver_sql(f"insert into public.counted values ({os.getpid()}, clock_timestamp())")
-            if number == killed_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            connection.exec_driver_sql("select pg_sleep(random() * 0.05)")
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(send, range(requests)))
-    budget.close()
-    database.close()
-
-
-@pytest.mark.slow
-def test_limit_is_kept_by_processes_of_which_one_is_killed(database: Database) -> None:
-    with database.operator() as connection:
-        connection.exec_driver_sql("create table public.counted (process int, at timestamptz)")
-    arguments = (database.url.render_as_string(hide_password=False), uuid4().hex, 20)
-    others = [multiprocessing.Process(target=send_requests, args=(*arguments, 50, -1)) for _ in range(2)]
-    victim = multiprocessing.Process(target=send_requests, args=(*arguments, 50, 25))
-    with started(*others, victim):
-        for process in (*others, victim):
-            process.join(LIMIT_SECONDS)
-        assert [process.exitcode for process in (*others, victim)] == [0, 0, -signal.SIGKILL]
-    with database.operator() as connection:
-        counts = connection.exec_driver_sql("select count(*) from public.counted group by process").scalars().all()
-        # PostgreSQL's clock and the processes' differ by a little.
-        most = connection.exec_driver_sql(
-            "select max(n) from (select count(*) over (order by at range between current row"
-            " and interval '0.99 seconds' following) as n from public.counted) as counted"
-        ).scalar_one()
-    assert sorted(counts)[1:] == [50, 50]
-    assert most <= 20
-
-
 @pytest.mark.parametrize("budgets", [1, 8])
 def test_threads_that_ask_at_the_same_time_share_the_limit(module_database, budgets) -> None:
     key, together = uuid4().hex, threading.Barrier(8)
@@ -148,24 +102,6 @@ def test_failed_request_is_counted(module_database) -> None:
     with budget.request() as waited:
         assert waited == 0.0
     assert budget.left() == 0
-
-
-def test_stricter_default_isolation_makes_no_process_fail(module_database) -> None:
-    database = Database(
-        module_database.url.update_query_dict({"options": "-cdefault_transaction_isolation=serializable"})
-    )
-    key = uuid4().hex
-
-    def work(_number: int) -> None:
-        budget = SharedRequestBudget(database, key, 500)
-        for _ in range(15):
-            with budget.request():
-                pass
-        budget.close()
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
-    database.close()
 
 
 def test_process_that_stands_still_stops_nobody(module_database, monkeypatch) -> None:
@@ -213,13 +149,6 @@ def test_database_that_is_gone_is_reported(server_url: URL, template: str) -> No
     database.close()
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "select * from cliniko.request_budgets",
-        "select * from cliniko.take_requests('key', 1, 1, 60, 120, 900, 600, '{}', '{}')",
-    ],
-)
-def test_organization_role_has_no_access_to_budgets(module_database, statement) -> None:
+def test_organization_role_has_no_access_to_budgets(module_database) -> None:
     with pytest.raises(ClinikoPipelineError), module_database.organization("one") as connection:
-        connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("select * from cliniko.take_requests('key', 1, 1, 60, 120, 900, 600, '{}', '{}')")

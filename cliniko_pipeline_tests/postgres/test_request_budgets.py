@@ -1,8 +1,4 @@
-"""The request budget shared by processes: never more requests in any window than the limit, and as many as it allows.
-
-Of the requests with one key, no more than the limit may be permitted and not answered a window ago. The time here is
-simulated; real processes and threads are in `test_request_budget_processes.py`.
-"""
+"""The shared request budget, in simulated time: in any window as many requests as the limit allows, never more."""
 
 from typing import Any
 
@@ -25,8 +21,8 @@ from cliniko_pipeline_tests.support.budget_simulations import (
 )
 from cliniko_pipeline_tests.support.properties import THOROUGH, examples
 
+# To shrink an example takes minutes.
 PHASES = [Phase.explicit, Phase.generate, *([Phase.shrink] if THOROUGH else [])]
-"""To shrink an example takes minutes."""
 UNANSWERED_SECONDS = WINDOW + LONGEST_ANSWER_SECONDS
 """How long a request counts that nobody reported as answered."""
 
@@ -64,21 +60,6 @@ def row_of(process: Process) -> Any:
         ).one()
 
 
-@pytest.mark.parametrize(
-    ("sent", "most"),
-    [
-        ([], 0),
-        ([Sent(0, 1), Sent(61, 62)], 1),
-        ([Sent(0, 1), Sent(60.9, 62)], 2),
-        ([Sent(0), Sent(1000, 1001)], 2),
-        ([Sent(0, 30), Sent(1, 2), Sent(63, 64)], 2),
-    ],
-)
-def test_requests_may_count_from_permission_to_answer(sent, most) -> None:
-    """A test of the measure that the other tests use."""
-    assert max_in_a_window(sent) == most
-
-
 @pytest.fixture
 def long_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that wait ask less often, which makes the simulation many times quicker."""
@@ -86,27 +67,22 @@ def long_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(request_budgets, "LONGEST_SLEEP_SECONDS", 20.0)
 
 
-@given(st.integers(1, 6), st.lists(plans, min_size=1, max_size=3), blockings)
-@settings(max_examples=examples(20, 40), phases=PHASES, suppress_health_check=list(HealthCheck))
+@given(st.integers(1, 6) | st.integers(401, 1400), st.lists(plans, min_size=1, max_size=3), blockings)
+@settings(max_examples=examples(25, 60), phases=PHASES, suppress_health_check=list(HealthCheck))
 def test_limit_is_kept_in_every_window(clock, long_sleeps, limit, plans, blocks) -> None:
-    sent = Simulation(clock, limit).run(plans, blocks)
-    assert max_in_a_window(sent) <= limit
-    if all(plan.killed_at is None for plan in plans):
-        assert len(sent) == sum(len(work) for plan in plans for work in plan.threads)
-
-
-@given(st.integers(401, 1400), st.lists(plans, min_size=1, max_size=3), blockings)
-@settings(max_examples=examples(10, 20), phases=PHASES, suppress_health_check=list(HealthCheck))
-def test_large_limit_is_kept_in_every_window(clock, long_sleeps, limit, plans, blocks) -> None:
-    """Of a large limit several requests are taken in one statement; another process has left only seven."""
+    """Of a large limit several requests are taken in one statement; another process has left only six."""
     simulation = Simulation(clock, limit)
-    other = Process(clock, limit, simulation.key)
-    other.budget._at_once = limit - 7
-    other.begin()
+    taken = []
+    if limit > 6:
+        other = Process(clock, limit, simulation.key)
+        other.budget._at_once = limit - 6
+        other.begin()
+        taken = [Sent(0.0)] * (limit - 6)
     sent = simulation.run(plans, blocks)
-    taken = [Sent(0.0)] * (limit - 7)
     assert max_in_a_window(sent) <= limit
     assert max_in_a_window([one for one in sent if one.permitted < UNANSWERED_SECONDS - 0.001] + taken) <= limit
+    if all(plan.killed_at is None for plan in plans):
+        assert len(sent) == sum(len(work) for plan in plans for work in plan.threads)
 
 
 def test_limit_is_used_up_in_every_window(clock) -> None:
@@ -128,39 +104,19 @@ def test_request_over_the_limit_waits_until_a_window_after_an_answer(clock) -> N
     assert process.send() == pytest.approx(20, abs=0.01)
 
 
-@pytest.mark.parametrize("latency", [0.0, 30.0, 119.0])
-def test_requests_of_a_killed_process_come_back(clock, latency) -> None:
+def test_requests_of_a_killed_process_come_back(clock) -> None:
     """They do after a window and the longest time that an answer takes."""
     killed, other = two_processes(clock, 3)
     for _ in range(2):
         killed.begin()
-    clock.now += latency
     # The third is there for the other all the time.
-    while clock.now < LONGEST_ANSWER_SECONDS:
-        other.send()
-    for one in killed.sent:
-        one.answered = LONGEST_ANSWER_SECONDS
-    assert max_in_a_window([*killed.sent, *other.sent]) == 3
-    assert len(other.sent) == 1 + (clock.now - latency) // WINDOW
-    clock.now = UNANSWERED_SECONDS + WINDOW + 0.01
-    assert [other.may_send() for _ in range(4)] == [True, True, True, False]
-
-
-def test_requests_of_a_killed_process_do_not_come_back_earlier(clock, pair) -> None:
-    killed, other = pair
-    killed.begin()
+    assert [other.may_send() for _ in range(2)] == [True, False]
+    other.requests[0].answer()
+    other.budget.close()
     clock.now = UNANSWERED_SECONDS - 0.01
-    assert not other.may_send()
+    assert [other.may_send() for _ in range(2)] == [True, False]
     assert other.send() == pytest.approx(0.01, abs=0.005)
-
-
-def test_answer_is_known_to_a_waiting_process_once_the_other_closes(clock, pair) -> None:
-    one, other = pair
-    request = one.begin()
-    assert not other.may_send()
-    request.answer()
-    one.budget.close()
-    assert other.send() == pytest.approx(WINDOW, abs=0.01)
+    assert [other.may_send() for _ in range(2)] == [True, False]
 
 
 def test_unreported_answer_counts_until_the_process_closes(clock, pair) -> None:
@@ -178,27 +134,12 @@ def test_block_holds_for_all_processes_and_is_never_shortened(clock) -> None:
     other.begin().answer()
     one.budget.block(30)
     other.budget.block(5)
-    one.budget.block(-100)
+    for invalid in (-100.0, float("nan"), float("inf"), float("-inf")):
+        one.budget.block(invalid)
     assert not other.may_send()
     assert (other.budget.left(), Process(clock, 10).send()) == (0, 0.0)
     assert other.send() == pytest.approx(30)
     assert one.send() == 0.0
-
-
-def test_block_during_a_wait_is_kept(clock) -> None:
-    process = Process(clock, 1)
-    process.send()
-    assert not process.may_send()
-    clock.now += 1
-    process.budget.block(100)
-    assert process.send() == pytest.approx(100)
-
-
-@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), float("-inf"), -5.0])
-def test_block_of_no_valid_time_is_ignored(clock, seconds) -> None:
-    process = Process(clock, 1)
-    process.budget.block(seconds)
-    assert process.send() == 0.0
 
 
 def test_requests_go_one_at_a_time_for_a_while_after_a_block(clock) -> None:
@@ -229,16 +170,7 @@ def test_left_shrinks_with_every_request_and_comes_back(clock) -> None:
     assert [*left, process.budget.left()] == [2, 1, 0, 1]
 
 
-def test_interrupted_wait_is_not_counted(clock) -> None:
-    process = Process(clock, 1)
-    process.send()
-    for _ in range(5):
-        assert not process.may_send()
-    clock.now += WINDOW + 0.1
-    assert process.send() == 0.0
-
-
-@pytest.mark.parametrize(("limit", "window"), [(0, 60.0), (-1, 60.0), (1, 0.0), (1, float("nan"))])
+@pytest.mark.parametrize(("limit", "window"), [(0, 60.0), (1, 0.0), (1, float("nan"))])
 def test_budget_without_requests_is_a_settings_error(clock, limit, window) -> None:
     with pytest.raises(SettingsError):
         SharedRequestBudget(clock.database, "key", limit, window=window)
@@ -256,17 +188,18 @@ def test_lower_limit_counts_requests_taken_under_a_higher_one(clock) -> None:
 # --- Clocks that jump -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hours", [1, 24 * 365])
-def test_database_clock_set_back_closes_the_budget_briefly(clock, hours) -> None:
+def test_database_clock_set_back_closes_the_budget_briefly(clock) -> None:
     """It does for no longer than an answer can take."""
-    unanswered, answered = Process(clock, 1), Process(clock, 1)
+    unanswered, answered, blocked = (Process(clock, 1) for _ in range(3))
     unanswered.begin()
     answered.begin().answer()
-    clock.set_back = hours * 3600.0
+    blocked.budget.block(100)
+    clock.set_back = 24 * 3600.0
     assert unanswered.send() == pytest.approx(UNANSWERED_SECONDS, abs=0.01)
     clock.now = 1.0
     # The process reports when its request was answered.
     assert answered.send() == pytest.approx(WINDOW - 1, abs=0.01)
+    assert blocked.send() <= 900
 
 
 def test_rows_from_the_far_future_close_the_budget_briefly(clock) -> None:
@@ -282,13 +215,6 @@ def test_rows_from_the_far_future_close_the_budget_briefly(clock) -> None:
             {"key": process.key},
         )
     assert process.send() == pytest.approx(UNANSWERED_SECONDS, abs=0.01)
-
-
-def test_block_from_before_the_clock_was_set_back_ends(clock) -> None:
-    process = Process(clock, 1)
-    process.budget.block(100)
-    clock.set_back = 24 * 3600.0
-    assert process.send() <= 900
 
 
 def test_database_clock_that_goes_ahead_stops_nobody(clock, pair) -> None:
@@ -326,13 +252,6 @@ def test_large_limit_is_taken_in_batches_and_the_unsent_rest_given_up(clock) -> 
     clock.now += 1.1
     other.begin()
     assert row_of(one).requests == [10, 10]
-
-
-def test_batch_of_a_large_limit_is_no_larger_than_what_is_left(clock) -> None:
-    other, process = two_processes(clock, 1200)
-    other.budget._at_once = 1200 - 7
-    other.begin()
-    assert [process.may_send() for _ in range(8)] == [True] * 6 + [False] * 2
 
 
 def test_row_of_an_idle_budget_stays_small(clock) -> None:

@@ -1,8 +1,4 @@
-"""A simulation of processes that share a request budget: the database and its statements are real, the time is not.
-
-The test moves the clock of the database and of the processes. Several processes are simulated in one thread, each with
-a budget of its own: minutes pass at once, and every example happens again in the same way.
-"""
+"""A simulation, in one thread, of processes that share a request budget: the database is real, the time is not."""
 
 import heapq
 import itertools
@@ -32,11 +28,8 @@ class Sent:
 
 
 def max_in_a_window(sent: Iterable[Sent]) -> int:
-    """Return the most requests that Cliniko can have counted within a window.
-
-    When Cliniko counts a request, nobody knows: at any moment from the permission to the answer. The database does not
-    know the last microseconds.
-    """
+    """Return the most requests that Cliniko, which counts between permission and answer, can have in a window."""
+    # The database does not know the last microseconds.
     changes = [(one.permitted, 1) for one in sent] + [(one.answered + WINDOW - 5e-6, -1) for one in sent]
     return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
 
@@ -54,10 +47,7 @@ def would_sleep(seconds: float) -> None:
 
 
 class MovableClock:
-    """The clock of PostgreSQL and of the processes: seconds since the test's beginning.
-
-    For a budget it is the database, too: one that knows the time whenever it is asked.
-    """
+    """The clock of PostgreSQL and of the processes, and for a budget the database: seconds since the beginning."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
