@@ -16,10 +16,12 @@ from sqlalchemy.engine import URL
 def administer(url: URL, *statements: str) -> None:
     """Run statements outside of a transaction."""
     engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+    finally:
+        engine.dispose()
 
 
 @contextmanager
