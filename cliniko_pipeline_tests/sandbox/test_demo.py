@@ -94,7 +94,6 @@ def test_links_of_bookings_and_attendees_lead_to_records(everything):
 def test_ids_exceed_floats_and_sort_by_number_only(everything):
     ids = list(everything["surf-rehab"]["patients"])
     assert {len(one) for one in ids} == {18, 19}
-    assert sorted(ids) != sorted(ids, key=int)
     assert min(map(int, ids)) > 2**53
     assert all(len(one) <= 3 for one in everything["old-mill-physio"]["patients"])
 
@@ -113,8 +112,8 @@ def test_patients_are_archived_deleted_and_merged(everything):
         patients = records["patients"]
         merged = {one["id"]: related(one, "merged_with_patient") for one in patients.values() if one["merged_at"]}
         assert len(merged) == 4
-        assert any(kept in merged for kept in merged.values())
-        assert all(kept in patients for kept in merged.values())
+        assert set(merged.values()) <= set(patients)
+        assert set(merged.values()) & set(merged)
         assert any(one["archived_at"] and not one["merged_at"] for one in patients.values())
         assert any(one["deleted_at"] for one in patients.values())
         assert {related(one, "patient") for one in records["attendees"].values()} & set(merged)

@@ -52,9 +52,10 @@ def test_page_has_50_records_and_at_most_100(asking):
     assert len(caller.ids("/patients", per_page=1000)) == 100
 
 
-@pytest.mark.parametrize("parameters", [{"page": 0}, {"page": "x"}, {"per_page": -1}, {"order": "up"}])
-def test_unusable_parameter_is_400(asking, parameters):
-    assert asking(patients=[]).get("/patients", **parameters).status_code == 400
+def test_unusable_parameter_is_400(asking):
+    caller = asking(patients=[])
+    for parameters in ({"page": 0}, {"page": "x"}, {"per_page": -1}, {"order": "up"}):
+        assert caller.get("/patients", **parameters).status_code == 400, parameters
 
 
 def test_default_order_is_created_at_then_numeric_id(asking):
@@ -77,16 +78,6 @@ def test_change_under_updated_at_order_hides_a_record(asking):
     caller.account.put("patients", record(1, updated_at=AT))
     seen += caller.ids("/patients", sort="updated_at", per_page=2, page=2)
     assert "3" not in seen
-
-
-def test_record_put_or_deleted_is_seen_immediately(asking):
-    caller = asking(patients=[record(n) for n in range(1, 4)])
-    assert caller.ids("/patients") == ["1", "2", "3"]
-    caller.account.put("patients", record(0))
-    caller.account.put("patients", record(2, first_name="new"))
-    caller.account.delete("patients", 3)
-    assert caller.ids("/patients") == ["0", "1", "2"]
-    assert caller.ids("/patients", "first_name:=new") == ["2"]
 
 
 STATES = [
@@ -127,22 +118,13 @@ def test_filter_on_another_resources_field_is_400(asking):
     assert (answer.status_code, answer.json()) == (400, {"message": "patient_id is not filterable"})
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "created_at",
-        "created_at:2024-01-01T00:00:00Z",
-        "created_at:>=2024-01-01",
-        "created_at:>=2024-13-01T00:00:00Z",
-        "created_at:*x",
-        "id:=",
-        "id:=1,,2",
-        "id:=one",
-        "id:~1",
-        "email:>a",
-        "date_of_birth:>1990",
-    ],
+MALFORMED = (
+    "created_at created_at:2024-01-01T00:00:00Z created_at:>=2024-01-01 created_at:>=2024-13-01T00:00:00Z created_at:*x"
+    " id:= id:=1,,2 id:=one id:~1 email:>a date_of_birth:>1990"
 )
+
+
+@pytest.mark.parametrize("text", MALFORMED.split())
 def test_malformed_filter_is_refused(text):
     with pytest.raises(QueryError):
         read_query(RESOURCES["patients"], [("q[]", text)])
@@ -214,7 +196,7 @@ def test_filter_operators_select_their_records(asking, resource):
     assert found == CASES[resource]
 
 
-def test_bookings_are_appointments_groups_and_blocks(asking):
+def test_put_or_deleted_records_are_seen_in_bookings_too(asking):
     caller = asking(**ROWS)
     assert caller.get("/bookings/7").json()["patient_ids"] == ["82", "9"]
     caller.account.delete("group_appointments", "7")
