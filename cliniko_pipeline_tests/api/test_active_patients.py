@@ -24,13 +24,8 @@ from cliniko_pipeline_tests.support.services import ServiceAlone, add_organizati
 
 NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 PATH = "/v1/organizations/alpha/active-patients"
-SORTS = (
-    "contact_id",
-    "last_appointment_date",
-    "recent_appointment_count",
-    "upcoming_appointment_count",
-    "total_appointment_count",
-)
+COUNTS = ("recent_appointment_count", "upcoming_appointment_count", "total_appointment_count")
+SORTS = ("contact_id", "last_appointment_date", *COUNTS)
 
 INSERT = """
 insert into public.active_patients (
@@ -111,8 +106,6 @@ def pages(caller: httpx.Client, path: str = PATH, **query: Any) -> list[list[dic
         cursor = {"cursor": following}
 
 
-# Pages
-
 instants = st.integers(-15, 3).map(lambda hours: NOW + timedelta(hours=hours))
 
 
@@ -164,12 +157,7 @@ def test_page_holds_what_the_table_holds(rows: list[dict[str, Any]], patients: S
     assert row["recent_appointments"] == stored["recent_appointments"] == APPOINTMENTS
     assert row["search_date_to"] == "2026-06-15T09:30:00Z"
     assert datetime.fromisoformat(row["last_appointment_date"]) == stored["last_appointment_date"].replace(tzinfo=UTC)
-    for name in ("recent", "upcoming", "total"):
-        assert row[f"{name}_appointment_count"] == stored[f"{name}_appointment_count"]
-
-
-def test_organization_without_active_patients_has_one_empty_page(caller: httpx.Client) -> None:
-    assert pages(caller, PATH.replace("alpha", "empty")) == [[]]
+    assert [row[name] for name in COUNTS] == [stored[name] for name in COUNTS]
 
 
 def test_pages_are_linked_for_any_organization_id(patients: ServiceAlone) -> None:
@@ -187,13 +175,11 @@ def test_pages_are_linked_for_any_organization_id(patients: ServiceAlone) -> Non
     assert len(set(found)) == len(found) == 5
 
 
-def test_fifty_readers_see_committed_rows_only(caller: httpx.Client, patients: ServiceAlone) -> None:
+def test_readers_see_committed_rows_only(caller: httpx.Client, patients: ServiceAlone) -> None:
     """While a sync replaces the rows they see the earlier ones, afterwards the later ones, and never a mixture."""
 
     def seen(_reader: int) -> tuple[int, set[str]]:
-        answer = caller.get(PATH.replace("alpha", "empty"), params={"limit": 1000})
-        assert answer.status_code == 200, answer.text
-        items = answer.json()["items"]
+        items = caller.get(PATH.replace("alpha", "empty"), params={"limit": 1000}).json()["items"]
         return len(items), {item["search_date_to"] for item in items}
 
     replace(patients, "empty", 60)
@@ -206,9 +192,6 @@ def test_fifty_readers_see_committed_rows_only(caller: httpx.Client, patients: S
     assert after == [(150, {"2026-06-15T09:31:00Z"})] * 50
 
 
-# One patient, other formats, other column types
-
-
 def test_patient_of_another_organization_is_404(
     caller: httpx.Client, rows: list[dict[str, Any]], patients: ServiceAlone
 ) -> None:
@@ -217,7 +200,7 @@ def test_patient_of_another_organization_is_404(
     with patients.database.organization("beta") as connection:
         another = connection.exec_driver_sql("select contact_id from public.active_patients limit 1").scalar_one()
     assert caller.get(f"{PATH}/{another}").status_code == 404
-    assert pages(caller, contact_id=str(another)) == [[]]
+    assert pages(caller, contact_id=str(another)) == pages(caller, PATH.replace("alpha", "empty")) == [[]]
 
 
 def test_csv_holds_the_same_as_json(caller: httpx.Client, rows: list[dict[str, Any]]) -> None:
@@ -248,15 +231,13 @@ def test_table_with_other_column_types_is_read_alike(
     """The table is the application's own: instants may be timestamptz, arrays json or text."""
 
     def set_types(instant: str, array: str) -> None:
-        times = ", ".join(
-            f"alter {column} type {instant} using {column} at time zone 'UTC'"
-            for column in ("last_appointment_date", "search_date_from", "search_date_to")
+        types = dict.fromkeys(
+            ("last_appointment_date", "search_date_from", "search_date_to"), (instant, " at time zone 'UTC'")
         )
+        types["recent_appointments"] = array, f"::{array}"
+        changes = [f"alter {name} type {kind} using {name}{cast}" for name, (kind, cast) in types.items()]
         with patients.database.operator() as connection:
-            connection.exec_driver_sql(
-                f"alter table public.active_patients {times},"
-                f" alter recent_appointments type {array} using recent_appointments::{array}"
-            )
+            connection.exec_driver_sql(f"alter table public.active_patients {', '.join(changes)}")
 
     set_types("timestamptz", array)
     try:
@@ -267,9 +248,6 @@ def test_table_with_other_column_types_is_read_alike(
         assert pages(caller, limit=1000, last_appointment_from=at.isoformat()) == [later]
     finally:
         set_types("timestamp", "jsonb")
-
-
-# Parameters
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(20, 400))
@@ -306,20 +284,21 @@ def test_invalid_parameter_is_422_and_named(caller: httpx.Client, query: str) ->
     assert answer.json()["errors"][0]["where"].startswith("query")
 
 
-@pytest.mark.parametrize("minutes", [0, 600, -420, 345])
+@pytest.mark.parametrize("minutes", [0, 345, -420])
 def test_instant_filter_accepts_any_time_zone(caller: httpx.Client, rows: list[dict[str, Any]], minutes: int) -> None:
     at = NOW - timedelta(hours=5)
     written = at.astimezone(timezone(timedelta(minutes=minutes))).isoformat()
-    for name, matches in (("from", lambda last: last >= at), ("before", lambda last: last < at)):
-        answer = caller.get(PATH, params={"limit": 1000, f"last_appointment_{name}": written})
-        meant = {row["contact_id"] for row in rows if matches(datetime.fromisoformat(row["last_appointment_date"]))}
-        assert {row["contact_id"] for row in answer.json()["items"]} == meant
-        assert 0 < len(meant) < len(rows)
+    since = [row for row in rows if datetime.fromisoformat(row["last_appointment_date"]) >= at]
+    before = [row for row in rows if row not in since]
+    assert since
+    assert before
+    assert pages(caller, limit=1000, last_appointment_from=written) == [since]
+    assert pages(caller, limit=1000, last_appointment_before=written) == [before]
 
 
 @pytest.mark.parametrize("instant", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
 def test_instant_outside_of_all_years_is_422(caller: httpx.Client, instant: str) -> None:
-    assert caller.get(PATH, params={"last_appointment_from": instant}).status_code == 422
     cursor = {"sort": "last_appointment_date", "order": "desc", "value": instant, "contact_id": str(UUID(int=1))}
     encoded = urlsafe_b64encode(json.dumps(cursor).encode()).decode()
-    assert caller.get(PATH, params={"cursor": encoded}).status_code == 422
+    for parameters in ({"last_appointment_from": instant}, {"cursor": encoded}):
+        assert caller.get(PATH, params=parameters).status_code == 422

@@ -15,6 +15,7 @@ from cliniko_pipeline_tests.support.api_servers import served
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.schemathesis_runs import assert_answers_conform
 from cliniko_pipeline_tests.support.services import ServiceAlone, client, token
+from cliniko_pipeline_tests.support.signatures import new_secret, send
 
 
 def test_answers_conform_to_the_description(service: ServiceAlone, tmp_path: Path) -> None:
@@ -53,22 +54,24 @@ def test_database_that_is_gone_is_503(service: ServiceAlone, tmp_path: Path) -> 
         # To start, the service needs no database.
         application = create_application(runtime)
         with served(runtime, application) as url, client(url, token(service.database)) as reader:
-            ready, refused = reader.get("/readyz"), reader.get("/v1/organizations")
+            ready, *refused = reader.get("/readyz"), reader.get("/v1/organizations"), send(url, "alpha", new_secret())
             assert reader.get("/healthz").status_code == 200
     assert (ready.status_code, ready.json()["database"]) == (503, "unusable")
-    assert refused.status_code == 503
-    assert refused.headers["content-type"] == "application/problem+json"
+    for each in refused:
+        assert (each.status_code, each.headers["content-type"]) == (503, "application/problem+json")
+        assert each.headers["retry-after"] == "10"
 
 
 def test_body_over_the_limit_is_413(service: ServiceAlone) -> None:
     with service.client("sync") as caller:
-        path = "/v1/organizations/alpha/syncs"
-        assert caller.post(path, json={"full": "x" * 70_000}).status_code == 413
-        assert caller.post(path, json={"full": "x" * 60_000}).status_code == 422
+        for size, status in ((70_000, 413), (60_000, 422)):
+            answer = caller.post("/v1/organizations/alpha/syncs", json={"full": "x" * size})
+            assert answer.status_code == status
 
 
-@pytest.mark.parametrize("has_token", [False, True])
-def test_endless_body_is_not_read_to_its_end(service: ServiceAlone, has_token: bool) -> None:
+@pytest.mark.parametrize("scopes", [[], ["sync"]])
+@pytest.mark.parametrize("path", ["organizations/alpha/syncs", "webhooks/alpha"])
+def test_endless_body_is_not_read_to_its_end(service: ServiceAlone, path: str, scopes: list[str]) -> None:
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -77,10 +80,8 @@ def test_endless_body_is_not_read_to_its_end(service: ServiceAlone, has_token: b
             sent += 16 * 1024
             yield b" " * 16 * 1024
 
-    text = token(service.database, "sync") if has_token else None
+    text = token(service.database, *scopes) if scopes else None
     with client(service.url, text) as caller, suppress(httpx.WriteError, httpx.ReadError):
-        answer = caller.post(
-            "/v1/organizations/alpha/syncs", content=endless(), headers={"Content-Type": "application/json"}
-        )
+        answer = caller.post(f"/v1/{path}", content=endless(), headers={"Content-Type": "application/json"})
         assert answer.status_code == 413
     assert sent < 32 * 1024 * 1024, "more than the sockets' buffers hold"

@@ -3,8 +3,7 @@
 import base64
 import hmac
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +27,7 @@ from cliniko_pipeline_tests.support.services import client, opened_service
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
 OTHER = rsa.generate_private_key(65537, 2048)
+HS256 = b'{"alg": "HS256", "kid": "rsa"}'
 
 
 @dataclass
@@ -51,15 +51,16 @@ def public(key: Any, kid: str, algorithm: Any) -> dict[str, Any]:
     return {**json.loads(algorithm.to_jwk(key.public_key())), "kid": kid, "use": "sig"}
 
 
-@contextmanager
-def opened_issuer() -> Iterator[Issuer]:
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/keys":
-                issuer.fetches += 1
-            found = {"/keys": {"keys": issuer.keys}, "/.well-known/openid-configuration": issuer_document()}
-            body = issuer.answer if issuer.answer is not None else json.dumps(found[self.path]).encode()
-            self.send_response(503 if issuer.is_down else 200)
+                opened.fetches += 1
+            document = {"issuer": opened.url, "jwks_uri": f"{opened.url}/keys"}
+            found = {"/keys": {"keys": opened.keys}, "/.well-known/openid-configuration": document}
+            body = opened.answer if opened.answer is not None else json.dumps(found[self.path]).encode()
+            self.send_response(503 if opened.is_down else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -67,36 +68,17 @@ def opened_issuer() -> Iterator[Issuer]:
         def log_message(self, *_: object) -> None:
             """Says nothing."""
 
-    def issuer_document() -> dict[str, str]:
-        return {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
-
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        issuer = Issuer(f"http://127.0.0.1:{server.server_port}")
-        issuer.keys = [public(RSA, "rsa", jwt.algorithms.RSAAlgorithm), public(EC, "ec", jwt.algorithms.ECAlgorithm)]
+        opened = Issuer(f"http://127.0.0.1:{server.server_port}")
+        opened.keys = [public(RSA, "rsa", jwt.algorithms.RSAAlgorithm), public(EC, "ec", jwt.algorithms.ECAlgorithm)]
         # It notices its shutdown after so many seconds.
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        try:
-            yield issuer
-        finally:
-            server.shutdown()
-
-
-@pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    with opened_issuer() as opened:
         yield opened
+        server.shutdown()
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def verifier(issuer: Issuer, clock: Clock | None = None, **environ: str) -> OidcVerifier:
-    return OidcVerifier(load_settings({"API_OIDC_ISSUER": issuer.url} | environ), clock or Clock())
+def verifier(issuer: Issuer, clock: Callable[[], float] = lambda: 0.0, **environ: str) -> OidcVerifier:
+    return OidcVerifier(load_settings({"API_OIDC_ISSUER": issuer.url} | environ), clock)
 
 
 def refusal(found: OidcVerifier, text: str) -> str:
@@ -151,37 +133,31 @@ def test_forged_signatures_are_refused(issuer: Issuer) -> None:
     assert refusal(found, issuer.token(None, "none")) == "invalid"
     assert refusal(found, issuer.token(EC, "ES256", "rsa")) == "invalid"
     pem = RSA.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    signed = f"{_part({'alg': 'HS256', 'kid': 'rsa'})}.{issuer.token().split('.')[1]}"
-    signature = base64.urlsafe_b64encode(hmac.digest(pem, signed.encode(), "sha256")).decode().rstrip("=")
-    assert refusal(found, f"{signed}.{signature}") == "invalid"
+    signed = f"{_part(HS256)}.{issuer.token().split('.')[1]}"
+    assert refusal(found, f"{signed}.{_part(hmac.digest(pem, signed.encode(), 'sha256'))}") == "invalid"
 
 
-def _part(content: object) -> str:
-    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+def _part(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
 
-def test_unknown_key_is_fetched_once_a_minute(issuer: Issuer) -> None:
-    clock = Clock()
-    found = verifier(issuer, clock)
+def test_keys_are_fetched_after_a_minute_or_an_hour(issuer: Issuer) -> None:
+    """After a minute for an unknown key, after an hour at any rate: withdrawn keys are refused then."""
+    now = [0.0]
+    found = verifier(issuer, lambda: now[0])
     found.verify(issuer.token())
-    issuer.keys.append(public(OTHER, "new", jwt.algorithms.RSAAlgorithm))
+    issuer.keys = [public(OTHER, "new", jwt.algorithms.RSAAlgorithm)]
     text = issuer.token(OTHER, kid="new")
     for _ in range(20):
         assert refusal(found, text) == "of an unknown key"
     assert issuer.fetches == 1
-    clock.now += 61
+    now[0] += 61
     assert found.verify(text).subject == "user_1"
     assert issuer.fetches == 2
     assert refusal(found, issuer.token(kid=None)) == "of an unknown key"
-
-
-def test_withdrawn_key_is_refused_after_an_hour(issuer: Issuer) -> None:
-    clock = Clock()
-    found = verifier(issuer, clock)
-    found.verify(issuer.token())
     issuer.keys = [public(EC, "ec", jwt.algorithms.ECAlgorithm)]
-    clock.now += 3601
-    assert refusal(found, issuer.token()) == "of an unknown key"
+    now[0] += 3601
+    assert refusal(found, text) == "of an unknown key"
 
 
 @pytest.mark.parametrize(

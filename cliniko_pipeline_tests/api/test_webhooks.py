@@ -18,15 +18,10 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy.engine import URL
 
 from cliniko_pipeline.api import webhooks as webhooks_route
 from cliniko_pipeline.api.webhooks import LARGEST_BODY, READ_ON
 from cliniko_pipeline.postgres import api_tokens, organizations, webhooks
-from cliniko_pipeline.runtime import open_runtime
-from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.support.api_servers import served
-from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization
 from cliniko_pipeline_tests.support.signatures import CLIENT, add_secret, new_secret, send, signed
@@ -97,9 +92,6 @@ def hooks(module_hooks: Webhooks) -> Webhooks:
     return module_hooks
 
 
-# Signatures
-
-
 def test_signed_webhook_is_stored_without_its_body(hooks: Webhooks) -> None:
     answer = hooks.send({"type": "appointment.updated", "patient": {"name": "Jane Doe"}}, "msg_1")
     assert (answer.status_code, answer.json()) == (202, {"accepted": True, "duplicate": False})
@@ -119,34 +111,32 @@ def test_signature_is_found_among_others(hooks: Webhooks) -> None:
 
 
 def test_signature_refusal_does_not_reveal_organizations(hooks: Webhooks) -> None:
-    """Every reason for a refusal has the same answer, byte for byte."""
+    """Every reason for a refusal has the same answer, byte for byte, and the note holds nothing that was sent."""
     wrong = new_secret()
-    altered = {**signed(hooks.secret, BODY), "webhook-id": "another"}
-    answers = {
-        "wrong signature": send(hooks.url, "alpha", wrong),
-        "no secret": send(hooks.url, "beta", wrong),
-        "unknown": send(hooks.url, "unknown", wrong),
-        "NUL": hooks.post("a\0b", BODY, signed(wrong, BODY)),
-        "not signed": hooks.post("alpha", BODY, {}),
-        "altered id": hooks.post("alpha", BODY, altered),
-        "not signed, unknown": hooks.post("unknown", BODY, {}),
-        "not JSON": hooks.post("alpha", b"[", signed(wrong, b"[")),
-    }
-    for answer in answers.values():
+    answers = [
+        hooks.post(organization_id, body, headers)
+        for organization_id, body, headers in (
+            ("alpha", BODY, signed(wrong, BODY)),
+            ("alpha", BODY, {**signed(hooks.secret, BODY), "webhook-id": "another"}),
+            ("alpha", BODY, {}),
+            ("alpha", b"[", signed(wrong, b"[")),
+            ("beta", BODY, signed(wrong, BODY)),
+            ("unknown", BODY, signed(wrong, BODY)),
+            ("unknown", BODY, {}),
+            ("a\0b", BODY, signed(wrong, BODY)),
+        )
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.headers["content-type"]) == (401, PROBLEM)
         answer.headers.pop("date")
-    assert len({(each.status_code, each.text, str(sorted(each.headers.items()))) for each in answers.values()}) == 1
-    assert {each.status_code for each in answers.values()} == {401}
-    assert answers["NUL"].headers["content-type"] == PROBLEM
+    assert len({(each.text, str(sorted(each.headers.items()))) for each in answers}) == 1
     assert hooks.events() == []
-
-
-def test_signature_refusal_is_noted_without_what_was_sent(hooks: Webhooks) -> None:
-    assert send(hooks.url, "made-up", new_secret(), {"name": "Jane"}).status_code == 401
     (noted,) = hooks.change(api_tokens.refusals, 10)
+    assert noted.attempts == len(answers)
     assert noted.refusal.reason == "webhook not signed as it must be"
     assert noted.refusal.route == "/v1/webhooks/{organization_id}"
-    assert "made-up" not in str(noted)
-    assert "Jane" not in str(noted)
+    assert "unknown" not in str(noted)
+    assert "appointment" not in str(noted)
 
 
 @pytest.mark.parametrize(
@@ -155,9 +145,6 @@ def test_signature_refusal_is_noted_without_what_was_sent(hooks: Webhooks) -> No
 def test_timestamp_may_differ_by_five_minutes(hooks: Webhooks, seconds: int, status: int) -> None:
     assert hooks.send(later=timedelta(seconds=seconds)).status_code == status
     assert len(hooks.events()) == (status == 202)
-
-
-# Secrets
 
 
 def test_secret_is_accepted_until_it_expires_or_is_revoked(hooks: Webhooks) -> None:
@@ -192,9 +179,6 @@ def test_secret_of_removed_organization_is_refused(hooks: Webhooks) -> None:
     assert send(hooks.url, "removed", secret).status_code == 401
 
 
-# Message ids
-
-
 def test_message_id_sent_twenty_times_is_stored_once(hooks: Webhooks) -> None:
     with ThreadPoolExecutor(20) as threads:
         answers = list(threads.map(lambda _: hooks.send(message_id="m"), range(20)))
@@ -219,18 +203,13 @@ def test_message_id_that_is_malformed_is_400(hooks: Webhooks, message_id: str) -
     assert hooks.send(message_id="a" * 256).status_code == 202
 
 
-# Bodies
-
-
-@pytest.mark.parametrize(
-    "odd", ["Jane Doe", "Jane", "jane@example.org", "a" * 65, 7, None, ["a"], {}, "0412 345 678", "a.", "\0", "é"]
-)
+@pytest.mark.parametrize("odd", ["Jane Doe", "Jane", "jane@example.org", "a" * 65, 7, ["a"], "0412", "a.", "\0", "é"])
 def test_type_that_is_no_plain_word_is_not_stored(hooks: Webhooks, odd: Any) -> None:
     assert hooks.send({"type": odd}).status_code == 202
     assert [event[2] for event in hooks.events()] == [None]
 
 
-@pytest.mark.parametrize("body", [b"", b"[", b"[]", b'"x"', b"7", b"null", b"[" * 100_000, b"9" * 10_000, b'{"a":1}x'])
+@pytest.mark.parametrize("body", [b"", b"[]", b"[" * 100_000, b"9" * 10_000, b'{"a":1}x'])
 def test_body_that_is_no_object_is_400(hooks: Webhooks, body: bytes) -> None:
     answer = hooks.post("alpha", body, signed(hooks.secret, body))
     assert (answer.status_code, answer.headers["content-type"]) == (400, PROBLEM)
@@ -250,22 +229,6 @@ def test_body_over_the_limit_is_413(hooks: Webhooks, is_chunked: bool) -> None:
     assert (too_large.status_code, too_large.headers["content-type"]) == (413, PROBLEM)
     assert answer(READ_ON).status_code == 413
     assert len(hooks.events()) == 1
-
-
-def test_endless_body_is_not_read_to_its_end(hooks: Webhooks) -> None:
-    parts = urlsplit(hooks.url)
-    sent = 0
-    with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
-        connection.sendall(b"POST /v1/webhooks/alpha HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-        try:
-            while sent < 50 * READ_ON:
-                connection.sendall(chunk)
-                sent += len(chunk)
-        except OSError:
-            pass
-    assert sent < 50 * READ_ON
-    assert hooks.send().status_code == 202, "the service goes on"
 
 
 def test_body_that_never_ends_is_408(hooks: Webhooks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,8 +256,6 @@ def test_client_that_disconnects_is_no_defect(
     assert hooks.send().status_code == 202
     assert "defect" not in caplog.text
 
-
-# Properties
 
 HEADER = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=60).map(
     # No client sends white space around a value.
@@ -324,47 +285,28 @@ def test_unsigned_request_is_always_a_problem(
     assert answer.headers["content-type"] == PROBLEM
 
 
-@settings(max_examples=examples(30, 500))
+@settings(max_examples=examples(15, 500))
 @given(content=st.one_of(JSON, st.dictionaries(st.just("type"), JSON), st.dictionaries(st.just("type"), st.text())))
 def test_signed_object_is_always_accepted(module_hooks: Webhooks, content: Any) -> None:
     answer = module_hooks.send(content if content is not None else 0)
     assert answer.status_code == (202 if isinstance(content, dict) else 400)
 
 
-# Cost, description and documentation
-
-
 def test_accepted_webhook_costs_two_statements(hooks: Webhooks) -> None:
     statements: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        statements.append(statement)
-
-    engine = hooks.database._engine
-    sa.event.listen(engine, "before_cursor_execute", note)
-    try:
-        assert hooks.send().status_code == 202
-    finally:
-        sa.event.remove(engine, "before_cursor_execute", note)
+    sa.event.listen(hooks.database._engine, "before_cursor_execute", lambda *event: statements.append(event[2]))
+    assert hooks.send().status_code == 202
     select, insert = statements
     assert "from cliniko.webhook_secrets" in select
     assert "insert" in insert
-
-
-def test_webhook_without_a_database_is_503(tmp_path: Path) -> None:
-    url = URL.create("postgresql", host="127.0.0.1", port=1, database="none")
-    with open_runtime(load_settings(environment(url, tmp_path))) as runtime, served(runtime) as address:
-        answer = send(address, "alpha", new_secret())
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
 
 
 def test_description_names_every_answer_and_header(hooks: Webhooks) -> None:
     route = httpx.get(f"{hooks.url}/openapi.json").json()["paths"]["/v1/webhooks/{organization_id}"]["post"]
     assert set(route["responses"]) == {"202", "400", "401", "408", "413", "422", "503"}
     assert "security" not in route
-    headers = {"webhook-id", "webhook-timestamp", "webhook-signature"}
-    assert {each["name"] for each in route["parameters"]} == {"organization_id", *headers}
-    assert all("examples" in json.dumps(each) for each in route["parameters"])
+    names = {"organization_id", "webhook-id", "webhook-timestamp", "webhook-signature"}
+    assert {each["name"] for each in route["parameters"] if "examples" in json.dumps(each)} == names
     assert route["requestBody"]["content"]["application/json"]["examples"]
 
 

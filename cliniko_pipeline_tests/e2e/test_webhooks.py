@@ -58,7 +58,7 @@ class WebhookDeployment:
     def start(self, *arguments: str) -> Running:
         """A command that is ended with the test, whatever happens."""
         running = self._stack.enter_context(self.command.start(*arguments))
-        self._stack.callback(_end, running)
+        self._stack.callback(lambda: running.process.poll() is not None or (running.interrupt(), running.wait(90)))
         return running
 
     def start_ui(self) -> Running:
@@ -212,9 +212,3 @@ def test_webhooks_survive_killed_service_and_daemon(deployment: WebhookDeploymen
         sending.result(120)
     assert burst.accepted.total() == deployment.received() == ALL_WEBHOOKS
     deployment.wait_until_settled(running)
-
-
-def _end(running: Running) -> None:
-    if running.process.poll() is None:
-        running.interrupt()
-        running.wait(90)

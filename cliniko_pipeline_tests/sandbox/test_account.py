@@ -29,19 +29,16 @@ def test_hostile_records_are_served_unchanged(calling):
         bound = f"{sandbox.base_url(one)}/"
     # httpx cannot decode what a lone surrogate's escape stands for, the standard library can.
     served = json.loads(answer.content)["attendees"]
-    expected = [dict(one) if isinstance(one, dict) else one for one in HOSTILE]
-    expected[4]["text"] = bound + expected[4]["text"].removeprefix("{base}/")
+    expected = [*HOSTILE[:4], {**HOSTILE[4], "text": HOSTILE[4]["text"].replace("{base}/", bound, 1)}, *HOSTILE[5:]]
     assert sorted(served, key=repr) == sorted(expected, key=repr)
 
 
 def test_hostile_records_do_not_break_filters_and_sorting(calling):
-    rows = [one for one in HOSTILE if one is None or "\ud800" not in repr(one)]
-    one = Account.from_records("clinic", "au4", KEY, {"patients": rows})
+    one = Account.from_records("clinic", "au4", KEY, {"patients": [HOSTILE[0], *HOSTILE[2:]]})
     with running_sandbox([one]) as sandbox:
         caller = calling(sandbox, one)
         for text in ("first_name:~7", "email:!?", "id:>1", "created_at:!?", "updated_at:>2024-01-01T00:00:00Z"):
-            assert caller.get("/patients", text).status_code == 200
-        assert caller.get("/patients", sort="first_name,email:desc").status_code == 200
+            assert caller.get("/patients", text, sort="first_name,email:desc").status_code == 200
 
 
 texts = st.text(st.characters(exclude_categories=[]))
@@ -63,17 +60,14 @@ def test_complete_links_alone_are_bound():
     assert bound == {"self": "http://h/au4/v1/patients/82", "text": "see {base}/patients/82"}
 
 
-def test_records_are_copies():
+def test_account_copies_records_and_hides_its_key():
     one = Account.from_records("clinic", "au4", KEY, {"patients": [record(1)]})
     one.records["patients"]["1"]["id"] = "changed"
     assert one.get("patients", 1) == record(1)
     assert one.get("patients", 2) is None
+    assert KEY not in repr(one)
 
 
 def test_unknown_resource_is_refused():
     with pytest.raises(ArgumentError, match="no resource"):
         Account.from_records("clinic", "au4", KEY, {"unicorns": []})
-
-
-def test_account_repr_hides_its_key():
-    assert KEY not in repr(Account("clinic", "au4", KEY))

@@ -1,6 +1,7 @@
-"""A headless Chromium on the Dagster UI or the service's page, used as people do: by what is written there.
+"""A Chromium on the Dagster UI or the service's page, used as people do: by what is written there.
 
 The browser is the machine's own. CLINIKO_TEST_BROWSER names another program, or `none` where there shall be none.
+CLINIKO_TEST_BROWSER_VISIBLE=1 opens a window; otherwise the browser is headless.
 """
 
 import os
@@ -150,7 +151,8 @@ def opened_ui(address: str, pictures: Path) -> Iterator[DagsterUI]:
     """A tab on the address. A test that fails inside says what the page showed."""
     expect.set_options(timeout=SECONDS * 1000)
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=browser_program(), args=list(ARGUMENTS))
+        is_headless = os.environ.get("CLINIKO_TEST_BROWSER_VISIBLE") != "1"
+        browser = driver.chromium.launch(executable_path=browser_program(), args=list(ARGUMENTS), headless=is_headless)
         page = browser.new_page(viewport=WINDOW, locale="en-US", timezone_id="UTC")
         try:
             yield DagsterUI(page, address, pictures)

@@ -9,9 +9,9 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline_tests.support.api_servers import served
 from cliniko_pipeline_tests.support.browsers import DagsterUI, opened_ui, pictures_folder
 from cliniko_pipeline_tests.support.environments import environment
-from cliniko_pipeline_tests.support.pages import complaints
+from cliniko_pipeline_tests.support.pages import SURF, complaints
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, opened_pipeline
-from cliniko_pipeline_tests.support.services import BY_HAND, NO_DAGSTER
+from cliniko_pipeline_tests.support.services import BY_HAND, NO_DAGSTER, add_organization
 
 
 @pytest.fixture
@@ -34,6 +34,12 @@ def pictures(tmp_path: Path) -> Path:
 def refused() -> set[int]:
     """Statuses that a test expects; the browser complains of each."""
     return set()
+
+
+@pytest.fixture
+def surf_rehab(pipeline: PipelineUnderTest) -> None:
+    """An organization that was not synced yet."""
+    add_organization(pipeline.database, SURF, "Surf Rehab")
 
 
 @pytest.fixture

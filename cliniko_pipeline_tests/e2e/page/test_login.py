@@ -8,9 +8,9 @@ from playwright.sync_api import Page, expect
 from cliniko_pipeline_tests.support.browsers import DagsterUI
 from cliniko_pipeline_tests.support.pages import SURF, log_in
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest
-from cliniko_pipeline_tests.support.services import add_organization, token
+from cliniko_pipeline_tests.support.services import token
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("surf_rehab")]
 
 FOCUSED = "[document.activeElement.innerText, getComputedStyle(document.activeElement).outlineStyle]"
 
@@ -19,7 +19,6 @@ def test_keyboard_alone_leads_from_login_to_logout(
     ui: DagsterUI, pipeline: PipelineUnderTest, refused: set[int]
 ) -> None:
     page = ui.page
-    add_organization(pipeline.database, SURF, "Surf Rehab")
     ui.open(f"/#/organizations/{SURF}")
     expect(page).to_have_title("Log in · Cliniko pipeline")
     expect(page.get_by_label("Token")).to_be_focused()
@@ -61,7 +60,6 @@ def test_keyboard_alone_leads_from_login_to_logout(
 
 def test_request_limit_shows_a_wait_and_a_retry(ui: DagsterUI, pipeline: PipelineUnderTest, refused: set[int]) -> None:
     page = ui.page
-    add_organization(pipeline.database, SURF, "Surf Rehab")
     log_in(ui, token(pipeline.database, organizations=[SURF], requests_per_minute=4))
     page.get_by_role("link", name="Surf Rehab").click()
     notice = page.locator("#waiting")
@@ -79,7 +77,6 @@ def test_refused_sync_and_revoked_token_are_shown(
     ui: DagsterUI, pipeline: PipelineUnderTest, refused: set[int]
 ) -> None:
     page = ui.page
-    add_organization(pipeline.database, SURF, "Surf Rehab")
     log_in(ui, token(pipeline.database, organizations=[SURF]))
     page.get_by_role("link", name="Surf Rehab").click()
     page.get_by_role("button", name="Sync now").click()

@@ -6,6 +6,7 @@ CLINIKO_TEST_PICTURES names a folder for the screenshots (`make screenshots`: th
 import csv
 import json
 import re
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 PAST = (180, 184, 183, 188, 192, 191, 195, 202, 206, 204, 210, 213, 218, 217)
 """Active patients on the days of a made-up past."""
+LONG_LISTS = "**/active-patients?*limit=1000*"
 
 
 def test_organization_is_shown_as_it_is_stored(
@@ -73,10 +75,8 @@ def test_organization_is_shown_as_it_is_stored(
 def _assert_charts_show_what_is_stored(page: Page, pipeline: PipelineUnderTest, stored: list[dict[str, Any]]) -> None:
     spread = page.get_by_role("region", name="Recent appointments")
     expect(spread).to_contain_text("All active patients")
-    expected: dict[str, int] = {}
-    for row in stored:
-        kind = "10+" if row["recent_appointment_count"] >= 10 else str(row["recent_appointment_count"])
-        expected[kind] = expected.get(kind, 0) + 1
+    recent = [row["recent_appointment_count"] for row in stored]
+    expected = Counter("10+" if count >= 10 else str(count) for count in recent)
     assert {label: count for label, count in _rows_of_the_table(spread).items() if count} == expected
 
     over_time = page.get_by_role("region", name="Active patients over time")
@@ -115,14 +115,11 @@ def _assert_list_is_sorted_paged_and_filtered(page: Page, stored: list[dict[str,
 def _assert_csv_file_holds_all(page: Page, stored: list[dict[str, Any]], tmp_path: Path) -> None:
     patients = page.get_by_role("region", name="Active patients", exact=True)
     patients.get_by_label("Show").select_option("All")
-    # In pages of a hundred: they become one file, with one head.
-    page.route(
-        "**/active-patients?*limit=1000*",
-        lambda route: route.continue_(url=route.request.url.replace("limit=1000", "limit=100")),
-    )
+    # Several pages become one file, with one head.
+    _limit_pages(page, 100)
     with page.expect_download() as download:
         patients.get_by_role("button", name="Download CSV").click()
-    page.unroute("**/active-patients?*limit=1000*")
+    page.unroute(LONG_LISTS)
     assert download.value.suggested_filename == f"active-patients-{SURF}.csv"
     download.value.save_as(tmp_path / "saved.csv")
     with (tmp_path / "saved.csv").open(newline="", encoding="utf-8") as file:
@@ -148,11 +145,7 @@ def test_charts_of_few_and_of_no_patients(ui: DagsterUI, pipeline: PipelineUnder
     small = demo_organizations(datetime.now(UTC))[1]
     _sync(pipeline, small)
     add_organization(pipeline.database, "new", "New here")
-    # As if the first pages held little of all: the service is asked for pages of five.
-    page.route(
-        "**/active-patients?*limit=1000*",
-        lambda route: route.continue_(url=route.request.url.replace("limit=1000", "limit=5")),
-    )
+    _limit_pages(page, 5)
     log_in(ui, token(pipeline.database))
     page.get_by_role("link", name=small.name).click()
     charts = page.get_by_role("region", name="Recent appointments")
@@ -175,6 +168,11 @@ def _rows_of_the_table(chart: Locator) -> dict[str, int]:
     found = {row.locator("th").inner_text(): int(row.locator("td").inner_text().replace(",", "")) for row in rows}
     chart.get_by_text("The same as a table").click()
     return found
+
+
+def _limit_pages(page: Page, rows: int) -> None:
+    """Ask the service for shorter pages than the page does."""
+    page.route(LONG_LISTS, lambda route: route.continue_(url=route.request.url.replace("limit=1000", f"limit={rows}")))
 
 
 def _sync(pipeline: PipelineUnderTest, demo: DemoOrganization) -> None:
