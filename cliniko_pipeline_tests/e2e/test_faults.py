@@ -10,12 +10,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.postgres import organizations
-from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
-from cliniko_pipeline_tests.support.hostile_accounts import hand_written_account, individual_appointment, patient
-from cliniko_pipeline_tests.support.independent import expected_active_patients
+from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment, patient
 from cliniko_pipeline_tests.support.pipelines import (
     PipelineUnderTest,
     SkippedTime,
@@ -106,15 +103,6 @@ def test_429_waits_are_summed_in_the_run(clinic: SyncedOrganization, waits: Skip
     assert clinic.sandbox.counters.rate_limited == 5
     assert waits.skipped >= 5 * 60
     assert clinic.last_run().seconds_waited >= 5 * 60
-
-
-@pytest.mark.slow
-def test_hanging_requests_are_repeated(clinic: SyncedOrganization, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ClinikoClient.__init__.__kwdefaults__, "timeout", httpx.Timeout(2))
-    clinic.sandbox.faults = Faults(seed=4, hang_rate=0.2, hang_seconds=10.0)
-    clinic.sync()
-    clinic.assert_right()
-    assert clinic.sandbox.counters.requests(status=0) > 0
 
 
 # --- Faults that stay -------------------------------------------------------------------------------------
@@ -336,19 +324,3 @@ def test_rejected_record_is_stored_when_it_is_mended(clinic: SyncedOrganization)
     clinic.sync()
     assert results(clinic)["cliniko.contact_mapping"] == before
     assert clinic.last_run().rejected_records == 1
-
-
-def test_rejected_records_of_every_resource_cost_only_themselves(pipeline: PipelineUnderTest) -> None:
-    account = hand_written_account()
-    broken = {name: [*rows, {"id": "77", "created_at": None}] for name, rows in account.records.items()}
-    served = Account.from_records("hostile", "au4", "hostile-au4", broken)
-    with pipeline.sandbox([served]) as sandbox:
-        pipeline.add_organization(account.organization_id, sandbox, served)
-        pipeline.add_contacts(account.contacts)
-        result = pipeline.sync(account.organization_id, account.as_of)
-        assert result.success, errors_of(result)
-        rejected = pipeline.rows(account.organization_id, "cliniko.rejected_records")
-        assert {row["resource"] for row in rejected if row["id"] == "77"} == set(broken)
-        assert pipeline.active_patients(account.organization_id) == expected_active_patients(
-            account.records, account.contacts, account.organization_id, account.as_of
-        )
