@@ -122,9 +122,7 @@ def pages_of(account: Account, resources: tuple[str, ...] = (*CRAWLED, *NAMES)) 
 # --- Nothing has changed ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("size", "groups"), [(0, False), (101, False), pytest.param(2500, True, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("size", "groups"), [(0, False), (101, False), (101, True)])
 def test_unchanged_account_costs_one_request_a_resource(pipeline: PipelineUnderTest, size: int, groups: bool) -> None:
     """Attendees are read only where there are groups."""
     read = CRAWLED if groups else CRAWLED[:3]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, find, given, settings
 
-from cliniko_pipeline_tests.support.hostile_accounts import ORGANIZATION, OTHER_ORGANIZATION, Account, accounts
+from cliniko_pipeline_tests.support.hostile_accounts import Account, accounts
 from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping, merge_loops
 
 pytestmark = pytest.mark.slow
@@ -30,10 +30,6 @@ def starts(account: Account) -> set[datetime]:
     return {datetime.fromisoformat(record["starts_at"]) for record in appointments}
 
 
-def emails(account: Account, organization_id: str) -> set[str]:
-    return {row["email"] for row in account.contacts if row["organization_id"] == organization_id and row["email"]}
-
-
 def bookings_per_person(account: Account) -> Counter[str]:
     return Counter(json.dumps([record["booking"], record["patient"]]) for record in account.records["attendees"])
 
@@ -50,7 +46,6 @@ ODDITIES: dict[str, Callable[[Account], Any]] = {
     "matched by name": lambda a: ("matched", "name") in statuses(a),
     "ambiguous": lambda a: ("ambiguous", None) in statuses(a),
     "a loop of merges": lambda a: merge_loops(a.records),
-    "an e-mail in two organizations": lambda a: emails(a, ORGANIZATION) & emails(a, OTHER_ORGANIZATION),
     "an appointment at as_of": lambda a: a.as_of in starts(a),
     "an appointment at the window's start": lambda a: a.as_of - timedelta(days=60) in starts(a),
     "a person added to a booking twice": lambda a: any(count > 1 for count in bookings_per_person(a).values()),
