@@ -1,9 +1,17 @@
-"""A pipeline to be tested: the real definitions on a real database, reading a sandbox over real HTTP."""
+"""A pipeline to be tested: the real definitions on a real database, reading a sandbox over real HTTP.
 
+`python -m cliniko_pipeline_tests.support.pipelines AS_OF ORGANIZATION ...` runs the main job in a process of its own,
+on the Dagster instance in DAGSTER_HOME where that is set.
+"""
+
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -214,3 +222,34 @@ def materializations_of(result: dg.ExecuteInProcessResult) -> dict[str, dict[str
         }
         for event in result.filter_events(lambda event: event.is_step_materialization)
     }
+
+
+def main() -> int:
+    as_of, *organization_ids = sys.argv[1:]
+    home = os.environ.get("DAGSTER_HOME")
+    failed = 0
+    with (
+        dg.DagsterInstance.from_config(home) if home else dg.DagsterInstance.ephemeral() as instance,
+        opened_pipeline(os.environ, instance=instance, waits=SkippedTime()) as pipeline,
+    ):
+        for organization_id in organization_ids:
+            result = pipeline.sync(organization_id, datetime.fromisoformat(as_of))
+            failed += not result.success
+            for error in errors_of(result):
+                sys.stderr.write(f"{error}\n")
+    return failed
+
+
+def sync_in_a_process(environ: Mapping[str, str], as_of: datetime, *organization_ids: str) -> subprocess.Popen[bytes]:
+    """Starts the main job for each in turn; the exit code is how many failed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cliniko_pipeline_tests.support.pipelines", as_of.isoformat(), *organization_ids],
+        env=os.environ | environ,
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
