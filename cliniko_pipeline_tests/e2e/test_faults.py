@@ -3,19 +3,16 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
-from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.postgres import organizations
-from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
-from cliniko_pipeline_tests.support.hostile_accounts import hand_written_account, individual_appointment, patient
-from cliniko_pipeline_tests.support.independent import expected_active_patients
+from cliniko_pipeline.sandbox.server import running_sandbox
+from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment, patient
 from cliniko_pipeline_tests.support.pipelines import (
     PipelineUnderTest,
     SkippedTime,
@@ -70,15 +67,10 @@ NO_RESULTS: dict[str, Any] = {name: [] for name in RESULTS}
 # --- Faults that pass -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "seed"), [("harbour-pilates", 2), pytest.param("surf-rehab", 1, marks=pytest.mark.slow)]
-)
-def test_passing_faults_change_nothing_stored(
-    pipeline: PipelineUnderTest, waits: SkippedTime, name: str, seed: int
-) -> None:
-    with synced_demo(pipeline, name) as clinic:
+def test_passing_faults_change_nothing_stored(pipeline: PipelineUnderTest, waits: SkippedTime) -> None:
+    with synced_demo(pipeline, "harbour-pilates") as clinic:
         clinic.sandbox.faults = Faults(
-            seed=seed,
+            seed=2,
             server_error_rate=0.05,
             reset_before_body_rate=0.01,
             reset_in_body_rate=0.01,
@@ -106,15 +98,6 @@ def test_429_waits_are_summed_in_the_run(clinic: SyncedOrganization, waits: Skip
     assert clinic.sandbox.counters.rate_limited == 5
     assert waits.skipped >= 5 * 60
     assert clinic.last_run().seconds_waited >= 5 * 60
-
-
-@pytest.mark.slow
-def test_hanging_requests_are_repeated(clinic: SyncedOrganization, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ClinikoClient.__init__.__kwdefaults__, "timeout", httpx.Timeout(2))
-    clinic.sandbox.faults = Faults(seed=4, hang_rate=0.2, hang_seconds=10.0)
-    clinic.sync()
-    clinic.assert_right()
-    assert clinic.sandbox.counters.requests(status=0) > 0
 
 
 # --- Faults that stay -------------------------------------------------------------------------------------
@@ -173,40 +156,18 @@ def test_lasting_fault_fails_the_sync_and_keeps_the_results(clinic: SyncedOrgani
 # --- Other hosts ------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def foreign_server() -> Iterator[tuple[str, list[str]]]:
-    requests: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            requests.append(self.path)
-            self.send_response(500)
-            self.end_headers()
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", requests
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def test_other_hosts_get_no_request(clinic: SyncedOrganization) -> None:
     """Neither links nor redirects are followed; a first sync that fails leaves no results."""
-    with foreign_server() as (origin, requests):
+    with running_sandbox([]) as other:
+        origin = f"http://{other.host}"
         httpx.get(origin)
-        assert requests == ["/"]
-        requests.clear()
+        assert other.counters.requests() == 1
+        other.counters.clear()
         following = fail(clinic, Faults(next_links_to=origin))
         assert "the link to the next page leaves the organization's API URL and was not followed" in following
         redirected = fail(clinic, Faults(redirect_rate=1.0, redirect_to=origin))
         assert "Cliniko answered with a redirect, which is not followed" in redirected
-        assert requests == []
+        assert other.counters.requests() == 0
     assert clinic.last_run().status == "failed"
     assert results(clinic) == NO_RESULTS
     clinic.sync()
@@ -336,19 +297,3 @@ def test_rejected_record_is_stored_when_it_is_mended(clinic: SyncedOrganization)
     clinic.sync()
     assert results(clinic)["cliniko.contact_mapping"] == before
     assert clinic.last_run().rejected_records == 1
-
-
-def test_rejected_records_of_every_resource_cost_only_themselves(pipeline: PipelineUnderTest) -> None:
-    account = hand_written_account()
-    broken = {name: [*rows, {"id": "77", "created_at": None}] for name, rows in account.records.items()}
-    served = Account.from_records("hostile", "au4", "hostile-au4", broken)
-    with pipeline.sandbox([served]) as sandbox:
-        pipeline.add_organization(account.organization_id, sandbox, served)
-        pipeline.add_contacts(account.contacts)
-        result = pipeline.sync(account.organization_id, account.as_of)
-        assert result.success, errors_of(result)
-        rejected = pipeline.rows(account.organization_id, "cliniko.rejected_records")
-        assert {row["resource"] for row in rejected if row["id"] == "77"} == set(broken)
-        assert pipeline.active_patients(account.organization_id) == expected_active_patients(
-            account.records, account.contacts, account.organization_id, account.as_of
-        )

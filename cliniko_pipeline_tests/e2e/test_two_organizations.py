@@ -19,10 +19,9 @@ from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.hostile_accounts import ORGANIZATION, Account, hand_written_account
 from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping
-from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of, opened_pipeline, sync_in_a_process
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of, opened_pipeline
 
 AS_OF = hand_written_account().as_of
-PROCESS_SECONDS = 180
 REFUSED = "is not a complete reading of Cliniko"
 
 
@@ -30,7 +29,6 @@ REFUSED = "is not a complete reading of Cliniko"
 class Twins:
     """Two organizations whose patients, contacts' names, e-mails and patient ids are the same; appointments differ."""
 
-    environ: dict[str, str]
     pipeline: PipelineUnderTest
     sandbox: Sandbox
     accounts: dict[str, Account]
@@ -54,7 +52,6 @@ class Twins:
 
 @pytest.fixture
 def twins(database_url: URL, tmp_path: Path) -> Iterator[Twins]:
-    environ = environment(database_url, tmp_path)
     first = hand_written_account()
     accounts = {"twin-one": first, "twin-two": with_other_appointments(first)}
     contacts = [
@@ -67,11 +64,11 @@ def twins(database_url: URL, tmp_path: Path) -> Iterator[Twins]:
         name: ServedAccount.from_records(name, "au4", f"{name}-key-au4", account.records)
         for name, account in accounts.items()
     }
-    with opened_pipeline(environ) as pipeline, pipeline.sandbox(served.values()) as sandbox:
+    with opened_pipeline(environment(database_url, tmp_path)) as pipeline, pipeline.sandbox(served.values()) as sandbox:
         for name, account in served.items():
             pipeline.add_organization(name, sandbox, account)
         pipeline.add_contacts(contacts)
-        yield Twins(environ, pipeline, sandbox, accounts, contacts)
+        yield Twins(pipeline, sandbox, accounts, contacts)
 
 
 def with_other_appointments(account: Account) -> Account:
@@ -123,23 +120,6 @@ def test_twins_synced_in_threads_get_their_own_tables(twins: Twins) -> None:
     one, two = run_together(*(lambda name=name: sync_on_its_own_instance(twins, name) for name in twins.accounts))
     assert one == (True, [])
     assert two == (True, [])
-    assert twins.contents() == expected
-
-
-@pytest.mark.slow
-def test_twins_synced_in_processes_get_their_own_tables(twins: Twins) -> None:
-    expected = alone(twins)
-    twins.delete_everything()
-    twins.sandbox.faults = Faults(latency_ms=20, jitter_ms=20)
-    processes = [sync_in_a_process(twins.environ, AS_OF, name) for name in twins.accounts]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=PROCESS_SECONDS)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
     assert twins.contents() == expected
 
 

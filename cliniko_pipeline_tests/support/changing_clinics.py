@@ -330,24 +330,23 @@ class ChangingClinic:
         columns = _person(value) | {"email": _EMAILS[which % len(_EMAILS)]}
         return self._save_contact(1000 + len(self.contacts) + which % 3, **columns)
 
+    def _pick_contact(self, which: int) -> UUID | None:
+        return list(self.contacts)[which % len(self.contacts)] if self.contacts else None
+
     def change_contact(self, which: int, value: int) -> str | None:
-        if not self.contacts:
-            return None
-        contact_id = list(self.contacts)[which % len(self.contacts)]
-        columns = [
-            {"cliniko_patient_id": self._patient_id(value)},
-            {"cliniko_patient_id": None, "email": _EMAILS[value % len(_EMAILS)]},
-            {"cliniko_patient_id": None, "email": None, **_person(value)},
-        ]
-        self.contacts[contact_id] = self.contacts[contact_id] | columns[value % len(columns)]
-        return f"{contact_id}"
+        if contact_id := self._pick_contact(which):
+            columns = [
+                {"cliniko_patient_id": self._patient_id(value)},
+                {"cliniko_patient_id": None, "email": _EMAILS[value % len(_EMAILS)]},
+                {"cliniko_patient_id": None, "email": None, **_person(value)},
+            ]
+            self.contacts[contact_id] = self.contacts[contact_id] | columns[value % len(columns)]
+        return contact_id and f"{contact_id}"
 
     def remove_contact(self, which: int, _value: int) -> str | None:
-        if not self.contacts:
-            return None
-        contact_id = list(self.contacts)[which % len(self.contacts)]
-        del self.contacts[contact_id]
-        return f"{contact_id}"
+        if contact_id := self._pick_contact(which):
+            del self.contacts[contact_id]
+        return contact_id and f"{contact_id}"
 
     # --- The ends of records ---------------------------------------------------------------------------------
 
@@ -378,13 +377,12 @@ class ChangingClinic:
         return f"{resource} {record_id}"
 
     def add_bad(self, resource: str, which: int, value: int) -> str:
+        new_id, start = self._new_id(), self._start(value)
         made = {
-            "patients": lambda: patient(self._new_id(), **_person(value)),
-            "individual_appointments": lambda: individual_appointment(
-                self._new_id(), self._patient_id(which), self._start(value)
-            ),
-            "group_appointments": lambda: group_appointment(self._new_id(), self._start(value)),
-        }[resource]()
+            "patients": patient(new_id, **_person(value)),
+            "individual_appointments": individual_appointment(new_id, self._patient_id(which), start),
+            "group_appointments": group_appointment(new_id, start),
+        }[resource]
         self.bad.add((resource, made["id"]))
         return self._add(resource, made | {"archived_at": _UNREADABLE})
 
@@ -456,7 +454,6 @@ for _resource, _one in zip(RESOURCES, ("patient", "individual appointment", "gro
         CHANGES[f"bad {_one} added"] = lambda clinic, which, value, of=_resource: clinic.add_bad(of, which, value)
 CHANGES["many individual appointments cancelled, or back"] = _many_at_once("individual_appointments", "cancelled_at")
 CHANGES["many patients archived, or back"] = _many_at_once("patients", "archived_at")
-CHANGES["many attendees archived, or back"] = _many_at_once("attendees", "archived_at")
 
 
 def linked(record: Mapping[str, Any], relation: str) -> str | None:

@@ -1,15 +1,11 @@
-"""Hostile accounts: small sets of Cliniko records and contacts made to collide.
+"""Hostile accounts: small sets of Cliniko records and contacts made to collide; no answers, no code of the pipeline.
 
-What belongs here: the wire records themselves (builders, one account written by hand, hypothesis strategies).
-What does not: what the right answer for them is, or any code of the pipeline.
-
-Every record looks like a full one of Cliniko's (id, links.self, created_at and updated_at present, ids unique
-within a resource), so that a simulated API can serve and sort them; only ``accounts(bad_records=True)`` breaks
-that. Contacts hold only what PostgreSQL can hold. Names are invented, addresses are under example.org.
+Every record looks like a full one of Cliniko's, its id unique within its resource, unless ``bad_records`` breaks it.
+Contacts hold only what PostgreSQL can hold. Names are invented, addresses are under example.org.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,6 +22,9 @@ LARGEST_ID = 9_223_372_036_854_775_807
 
 WireRecord = dict[str, Any]
 ContactRow = dict[str, Any]
+
+_ENDED = "2025-08-01T00:00:00Z"
+_RECENTLY = "2026-03-01T00:00:00Z"
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,12 @@ def patient(
 ) -> WireRecord:
     """A patient; ``merged_into`` sets the merged_with_patient link."""
     fields = {
-        "title": "",
         "first_name": first_name,
         "last_name": last_name,
-        "preferred_first_name": None,
         "email": email,
         "date_of_birth": "1990-02-28",
-        "sex": None,
         "patient_phone_numbers": [],
-        "address_1": "",
-        "city": "",
-        "country": "Australia",
-        "time_zone": None,
         "notes": "clinical text that nobody has business storing \U0001f926",
-        "custom_fields": None,
         "archived_at": None,
         "deleted_at": None,
         "merged_at": None,
@@ -101,13 +92,9 @@ def individual_appointment(
         "starts_at": starts_at,
         "ends_at": None,
         "cancelled_at": None,
-        "cancellation_reason": None,
         "archived_at": None,
         "deleted_at": None,
         "did_not_arrive": False,
-        "patient_arrived": False,
-        "repeats": None,
-        "telehealth_url": None,
         "patient": None if patient_id is None else link("patients", patient_id),
         "appointment_type": None,
         "practitioner": None,
@@ -122,11 +109,9 @@ def group_appointment(record_id: str | int, starts_at: str, **changes: Any) -> W
     fields = {
         "starts_at": starts_at,
         "ends_at": None,
-        "max_attendees": 8,
         "patient_ids": [],
         "archived_at": None,
         "deleted_at": None,
-        "repeats": None,
         "appointment_type": None,
         "practitioner": None,
         "business": link("businesses", 1),
@@ -176,6 +161,13 @@ def contact_id(number: int) -> UUID:
 # --- One account by hand -------------------------------------------------------------------------------------
 
 
+def _site(appointment_type_id: int, practitioner_id: int) -> WireRecord:
+    return {
+        "appointment_type": link("appointment_types", appointment_type_id),
+        "practitioner": link("practitioners", practitioner_id),
+    }
+
+
 def hand_written_account() -> Account:
     """One account in which every rule about the numbers occurs at least once, as of 2026-03-31T12:00:00Z."""
     records = {
@@ -199,11 +191,10 @@ def hand_written_account() -> Account:
 
 
 def _patients_by_hand() -> list[WireRecord]:
-    ended = "2025-08-01T00:00:00Z"
     return [
         # A chain of merges (one without merged_at), a loop with a way into it, a loop of one, an absent end.
         patient(80, "Anna", "Before", merged_into="81"),
-        patient("81", "Anne", "Between", merged_into="82", merged_at=ended, archived_at=ended),
+        patient("81", "Anne", "Between", merged_into="82", merged_at=_ENDED, archived_at=_ENDED),
         patient("82", "Ann", "Lee", "ann@example.org", archived_at="", deleted_at=""),
         patient("91", "Lou", "Loop", merged_into="1000"),
         patient("1000", "Lou", "Loop", merged_into="91"),
@@ -212,15 +203,15 @@ def _patients_by_hand() -> list[WireRecord]:
         patient("95", "Abe", "Sent", merged_into="9999"),
         patient("96", "abe", "SENT"),
         patient("97", "Fred", "Free", "Free@example.org"),
-        patient("98", "Not", "Merged", merged_at=ended),
+        patient("98", "Not", "Merged", merged_at=_ENDED),
         # Named by contacts.
-        patient("100", "Arch", "Ived", archived_at=ended),
+        patient("100", "Arch", "Ived", archived_at=_ENDED),
         patient("101", "Two", "Named"),
         patient("102", "Held", "Back", "held@example.org"),
         patient("103", "No", "Equal"),
         patient("104", "Both", "Equal"),
         patient("105", "Old", "Number"),
-        patient("131", "Gone", "Person", deleted_at=ended),
+        patient("131", "Gone", "Person", deleted_at=_ENDED),
         patient("9223372036854775806", "Big", "Six"),
         patient("9223372036854775807", "Big", "Seven"),
         # Sharing e-mails with contacts.
@@ -240,9 +231,9 @@ def _patients_by_hand() -> list[WireRecord]:
         patient("122", "SAM", "same"),
         patient("123", "Two", "Contacts"),
         patient("124", "", " ", " "),
-        patient("125", "Del", "Eted", "del@example.org", deleted_at=ended),
+        patient("125", "Del", "Eted", "del@example.org", deleted_at=_ENDED),
         patient("126", "Del", "Eted"),
-        patient("127", "Arch", "Two", archived_at=ended),
+        patient("127", "Arch", "Two", archived_at=_ENDED),
         patient("128", "Nu\0l", "\ud800x"),
         patient("129", "Set", "Aside", archived_at="soon"),
         patient("130", "Real", "Person"),
@@ -290,48 +281,18 @@ def _contacts_by_hand() -> list[ContactRow]:
 
 
 def _individual_appointments_by_hand() -> list[WireRecord]:
-    ended = "2025-08-01T00:00:00Z"
-    recently = "2026-03-01T00:00:00Z"
-    patientless = individual_appointment("15", None, recently)
+    patientless = individual_appointment("15", None, _RECENTLY)
     del patientless["patient"]
     return [
         # Patient 82 under all its ids: on, within and beyond both boundaries.
-        individual_appointment(
-            1,
-            80,
-            "2026-03-31T12:00:00Z",
-            ends_at="2026-03-31T12:45:00Z",
-            appointment_type=link("appointment_types", 1),
-            practitioner=link("practitioners", 7),
-        ),
-        individual_appointment(
-            "2",
-            "82",
-            "2026-01-30T12:00:00Z",
-            ends_at="",
-            appointment_type=link("appointment_types", 2),
-            practitioner=link("practitioners", 8),
-        ),
+        individual_appointment(1, 80, "2026-03-31T12:00:00Z", ends_at="2026-03-31T12:45:00Z", **_site(1, 7)),
+        individual_appointment("2", "82", "2026-01-30T12:00:00Z", ends_at="", **_site(2, 8)),
         individual_appointment("3", "82", "2026-01-30T11:59:59Z"),
-        individual_appointment(
-            "4",
-            "82",
-            "2026-03-31T12:00:01Z",
-            did_not_arrive="",
-            appointment_type=link("appointment_types", 3),
-            practitioner=link("practitioners", 9),
-        ),
-        individual_appointment("5", "82", recently, cancelled_at=ended),
-        individual_appointment("6", "82", recently, archived_at=ended),
-        individual_appointment("7", "82", recently, deleted_at=ended),
-        individual_appointment(
-            "8",
-            "81",
-            "2026-03-02T09:00:00Z",
-            did_not_arrive=True,
-            appointment_type=link("appointment_types", 404),
-            practitioner=link("practitioners", 10),
-        ),
+        individual_appointment("4", "82", "2026-03-31T12:00:01Z", did_not_arrive="", **_site(3, 9)),
+        individual_appointment("5", "82", _RECENTLY, cancelled_at=_ENDED),
+        individual_appointment("6", "82", _RECENTLY, archived_at=_ENDED),
+        individual_appointment("7", "82", _RECENTLY, deleted_at=_ENDED),
+        individual_appointment("8", "81", "2026-03-02T09:00:00Z", did_not_arrive=True, **_site(404, 10)),
         individual_appointment("10", "82", "2026-03-10T09:00:00.500Z", did_not_arrive=None),
         individual_appointment("9", "82", "2026-03-10T09:00:00.5Z", ends_at="2026-03-10T19:30:00+10:00"),
         individual_appointment("28", "82", "2026-03-08T10:00:00Z"),
@@ -339,57 +300,54 @@ def _individual_appointments_by_hand() -> list[WireRecord]:
         # Set aside, and nobody's.
         individual_appointment("11", "82", ""),
         individual_appointment("12", "82", "soon"),
-        individual_appointment("13", None, recently),
-        individual_appointment("14", None, recently, patient={"links": {"self": None}}),
+        individual_appointment("13", None, _RECENTLY),
+        individual_appointment("14", None, _RECENTLY, patient={"links": {"self": None}}),
         patientless,
-        individual_appointment("16", "9999", recently),
-        individual_appointment("17", "95", recently),
+        individual_appointment("16", "9999", _RECENTLY),
+        individual_appointment("17", "95", _RECENTLY),
         # One each of other people.
-        individual_appointment("40", "100", recently),
-        individual_appointment("41", "110", recently, did_not_arrive=True),
-        individual_appointment("42", "102", recently),
+        individual_appointment("40", "100", _RECENTLY),
+        individual_appointment("41", "110", _RECENTLY, did_not_arrive=True),
+        individual_appointment("42", "102", _RECENTLY),
         individual_appointment("43", "111", "2026-05-01T00:00:00Z"),
         individual_appointment("44", "112", "2025-05-01T00:00:00Z"),
-        individual_appointment("46", "125", recently),
-        individual_appointment("47", "121", recently),
-        individual_appointment("49", "131", recently),
-        individual_appointment("9223372036854775807", "9223372036854775806", recently),
-        individual_appointment("9223372036854775806", "9223372036854775807", recently),
+        individual_appointment("46", "125", _RECENTLY),
+        individual_appointment("47", "121", _RECENTLY),
+        individual_appointment("49", "131", _RECENTLY),
+        individual_appointment("9223372036854775807", "9223372036854775806", _RECENTLY),
+        individual_appointment("9223372036854775806", "9223372036854775807", _RECENTLY),
     ]
 
 
 def _group_appointments_by_hand() -> list[WireRecord]:
-    ended = "2025-08-01T00:00:00Z"
-    recently = "2026-03-01T00:00:00Z"
     return [
         group_appointment("20", "2026-03-05T10:00:00Z", appointment_type=link("appointment_types", 1)),
-        group_appointment("21", recently, archived_at=ended),
-        group_appointment("22", recently, deleted_at=ended),
-        group_appointment("23", recently),
-        group_appointment("24", recently),
+        group_appointment("21", _RECENTLY, archived_at=_ENDED),
+        group_appointment("22", _RECENTLY, deleted_at=_ENDED),
+        group_appointment("23", _RECENTLY),
+        group_appointment("24", _RECENTLY),
         group_appointment("25", "2026-03-06T10:00:00Z", practitioner=link("practitioners", 9)),
         group_appointment("26", "2026-03-07T10:00:00Z"),
         group_appointment("27", "2026-04-02T10:00:00Z", ends_at="2026-04-02T11:00:00Z"),
         group_appointment("28", "2026-03-08T10:00:00Z"),
-        group_appointment("29", recently),
-        group_appointment("30", recently),
+        group_appointment("29", _RECENTLY),
+        group_appointment("30", _RECENTLY),
         group_appointment("32", ""),
         group_appointment("45", "2026-02-15T08:00:00Z"),
     ]
 
 
 def _attendees_by_hand() -> list[WireRecord]:
-    ended = "2025-08-01T00:00:00Z"
     return [
         # Added again and again, the first time cancelled, once as a patient that was merged.
-        attendee("201", "20", "82", cancelled_at=ended),
+        attendee("201", "20", "82", cancelled_at=_ENDED),
         attendee(202, 20, 82, arrived=True),
         attendee("203", "20", "81", arrived=False),
         # Archived or deleted, group or attendee.
         attendee("204", "21", "82"),
         attendee("205", "22", "82"),
-        attendee("206", "23", "82", archived_at=ended),
-        attendee("207", "24", "82", deleted_at=ended),
+        attendee("206", "23", "82", archived_at=_ENDED),
+        attendee("207", "24", "82", deleted_at=_ENDED),
         # Nobody arrived; one did not and of one it is unknown; not begun yet.
         attendee("208", "25", "82", arrived=False),
         attendee("209", "25", "80", arrived=False),
@@ -400,7 +358,7 @@ def _attendees_by_hand() -> list[WireRecord]:
         # Nobody's, set aside, of an individual appointment, of nothing known, of a group that was set aside.
         attendee("214", "30", None),
         attendee("215", "30", "82", cancelled_at="soon"),
-        attendee("216", "1", "82", cancelled_at=ended),
+        attendee("216", "1", "82", cancelled_at=_ENDED),
         attendee("217", "404", "82"),
         attendee("218", None, "82"),
         attendee("219", "32", "82"),
@@ -447,30 +405,22 @@ _MAILBOXES: list[list[str]] = [
 ]
 _BLANK_EMAILS: list[str | None] = [None, "", " ", "\0"]
 
-_LABELS: list[str | None] = [
-    "Standard",
-    "Pilates \U0001f9d8",
-    "a\0b",
-    "\udc00",
-    " Dr\u00a0Who ",
-    "",
-    " ",
-    None,
-]
+_LABELS: list[str | None] = ["Standard", "Pilates \U0001f9d8", "a\0b", "\udc00", " Dr\u00a0Who ", "", " ", None]
 _TYPE_IDS = ["1", "900719925474099312"]
 _PRACTITIONER_IDS = ["7", "8"]
 _UNKNOWN_BOOKING_ID = "424242"
 
-_NULLS: list[str | None] = [None, ""]
-_SOMETIME = "2025-08-01T00:00:00Z"
-_NO_LINKS: list[Any] = [
-    None,
-    {},
-    {"links": None},
-    {"links": {}},
-    {"links": {"self": None}},
-    {"links": {"self": ""}},
-]
+_NO_LINKS: list[Any] = [None, {}, {"links": None}, {"links": {}}, {"links": {"self": None}}, {"links": {"self": ""}}]
+_UNREADABLE = ["soon", "2026-02-30T10:00:00Z", "2026-13-01T00:00:00Z", "2026-01-01T25:00:00Z", "01/02/2026"]
+_ENDS = {
+    "patients": ["archived_at", "deleted_at", "merged_at"],
+    "individual_appointments": ["cancelled_at", "archived_at", "deleted_at"],
+    "group_appointments": ["archived_at", "deleted_at"],
+    "attendees": ["cancelled_at", "archived_at", "deleted_at"],
+    "appointment_types": ["archived_at"],
+}
+_REFERENCES = ["{}", "{}", "{}", " {}\u00a0", "0{}", "{}.0", "#{}"]
+"""How contacts name a patient, some of them nearly."""
 
 _AS_OFS = [
     datetime(2026, 3, 31, 12, 0, 0, tzinfo=UTC),
@@ -478,59 +428,162 @@ _AS_OFS = [
     datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC),
     datetime(2026, 4, 5, 2, 30, 0, 500_000, tzinfo=UTC),
 ]
-
-
-@dataclass(frozen=True)
-class _Palette:
-    """The little that one account is made of: few names, addresses, ids and instants, so that they collide."""
-
-    patient_ids: Sequence[str]
-    booking_ids: Sequence[str]
-    names: Sequence[Name]
-    emails: Sequence[str | None]
-    instants: Sequence[str]
+# Ids of 1 to 19 digits, in families that differ in the last digit only.
+_FAMILIES = ["", "8", "900719925474099", "123456789012345678", str(LARGEST_ID)[:-1]]
+_IDS = st.sampled_from([f"{family}{digit}" for family in _FAMILIES for digit in range(1, LARGEST_ID % 10 + 1)])
 
 
 @st.composite
-def accounts(
-    draw: st.DrawFn,
-    *,
-    activity_window_days: int = 60,
-    integer_ids: bool = True,
-    bad_records: bool = False,
-) -> Account:
+def accounts(draw: st.DrawFn, *, activity_window_days: int = 60, bad_records: bool = False) -> Account:
     """Small, nasty accounts, shrinking towards an empty one.
 
-    ``activity_window_days`` puts instants around that window's start. ``integer_ids`` lets short ids be JSON
-    integers, as in old records. ``bad_records`` breaks some records (no id, no or unreadable instants), so that
-    they can no longer be served in ``created_at`` order without care.
+    `activity_window_days` puts instants around that window's start. `bad_records` breaks some records (no id, no or
+    unreadable instants).
     """
     as_of = draw(st.sampled_from(_AS_OFS))
-    patient_ids = draw(_unique_ids(max_size=7))
-    palette = draw(_palettes(patient_ids, _instants(as_of, activity_window_days)))
-    records = draw(_records(patient_ids, palette))
+    drawing = _Drawing(draw, _instants(as_of, activity_window_days))
+    records = drawing.records()
     if draw(st.sampled_from([False, False, False, True])):
         _close_a_loop(records["patients"][: draw(st.integers(2, 3))])
-    if integer_ids and draw(st.booleans()):
-        _make_short_ids_integers(records)
-    contacts = draw(_contacts(palette))
+    if draw(st.booleans()):
+        # As in old records.
+        for record in (record for found in records.values() for record in found if len(record["id"]) <= 2):
+            record["id"] = int(record["id"])
+    contacts = drawing.contacts()
     if bad_records:
-        draw(_break_some(records))
+        drawing.break_some(records)
     return Account(records, contacts, as_of)
 
 
-@st.composite
-def _palettes(draw: st.DrawFn, patient_ids: Sequence[str], instants: Sequence[str]) -> _Palette:
-    people = draw(st.lists(st.sampled_from(_PEOPLE), min_size=1, max_size=2))
-    mailboxes = draw(st.lists(st.sampled_from(_MAILBOXES), min_size=1, max_size=2))
-    absent_id = draw(_ids().filter(lambda record_id: record_id not in patient_ids))
-    return _Palette(
-        patient_ids=[*patient_ids * 3, absent_id],
-        booking_ids=draw(_unique_ids(max_size=14)),
-        names=[*(spelling for spellings in people for spelling in spellings * 2), *_BLANK_NAMES],
-        emails=[*(spelling for spellings in mailboxes for spelling in spellings * 2), *_BLANK_EMAILS],
-        instants=instants,
-    )
+class _Drawing:
+    """Draws one account from few names, addresses, ids and instants, so that they collide."""
+
+    def __init__(self, draw: st.DrawFn, instants: list[str]) -> None:
+        self.draw = draw
+        self.instants = instants
+        self.own_ids = self.unique_ids(7)
+        absent_id = draw(_IDS.filter(lambda record_id: record_id not in self.own_ids))
+        self.patient_ids = [*self.own_ids * 3, absent_id]
+        self.booking_ids = self.unique_ids(14)
+        people = draw(st.lists(st.sampled_from(_PEOPLE), min_size=1, max_size=2))
+        self.names = [*(spelling for spellings in people for spelling in spellings * 2), *_BLANK_NAMES]
+        mailboxes = draw(st.lists(st.sampled_from(_MAILBOXES), min_size=1, max_size=2))
+        self.emails = [*(spelling for spellings in mailboxes for spelling in spellings * 2), *_BLANK_EMAILS]
+
+    def one_of(self, choices: Sequence[Any]) -> Any:
+        return self.draw(st.sampled_from(choices))
+
+    def unique_ids(self, max_size: int) -> list[str]:
+        # Drawing the size first makes the full sizes as likely as the small ones.
+        size = self.one_of(range(max_size + 1))
+        return self.draw(st.lists(_IDS, unique=True, min_size=size, max_size=size))
+
+    def records(self) -> dict[str, list[WireRecord]]:
+        """Individual and group appointments take their ids from one pool, so that some have the same."""
+        kinds = {each: self.one_of(["individual", "individual", "group", "both"]) for each in self.booking_ids}
+        return {
+            "patients": [self.patient(each) for each in self.own_ids],
+            "individual_appointments": [
+                self.individual_appointment(each) for each, kind in kinds.items() if kind != "group"
+            ],
+            "group_appointments": [
+                group_appointment(each, self.one_of(self.instants), **self.booked("group_appointments"))
+                for each, kind in kinds.items()
+                if kind != "individual"
+            ],
+            "attendees": [self.attendee(each) for each in self.unique_ids(12)],
+            "appointment_types": [
+                appointment_type(each, self.one_of(_LABELS), **self.times("appointment_types"))
+                for each in _TYPE_IDS
+                if self.one_of([False, True])
+            ],
+            "practitioners": [self.practitioner(each) for each in _PRACTITIONER_IDS if self.one_of([False, True])],
+        }
+
+    def patient(self, record_id: str) -> WireRecord:
+        # Links among so few patients make chains, merges into oneself and into an absent id, and now and then a loop.
+        links = [link("patients", patient_id) for patient_id in dict.fromkeys(self.patient_ids)]
+        merged = self.one_of(_NO_LINKS + [None] * 2 * len(links) + links)
+        changes = {"merged_with_patient": merged, **self.times("patients")}
+        return patient(record_id, *self.one_of(self.names), self.one_of(self.emails), **changes)
+
+    def individual_appointment(self, record_id: str) -> WireRecord:
+        changes = {
+            **self.booked("individual_appointments"),
+            "patient": self.link_or_none("patients", self.patient_ids),
+            "did_not_arrive": self.one_of([False, True, None, ""]),
+        }
+        return individual_appointment(record_id, None, self.one_of(self.instants), **changes)
+
+    def attendee(self, record_id: str) -> WireRecord:
+        changes = {
+            **self.times("attendees"),
+            "booking": self.link_or_none("bookings", [*self.booking_ids, _UNKNOWN_BOOKING_ID]),
+            "patient": self.link_or_none("patients", self.patient_ids),
+            "arrived": self.one_of([None, False, True, ""]),
+        }
+        return attendee(record_id, None, None, **changes)
+
+    def practitioner(self, record_id: str) -> WireRecord:
+        names = {field: self.one_of(_LABELS) for field in ("display_name", "label", "first_name", "last_name")}
+        return practitioner(record_id, **names, **self.times("practitioners"))
+
+    def booked(self, resource: str) -> WireRecord:
+        return {
+            "ends_at": self.one_of([None, "", *self.instants]),
+            "appointment_type": self.link_or_none("appointment_types", _TYPE_IDS),
+            "practitioner": self.link_or_none("practitioners", _PRACTITIONER_IDS),
+            **self.times(resource),
+        }
+
+    def times(self, resource: str) -> WireRecord:
+        """Ends are mostly all null in one of the two ways, sometimes one or all set; creations share few seconds."""
+        fields = _ENDS.get(resource, [])
+        nulls: list[WireRecord] = [dict.fromkeys(fields), dict.fromkeys(fields, "")]
+        one_set = [null | {field: _ENDED} for null in nulls for field in fields]
+        ends = self.one_of([*nulls * (6 * len(fields) or 1), *one_set, dict.fromkeys(fields, _ENDED)])
+        created, updated = sorted(self.draw(st.tuples(st.integers(0, 3), st.integers(0, 3))))
+        return ends | {"created_at": f"2025-06-01T08:00:0{created}Z", "updated_at": f"2025-06-01T08:00:0{updated}Z"}
+
+    def link_or_none(self, resource: str, ids: Sequence[str]) -> Any:
+        """Mostly a link to one of the ids, sometimes one of the shapes of no link."""
+        return self.one_of([link(resource, record_id) for record_id in ids] * 4 + _NO_LINKS)
+
+    def contacts(self) -> list[ContactRow]:
+        return [
+            contact(number, self.one_of([ORGANIZATION] * 4 + [OTHER_ORGANIZATION]), **self.columns())
+            for number in range(1, self.draw(st.integers(0, 9)) + 1)
+        ]
+
+    def columns(self) -> dict[str, str | None]:
+        """Text as PostgreSQL can hold it; half of the contacts name a patient."""
+        first_name, last_name = self.one_of(self.names)
+        name: dict[str, str | None] = {"name": self.one_of([None, "", " \u00a0"])}
+        name |= {"first_name": first_name, "last_name": last_name}
+        if self.one_of([False, True]):
+            name = {"name": f"{first_name or ''} {last_name or ''}", "first_name": "Some", "last_name": "Other"}
+        patient_id = self.one_of([None, "", " "])
+        if self.one_of([False, True]):
+            patient_id = self.one_of(_REFERENCES).format(self.one_of(self.patient_ids))
+        columns = {"cliniko_patient_id": patient_id, "email": self.one_of(self.emails), **name}
+        return {
+            column: value and re.sub("[\ud800-\udfff]", "\ufffd", value.replace("\0", ""))
+            for column, value in columns.items()
+        }
+
+    def break_some(self, records: Mapping[str, list[WireRecord]]) -> None:
+        """Break up to four of the records in place, each in one field, so that they cannot be understood."""
+        places = [(resource, record) for resource, found in records.items() for record in found]
+        chosen = self.draw(st.lists(st.integers(0, len(places) - 1), unique=True, max_size=4)) if places else []
+        for resource, record in (places[index] for index in chosen):
+            appointment = ["starts_at", "ends_at"] if resource.endswith("_appointments") else []
+            instants = ["created_at", "updated_at", *appointment, *_ENDS.get(resource, [])]
+            missing = [(field, value) for field in ["id", *instants[:2], *appointment[:1]] for value in (None, "")]
+            unreadable = [(field, value) for field in instants for value in _UNREADABLE]
+            field, value = self.one_of(missing + unreadable)
+            record[field] = value
+            if value is None and self.one_of([False, True]):
+                del record[field]
 
 
 def _instants(as_of: datetime, activity_window_days: int) -> list[str]:
@@ -541,224 +594,12 @@ def _instants(as_of: datetime, activity_window_days: int) -> list[str]:
     instants = [boundary + sign * step for boundary in boundaries for step in steps for sign in (1, -1)]
     instants += [as_of - window / 2, as_of - window / 3, as_of - window / 4, as_of + window / 2] * 4
     instants += [as_of - 10 * window, as_of + 10 * window]
-    return [*(_wire_instant(instant) for instant in instants), "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"]
-
-
-def _wire_instant(instant: datetime) -> str:
-    text = instant.astimezone(UTC).replace(tzinfo=None).isoformat()
-    return (text.rstrip("0") if "." in text else text) + "Z"
-
-
-def _ids() -> st.SearchStrategy[str]:
-    """Ids of 1 to 19 digits, in families that differ in the last digit only."""
-    families = ["", "8", "900719925474099", "123456789012345678", str(LARGEST_ID)[:-1]]
-    digits = range(1, LARGEST_ID % 10 + 1)
-    return st.sampled_from([f"{family}{digit}" for family in families for digit in digits])
-
-
-def _unique_ids(max_size: int) -> st.SearchStrategy[list[str]]:
-    # Drawing the size first makes the full sizes as likely as the small ones.
-    sizes = st.sampled_from(range(max_size + 1))
-    return sizes.flatmap(lambda size: st.lists(_ids(), unique=True, min_size=size, max_size=size))
-
-
-def _some_of(ids: Sequence[str]) -> st.SearchStrategy[list[str]]:
-    """Some of the ids, each at most once."""
-    return st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)).map(
-        lambda taken: [record_id for record_id, take in zip(ids, taken, strict=True) if take]
-    )
-
-
-@st.composite
-def _records(draw: st.DrawFn, patient_ids: Sequence[str], palette: _Palette) -> dict[str, list[WireRecord]]:
-    """Individual and group appointments take their ids from one pool, so that some have the same."""
-    kinds = st.sampled_from(["individual", "individual", "group", "both"])
-    bookings = [(draw(kinds), record_id) for record_id in palette.booking_ids]
-    individual_ids = [record_id for kind, record_id in bookings if kind != "group"]
-    group_ids = [record_id for kind, record_id in bookings if kind != "individual"]
-    strategies = {
-        "patients": (patient_ids, _patients(palette)),
-        "individual_appointments": (individual_ids, _individual_appointments(palette)),
-        "group_appointments": (group_ids, _group_appointments(palette)),
-        "attendees": (draw(_unique_ids(max_size=12)), _attendees(palette)),
-        "appointment_types": (draw(_some_of(_TYPE_IDS)), _appointment_types()),
-        "practitioners": (draw(_some_of(_PRACTITIONER_IDS)), _practitioners()),
-    }
-    return {
-        resource: [draw(strategy)(record_id) | draw(_creation()) for record_id in record_ids]
-        for resource, (record_ids, strategy) in strategies.items()
-    }
-
-
-_MakeRecord = Callable[[str], WireRecord]
-"""What makes a resource's record of an id."""
-
-
-@st.composite
-def _patients(draw: st.DrawFn, palette: _Palette) -> _MakeRecord:
-    first_name, last_name = draw(st.sampled_from(palette.names))
-    email = draw(st.sampled_from(palette.emails))
-    # Links among so few patients make chains, merges into oneself and into an absent id, and now and then a loop.
-    links = [link("patients", patient_id) for patient_id in dict.fromkeys(palette.patient_ids)]
-    merge = {"merged_with_patient": draw(st.sampled_from(_NO_LINKS + [None] * 2 * len(links) + links))}
-    ends = draw(_ends("archived_at", "deleted_at", "merged_at"))
-    return lambda record_id: patient(record_id, first_name, last_name, email, **merge, **ends)
-
-
-@st.composite
-def _individual_appointments(draw: st.DrawFn, palette: _Palette) -> _MakeRecord:
-    starts_at = draw(st.sampled_from(palette.instants))
-    fields = {
-        **draw(_ends("cancelled_at", "archived_at", "deleted_at")),
-        **draw(_details(palette)),
-        "patient": draw(_link_or_none("patients", palette.patient_ids)),
-        "did_not_arrive": draw(st.sampled_from([False, True, None, ""])),
-    }
-    return lambda record_id: individual_appointment(record_id, None, starts_at, **fields)
-
-
-@st.composite
-def _group_appointments(draw: st.DrawFn, palette: _Palette) -> _MakeRecord:
-    starts_at = draw(st.sampled_from(palette.instants))
-    fields = draw(_ends("archived_at", "deleted_at")) | draw(_details(palette))
-    return lambda record_id: group_appointment(record_id, starts_at, **fields)
-
-
-def _details(palette: _Palette) -> st.SearchStrategy[WireRecord]:
-    return st.fixed_dictionaries(
-        {
-            "ends_at": st.sampled_from([*_NULLS, *palette.instants]),
-            "appointment_type": _link_or_none("appointment_types", _TYPE_IDS),
-            "practitioner": _link_or_none("practitioners", _PRACTITIONER_IDS),
-        }
-    )
-
-
-@st.composite
-def _attendees(draw: st.DrawFn, palette: _Palette) -> _MakeRecord:
-    fields = {
-        **draw(_ends("cancelled_at", "archived_at", "deleted_at")),
-        "booking": draw(_link_or_none("bookings", [*palette.booking_ids, _UNKNOWN_BOOKING_ID])),
-        "patient": draw(_link_or_none("patients", palette.patient_ids)),
-        "arrived": draw(st.sampled_from([None, False, True, ""])),
-    }
-    return lambda record_id: attendee(record_id, None, None, **fields)
-
-
-@st.composite
-def _appointment_types(draw: st.DrawFn) -> _MakeRecord:
-    name = draw(st.sampled_from(_LABELS))
-    ends = draw(_ends("archived_at"))
-    return lambda record_id: appointment_type(record_id, name, **ends)
-
-
-@st.composite
-def _practitioners(draw: st.DrawFn) -> _MakeRecord:
-    fields = {field: draw(st.sampled_from(_LABELS)) for field in ("display_name", "label", "first_name", "last_name")}
-    return lambda record_id: practitioner(record_id, **fields)
-
-
-def _ends(*fields: str) -> st.SearchStrategy[WireRecord]:
-    """archived_at, cancelled_at and the like: mostly all null in one of the two ways, sometimes one or all set."""
-    nulls: list[WireRecord] = [dict.fromkeys(fields), dict.fromkeys(fields, "")]
-    one_set = [null | {field: _SOMETIME} for null in nulls for field in fields]
-    return st.sampled_from([*nulls * 6 * len(fields), *one_set, dict.fromkeys(fields, _SOMETIME)])
-
-
-def _link_or_none(resource: str, ids: Sequence[str]) -> st.SearchStrategy[Any]:
-    """Mostly a link to one of the ids, sometimes one of the shapes of no link."""
-    links = [link(resource, record_id) for record_id in ids]
-    return st.sampled_from(links * 4 + _NO_LINKS)
-
-
-def _creation() -> st.SearchStrategy[WireRecord]:
-    """created_at and updated_at within a few seconds, so that many records share one."""
-    start = datetime(2025, 6, 1, 8, tzinfo=UTC)
-    seconds = [_wire_instant(start + timedelta(seconds=second)) for second in range(4)]
-    return st.sampled_from(
-        [
-            {"created_at": created_at, "updated_at": updated_at}
-            for index, created_at in enumerate(seconds)
-            for updated_at in seconds[index:]
-        ]
-    )
+    texts = [instant.replace(tzinfo=None).isoformat() for instant in instants]
+    rendered = [f"{text.rstrip('0') if '.' in text else text}Z" for text in texts]
+    return [*rendered, "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"]
 
 
 def _close_a_loop(patients: Sequence[WireRecord]) -> None:
     """Merge each of them into the next and the last into the first: chance alone seldom does."""
     for one, following in zip(patients, [*patients[1:], *patients[:1]], strict=True):
         one["merged_with_patient"] = link("patients", following["id"])
-
-
-def _make_short_ids_integers(records: Mapping[str, list[WireRecord]]) -> None:
-    for record in (record for found in records.values() for record in found):
-        if len(record["id"]) <= 2:
-            record["id"] = int(record["id"])
-
-
-@st.composite
-def _contacts(draw: st.DrawFn, palette: _Palette) -> list[ContactRow]:
-    organizations = st.sampled_from([ORGANIZATION] * 4 + [OTHER_ORGANIZATION])
-    numbers = range(1, draw(st.integers(0, 9)) + 1)
-    return [contact(number, draw(organizations), **draw(_columns(palette))) for number in numbers]
-
-
-@st.composite
-def _columns(draw: st.DrawFn, palette: _Palette) -> dict[str, str | None]:
-    first_name, last_name = draw(st.sampled_from(palette.names))
-    named: dict[str, str | None] = {"first_name": first_name, "last_name": last_name}
-    if draw(st.booleans()):
-        named = {"name": f"{first_name or ''} {last_name or ''}", "first_name": "Some", "last_name": "Other"}
-    columns = {
-        "cliniko_patient_id": draw(_patient_references(palette)),
-        "name": draw(st.sampled_from([None, "", " \u00a0"])),
-        "email": draw(st.sampled_from(palette.emails)),
-    }
-    return {column: _storable(value) for column, value in (columns | named).items()}
-
-
-def _patient_references(palette: _Palette) -> st.SearchStrategy[str | None]:
-    """Half of the contacts name a patient, some of them nearly."""
-    spellings = ["{}", "{}", "{}", " {}\u00a0", "0{}", "{}.0", "#{}"]
-    references = [spelling.format(patient_id) for spelling in spellings for patient_id in palette.patient_ids]
-    return st.sampled_from([None, "", " "]) | st.sampled_from(references)
-
-
-def _storable(text: str | None) -> str | None:
-    """Text as PostgreSQL can hold it: contacts were in a database before anyone compared them."""
-    return None if text is None else re.sub("[\ud800-\udfff]", "\ufffd", text.replace("\0", ""))
-
-
-# --- Bad records -------------------------------------------------------------------------------------------
-
-_UNREADABLE = ["soon", "2026-02-30T10:00:00Z", "2026-13-01T00:00:00Z", "2026-01-01T25:00:00Z", "01/02/2026"]
-_OPTIONAL_INSTANTS = {
-    "patients": ["archived_at", "deleted_at", "merged_at"],
-    "individual_appointments": ["ends_at", "cancelled_at", "archived_at", "deleted_at"],
-    "group_appointments": ["ends_at", "archived_at", "deleted_at"],
-    "attendees": ["cancelled_at", "archived_at", "deleted_at"],
-}
-_MISSING = object()
-
-
-@st.composite
-def _break_some(draw: st.DrawFn, records: Mapping[str, list[WireRecord]]) -> None:
-    """Break up to four of the records in place, each in one field."""
-    places = [(resource, record) for resource, found in records.items() for record in found]
-    chosen = draw(st.lists(st.integers(0, len(places) - 1), unique=True, max_size=4)) if places else []
-    for resource, record in (places[index] for index in chosen):
-        field, value = draw(st.sampled_from(_breakages(resource)))
-        if value is _MISSING:
-            del record[field]
-        else:
-            record[field] = value
-
-
-def _breakages(resource: str) -> list[tuple[str, Any]]:
-    """Every field and value that a record of the resource cannot be understood with."""
-    required = ["created_at", "updated_at"]
-    if resource in {"individual_appointments", "group_appointments"}:
-        required.append("starts_at")
-    missing = [(field, value) for field in ["id", *required] for value in (None, "", _MISSING)]
-    instants = [*required, *_OPTIONAL_INSTANTS.get(resource, [])]
-    return missing + [(field, value) for field in instants for value in _UNREADABLE]

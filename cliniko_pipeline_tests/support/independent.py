@@ -51,7 +51,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
 """Resource name ("patients", "individual_appointments", ...) to everything Cliniko has of it, as JSON."""
@@ -59,6 +59,7 @@ Records = Mapping[str, Sequence[Mapping[str, Any]]]
 Contact = Mapping[str, Any]
 """A row of public.contacts."""
 
+Kind = Literal["individual", "group"]
 Status = Literal["matched", "ambiguous", "unmatched"]
 Method = Literal["cliniko_patient_id", "email", "name"]
 
@@ -92,11 +93,7 @@ def expected_contact_mapping(
     free = [contact for contact in own_contacts if person_of.get(contact.cliniko_patient_id) not in people]
     settled = _match_by_patient_id(people, person_of, named)
 
-    open_people = [
-        patient
-        for person, patient in people.items()
-        if person not in settled and not patient.archived and not patient.deleted
-    ]
+    open_people = [patient for person, patient in people.items() if person not in settled and not patient.ended]
     settled |= _match_by_email(open_people, free)
 
     taken = {mapping.contact_id for mapping in settled.values()}
@@ -129,7 +126,7 @@ def expected_active_patients(
     for person, mapping in expected_contact_mapping(records, contacts, organization_id).items():
         patient = patients[person]
         recent = [a for a in attendances[person] if search_from <= a.starts_at <= as_of]
-        if mapping.status != "matched" or not recent or patient.archived or patient.deleted:
+        if mapping.status != "matched" or not recent or patient.ended:
             continue
         upcoming = [a for a in attendances[person] if a.starts_at > as_of]
         rows[mapping.contact_id] = {
@@ -160,22 +157,13 @@ class _SetAsideError(Exception):
     """The record misses something that is required, or holds an instant that cannot be read."""
 
 
-class _HasId(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-_Record = TypeVar("_Record", bound=_HasId)
-
-
 @dataclass(frozen=True)
 class _Patient:
     id: str
     first_name: str
     last_name: str
     email: str
-    archived: bool
-    deleted: bool
+    ended: bool
     merged_into: str | None
 
     @property
@@ -197,9 +185,7 @@ class _Appointment:
     practitioner_id: str | None
     starts_at: datetime
     ends_at: datetime | None
-    cancelled: bool
-    archived: bool
-    deleted: bool
+    ended: bool
     did_not_arrive: bool
 
 
@@ -209,9 +195,7 @@ class _Attendee:
     booking_id: str | None
     patient_id: str | None
     arrived: bool | None
-    cancelled: bool
-    archived: bool
-    deleted: bool
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -220,6 +204,9 @@ class _Named:
 
     id: str
     name: str | None
+
+
+_Record = TypeVar("_Record", _Patient, _Appointment, _Attendee, _Named)
 
 
 def _read_all(records: Records, resource: str, read: Callable[[Mapping[str, Any]], _Record]) -> dict[str, _Record]:
@@ -241,8 +228,7 @@ def _read_patient(wire: Mapping[str, Any]) -> _Patient:
         first_name=_text(wire, "first_name"),
         last_name=_text(wire, "last_name"),
         email=_text(wire, "email"),
-        archived=_instant(wire, "archived_at") is not None,
-        deleted=_instant(wire, "deleted_at") is not None,
+        ended=_has_any(wire, "archived_at", "deleted_at"),
         merged_into=_linked_id(wire, "merged_with_patient"),
     )
 
@@ -256,27 +242,13 @@ def _read_individual_appointment(wire: Mapping[str, Any]) -> _Appointment:
         practitioner_id=_linked_id(wire, "practitioner"),
         starts_at=_required_instant(wire, "starts_at"),
         ends_at=_instant(wire, "ends_at"),
-        cancelled=_instant(wire, "cancelled_at") is not None,
-        archived=_instant(wire, "archived_at") is not None,
-        deleted=_instant(wire, "deleted_at") is not None,
+        ended=_has_any(wire, "cancelled_at", "archived_at", "deleted_at"),
         did_not_arrive=wire.get("did_not_arrive") is True,
     )
 
 
 def _read_group_appointment(wire: Mapping[str, Any]) -> _Appointment:
-    _require_own_facts(wire)
-    return _Appointment(
-        id=_own_id(wire),
-        patient_id=None,
-        appointment_type_id=_linked_id(wire, "appointment_type"),
-        practitioner_id=_linked_id(wire, "practitioner"),
-        starts_at=_required_instant(wire, "starts_at"),
-        ends_at=_instant(wire, "ends_at"),
-        cancelled=False,
-        archived=_instant(wire, "archived_at") is not None,
-        deleted=_instant(wire, "deleted_at") is not None,
-        did_not_arrive=False,
-    )
+    return _read_individual_appointment({**wire, "cancelled_at": None})
 
 
 def _read_attendee(wire: Mapping[str, Any]) -> _Attendee:
@@ -287,9 +259,7 @@ def _read_attendee(wire: Mapping[str, Any]) -> _Attendee:
         booking_id=_linked_id(wire, "booking"),
         patient_id=_linked_id(wire, "patient"),
         arrived=arrived if isinstance(arrived, bool) else None,
-        cancelled=_instant(wire, "cancelled_at") is not None,
-        archived=_instant(wire, "archived_at") is not None,
-        deleted=_instant(wire, "deleted_at") is not None,
+        ended=_has_any(wire, "cancelled_at", "archived_at", "deleted_at"),
     )
 
 
@@ -336,6 +306,11 @@ def _linked_id(wire: Mapping[str, Any], name: str) -> str | None:
         return None
     path = _clean(url).split("?")[0]
     return _canonical_id(path.rsplit("/", 1)[-1])
+
+
+def _has_any(wire: Mapping[str, Any], *fields: str) -> bool:
+    """Whether any of the instants is set; all of them must be readable."""
+    return len([field for field in fields if _instant(wire, field) is not None]) > 0
 
 
 def _required_instant(wire: Mapping[str, Any], field: str) -> datetime:
@@ -414,7 +389,7 @@ def _follow_merges(patients: Mapping[str, _Patient]) -> tuple[dict[str, str], se
 @dataclass(frozen=True)
 class _Attendance:
     id: str
-    kind: Literal["individual", "group"]
+    kind: Kind
     starts_at: datetime
     ends_at: datetime | None
     appointment_type: str | None
@@ -431,29 +406,22 @@ def _attendances_by_person(
     name_practitioner = _names(_read_all(records, "practitioners", _read_practitioner))
     attendances: defaultdict[str, list[_Attendance]] = defaultdict(list)
 
-    def add(
-        person: str,
-        kind: Literal["individual", "group"],
-        appointment: _Appointment,
-        *,
-        did_not_arrive: bool,
-    ) -> None:
-        attendances[person].append(
-            _Attendance(
-                id=appointment.id,
-                kind=kind,
-                starts_at=appointment.starts_at,
-                ends_at=appointment.ends_at,
-                appointment_type=name_type.get(appointment.appointment_type_id),
-                practitioner=name_practitioner.get(appointment.practitioner_id),
-                did_not_arrive=did_not_arrive,
-            )
+    def add(person: str, kind: Kind, appointment: _Appointment, *, did_not_arrive: bool) -> None:
+        attendance = _Attendance(
+            id=appointment.id,
+            kind=kind,
+            starts_at=appointment.starts_at,
+            ends_at=appointment.ends_at,
+            appointment_type=name_type.get(appointment.appointment_type_id),
+            practitioner=name_practitioner.get(appointment.practitioner_id),
+            did_not_arrive=did_not_arrive,
         )
+        attendances[person].append(attendance)
 
     individuals = _read_all(records, "individual_appointments", _read_individual_appointment)
     for appointment in individuals.values():
         person = person_of.get(appointment.patient_id or "")
-        if person is None or appointment.cancelled or appointment.archived or appointment.deleted:
+        if person is None or appointment.ended:
             continue
         if count_no_shows or not appointment.did_not_arrive:
             add(person, "individual", appointment, did_not_arrive=appointment.did_not_arrive)
@@ -476,9 +444,7 @@ def _counting_attendees(
     for attendee in _read_all(records, "attendees", _read_attendee).values():
         group = groups.get(attendee.booking_id or "")
         person = person_of.get(attendee.patient_id or "")
-        if group is None or person is None or group.archived or group.deleted:
-            continue
-        if not (attendee.cancelled or attendee.archived or attendee.deleted):
+        if group is not None and person is not None and not group.ended and not attendee.ended:
             counting[group.id, person].append(attendee)
     return counting
 
