@@ -11,7 +11,7 @@ from tempfile import TemporaryFile
 from typing import Self
 
 from cliniko_pipeline_tests.support.fork_server import SCRIPT, fork_server
-from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS, wait_until
+from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS, T, wait_until
 
 MAIN = "cliniko_pipeline.cli.main:main"
 OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_HOME", "CLINIKO_")
@@ -97,16 +97,18 @@ class Running:
         self.wait_until(lambda: text in self.output, f"no {text!r}", seconds)
 
     def wait_until(
-        self, condition: Callable[[], object], failure: str = "the state never came", seconds: float = LIMIT_SECONDS
-    ) -> None:
-        """Wait for the condition; fail with the output when the command ends before, or the time is up."""
-        wait_until(
-            lambda: condition() or self.process.poll() is not None,
+        self, condition: Callable[[], T], failure: str = "the state never came", seconds: float = LIMIT_SECONDS
+    ) -> T:
+        """Return the first true result; fail with the output when the command ends before, or the time is up."""
+        found = wait_until(
+            lambda: [each] if (each := condition()) or self.process.poll() is not None else [],
             lambda: f"{failure}; output so far:\n{self.output}",
             seconds,
         )
         # What the command did as its last act may be seen only now.
-        wait_until(condition, lambda: f"{failure}; it ended with {self.process.returncode}:\n{self.output}", 1)
+        return found[0] or wait_until(
+            condition, lambda: f"{failure}; it ended with {self.process.returncode}:\n{self.output}", 1
+        )
 
     def interrupt(self, sign: signal.Signals = signal.SIGINT) -> None:
         """As Ctrl-C in the terminal: the whole group gets it."""
@@ -137,6 +139,11 @@ def processes_of(home: Path) -> dict[int, str]:
             continue
     found.pop(os.getpid(), None)
     return found
+
+
+def wait_until_processes_end(home: Path) -> None:
+    """A helper process of multiprocessing outlives its command for a moment."""
+    wait_until(lambda: not processes_of(home), lambda: f"still there: {processes_of(home)}")
 
 
 def workers_of(home: Path) -> list[int]:

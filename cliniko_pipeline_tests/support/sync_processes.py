@@ -6,7 +6,6 @@ Each is a fork of the fork server, and runs the worker of `cliniko-pipeline sync
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -21,6 +20,7 @@ from cliniko_pipeline.cli import workers
 from cliniko_pipeline.cliniko.events import PageRead
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support.fork_server import fork_server
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 LONGEST_SECONDS = 120.0
 DEFAULTS = SyncOptions()
@@ -32,7 +32,6 @@ class Ended:
 
     signal: signal.Signals | None
     error: str | None
-    seconds: float
 
     @property
     def succeeded(self) -> bool:
@@ -67,36 +66,30 @@ class SyncProcesses:
         organization_id: str,
         options: SyncOptions,
         *,
-        kill_after: float | None = None,
         kill_when: Callable[[], bool] | None = None,
         kill_at_page: int | None = None,
     ) -> Ended:
         """Sync the organization, and return when the process has ended.
 
-        `kill_after` so many seconds, or as soon as `kill_when` is true, it gets SIGKILL. With `kill_at_page` it sends
-        that to itself when it has read so many pages, before it stores the last.
+        It gets SIGKILL as soon as `kill_when` is true. With `kill_at_page` it sends that to itself when it has read so
+        many pages, before it stores the last.
         """
         as_of = options.as_of and options.as_of.isoformat()
         arguments = (organization_id, kill_at_page, {**asdict(options), "as_of": as_of})
-        began = time.monotonic()
-        with TemporaryFile() as answer:
+        with TemporaryFile() as answer, Path(os.devnull).open() as nothing:
             # What it prints belongs to pytest's standard error; its own standard output is for the answer.
-            streams = (os.open(os.devnull, os.O_RDONLY), answer.fileno(), 2)
-            fork = fork_server().run(f"{__name__}:sync", arguments, environ=os.environ | environ, streams=streams)
-            os.close(streams[0])
-            with fork:
-                if kill_after is not None or kill_when is not None:
-                    while time.monotonic() < began + (kill_after or LONGEST_SECONDS) and not (
-                        kill_when and kill_when()
-                    ):
-                        time.sleep(0.001)
+            streams = (nothing.fileno(), answer.fileno(), 2)
+            with fork_server().run(
+                f"{__name__}:sync", arguments, environ=os.environ | environ, streams=streams
+            ) as fork:
+                if kill_when is not None:
+                    wait_until(kill_when, "the point of the kill never came", LONGEST_SECONDS)
                     fork.kill()
                 code = fork.wait(LONGEST_SECONDS)
             answer.seek(0)
             error = json.loads(answer.read() or "null")
-        ended = Ended(signal.Signals(-code) if code < 0 else None, error, time.monotonic() - began)
         assert code in {0, -signal.SIGKILL}, f"the process ended with {code}: {error}"
-        return ended
+        return Ended(signal.Signals(-code) if code < 0 else None, error)
 
 
 def sync_in_a_fork(environ: Mapping[str, str], organization_id: str, options: SyncOptions = DEFAULTS) -> Ended:
