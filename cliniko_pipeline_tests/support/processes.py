@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Self
 
+from cliniko_pipeline_tests.support.environments import free_port
 from cliniko_pipeline_tests.support.fork_server import SCRIPT, fork_server
 from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS, T, wait_until
 
@@ -45,6 +46,17 @@ class CommandLine:
     def start(self, *arguments: str) -> "Running":
         """Start the installed console script, which goes on."""
         return Running([SCRIPT, *arguments], self.environ, self.folder)
+
+    @contextmanager
+    def started_ui(self) -> Iterator["Running"]:
+        """Daemon, webserver and code server, which get Ctrl-C at the end."""
+        with self.start("ui", "--port", str(free_port())) as running:
+            try:
+                yield running
+            finally:
+                if running.process.poll() is None:
+                    running.interrupt()
+                    running.wait(240)
 
     def with_changes(self, changes: Mapping[str, str | None]) -> dict[str, str]:
         merged = {**self.environ, **changes}
@@ -154,17 +166,13 @@ CODE_SERVER_IS_GONE = ("DagsterCodeLocationNotFoundError", "DagsterUserCodeUnrea
 
 
 def tracebacks(output: str) -> list[str]:
-    """All that are shown, but for those in which Dagster's daemon says that its code server has gone before it: it may,
-    when all is ended at once and a look is under way.
-    """
-    found = output.split("Traceback (most recent call last):\n")[1:]
-    return [each for each in found if not _is_of_an_ended_daemon(each)]
-
-
-def _is_of_an_ended_daemon(traceback: str) -> bool:
-    first = traceback.partition("\n")[0]
-    begins_there = "/dagster/_daemon/" in first or "/dagster/_grpc/" in first
-    return begins_there and any(error in traceback for error in CODE_SERVER_IS_GONE)
+    """Return all but those of Dagster's daemon whose code server ended before it, which may happen."""
+    return [
+        each
+        for each in output.split("Traceback (most recent call last):\n")[1:]
+        if not any(part in each.partition("\n")[0] for part in ("/dagster/_daemon/", "/dagster/_grpc/"))
+        or not any(error in each for error in CODE_SERVER_IS_GONE)
+    ]
 
 
 def marks_held_by(process: int) -> list[str]:

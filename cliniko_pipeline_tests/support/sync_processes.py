@@ -28,7 +28,7 @@ DEFAULTS = SyncOptions()
 
 @dataclass(frozen=True)
 class Ended:
-    """How a sync's process ended: `signal` is what killed it, None where nothing did, and `error` what it told then."""
+    """How a sync's process ended: the signal that killed it, or the error that it reported."""
 
     signal: signal.Signals | None
     error: str | None
@@ -39,9 +39,7 @@ class Ended:
 
 
 def home_with_files(folder: Path) -> Path:
-    """A home whose Dagster instance keeps its runs in files, where the shipped one keeps them in PostgreSQL: that opens
-    a hundred and thirty connections for a run, which costs two seconds more.
-    """
+    """Return a home whose Dagster instance keeps its runs in files, which is seconds faster than in PostgreSQL."""
     dagster_home = folder / "dagster"
     dagster_home.mkdir(parents=True)
     shipped = resources.files("cliniko_pipeline") / "orchestration" / "dagster.yaml"
@@ -69,11 +67,7 @@ class SyncProcesses:
         kill_when: Callable[[], bool] | None = None,
         kill_at_page: int | None = None,
     ) -> Ended:
-        """Sync the organization, and return when the process has ended.
-
-        It gets SIGKILL as soon as `kill_when` is true. With `kill_at_page` it sends that to itself when it has read so
-        many pages, before it stores the last.
-        """
+        """Sync the organization until its end, or SIGKILL when `kill_when` is true or that many pages are read."""
         as_of = options.as_of and options.as_of.isoformat()
         arguments = (organization_id, kill_at_page, {**asdict(options), "as_of": as_of})
         with TemporaryFile() as answer, Path(os.devnull).open() as nothing:
@@ -93,12 +87,12 @@ class SyncProcesses:
 
 
 def sync_in_a_fork(environ: Mapping[str, str], organization_id: str, options: SyncOptions = DEFAULTS) -> Ended:
-    """Sync as `cliniko-pipeline sync` does, for seconds less."""
+    """Sync as `cliniko-pipeline sync` does, but faster."""
     return SyncProcesses().run(environ, organization_id, options)
 
 
 class _Command:
-    """What the worker takes for its connection to the command: tells it one organization, and takes its messages."""
+    """The worker's connection to the command: names one organization, and takes the messages."""
 
     def __init__(self, organization_id: str, kill_at_page: int | None) -> None:
         self.error: str | None = "it told no end"
