@@ -98,8 +98,7 @@ def test_ctrl_c_ends_all_workers_and_runs(command: CommandLine, clinics: Clinics
     with command.start("sync", *names) as running:
         running.wait_until(lambda: clinics.sandbox.counters.requests() >= 2, "Cliniko was not asked")
         running.interrupt()
-        code = running.wait(60)
-        assert code == 130, running.output
+        assert running.wait(60) == 130, running.output
     assert running.output.rstrip().endswith("Interrupted.")
     assert "Traceback" not in running.output
     wait_until_processes_end(home)
