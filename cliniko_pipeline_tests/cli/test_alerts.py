@@ -25,9 +25,6 @@ def test_test_alert_goes_to_every_channel(command: CommandLine) -> None:
         assert tried.returncode == 1
         assert "channel 2 (json) of CLINIKO_ALERT_URLS did not take the notice" in tried.stderr
         assert "channel-secret" not in tried.stdout + tried.stderr
-
-
-def test_missing_or_unknown_channel_is_reported(command: CommandLine) -> None:
     assert_refused(command("alerts", "test"), "CLINIKO_ALERT_URLS is not set")
     tried = command("alerts", "test", CLINIKO_ALERT_URLS="carrierpigeon://loft-secret")
     assert_refused(tried, "channel 1 (carrierpigeon) is not what Apprise understands")

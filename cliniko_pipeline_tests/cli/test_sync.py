@@ -8,34 +8,44 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support.clinics import AS_OF, Clinics
-from cliniko_pipeline_tests.support.processes import SCRIPT, CommandLine, assert_refused, processes_of, workers_of
-from cliniko_pipeline_tests.support.sync_processes import SyncProcesses, home_with_files, sync_in_a_fork
+from cliniko_pipeline_tests.support.processes import (
+    SCRIPT,
+    CommandLine,
+    assert_refused,
+    processes_of,
+    wait_until_processes_end,
+    workers_of,
+)
+from cliniko_pipeline_tests.support.sync_processes import home_with_files, sync_in_a_fork
 
 NAMES = ("alpha", "beta", "gamma")
 WRONG_KEY = "MS0tYS1rZXktdGhhdC1ub2JvZHktaGFz-au2"
-HANGING = Faults(hang_rate=1, hang_seconds=600)
 
 
-def test_suspicious_deletions_need_to_be_accepted(command: CommandLine, clinics: Clinics, home: Path) -> None:
+@pytest.mark.slow
+def test_deletions_are_accepted_in_a_terminal(command: CommandLine, clinics: Clinics, home: Path) -> None:
+    """The terminal has a live display, in which the id must not be taken for a style."""
+    name = "[bold]alpha[/oops]"
     home_with_files(home)
-    account = clinics.add("alpha")
-    assert sync_in_a_fork(command.environ, "alpha").succeeded
+    account = clinics.add(name)
+    assert sync_in_a_fork(command.environ, name).succeeded
     account.delete("patients", "2")
-
-    refused = sync_in_a_fork(command.environ, "alpha", SyncOptions(full=True)).error or ""
+    refused = sync_in_a_fork(command.environ, name, SyncOptions(full=True)).error or ""
     assert "patients: 1 of 2 records are no longer in Cliniko" in refused
-    assert "cliniko-pipeline sync alpha --full --accept-deletions" in refused
-    (shown,) = json.loads(command("status", "--json").stdout)
-    assert (shown["patients"], shown["doubtful_deletions"]) == (2, 1)
-    assert any("too many to be believed deleted" in problem for problem in shown["problems"])
+    (doubtful,) = json.loads(command("status", "--json").stdout)
+    assert (doubtful["patients"], doubtful["doubtful_deletions"]) == (2, 1)
+    assert any("too many to be believed deleted" in problem for problem in doubtful["problems"])
 
-    accepted = command("sync", "alpha", "--full", "--accept-deletions")
-    assert accepted.returncode == 0, accepted.stderr
-    (shown,) = json.loads(command("status", "--json").stdout)
-    assert (shown["patients"], shown["doubtful_deletions"], shown["problems"]) == (1, 0, [])
+    shown = _in_a_terminal(command, "sync", name, "--full", "--accept-deletions", "--as-of", AS_OF.isoformat())
+    for words in (r"\x1b\[", re.escape(name), "page 1/1", r"\d+ records", r"\d+ requests left this minute", "done"):
+        assert re.search(words, shown)
+    (accepted,) = json.loads(command("status", "--json").stdout)
+    assert (accepted["patients"], accepted["doubtful_deletions"], accepted["problems"]) == (1, 0, [])
 
 
 def test_failures_of_others_leave_an_organization_alone(command: CommandLine, clinics: Clinics, home: Path) -> None:
@@ -50,7 +60,7 @@ def test_failures_of_others_leave_an_organization_alone(command: CommandLine, cl
         command_lines = "".join(processes_of(home).values())
         os.kill(workers_of(home)[0], signal.SIGKILL)
         assert running.wait(60) == 1
-    assert not processes_of(home)
+    wait_until_processes_end(home)
     assert [clinics.active(name) for name in NAMES] == [1, 0, 0]
     rows = {name: _row_of(running.output, f"Clinic {name}") for name in NAMES}
     assert ["failed" in row for row in rows.values()] == [False, False, True]
@@ -80,40 +90,18 @@ def test_failures_of_others_leave_an_organization_alone(command: CommandLine, cl
     assert "401" in table.stdout
 
 
-def test_killed_sync_is_repaired_by_the_next(command: CommandLine, clinics: Clinics) -> None:
-    """The next runs in a terminal, which has a live display. The id must not be taken for a style there."""
-    name = "[bold]alpha[/oops]"
-    clinics.add(name)
-    clinics.sandbox.faults = HANGING
-    killed = SyncProcesses().run(command.environ, name, SyncOptions(), kill_when=lambda: bool(clinics.run_states(name)))
-    assert not killed.succeeded
-    assert clinics.run_states(name) == [("running", None)]
-    assert clinics.dagster_runs(name) == ["STARTED"]
-
-    clinics.sandbox.faults = Faults()
-    shown = _in_a_terminal(command, "sync", name, "--as-of", AS_OF.isoformat())
-    assert clinics.active(name) == 1
-    (first, error), (second, _) = clinics.run_states(name)
-    assert (first, second) == ("failed", "succeeded")
-    assert "sync the organization again" in (error or "")
-    assert clinics.dagster_runs(name) == ["FAILURE", "SUCCESS"]
-    for words in (r"\x1b\[", re.escape(name), "page 1/1", r"\d+ records", r"\d+ requests left this minute", "done"):
-        assert re.search(words, shown)
-
-
 def test_ctrl_c_ends_all_workers_and_runs(command: CommandLine, clinics: Clinics, home: Path) -> None:
     # One more than there are workers: it must not begin after Ctrl-C.
     names = ["alpha", "beta", "gamma", "delta", "epsilon"]
     clinics.open(names)
-    clinics.sandbox.faults = HANGING
+    clinics.sandbox.faults = Faults(hang_rate=1, hang_seconds=600)
     with command.start("sync", *names) as running:
         running.wait_until(lambda: clinics.sandbox.counters.requests() >= 2, "Cliniko was not asked")
         running.interrupt()
-        code = running.wait(60)
-        assert code == 130, running.output
+        assert running.wait(60) == 130, running.output
     assert running.output.rstrip().endswith("Interrupted.")
     assert "Traceback" not in running.output
-    assert not processes_of(home)
+    wait_until_processes_end(home)
     states = [state for name in names for state, _ in clinics.run_states(name)]
     assert len(states) >= 2
     assert set(states) == {"failed"}
@@ -121,19 +109,15 @@ def test_ctrl_c_ends_all_workers_and_runs(command: CommandLine, clinics: Clinics
     assert not clinics.dagster_runs("epsilon")
 
 
-def test_wrong_usage_is_refused(command: CommandLine) -> None:
-    cases = [
+def test_wrong_arguments_are_refused(command: CommandLine) -> None:
+    for arguments, words in (
         ([], "Name organizations, or give --all"),
         (["alpha", "--all"], "Name organizations, or give --all"),
         (["alpha", "--accept-deletions"], "--accept-deletions goes with --full"),
-    ]
-    for arguments, words in cases:
+    ):
         done = command("sync", *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert words in done.stderr
-
-
-def test_unknown_organizations_and_instants_are_refused(command: CommandLine) -> None:
     assert_refused(command("sync", "nobody"), "organizations add nobody")
     assert_refused(command("sync", "--all"), "There is no organization to sync")
     for instant in ("yesterday", "2026-06-15T09:30:00"):
@@ -146,7 +130,7 @@ def _row_of(table: str, name: str) -> str:
 
 
 def _in_a_terminal(command: CommandLine, *arguments: str) -> str:
-    """What a person sees, escape sequences included."""
+    """Return what a person sees, escape sequences included."""
     ours, theirs = pty.openpty()
     changes = {"TERM": "xterm-256color", "NO_COLOR": None, "COLUMNS": "160", "LINES": "40"}
     with subprocess.Popen(

@@ -26,10 +26,8 @@ def test_secret_is_printed_once_and_replaced_without_a_gap(
     command: CommandLine, clinics: Clinics, environ: dict[str, str]
 ) -> None:
     made = [command("webhooks", "secrets", "create", "alpha") for _ in range(2)]
-    assert [each.returncode for each in made] == [0, 0]
     old, new = (each.stdout.strip() for each in made)
-    assert SECRET.fullmatch(old)
-    assert SECRET.fullmatch(new)
+    assert all(each.returncode == 0 and SECRET.fullmatch(each.stdout.strip()) for each in made)
     assert "/v1/webhooks/alpha" in made[0].stderr
     with clinics.database.operator() as connection:
         assert webhooks.note_event(connection, "alpha", "id", None)
@@ -38,26 +36,21 @@ def test_secret_is_printed_once_and_replaced_without_a_gap(
     old_id, _ = re.findall(r"\b[0-9a-f]{12}\b", listed)
     assert old_id in made[0].stderr
     assert "whsec" not in listed
-    with clinics.database.operator() as connection:
-        stored = connection.execute(sa.text("select string_agg(encrypted::text, '') from cliniko.webhook_secrets"))
-        assert old.removeprefix("whsec_") not in stored.scalar_one()
+    stored = str(clinics.rows("select encrypted::text from cliniko.webhook_secrets"))
+    assert old.removeprefix("whsec_") not in stored
     with open_runtime(load_settings(environ)) as runtime, served(runtime) as url:
         assert [send(url, "alpha", each).status_code for each in (old, new)] == [202, 202]
-        later = command("webhooks", "secrets", "revoke", "alpha", old_id, "--expires-in-hours", "2")
-        assert later.returncode == 0, later.stderr
+        assert command("webhooks", "secrets", "revoke", "alpha", old_id, "--expires-in-hours", "2").returncode == 0
         assert [send(url, "alpha", each).status_code for each in (old, new)] == [202, 202]
         assert command("webhooks", "secrets", "revoke", "alpha", old_id).returncode == 0
         assert [send(url, "alpha", each).status_code for each in (old, new)] == [401, 202]
-    again = command("webhooks", "secrets", "revoke", "alpha", old_id)
-    assert again.returncode == 1
-    assert "no secret of that id" in again.stderr
+    assert_refused(command("webhooks", "secrets", "revoke", "alpha", old_id), "no secret of that id")
 
 
 def test_secrets_and_targets_are_refused(command: CommandLine, clinics: Clinics) -> None:
     """Of an unknown organization, beyond the limit, and with a URL that others could read."""
-    assert_refused(command("webhooks", "secrets", "create", "unknown"), "unknown")
-    assert_refused(command("webhooks", "out", "show", "unknown"), "unknown")
-    assert_refused(command("webhooks", "out", "set", "unknown", "https://hooks.example.org/"), "unknown")
+    for words in ("secrets create unknown", "out show unknown", "out set unknown https://hooks.example.org/"):
+        assert_refused(command("webhooks", *words.split()), "unknown")
     with clinics.database.operator() as connection:
         for _ in range(webhooks.MOST_SECRETS):
             webhooks.add_secret(connection, "alpha", {})
@@ -84,9 +77,8 @@ def test_target_is_set_tested_shown_and_removed(command: CommandLine, clinics: C
         everything = [made.stderr, tried.stdout, tried.stderr, shown.stdout, shown.stderr]
         assert "target-token" not in "".join(everything)
         assert command("webhooks", "out", "remove", "alpha").returncode == 0
-        target.status = 503
-        tried = command("webhooks", "out", "test", "alpha")
-        assert (tried.returncode, len(target.received)) == (1, 1)
+        assert command("webhooks", "out", "test", "alpha").returncode == 1
+        assert len(target.received) == 1
     with clinics.database.operator() as connection:
         assert webhook_deliveries.deliveries(connection, "alpha", 1) == []
 

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
-from cliniko_pipeline_tests.support.hostile_accounts import contact, individual_appointment, patient
+from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment, patient
 
 AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 
@@ -24,7 +25,7 @@ def small_clinic(name: str) -> Account:
 
 
 class Clinics:
-    """A sandbox with clinics, and the way to make organizations of them without the command line."""
+    """A sandbox's clinics, of which organizations are made."""
 
     def __init__(self, sandbox: Sandbox, database: Database, vault: Vault) -> None:
         self.sandbox = sandbox
@@ -41,11 +42,8 @@ class Clinics:
         credentials = ClinikoCredentials(api_key or account.api_key, None, self.sandbox.base_url(account))
         with self.database.operator() as connection:
             organizations.save(connection, name, f"Clinic {name}", self.vault.encrypt(credentials), validated=False)
-            row = contact(1, name, cliniko_patient_id="1", name="First")
-            connection.exec_driver_sql(
-                "insert into public.contacts (organization_id, cliniko_patient_id, name) values (%s, %s, %s)",
-                (name, row["cliniko_patient_id"], row["name"]),
-            )
+            columns = "organization_id, cliniko_patient_id, name"
+            connection.exec_driver_sql(f"insert into public.contacts ({columns}) values (%s, '1', 'First')", (name,))
         return account
 
     def active(self, name: str) -> int:
@@ -55,14 +53,19 @@ class Clinics:
         with self.database.organization(name) as connection:
             return connection.exec_driver_sql(f"select count(*) from {table}").scalar_one()
 
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        """Return what the operator sees."""
+        with self.database.operator() as connection:
+            return [tuple(row) for row in connection.exec_driver_sql(statement)]
+
     def run_states(self, name: str) -> list[tuple[str, str | None]]:
-        """Status and error of the organization's runs, the oldest first."""
+        """Return status and error of the organization's runs, the oldest first."""
         with self.database.organization(name) as connection:
             rows = connection.exec_driver_sql("select status, error from cliniko.sync_runs order by started_at")
             return [tuple(row) for row in rows]
 
     def dagster_runs(self, name: str) -> list[str]:
-        """The states of the organization's runs as Dagster keeps them, the oldest first."""
+        """Return the states of the organization's runs in Dagster, the oldest first."""
         with self.database.operator() as connection:
             rows = connection.exec_driver_sql(
                 "select run.status from dagster.runs as run join dagster.run_tags as tag using (run_id)"

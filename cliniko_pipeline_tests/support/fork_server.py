@@ -118,13 +118,13 @@ def fork_server() -> ForkServer:
 
 def _next_order(channel: socket.socket) -> dict[str, Any]:
     """Wait for orders. Return in a fork only, once for each."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave no zombies
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, 4)
         if not message:
             os._exit(0)
-        while _has_ended_child():
-            pass
         if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             channel.close()
             *streams, reply = descriptors
             if (process_id := os.fork()) != 0:
@@ -138,15 +138,8 @@ def _next_order(channel: socket.socket) -> dict[str, Any]:
             os.close(descriptor)
 
 
-def _has_ended_child() -> bool:
-    try:
-        return os.waitpid(-1, os.WNOHANG)[0] != 0
-    except ChildProcessError:
-        return False
-
-
 def _report(process_id: int, streams: list[int], reply: socket.socket) -> NoReturn:
-    """Tell the process's id, then its exit code; release the id when the test has read both."""
+    """Send the process's id, then its exit code; release the id when the test has read both."""
     try:
         for each in (0, 1, 2, *streams):
             os.close(each)

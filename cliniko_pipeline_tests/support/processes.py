@@ -4,14 +4,15 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Self
 
+from cliniko_pipeline_tests.support.environments import free_port
 from cliniko_pipeline_tests.support.fork_server import SCRIPT, fork_server
-from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS, wait_until
+from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS, T, wait_until
 
 MAIN = "cliniko_pipeline.cli.main:main"
 OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_HOME", "CLINIKO_")
@@ -45,6 +46,17 @@ class CommandLine:
     def start(self, *arguments: str) -> "Running":
         """Start the installed console script, which goes on."""
         return Running([SCRIPT, *arguments], self.environ, self.folder)
+
+    @contextmanager
+    def started_ui(self) -> Iterator["Running"]:
+        """Daemon, webserver and code server, which get Ctrl-C at the end."""
+        with self.start("ui", "--port", str(free_port())) as running:
+            try:
+                yield running
+            finally:
+                if running.process.poll() is None:
+                    running.interrupt()
+                    running.wait(240)
 
     def with_changes(self, changes: Mapping[str, str | None]) -> dict[str, str]:
         merged = {**self.environ, **changes}
@@ -97,16 +109,18 @@ class Running:
         self.wait_until(lambda: text in self.output, f"no {text!r}", seconds)
 
     def wait_until(
-        self, condition: Callable[[], object], failure: str = "the state never came", seconds: float = LIMIT_SECONDS
-    ) -> None:
-        """Wait for the condition; fail with the output when the command ends before, or the time is up."""
-        wait_until(
-            lambda: condition() or self.process.poll() is not None,
+        self, condition: Callable[[], T], failure: str = "the state never came", seconds: float = LIMIT_SECONDS
+    ) -> T:
+        """Return the first true result; fail with the output when the command ends before, or the time is up."""
+        found = wait_until(
+            lambda: [each] if (each := condition()) or self.process.poll() is not None else [],
             lambda: f"{failure}; output so far:\n{self.output}",
             seconds,
         )
         # What the command did as its last act may be seen only now.
-        wait_until(condition, lambda: f"{failure}; it ended with {self.process.returncode}:\n{self.output}", 1)
+        return found[0] or wait_until(
+            condition, lambda: f"{failure}; it ended with {self.process.returncode}:\n{self.output}", 1
+        )
 
     def interrupt(self, sign: signal.Signals = signal.SIGINT) -> None:
         """As Ctrl-C in the terminal: the whole group gets it."""
@@ -139,6 +153,11 @@ def processes_of(home: Path) -> dict[int, str]:
     return found
 
 
+def wait_until_processes_end(home: Path) -> None:
+    """A helper process of multiprocessing outlives its command for a moment."""
+    wait_until(lambda: not processes_of(home), lambda: f"still there: {processes_of(home)}")
+
+
 def workers_of(home: Path) -> list[int]:
     return [number for number, command in processes_of(home).items() if "spawn_main" in command]
 
@@ -147,17 +166,13 @@ CODE_SERVER_IS_GONE = ("DagsterCodeLocationNotFoundError", "DagsterUserCodeUnrea
 
 
 def tracebacks(output: str) -> list[str]:
-    """All that are shown, but for those in which Dagster's daemon says that its code server has gone before it: it may,
-    when all is ended at once and a look is under way.
-    """
-    found = output.split("Traceback (most recent call last):\n")[1:]
-    return [each for each in found if not _is_of_an_ended_daemon(each)]
-
-
-def _is_of_an_ended_daemon(traceback: str) -> bool:
-    first = traceback.partition("\n")[0]
-    begins_there = "/dagster/_daemon/" in first or "/dagster/_grpc/" in first
-    return begins_there and any(error in traceback for error in CODE_SERVER_IS_GONE)
+    """Return all but those of Dagster's daemon whose code server ended before it, which may happen."""
+    return [
+        each
+        for each in output.split("Traceback (most recent call last):\n")[1:]
+        if not any(part in each.partition("\n")[0] for part in ("/dagster/_daemon/", "/dagster/_grpc/"))
+        or not any(error in each for error in CODE_SERVER_IS_GONE)
+    ]
 
 
 def marks_held_by(process: int) -> list[str]:

@@ -6,7 +6,6 @@ Each is a fork of the fork server, and runs the worker of `cliniko-pipeline sync
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -21,6 +20,7 @@ from cliniko_pipeline.cli import workers
 from cliniko_pipeline.cliniko.events import PageRead
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support.fork_server import fork_server
+from cliniko_pipeline_tests.support.waiting import wait_until
 
 LONGEST_SECONDS = 120.0
 DEFAULTS = SyncOptions()
@@ -28,11 +28,10 @@ DEFAULTS = SyncOptions()
 
 @dataclass(frozen=True)
 class Ended:
-    """How a sync's process ended: `signal` is what killed it, None where nothing did, and `error` what it told then."""
+    """How a sync's process ended: the signal that killed it, or the error that it reported."""
 
     signal: signal.Signals | None
     error: str | None
-    seconds: float
 
     @property
     def succeeded(self) -> bool:
@@ -40,9 +39,7 @@ class Ended:
 
 
 def home_with_files(folder: Path) -> Path:
-    """A home whose Dagster instance keeps its runs in files, where the shipped one keeps them in PostgreSQL: that opens
-    a hundred and thirty connections for a run, which costs two seconds more.
-    """
+    """Return a home whose Dagster instance keeps its runs in files, which is seconds faster than in PostgreSQL."""
     dagster_home = folder / "dagster"
     dagster_home.mkdir(parents=True)
     shipped = resources.files("cliniko_pipeline") / "orchestration" / "dagster.yaml"
@@ -67,45 +64,35 @@ class SyncProcesses:
         organization_id: str,
         options: SyncOptions,
         *,
-        kill_after: float | None = None,
         kill_when: Callable[[], bool] | None = None,
         kill_at_page: int | None = None,
     ) -> Ended:
-        """Sync the organization, and return when the process has ended.
-
-        `kill_after` so many seconds, or as soon as `kill_when` is true, it gets SIGKILL. With `kill_at_page` it sends
-        that to itself when it has read so many pages, before it stores the last.
-        """
+        """Sync the organization until its end, or SIGKILL when `kill_when` is true or that many pages are read."""
         as_of = options.as_of and options.as_of.isoformat()
         arguments = (organization_id, kill_at_page, {**asdict(options), "as_of": as_of})
-        began = time.monotonic()
-        with TemporaryFile() as answer:
+        with TemporaryFile() as answer, Path(os.devnull).open() as nothing:
             # What it prints belongs to pytest's standard error; its own standard output is for the answer.
-            streams = (os.open(os.devnull, os.O_RDONLY), answer.fileno(), 2)
-            fork = fork_server().run(f"{__name__}:sync", arguments, environ=os.environ | environ, streams=streams)
-            os.close(streams[0])
-            with fork:
-                if kill_after is not None or kill_when is not None:
-                    while time.monotonic() < began + (kill_after or LONGEST_SECONDS) and not (
-                        kill_when and kill_when()
-                    ):
-                        time.sleep(0.001)
+            streams = (nothing.fileno(), answer.fileno(), 2)
+            with fork_server().run(
+                f"{__name__}:sync", arguments, environ=os.environ | environ, streams=streams
+            ) as fork:
+                if kill_when is not None:
+                    wait_until(kill_when, "the point of the kill never came", LONGEST_SECONDS)
                     fork.kill()
                 code = fork.wait(LONGEST_SECONDS)
             answer.seek(0)
             error = json.loads(answer.read() or "null")
-        ended = Ended(signal.Signals(-code) if code < 0 else None, error, time.monotonic() - began)
         assert code in {0, -signal.SIGKILL}, f"the process ended with {code}: {error}"
-        return ended
+        return Ended(signal.Signals(-code) if code < 0 else None, error)
 
 
 def sync_in_a_fork(environ: Mapping[str, str], organization_id: str, options: SyncOptions = DEFAULTS) -> Ended:
-    """Sync as `cliniko-pipeline sync` does, for seconds less."""
+    """Sync as `cliniko-pipeline sync` does, but faster."""
     return SyncProcesses().run(environ, organization_id, options)
 
 
 class _Command:
-    """What the worker takes for its connection to the command: tells it one organization, and takes its messages."""
+    """The worker's connection to the command: names one organization, and takes the messages."""
 
     def __init__(self, organization_id: str, kill_at_page: int | None) -> None:
         self.error: str | None = "it told no end"
