@@ -115,36 +115,25 @@ def test_ended_attendance_does_not_count(clinic: StoredClinic) -> None:
     assert found.person.record.vanished_at == found.person.record.deleted_at
 
 
-def test_attendees_of_individual_appointments_are_not_counted(clinic: StoredClinic) -> None:
-    """Unless a group has the same id as the individual appointment."""
-    clinic.store(
-        patients=[patient("1")],
-        individual_appointments=[came("10"), came("11")],
-        group_appointments=[group_appointment("11", RECENTLY)],
-        attendees=[attendee("30", "10", "1"), attendee("31", "11", "1")],
-    )
-    assert reasons(clinic.explain("1", AS_OF)) == {"10": [], "11": [], "31": []}
-
-
 def test_group_counts_once_by_its_first_attendee(clinic: StoredClinic) -> None:
+    """An attendee of an individual appointment counts only if a group has the same id."""
     clinic.store(
         patients=[patient("1"), patient("2", merged_into="1")],
-        group_appointments=[group_appointment("20", RECENTLY)],
+        individual_appointments=[came("70"), came("71")],
+        group_appointments=[group_appointment("20", RECENTLY), group_appointment("71", RECENTLY)],
         attendees=[
             attendee("8", "20", "1", cancelled_at=ENDED),
-            attendee("9", "20", "1"),
-            attendee("10", "20", "2"),
-            attendee("100", "20", "1"),
+            *(attendee(each, "20", patient_id) for each, patient_id in (("9", "1"), ("10", "2"), ("100", "1"))),
+            attendee("30", "70", "1"),
+            attendee("31", "71", "1"),
         ],
     )
     found = clinic.explain("1", AS_OF)
-    assert {each.attendee_id: each.counted_attendee_id for each in found.attendances if not each.counts} == {
-        "8": None,
-        "10": "9",
-        "100": "9",
-    }
-    assert reasons(found) == {"8": ["cancelled"], "9": [], "10": ["counted_once"], "100": ["counted_once"]}
-    assert found.counts == Counts(1, 0, 1, datetime(2026, 6, 1, 9, tzinfo=UTC))
+    left_out = {"8": ["cancelled"], "10": ["counted_once"], "100": ["counted_once"]}
+    assert reasons(found) == left_out | {"9": [], "70": [], "71": [], "31": []}
+    by_attendee = {each.attendee_id: each.counted_attendee_id for each in found.attendances if not each.counts}
+    assert by_attendee == {"8": None, "10": "9", "100": "9"}
+    assert found.counts == Counts(4, 0, 4, datetime(2026, 6, 1, 9, tzinfo=UTC))
 
 
 def test_no_shows_follow_the_setting(clinic: StoredClinic) -> None:
@@ -169,35 +158,27 @@ def test_no_shows_follow_the_setting(clinic: StoredClinic) -> None:
 
 
 def test_merges_are_followed_and_all_ids_counted(clinic: StoredClinic) -> None:
-    merged = {"7": "8", "8": "10", "9": "10", "10": None, "11": None}
+    """A loop of merges is one person, with the lowest id."""
+    chains = {"7": "8", "8": "10", "9": "10", "10": None, "11": None}
+    loops = {"93": "1000", "1000": "91", "91": "1000", "95": "95"}
     clinic.store(
-        patients=[patient(each, merged_into=into) for each, into in merged.items()],
-        individual_appointments=[came(f"1{each}", each) for each in merged],
+        patients=[patient(each, merged_into=into) for each, into in (chains | loops).items()],
+        individual_appointments=[came(f"1{each}", each) for each in (*chains, "1000")],
     )
-    found, end = clinic.explain("7", AS_OF), clinic.explain("10", AS_OF)
-    assert (found.person.id, found.person.in_loop) == ("10", False)
-    assert [(each.id, each.merged_into_id) for each in found.person.chain] == [("7", "8"), ("8", "10"), ("10", None)]
-    assert [each.id for each in found.person.merged] == ["9"]
-    assert sorted(each.patient_id for each in found.attendances) == ["10", "7", "8", "9"]
-    assert [each.id for each in end.person.chain] == ["10"]
-    assert [each.id for each in end.person.merged] == ["7", "8", "9"]
-    assert end.counts == found.counts
-
-
-def test_loop_of_merges_is_one_person_with_the_lowest_id(clinic: StoredClinic) -> None:
-    merged = {"93": "1000", "1000": "91", "91": "1000", "95": "95"}
-    clinic.store(
-        patients=[patient(each, merged_into=into) for each, into in merged.items()],
-        individual_appointments=[came("10", "1000")],
-    )
-    found = {each: clinic.explain(each, AS_OF) for each in ("93", "91", "95")}
+    found = {each: clinic.explain(each, AS_OF) for each in ("7", "10", "93", "91", "95")}
     assert {each: (one.person.id, one.person.in_loop, one.is_active) for each, one in found.items()} == {
+        "7": ("10", False, True),
+        "10": ("10", False, True),
         "93": ("91", True, True),
         "91": ("91", True, True),
         "95": ("95", True, False),
     }
-    assert [each.id for each in found["93"].person.chain] == ["93", "1000", "91"]
-    assert [each.id for each in found["91"].person.chain] == ["91", "1000"]
+    chain = [["7", "8", "10"], ["10"], ["93", "1000", "91"], ["91", "1000"], ["95"]]
+    assert [[each.id for each in one.person.chain] for one in found.values()] == chain
+    assert [each.merged_into_id for each in found["7"].person.chain] == ["8", "10", None]
+    assert [[each.id for each in found[end].person.merged] for end in ("7", "10")] == [["9"], ["7", "8", "9"]]
+    assert sorted(each.patient_id for each in found["7"].attendances) == ["10", "7", "8", "9"]
+    assert found["10"].counts == found["7"].counts
 
 
 def test_person_that_is_not_current_is_not_active(clinic: StoredClinic) -> None:
@@ -278,10 +259,13 @@ def test_row_without_dates_uses_the_instant_of_the_table(named: StoredClinic) ->
 
 def test_missing_row_has_a_reason(named: StoredClinic) -> None:
     named.store(
-        patients=[patient("2", "Bo"), patient("3", "Cy"), patient("4", "Cy"), patient("5", "Di", archived_at=ENDED)],
-        individual_appointments=[came(f"1{n}", str(n)) for n in range(2, 6)],
+        patients=[
+            *(patient(n, name) for n, name in (("2", "Bo"), ("3", "Cy"), ("4", "Cy"), ("6", "Eve"))),
+            patient("5", "Di", archived_at=ENDED),
+        ],
+        individual_appointments=[*(came(f"1{n}", n) for n in "2345"), came("16", "6", "2026-07-01T00:00:00Z")],
     )
-    named.add_contacts(contact(3, name="Cy"))
+    named.add_contacts(contact(3, name="Cy"), contact(6, name="Eve"))
     assert named.explain("2").listing == "unmapped"
     named.compute()
     listings = ["listed", "unmatched", "ambiguous", "ambiguous", "not_active"]
@@ -290,21 +274,15 @@ def test_missing_row_has_a_reason(named: StoredClinic) -> None:
     assert named.explain("2").listing == "unmatched"  # the stored mapping does not know yet
     named.compute()
     assert named.explain("2").listing == "listed"
+    for each, at, expected in (
+        ("6", None, (False, "not_active")),
+        ("6", AS_OF + timedelta(days=30), (True, "other_instant")),
+        ("1", AS_OF + timedelta(days=300), (False, "listed")),
+    ):
+        found = named.explain(each, at)
+        assert (found.is_active, found.listing) == expected
     named.run("delete from public.active_patients where recent_appointment_count = 1")
     assert named.explain("2", AS_OF).listing == "not_computed"
-
-
-def test_activity_at_another_instant_is_a_reason(named: StoredClinic) -> None:
-    named.store(patients=[patient("2", "Bo")], individual_appointments=[came("12", "2", "2026-07-01T00:00:00Z")])
-    named.add_contacts(contact(2, name="Bo"))
-    named.compute()
-    asked = (("2", None), ("2", AS_OF + timedelta(days=30)), ("1", AS_OF + timedelta(days=300)))
-    found = [named.explain(each, at) for each, at in asked]
-    assert [(each.is_active, each.listing) for each in found] == [
-        (False, "not_active"),
-        (True, "other_instant"),
-        (False, "listed"),
-    ]
 
 
 def test_deleted_contact_is_a_reason(named: StoredClinic) -> None:
