@@ -36,19 +36,11 @@ def variables(channel: WebhookChannel) -> dict[str, str]:
 
 
 def watch(deployment: Deployment) -> str:
-    """Evaluate the sensor of alerts; return its skip message."""
     return deployment.evaluate(alerts).skip_message or ""
 
 
 def changed_freshness(deployment: Deployment) -> list[dg.AssetCheckEvaluation]:
     return list(deployment.evaluate(stale_organizations).asset_events or [])
-
-
-def note_failure(deployment: Deployment, begun_at: datetime, *, is_permanent: bool = False) -> None:
-    with deployment.database.operator() as connection:
-        scheduling.note_failure(
-            connection, "alpha", reason="down", run_id="run", begun_at=begun_at, is_permanent=is_permanent
-        )
 
 
 def test_pause_and_recovery_are_notified_once_each(deployment: Deployment, channel: WebhookChannel) -> None:
@@ -58,8 +50,8 @@ def test_pause_and_recovery_are_notified_once_each(deployment: Deployment, chann
     assert not run.success
     for _ in range(3):
         watch(deployment)
-    assert channel.titles == ["Clinic alpha (alpha): paused"]
     (message,) = channel.received
+    assert message["title"] == "Clinic alpha (alpha): paused"
     assert "Cliniko does not know the API key" in message["message"]
     assert "`cliniko-pipeline organizations add alpha --name NAME`" in message["message"]
     assert f"Run: https://dagster.example.org/runs/{run.run_id}" in message["message"]
@@ -174,13 +166,14 @@ def test_alert_without_a_channel_is_stored_only(database_url: URL, tmp_path: Pat
 
 
 def test_third_failure_after_the_last_success_is_notified(deployment: Deployment, channel: WebhookChannel) -> None:
-    begun_at = datetime.now(UTC)
+    before = datetime.now(UTC)
     assert deployment.sync("alpha").success
-    note_failure(deployment, begun_at, is_permanent=True)
-    watch(deployment)
-    for _ in range(3):
+    for is_permanent in (True, False, False, False):
         assert channel.titles == []
-        note_failure(deployment, datetime.now(UTC))
+        begun_at = before if is_permanent else datetime.now(UTC)
+        failed = {"reason": "down", "run_id": "run", "begun_at": begun_at, "is_permanent": is_permanent}
+        with deployment.database.operator() as connection:
+            scheduling.note_failure(connection, "alpha", **failed)
         watch(deployment)
     assert channel.titles == ["Clinic alpha (alpha): syncs fail"]
 
