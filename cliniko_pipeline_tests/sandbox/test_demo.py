@@ -30,14 +30,9 @@ def counts(record):
     return not (record.get("cancelled_at") or record["archived_at"] or record["deleted_at"])
 
 
-def test_demo_of_the_same_anchor_is_the_same():
-    again = demo_organizations(ANCHOR)
-    assert [(one.account.records, one.contacts) for one in again] == [
-        (one.account.records, one.contacts) for one in demo()
-    ]
-
-
-def test_demo_organizations_have_names_and_shards():
+def test_demo_organizations_are_the_same_for_an_anchor():
+    again = [(one.account.records, one.contacts) for one in demo_organizations(ANCHOR)]
+    assert again == [(one.account.records, one.contacts) for one in demo()]
     placed = [(one.id, one.name, one.account.name, one.account.shard) for one in demo()]
     assert placed == [
         ("surf-rehab", "Surf Rehab", "surf-rehab", "au4"),
@@ -47,8 +42,15 @@ def test_demo_organizations_have_names_and_shards():
     assert [one.account.api_key.endswith(f"-{one.account.shard}") for one in demo()] == [True, True, False]
 
 
-def test_surf_rehab_has_631_patients_two_fifths_active(surf):
+def test_surf_rehab_has_631_patients_two_fifths_active(surf, everything):
     assert len(surf["patients"]) == 631
+    # Ids exceed floats and sort by number only.
+    assert {len(one) for one in surf["patients"]} == {18, 19}
+    assert min(map(int, surf["patients"])) > 2**53
+    assert all(len(one) <= 3 for one in everything["old-mill-physio"]["patients"])
+    # One second has more than a page of records.
+    for resource in ("patients", "individual_appointments"):
+        assert Counter(one["updated_at"] for one in surf[resource].values()).most_common(1)[0][1] > 100
     assert 5000 < len(surf["individual_appointments"]) < 7000
     active = {
         related(one, "patient")
@@ -89,13 +91,10 @@ def test_links_of_bookings_and_attendees_lead_to_records(everything):
             (only,) = attendees[appointment["id"]]
             assert related(only, "patient") == related(appointment, "patient")
             assert bool(only["cancelled_at"]) == bool(appointment["cancelled_at"])
-
-
-def test_ids_exceed_floats_and_sort_by_number_only(everything):
-    ids = list(everything["surf-rehab"]["patients"])
-    assert {len(one) for one in ids} == {18, 19}
-    assert min(map(int, ids)) > 2**53
-    assert all(len(one) <= 3 for one in everything["old-mill-physio"]["patients"])
+        for one in records["group_appointments"].values():
+            places = {related(each, "patient") for each in attendees[one["id"]] if counts(each)}
+            assert set(one["patient_ids"]) == places
+            assert len(places) <= one["max_attendees"]
 
 
 def test_appointments_have_every_state(surf):
@@ -135,22 +134,6 @@ def test_class_places_are_cancelled_and_booked_again(everything):
     assert any(one["deleted_at"] for one in groups.values())
     # An attendee changes without its class.
     assert sum(one["updated_at"] > groups[related(one, "booking")]["updated_at"] for one in in_classes) > 100
-
-
-def test_class_names_the_patients_with_a_place(everything):
-    for records in everything.values():
-        places = defaultdict(set)
-        for one in filter(counts, records["attendees"].values()):
-            places[related(one, "booking")].add(related(one, "patient"))
-        for one in records["group_appointments"].values():
-            assert set(one["patient_ids"]) == places[one["id"]]
-            assert len(one["patient_ids"]) <= one["max_attendees"]
-
-
-def test_one_second_has_more_than_a_page_of_records(surf):
-    for resource in ("patients", "individual_appointments"):
-        seconds = Counter(one["updated_at"] for one in surf[resource].values())
-        assert seconds.most_common(1)[0][1] > 100
 
 
 def test_contacts_match_in_every_way_and_are_nobodys(everything):
