@@ -41,7 +41,6 @@ class Webhooks:
         self.secret, _ = add_secret(service.runtime, "alpha")
 
     def send(self, content: Any = None, message_id: str | None = None, **options: Any) -> httpx.Response:
-        """Send a webhook of alpha, signed with its secret."""
         return send(self.url, "alpha", self.secret, content, message_id, **options)
 
     def post(self, organization_id: str, body: Any, headers: Any) -> httpx.Response:
@@ -58,9 +57,7 @@ class Webhooks:
 
     def events(self) -> list[tuple[str, str, str | None]]:
         with self.database.operator() as connection:
-            rows = connection.execute(
-                sa.text("select organization_id, message_id, type from cliniko.webhook_events order by received_at")
-            )
+            rows = connection.exec_driver_sql("select organization_id, message_id, type from cliniko.webhook_events")
             return [tuple(row) for row in rows]
 
     def change(self, function: Any, *args: Any) -> Any:
@@ -124,12 +121,10 @@ def test_signature_refusal_does_not_reveal_organizations(hooks: Webhooks) -> Non
     assert "appointment" not in str(noted)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "status"), [(-86400, 401), (-310, 401), (-290, 202), (290, 202), (310, 401)], ids=str
-)
-def test_timestamp_may_differ_by_five_minutes(hooks: Webhooks, seconds: int, status: int) -> None:
-    assert hooks.send(later=timedelta(seconds=seconds)).status_code == status
-    assert len(hooks.events()) == (status == 202)
+def test_timestamp_may_differ_by_five_minutes(hooks: Webhooks) -> None:
+    for seconds, status in ((-86400, 401), (-310, 401), (-290, 202), (290, 202), (310, 401)):
+        assert hooks.send(later=timedelta(seconds=seconds)).status_code == status, seconds
+    assert len(hooks.events()) == 2
 
 
 def test_secret_is_accepted_until_it_expires_or_is_revoked(hooks: Webhooks) -> None:
@@ -169,29 +164,24 @@ def test_message_id_is_stored_once_per_organization(hooks: Webhooks) -> None:
     assert send(hooks.url, "beta", hooks.secret).status_code == 401, "another organization's secret"
 
 
-@pytest.mark.parametrize("message_id", ["a" * 257, "a b", "a\tb", "é"])
-def test_message_id_that_is_malformed_is_400(hooks: Webhooks, message_id: str) -> None:
-    for organization_id in ("alpha", "unknown"):
-        headers = {"webhook-id": message_id.encode("latin-1"), "webhook-timestamp": b"1", "webhook-signature": b"v1,x"}
-        answer = hooks.post(organization_id, BODY, headers)
-        assert (answer.status_code, answer.headers["content-type"]) == (400, PROBLEM)
-    assert hooks.send(message_id="a" * 256).status_code == 202
+def test_type_that_is_no_plain_word_is_not_stored(hooks: Webhooks) -> None:
+    odd = ["Jane Doe", "Jane", "a@b.org", "a" * 65, 7, nan, ["a"], {"a": "\0"}, "0412", "a.", "\0", "\ud800", "é"]
+    assert [hooks.send({"type": each}).status_code for each in odd] == [202] * len(odd)
+    assert [event[2] for event in hooks.events()] == [None] * len(odd)
 
 
-@pytest.mark.parametrize(
-    "odd", ["Jane Doe", "Jane", "a@b.org", "a" * 65, 7, nan, ["a"], {"a": "\0"}, "0412", "a.", "\0", "\ud800", "é"]
-)
-def test_type_that_is_no_plain_word_is_not_stored(hooks: Webhooks, odd: Any) -> None:
-    assert hooks.send({"type": odd}).status_code == 202
-    assert [event[2] for event in hooks.events()] == [None]
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b"[" * 100_000, b"9" * 10_000, b"null", b'{"a":1}x'])
-def test_body_that_is_no_object_is_400(hooks: Webhooks, body: bytes) -> None:
-    answer = hooks.post("alpha", body, signed(hooks.secret, body))
-    assert (answer.status_code, answer.headers["content-type"]) == (400, PROBLEM)
-    assert "JSON object" in answer.json()["detail"]
+def test_malformed_message_id_or_body_is_400(hooks: Webhooks) -> None:
+    answers = [
+        hooks.post(organization_id, BODY, {**signed(hooks.secret, BODY), "webhook-id": message_id.encode("latin-1")})
+        for organization_id in ("alpha", "unknown")
+        for message_id in ("a" * 257, "a b", "a\tb", "é")
+    ]
+    for body in (b"", b"[]", b"[" * 100_000, b"9" * 10_000, b"null", b'{"a":1}x'):
+        answers.append(hooks.post("alpha", body, signed(hooks.secret, body)))
+        assert "JSON object" in answers[-1].json()["detail"]
+    assert {(each.status_code, each.headers["content-type"]) for each in answers} == {(400, PROBLEM)}
     assert hooks.events() == []
+    assert hooks.send(message_id="a" * 256).status_code == 202
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
