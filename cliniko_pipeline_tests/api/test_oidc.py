@@ -1,33 +1,29 @@
 """Tokens of an issuer, signed by its keys and fetched from a server of the test's own."""
 
-import base64
 import hmac
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from jwt.utils import base64url_encode
 
 from cliniko_pipeline.api.oidc import IssuerUnavailableError, OidcVerifier, TokenRefusedError
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.services import client, opened_service
+from cliniko_pipeline_tests.support.webhook_targets import serving
 
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
 OTHER = rsa.generate_private_key(65537, 2048)
-HS256 = b'{"alg": "HS256", "kid": "rsa"}'
 
 
 @dataclass
@@ -68,13 +64,10 @@ def issuer() -> Iterator[Issuer]:
         def log_message(self, *_: object) -> None:
             """Says nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with serving(Handler) as server:
         opened = Issuer(f"http://127.0.0.1:{server.server_port}")
         opened.keys = [public(RSA, "rsa", jwt.algorithms.RSAAlgorithm), public(EC, "ec", jwt.algorithms.ECAlgorithm)]
-        # It notices its shutdown after so many seconds.
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield opened
-        server.shutdown()
 
 
 def verifier(issuer: Issuer, clock: Callable[[], float] = lambda: 0.0, **environ: str) -> OidcVerifier:
@@ -95,11 +88,14 @@ def test_token_of_either_key_names_its_user_and_organization(issuer: Issuer) -> 
     assert issuer.fetches == 1
 
 
-def test_organization_is_read_from_a_nested_claim(issuer: Issuer) -> None:
-    found = verifier(issuer, API_OIDC_ORGANIZATION_CLAIM="o.id")
-    assert found.verify(issuer.token(o={"id": "beta"})).organization_id == "beta"
+def test_audience_and_organization_are_read_as_set(issuer: Issuer) -> None:
+    found = verifier(issuer, API_OIDC_AUDIENCE="pipeline", API_OIDC_ORGANIZATION_CLAIM="o.id")
+    assert found.verify(issuer.token(aud=["pipeline", "other"], o={"id": "beta"})).organization_id == "beta"
+    for aud in ("other", None):
+        assert refusal(found, issuer.token(aud=aud, o={"id": "beta"})) == "invalid"
     for o in (None, "beta", {"id": 7}, {"id": ""}, {"id": ["beta"]}, {}):
-        assert refusal(found, issuer.token(o=o)) == "without an organization"
+        assert refusal(found, issuer.token(aud="pipeline", o=o)) == "without an organization"
+    assert verifier(issuer).verify(issuer.token(aud="other")).organization_id == "alpha"
 
 
 def test_expired_early_or_incomplete_token_is_refused(issuer: Issuer) -> None:
@@ -119,26 +115,16 @@ def test_expired_early_or_incomplete_token_is_refused(issuer: Issuer) -> None:
     assert found.verify(issuer.token(exp=now - timedelta(seconds=10))).subject == "user_1"
 
 
-def test_audience_is_verified_where_one_is_set(issuer: Issuer) -> None:
-    found = verifier(issuer, API_OIDC_AUDIENCE="pipeline")
-    assert found.verify(issuer.token(aud=["pipeline", "other"])).subject == "user_1"
-    assert refusal(found, issuer.token(aud="other")) == "invalid"
-    assert refusal(found, issuer.token()) == "invalid"
-    assert verifier(issuer).verify(issuer.token(aud="other")).subject == "user_1"
-
-
-def test_forged_signatures_are_refused(issuer: Issuer) -> None:
+def test_forged_or_malformed_token_is_refused(issuer: Issuer) -> None:
     found = verifier(issuer)
     assert refusal(found, issuer.token(OTHER)) == "invalid"
     assert refusal(found, issuer.token(None, "none")) == "invalid"
     assert refusal(found, issuer.token(EC, "ES256", "rsa")) == "invalid"
     pem = RSA.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    signed = f"{_part(HS256)}.{issuer.token().split('.')[1]}"
-    assert refusal(found, f"{signed}.{_part(hmac.digest(pem, signed.encode(), 'sha256'))}") == "invalid"
-
-
-def _part(content: bytes) -> str:
-    return base64.urlsafe_b64encode(content).decode().rstrip("=")
+    signed = b".".join([base64url_encode(b'{"alg": "HS256", "kid": "rsa"}'), issuer.token().encode().split(b".")[1]])
+    forged = signed + b"." + base64url_encode(hmac.digest(pem, signed, "sha256"))
+    for text in (forged.decode(), "", "a", "a.b.c", "é.é.é", "\0", "W10.e30.", "e30.e30.e30.e30"):
+        assert refusal(found, text) in {"invalid", "of an unknown key"}, text
 
 
 def test_keys_are_fetched_after_a_minute_or_an_hour(issuer: Issuer) -> None:
@@ -169,14 +155,7 @@ def test_issuer_with_invalid_answers_is_unavailable(issuer: Issuer, answer: byte
         verifier(issuer).verify(issuer.token())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(20, 500))
-@given(st.from_regex(r"[A-Za-z0-9_.-]{0,40}", fullmatch=True) | st.text(max_size=40))
-def test_malformed_token_is_refused(issuer: Issuer, text: str) -> None:
-    with pytest.raises(TokenRefusedError):
-        verifier(issuer).verify(text)
-
-
-def test_jwt_opens_its_organization_only(issuer: Issuer, database: Database, tmp_path: Path) -> None:
+def test_jwt_opens_its_organization_if_the_issuer_answers(issuer: Issuer, database: Database, tmp_path: Path) -> None:
     with opened_service(database, tmp_path, API_OIDC_ISSUER=issuer.url) as service:
         with client(service.url, issuer.token()) as caller:
             assert [each["id"] for each in caller.get("/v1/organizations").json()["items"]] == ["alpha"]
@@ -185,13 +164,8 @@ def test_jwt_opens_its_organization_only(issuer: Issuer, database: Database, tmp
             assert caller.post("/v1/organizations/alpha/syncs").status_code == 403
         with client(service.url, issuer.token(OTHER)) as caller:
             assert caller.get("/v1/organizations/alpha").status_code == 401
-
-
-def test_issuer_that_is_down_is_503(issuer: Issuer, database: Database, tmp_path: Path) -> None:
     issuer.is_down = True
-    with (
-        opened_service(database, tmp_path, API_OIDC_ISSUER=issuer.url) as service,
-        client(service.url, issuer.token()) as caller,
-    ):
-        answer = caller.get("/v1/organizations/alpha")
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+    with opened_service(database, tmp_path, API_OIDC_ISSUER=issuer.url) as service:
+        with client(service.url, issuer.token()) as caller:
+            answer = caller.get("/v1/organizations/alpha")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")

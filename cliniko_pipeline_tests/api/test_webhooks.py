@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from math import nan
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -16,18 +17,16 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cliniko_pipeline.api import webhooks as webhooks_route
 from cliniko_pipeline.api.webhooks import LARGEST_BODY, READ_ON
 from cliniko_pipeline.postgres import api_tokens, organizations, webhooks
-from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization
 from cliniko_pipeline_tests.support.signatures import CLIENT, add_secret, new_secret, send, signed
 from cliniko_pipeline_tests.support.waiting import wait_until
 
 PROBLEM = "application/problem+json"
+NO_TIMESTAMPS = ("nan", "inf", "-1", "1e400", "9" * 400, "")
 BODY = b'{"type": "appointment.updated"}'
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
@@ -42,7 +41,6 @@ class Webhooks:
         self.secret, _ = add_secret(service.runtime, "alpha")
 
     def send(self, content: Any = None, message_id: str | None = None, **options: Any) -> httpx.Response:
-        """Send a webhook of alpha, signed with its secret."""
         return send(self.url, "alpha", self.secret, content, message_id, **options)
 
     def post(self, organization_id: str, body: Any, headers: Any) -> httpx.Response:
@@ -59,37 +57,20 @@ class Webhooks:
 
     def events(self) -> list[tuple[str, str, str | None]]:
         with self.database.operator() as connection:
-            rows = connection.execute(
-                sa.text("select organization_id, message_id, type from cliniko.webhook_events order by received_at")
-            )
+            rows = connection.exec_driver_sql("select organization_id, message_id, type from cliniko.webhook_events")
             return [tuple(row) for row in rows]
-
-    @contextmanager
-    def added_secret(self, organization_id: str) -> Iterator[tuple[str, str]]:
-        """One more secret of the organization, and its id; revoked in the end."""
-        secret, secret_id = add_secret(self.runtime, organization_id)
-        try:
-            yield secret, secret_id
-        finally:
-            self.change(webhooks.revoke_secret, organization_id, secret_id)
 
     def change(self, function: Any, *args: Any) -> Any:
         with self.database.operator() as connection:
             return function(connection, *args)
 
 
-@pytest.fixture(scope="module")
-def module_hooks(service: ServiceAlone) -> Webhooks:
-    return Webhooks(service)
-
-
 @pytest.fixture
-def hooks(module_hooks: Webhooks) -> Webhooks:
-    """As the module's, with nothing received and nothing refused."""
-    with module_hooks.database.operator() as connection:
-        connection.exec_driver_sql("delete from cliniko.webhook_events")
-        connection.exec_driver_sql("delete from cliniko.api_refusals")
-    return module_hooks
+def hooks(service: ServiceAlone) -> Webhooks:
+    with service.database.operator() as connection:
+        for table in ("webhook_events", "webhook_secrets", "api_refusals"):
+            connection.exec_driver_sql(f"delete from cliniko.{table}")
+    return Webhooks(service)
 
 
 def test_signed_webhook_is_stored_without_its_body(hooks: Webhooks) -> None:
@@ -124,6 +105,7 @@ def test_signature_refusal_does_not_reveal_organizations(hooks: Webhooks) -> Non
             ("unknown", BODY, signed(wrong, BODY)),
             ("unknown", BODY, {}),
             ("a\0b", BODY, signed(wrong, BODY)),
+            *(("alpha", BODY, {**signed(hooks.secret, BODY), "webhook-timestamp": at}) for at in NO_TIMESTAMPS),
         )
     ]
     for answer in answers:
@@ -139,35 +121,27 @@ def test_signature_refusal_does_not_reveal_organizations(hooks: Webhooks) -> Non
     assert "appointment" not in str(noted)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "status"), [(-86400, 401), (-310, 401), (-290, 202), (290, 202), (310, 401)], ids=str
-)
-def test_timestamp_may_differ_by_five_minutes(hooks: Webhooks, seconds: int, status: int) -> None:
-    assert hooks.send(later=timedelta(seconds=seconds)).status_code == status
-    assert len(hooks.events()) == (status == 202)
+def test_timestamp_may_differ_by_five_minutes(hooks: Webhooks) -> None:
+    for seconds, status in ((-86400, 401), (-310, 401), (-290, 202), (290, 202), (310, 401)):
+        assert hooks.send(later=timedelta(seconds=seconds)).status_code == status, seconds
+    assert len(hooks.events()) == 2
 
 
 def test_secret_is_accepted_until_it_expires_or_is_revoked(hooks: Webhooks) -> None:
-    with hooks.added_secret("alpha") as (old, old_id), hooks.added_secret("alpha") as (new, _):
+    hooks.change(webhooks.add_secret, "alpha", {"encrypted_data": "cannot be decrypted"})
+    old, old_id = add_secret(hooks.runtime, "alpha")
+    new, new_id = add_secret(hooks.runtime, "alpha")
 
-        def answers() -> list[int]:
-            return [send(hooks.url, "alpha", secret).status_code for secret in (old, new)]
+    def answers() -> list[int]:
+        return [send(hooks.url, "alpha", secret).status_code for secret in (old, new, new_secret())]
 
-        assert answers() == [202, 202]
-        hooks.change(webhooks.expire_secret, "alpha", old_id, timedelta(hours=1))
-        assert answers() == [202, 202]
-        hooks.change(webhooks.expire_secret, "alpha", old_id, timedelta(0))
-        assert answers() == [401, 202]
-    assert answers() == [401, 401], "both are revoked"
-
-
-def test_secret_that_cannot_be_decrypted_is_passed_over(hooks: Webhooks) -> None:
-    broken = hooks.change(webhooks.add_secret, "alpha", {"encrypted_data": "x"})
-    try:
-        assert hooks.send().status_code == 202
-        assert send(hooks.url, "alpha", new_secret()).status_code == 401
-    finally:
-        hooks.change(webhooks.revoke_secret, "alpha", broken)
+    assert answers() == [202, 202, 401]
+    hooks.change(webhooks.expire_secret, "alpha", old_id, timedelta(hours=1))
+    assert answers() == [202, 202, 401]
+    hooks.change(webhooks.expire_secret, "alpha", old_id, timedelta(0))
+    assert answers() == [401, 202, 401]
+    hooks.change(webhooks.revoke_secret, "alpha", new_id)
+    assert answers() == [401, 401, 401]
 
 
 def test_secret_of_removed_organization_is_refused(hooks: Webhooks) -> None:
@@ -179,42 +153,35 @@ def test_secret_of_removed_organization_is_refused(hooks: Webhooks) -> None:
     assert send(hooks.url, "removed", secret).status_code == 401
 
 
-def test_message_id_sent_twenty_times_is_stored_once(hooks: Webhooks) -> None:
+def test_message_id_is_stored_once_per_organization(hooks: Webhooks) -> None:
     with ThreadPoolExecutor(20) as threads:
         answers = list(threads.map(lambda _: hooks.send(message_id="m"), range(20)))
     assert {each.status_code for each in answers} == {202}
     assert sorted(each.json()["duplicate"] for each in answers) == [False, *[True] * 19]
     assert len(hooks.events()) == 1
+    other, _ = add_secret(hooks.runtime, "beta")
+    assert send(hooks.url, "beta", other, message_id="m").json()["duplicate"] is False
+    assert send(hooks.url, "beta", hooks.secret).status_code == 401, "another organization's secret"
 
 
-def test_message_id_is_unique_per_organization(hooks: Webhooks) -> None:
-    with hooks.added_secret("beta") as (other, _):
-        answers = [hooks.send(message_id="m"), send(hooks.url, "beta", other, message_id="m")]
-        assert [each.json()["duplicate"] for each in answers] == [False, False]
-        assert send(hooks.url, "beta", hooks.secret).status_code == 401, "another organization's secret"
+def test_type_that_is_no_plain_word_is_not_stored(hooks: Webhooks) -> None:
+    odd = ["Jane Doe", "Jane", "a@b.org", "a" * 65, 7, nan, ["a"], {"a": "\0"}, "0412", "a.", "\0", "\ud800", "é"]
+    assert [hooks.send({"type": each}).status_code for each in odd] == [202] * len(odd)
+    assert [event[2] for event in hooks.events()] == [None] * len(odd)
 
 
-@pytest.mark.parametrize("message_id", ["a" * 257, "a b", "a\tb", "é"])
-def test_message_id_that_is_malformed_is_400(hooks: Webhooks, message_id: str) -> None:
-    for organization_id in ("alpha", "unknown"):
-        headers = {"webhook-id": message_id.encode("latin-1"), "webhook-timestamp": b"1", "webhook-signature": b"v1,x"}
-        answer = hooks.post(organization_id, BODY, headers)
-        assert (answer.status_code, answer.headers["content-type"]) == (400, PROBLEM)
-    assert hooks.send(message_id="a" * 256).status_code == 202
-
-
-@pytest.mark.parametrize("odd", ["Jane Doe", "Jane", "jane@example.org", "a" * 65, 7, ["a"], "0412", "a.", "\0", "é"])
-def test_type_that_is_no_plain_word_is_not_stored(hooks: Webhooks, odd: Any) -> None:
-    assert hooks.send({"type": odd}).status_code == 202
-    assert [event[2] for event in hooks.events()] == [None]
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b"[" * 100_000, b"9" * 10_000, b'{"a":1}x'])
-def test_body_that_is_no_object_is_400(hooks: Webhooks, body: bytes) -> None:
-    answer = hooks.post("alpha", body, signed(hooks.secret, body))
-    assert (answer.status_code, answer.headers["content-type"]) == (400, PROBLEM)
-    assert "JSON object" in answer.json()["detail"]
+def test_malformed_message_id_or_body_is_400(hooks: Webhooks) -> None:
+    answers = [
+        hooks.post(organization_id, BODY, {**signed(hooks.secret, BODY), "webhook-id": message_id.encode("latin-1")})
+        for organization_id in ("alpha", "unknown")
+        for message_id in ("a" * 257, "a b", "a\tb", "é")
+    ]
+    for body in (b"", b"[]", b"[" * 100_000, b"9" * 10_000, b"null", b'{"a":1}x'):
+        answers.append(hooks.post("alpha", body, signed(hooks.secret, body)))
+        assert "JSON object" in answers[-1].json()["detail"]
+    assert {(each.status_code, each.headers["content-type"]) for each in answers} == {(400, PROBLEM)}
     assert hooks.events() == []
+    assert hooks.send(message_id="a" * 256).status_code == 202
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
@@ -255,41 +222,6 @@ def test_client_that_disconnects_is_no_defect(
     wait_until(lambda: endings == ["begun", "ended"], "the service still reads the body")
     assert hooks.send().status_code == 202
     assert "defect" not in caplog.text
-
-
-HEADER = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=60).map(
-    # No client sends white space around a value.
-    lambda text: text.strip().encode("latin-1").strip()
-)
-JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()),
-    lambda each: st.lists(each) | st.dictionaries(st.text(), each),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=examples(30, 500))
-@given(
-    path=st.sampled_from(["alpha", "beta", "unknown", "%00", "%FF", "a%2Fb", "%F0%9F%8F%84"]),
-    headers=st.dictionaries(
-        st.sampled_from(["webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "content-encoding"]),
-        HEADER | st.sampled_from([b"nan", b"inf", b"-1", b"1e400", b"v1,", b",", b"v1,a v1,\xff", b"9" * 400]),
-    ),
-    body=st.binary(max_size=40) | st.just(BODY),
-)
-def test_unsigned_request_is_always_a_problem(
-    module_hooks: Webhooks, path: str, headers: dict[str, bytes], body: bytes
-) -> None:
-    answer = CLIENT.post(f"{module_hooks.url}/v1/webhooks/{path}", content=body, headers=headers)  # pyright: ignore[reportArgumentType]
-    assert answer.status_code in {400, 401, 404}
-    assert answer.headers["content-type"] == PROBLEM
-
-
-@settings(max_examples=examples(15, 500))
-@given(content=st.one_of(JSON, st.dictionaries(st.just("type"), JSON), st.dictionaries(st.just("type"), st.text())))
-def test_signed_object_is_always_accepted(module_hooks: Webhooks, content: Any) -> None:
-    answer = module_hooks.send(content if content is not None else 0)
-    assert answer.status_code == (202 if isinstance(content, dict) else 400)
 
 
 def test_accepted_webhook_costs_two_statements(hooks: Webhooks) -> None:
