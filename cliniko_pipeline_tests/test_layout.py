@@ -3,7 +3,6 @@
 import ast
 import re
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,11 +70,6 @@ def test_no_file_names_this_machine_or_a_package_registry() -> None:
             if any(pattern.search(line) for pattern in FORBIDDEN):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
     assert found == []
-
-
-def test_console_script_is_declared() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["project"]["scripts"] == {"cliniko-pipeline": "cliniko_pipeline.cli.main:main"}
 
 
 def test_constraints_hold_only_names_and_versions() -> None:

@@ -21,8 +21,6 @@ from cliniko_pipeline_tests.support.scripted_clients import (
 )
 from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 
-# --- Requests ---------------------------------------------------------------------------------------------
-
 
 def test_crawl_reads_counts_and_reports_all_pages():
     scripted = ScriptedClient(then=lambda request: listing(request, total=250))
@@ -112,9 +110,6 @@ def test_failure_of_a_page_in_flight_is_raised_in_order(monkeypatch):
     assert numbers == [1]
 
 
-# --- Failures ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("failure", "cause"),
     [
@@ -202,9 +197,6 @@ def test_wait_before_a_retry_can_be_interrupted():
     assert len(scripted.requests) == 1
 
 
-# --- Secrets ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("key", ["", "a b", "a:b", "kéy", "key\n"])
 def test_key_that_no_header_can_carry_is_refused(key):
     with pytest.raises(errors.CredentialsFormatError) as caught:
@@ -223,9 +215,6 @@ def test_representations_do_not_hold_the_key():
     for thing in (client, client._headers, client._transport, client.statistics):
         assert KEY not in repr(thing)
     assert repr(client) == f"<ClinikoClient of organization surf-rehab at {API}>"
-
-
-# --- Closing ----------------------------------------------------------------------------------------------
 
 
 class ClosableTransport(httpx.MockTransport):

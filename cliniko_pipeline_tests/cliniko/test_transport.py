@@ -80,9 +80,6 @@ def assert_fails(transport: CurlTransport, url: str, *kinds: type[httpx.RequestE
     assert caught.value.__cause__ is None
 
 
-# --- Requests and answers ---------------------------------------------------------------------------------
-
-
 def test_answer_keeps_status_and_headers_and_redirects_nobody(transport, serve) -> None:
     elsewhere = serve(sending(answer(b"{}")))
     headers = (
@@ -141,9 +138,6 @@ def test_body_is_complete_and_unpacked(transport, serve, data) -> None:
     assert "content-encoding" not in response.headers
     assert response.headers.get("content-length") in {None, str(len(BODY))}
     assert response.json() == json.loads(BODY)
-
-
-# --- Failures ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,9 +214,6 @@ def test_untrusted_certificate_is_refused(transport, tmp_path) -> None:
         assert request.result(LIMIT_SECONDS) == b""
 
 
-# --- Connections and threads ------------------------------------------------------------------------------
-
-
 def test_connection_closed_by_the_server_is_replaced(transport, serve) -> None:
     server = serve(sending(answer(b"{}")))
     assert [get(transport, server.url).status_code for _ in range(3)] == [200] * 3
@@ -293,9 +284,6 @@ def test_interruption_does_not_wait_for_the_answer(opened, serve, interrupt) -> 
     transport.close()
     server.close()
     wait_until(lambda: not any(each.is_alive() for each in senders), "the sending thread did not end")
-
-
-# --- Proxies ----------------------------------------------------------------------------------------------
 
 
 def test_proxy_of_the_environment_is_used_if_wanted(opened, serve, monkeypatch) -> None:

@@ -64,8 +64,6 @@ def results(clinic: SyncedOrganization) -> dict[str, Any]:
 
 NO_RESULTS: dict[str, Any] = {name: [] for name in RESULTS}
 
-# --- Faults that pass -------------------------------------------------------------------------------------
-
 
 def test_passing_faults_change_nothing_stored(pipeline: PipelineUnderTest, waits: SkippedTime) -> None:
     with synced_demo(pipeline, "harbour-pilates") as clinic:
@@ -99,8 +97,6 @@ def test_429_waits_are_summed_in_the_run(clinic: SyncedOrganization, waits: Skip
     assert waits.skipped >= 5 * 60
     assert clinic.last_run().seconds_waited >= 5 * 60
 
-
-# --- Faults that stay -------------------------------------------------------------------------------------
 
 LASTING_FAULTS = {
     Faults(broken_pages=(BrokenPage("individual_appointments", 2),)): (
@@ -153,9 +149,6 @@ def test_lasting_fault_fails_the_sync_and_keeps_the_results(clinic: SyncedOrgani
     assert clinic.last_run().status == "succeeded"
 
 
-# --- Other hosts ------------------------------------------------------------------------------------------
-
-
 def test_other_hosts_get_no_request(clinic: SyncedOrganization) -> None:
     """Neither links nor redirects are followed; a first sync that fails leaves no results."""
     with running_sandbox([]) as other:
@@ -172,9 +165,6 @@ def test_other_hosts_get_no_request(clinic: SyncedOrganization) -> None:
     assert results(clinic) == NO_RESULTS
     clinic.sync()
     clinic.assert_right()
-
-
-# --- Lost connections to the database ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,9 +248,6 @@ def _end_sessions(pipeline: PipelineUnderTest, condition: str = "true") -> int:
         ended = connection.exec_driver_sql(statement).scalar_one()
     engine.dispose()
     return ended
-
-
-# --- Rejected records -------------------------------------------------------------------------------------
 
 
 def test_rejected_record_is_stored_when_it_is_mended(clinic: SyncedOrganization) -> None:

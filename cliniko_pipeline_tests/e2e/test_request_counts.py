@@ -119,9 +119,6 @@ def pages_of(account: Account, resources: tuple[str, ...] = (*CRAWLED, *NAMES)) 
     return Counter({each: max(1, math.ceil(len(account.records[each]) / PAGE)) for each in resources})
 
 
-# --- Nothing has changed ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("size", "groups"), [(0, False), (101, False), (101, True)])
 def test_unchanged_account_costs_one_request_a_resource(pipeline: PipelineUnderTest, size: int, groups: bool) -> None:
     """Attendees are read only where there are groups."""
@@ -140,8 +137,6 @@ def test_full_sync_costs_each_page_once(pipeline: PipelineUnderTest) -> None:
         assert clinic.sync() == UNCHANGED
         clinic.assert_right()
 
-
-# --- Some records have changed ----------------------------------------------------------------------------
 
 Change = Callable[[dict[str, Any], str], dict[str, Any]]
 
@@ -225,9 +220,6 @@ def test_first_group_costs_the_request_for_attendees(pipeline: PipelineUnderTest
         assert clinic.sync() == UNCHANGED
 
 
-# --- Names ------------------------------------------------------------------------------------------------
-
-
 def test_new_name_costs_one_request_once(pipeline: PipelineUnderTest) -> None:
     """A new appointment type or practitioner is read when the first appointment has it."""
     with counted_clinic(pipeline, account_of(10, groups=True)) as clinic:
@@ -257,9 +249,6 @@ def test_new_name_costs_one_request_once(pipeline: PipelineUnderTest) -> None:
         assert booked(3, kind=4, practitioner=3) == {**UNCHANGED, "appointment_types": 1}
         assert booked(4, kind=4, practitioner=3) == UNCHANGED
         clinic.assert_right()
-
-
-# --- Killed -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

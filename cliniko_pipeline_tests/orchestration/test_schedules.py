@@ -65,9 +65,6 @@ def test_count_comparison_is_due_once_a_day_after_a_sync(deployment: Deployment)
     assert result.success, errors_of(result)
 
 
-# --- Pauses and retries -----------------------------------------------------------------------------------
-
-
 def test_revoked_key_pauses_until_the_key_is_replaced(deployment: Deployment) -> None:
     deployment.accounts["alpha"].revoked = True
     assert not deployment.sync("alpha").success
@@ -137,9 +134,6 @@ def test_retries_back_off_until_a_sync_succeeds(deployment: Deployment) -> None:
     assert deployment.scheduling("beta").retry_at is None
     assert deployment.sync("alpha").success
     assert deployment.scheduling("alpha").retry_at is None
-
-
-# --- Partitions -------------------------------------------------------------------------------------------
 
 
 def test_partitions_are_active_or_running_organizations(deployment: Deployment) -> None:

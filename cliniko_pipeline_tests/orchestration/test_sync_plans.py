@@ -121,9 +121,6 @@ def test_due_times_are_exactly_one_period_apart(organization_id, minutes, now):
     assert is_due(now, now + period)
 
 
-# --- Counts and freshness ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("change", [*UNSCHEDULED.values(), {"succeeded_at": None}, {"counts_requested_at": NOW}])
 def test_count_comparison_is_due_for_synced_organizations(change: dict[str, Any]) -> None:
     due = replace(NEW, succeeded_at=NOW - 3 * DAY)

@@ -72,8 +72,6 @@ def test_run_key_identifies_the_request() -> None:
     assert planned(now=NOW + MINUTE) == planned()
 
 
-# --- A history ----------------------------------------------------------------------------------------------
-
 TICK = timedelta(seconds=5)
 OUTCOMES = ("succeeds", "fails", "fails permanently", "is canceled", "is lost")
 UNSCHEDULED = Scheduling("org", is_on=False)
@@ -118,8 +116,6 @@ def failed(scheduling: Scheduling, now: datetime, *, is_permanent: bool) -> Sche
     failures = scheduling.failures + 1
     return replace(scheduling, failures=failures, failure_is_permanent=is_permanent, retry_at=retry_at)
 
-
-# --- Deliveries ---------------------------------------------------------------------------------------------
 
 RUN = EndedRun(
     "run-1",

@@ -185,9 +185,6 @@ def test_lower_limit_counts_requests_taken_under_a_higher_one(clock) -> None:
     assert few.send() == pytest.approx(WINDOW, abs=0.01)
 
 
-# --- Clocks that jump -------------------------------------------------------------------------------------
-
-
 def test_database_clock_set_back_closes_the_budget_briefly(clock) -> None:
     """It does for no longer than an answer can take."""
     unanswered, answered, blocked = (Process(clock, 1) for _ in range(3))
@@ -224,9 +221,6 @@ def test_database_clock_that_goes_ahead_stops_nobody(clock, pair) -> None:
     # A process knows what it has sent itself.
     assert process.send() == pytest.approx(WINDOW, abs=0.01)
     assert other.send() <= UNANSWERED_SECONDS
-
-
-# --- Large limits -----------------------------------------------------------------------------------------
 
 
 def test_large_limit_is_taken_in_batches_and_the_unsent_rest_given_up(clock) -> None:

@@ -41,9 +41,6 @@ class Account:
     organization_id: str = ORGANIZATION
 
 
-# --- Builders: a full wire record each, and whatever fields the caller wants to be different --------------
-
-
 def link(resource: str, record_id: str | int) -> dict[str, Any]:
     """A link to another record, as in ``patient``, ``booking`` or ``merged_with_patient``."""
     return {"links": {"self": f"{API}/{resource}/{record_id}"}}
@@ -156,9 +153,6 @@ def contact(number: int, organization_id: str = ORGANIZATION, **columns: str | N
 def contact_id(number: int) -> UUID:
     """The id of the contact made with this number."""
     return UUID(int=number)
-
-
-# --- One account by hand -------------------------------------------------------------------------------------
 
 
 def _site(appointment_type_id: int, practitioner_id: int) -> WireRecord:
@@ -367,8 +361,6 @@ def _attendees_by_hand() -> list[WireRecord]:
         attendee("221", "45", "1000", arrived=""),
     ]
 
-
-# --- Strategies --------------------------------------------------------------------------------------------
 
 Name = tuple[str | None, str | None]
 

@@ -150,9 +150,6 @@ def merge_loops(records: Records) -> frozenset[str]:
     return frozenset(loops)
 
 
-# --- Wire records -----------------------------------------------------------------------------------------
-
-
 class _SetAsideError(Exception):
     """The record misses something that is required, or holds an instant that cannot be read."""
 
@@ -355,9 +352,6 @@ def _clean(text: str) -> str:
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-# --- The person -------------------------------------------------------------------------------------------
-
-
 def _follow_merges(patients: Mapping[str, _Patient]) -> tuple[dict[str, str], set[str]]:
     """Patient id to person id (absent ends of chains are in it, too), and the ids standing in for loops."""
     person_of: dict[str, str] = {}
@@ -381,9 +375,6 @@ def _follow_merges(patients: Mapping[str, _Patient]) -> tuple[dict[str, str], se
         for patient_id in [*chain, here]:
             person_of[patient_id] = person
     return person_of, loops
-
-
-# --- Attendances ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -451,9 +442,6 @@ def _counting_attendees(
 
 def _names(named: Mapping[str, _Named]) -> dict[str | None, str | None]:
     return {one.id: one.name for one in named.values()}
-
-
-# --- Contact mapping --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -552,9 +540,6 @@ def _group(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, l
     for item in items:
         groups[key(item)].append(item)
     return groups
-
-
-# --- Rendering --------------------------------------------------------------------------------------------
 
 
 def _soonest_first(attendances: Iterable[_Attendance]) -> list[_Attendance]:

@@ -176,9 +176,6 @@ def test_failed_comparison_is_one_line_with_the_reason(clinic: CountedClinic) ->
     assert hint in errors_of(result)[0]
 
 
-# --- The share of deletions that is accepted --------------------------------------------------------------
-
-
 def test_too_many_deletions_are_refused_until_accepted(clinic: CountedClinic) -> None:
     for number in range(1, 6):
         clinic.account.delete("patients", number)
