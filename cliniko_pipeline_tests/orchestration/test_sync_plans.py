@@ -1,5 +1,6 @@
 """When organizations are due: syncs, full syncs, retries and comparisons of counts."""
 
+from bisect import bisect_left
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from itertools import pairwise
@@ -40,6 +41,17 @@ def test_new_organization_is_due_now_and_then_hourly():
     assert first == NOW
     assert len(others) == 5
     assert {later - earlier for earlier, later in pairwise(others)} == {timedelta(hours=1)}
+
+
+def test_sync_requested_at_its_due_time_is_not_due_again():
+    def is_due(at: datetime, requested_at: datetime) -> bool:
+        return due_syncs([replace(NEW, requested_at=requested_at)], set(), HOURLY, at) != []
+
+    hour = range(3_600_000_000)
+    passed = bisect_left(hour, 1, key=lambda microseconds: is_due(NOW + timedelta(microseconds=microseconds), NOW))
+    due_at = NOW + timedelta(microseconds=passed)
+    assert is_due(due_at, NOW)
+    assert not is_due(due_at, due_at)
 
 
 def test_full_sync_is_due_once_a_night():

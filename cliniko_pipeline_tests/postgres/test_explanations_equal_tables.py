@@ -21,7 +21,7 @@ from cliniko_pipeline_tests.support.stored_clinics import AS_OF, RULES, WITHOUT_
 
 
 @settings(
-    max_examples=examples(2, 60),
+    max_examples=examples(2, 20),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(accounts(bad_records=True))
