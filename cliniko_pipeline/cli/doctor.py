@@ -9,6 +9,8 @@ from cliniko_pipeline.cli.session import CHECK_ATTEMPTS
 from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.rehearsal import require_rehearsed
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
@@ -34,18 +36,24 @@ def _examine(runtime: Runtime) -> bool:
     if not _check("The schema is up to date", lambda: _require_schema(runtime)):
         return False
     is_isolated = _check("Organizations are kept apart", partial(schema.require_isolation, runtime.database))
+    would_sync = _check("A rehearsed sync succeeds", partial(_rehearse, runtime.database))
     with runtime.database.operator() as connection:
         found = [each.id for each in stored.organizations(connection) if each.is_active]
     if not found:
         click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
     accepted = [_check(f"Cliniko accepts the key of '{each}'", partial(_ask, runtime, each)) for each in found]
-    return has_key and is_isolated and all(accepted)
+    return has_key and is_isolated and would_sync and all(accepted)
 
 
 def _require_schema(runtime: Runtime) -> None:
     if runtime.settings.embedded_database:
         schema.migrate(runtime.database, create_application_tables=True)
     schema.require_current(runtime.database)
+
+
+def _rehearse(database: Database) -> None:
+    for untried in require_rehearsed(database):
+        click.secho(f"! {untried}", fg="yellow")
 
 
 def _ask(runtime: Runtime, organization_id: str) -> None:

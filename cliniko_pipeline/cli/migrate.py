@@ -3,17 +3,25 @@
 import click
 
 from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.rehearsal import require_rehearsed
+from cliniko_pipeline.postgres.schema import Migration
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
 
 
 @click.command()
 def migrate() -> None:
-    """Bring the database's schema up to date; safe to repeat."""
+    """Bring the database's schema up to date, and rehearse a sync; safe to repeat."""
     with open_runtime(load_settings()) as runtime:
         embedded = runtime.settings.embedded_database
         done = schema.migrate(runtime.database, create_application_tables=embedded)
         where = runtime.database.location
+        _tell(done, where)
+        for untried in require_rehearsed(runtime.database):
+            click.secho(f"! {untried}", fg="yellow")
+
+
+def _tell(done: Migration, where: str) -> None:
     if done.changed and done.before == done.after:
         click.echo(f"Mended what keeps organizations apart in {where} ({done.after}).")
     elif done.changed:

@@ -145,6 +145,12 @@ def is_current(connection: Connection, table: Table, inputs: Sequence[Table]) ->
     return origin is not None and origin["tables"] == row.tables
 
 
+def is_watched(connection: Connection, table: Table) -> bool:
+    """Whether changes of the table, of which there must have been one, are noted: its triggers are there, and fire."""
+    row = connection.execute(statement(sql("standing")), {"names": [_name(table)], "contacts": None}).one()
+    return row.tables is not None
+
+
 def row_count(connection: Connection, schema: str, table: str, *, anew: bool = False) -> int:
     """How many rows the organization has: counted once, or `anew`, and then kept, of a table that is watched."""
     count = f"select count(*) from {Table(schema, table, (), ()).qualified}"

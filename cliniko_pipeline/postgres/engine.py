@@ -262,6 +262,11 @@ def once(connection: Connection, text: str) -> None:
         made.add(text)
 
 
+def forget_made(connection: Connection) -> None:
+    """Let `once` make everything again: a savepoint was rolled back, and what was made since then is gone."""
+    connection.info.pop(_MADE, None)
+
+
 @contextmanager
 def _forgetting_what_a_failure_undid() -> Generator[list[dict[Any, Any]]]:
     # It may have been made in the very transaction that is undone. No event tells of a commit that fails.

@@ -142,6 +142,11 @@ def _keep_staging(connection: Connection, table: Table) -> str:
     return f"pg_temp.{staging}"
 
 
+def empty_staging(connection: Connection, table: Table) -> None:
+    """Empty the staging table of `staged` before the end of the transaction."""
+    connection.execute(sa.text(f"delete from {_keep_staging(connection, table)}"))
+
+
 def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> None:
     """Rows of whatever types an operator's own asset has: psycopg adapts each value."""
     with _copying(connection, f"copy {STAGING} ({_list(table.written)}) from stdin") as copy:

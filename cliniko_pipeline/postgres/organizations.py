@@ -173,10 +173,15 @@ def remove(database: Database, organization_id: str) -> int:
 def delete_tenant_rows(database: Database, organization_id: str) -> int:
     """Deletes everything the pipeline stored for the organization; returns the number of rows."""
     with database.organization(organization_id) as connection:
-        tables = connection.execute(sa.text(sql("isolated_tables"))).scalars().all()
-        # The policies narrow these statements to the organization already; nothing here is left to them alone.
-        mine = "organization_id = current_setting('app.organization_id')"
-        return sum(connection.execute(sa.text(f"delete from {table} where {mine}")).rowcount for table in tables)
+        return delete_rows(connection)
+
+
+def delete_rows(connection: Connection) -> int:
+    """The same in the organization's context."""
+    tables = connection.execute(sa.text(sql("isolated_tables"))).scalars().all()
+    # The policies narrow these statements to the organization already; nothing here is left to them alone.
+    mine = "organization_id = current_setting('app.organization_id')"
+    return sum(connection.execute(sa.text(f"delete from {table} where {mine}")).rowcount for table in tables)
 
 
 def _update(connection: Connection, organization_id: str, assignment: str, **values: Any) -> None:

@@ -7,9 +7,13 @@ at a time. Knows no HTTP: what is a request, and when it was answered, it is tol
 import math
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy.engine import Connection, Row
 
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.postgres.engine import Database, sql, statement
@@ -160,22 +164,35 @@ class SharedRequestBudget:
 
     def _ask(self, wanted: int) -> tuple[int | None, float]:
         now = self._clock()
+        answered = {ticket: now - answered_at for ticket, answered_at in self._answered.items()}
         with self._database.operator_statement() as connection:
-            row = connection.execute(
-                statement(sql("take_requests")),
-                {
-                    "key_digest": self._key_digest,
-                    "wanted": wanted,
-                    "allowed": self._limit,
-                    "window_seconds": self._window,
-                    "longest_answer_seconds": LONGEST_ANSWER_SECONDS,
-                    "longest_block_seconds": LONGEST_BLOCK_SECONDS,
-                    "crowded_seconds": CROWDED_SECONDS,
-                    "answered_tickets": list(self._answered),
-                    "answered_seconds_ago": [now - answered_at for answered_at in self._answered.values()],
-                },
-            ).one()
+            row = take(connection, self._key_digest, wanted, self._limit, self._window, answered)
         self._answered.clear()
         self._left = row.requests_left
         self._is_crowded = row.is_crowded
         return row.ticket, row.wait_seconds
+
+
+def take(
+    connection: Connection,
+    key_digest: str,
+    wanted: int = 1,
+    allowed: int = 1,
+    window: float = 60.0,
+    answered: Mapping[int, float] = MappingProxyType({}),
+) -> Row[Any]:
+    """Take requests from the budget, in an operator's transaction; `answered`: tickets, and how many seconds ago."""
+    return connection.execute(
+        statement(sql("take_requests")),
+        {
+            "key_digest": key_digest,
+            "wanted": wanted,
+            "allowed": allowed,
+            "window_seconds": window,
+            "longest_answer_seconds": LONGEST_ANSWER_SECONDS,
+            "longest_block_seconds": LONGEST_BLOCK_SECONDS,
+            "crowded_seconds": CROWDED_SECONDS,
+            "answered_tickets": list(answered),
+            "answered_seconds_ago": list(answered.values()),
+        },
+    ).one()

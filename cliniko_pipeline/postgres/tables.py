@@ -170,6 +170,12 @@ WRITTEN = (
 WATCHED = (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING, CURRENT_ATTENDANCES)
 """The tables of which every change is noted (`cliniko.table_states`), so that nothing is computed again in vain."""
 
+COMPUTED_FROM: dict[Table, tuple[Table, ...]] = {
+    CONTACT_MAPPING: (PATIENTS,),
+    ACTIVE_PATIENTS: (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING),
+}
+"""The tables that queries compute (`sql/<name>.sql`), and those they read besides the contacts."""
+
 
 @dataclass(frozen=True)
 class ResourceRows:

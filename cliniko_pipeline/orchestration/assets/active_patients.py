@@ -13,14 +13,7 @@ from cliniko_pipeline.orchestration.assets.patients import patients
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import TableQuery
-from cliniko_pipeline.postgres.tables import (
-    ACTIVE_PATIENTS,
-    APPOINTMENTS,
-    ATTENDEES,
-    CONTACT_MAPPING,
-    CURRENT_ATTENDANCES,
-    PATIENTS,
-)
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, COMPUTED_FROM, CURRENT_ATTENDANCES
 from cliniko_pipeline.runtime import Runtime
 
 
@@ -78,6 +71,6 @@ def active_patients(config: ActivePatientsConfig, runtime: dg.ResourceParam[Runt
         "active_patients",
         parameters,
         requires,
-        inputs=(PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING),
+        inputs=COMPUTED_FROM[ACTIVE_PATIENTS],
         through=CURRENT_ATTENDANCES,
     )

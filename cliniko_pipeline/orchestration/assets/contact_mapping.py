@@ -8,7 +8,7 @@ from cliniko_pipeline.orchestration.assets.patients import patients
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import TableQuery
-from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
+from cliniko_pipeline.postgres.tables import COMPUTED_FROM, CONTACT_MAPPING
 
 
 @dg.asset(
@@ -43,5 +43,5 @@ def contact_mapping() -> TableQuery:
         CONTACT_MAPPING,
         "contact_mapping",
         requires=("patients", *(each.resource.name for each in APPOINTMENT_SOURCES)),
-        inputs=(PATIENTS,),
+        inputs=COMPUTED_FROM[CONTACT_MAPPING],
     )
