@@ -39,6 +39,7 @@ class Server:
         name = f"benchmark_{next(self._numbers)}"
         self.execute(f"create database {name} template migrated")
         database = Database(self._embedded.url.set(database=name))
+        schema.migrate(database)  # The organization role is the copied database's.
         try:
             yield database
         finally:

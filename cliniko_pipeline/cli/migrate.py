@@ -34,3 +34,5 @@ def _tell(done: Migration, where: str) -> None:
             " app.organization_id first,\nor gets a policy of its own"
             ' (docs/operations.md, "How the application reads active_patients").'
         )
+    for warning in done.warnings:
+        click.secho(f"! {warning}", fg="yellow")

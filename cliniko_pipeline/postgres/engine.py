@@ -25,14 +25,12 @@ from cliniko_pipeline.errors import (
     DataError,
 )
 
-ORGANIZATION_ROLE = "cliniko_organization"
-"""The role that statements on tenant data run as. It may not log in and has no BYPASSRLS."""
-
 OLDEST_SUPPORTED_VERSION = 14
 CONNECT_TIMEOUT_SECONDS = 10
 STATEMENT_TIMEOUT_SECONDS = 15 * 60
 LOCK_TIMEOUT_SECONDS = 5 * 60
 LOCK_NOT_AVAILABLE = "55P03"
+INSUFFICIENT_PRIVILEGE = "42501"
 _MADE = "cliniko_pipeline.made"
 
 
@@ -118,7 +116,6 @@ class Database:
         with self._translated(), _forgetting_what_a_failure_undid() as info, self._engine.begin() as connection:
             info.append(connection.info)
             parameters = {
-                "role": ORGANIZATION_ROLE,
                 "organization_id": organization_id,
                 "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
                 "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
@@ -281,7 +278,7 @@ def _forgetting_what_a_failure_undid() -> Generator[list[dict[Any, Any]]]:
 
 def _refused(cause: BaseException | None, state: str) -> ClinikoPipelineError:
     message = _primary_message(cause)
-    if state == "42501":  # insufficient_privilege
+    if state == INSUFFICIENT_PRIVILEGE:
         return DatabaseSetupError(
             f"The database user lacks a privilege: {message}."
             " Grant it, or let a user who has it run `cliniko-pipeline migrate`."

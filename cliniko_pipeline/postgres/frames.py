@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
 from cliniko_pipeline.postgres.engine import Database, advisory_key, sql
+from cliniko_pipeline.postgres.isolation import isolate_table
 from cliniko_pipeline.postgres.merge import Written, quote, replace_all, replace_by_rows
 from cliniko_pipeline.postgres.tables import WRITTEN, Table
 
@@ -164,7 +165,7 @@ def _create_table(connection: Connection, schema: str, name: str, frame: pd.Data
     columns = "".join(f", {quote(column)} {_sql_type(frame[column])}" for column in frame.columns)
     connection.exec_driver_sql(f"create schema if not exists {quote(schema)}")
     connection.exec_driver_sql(f"create table {table} (organization_id text not null{columns})")
-    connection.exec_driver_sql(sql("isolate").format(schema=quote(schema), table=table))
+    isolate_table(connection, quote(schema), table)
 
 
 def _sql_type(values: "pd.Series[Any]") -> str:

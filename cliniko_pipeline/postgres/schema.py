@@ -25,12 +25,21 @@ from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.postgres.engine import (
     LOCK_NOT_AVAILABLE,
     LOCK_TIMEOUT_SECONDS,
-    ORGANIZATION_ROLE,
     Database,
     advisory_key,
     sql,
 )
-from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, TENANT_TABLES, WATCHED
+from cliniko_pipeline.postgres.isolation import (
+    ISOLATION,
+    ensure_organization_role,
+    isolate,
+    organization_role,
+    require_powerless_role,
+    retire_other_roles,
+    strangers,
+    unisolated_tables,
+)
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, WATCHED
 
 APPLICATION_TABLES = {
     "organizations": ("id", "name"),
@@ -68,7 +77,6 @@ FUNCTIONS = (
     "take_requests",
 )
 
-ISOLATION = ("organization_role", "isolate", "grant_sequence")
 WATCH = "watch"
 
 
@@ -82,12 +90,14 @@ class Migration:
         changed: whether there was anything to do.
         closed_to_readers: whether active_patients was there already, with rows, and open: who reads it must now say
             whose rows.
+        warnings: what is left to the operator, in words.
     """
 
     before: str | None
     after: str
     changed: bool
     closed_to_readers: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def migrate(database: Database, *, create_application_tables: bool = False) -> Migration:
@@ -110,22 +120,25 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
         if create_application_tables:
             connection.execute(sa.text(sql("application_tables")))
         _require_application_tables(connection)
-        _require_powerless_role(connection)
+        require_powerless_role(connection)
         _require_known_version(connection)
         before, after = _current_version(connection), expected_version()
-        changed = before != after or bool(_unisolated_tables(connection))
+        changed = before != after or bool(unisolated_tables(connection))
         closes = changed and _is_open_with_rows(connection)
+        warnings: list[str] = []
         if changed:
             with _told_of_other_users():
                 _upgrade(connection)
-        return Migration(before, after, changed, closes)
+                warnings += retire_other_roles(connection)
+        warnings += filter(None, [strangers(connection)])
+        return Migration(before, after, changed, closes, tuple(warnings))
 
 
 def require_current(database: Database) -> None:
     """Raises DatabaseSetupError where the schema is not this version's, or an application table is missing."""
     with database.operator() as connection:
         _require_application_tables(connection)
-        _require_powerless_role(connection)
+        require_powerless_role(connection)
         _require_known_version(connection)
         found = _current_version(connection)
     if found != expected_version():
@@ -138,23 +151,27 @@ def require_isolation(database: Database) -> None:
     of one. Needs a schema that is current.
     """
     with database.operator() as connection:
-        unisolated = _unisolated_tables(connection)
-        user, may_switch = connection.execute(sa.text(sql("may_switch")), {"role": ORGANIZATION_ROLE}).one()
+        role = organization_role(connection)
+        user, may_switch = connection.execute(sa.text(sql("may_switch")), {"role": role}).one()
+        unisolated = unisolated_tables(connection)
+        others = strangers(connection)
     if unisolated:
         raise DatabaseSetupError(
-            f"Row-level security does not keep organizations apart in {', '.join(unisolated)}:"
+            f"The policies and grants that keep organizations apart are not there for {', '.join(unisolated)}:"
             " `cliniko-pipeline migrate` mends that."
         )
     if not may_switch:
         raise DatabaseSetupError(
-            f"The database user may not switch to the role {ORGANIZATION_ROLE}: run"
-            f" `grant {ORGANIZATION_ROLE} to {user}` as a superuser, or as whoever ran `cliniko-pipeline migrate`."
+            f"The database user may not switch to the role {role}: run"
+            f" `grant {role} to {user}` as a superuser, or as whoever ran `cliniko-pipeline migrate`."
         )
+    if others:
+        raise DatabaseSetupError(others)
     with database.organization("doctor") as connection:
         found = connection.execute(
             sa.text("select cast(current_user as text), current_setting('app.organization_id')")
         ).one()
-    if tuple(found) != (ORGANIZATION_ROLE, "doctor"):
+    if tuple(found) != (role, "doctor"):
         raise DatabaseSetupError(
             "What a transaction sets does not reach its next statement: connect without a pooler of statements"
             " between the pipeline and PostgreSQL."
@@ -217,55 +234,21 @@ def _require_known_version(connection: Connection) -> None:
 
 def _upgrade(connection: Connection) -> None:
     connection.execute(sa.text("create schema if not exists cliniko"))
-    connection.execute(sa.text(sql("organization_role")))
+    ensure_organization_role(connection)
     config = _alembic_config()
     config.attributes["connection"] = connection
     with _ALEMBIC:
         command.upgrade(config, "head")
-    _isolate(connection)
+    isolate(connection)
     for name in FUNCTIONS:
         connection.exec_driver_sql(sql(f"functions/{name}"))
     for table in WATCHED:
         connection.exec_driver_sql(sql(WATCH).format(table=table.qualified))
     connection.exec_driver_sql(
         "revoke execute on all functions in schema cliniko from public;"
-        f" grant execute on all functions in schema cliniko to {ORGANIZATION_ROLE}"
+        f" grant execute on all functions in schema cliniko to {organization_role(connection)}"
     )
     connection.exec_driver_sql(f"comment on schema cliniko is '{expected_version()}'")
-
-
-def _isolate(connection: Connection) -> None:
-    own = {(table.partition(".")[0].strip('"'), table) for table in TENANT_TABLES}
-    operators = {(row.schema, row.name) for row in connection.execute(sa.text(sql("isolated_tables")))}
-    unquoted = {table.replace('"', "") for _, table in own}
-    for schema, table in sorted(own | {(schema, name) for schema, name in operators if name not in unquoted}):
-        connection.exec_driver_sql(sql("isolate").format(schema=schema, table=table))
-    connection.execute(sa.text(sql("grant_sequence")))
-
-
-def _unisolated_tables(connection: Connection) -> list[str]:
-    rows = connection.execute(sa.text(sql("unisolated_tables")), {"names": list(TENANT_TABLES)})
-    return list(rows.scalars())
-
-
-def _require_powerless_role(connection: Connection) -> None:
-    """Roles belong to the server: this one may have been made, or changed, by somebody else."""
-    role = connection.execute(sa.text(sql("role_powers")), {"role": ORGANIZATION_ROLE}).one_or_none()
-    if role is None:
-        return  # made by the migration
-    powers = [
-        *(["is a superuser"] if role.rolsuper else []),
-        *(["bypasses row-level security"] if role.rolbypassrls else []),
-        *(["may log in"] if role.rolcanlogin else []),
-        *(["is a member of " + ", ".join(role.memberships)] if role.memberships else []),
-    ]
-    if powers:
-        mend = [f"alter role {ORGANIZATION_ROLE} nosuperuser nobypassrls nologin"]
-        mend += [f"revoke {other} from {ORGANIZATION_ROLE}" for other in role.memberships]
-        raise DatabaseSetupError(
-            f"The role {ORGANIZATION_ROLE}, which keeps organizations apart, {' and '.join(powers)}: run"
-            f" `{'; '.join(mend)}` as a superuser, after making sure that no other program uses the role."
-        )
 
 
 def _alembic_config() -> Config:

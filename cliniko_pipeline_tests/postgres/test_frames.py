@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cliniko_pipeline.errors import DatabaseSetupError, DataError
 from cliniko_pipeline.postgres import frames, organizations
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.isolation import organization_role
 from cliniko_pipeline.postgres.merge import Written
 from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
@@ -200,10 +201,11 @@ def test_created_table_is_isolated_and_part_of_a_removal(database: Database) -> 
                 """
                 select relrowsecurity, relforcerowsecurity,
                     (select count(*) from pg_policy where polrelid = pg_class.oid),
-                    has_table_privilege('cliniko_organization', oid, 'truncate')
+                    has_table_privilege(:role, oid, 'truncate')
                 from pg_class where oid = 'clinic.reports'::regclass
                 """
-            )
+            ),
+            {"role": organization_role(connection)},
         ).one()
     assert tuple(row) == (True, True, 2, False)
     with database.organization("a") as connection:

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseSetupError
-from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.isolation import organization_role
 from cliniko_pipeline.postgres.merge import upsert
 from cliniko_pipeline.postgres.organizations import OPERATORS_TABLES
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, TENANT_TABLES
@@ -59,8 +60,8 @@ def test_every_tenant_table_has_forced_row_level_security(database: Database) ->
 
 
 def test_organization_role_has_only_the_tenant_tables(database: Database) -> None:
-    parameters = {"name": ORGANIZATION_ROLE}
     with database.operator() as connection:
+        parameters = {"name": organization_role(connection)}
         role = connection.execute(sa.text("select * from pg_roles where rolname = :name"), parameters).one()
         powers = connection.execute(
             sa.text(
@@ -185,8 +186,8 @@ def test_prepared_statement_follows_the_context(database: Database) -> None:
 
 @pytest.mark.parametrize("context", ["select 1", "set local app.organization_id = ''"], ids=["none", "empty"])
 def test_without_a_context_there_are_no_rows(database: Database, context: str) -> None:
-    entry = f"set local role {ORGANIZATION_ROLE}; {context}"
     with database.operator() as connection:
+        entry = f"set local role {organization_role(connection)}; {context}"
         connection.exec_driver_sql(entry)
         for table in TENANT_TABLES:
             assert (table, row_versions(connection, table)) == (table, [])

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 import pytest
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database, Sent, at_once, sql
+from cliniko_pipeline.postgres.engine import Database, Sent, at_once, sql
+from cliniko_pipeline.postgres.isolation import organization_role
 from cliniko_pipeline.postgres.merge import Written, replace_by_query, upsert
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
 from cliniko_pipeline_tests.support.databases import administer
@@ -49,7 +50,7 @@ def test_pipelined_statements_are_rolled_back_on_failure(database: Database) -> 
         count: Sent = ("select count(*) from cliniko.crawls where resource <> :none", {"none": ""})
         nothing: Sent = ("select 1 from cliniko.crawls where false", {})
         assert at_once(connection, [count, nothing, count]) == [(0,), None, (0,)]
-        assert connection.exec_driver_sql("select current_user").scalar_one() == ORGANIZATION_ROLE
+        assert connection.exec_driver_sql("select current_user").scalar_one() == organization_role(connection)
 
 
 def test_old_string_rules_and_strict_isolation_do_not_matter(database: Database) -> None:

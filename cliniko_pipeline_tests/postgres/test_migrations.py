@@ -15,12 +15,12 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.orchestration.crawl_plans import plan_crawl
-from cliniko_pipeline.postgres import crawls, engine, frames, schema
+from cliniko_pipeline.postgres import crawls, engine, frames, isolation, schema
 from cliniko_pipeline.postgres.crawls import RejectedRecord
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
-from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.databases import administer, organization_role_of
 from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE, assert_one_line, schema_objects
 
 COUNTS = "recent_appointment_count, upcoming_appointment_count, total_appointment_count"
@@ -62,7 +62,7 @@ def test_concurrent_migrations_of_one_database_change_it_once(application: Datab
 
 
 def test_concurrent_first_migrations_of_a_server(tmp_path: Path) -> None:
-    """One of them creates the role of the organizations, which belongs to the server."""
+    """Each creates the organization role of its database."""
     with EmbeddedServer(tmp_path / "server") as server:
         urls = [server.url.set(database=f"several_{number}") for number in range(3)]
         administer(server.url, *(f"create database {url.database}" for url in urls))
@@ -162,6 +162,7 @@ def test_migration_restores_row_level_security(database: Database) -> None:
         "alter table public.active_patients no force row level security",
         "drop policy organization_isolation on cliniko.crawls",
         "drop policy organization_boundary on public.active_patients",
+        f"revoke delete on cliniko.attendees from {organization_role_of(database.url)}",
     ):
         administer(database.url, loss)
         assert schema.migrate(database).changed
@@ -174,7 +175,8 @@ def test_migration_of_policies_reaches_tables_of_the_operator(
 ) -> None:
     frames.write(database, "a", "Odd schema", "odd table", pd.DataFrame({"n": [1]}))
     changed = sql("isolate") + "; comment on table {table} is 'x'"
-    monkeypatch.setattr(schema, "sql", lambda name: changed if name == "isolate" else sql(name))
+    for module in (schema, isolation):
+        monkeypatch.setattr(module, "sql", lambda name: changed if name == "isolate" else sql(name))
     assert schema.migrate(database).changed
     with database.operator() as connection:
         commented = connection.execute(
@@ -202,6 +204,7 @@ PRIVILEGES = {
     "not the owner of active_patients": [
         "grant create on database {database} to {user}",
         "grant create on schema public to {user}",
+        "create role {role}",
         "grant {role} to {user}",
         "revoke all on public.contacts from {user}",
         "alter table public.active_patients owner to {other}",
@@ -214,7 +217,7 @@ def test_migration_without_privileges_changes_nothing(application: Database) -> 
     administer(application.url, ACTIVE_PATIENTS_TABLE)
     for grants in PRIVILEGES.values():
         user = f"weak_{uuid4().hex}"
-        names = {"user": user, "role": engine.ORGANIZATION_ROLE}
+        names = {"user": user, "role": organization_role_of(application.url)}
         names |= {"database": application.url.database, "other": application.url.username}
         administer(
             application.url,
@@ -230,7 +233,12 @@ def test_migration_without_privileges_changes_nothing(application: Database) -> 
         finally:
             database.close()
             administer(application.url, f"alter table public.active_patients owner to {application.url.username}")
-            administer(application.url, f"drop owned by {user}", f"drop role {user}")
+            administer(
+                application.url,
+                f"drop owned by {user}",
+                f"drop role {user}",
+                f"drop role if exists {names['role']}",
+            )
         assert_one_line(raised.value, "lacks a privilege", "cliniko-pipeline migrate")
 
 
@@ -241,7 +249,7 @@ def first_version(empty: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
     later = ("crawled_ids", "table_states", 'current_attendances"')
     with monkeypatch.context() as patch:
         patch.setattr(schema.command, "upgrade", lambda config, _: upgrade(config, FIRST_VERSION))
-        patch.setattr(schema, "TENANT_TABLES", tuple(each for each in TENANT_TABLES if not each.endswith(later)))
+        patch.setattr(isolation, "TENANT_TABLES", tuple(each for each in TENANT_TABLES if not each.endswith(later)))
         patch.setattr(schema, "WATCHED", ())
         patch.setattr(schema, "FUNCTIONS", tuple(each for each in schema.FUNCTIONS if each != "take_requests"))
         patch.setattr(schema, "expected_version", lambda: FIRST_VERSION)

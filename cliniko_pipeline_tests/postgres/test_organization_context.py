@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError
-from cliniko_pipeline.postgres.engine import ORGANIZATION_ROLE, Database
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.isolation import organization_role
 from cliniko_pipeline.postgres.merge import replace_by_rows, upsert
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING
 from cliniko_pipeline_tests.support.tenants import MINE, THEIRS, sow
@@ -111,13 +112,14 @@ def test_connection_keeps_no_context_and_no_row(database: Database, ending: str,
     with database.operator() as connection:
         after = connection.execute(state).one()
         # A staging table may stay with the connection, but only empty.
-        connection.exec_driver_sql(f"set local role {ORGANIZATION_ROLE}")
+        role = organization_role(connection)
+        connection.exec_driver_sql(f"set local role {role}")
         assert set(_staging_tables(connection).values()) <= {0}
     with database.organization(THEIRS) as connection:
         assert connection.execute(sa.text("select patient_id from cliniko.contact_mapping")).scalars().all() == ["2"]
         assert set(_staging_tables(connection).values()) <= {0}
     assert inside.synchronous_commit == ("off" if is_resumable else before.synchronous_commit)
-    assert inside[1:5] == (ORGANIZATION_ROLE, before[2], MINE, ORGANIZATION_ROLE)
+    assert inside[1:5] == (role, before[2], MINE, role)
     assert after == before
     assert after[3] == ""
 

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres import engine, organizations, schema
+from cliniko_pipeline.postgres import organizations, schema
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.tables import TENANT_TABLES, WRITTEN
-from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.databases import administer, organization_role_of
 from cliniko_pipeline_tests.support.schemas import (
     ACTIVE_PATIENTS_TABLE,
     assert_one_line,
@@ -220,8 +220,9 @@ POWERS = {
 def test_organization_role_with_powers_is_refused(
     fresh_server_url: URL, owner_database: Database, words: str, given: str
 ) -> None:
-    administer(fresh_server_url, *given.format(role=engine.ORGANIZATION_ROLE).split(";"))
-    message = assert_refused(owner_database, engine.ORGANIZATION_ROLE, words)
+    role = organization_role_of(owner_database.url)
+    administer(fresh_server_url, *given.format(role=role).split(";"))
+    message = assert_refused(owner_database, role, words)
     administer(fresh_server_url, *message.split("`")[1].split(";"))
     schema.require_current(owner_database)
     assert not schema.migrate(owner_database).changed
@@ -267,7 +268,7 @@ def test_only_the_organization_role_may_use_the_functions(owner_database: Databa
         rows = connection.execute(
             sa.text(
                 "select proname, has_function_privilege('public', oid, 'execute') as public,"
-                f" has_function_privilege('{engine.ORGANIZATION_ROLE}', oid, 'execute') as organization"
+                f" has_function_privilege('{organization_role_of(owner_database.url)}', oid, 'execute') as organization"
                 " from pg_proc where pronamespace = 'cliniko'::regnamespace"
             )
         ).all()

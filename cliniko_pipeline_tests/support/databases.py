@@ -12,6 +12,10 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
+from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.isolation import organization_role
+
 
 def administer(url: URL, *statements: str) -> None:
     """Run statements outside of a transaction."""
@@ -26,13 +30,35 @@ def administer(url: URL, *statements: str) -> None:
 
 @contextmanager
 def created_database(server_url: URL, template: str = "template1", options: str = "encoding 'UTF8'") -> Iterator[URL]:
-    """Create a copy of the template on the server, and drop it with its connections at the end."""
+    """Create a copy of the template on the server, and drop it with its connections and its role at the end."""
     name = f"test_{uuid4().hex}"
+    url = server_url.set(database=name)
     administer(server_url, f"create database {name} template {template} {options}")
+    role = organization_role_of(url)
     try:
-        yield server_url.set(database=name)
+        if not template.startswith("template"):
+            _migrate(url)  # The organization role is the copied database's.
+        yield url
     finally:
-        administer(server_url, f"drop database {name} with (force)")
+        administer(server_url, f"drop database {name} with (force)", f"drop role if exists {role}")
+
+
+def organization_role_of(url: URL) -> str:
+    """Return the name of the database's organization role."""
+    database = Database(url)
+    try:
+        with database.operator() as connection:
+            return organization_role(connection)
+    finally:
+        database.close()
+
+
+def _migrate(url: URL) -> None:
+    database = Database(url)
+    try:
+        schema.migrate(database)
+    finally:
+        database.close()
 
 
 DEBIAN_VERSIONS = Path("/usr/lib/postgresql")

@@ -5,4 +5,7 @@ select
     set_config('synchronous_commit', coalesce(:synchronous_commit, current_setting('synchronous_commit')), true),
     set_config('TimeZone', 'UTC', true),
     set_config('app.organization_id', :organization_id, true),
-    set_config('role', :role, true)
+    -- As organization_role_name.sql has it.
+    set_config(
+        'role', (select 'cliniko_organization_' || oid from pg_database where datname = current_database()), true
+    )

@@ -4,7 +4,7 @@ declare
     ids text := pg_get_serial_sequence('public.active_patients', 'id');
 begin
     if ids is not null then
-        execute format('grant usage on sequence %s to cliniko_organization', ids);
+        execute format('grant usage on sequence %s to {role}', ids);
     end if;
 end
 $$

@@ -9,8 +9,8 @@ using (organization_id = (select nullif(current_setting('app.organization_id', t
 with check (organization_id = (select nullif(current_setting('app.organization_id', true), '')));
 -- PostgreSQL joins permissive policies with OR, and the application may have some of its own on active_patients: what
 -- they open to others, they do not open to the pipeline.
-create policy organization_boundary on {table} as restrictive to cliniko_organization
+create policy organization_boundary on {table} as restrictive to {role}
 using (organization_id = (select nullif(current_setting('app.organization_id', true), '')))
 with check (organization_id = (select nullif(current_setting('app.organization_id', true), '')));
-grant usage on schema {schema} to cliniko_organization;
-grant select, insert, update, delete on {table} to cliniko_organization;
+grant usage on schema {schema} to {role};
+grant select, insert, update, delete on {table} to {role};

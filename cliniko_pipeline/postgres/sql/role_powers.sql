@@ -1,4 +1,4 @@
--- What the organizations' role may do beyond what it is granted on the tenant tables; no row where there is no role.
+-- What the organization role may do beyond what it is granted on the tenant tables; no row where there is no role.
 select
     role.rolsuper,
     role.rolbypassrls,

@@ -1,0 +1,158 @@
+"""The organization role and the policies that keep organizations apart, and what they need to hold.
+
+Every database has an organization role of its own. Roles belong to the server: one role for all databases would let
+the pipeline's user of one database enter the organizations of another.
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from cliniko_pipeline.errors import DatabaseSetupError
+from cliniko_pipeline.postgres.engine import INSUFFICIENT_PRIVILEGE, sql
+from cliniko_pipeline.postgres.tables import TENANT_TABLES
+
+ISOLATION = ("organization_role_name", "isolate", "grant_sequence")
+"""The texts of which a change makes every policy and grant anew."""
+
+
+def organization_role(connection: Connection) -> str:
+    """Return the name of the role that statements on tenant data of this database run as."""
+    return connection.execute(sa.text(sql("organization_role_name"))).scalar_one()
+
+
+def ensure_organization_role(connection: Connection) -> None:
+    """Create the role unless it is there, and let the database user switch to it.
+
+    Raises DatabaseSetupError with the commands for somebody who may, where the database user may not.
+    """
+    role = organization_role(connection)
+    user, may_switch = connection.execute(sa.text(sql("may_switch")), {"role": role}).one()
+    needed: list[str] = []
+    if connection.execute(sa.text(sql("role_powers")), {"role": role}).one_or_none() is None:
+        needed.append(f"create role {role} nologin nobypassrls noinherit")
+        may_switch = False
+    if not may_switch:
+        needed.append(f"grant {role} to {user}")
+    try:
+        with connection.begin_nested():
+            for each in needed:
+                connection.exec_driver_sql(each)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != INSUFFICIENT_PRIVILEGE:
+            raise
+        raise DatabaseSetupError(
+            f"The database user {user} lacks a privilege: it may not make the role {role}, which keeps organizations"
+            f" apart, or not switch to it. Run `{'; '.join(needed)}` as a superuser or with CREATEROLE, then"
+            " `cliniko-pipeline migrate` again."
+        ) from None
+    # Staging tables are temporary ones.
+    database = connection.execute(sa.text("select quote_ident(current_database())")).scalar_one()
+    connection.exec_driver_sql(f"grant temporary on database {database} to {role}")
+
+
+def isolate(connection: Connection) -> None:
+    """Put every tenant table, those of the operator's own assets included, under row-level security."""
+    own = {(table.partition(".")[0].strip('"'), table) for table in TENANT_TABLES}
+    operators = {(row.schema, row.name) for row in connection.execute(sa.text(sql("isolated_tables")))}
+    unquoted = {table.replace('"', "") for _, table in own}
+    for schema, table in sorted(own | {(schema, name) for schema, name in operators if name not in unquoted}):
+        isolate_table(connection, schema, table)
+    connection.execute(sa.text(sql("grant_sequence").format(role=organization_role(connection))))
+
+
+def isolate_table(connection: Connection, schema: str, table: str) -> None:
+    """Put a table under row-level security and grant it to the organization role. Both names are quoted for SQL."""
+    role = organization_role(connection)
+    connection.exec_driver_sql(sql("isolate").format(schema=schema, table=table, role=role))
+
+
+def unisolated_tables(connection: Connection) -> list[str]:
+    """Return the tenant tables that the policies do not close, or that the organization role cannot use."""
+    parameters = {"names": list(TENANT_TABLES), "role": organization_role(connection)}
+    return list(connection.execute(sa.text(sql("unisolated_tables")), parameters).scalars())
+
+
+def require_powerless_role(connection: Connection) -> None:
+    """Raise DatabaseSetupError where the organization role may do more than it needs: somebody changed it."""
+    name = organization_role(connection)
+    role = connection.execute(sa.text(sql("role_powers")), {"role": name}).one_or_none()
+    if role is None:
+        return  # made by the migration
+    powers = [
+        *(["is a superuser"] if role.rolsuper else []),
+        *(["bypasses row-level security"] if role.rolbypassrls else []),
+        *(["may log in"] if role.rolcanlogin else []),
+        *(["is a member of " + ", ".join(role.memberships)] if role.memberships else []),
+    ]
+    if powers:
+        mend = [f"alter role {name} nosuperuser nobypassrls nologin"]
+        mend += [f"revoke {other} from {name}" for other in role.memberships]
+        raise DatabaseSetupError(
+            f"The role {name}, which keeps organizations apart, {' and '.join(powers)}: run"
+            f" `{'; '.join(mend)}` as a superuser, after making sure that no other program uses the role."
+        )
+
+
+def strangers(connection: Connection) -> str | None:
+    """Say who may enter every organization without being a user of the pipeline; None: nobody."""
+    name = organization_role(connection)
+    members = list(connection.execute(sa.text(sql("role_members")), {"role": name}).scalars())
+    if not members:
+        return None
+    return (
+        f"{', '.join(members)} may switch to the role {name}, and so read and write every organization's patients: run"
+        f" `{'; '.join(f'revoke {name} from {member}' for member in members)}`."
+    )
+
+
+def retire_other_roles(connection: Connection) -> list[str]:
+    """Take from organization roles of other databases what they may in this one; return what is left to the operator.
+
+    There are such grants in a copy of another database, and in one that an earlier version of the pipeline migrated:
+    then all databases of the server shared a role. What the operator granted such a role passes to this database's own.
+    A role that no database needs any more is dropped.
+    """
+    own = organization_role(connection)
+    left: list[str] = []
+    grants = connection.execute(sa.text(sql("other_grants")), {"role": own}).all()
+    for grant in grants:
+        statements = [f"revoke all on {grant.object} from {grant.role}"]
+        if not grant.is_own:
+            statements.insert(0, f"grant {grant.privileges.lower()} on {grant.object} to {own}")
+        if not _is_done(connection, statements):
+            left.append(
+                f"The role {grant.role} is not this database's organization role any more, but has rights on"
+                f" {grant.object}: run `{'; '.join(statements)}` as the owner."
+            )
+    policies = connection.execute(sa.text(sql("other_policies")), {"role": own}).all()
+    left += [
+        f"The policy {policy.policy} of {policy.object} names the role {policy.role}: run"
+        f" `alter policy {policy.policy} on {policy.object} to {own}`, with its other roles, as the table's owner."
+        for policy in policies
+    ]
+    names = sorted({row.role for row in (*grants, *policies)})
+    for role in connection.execute(sa.text(sql("abandoned_roles")), {"names": names}):
+        if role.is_used:
+            left.append(
+                f"The role {role.name}, which earlier versions of the pipeline shared among all databases of a server,"
+                " still has rights: run `cliniko-pipeline migrate` for the other databases, too."
+            )
+        elif not _is_done(connection, [f"drop role {role.name}"]):
+            left.append(f"Nothing uses the role {role.name} any more: run `drop role {role.name}` as a superuser.")
+    return left
+
+
+def _is_done(connection: Connection, statements: Sequence[str]) -> bool:
+    """Execute the statements; return whether the database user has the right to."""
+    try:
+        with connection.begin_nested():
+            for each in statements:
+                connection.exec_driver_sql(each)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != INSUFFICIENT_PRIVILEGE:
+            raise
+        return False
+    return True

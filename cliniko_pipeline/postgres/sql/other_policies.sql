@@ -1,0 +1,6 @@
+-- The policies of this database, but for the pipeline's own, that name an organization role which is not its own.
+select distinct role.rolname as role, quote_ident(policy.polname) as policy, policy.polrelid::regclass::text as object
+from pg_policy as policy
+inner join pg_roles as role on role.oid = any(policy.polroles)
+where role.rolname ~ '^cliniko_organization(_[0-9]+)?$' and role.rolname <> :role
+order by 1, 2, 3

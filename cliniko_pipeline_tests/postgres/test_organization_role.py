@@ -1,0 +1,156 @@
+"""The organization role: one for each database, whoever else uses the server, and what is left of others."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+import pytest
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.errors import DatabaseSetupError
+from cliniko_pipeline.postgres import isolation, schema
+from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline_tests.support.databases import administer, created_database, organization_role_of
+from cliniko_pipeline_tests.support.schemas import assert_one_line
+from cliniko_pipeline_tests.support.tenants import MINE, sow
+
+SHARED = "cliniko_organization"
+
+
+@contextmanager
+def owned_database(server: URL) -> Iterator[Database]:
+    """Create a database, with the application's tables, of a user who may log in and create roles."""
+    owner = f"owner_{uuid4().hex}"
+    administer(server, f"create role {owner} login createrole password 'owner'")
+    with created_database(server, "template0", f"encoding 'UTF8' owner {owner}") as url:
+        database = Database(url.set(username=owner, password="owner"))
+        administer(database.url, sql("application_tables"))
+        yield database
+        database.close()
+    administer(server, f"drop owned by {owner}", f"drop role {owner}")
+
+
+@pytest.fixture
+def production(fresh_server_url: URL) -> Iterator[Database]:
+    with owned_database(fresh_server_url) as database:
+        yield database
+
+
+@pytest.fixture
+def staging(fresh_server_url: URL) -> Iterator[Database]:
+    with owned_database(fresh_server_url) as database:
+        yield database
+
+
+def migrated_by_earlier_version(database: Database, server: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Migrate as the version did that had one role for all databases of a server."""
+    administer(
+        server,
+        f"do $$ begin create role {SHARED} nologin; exception when duplicate_object then null; end $$",
+        f"grant {SHARED} to {database.url.username}",
+    )
+    with monkeypatch.context() as patch:
+        earlier = {"organization_role_name": f"select '{SHARED}'"}
+        patch.setattr(isolation, "sql", lambda name: earlier.get(name) or sql(name))
+        patch.setattr(schema, "expected_version", lambda: "earlier")
+        schema.migrate(database)
+
+
+def stolen_patients(intruder: Database, target: Database, role: str) -> int:
+    """Return how many patients of an organization of `target` the user of another database reads there."""
+    visitor = Database(intruder.url.set(database=target.url.database))
+    try:
+        with visitor.operator() as connection:
+            connection.exec_driver_sql(f"set local role {role}; set local app.organization_id = '{MINE}'")
+            return connection.exec_driver_sql("select count(*) from cliniko.patients").scalar_one()
+    finally:
+        visitor.close()
+
+
+def test_user_of_another_database_enters_no_organization(production: Database, staging: Database) -> None:
+    for database in (production, staging):
+        schema.migrate(database)
+        schema.require_isolation(database)
+    sow(production)
+    for role in (organization_role_of(production.url), organization_role_of(staging.url)):
+        with pytest.raises(DatabaseSetupError, match="permission denied"):
+            stolen_patients(staging, production, role)
+
+
+def test_shared_role_of_an_earlier_version_is_replaced(
+    production: Database, staging: Database, fresh_server_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for database in (production, staging):
+        migrated_by_earlier_version(database, fresh_server_url, monkeypatch)
+    administer(
+        production.url,
+        "create table public.audit (x integer)",
+        f"grant insert on public.audit to {SHARED}",
+        f"insert into cliniko.patients (organization_id, id, created_at, updated_at) select '{MINE}', '1', now(), now()"
+        f" from (select set_config('app.organization_id', '{MINE}', false)) as entered",
+    )
+    assert stolen_patients(staging, production, SHARED) == 1
+    first = schema.migrate(production)
+    with pytest.raises(DatabaseSetupError, match="permission denied"):
+        stolen_patients(staging, production, SHARED)
+    with production.organization(MINE) as connection:
+        assert connection.exec_driver_sql("select id from cliniko.patients").scalars().all() == ["1"]
+        connection.exec_driver_sql("insert into public.audit values (1)")
+    assert first.changed
+    assert [SHARED in warning and "other databases" in warning for warning in first.warnings] == [True]
+    schema.require_isolation(production)
+    assert not schema.migrate(production).changed
+    last = schema.migrate(staging)
+    schema.require_isolation(staging)
+    # Where the owner did not make the role he may not drop it.
+    assert ["Nothing uses" in warning for warning in last.warnings] == [True]
+    administer(fresh_server_url, last.warnings[0].split("`")[1])
+
+
+def test_copy_of_a_database_gets_a_role_of_its_own(production: Database, fresh_server_url: URL) -> None:
+    """Until it is migrated, its organizations cannot be entered; what the original's role may there is revoked."""
+    schema.migrate(production)
+    original = organization_role_of(production.url)
+    production.close()
+    name, user = f"copy_{uuid4().hex}", production.url.username
+    administer(fresh_server_url, f"create database {name} template {production.url.database} owner {user}")
+    copy = Database(production.url.set(database=name))
+    try:
+        role = organization_role_of(copy.url)
+        with pytest.raises(DatabaseSetupError, match="cliniko-pipeline migrate"), copy.organization(MINE):
+            pytest.fail("it was entered")
+        with pytest.raises(DatabaseSetupError, match="cliniko-pipeline migrate"):
+            schema.require_isolation(copy)
+        assert schema.migrate(copy).changed
+        schema.require_isolation(copy)
+        schema.require_isolation(production)
+        with pytest.raises(DatabaseSetupError, match="permission denied"), copy.operator() as connection:
+            connection.exec_driver_sql(f"set local role {original}; select count(*) from cliniko.patients")
+    finally:
+        copy.close()
+        administer(fresh_server_url, f"drop database {name} with (force)", f"drop role if exists {role}")
+
+
+def test_member_of_the_role_who_is_no_user_is_named(production: Database, fresh_server_url: URL) -> None:
+    schema.migrate(production)
+    role, stranger = organization_role_of(production.url), f"stranger_{uuid4().hex}"
+    administer(fresh_server_url, f"create role {stranger} login", f"grant {role} to {stranger}")
+    try:
+        with pytest.raises(DatabaseSetupError) as raised:
+            schema.require_isolation(production)
+        assert_one_line(raised.value, stranger, role)
+        assert schema.migrate(production).warnings == (str(raised.value),)
+        administer(fresh_server_url, str(raised.value).split("`")[1])
+        schema.require_isolation(production)
+    finally:
+        administer(fresh_server_url, f"drop role {stranger}")
+
+
+def test_user_who_may_not_create_roles_is_told_the_commands(production: Database, fresh_server_url: URL) -> None:
+    administer(fresh_server_url, f"alter role {production.url.username} nocreaterole")
+    with pytest.raises(DatabaseSetupError) as raised:
+        schema.migrate(production)
+    assert_one_line(raised.value, organization_role_of(production.url), "lacks a privilege")
+    administer(fresh_server_url, *str(raised.value).split("`")[1].split(";"))
+    assert schema.migrate(production).changed
+    schema.require_isolation(production)
