@@ -112,6 +112,7 @@ class ClinikoClient:
         # A proxy named in the environment is for the world outside; it cannot reach this machine's loopback.
         self._transport = transport or CurlTransport(limits, uses_proxies=not is_loopback(httpx.URL(api_url).host))
         self._is_closed = False
+        self._was_accepted = False
         self._most_at_once = most_at_once
         self._threads = DaemonThreads(most_at_once, "cliniko-page")
         self._lock = threading.Lock()
@@ -231,12 +232,20 @@ class ClinikoClient:
             self._tell_waited(waited, announced)
             answer = self._send(url)
             now = self._wall_clock()
-            decision = decide(answer.result, answer.headers, attempt=attempt, now=now, rng=self._rng)
+            decision = decide(
+                answer.result,
+                answer.headers,
+                attempt=attempt,
+                now=now,
+                rng=self._rng,
+                was_accepted=self._was_accepted,
+            )
             if isinstance(decision, Retry) and decision.everyone:
                 # Before it counts as answered: nobody that waits for it may go first.
                 self._budget.block(decision.seconds)
         if not isinstance(decision, Succeed):
             return _Failed(answer.result, decision)
+        self._was_accepted = True
         try:
             return FetchedPage(decode_page(resource, answer.body), server_time(answer.headers))
         except ClinikoUnavailableError:

@@ -35,6 +35,8 @@ LONGEST_RATE_LIMIT_SECONDS = 300.0
 """A reset further away than this is not believed: the window is a minute."""
 RESET_MARGIN_SECONDS = 1.0
 """X-RateLimit-Reset and Date are whole seconds: the true reset may be up to one later."""
+MAX_REFUSED_ATTEMPTS = 4
+"""Attempts at one request whose API key is refused (401, 403), where Cliniko accepted the key a moment ago."""
 OLDEST_RESET_SECONDS = 5.0
 """A reset that passed longer ago than this is not believed: the 429 would not have come."""
 
@@ -121,6 +123,7 @@ _BLOCKED = Fail(
     "the request was blocked in front of Cliniko with a web page, probably for its User-Agent: check that "
     "CLINIKO_CONTACT_EMAIL is a real e-mail address",
 )
+_REFUSALS = frozenset({401, 403})
 _UNKNOWN_STATUS = Fail(
     UnexpectedResponseError, "the answer's status is none that HTTP knows: check what stands at the API URL"
 )
@@ -132,7 +135,13 @@ def decide(
 ) -> Retry: ...
 @overload
 def decide(
-    result: int | TransportFailure, headers: Mapping[str, str], *, attempt: int, now: float, rng: random.Random
+    result: int | TransportFailure,
+    headers: Mapping[str, str],
+    *,
+    attempt: int,
+    now: float,
+    rng: random.Random,
+    was_accepted: bool = False,
 ) -> Decision: ...
 def decide(
     result: int | TransportFailure,
@@ -141,14 +150,18 @@ def decide(
     attempt: int,
     now: float,
     rng: random.Random,
+    was_accepted: bool = False,
 ) -> Decision:
     """Decide what follows an exchange.
 
     `result` is the answer's status, or why there is none. `headers` are the answer's, looked up in lower case.
     `attempt` counts from 1. `now` is UNIX time here, used only where the answer has no Date of its own, because
     the two clocks may differ. `rng` spreads the waits (full jitter), so that clients do not return in step.
+    `was_accepted`: whether Cliniko accepted this API key for another request a moment ago; a refusal after that may
+    pass.
     """
-    match _rule_for(result, headers):
+    may_pass = was_accepted and result in _REFUSALS and attempt < MAX_REFUSED_ATTEMPTS
+    match _BackOff() if may_pass else _rule_for(result, headers):
         case _BackOff():
             return Retry(_backoff(headers, attempt, now, rng), everyone=False, error=ClinikoUnavailableError)
         case _WaitForReset():

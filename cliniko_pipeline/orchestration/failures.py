@@ -31,10 +31,18 @@ def is_failed_check(event: dg.DagsterEvent) -> bool:
     return error is not None and error.cls_name == "DagsterAssetCheckFailedError"
 
 
-def failure(error: ClinikoPipelineError) -> dg.Failure:
-    """The failure to raise, `from None`, in place of the error."""
+def failure(
+    error: ClinikoPipelineError, *, description: str | None = None, is_permanent: bool | None = None
+) -> dg.Failure:
+    """Return the failure to raise, `from None`, in place of the error.
+
+    `description` and `is_permanent` replace the error's own where more is known.
+    """
     return dg.Failure(
-        description=str(error),
-        metadata={"error": type(error).__name__, "permanent": error.permanent},
+        description=description or str(error),
+        metadata={
+            "error": type(error).__name__,
+            "permanent": error.permanent if is_permanent is None else is_permanent,
+        },
         allow_retries=not error.permanent,
     )

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
-from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError, DataError, SettingsError
+from cliniko_pipeline.errors import (
+    AuthenticationError,
+    ClinikoPipelineError,
+    CredentialsError,
+    DataError,
+    PermissionDeniedError,
+    SettingsError,
+)
 from cliniko_pipeline.orchestration.column_lineage import lineage
 from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
@@ -32,6 +39,8 @@ if TYPE_CHECKING:
 
 ACTIVE_PATIENTS_KEY = dg.AssetKey("active_patients")
 """What is written last: when that has succeeded, the sync has."""
+
+REFUSED_ONCE = "That may pass: only if Cliniko refuses a later attempt, too, is the organization paused."
 
 
 @dataclass
@@ -186,9 +195,11 @@ class PostgresIOManager(dg.IOManager):
                 with self._database.operator() as connection:
                     scheduling.note_success(connection, organization_id, read_began_at=began_at)
         except ClinikoPipelineError as error:
-            self._finish_failed(context, organization_id, result, str(error))
-            self._pause_where_nothing_else_helps(context, organization_id, error, credentials)
-            raise failure(error) from None
+            awaits_another_attempt = self._awaits_another_attempt(context, organization_id, error, credentials)
+            description = f"{error}. {REFUSED_ONCE}" if awaits_another_attempt else str(error)
+            self._finish_failed(context, organization_id, result, description)
+            is_permanent = error.permanent and not awaits_another_attempt
+            raise failure(error, description=description, is_permanent=is_permanent) from None
         except BaseException as error:
             # A defect, or an interruption: its text may hold anything, so only its kind is kept.
             self._finish_failed(context, organization_id, result, f"The run was ended by {type(error).__name__}.")
@@ -209,19 +220,29 @@ class PostgresIOManager(dg.IOManager):
                 error=error,
             )
 
-    def _pause_where_nothing_else_helps(
+    def _awaits_another_attempt(
         self, context: dg.OutputContext, organization_id: str, error: ClinikoPipelineError, credentials: str | None
-    ) -> None:
+    ) -> bool:
+        """Pause the organization where only its operator can help.
+
+        Return whether that depends on another attempt: Cliniko's first refusal of a key may pass.
+        """
         # Where the database is not set up, no other organization does better either, and all go on when it is.
         if not isinstance(error, CredentialsError | SettingsError):
-            return
+            return False
+        is_refusal = isinstance(error, AuthenticationError | PermissionDeniedError)
         try:
             with self._database.operator() as connection:
+                if is_refusal and not scheduling.note_refusal(
+                    connection, organization_id, run_id=context.run_id, credentials=credentials
+                ):
+                    return True
                 scheduling.pause(
                     connection, organization_id, reason=str(error), run_id=context.run_id, credentials=credentials
                 )
         except ClinikoPipelineError as secondary:
             context.log.warning("The organization could not be paused: %s", secondary)
+        return False
 
     def _finish_failed(self, context: dg.OutputContext, organization_id: str, result: _Result, error: str) -> None:
         try:

@@ -5,13 +5,16 @@ The operator's own table: everything here runs in an operator's transaction (`Da
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, time
+from datetime import datetime, time, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.postgres.organizations import SERVICE
+
+REFUSAL_CONFIRMED_AFTER = timedelta(minutes=5)
+"""Credentials that Cliniko refuses count as not working when a run so long after the first refusal is refused, too."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,19 @@ def credentials_digest(connection: Connection, organization_id: str) -> str | No
         ),
         {"organization_id": organization_id, "service": SERVICE},
     ).scalar_one_or_none()
+
+
+def note_refusal(connection: Connection, organization_id: str, *, run_id: str, credentials: str | None) -> bool:
+    """Note that Cliniko refused the credentials; return whether it did so in an earlier run, too.
+
+    `credentials` is the digest of those that were refused; where others are stored by now, nothing is noted.
+    """
+    values = {"organization_id": organization_id, "run_id": run_id, "credentials": credentials}
+    connection.execute(sa.text(sql("note_refusal")), values | {"service": SERVICE})
+    is_confirmed = connection.execute(
+        sa.text(sql("refusal_is_confirmed")), values | {"confirmed_after": REFUSAL_CONFIRMED_AFTER}
+    ).scalar_one_or_none()
+    return bool(is_confirmed)
 
 
 def pause(connection: Connection, organization_id: str, *, reason: str, run_id: str, credentials: str | None) -> None:

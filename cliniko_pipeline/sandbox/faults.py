@@ -5,6 +5,7 @@ How a fault is carried out on a connection belongs to the server.
 
 import math
 import random
+from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from threading import Lock
@@ -42,7 +43,7 @@ class Fault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BrokenPage:
-    """A page of a list that always fails.
+    """A page of a list that fails, always or only the first `times`.
 
     With `truncated` its body ends early, otherwise it is answered with `status`. `account` None: of all.
     """
@@ -52,6 +53,7 @@ class BrokenPage:
     status: int = 500
     truncated: bool = False
     account: str | None = None
+    times: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +101,6 @@ class Faults:
     def rates(self) -> dict[Fault, float]:
         """The share of the requests that meets each fault."""
         return {fault: cast("float", getattr(self, f"{fault.value}_rate")) for fault in Fault}
-
-    def broken_page(self, account: str, resource: str, page: int) -> BrokenPage | None:
-        """Find the setting that breaks this page, if one does."""
-        return next(
-            (
-                one
-                for one in self.broken_pages
-                if (one.resource, one.page) == (resource, page) and one.account in (None, account)
-            ),
-            None,
-        )
 
     def as_json(self) -> dict[str, Any]:
         """As `from_json` takes it."""
@@ -170,6 +161,7 @@ class FaultDice:
             self._faults = faults
             self._random = random.Random(faults.seed)  # noqa: S311 - dice, not a secret
             self._storm_left = faults.too_many_requests_first
+            self._broken: Counter[BrokenPage] = Counter()
 
     def roll(self, account: str) -> Misfortune:
         """Decide what happens to the account's next request."""
@@ -181,6 +173,16 @@ class FaultDice:
             fault = self._pick(faults)
             status = self._random.choice(faults.server_error_statuses or (500,))
             return Misfortune(delay, fault, status)
+
+    def broken_page(self, account: str, resource: str, page: int) -> BrokenPage | None:
+        """Find the setting that breaks this request of a page, if one does, and count it."""
+        with self._lock:
+            for one in self._faults.broken_pages:
+                is_meant = (one.resource, one.page) == (resource, page) and one.account in (None, account)
+                if is_meant and (one.times is None or self._broken[one] < one.times):
+                    self._broken[one] += 1
+                    return one
+        return None
 
     def _pick(self, faults: Faults) -> Fault | None:
         if self._storm_left > 0:

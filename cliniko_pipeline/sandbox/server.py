@@ -241,8 +241,8 @@ class Sandbox:
         self, call: _Call, account: Account, query: Query, fault: Fault | None
     ) -> web.StreamResponse:
         answer = self._record(call, account, query) if call.record_id else self._list(call, account, query)
-        broken = self.faults.broken_page(account.name, call.resource, query.page)
-        if broken is not None and call.record_id is None:
+        broken = None if call.record_id else self._dice.broken_page(account.name, call.resource, query.page)
+        if broken is not None:
             if not broken.truncated:
                 return self._finish(call, _error(broken.status, "Something went wrong"))
             return await self._send_half(call, answer, Fault.TRUNCATED_BODY)

@@ -8,6 +8,7 @@ import pytest
 
 from cliniko_pipeline import errors
 from cliniko_pipeline.cliniko import PATIENTS, PageRead, Retrying, pagination
+from cliniko_pipeline.cliniko.retry import MAX_REFUSED_ATTEMPTS
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.support.scripted_clients import (
     AGENT,
@@ -174,6 +175,18 @@ def test_permanent_failure_is_raised_with_its_remedy(answer, error, hint):
     with pytest.raises(error, match=r"^Organization surf-rehab: ") as caught:
         ScriptedClient(answer).client.validate()
     assert_reveals_no_secret(caught.value)
+
+
+def test_refusal_after_an_accepted_request_is_retried_a_few_times():
+    def answer(request):
+        return listing(request, total=250)
+
+    passing = ScriptedClient(answer, 401, 403, 403, then=answer)
+    assert sum(len(page.records) for page in passing.crawl()) == 250
+    assert len(passing.waits) == 3
+    lasting = ScriptedClient(answer, then=403)
+    assert "answer 403" in lasting.crawl_error(errors.PermissionDeniedError)
+    assert len(lasting.requests) == 1 + MAX_REFUSED_ATTEMPTS
 
 
 def test_link_to_another_host_gets_no_credentials():

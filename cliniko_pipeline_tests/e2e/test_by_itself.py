@@ -88,19 +88,23 @@ def test_organizations_are_synced_pause_recover_and_disappear(
     running.wait_until(lambda: clinics.rows(PARTITIONS) == partitions, "the partitions did not follow")
     wait_for_runs("delta", "SUCCESS")
 
+    wait_for_runs("beta", "SUCCESS", "FAILURE")
+    assert channel.titles == [], "the refusal may pass"
+    with clinics.database.operator() as connection:
+        connection.exec_driver_sql("update cliniko.scheduling set refused_at = refused_at - interval '1 hour'")
     running.wait_until(lambda: channel.titles != [], "no alert came", TICK_SECONDS)
     ticks = len(clinics.rows(TICKS))
     running.wait_until(lambda: len(clinics.rows(TICKS)) >= ticks + 2, "the schedule does not tick", TICK_SECONDS)
     assert channel.titles == ["Clinic beta (beta): paused"]
     # The other ticks found nothing due.
     runs = {name: clinics.dagster_runs(name) for name in ("beta", "gamma", "delta")}
-    assert runs == {"beta": ["SUCCESS", "FAILURE"], "gamma": ["SUCCESS"], "delta": ["SUCCESS"]}
+    assert runs == {"beta": ["SUCCESS", "FAILURE", "FAILURE"], "gamma": ["SUCCESS"], "delta": ["SUCCESS"]}
 
     beta.revoked = False
     assert command("organizations", "schedule", "beta", "--default").returncode == 0
     url = clinics.sandbox.base_url(beta)
     added = command("organizations", "add", "beta", "--name", "Beta", "--api-url", url, stdin=beta.api_key)
     assert added.returncode == 0, added.stderr
-    wait_for_runs("beta", "SUCCESS", "FAILURE", "SUCCESS")
+    wait_for_runs("beta", "SUCCESS", "FAILURE", "FAILURE", "SUCCESS")
     running.wait_until(lambda: len(channel.titles) > 1, "no alert of the recovery came")
     assert channel.titles[1:] == ["Clinic beta (beta): syncs again"]

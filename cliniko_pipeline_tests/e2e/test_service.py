@@ -166,7 +166,7 @@ def test_failed_sync_says_why_without_the_key(service: ServiceWithDagster) -> No
     assert failed["status"] == "failed"
     assert "API key" in failed["error"]
     assert account.api_key not in json.dumps(failed)
-    assert any("paused" in each for each in problems)
+    assert any("only if Cliniko refuses a later attempt" in each for each in problems)
 
 
 def test_page_in_a_browser_from_login_to_an_ended_sync(service: ServiceWithDagster, tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ def changed_freshness(deployment: Deployment) -> list[dg.AssetCheckEvaluation]:
 def test_pause_and_recovery_are_notified_once_each(deployment: Deployment, channel: WebhookChannel) -> None:
     account = deployment.accounts["alpha"]
     account.revoked = True
+    assert not deployment.sync("alpha").success
+    watch(deployment)
+    assert channel.titles == [], "the refusal may pass"
+    deployment.let_refusals_age()
     run = deployment.sync("alpha")
     assert not run.success
     for _ in range(3):

@@ -68,6 +68,8 @@ def test_count_comparison_is_due_once_a_day_after_a_sync(deployment: Deployment)
 def test_revoked_key_pauses_until_the_key_is_replaced(deployment: Deployment) -> None:
     deployment.accounts["alpha"].revoked = True
     assert not deployment.sync("alpha").success
+    deployment.let_refusals_age()
+    assert not deployment.sync("alpha").success
     paused = deployment.scheduling("alpha")
     assert paused.paused_at is not None
     assert "401" in (paused.pause_reason or "")

@@ -101,6 +101,13 @@ class Deployment:
         with self.database.operator() as connection:
             paused(connection, name, reason=reason, run_id=run_id)
 
+    def let_refusals_age(self) -> None:
+        """Move refusals so far back that the next one of the same credentials confirms them."""
+        self.execute(
+            "update cliniko.scheduling set refused_at = refused_at - cast(:age as interval)",
+            age=scheduling.REFUSAL_CONFIRMED_AFTER,
+        )
+
     def execute(self, statement: str, **values: object) -> list[Any]:
         """Execute the statement as the operator; return the first column of its rows."""
         with self.database.operator() as connection:

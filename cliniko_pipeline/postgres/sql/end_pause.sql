@@ -5,6 +5,9 @@ set
     known_since = now(),
     paused_at = null,
     pause_reason = null,
-    paused_credentials = null
+    paused_credentials = null,
+    refused_at = null,
+    refused_run_id = null,
+    refused_credentials = null
 where organization_id = :organization_id
     or (cast(:organization_id as text) is null and paused_at is not null)

@@ -1,5 +1,5 @@
--- Each failure in a row doubles the wait: 1, 2, 4 ... minutes, an hour at most. What does not pass is not tried again
--- before its next turn. A run that began before the last success says nothing new, however late it is heard of.
+-- Each failure in a row doubles the wait: 1, 2, 4 ... minutes, an hour at most. After a refusal of the credentials it
+-- is 1, 5, 25 ...: the third attempt decides. What does not pass is not tried again before its next turn. A run that began before the last success says nothing new, however late it is heard of.
 insert into cliniko.scheduling as scheduling (
     organization_id, failures, failure_reason, failed_run_id, failure_is_permanent, retry_at
 )
@@ -20,6 +20,10 @@ set
     failure_is_permanent = excluded.failure_is_permanent,
     retry_at = case
         when not excluded.failure_is_permanent
-            then now() + least(interval '1 minute' * 2 ^ least(scheduling.failures, 10), interval '1 hour')
+            then now() + least(
+                interval '1 minute'
+                * (case when scheduling.refused_at is null then 2 else 5 end) ^ least(scheduling.failures, 10),
+                interval '1 hour'
+            )
     end
 where scheduling.succeeded_at is null or scheduling.succeeded_at < :begun_at

@@ -16,4 +16,7 @@ set
     retry_at = null,
     paused_at = null,
     pause_reason = null,
-    paused_credentials = null
+    paused_credentials = null,
+    refused_at = null,
+    refused_run_id = null,
+    refused_credentials = null
