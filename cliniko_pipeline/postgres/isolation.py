@@ -12,9 +12,9 @@ from sqlalchemy.exc import DBAPIError
 
 from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres.engine import INSUFFICIENT_PRIVILEGE, sql
-from cliniko_pipeline.postgres.tables import TENANT_TABLES
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, TENANT_TABLES
 
-ISOLATION = ("organization_role_name", "isolate", "grant_sequence")
+ISOLATION = ("organization_role_name", "organization_condition", "isolate", "grant_table", "grant_sequence")
 """The texts of which a change makes every policy and grant anew."""
 
 
@@ -53,25 +53,66 @@ def ensure_organization_role(connection: Connection) -> None:
     connection.exec_driver_sql(f"grant temporary on database {database} to {role}")
 
 
-def isolate(connection: Connection) -> None:
-    """Put every tenant table, those of the operator's own assets included, under row-level security."""
+def isolate(connection: Connection) -> list[str]:
+    """Put every tenant table, those of the operator's own assets included, under row-level security.
+
+    A table of the application is never touched, though it has a policy of the same name. Return, in words, what looks
+    like the pipeline's own but may not be. Raises DatabaseSetupError where a partition cannot be protected.
+    """
+    left: list[str] = []
+    for table in connection.execute(sa.text(sql("unmarked_tables")), {"names": list(TENANT_TABLES)}).all():
+        mark = f"comment on policy organization_isolation on {table.name} is 'cliniko_pipeline'"
+        if table.is_made_for_an_asset:
+            connection.exec_driver_sql(mark)
+        else:
+            left.append(
+                f"{table.name} has the pipeline's policies, which an earlier version may have put on a table of your"
+                f" application: it is left as it is. Where an asset writes it, run `{mark}` and `cliniko-pipeline"
+                f" migrate` again; otherwise `drop policy organization_boundary on {table.name}; alter table"
+                f" {table.name} no force row level security`."
+            )
+    for schema, table in isolated_tables(connection):
+        isolate_table(connection, schema, table)
+    for part in connection.execute(sa.text(sql("partitions")), {"names": list(TENANT_TABLES)}).all():
+        if part.is_foreign:
+            raise DatabaseSetupError(
+                f"{part.name} is a partition on another server: row-level security cannot keep organizations apart in"
+                f" it. Detach it from public.{ACTIVE_PATIENTS.name}, or make it an ordinary table."
+            )
+        _protect(connection, part.name)
+    connection.execute(sa.text(sql("grant_sequence").format(role=organization_role(connection))))
+    return left
+
+
+def isolated_tables(connection: Connection) -> list[tuple[str, str]]:
+    """Return schema and table, both quoted for SQL, of all that the pipeline keeps apart by organization."""
     own = {(table.partition(".")[0].strip('"'), table) for table in TENANT_TABLES}
     operators = {(row.schema, row.name) for row in connection.execute(sa.text(sql("isolated_tables")))}
     unquoted = {table.replace('"', "") for _, table in own}
-    for schema, table in sorted(own | {(schema, name) for schema, name in operators if name not in unquoted}):
-        isolate_table(connection, schema, table)
-    connection.execute(sa.text(sql("grant_sequence").format(role=organization_role(connection))))
+    return sorted(own | {(schema, name) for schema, name in operators if name not in unquoted})
 
 
 def isolate_table(connection: Connection, schema: str, table: str) -> None:
     """Put a table under row-level security and grant it to the organization role. Both names are quoted for SQL."""
+    _protect(connection, table)
     role = organization_role(connection)
-    connection.exec_driver_sql(sql("isolate").format(schema=schema, table=table, role=role))
+    connection.exec_driver_sql(sql("grant_table").format(schema=schema, table=table, role=role))
+
+
+def _protect(connection: Connection, table: str) -> None:
+    condition = connection.execute(sa.text(sql("organization_condition")), {"table": table}).scalar_one()
+    role = organization_role(connection)
+    connection.exec_driver_sql(sql("isolate").format(table=table, condition=condition, role=role))
 
 
 def unisolated_tables(connection: Connection) -> list[str]:
-    """Return the tenant tables that the policies do not close, or that the organization role cannot use."""
-    parameters = {"names": list(TENANT_TABLES), "role": organization_role(connection)}
+    """Return the tables that the policies do not close, or that the organization role cannot use."""
+    parts = connection.execute(sa.text(sql("partitions")), {"names": list(TENANT_TABLES)})
+    parameters = {
+        "names": [table for _, table in isolated_tables(connection)],
+        "parts": [part.name for part in parts],
+        "role": organization_role(connection),
+    }
     return list(connection.execute(sa.text(sql("unisolated_tables")), parameters).scalars())
 
 

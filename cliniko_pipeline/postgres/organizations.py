@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import OrganizationUnknownError
 from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.isolation import isolated_tables
 
 SERVICE = "cliniko"
 """`api_credentials.service_name` of the credentials that are ours."""
@@ -178,10 +179,12 @@ def delete_tenant_rows(database: Database, organization_id: str) -> int:
 
 def delete_rows(connection: Connection) -> int:
     """The same in the organization's context."""
-    tables = connection.execute(sa.text(sql("isolated_tables"))).scalars().all()
     # The policies narrow these statements to the organization already; nothing here is left to them alone.
-    mine = "organization_id = current_setting('app.organization_id')"
-    return sum(connection.execute(sa.text(f"delete from {table} where {mine}")).rowcount for table in tables)
+    mine = """organization_id::text collate "C" = current_setting('app.organization_id')"""
+    return sum(
+        connection.execute(sa.text(f"delete from {table} where {mine}")).rowcount
+        for _, table in isolated_tables(connection)
+    )
 
 
 def _update(connection: Connection, organization_id: str, assignment: str, **values: Any) -> None:

@@ -128,7 +128,7 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
         warnings: list[str] = []
         if changed:
             with _told_of_other_users():
-                _upgrade(connection)
+                warnings += _upgrade(connection)
                 warnings += retire_other_roles(connection)
         warnings += filter(None, [strangers(connection)])
         return Migration(before, after, changed, closes, tuple(warnings))
@@ -232,14 +232,14 @@ def _require_known_version(connection: Connection) -> None:
         )
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection) -> list[str]:
     connection.execute(sa.text("create schema if not exists cliniko"))
     ensure_organization_role(connection)
     config = _alembic_config()
     config.attributes["connection"] = connection
     with _ALEMBIC:
         command.upgrade(config, "head")
-    isolate(connection)
+    left = isolate(connection)
     for name in FUNCTIONS:
         connection.exec_driver_sql(sql(f"functions/{name}"))
     for table in WATCHED:
@@ -249,6 +249,7 @@ def _upgrade(connection: Connection) -> None:
         f" grant execute on all functions in schema cliniko to {organization_role(connection)}"
     )
     connection.exec_driver_sql(f"comment on schema cliniko is '{expected_version()}'")
+    return left
 
 
 def _alembic_config() -> Config:

@@ -1,4 +1,5 @@
--- Every table under the pipeline's policy, those made for the operator's own assets included.
+-- The tables that the pipeline put under its policy, those made for the operator's own assets included; not those of
+-- which the policy only has the same name.
 select
     format('%I.%I', pg_namespace.nspname, pg_class.relname) as name,
     quote_ident(pg_namespace.nspname) as schema
@@ -6,4 +7,6 @@ from pg_policy
 inner join pg_class on pg_class.oid = pg_policy.polrelid
 inner join pg_namespace on pg_namespace.oid = pg_class.relnamespace
 where pg_policy.polname = 'organization_isolation'
+    and obj_description(pg_policy.oid, 'pg_policy') = 'cliniko_pipeline'
+    and not pg_class.relispartition
 order by name

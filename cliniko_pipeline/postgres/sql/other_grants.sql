@@ -12,7 +12,7 @@ granted as (
         relation.relnamespace = to_regnamespace('cliniko')
         or exists (
             select from pg_policy
-            where pg_policy.polrelid = relation.oid and pg_policy.polname = 'organization_isolation'
+            where pg_policy.polrelid = relation.oid and pg_policy.polname = 'organization_boundary'
         ) as is_own,
         acl.grantee,
         acl.privilege_type

@@ -1,8 +1,9 @@
 -- The tables, of those named, that row-level security does not close as it should, or closes to the organization role.
+-- Of a partition the role needs no right: it goes through the whole table.
 select pg_class.oid::regclass::text as name
 from pg_class
 left join pg_roles as role on role.rolname = :role
-where pg_class.oid = any(select to_regclass(named) from unnest(cast(:names as text[])) as named)
+where pg_class.oid = any(select to_regclass(named) from unnest(cast(:names as text[]) || cast(:parts as text[])) as named)
     and not coalesce(
         pg_class.relrowsecurity
         and pg_class.relforcerowsecurity
@@ -17,10 +18,13 @@ where pg_class.oid = any(select to_regclass(named) from unnest(cast(:names as te
                 and not pg_policy.polpermissive
                 and pg_policy.polroles = array[role.oid]
         )
-        and has_schema_privilege(role.oid, pg_class.relnamespace, 'usage')
         and (
-            select bool_and(has_table_privilege(role.oid, pg_class.oid, privilege))
-            from unnest(array['select', 'insert', 'update', 'delete']) as privilege
+            pg_class.oid <> all(select to_regclass(named) from unnest(cast(:names as text[])) as named)
+            or has_schema_privilege(role.oid, pg_class.relnamespace, 'usage')
+            and (
+                select bool_and(has_table_privilege(role.oid, pg_class.oid, privilege))
+                from unnest(array['select', 'insert', 'update', 'delete']) as privilege
+            )
         ),
         false
     )

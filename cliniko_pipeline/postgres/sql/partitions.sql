@@ -1,0 +1,18 @@
+-- The partitions, and what else inherits, of the named tables, at any depth: each is a table that can be read by itself.
+with recursive parts as (
+    select inhrelid as oid
+    from pg_inherits
+    where inhparent = any(select to_regclass(named) from unnest(cast(:names as text[])) as named)
+    union
+    select pg_inherits.inhrelid
+    from pg_inherits
+    inner join parts on parts.oid = pg_inherits.inhparent
+)
+
+select
+    format('%I.%I', pg_namespace.nspname, pg_class.relname) as name,
+    pg_class.relkind = 'f' as is_foreign
+from parts
+inner join pg_class on pg_class.oid = parts.oid
+inner join pg_namespace on pg_namespace.oid = pg_class.relnamespace
+order by name
