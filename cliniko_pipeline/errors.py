@@ -5,6 +5,7 @@
     │   ├── SettingsError              an environment variable
     │   ├── ArgumentError              what a command or a launch was told
     │   ├── DatabaseSetupError         the wrong database system, a missing table, privilege or migration
+    │   ├── ClockSkewError             this machine's clock or Cliniko's differs too much from the database's
     │   └── OrganizationUnknownError   no such organization, or none with Cliniko credentials
     ├── CredentialsError               permanent until an organization's credentials change
     │   ├── CredentialsDecryptionError the encryption key does not open what is stored
@@ -48,6 +49,10 @@ class ArgumentError(ConfigurationError):
 
 class DatabaseSetupError(ConfigurationError):
     """The database is not what the pipeline needs: system, version, table, privilege or migration."""
+
+
+class ClockSkewError(ConfigurationError):
+    """Two clocks differ by more than allowed; nothing is written by a time that may be wrong."""
 
 
 class OrganizationUnknownError(ConfigurationError):

@@ -6,12 +6,14 @@ Knows no Dagster. Holds what is shared within a process: the pool of connections
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta
 from functools import cached_property
 
 from cliniko_pipeline.cliniko.client import DEFAULT_MAX_ATTEMPTS, ClinikoClient
 from cliniko_pipeline.cliniko.events import Event
 from cliniko_pipeline.cliniko.shards import resolve_api_url
 from cliniko_pipeline.cliniko.throttle import BudgetRegistry, RequestBudget
+from cliniko_pipeline.clocks import MACHINE, ClockDifference, at
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 from cliniko_pipeline.errors import CredentialsError, in_organization
 from cliniko_pipeline.postgres import organizations
@@ -24,17 +26,46 @@ from cliniko_pipeline.settings import Settings
 class Runtime:
     """Made by `open_runtime`; thread-safe.
 
-    `sleep` is what every wait goes through, so that a caller can make waits end early.
+    `sleep` is what every wait goes through, so that a caller can make waits end early. `wall_clock` is this machine's
+    clock, in UNIX seconds: nothing but its difference from the database's is used.
     """
 
-    def __init__(self, settings: Settings, database: Database, sleep: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        sleep: Callable[[float], None],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self.settings = settings
         self.database = database
         self._sleep = sleep
+        self._wall_clock = wall_clock
         self._budgets = BudgetRegistry(self._budget_of)
 
     def _budget_of(self, key_digest: str) -> RequestBudget:
         return SharedRequestBudget(self.database, key_digest, self.settings.requests_per_minute, sleep=self._sleep)
+
+    def now(self) -> datetime:
+        """Return the time by the database's clock, which all machines share."""
+        return self.database.now()
+
+    def machine_clock(self) -> ClockDifference:
+        """Return how far this machine's clock is ahead of the database's."""
+        before = self._wall_clock()
+        now = self.database.now()
+        # The answer is from between the two.
+        return ClockDifference(MACHINE, at((before + self._wall_clock()) / 2) - now, self.max_clock_skew)
+
+    def by_database(self, instant: datetime) -> datetime:
+        """Return the same moment by the database's clock, where this machine's, which told it, differs notably."""
+        difference = self.machine_clock()
+        return instant - difference.ahead if difference.is_notable else instant
+
+    @property
+    def max_clock_skew(self) -> timedelta:
+        """How far clocks may differ."""
+        return timedelta(minutes=self.settings.max_clock_skew_minutes)
 
     @cached_property
     def vault(self) -> Vault:
@@ -94,6 +125,8 @@ class Runtime:
             self._budgets.budget_for(credentials.api_key),
             max_attempts=max_attempts,
             sleep=self._sleep,
+            database_clock=self.now,
+            max_clock_skew=self.max_clock_skew,
             on_event=on_event,
         )
 

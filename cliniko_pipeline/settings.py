@@ -45,6 +45,7 @@ _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-
 _EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[a-z0-9-]+(\.[a-z0-9-]+)+", re.ASCII | re.IGNORECASE)
 _ALERT_URL = re.compile(r"[a-z][a-z0-9]{1,30}://\S+", re.IGNORECASE)
 _BETWEEN_URLS = re.compile(r"[\s,]+(?=[A-Za-z][A-Za-z0-9]{1,30}://)")
+_MOST_MINUTES = 100_000_000
 _KEY_FILE_LIMIT = 64 * 1024  # bytes
 
 
@@ -357,6 +358,15 @@ class Settings(BaseSettings):
         default=(), validation_alias="CLINIKO_ALERT_URLS"
     )
     """Where alerts go, as Apprise writes channels: mailto://, slack://, msteams://, json:// and many more."""
+
+    max_clock_skew_minutes: int = Field(
+        default=60,
+        ge=1,
+        le=_MOST_MINUTES,
+        validation_alias="CLINIKO_MAX_CLOCK_SKEW_MINUTES",
+        description="a whole number of minutes, at least 1",
+    )
+    """How far this machine's clock and Cliniko's may be from the database's for a sync to write anything."""
 
     alert_after_failures: int = Field(
         default=3,

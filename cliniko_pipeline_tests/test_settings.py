@@ -63,6 +63,7 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_path):
         "fresh_within_minutes": 180,
         "unmatched_share_limit": 0.5,
         "alert_urls": (),
+        "max_clock_skew_minutes": 60,
         "alert_after_failures": 3,
         "alert_repeat_hours": 24,
         "ui_url": "http://127.0.0.1:3000",
@@ -78,7 +79,7 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_path):
 
 
 def test_blank_variables_count_as_unset():
-    assert len(FIELDS) == 26
+    assert len(FIELDS) == 27
     for blank in ("", " \t"):
         assert load_settings(dict.fromkeys(FIELDS, blank)) == load_settings({})
 
@@ -171,6 +172,7 @@ INVALID_UI_URLS = ["clinic.example", "ftp://clinic.example", "https://u:p@clinic
         ("CLINIKO_ACTIVITY_WINDOW_DAYS", {"1": 1, "3650": 3650}, ["0", "3651", "sixty"]),
         ("CLINIKO_COUNT_NO_SHOWS", {"TRUE": True, "false": False, "off": False}, ["maybe", "2"]),
         ("CLINIKO_VANISHED_SHARE_LIMIT", {"0": 0, "0.05": 0.05, "1": 1}, ["-0.1", "1.01", "20%", "nan", "inf"]),
+        ("CLINIKO_MAX_CLOCK_SKEW_MINUTES", {"1": 1, "1440": 1440}, ["0", "-5", "an hour"]),
         ("CLINIKO_SYNC_EVERY_MINUTES", {"0": 0, "1440": 1440}, ["-1", "1441", "hourly"]),
         ("CLINIKO_FULL_SYNC_AT", {"14:30": time(14, 30), "OFF": None}, ["24:00", "2:30", "02:60", "noon", "02:30Z"]),
         ("CLINIKO_FULL_SYNC_SPREAD_MINUTES", {"0": 0, "1439": 1439}, ["-1", "1440", "all night"]),

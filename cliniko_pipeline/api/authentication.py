@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated
 
@@ -110,7 +109,7 @@ class Gate:
             raise self.refused(request, "unknown token", HTTPStatus.UNAUTHORIZED)
         if token.revoked_at is not None:
             raise self.refused(request, "revoked token", HTTPStatus.UNAUTHORIZED, token_id=token.id)
-        if token.expires_at is not None and token.expires_at <= datetime.now(UTC):
+        if token.is_expired:
             raise self.refused(request, "expired token", HTTPStatus.UNAUTHORIZED, token_id=token.id)
         return Principal(token.id, token.scopes, token.organizations, token.requests_per_minute)
 

@@ -1,6 +1,5 @@
 """Organizations: how fresh, how much, and what is wrong; and who of their patients has no contact."""
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -117,7 +116,7 @@ def get_organization(runtime: RuntimeDependency, organization: ReadableOrganizat
         last_sync_id=state.run_id,
         last_sync_status=state.status,
         last_success_at=last,
-        age_seconds=None if last is None else round((datetime.now(UTC) - last).total_seconds(), 1),
+        age_seconds=None if last is None else round((runtime.now() - last).total_seconds(), 1),
         counts=OrganizationCounts(
             patients=state.patients,
             appointments=state.appointments,

@@ -178,6 +178,7 @@ def request_sync(
         raise ProblemError(HTTPStatus.CONFLICT, "The organization is disabled: the operator can enable it.")
     options = SyncOptions(full=False if wanted is None else wanted.full)
     idempotency = None if idempotency_key is None else _digest(principal.id, organization.id, idempotency_key)
+    now = runtime.now()
     with runtime.database.operator() as connection:
         # Two requests at once would both find none that goes on.
         connection.execute(sa.text("set local lock_timeout = '20s'"))
@@ -190,7 +191,7 @@ def request_sync(
             return _accepted(organization.id, existing.run_id, is_new=False, full=existing.is_full)
         run_id = dagster.launch(organization.id, options, idempotency)
         # The schedule need not do at once what is done now.
-        scheduling.note_requested(connection, {organization.id: options.full}, datetime.now(UTC))
+        scheduling.note_requested(connection, {organization.id: options.full}, now)
     return _accepted(organization.id, run_id, is_new=True, full=options.full)
 
 

@@ -36,6 +36,7 @@ def backfill(
     if bool(organization_ids) == all_organizations:
         raise click.UsageError("Name organizations, or give --all.")
     with session() as runtime:
+        runtime.machine_clock().require_allowed()
         ids = _chosen(runtime, organization_ids)
         errors = _launch(runtime, ids, assets, full=full, follow=follow)
         if follow:

@@ -6,6 +6,7 @@ from functools import partial
 import click
 
 from cliniko_pipeline.cli.session import CHECK_ATTEMPTS
+from cliniko_pipeline.clocks import ClockDifference
 from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.postgres import schema
@@ -33,6 +34,9 @@ def _examine(runtime: Runtime) -> bool:
     where = runtime.database.location
     if not _check(f"PostgreSQL answers ({where})", runtime.database.require_supported_version):
         return False
+    is_on_time = _check(
+        "This machine's clock agrees with the database's", lambda: _require_clock(runtime.machine_clock())
+    )
     if not _check("The schema is up to date", lambda: _require_schema(runtime)):
         return False
     is_isolated = _check("Organizations are kept apart", partial(schema.require_isolation, runtime.database))
@@ -42,7 +46,7 @@ def _examine(runtime: Runtime) -> bool:
     if not found:
         click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
     accepted = [_check(f"Cliniko accepts the key of '{each}'", partial(_ask, runtime, each)) for each in found]
-    return has_key and is_isolated and would_sync and all(accepted)
+    return has_key and is_on_time and is_isolated and would_sync and all(accepted)
 
 
 def _require_schema(runtime: Runtime) -> None:
@@ -59,6 +63,14 @@ def _rehearse(database: Database) -> None:
 def _ask(runtime: Runtime, organization_id: str) -> None:
     with runtime.client(organization_id, max_attempts=CHECK_ATTEMPTS) as client:
         client.validate()
+        if client.clock_difference is not None:
+            _require_clock(client.clock_difference)
+
+
+def _require_clock(difference: ClockDifference) -> None:
+    difference.require_allowed()
+    if difference.is_notable:
+        click.secho(f"! {difference}: set the clock that is wrong (NTP)", fg="yellow")
 
 
 def _check(claim: str, check: Callable[[], object]) -> bool:

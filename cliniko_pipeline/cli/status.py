@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
@@ -26,10 +26,13 @@ def status(*, as_json: bool) -> None:
     """Show each organization's last sync, counts, freshness and problems."""
     with session() as runtime:
         found = statuses(runtime)
+        now, machine_clock = runtime.now(), runtime.machine_clock()
+    if machine_clock.is_notable:
+        click.echo(f"{machine_clock}.", err=True)
     if as_json:
         click.echo(json.dumps([_as_json(*each) for each in found], indent=2))
     elif found:
-        show_statuses(found)
+        show_statuses(found, now)
         for line in problem_lines(found):
             click.echo(line)
     else:
@@ -48,8 +51,8 @@ def statuses(runtime: Runtime, only: list[str] | None = None) -> list[tuple[Orga
     return result
 
 
-def show_statuses(found: list[tuple[Organization, OrganizationStatus]]) -> None:
-    """Prints one row an organization."""
+def show_statuses(found: list[tuple[Organization, OrganizationStatus]], now: datetime) -> None:
+    """Prints one row an organization; `now` is the time by the database's clock."""
     table = Table(title="Organizations", title_justify="left")
     for heading in ("Organization", "Last sync", "Last success"):
         table.add_column(heading, no_wrap=True)
@@ -59,7 +62,7 @@ def show_statuses(found: list[tuple[Organization, OrganizationStatus]]) -> None:
         table.add_row(
             escape(organization.name),
             _last_sync(organization, state),
-            _age(state.last_success_at),
+            _age(state.last_success_at, now),
             f"{state.patients:,}",
             f"{state.appointments:,}",
             f"{state.matched:,}",
@@ -94,10 +97,10 @@ def _last_sync(organization: Organization, state: OrganizationStatus) -> str:
     return f"[{colour}]{state.status or 'never'}[/]"
 
 
-def _age(instant: datetime | None) -> str:
+def _age(instant: datetime | None, now: datetime) -> str:
     if instant is None:
         return "never"
-    minutes = int((datetime.now(UTC) - instant).total_seconds() // 60)
+    minutes = int((now - instant).total_seconds() // 60)
     if minutes < 1:
         return "just now"
     if minutes < 120:

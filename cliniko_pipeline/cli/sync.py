@@ -33,6 +33,7 @@ def sync(
         raise click.UsageError("--accept-deletions goes with --full.")
     options = SyncOptions(None if as_of is None else parse_instant(as_of), full, accept_deletions)
     with session() as runtime:
+        runtime.machine_clock().require_allowed()
         ids = _chosen(runtime, organization_ids)
         errors = run_syncs(ids, options)
         report(runtime, ids, errors)
@@ -49,7 +50,7 @@ def run_syncs(ids: Sequence[str], options: SyncOptions = DEFAULT_OPTIONS) -> dic
 def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None:
     """The summary table, then a line for each problem, and for each organization that failed."""
     found = statuses(runtime, list(ids))
-    show_statuses(found)
+    show_statuses(found, runtime.now())
     for line in problem_lines([each for each in found if each[0].id not in errors]):
         click.echo(line)
     for organization_id, error in errors.items():

@@ -66,7 +66,7 @@ def create(
                 name,
                 scopes=scopes,
                 organizations=None if all_organizations else organizations,
-                expires_at=None if never_expires else datetime.now(UTC) + timedelta(days=days),
+                expires_at=None if never_expires else runtime.now() + timedelta(days=days),
                 requests_per_minute=requests_per_minute,
             )
     click.echo(token.text)
@@ -79,7 +79,7 @@ def list_() -> None:
     with session() as runtime, runtime.database.operator() as connection:
         found = api_tokens.tokens(connection)
     if found:
-        output_console().print(_table(found, datetime.now(UTC)))
+        output_console().print(_table(found))
     else:
         click.echo("No tokens yet: `cliniko-pipeline tokens create --name NAME --organization ID`.")
 
@@ -122,13 +122,13 @@ def _require_known(runtime: Runtime, organizations: tuple[str, ...]) -> None:
             )
 
 
-def _table(found: list[ApiToken], now: datetime) -> Table:
+def _table(found: list[ApiToken]) -> Table:
     table = Table("ID", "Name", "State", "Scopes", "Organizations", "Expires", "Last used")
     for each in found:
         table.add_row(
             each.id,
             escape(each.name),
-            _state(each, now),
+            _state(each),
             ", ".join(sorted(each.scopes)),
             "all" if each.organizations is None else escape(", ".join(sorted(each.organizations))),
             "never" if each.expires_at is None else _instant(each.expires_at),
@@ -137,10 +137,10 @@ def _table(found: list[ApiToken], now: datetime) -> Table:
     return table
 
 
-def _state(token: ApiToken, now: datetime) -> str:
+def _state(token: ApiToken) -> str:
     if token.revoked_at is not None:
         return "revoked"
-    return "expired" if token.expires_at is not None and token.expires_at <= now else "good"
+    return "expired" if token.is_expired else "good"
 
 
 def _instant(instant: datetime) -> str:

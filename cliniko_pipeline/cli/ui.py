@@ -42,6 +42,8 @@ SECONDS_BETWEEN_LOOKS = 0.2
 def ui(port: int, api_port: int | None) -> None:
     """Serve the Dagster UI, with its daemon, on this machine until Ctrl-C."""
     with session() as runtime:
+        # Dagster's daemon notes when it did what: after a jump of its clock it would do nothing for as long.
+        runtime.machine_clock().require_allowed()
         serve(runtime, port, api_port=api_port)
 
 

@@ -156,7 +156,8 @@ def try_(organization_id: str) -> None:
         with runtime.database.operator() as connection:
             target = deliveries.target(connection, organization_id)
         destination = Destination.from_text(runtime.vault.decrypt_text(target.encrypted))
-    answer = post(destination, f"test_{uuid4()}", trial(organization_id, datetime.now(UTC)))
+        now = runtime.now()
+    answer = post(destination, f"test_{uuid4()}", trial(organization_id, now), now)
     if not answer.is_taken:
         raise ArgumentError(f"{destination.label} did not take it: {answer.outcome}.")
     click.echo(f"{destination.label} took it: {answer.outcome}.")

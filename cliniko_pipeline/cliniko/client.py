@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from cliniko_pipeline.cliniko.records import PATIENTS, RecordT, Resource
 from cliniko_pipeline.cliniko.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
 from cliniko_pipeline.cliniko.throttle import RequestBudget
 from cliniko_pipeline.cliniko.transport import CurlTransport, Limits
+from cliniko_pipeline.clocks import CLINIKO, ClockDifference
 from cliniko_pipeline.errors import (
     ClinikoPipelineError,
     ClinikoUnavailableError,
@@ -68,7 +69,8 @@ class ClinikoClient:
     `api_url` is taken as it is: resolve_api_url decides which hosts may see a key. `budget` is asked before every
     single attempt. `sleep` is used between attempts and may raise to interrupt; `clock` is monotonic, `rng` spreads
     the waits. Up to `most_at_once` pages are on their way at a time. `on_event` is called with progress, by one thread
-    at a time.
+    at a time. Where there is a `database_clock`, no list is read whose first answer has a Date that differs from it by
+    more than `max_clock_skew`.
 
     Raises CredentialsFormatError for an API key that no HTTP header can carry, and SettingsError for such a
     User-Agent. No error, log line or representation holds the API key, an answer's body or a query.
@@ -90,6 +92,8 @@ class ClinikoClient:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        database_clock: Callable[[], datetime] | None = None,
+        max_clock_skew: timedelta = timedelta.max,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         self._organization_id = organization_id
@@ -100,6 +104,9 @@ class ClinikoClient:
         self._clock = clock
         self._wall_clock = wall_clock
         self._rng = rng or random.Random()  # noqa: S311 -- spreads waits, protects nothing
+        self._database_clock = database_clock
+        self._max_clock_skew = max_clock_skew
+        self._clock_difference: ClockDifference | None = None
         self._on_event = on_event
         self._statistics = Statistics()
         self._headers = httpx.Headers(
@@ -148,6 +155,11 @@ class ClinikoClient:
         """What this client has done so far."""
         return self._statistics
 
+    @property
+    def clock_difference(self) -> ClockDifference | None:
+        """How far Cliniko's clock was ahead of the database's, at the most; None: it told no time, or was not asked."""
+        return self._clock_difference
+
     def crawl(
         self, resource: Resource[RecordT], *, changed_since: datetime | None = None, position: Position | None = None
     ) -> Iterator[Page[RecordT]]:
@@ -156,11 +168,23 @@ class ClinikoClient:
         With `changed_since`, an aware instant of the server's clock, only what was changed then or later. `position` is
         where an earlier crawl of the same kind broke off. Records come in no order, and twice where others vanished.
         Raises CredentialsError (AuthenticationError, PermissionDeniedError), TransientError (ClinikoUnavailableError,
-        RateLimitedError) or DataError (RequestRejectedError, UnexpectedResponseError, ForeignLinkError).
+        RateLimitedError), DataError (RequestRejectedError, UnexpectedResponseError, ForeignLinkError), ClockSkewError.
         """
+        is_compared = False
+
+        def fetch(url: str, number: int) -> FetchedPage[RecordT]:
+            nonlocal is_compared
+            page = self._fetch(url, resource, f"{resource.name}, page {number}")
+            # The answers that a crawl begins with tell where the next one starts from.
+            if not is_compared or number == 1:
+                difference = self._compare_clocks(page.server_date)
+                if difference is not None:
+                    difference.require_allowed()
+                    is_compared = True
+            return page
 
         def begin(url: str, number: int) -> Callable[[], FetchedPage[RecordT]]:
-            page = self._threads.submit(lambda: self._fetch(url, resource, f"{resource.name}, page {number}"))
+            page = self._threads.submit(lambda: fetch(url, number))
             return lambda: result_of(page)
 
         pages = crawl_pages(
@@ -192,7 +216,19 @@ class ClinikoClient:
         if created_before is not None:
             listing = listing.before(created_before)
         with self._naming_the_organization():
-            return self._fetch(listing.url(1, per_page=1), resource, what)
+            page = self._fetch(listing.url(1, per_page=1), resource, what)
+            self._compare_clocks(page.server_date)
+            return page
+
+    def _compare_clocks(self, cliniko: datetime | None) -> ClockDifference | None:
+        """Compare the time of an answer that has just come with the database's; keep the largest difference."""
+        if cliniko is None or self._database_clock is None:
+            return None
+        found = ClockDifference(CLINIKO, cliniko - self._database_clock(), self._max_clock_skew)
+        with self._lock:
+            if self._clock_difference is None or abs(found.ahead) > abs(self._clock_difference.ahead):
+                self._clock_difference = found
+        return found
 
     @contextmanager
     def _naming_the_organization(self) -> Generator[None]:

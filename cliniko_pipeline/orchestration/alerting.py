@@ -6,7 +6,7 @@ whose channel is down waits and is tried again, and a process killed in between 
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from cliniko_pipeline.orchestration.alert_plans import plan_alerts, problems
 from cliniko_pipeline.orchestration.channels import channels, send
@@ -49,7 +49,7 @@ def changed_freshness(runtime: Runtime, now: datetime) -> list[CheckResult]:
 
 def decide(runtime: Runtime, now: datetime | None = None) -> int:
     """Puts down what is to be told, and returns how much that is. Of two processes one at a time decides."""
-    now = now or datetime.now(UTC)
+    now = now or runtime.now()
     settings = runtime.settings
     repeat_after = timedelta(hours=settings.alert_repeat_hours) if settings.alert_repeat_hours else None
     with runtime.database.operator() as connection:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from importlib import resources
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def launch_backfill(
     if set(assets) == set(asset_names()):
         with runtime.database.operator() as connection:
             # The schedule need not do at once what is done now.
-            scheduling.note_requested(connection, dict.fromkeys(organization_ids, full), datetime.now(UTC))
+            scheduling.note_requested(connection, dict.fromkeys(organization_ids, full), runtime.now())
     return backfill_id
 
 

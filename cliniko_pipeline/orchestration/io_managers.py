@@ -21,6 +21,7 @@ from cliniko_pipeline.errors import (
     PermissionDeniedError,
     SettingsError,
 )
+from cliniko_pipeline.orchestration.clock_findings import note_differences
 from cliniko_pipeline.orchestration.column_lineage import lineage
 from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
@@ -30,7 +31,7 @@ from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, Req
 from cliniko_pipeline.orchestration.whole_runs import does_all_anew, is_full, is_whole_sync
 from cliniko_pipeline.postgres import crawls, derivations, scheduling, sync_runs
 from cliniko_pipeline.postgres.derivations import Derivation
-from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.postgres.merge import Written, replace_by_query
 from cliniko_pipeline.runtime import Runtime
 
@@ -75,8 +76,9 @@ class _Result:
 class PostgresIOManager(dg.IOManager):
     """Assets partitioned by organization, stored in PostgreSQL in the organization's context."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._database = runtime.database
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
         """Writes `obj` in transactions; the metadata tell what became of the table.
@@ -167,6 +169,7 @@ class PostgresIOManager(dg.IOManager):
                 "requests_retried": result.cost.retries,
                 "requests_rate_limited": result.cost.rate_limited,
                 "seconds_waited": round(result.cost.seconds_waited, 1),
+                **note_differences(self._runtime, organization_id, result.cost.clock_difference),
             }
         return metadata
 
@@ -188,6 +191,7 @@ class PostgresIOManager(dg.IOManager):
                     planned=_planned(context),
                     is_full=is_full(context.step_context.run_config),
                 )
+            self._runtime.machine_clock().require_allowed()
             with self._database.turn(organization_id) as result.require_turn:
                 yield result
             began_at = self._finish(context, organization_id, result)
@@ -256,7 +260,7 @@ def postgres_io_manager() -> dg.IOManagerDefinition:
 
     def made(context: dg.InitResourceContext) -> PostgresIOManager:
         runtime: Runtime = context.resources.runtime
-        return PostgresIOManager(runtime.database)
+        return PostgresIOManager(runtime)
 
     return dg.IOManagerDefinition(made, required_resource_keys={"runtime"}, description="Tables in PostgreSQL")
 

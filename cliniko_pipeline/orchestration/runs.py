@@ -5,7 +5,6 @@ so these are ended here (see run_marks).
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from uuid import uuid4
 
 import dagster as dg
@@ -46,7 +45,7 @@ def run_sync(
     end_abandoned_runs(instance, runtime, organization_id)
     with runtime.database.operator() as connection:
         # The schedule need not do at once what is done now.
-        scheduling.note_requested(connection, {organization_id: options.full}, datetime.now(UTC))
+        scheduling.note_requested(connection, {organization_id: options.full}, runtime.now())
     run_id = str(uuid4())
     with marked_alive(runtime, run_id):
         result = definitions.resolve_job_def(JOB).execute_in_process(

@@ -30,7 +30,7 @@ def cliniko_syncs(
     context: dg.ScheduleEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """The runs that are due."""
-    now = context.scheduled_execution_time.astimezone(UTC)
+    now = runtime.by_database(context.scheduled_execution_time.astimezone(UTC))
     in_flight = organizations_in_flight(context.instance)
     with runtime.database.operator() as connection:
         found = scheduling.schedulings(connection)
@@ -56,7 +56,7 @@ def cliniko_count_comparisons(
     context: dg.ScheduleEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """The comparisons that are due."""
-    now = context.scheduled_execution_time.astimezone(UTC)
+    now = runtime.by_database(context.scheduled_execution_time.astimezone(UTC))
     hours = runtime.settings.compare_counts_every_hours
     in_flight = organizations_in_flight(context.instance)
     with runtime.database.operator() as connection:

@@ -4,7 +4,7 @@ told of what is wrong.
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime
+from datetime import UTC
 
 import dagster as dg
 
@@ -95,7 +95,7 @@ def failed_runs(context: dg.RunFailureSensorContext, runtime: dg.ResourceParam[R
         scheduling.note_failure(
             connection,
             organization_id,
-            begun_at=datetime.now(UTC) if record is None else record.create_timestamp.astimezone(UTC),
+            begun_at=runtime.now() if record is None else record.create_timestamp.astimezone(UTC),
             reason=next(map(reason_of, events), ABANDONED),
             run_id=run.run_id,
             is_permanent=any(map(is_permanent, events)),
@@ -113,7 +113,7 @@ def stale_organizations(
     runtime: dg.ResourceParam[Runtime],
 ) -> dg.SensorResult | dg.SkipReason:
     """The results of the check, of the organizations for which it is another than before."""
-    changed = changed_freshness(runtime, datetime.now(UTC))
+    changed = changed_freshness(runtime, runtime.now())
     if not changed:
         return dg.SkipReason("Nothing has become older than promised, or fresh again.")
     return dg.SensorResult(
@@ -171,7 +171,7 @@ def webhook_syncs(
     # One that was just added has no partition for a moment, and its run would fail.
     missing = pending.keys() - set(context.instance.get_dynamic_partitions(NAME))
     in_flight = organizations_in_flight(context.instance) | missing
-    now = datetime.now(UTC)
+    now = runtime.now()
     with runtime.database.operator() as connection:
         planned = announced_syncs(pending, scheduling.schedulings(connection), in_flight, now)
         known = _requested_before(context.instance, planned)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cliniko_pipeline.cliniko.pagination import Position
+from cliniko_pipeline.clocks import ClockDifference
 from cliniko_pipeline.postgres.crawls import RejectedRecord
 from cliniko_pipeline.postgres.tables import Table
 
@@ -56,12 +57,13 @@ class RecordBatch:
 
 @dataclass(frozen=True)
 class RequestCost:
-    """What reading a stream took of the request budget."""
+    """What reading a stream took of the request budget, and how far Cliniko's clock was from the database's."""
 
     requests: int = 0
     retries: int = 0
     rate_limited: int = 0
     seconds_waited: float = 0.0
+    clock_difference: ClockDifference | None = None
 
 
 @dataclass(frozen=True)

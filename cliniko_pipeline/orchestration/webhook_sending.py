@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -81,13 +81,13 @@ def require_usable(url: str) -> None:
         raise ArgumentError("The URL must begin with https://, or, on this machine only, with http://.")
 
 
-def post(to: Destination, message_id: str, body: str) -> Answer:
-    """Posts the message, signed as of now. Takes `WHOLE_SECONDS` at most, and raises nothing. Redirects are not
+def post(to: Destination, message_id: str, body: str, now: datetime) -> Answer:
+    """Posts the message, signed as of `now`. Takes `WHOLE_SECONDS` at most, and raises nothing. Redirects are not
     followed, and of the answer nothing but its status is read.
     """
     curl = pycurl.Curl()
     try:
-        for option, value in _options(to, message_id, body).items():
+        for option, value in _options(to, message_id, body, now).items():
             curl.setopt(option, value)
         curl.perform()
         return _answered(curl)
@@ -99,10 +99,10 @@ def post(to: Destination, message_id: str, body: str) -> Answer:
         curl.close()
 
 
-def _options(to: Destination, message_id: str, body: str) -> Mapping[int, object]:
+def _options(to: Destination, message_id: str, body: str, now: datetime) -> Mapping[int, object]:
     return {
         pycurl.URL: to.url,
-        pycurl.HTTPHEADER: [f"{name}: {value}" for name, value in _headers(to.secret, message_id, body).items()],
+        pycurl.HTTPHEADER: [f"{name}: {value}" for name, value in _headers(to.secret, message_id, body, now).items()],
         pycurl.POSTFIELDS: body,
         pycurl.WRITEFUNCTION: _refuse,
         pycurl.HEADERFUNCTION: _pass_over,
@@ -116,11 +116,10 @@ def _options(to: Destination, message_id: str, body: str) -> Mapping[int, object
     }
 
 
-def _headers(secret: str, message_id: str, body: str) -> Mapping[str, str]:
+def _headers(secret: str, message_id: str, body: str, now: datetime) -> Mapping[str, str]:
     # Only who sends needs it.
     from standardwebhooks import Webhook  # noqa: PLC0415
 
-    now = datetime.now(UTC)
     return {
         "Content-Type": "application/json",
         "User-Agent": "cliniko_pipeline",

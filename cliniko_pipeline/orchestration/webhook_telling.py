@@ -6,7 +6,7 @@ at worst, under the same id.
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import dagster as dg
 
@@ -86,7 +86,7 @@ def message_id(run_id: str) -> str:
 def _put_down(runtime: Runtime, instance: dg.DagsterInstance, to: Target) -> int:
     with runtime.database.organization(to.organization_id) as connection:
         found = webhook_deliveries.ended_runs(connection, WHOLE_SYNC, to.looked_until, to.set_at)
-    if not found and datetime.now(UTC) - to.looked_until < LOOKED_AT_AGAIN:
+    if not found and runtime.now() - to.looked_until < LOOKED_AT_AGAIN:
         return 0
     with runtime.database.operator() as connection:
         known = webhook_deliveries.put_down_before(connection, to, [each.run_id for each in found])
@@ -121,4 +121,4 @@ def _sent(runtime: Runtime, delivery: DueDelivery) -> Answer:
         destination = Destination.from_text(runtime.vault.decrypt_text(delivery.encrypted))
     except CredentialsError:
         return Answer(None, "the target cannot be decrypted: set it anew")
-    return post(destination, message_id(delivery.run_id), delivery.body)
+    return post(destination, message_id(delivery.run_id), delivery.body, runtime.now())

@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -38,6 +38,7 @@ class ApiToken:
         organizations: whose things it opens; None: all organizations', those added later too.
         requests_per_minute: None: as the settings say.
         expires_at, revoked_at: None: never, not.
+        is_expired: whether that time has come, by the database's clock.
     """
 
     id: str
@@ -47,6 +48,7 @@ class ApiToken:
     requests_per_minute: int | None
     created_at: datetime
     expires_at: datetime | None
+    is_expired: bool
     revoked_at: datetime | None
     last_used_at: datetime | None
 
@@ -119,7 +121,7 @@ def find(connection: Connection, text: str) -> ApiToken | None:
     if row is None or not hmac.compare_digest(row["digest"], _digest(text)):
         return None
     token = _token(row)
-    if token.revoked_at is None and (token.last_used_at is None or datetime.now(UTC) - token.last_used_at > _USED):
+    if token.revoked_at is None and (token.last_used_at is None or row["now"] - token.last_used_at > _USED):
         connection.execute(
             statement("update cliniko.api_tokens set last_used_at = now() where id = :id"), {"id": token.id}
         )
@@ -128,7 +130,9 @@ def find(connection: Connection, text: str) -> ApiToken | None:
 
 def tokens(connection: Connection) -> list[ApiToken]:
     """All of them, the oldest first."""
-    rows = connection.execute(sa.text("select * from cliniko.api_tokens order by created_at, id")).mappings()
+    rows = connection.execute(
+        sa.text("select *, now() as now from cliniko.api_tokens order by created_at, id")
+    ).mappings()
     return list(map(_token, rows))
 
 
@@ -184,6 +188,7 @@ def _token(row: sa.RowMapping) -> ApiToken:
         requests_per_minute=row["requests_per_minute"],
         created_at=row["created_at"],
         expires_at=row["expires_at"],
+        is_expired=row["expires_at"] is not None and row["expires_at"] <= row["now"],
         revoked_at=row["revoked_at"],
         last_used_at=row["last_used_at"],
     )

@@ -6,6 +6,7 @@ Nothing here knows a table of its own: what is stored stands in `tables`, how it
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from typing import Any, cast
@@ -165,6 +166,11 @@ class Database:
                     connection.execute(sa.text("select pg_advisory_unlock(:key)"), key)
                     connection.execute(sa.text("reset lock_timeout"))
                     connection.execute(sa.text("reset idle_session_timeout"))
+
+    def now(self) -> datetime:
+        """Return the time by the server's clock."""
+        with self.operator() as connection:
+            return connection.execute(statement("select clock_timestamp()")).scalar_one().astimezone(UTC)
 
     def require_supported_version(self) -> None:
         """Raises DatabaseSetupError where the server is older than PostgreSQL 14 or not in UTF-8."""

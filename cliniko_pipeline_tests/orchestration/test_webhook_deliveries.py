@@ -185,7 +185,7 @@ def test_target_that_recovers_gets_each_delivery_once(deployment: Deployment, ta
 def test_status_alone_is_read_and_decides(server: WebhookTarget, status: int, is_taken: bool) -> None:
     """The target never sends the rest of its body: reading it would end in a time-out."""
     server.status = status
-    answer = post(Destination(server.url, server.secret), "id", "{}")
+    answer = post(Destination(server.url, server.secret), "id", "{}", datetime.now(UTC))
     assert (answer, answer.is_taken) == (Answer(status, f"HTTP {status}"), is_taken)
     assert len(server.received) == 1, "redirects are not followed"
 
@@ -193,8 +193,8 @@ def test_status_alone_is_read_and_decides(server: WebhookTarget, status: int, is
 def test_status_410_disables_the_target_until_set_again(
     deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def post_while_replaced(to: Destination, message_id: str, body: str) -> Answer:
-        answer = post(to, message_id, body)
+    def post_while_replaced(to: Destination, message_id: str, body: str, now: datetime) -> Answer:
+        answer = post(to, message_id, body, now)
         set_target(deployment, target)
         return answer
 
@@ -240,9 +240,9 @@ def test_slow_target_times_out_and_delays_no_other(
 
 def test_unreachable_target_is_reported_without_its_url(server: WebhookTarget) -> None:
     closed = Destination(f"http://127.0.0.1:{closed_port()}/secret-path", server.secret)
-    assert post(closed, "id", "{}").outcome == "the connection was refused"
+    assert post(closed, "id", "{}", datetime.now(UTC)).outcome == "the connection was refused"
     no_tls = Destination(server.url.replace("http://", "https://"), server.secret)
-    assert post(no_tls, "id", "{}").outcome == "no TLS connection"
+    assert post(no_tls, "id", "{}", datetime.now(UTC)).outcome == "no TLS connection"
     assert closed.label.startswith("http://127.0.0.1:")
     for secret in ("secret-path", server.secret):
         assert secret not in repr(closed) + closed.label

@@ -1,6 +1,6 @@
 """`active_patients`: what the application reads."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import dagster as dg
 from pydantic import Field
@@ -60,7 +60,7 @@ def active_patients(config: ActivePatientsConfig, runtime: dg.ResourceParam[Runt
 
     def parameters() -> dict[str, object]:
         return {
-            "as_of": datetime.now(UTC) if config.as_of is None else parse_instant(config.as_of),
+            "as_of": runtime.now() if config.as_of is None else parse_instant(config.as_of),
             "activity_window": timedelta(days=runtime.settings.activity_window_days),
             "count_no_shows": runtime.settings.count_no_shows,
         }

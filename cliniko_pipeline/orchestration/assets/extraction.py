@@ -116,8 +116,8 @@ class AccountReading:
     def _cost(self) -> RequestCost:
         if self._client is None:
             return RequestCost()
-        spent = self._client.statistics
-        return RequestCost(spent.requests, spent.retries, spent.rate_limited, spent.seconds_waited)
+        spent, clock = self._client.statistics, self._client.clock_difference
+        return RequestCost(spent.requests, spent.retries, spent.rate_limited, spent.seconds_waited, clock)
 
     def _read(self, source: Source[RecordT], plan: CrawlPlan) -> Iterator[RecordBatch]:
         if self._client is None:

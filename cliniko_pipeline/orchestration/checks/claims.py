@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -136,7 +136,7 @@ def _fresh(at: Look) -> Finding:
         all_of_them = {each.organization_id: each for each in scheduling.schedulings(connection)}
     found = all_of_them.get(at.organization_id, Scheduling(at.organization_id, is_active=False))
     settings = at.runtime.settings
-    fresh = freshness(found, default_schedule(settings), settings.fresh_within, datetime.now(UTC))
+    fresh = freshness(found, default_schedule(settings), settings.fresh_within, at.runtime.now())
     return Finding(fresh.holds, fresh.remark, {})
 
 
@@ -217,7 +217,7 @@ def _checks(name: str, of: tuple[Claim, ...]) -> dg.AssetChecksDefinition:
             selected = [by_key[key] for key in sorted(context.selected_asset_check_keys)]
             with runtime.database.organization(organization_id) as connection:
                 anew = does_all_anew(context.job_def, context.run.run_config)
-                at = Look(connection, runtime, organization_id, _as_of(context), anew)
+                at = Look(connection, runtime, organization_id, _as_of(context, runtime), anew)
                 found = [(claim, claim.look(at)) for claim in selected]
                 _note_blocked(connection, context, found)
             results = [_result(claim, finding) for claim, finding in found]
@@ -226,11 +226,11 @@ def _checks(name: str, of: tuple[Claim, ...]) -> dg.AssetChecksDefinition:
     return look
 
 
-def _as_of(context: dg.AssetCheckExecutionContext) -> datetime:
+def _as_of(context: dg.AssetCheckExecutionContext, runtime: Runtime) -> datetime:
     """The instant that the run was told to judge by, or now."""
     config: Any = context.run.run_config
     told: str | None = config.get("ops", {}).get("active_patients", {}).get("config", {}).get("as_of")
-    return datetime.now(UTC) if told is None else parse_instant(told)
+    return runtime.now() if told is None else parse_instant(told)
 
 
 def _result(claim: Claim, finding: Finding) -> dg.AssetCheckResult:
