@@ -10,7 +10,7 @@ def test_doctor_reports_a_revoked_key(command: CommandLine, clinics: Clinics) ->
     assert "organizations add" in empty.stdout
     account = clinics.add("alpha")
     clinics.add("beta")
-    assert command("doctor").stdout.count("✓") == 8
+    assert command("doctor").stdout.count("✓") == 9
     account.revoked = True
     examined = command("doctor")
     assert examined.returncode == 1
