@@ -5,6 +5,7 @@
     │   ├── SettingsError              an environment variable
     │   ├── ArgumentError              what a command or a launch was told
     │   ├── DatabaseSetupError         the wrong database system, a missing table, privilege or migration
+    │   │   └── NoOrganizationsError   no organization is found, where there were some
     │   ├── ClockSkewError             this machine's clock or Cliniko's differs too much from the database's
     │   └── OrganizationUnknownError   no such organization, or none with Cliniko credentials
     ├── CredentialsError               permanent until an organization's credentials change
@@ -49,6 +50,10 @@ class ArgumentError(ConfigurationError):
 
 class DatabaseSetupError(ConfigurationError):
     """The database is not what the pipeline needs: system, version, table, privilege or migration."""
+
+
+class NoOrganizationsError(DatabaseSetupError):
+    """No organization is found, though there were some: hidden by a policy, or their rows are gone."""
 
 
 class ClockSkewError(ConfigurationError):

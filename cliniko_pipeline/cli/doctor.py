@@ -41,12 +41,19 @@ def _examine(runtime: Runtime) -> bool:
         return False
     is_isolated = _check("Organizations are kept apart", partial(schema.require_isolation, runtime.database))
     would_sync = _check("A rehearsed sync succeeds", partial(_rehearse, runtime.database))
-    with runtime.database.operator() as connection:
-        found = [each.id for each in stored.organizations(connection) if each.is_active]
+    sees_contacts = _check("No policy hides contacts", partial(schema.require_visible_contacts, runtime.database))
+    found: list[str] = []
+    if not _check("The organizations are there", lambda: found.extend(_organizations(runtime))):
+        return False
     if not found:
         click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
     accepted = [_check(f"Cliniko accepts the key of '{each}'", partial(_ask, runtime, each)) for each in found]
-    return has_key and is_on_time and is_isolated and would_sync and all(accepted)
+    return has_key and is_on_time and is_isolated and would_sync and sees_contacts and all(accepted)
+
+
+def _organizations(runtime: Runtime) -> list[str]:
+    with runtime.database.operator() as connection:
+        return [each.id for each in stored.organizations(connection) if each.is_active]
 
 
 def _require_schema(runtime: Runtime) -> None:

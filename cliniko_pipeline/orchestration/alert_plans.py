@@ -1,8 +1,8 @@
 """What is to be told to the operator. Pure: decides, does nothing.
 
 Everything wrong with an organization is one of: its sync (`paused`, or `failed` as often as matters) or a check that
-does not hold. Each is told once, when it appears; again when it has turned from failed to paused, and after a day (a
-setting); and once more when it is over.
+does not hold. Of all of them it can be that none is found any more (`missing`). Each is told once, when it appears;
+again when it has turned from failed to paused, and after a day (a setting); and once more when it is over.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +18,10 @@ SYNC = "sync"
 PAUSED = "paused"
 FAILED = "failed"
 CHECK = "check"
+MISSING = "missing"
+
+ALL_ORGANIZATIONS = "all organizations"
+"""Stands for the organization where a problem is of all of them."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Problem:
 
     Attributes:
         name: what there can be one of at a time: `sync`, or the asset and name of a check.
-        kind: paused, failed or check.
+        kind: paused, failed, check or missing.
         reason: what happened and, where it is an error's text, what to do about it.
         run_id: the run that found it; None: it was not a run.
         since: when a pause began.

@@ -8,7 +8,10 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from cliniko_pipeline.orchestration.alert_plans import plan_alerts, problems
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.errors import NoOrganizationsError
+from cliniko_pipeline.orchestration.alert_plans import ALL_ORGANIZATIONS, MISSING, Problem, plan_alerts, problems
 from cliniko_pipeline.orchestration.channels import channels, send
 from cliniko_pipeline.orchestration.checks.claims import FRESHNESS
 from cliniko_pipeline.orchestration.notices import notices
@@ -63,11 +66,14 @@ def decide(runtime: Runtime, now: datetime | None = None) -> int:
         }
         # The result of that check may be older than the sync that has just ended.
         failed = [each for each in failed_checks(connection) if each.name != FRESHNESS or each.organization_id in stale]
-        names = {each.id: each.name for each in organizations.organizations(connection)}
+        names, missing = _names(connection)
+        if missing:
+            # Nothing is known of any single organization.
+            known = [each for each in known if each.organization_id == ALL_ORGANIZATIONS]
         plan = plan_alerts(
-            problems(found, failed, settings.alert_after_failures, FRESHNESS),
+            [*missing, *problems(found, failed, settings.alert_after_failures, FRESHNESS)],
             known,
-            watched={each.organization_id for each in found if each.is_active},
+            watched={ALL_ORGANIZATIONS} | {each.organization_id for each in found if each.is_active},
             now=now,
             repeat_after=repeat_after,
             recovering={each.organization_id for each in found if each.failure_reason is not None},
@@ -77,6 +83,14 @@ def decide(runtime: Runtime, now: datetime | None = None) -> int:
         alerts.save_alerts(connection, plan.kept)
         alerts.delete_alerts(connection, (*plan.recovered, *plan.forgotten))
     return len(told)
+
+
+def _names(connection: Connection) -> tuple[dict[str, str], list[Problem]]:
+    """Return the organizations' names by id, and the problem that none is found where there were some."""
+    try:
+        return {each.id: each.name for each in organizations.organizations(connection)}, []
+    except NoOrganizationsError as error:
+        return {}, [Problem(ALL_ORGANIZATIONS, "organizations", MISSING, str(error), run_id=None)]
 
 
 def send_waiting(runtime: Runtime) -> Sent:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from cliniko_pipeline.orchestration.alert_plans import CHECK, FAILED, PAUSED, SYNC, AlertPlan, Problem
+from cliniko_pipeline.orchestration.alert_plans import CHECK, FAILED, MISSING, PAUSED, SYNC, AlertPlan, Problem
 from cliniko_pipeline.postgres.alerts import Alert, Notice
 
 RECOVERED = "recovered"
@@ -22,6 +22,10 @@ _ADVICE = {
     FAILED: (
         "It is tried again by itself; active_patients stays as the last good sync left it. If it goes on failing, look"
         " at the run; `cliniko-pipeline doctor` checks what a sync needs."
+    ),
+    MISSING: (
+        "As said above. Until then nothing is synced; partitions and active_patients stay as they are."
+        " `cliniko-pipeline doctor` says when it is mended."
     ),
 }
 _LOOK = "Look at the run."
@@ -87,7 +91,10 @@ def _problem_notice(
 
 def _recovery_notice(alert: Alert, called: Callable[[str], str], now: datetime) -> Notice:
     minutes = max(0, int((now - alert.raised_at).total_seconds() // 60))
-    what = "syncs again" if alert.name == SYNC else f"holds again: {_check_name(alert.name)}"
+    if alert.kind == MISSING:
+        what = "found again"
+    else:
+        what = "syncs again" if alert.name == SYNC else f"holds again: {_check_name(alert.name)}"
     body = f"Over, after {minutes} minutes: {alert.reason}\nWhat to do: nothing.\nTold at {now:%Y-%m-%d %H:%M} UTC."
     return Notice(RECOVERED, f"{called(alert.organization_id)}: {what}", body)
 
@@ -95,7 +102,7 @@ def _recovery_notice(alert: Alert, called: Callable[[str], str], now: datetime) 
 def _what(name: str, kind: str) -> str:
     if kind == CHECK:
         return f"does not hold: {_check_name(name)}"
-    return "paused" if kind == PAUSED else "syncs fail"
+    return {PAUSED: "paused", MISSING: "not found any more"}.get(kind, "syncs fail")
 
 
 def _check_name(name: str) -> str:

@@ -32,6 +32,8 @@ STATEMENT_TIMEOUT_SECONDS = 15 * 60
 LOCK_TIMEOUT_SECONDS = 5 * 60
 LOCK_NOT_AVAILABLE = "55P03"
 INSUFFICIENT_PRIVILEGE = "42501"
+HIDDEN_CONTACTS = "CP001"
+"""Raised by `cliniko.require_visible_contacts()`, with a message that says what to do."""
 _MADE = "cliniko_pipeline.made"
 
 
@@ -284,6 +286,14 @@ def _forgetting_what_a_failure_undid() -> Generator[list[dict[Any, Any]]]:
 
 def _refused(cause: BaseException | None, state: str) -> ClinikoPipelineError:
     message = _primary_message(cause)
+    if state == HIDDEN_CONTACTS:
+        return DatabaseSetupError(message)
+    if is_refused_by_a_policy(cause):
+        return DatabaseSetupError(
+            f"Row-level security would hide rows from the pipeline, and they would be taken for deleted: {message}. Let"
+            " the table's owner exempt the role that reads it (bypassrls, or `alter table ... no force row level"
+            " security` where that role owns the table)."
+        )
     if state == INSUFFICIENT_PRIVILEGE:
         return DatabaseSetupError(
             f"The database user lacks a privilege: {message}."
@@ -300,6 +310,13 @@ def _refused(cause: BaseException | None, state: str) -> ClinikoPipelineError:
         )
     kind = type(cause).__name__
     return DataError(f"PostgreSQL refused a statement ({kind}, SQLSTATE {state or 'unknown'}).")
+
+
+def is_refused_by_a_policy(cause: BaseException | None) -> bool:
+    """Return whether PostgreSQL refused a query with row_security off. It has no SQLSTATE of its own, and its words are
+    translated; the function that raises it is the same in all languages.
+    """
+    return getattr(getattr(cause, "diag", None), "source_function", None) == "check_enable_rls"
 
 
 # Statements that may do better another time.

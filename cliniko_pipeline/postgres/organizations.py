@@ -4,6 +4,7 @@ These tables are the application's: no policy of ours stands on them, so everyth
 transaction (`Database.operator`). What the stored credentials say is the vault's business, not this module's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,13 +13,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.errors import OrganizationUnknownError
+from cliniko_pipeline.errors import NoOrganizationsError, OrganizationUnknownError
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.isolation import isolated_tables
 
 SERVICE = "cliniko"
 """`api_credentials.service_name` of the credentials that are ours."""
 
+
+MAX_IDS_SHOWN = 5
 
 OPERATORS_TABLES = (
     "cliniko.scheduling",
@@ -53,9 +56,15 @@ class Organization:
 
 
 def organizations(connection: Connection) -> list[Organization]:
-    """All organizations with Cliniko credentials, by id."""
+    """Return all organizations with Cliniko credentials, by id.
+
+    Raises NoOrganizationsError where none is found and some were synced or scheduled before.
+    """
     rows = connection.execute(sa.text(sql("organizations")), {"service": SERVICE, "id": None})
-    return [Organization(**row) for row in rows.mappings()]
+    found = [Organization(**row) for row in rows.mappings()]
+    if not found:
+        _require_none_before(connection)
+    return found
 
 
 def find(connection: Connection, organization_id: str) -> Organization | None:
@@ -65,10 +74,11 @@ def find(connection: Connection, organization_id: str) -> Organization | None:
 
 
 def organization(connection: Connection, organization_id: str) -> Organization:
-    """One of them. Raises OrganizationUnknownError."""
+    """Return one of them. Raises OrganizationUnknownError, NoOrganizationsError."""
     found = find(connection, organization_id)
     if found is not None:
         return found
+    organizations(connection)  # Where none is found, another key would not help.
     raise OrganizationUnknownError(
         f"There are no Cliniko credentials for organization '{organization_id}':"
         f" add them with `cliniko-pipeline organizations add {organization_id} --name NAME`."
@@ -185,6 +195,29 @@ def delete_rows(connection: Connection) -> int:
         connection.execute(sa.text(f"delete from {table} where {mine}")).rowcount
         for _, table in isolated_tables(connection)
     )
+
+
+def _require_none_before(connection: Connection) -> None:
+    row = connection.execute(sa.text(sql("organizations_before"))).one()
+    if not row.ids:
+        return
+    if row.is_under_policies:
+        raise NoOrganizationsError(
+            f"The database user {row.reader} sees no organization in public.api_credentials, which is under row-level"
+            f" security, though there were some ({_some(row.ids)}). Run `create policy cliniko_pipeline on"
+            f" public.api_credentials to {row.reader} using (true)` as the table's owner (no help where a restrictive"
+            f" policy applies), or `alter role {row.reader} bypassrls` as a superuser."
+        )
+    raise NoOrganizationsError(
+        "There are no Cliniko credentials in public.api_credentials any more, though there were some organizations"
+        f" ({_some(row.ids)}). Restore the rows, or have the pipeline forget each organization with `cliniko-pipeline"
+        " organizations remove ID`."
+    )
+
+
+def _some(ids: Sequence[str]) -> str:
+    shown = ", ".join(ids[:MAX_IDS_SHOWN])
+    return shown if len(ids) <= MAX_IDS_SHOWN else f"{shown} and {len(ids) - MAX_IDS_SHOWN} more"
 
 
 def _update(connection: Connection, organization_id: str, assignment: str, **values: Any) -> None:

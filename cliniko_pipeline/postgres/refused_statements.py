@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from cliniko_pipeline.postgres.engine import LOCK_NOT_AVAILABLE
+from cliniko_pipeline.postgres.engine import HIDDEN_CONTACTS, LOCK_NOT_AVAILABLE, is_refused_by_a_policy
 
 Refused = SQLAlchemyError | psycopg.Error
 
@@ -56,6 +56,8 @@ def refusal(connection: Connection, error: Refused, role: str) -> Refusal:
     state = cause.sqlstate or ""
     if state == LOCK_NOT_AVAILABLE:
         return Refusal("another transaction holds a lock", "Try again when it has ended.", is_busy=True)
+    if state == HIDDEN_CONTACTS or is_refused_by_a_policy(cause):
+        return Refusal("row-level security hides rows of public.contacts", "`cliniko-pipeline doctor` says what to do.")
     message = cause.diag.message_primary or "" if state[:2] in _NAMES_OBJECTS_ONLY else type(cause).__name__
     what = f"{message}{_objects(cause, message)} (as role {role}, SQLSTATE {state or 'unknown'})"
     return Refusal(what, _remedy(connection, cause, state, role))

@@ -145,7 +145,7 @@ def _tried(connection: Connection, step: Step, role: str) -> Generator[Finding]:
             step.act(connection)
             # What would be checked at the end of the transaction.
             connection.exec_driver_sql("set constraints all immediate")
-    except (_StepFailedError, DataError) as failed:
+    except (_StepFailedError, DataError, DatabaseSetupError) as failed:
         yield Finding(step.name, str(failed))
     except (SQLAlchemyError, psycopg.Error) as error:
         if is_lost_connection(error):

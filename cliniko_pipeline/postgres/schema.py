@@ -70,6 +70,8 @@ FUNCTIONS = (
     "email_key",
     "instant",
     "persons",
+    "require_visible_contacts",
+    "contacts_query",
     "organization_contacts",
     "contacts_fingerprint",
     "note_change",
@@ -176,6 +178,12 @@ def require_isolation(database: Database) -> None:
             "What a transaction sets does not reach its next statement: connect without a pooler of statements"
             " between the pipeline and PostgreSQL."
         )
+
+
+def require_visible_contacts(database: Database) -> None:
+    """Raise DatabaseSetupError where policies hide contacts from the pipeline. Needs a schema that is current."""
+    with database.organization("doctor") as connection:
+        connection.execute(sa.text("select from cliniko.organization_contacts()"))
 
 
 def expected_version() -> str:

@@ -1,7 +1,8 @@
 """`cliniko-pipeline doctor`: what it finds well, and what it does not."""
 
+from cliniko_pipeline.postgres import scheduling
 from cliniko_pipeline_tests.support.clinics import Clinics
-from cliniko_pipeline_tests.support.processes import CommandLine
+from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused
 
 
 def test_doctor_reports_a_revoked_key(command: CommandLine, clinics: Clinics) -> None:
@@ -10,7 +11,7 @@ def test_doctor_reports_a_revoked_key(command: CommandLine, clinics: Clinics) ->
     assert "organizations add" in empty.stdout
     account = clinics.add("alpha")
     clinics.add("beta")
-    assert command("doctor").stdout.count("✓") == 9
+    assert command("doctor").stdout.count("✓") == 11
     account.revoked = True
     examined = command("doctor")
     assert examined.returncode == 1
@@ -28,3 +29,14 @@ def test_doctor_reports_lost_isolation_and_migrate_restores_it(command: CommandL
     assert "cliniko.patients" in examined.stdout
     assert "Mended what keeps organizations apart" in command("migrate").stdout
     assert command("doctor").returncode == 0
+
+
+def test_doctor_and_status_report_missing_organizations(command: CommandLine, clinics: Clinics) -> None:
+    clinics.add("alpha")
+    with clinics.database.operator() as connection:
+        scheduling.note_success(connection, "alpha")
+        connection.exec_driver_sql("delete from public.api_credentials")
+    examined = command("doctor")
+    assert examined.returncode == 1
+    assert "✗ The organizations are there\n  There are no Cliniko credentials" in examined.stdout
+    assert_refused(command("status"), "some organizations (alpha)", "`cliniko-pipeline organizations remove ID`")

@@ -4,34 +4,13 @@
 create or replace function cliniko.contacts_fingerprint() returns text
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
+-- As in organization_contacts.
+set row_security = off
 as $function$
 declare
-    -- Both as in organization_contacts.
-    has_parts constant boolean := 2 = (
-        select count(*)
-        from pg_attribute
-        where attrelid = to_regclass('public.contacts')
-            and attname in ('first_name', 'last_name')
-            and attnum > 0
-            and not attisdropped
-    );
-    is_text constant boolean := exists (
-        select
-        from pg_attribute
-        where attrelid = to_regclass('public.contacts')
-            and attname = 'organization_id'
-            and atttypid in ('text'::regtype, 'varchar'::regtype)
-    );
-    -- A collation may take two texts for one.
-    parts constant text := case
-        when has_parts then $$, first_name::text collate "C", last_name::text collate "C"$$ else ''
-    end;
-    indexed constant text := case
-        when is_text then $$organization_id = (select nullif(current_setting('app.organization_id', true), ''))$$
-        else 'true'
-    end;
     fingerprint text;
 begin
+    perform cliniko.require_visible_contacts();
     execute
         $$
             select
@@ -40,22 +19,14 @@ begin
                     count(*),
                     sum(
                         hash_record_extended(
-                            row(
-                                cliniko_patient_id::text collate "C",
-                                name::text collate "C",
-                                email::text collate "C"
-                                $$ || parts || $$
-                            ),
+                            row(cliniko_patient_id, name, email, first_name, last_name),
                             -- Not a column more: a row's hash is a sum of its columns', and two rows that exchanged one
                             -- would come to the same.
                             uuid_hash_extended(id, 0)
                         )
                     )
                 )
-            from public.contacts
-            where $$ || indexed || $$
-                and organization_id::text collate "C"
-                    = (select nullif(current_setting('app.organization_id', true), ''))
+            from ($$ || cliniko.contacts_query() || $$) as contact
         $$
     into fingerprint;
     return fingerprint;
