@@ -43,7 +43,7 @@ def run(task: Task) -> Taken:
 
 
 def _resource(name: str) -> dict[str, Any]:
-    parameters = {"per_page": PAGE_SIZE, "sort": "created_at", "q[]": list(EVERYTHING[name])}
+    parameters = {"per_page": PAGE_SIZE, "sort": "created_at,id", "q[]": list(EVERYTHING[name])}
     return {"name": name, "endpoint": {"path": name, "params": parameters, "data_selector": name}}
 
 

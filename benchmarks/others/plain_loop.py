@@ -39,7 +39,7 @@ def _sync(task: Task, session: requests.Session, connection: psycopg.Connection,
     while True:
         response = session.get(
             f"{task.api_url}/{resource}",
-            params={"page": page, "per_page": PAGE_SIZE, "sort": "created_at", "q[]": EVERYTHING[resource]},
+            params={"page": page, "per_page": PAGE_SIZE, "sort": "created_at,id", "q[]": EVERYTHING[resource]},
         )
         response.raise_for_status()
         found = response.json()

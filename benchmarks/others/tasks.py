@@ -38,4 +38,4 @@ EVERYTHING = {
 def query_string(resource: str) -> str:
     """Return a page's query without its number."""
     filters = "".join(f"&q%5B%5D={each.replace(':', '%3A')}" for each in EVERYTHING[resource])
-    return f"per_page={PAGE_SIZE}&sort=created_at&order=asc{filters}"
+    return f"per_page={PAGE_SIZE}&sort=created_at,id{filters}"

@@ -121,6 +121,7 @@ class Listing(Generic[RecordT]):
         """Return the address of a page, archived, cancelled and deleted records included.
 
         The order is by creation, which never changes: under any other, records change places while the list is read.
+        Records of the same second have no order of their own; the id gives them one.
         """
         return f"{self._unpaged_url}&page={page}&per_page={per_page}"
 
@@ -128,7 +129,7 @@ class Listing(Generic[RecordT]):
     def _unpaged_url(self) -> str:
         since = [] if self.changed_since is None else [f"updated_at:>={_second(self.changed_since)}"]
         conditions = (*self.resource.include_everything, *since, *self.bounds)
-        query = urlencode([("sort", "created_at"), ("order", "asc"), *(("q[]", each) for each in conditions)])
+        query = urlencode([("sort", "created_at,id"), *(("q[]", each) for each in conditions)])
         return f"{self.address}?{query}"
 
     @property

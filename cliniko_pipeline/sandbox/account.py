@@ -3,6 +3,7 @@
 No HTTP, and no invention of data (see demo and generated).
 """
 
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from threading import RLock
@@ -23,9 +24,10 @@ from cliniko_pipeline.sandbox.tables import Entry, ResourceTable
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list: the records' JSON with unbound links, and how many records the whole list has."""
+    """One page of a list: the records' JSON with unbound links, their ids, and how many records the whole list has."""
 
     bodies: list[bytes]
+    ids: list[str]
     total_entries: int
 
 
@@ -117,12 +119,11 @@ class Account:
             entries = self._table(resource).entries()
         return [wire.parse(entry.body, base_url) for entry in entries]
 
-    def page(self, resource: str, query: Query) -> Page:
-        """One page of a list."""
+    def page(self, resource: str, query: Query, dice: random.Random | None = None) -> Page:
+        """One page of a list; dice give what no sort field tells apart an order of this request's own."""
         with self._lock:
-            selected = self._table(resource).select(query)
-            first = (query.page - 1) * query.per_page
-            return Page([entry.body for entry in selected[first : first + query.per_page]], len(selected))
+            entries, total = self._table(resource).page(query, dice)
+        return Page([entry.body for entry in entries], [entry.key for entry in entries], total)
 
     def body(self, resource: str, record_id: str, query: Query) -> bytes | None:
         """One record's JSON with unbound links, None where it is absent or hidden from the query."""

@@ -6,6 +6,7 @@ How a fault is carried out on a connection belongs to the server.
 import math
 import random
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from threading import Lock
@@ -57,6 +58,38 @@ class BrokenPage:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokenRecord:
+    """A record that breaks every page of a list with it.
+
+    Pages of up to `largest_page` records are answered all the same; 0: none is. `account` None: of all.
+    """
+
+    resource: str
+    record_id: str
+    status: int = 504
+    largest_page: int = 0
+    account: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedField:
+    """A field that lists cannot be filtered or sorted by: 400, or without any effect where that happens `silently`.
+
+    `use` is "filter" or "sort". `resource` and `account` None: of all.
+    """
+
+    field: str
+    use: str
+    resource: str | None = None
+    account: str | None = None
+    silently: bool = False
+
+    def __post_init__(self) -> None:
+        if self.use not in {"filter", "sort"}:
+            raise ArgumentError(f"{_REFUSED}a refused field's use is filter or sort.")
+
+
+@dataclass(frozen=True, slots=True)
 class Faults:
     """What goes wrong; the default is nothing. Replace it whole (`dataclasses.replace`) to change it.
 
@@ -65,6 +98,9 @@ class Faults:
     any other fault is considered. `redirect_to` and `next_links_to` are origins ("http://127.0.0.1:4567"):
     where redirects lead, and where `links.next` of every list leads instead of here. `accounts` limits
     rates and latency to these accounts (by name); empty: all. Raises ArgumentError for a value out of range.
+
+    No fault, but as PostgreSQL answers: records that no sort field tells apart come in another order with each
+    request. `stable_ties` gives them one order.
     """
 
     seed: int = 0
@@ -87,6 +123,9 @@ class Faults:
     next_links_to: str | None = None
     not_an_object_rate: float = 0.0
     broken_pages: tuple[BrokenPage, ...] = ()
+    broken_records: tuple[BrokenRecord, ...] = ()
+    refused_fields: tuple[RefusedField, ...] = ()
+    stable_ties: bool = False
     accounts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -101,6 +140,26 @@ class Faults:
     def rates(self) -> dict[Fault, float]:
         """The share of the requests that meets each fault."""
         return {fault: cast("float", getattr(self, f"{fault.value}_rate")) for fault in Fault}
+
+    def broken_record(self, account: str, resource: str, keys: Collection[str], per_page: int) -> BrokenRecord | None:
+        """Find the setting that breaks a page of so many records at most with these ids, if one does."""
+        return next(
+            (
+                one
+                for one in self.broken_records
+                if one.resource == resource
+                and one.record_id in keys
+                and per_page > one.largest_page
+                and one.account in (None, account)
+            ),
+            None,
+        )
+
+    def refused(self, account: str, resource: str) -> list[RefusedField]:
+        """List the fields that the account's list cannot be filtered or sorted by."""
+        return [
+            one for one in self.refused_fields if one.account in (None, account) and one.resource in (None, resource)
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """As `from_json` takes it."""
@@ -122,9 +181,14 @@ class Faults:
             raise ArgumentError(f"{_REFUSED}a setting has the wrong type.") from error
 
 
+_LISTED = {"broken_pages": BrokenPage, "broken_records": BrokenRecord, "refused_fields": RefusedField}
+
+
 def _from_json(name: str, value: Any) -> Any:
-    if name == "broken_pages":
-        return tuple(BrokenPage(**one) for one in value)
+    if name in _LISTED:
+        return tuple(_LISTED[name](**one) for one in value)
+    if name == "stable_ties":
+        return bool(value)
     if name in {"server_error_statuses", "accounts"}:
         return tuple(value)
     if name in {"redirect_to", "next_links_to"}:

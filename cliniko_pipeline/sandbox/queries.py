@@ -5,11 +5,12 @@ Pure: it knows the API's rules for a query, no records and no HTTP. What it refu
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any
+from typing import Any, TypeVar
 
+from cliniko_pipeline.sandbox.faults import RefusedField
 from cliniko_pipeline.sandbox.resources import FieldKind, Resource
 
 DEFAULT_PER_PAGE = 50
@@ -56,6 +57,9 @@ class SortField:
     descending: bool
 
 
+_UsedT = TypeVar("_UsedT", Filter, SortField)
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """A list request."""
@@ -71,20 +75,33 @@ class Query:
         return (tuple(sorted(one.text for one in self.filters)), self.sort)
 
 
-def read_query(resource: Resource, parameters: Iterable[tuple[str, str]]) -> Query:
-    """Read the query that decoded `parameters` ask of `resource`.
+def read_query(
+    resource: Resource, parameters: Iterable[tuple[str, str]], refused: Sequence[RefusedField] = ()
+) -> Query:
+    """Read the query that decoded `parameters` ask of `resource`, some fields of which may be refused.
 
     Unknown parameters are ignored. A `per_page` above the maximum is served as the maximum.
     Raises QueryError.
     """
     pairs = list(parameters)
     single = dict(pairs)
+    filters = tuple(_read_filter(resource, text) for name, text in pairs if name == "q[]")
+    sort = _read_sort(resource, single.get("sort", ""), single.get("order", "asc"))
     return Query(
-        filters=tuple(_read_filter(resource, text) for name, text in pairs if name == "q[]"),
-        sort=_read_sort(resource, single.get("sort", ""), single.get("order", "asc")),
+        filters=_without_refused(filters, "filter", refused),
+        sort=_without_refused(sort, "sort", refused) or (SortField("created_at", descending=False),),
         page=_read_positive(single, "page", 1),
         per_page=min(_read_positive(single, "per_page", DEFAULT_PER_PAGE), MAX_PER_PAGE),
     )
+
+
+def _without_refused(used: tuple[_UsedT, ...], use: str, refused: Sequence[RefusedField]) -> tuple[_UsedT, ...]:
+    """Leave out what is refused silently. Raises QueryError for what is refused aloud."""
+    silent = {one.field: one.silently for one in refused if one.use == use}
+    for one in used:
+        if silent.get(one.field) is False:
+            raise QueryError(f"{one.field} is not {'filterable' if use == 'filter' else 'sortable'}")
+    return tuple(one for one in used if one.field not in silent)
 
 
 def _read_positive(parameters: dict[str, str], name: str, default: int) -> int:

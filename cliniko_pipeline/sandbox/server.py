@@ -14,6 +14,7 @@ import base64
 import binascii
 import json
 import math
+import random
 import re
 import socket
 import struct
@@ -99,6 +100,7 @@ class Sandbox:
         self.counters = Counters()
         self.host = ""
         self._dice = FaultDice(faults or Faults())
+        self._order = random.Random(self.faults.seed)  # noqa: S311 - dice, not a secret
         self._clock = clock
         self._retry_after = retry_after
         self._requests_per_minute = requests_per_minute
@@ -232,7 +234,8 @@ class Sandbox:
         if misfortune.fault in {Fault.HANG, Fault.RESET_BEFORE_BODY}:
             return await self._break_connection(call, misfortune.fault)
         try:
-            query = read_query(RESOURCES[call.resource], call.parameters)
+            refused = self.faults.refused(account.name, call.resource)
+            query = read_query(RESOURCES[call.resource], call.parameters, refused)
         except QueryError as refused:
             return self._finish(call, _error(400, str(refused)))
         return await self._answer_query(call, account, query, misfortune.fault)
@@ -240,22 +243,30 @@ class Sandbox:
     async def _answer_query(
         self, call: _Call, account: Account, query: Query, fault: Fault | None
     ) -> web.StreamResponse:
-        answer = self._record(call, account, query) if call.record_id else self._list(call, account, query)
-        broken = None if call.record_id else self._dice.broken_page(account.name, call.resource, query.page)
+        if call.record_id is not None:
+            return await self._send(call, self._record(call, account, call.record_id, query), fault)
+        page = account.page(call.resource, query, None if self.faults.stable_ties else self._order)
+        unlucky = self.faults.broken_record(account.name, call.resource, page.ids, query.per_page)
+        if unlucky is not None:
+            return self._finish(call, _error(unlucky.status, "Something went wrong"))
+        answer = self._list(call, page, query)
+        broken = self._dice.broken_page(account.name, call.resource, query.page)
         if broken is not None:
             if not broken.truncated:
                 return self._finish(call, _error(broken.status, "Something went wrong"))
             return await self._send_half(call, answer, Fault.TRUNCATED_BODY)
+        return await self._send(call, answer, fault)
+
+    async def _send(self, call: _Call, answer: _Answer, fault: Fault | None) -> web.StreamResponse:
         if fault in {Fault.TRUNCATED_BODY, Fault.RESET_IN_BODY}:
             return await self._send_half(call, answer, fault)
         return self._finish(call, answer)
 
-    def _record(self, call: _Call, account: Account, query: Query) -> _Answer:
-        body = account.body(call.resource, call.record_id or "", query)
+    def _record(self, call: _Call, account: Account, record_id: str, query: Query) -> _Answer:
+        body = account.body(call.resource, record_id, query)
         return _error(404, "Not found") if body is None else _Answer(200, wire.bind(body, call.base_url))
 
-    def _list(self, call: _Call, account: Account, query: Query) -> _Answer:
-        page = account.page(call.resource, query)
+    def _list(self, call: _Call, page: Page, query: Query) -> _Answer:
         rest = {"total_entries": page.total_entries, "links": self._page_links(call, page, query)}
         records = wire.bind(b",".join(page.bodies), call.base_url)
         head = b'{"%s":[' % call.resource.encode("ascii")

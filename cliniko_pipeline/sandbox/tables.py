@@ -3,6 +3,7 @@
 No HTTP and no query syntax. Not safe for several threads by itself: the account that owns a table locks it.
 """
 
+import random
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
 from operator import attrgetter
@@ -14,7 +15,9 @@ from cliniko_pipeline.sandbox.resources import FieldKind, Resource
 
 _KEPT_SELECTIONS = 8
 _MAX_DIGITS = 40
-_DIRECT_FIELDS = frozenset({"created_at", "updated_at"})
+_DIRECT_FIELDS = {"id": "number", "created_at": "created_at", "updated_at": "updated_at"}
+_BY_CREATION = SortField("created_at", descending=False)
+_DEFAULT_ORDERS = ((_BY_CREATION,), (_BY_CREATION, SortField("id", descending=False)))
 _HIDING_FIELDS = ("archived_at", "cancelled_at", "deleted_at")
 
 
@@ -24,7 +27,7 @@ class Entry:
     Times stay the strings they are: in this format the order of text is the order of time.
     """
 
-    __slots__ = ("body", "created_at", "hidden_by", "key", "sort_key", "updated_at")
+    __slots__ = ("body", "created_at", "hidden_by", "key", "number", "sort_key", "updated_at")
 
     def __init__(self, key: str, record: Any) -> None:
         fields: dict[str, Any] = cast("dict[str, Any]", record) if isinstance(record, dict) else {}
@@ -33,11 +36,15 @@ class Entry:
         self.created_at = _text(fields.get("created_at"))
         self.updated_at = _text(fields.get("updated_at"))
         self.hidden_by = tuple(field for field in _HIDING_FIELDS if fields.get(field))
-        number = _number(key)
-        self.sort_key = (self.created_at or "", -1 if number is None else number, key)
+        self.number = _number(key)
+        self.sort_key = (self.created_at or "", -1 if self.number is None else self.number, key)
 
 
 _by_sort_key = attrgetter("sort_key")
+
+
+def _by_creation(entry: Entry) -> str:
+    return entry.created_at or ""
 
 
 class ResourceTable:
@@ -97,6 +104,20 @@ class ResourceTable:
             self._selections[query.key] = self._sort(self._filter(query.filters), query)
         return self._selections[query.key]
 
+    def page(self, query: Query, dice: random.Random | None) -> tuple[list[Entry], int]:
+        """Return one page and how many entries the whole list has.
+
+        With dice, entries that no sort field tells apart are drawn for their places anew: an order that is stable
+        within a page, and differs from request to request, as `order by created_at limit offset` has it.
+        """
+        selected = self.select(query)
+        first = min((query.page - 1) * query.per_page, len(selected))
+        last = min(first + query.per_page, len(selected))
+        if dice is None or any(one.field == "id" for one in query.sort):
+            return selected[first:last], len(selected)
+        readers = [self._reader(one.field) for one in query.sort]
+        return _drawn(selected, first, last, lambda entry: [read(entry) for read in readers], dice), len(selected)
+
     def shows(self, entry: Entry, query: Query) -> bool:
         """Whether the query's filters let this entry through."""
         return bool(self._keep([entry], query.filters))
@@ -126,16 +147,17 @@ class ResourceTable:
 
     def _reader(self, field: str) -> Callable[[Entry], Any]:
         if field in _DIRECT_FIELDS:
-            return attrgetter(field)
+            return attrgetter(_DIRECT_FIELDS[field])
         column = self._column(field)
         return lambda entry: column[entry.key]
 
     def _sort(self, entries: list[Entry], query: Query) -> list[Entry]:
-        if query.sort == (SortField("created_at", descending=False),):
+        if query.sort in _DEFAULT_ORDERS:
             return entries
         for one in reversed(query.sort):
             if one.field == "created_at":
-                entries = sorted(entries, key=_by_sort_key, reverse=one.descending)
+                key = _by_sort_key if len(query.sort) == 1 else _by_creation
+                entries = sorted(entries, key=key, reverse=one.descending)
                 continue
             value_of = self._reader(one.field)
             present = [entry for entry in entries if value_of(entry) is not None]
@@ -155,6 +177,22 @@ class ResourceTable:
         if not isinstance(record, dict):
             return None
         return field_value(cast("dict[str, Any]", record), field, self._resource.fields[field])
+
+
+def _drawn(
+    selected: list[Entry], first: int, last: int, tie: Callable[[Entry], list[Any]], dice: random.Random
+) -> list[Entry]:
+    page: list[Entry] = []
+    while first < last:
+        value = tie(selected[first])
+        low, high = first, first + 1
+        while low > 0 and tie(selected[low - 1]) == value:
+            low -= 1
+        while high < len(selected) and tie(selected[high]) == value:
+            high += 1
+        page += dice.sample(selected[low:high], min(high, last) - first)
+        first = min(high, last)
+    return page
 
 
 def field_value(record: dict[str, Any], field: str, kind: FieldKind) -> Any:

@@ -69,7 +69,7 @@ def test_url_of_a_page_has_order_filters_and_size():
     filters += ["updated_at:>=2024-01-01T00:00:00Z", "updated_at:<2024-01-01T01:00:00Z"]
     assert url.params.get_list("q[]") == filters
     others = [(name, value) for name, value in url.params.multi_items() if name != "q[]"]
-    assert others == [("sort", "created_at"), ("order", "asc"), ("page", "3"), ("per_page", "100")]
+    assert others == [("sort", "created_at,id"), ("page", "3"), ("per_page", "100")]
     assert "q[]" not in httpx.URL(Listing(API, PRACTITIONERS).url(1)).params
 
 
