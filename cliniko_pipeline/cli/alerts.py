@@ -3,11 +3,11 @@
 from datetime import UTC
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import output_console
+from cliniko_pipeline.cli.terminal import shown
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.orchestration.channels import channels, require_known, send
 from cliniko_pipeline.orchestration.notices import TEST
@@ -62,5 +62,5 @@ def _table(found: list[Alert]) -> Table:
     for each in found:
         what = each.kind if each.name == "sync" else each.name
         times = (f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" for moment in (each.raised_at, each.told_at))
-        table.add_row(escape(each.organization_id), escape(what), *times, escape(each.reason))
+        table.add_row(shown(each.organization_id), shown(what), *times, shown(each.reason))
     return table

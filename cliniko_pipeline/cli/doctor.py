@@ -6,6 +6,7 @@ from functools import partial
 import click
 
 from cliniko_pipeline.cli.session import CHECK_ATTEMPTS
+from cliniko_pipeline.cli.terminal import printable
 from cliniko_pipeline.clocks import ClockDifference
 from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.postgres import organizations as stored
@@ -39,6 +40,9 @@ def _examine(runtime: Runtime) -> bool:
     )
     if not _check("The schema is up to date", lambda: _require_schema(runtime)):
         return False
+    if not runtime.settings.embedded_database:
+        for risk in schema.risks(runtime.database):
+            click.secho(f"! {risk}", fg="yellow")
     is_isolated = _check("Organizations are kept apart", partial(schema.require_isolation, runtime.database))
     would_sync = _check("A rehearsed sync succeeds", partial(_rehearse, runtime.database))
     sees_contacts = _check("No policy hides contacts", partial(schema.require_visible_contacts, runtime.database))
@@ -47,7 +51,9 @@ def _examine(runtime: Runtime) -> bool:
         return False
     if not found:
         click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
-    accepted = [_check(f"Cliniko accepts the key of '{each}'", partial(_ask, runtime, each)) for each in found]
+    accepted = [
+        _check(f"Cliniko accepts the key of '{printable(each)}'", partial(_ask, runtime, each)) for each in found
+    ]
     return has_key and is_on_time and is_isolated and would_sync and sees_contacts and all(accepted)
 
 
@@ -91,5 +97,5 @@ def _check(claim: str, check: Callable[[], object]) -> bool:
 
 def _shown(claim: str, error: ClinikoPipelineError) -> bool:
     click.secho(f"✗ {claim}", fg="red")
-    click.echo(f"  {error}")
+    click.echo(f"  {printable(str(error))}")
     return False

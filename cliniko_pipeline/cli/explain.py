@@ -21,6 +21,7 @@ from rich.text import Text
 
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import output_console
+from cliniko_pipeline.cli.terminal import printable
 from cliniko_pipeline.cliniko import records
 from cliniko_pipeline.errors import ArgumentError, DataError
 from cliniko_pipeline.instants import parse_instant
@@ -144,7 +145,7 @@ def _show_attendances(console: Console, attendances: Sequence[Attendance]) -> No
             table.add_column(heading, no_wrap=True, max_width=LONGEST_NAME if console.is_terminal else None)
     table.add_column("Counts", overflow="fold")
     for each in shown:
-        names = (_printable(each.appointment_type), _printable(each.practitioner)) if wide else ()
+        names = (printable(each.appointment_type), printable(each.practitioner)) if wide else ()
         style = None if each.counts else "dim"
         cells = (_at(each.starts_at), each.window, each.kind, each.id or "unknown", *names, standing(each))
         table.add_row(*(Text(cell) for cell in cells), style=style)
@@ -465,11 +466,6 @@ def _at(instant: datetime | None) -> str:
         return "unknown"
     plain = instant.astimezone(UTC).replace(tzinfo=None)
     return plain.isoformat(sep=" ", timespec="seconds" if plain.second or plain.microsecond else "minutes")
-
-
-def _printable(text: str | None) -> str:
-    """What clinics call their appointment types can hold anything, also what a terminal obeys."""
-    return "".join(character if character.isprintable() else " " for character in text or "")
 
 
 def _as_json(organization_id: str, found: Explanation) -> dict[str, Any]:

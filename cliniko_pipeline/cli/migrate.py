@@ -17,6 +17,8 @@ def migrate() -> None:
         done = schema.migrate(runtime.database, create_application_tables=embedded)
         where = runtime.database.location
         _tell(done, where)
+        for risk in [] if embedded else schema.risks(runtime.database):
+            click.secho(f"! {risk}", fg="yellow")
         for untried in require_rehearsed(runtime.database):
             click.secho(f"! {untried}", fg="yellow")
 

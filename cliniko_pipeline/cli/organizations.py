@@ -5,11 +5,11 @@ from datetime import time
 from urllib.parse import urlsplit
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import CHECK_ATTEMPTS, session
 from cliniko_pipeline.cli.status import output_console
+from cliniko_pipeline.cli.terminal import printable, shown
 from cliniko_pipeline.cliniko.shards import resolve_api_url, shard_of
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.errors import CredentialsFormatError
@@ -58,7 +58,7 @@ def list_() -> None:
     for each in found:
         validated = f"{each.last_validated_at:%Y-%m-%d %H:%M} UTC" if each.last_validated_at else "never"
         state = "disabled" if not each.is_active else "paused" if each.pause_reason else "yes"
-        table.add_row(escape(each.id), escape(each.name), state, validated, _schedule(schedules[each.id]))
+        table.add_row(shown(each.id), shown(each.name), state, validated, _schedule(schedules[each.id]))
     if found:
         output_console().print(table)
     else:
@@ -177,7 +177,7 @@ def _name_of(runtime: Runtime, organization_id: str) -> str:
     """For the question; nothing where there are no credentials any more, which is no reason not to remove the rows."""
     with runtime.database.operator() as connection:
         names = {each.id: each.name for each in stored.organizations(connection)}
-    return f" ({names[organization_id]})" if organization_id in names else ""
+    return f" ({printable(names[organization_id])})" if organization_id in names else ""
 
 
 def _read_api_key() -> str:

@@ -7,9 +7,9 @@ from typing import Protocol, Self
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from cliniko_pipeline.cli.terminal import printable, shown
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -56,7 +56,7 @@ class _LiveDisplay:
                 "waiting for its turn",
                 total=None,
                 start=False,
-                organization=escape(organization_id),
+                organization=shown(organization_id),
                 pages="",
                 records=0,
                 budget="",
@@ -90,7 +90,7 @@ class _LiveDisplay:
             case Waiting():
                 self._progress.update(task, description=f"waiting {event.seconds:.0f} s")
             case Retrying():
-                self._progress.update(task, description=f"retrying after {escape(event.cause)}")
+                self._progress.update(task, description=f"retrying after {shown(event.cause)}")
 
     def ended(self, organization_id: str, error: str | None) -> None:
         task = self._tasks[organization_id]
@@ -127,10 +127,10 @@ class _LineDisplay:
                     if event.seconds >= 1:
                         click.echo(f"{organization_id}: waiting {event.seconds:.0f} s: {event.reason}", err=True)
                 case Retrying():
-                    click.echo(f"{organization_id}: {event.what}: retrying after {event.cause}", err=True)
+                    click.echo(printable(f"{organization_id}: {event.what}: retrying after {event.cause}"), err=True)
 
     def ended(self, organization_id: str, error: str | None) -> None:
-        click.echo(f"{organization_id}: {'failed' if error else 'done'}", err=True)
+        click.echo(printable(f"{organization_id}: {'failed' if error else 'done'}"), err=True)
 
     def _is_due(self, organization_id: str) -> bool:
         now = time.monotonic()

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import session
+from cliniko_pipeline.cli.terminal import shown
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.postgres.sync_runs import OrganizationStatus, organization_status
@@ -60,7 +60,7 @@ def show_statuses(found: list[tuple[Organization, OrganizationStatus]], now: dat
         table.add_column(heading, justify="right", no_wrap=True)
     for organization, state in found:
         table.add_row(
-            escape(organization.name),
+            shown(organization.name),
             _last_sync(organization, state),
             _age(state.last_success_at, now),
             f"{state.patients:,}",

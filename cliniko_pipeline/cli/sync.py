@@ -7,6 +7,7 @@ import click
 from cliniko_pipeline.cli.progress import progress_display
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import problem_lines, show_statuses, statuses
+from cliniko_pipeline.cli.terminal import printable
 from cliniko_pipeline.cli.workers import run_in_workers
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.instants import parse_instant
@@ -54,7 +55,7 @@ def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None
     for line in problem_lines([each for each in found if each[0].id not in errors]):
         click.echo(line)
     for organization_id, error in errors.items():
-        click.echo(f"Error: {organization_id} failed. {error}", err=True)
+        click.echo(f"Error: {printable(organization_id)} failed. {printable(str(error))}", err=True)
 
 
 def _chosen(runtime: Runtime, named: Sequence[str]) -> list[str]:

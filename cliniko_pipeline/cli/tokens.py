@@ -3,11 +3,11 @@
 from datetime import UTC, datetime, timedelta
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import output_console
+from cliniko_pipeline.cli.terminal import shown
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.postgres import api_tokens
 from cliniko_pipeline.postgres import organizations as stored
@@ -107,7 +107,7 @@ def refusals(limit: int) -> None:
         what = each.refusal
         request = f"{what.method} {what.route}"
         cells = (what.reason, what.token_id, what.address, request, what.organization_id)
-        table.add_row(_instant(each.last_at), str(each.attempts), *map(escape, cells))
+        table.add_row(_instant(each.last_at), str(each.attempts), *map(shown, cells))
     output_console().print(table)
 
 
@@ -127,10 +127,10 @@ def _table(found: list[ApiToken]) -> Table:
     for each in found:
         table.add_row(
             each.id,
-            escape(each.name),
+            shown(each.name),
             _state(each),
             ", ".join(sorted(each.scopes)),
-            "all" if each.organizations is None else escape(", ".join(sorted(each.organizations))),
+            "all" if each.organizations is None else shown(", ".join(sorted(each.organizations))),
             "never" if each.expires_at is None else _instant(each.expires_at),
             "never" if each.last_used_at is None else _instant(each.last_used_at),
         )

@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import output_console
+from cliniko_pipeline.cli.terminal import shown
 from cliniko_pipeline.errors import ArgumentError, CredentialsError
 from cliniko_pipeline.orchestration.webhook_plans import trial
 from cliniko_pipeline.orchestration.webhook_sending import Destination, post, require_usable
@@ -134,7 +134,7 @@ def show(organization_id: str) -> None:
         return
     table = Table("Sync", "State", "Attempts", "Last answer", "Put down", "Next attempt")
     for each in found:
-        cells = (each.run_id, _state(each), str(each.attempts), escape(each.outcome or ""))
+        cells = (each.run_id, _state(each), str(each.attempts), shown(each.outcome or ""))
         table.add_row(*cells, _instant(each.created_at), "" if each.send_at is None else _instant(each.send_at))
     output_console().print(table)
 

@@ -149,7 +149,7 @@ def revoke(connection: Connection, token_id: str) -> None:
 def note_refusal(connection: Connection, refusal: Refusal) -> None:
     """Counts the refusal, and forgets those of long ago."""
     connection.execute(
-        statement(sql("note_refusal")),
+        statement(sql("note_refused_request")),
         {
             "reason": refusal.reason,
             "token_id": refusal.token_id,

@@ -121,7 +121,7 @@ class EmbeddedServer:
             self._layout.root.mkdir(parents=True, exist_ok=True)
             self._layout.root.chmod(0o711)  # the server's own account must get through to its data
             with self._changing(), ExitStack() as on_failure:
-                users = on_failure.enter_context(self._layout.users_lock.open("a"))
+                users = on_failure.enter_context(_private_file(self._layout.users_lock))
                 fcntl.flock(users, fcntl.LOCK_SH)
                 _run(self._layout)
                 on_failure.pop_all()
@@ -150,9 +150,17 @@ class EmbeddedServer:
 
     @contextmanager
     def _changing(self) -> Generator[None, None, None]:
-        with self._layout.change_lock.open("a") as lock:
+        with _private_file(self._layout.change_lock) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _private_file(path: Path) -> IO[str]:
+    """Open a file that no other user can open: whoever has it open can lock it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
+        os.fchmod(descriptor, 0o600)
+    return os.fdopen(descriptor, "r+", encoding="utf-8")
 
 
 def _run(layout: _Layout) -> None:

@@ -228,7 +228,24 @@ def _read_committed(connection: "psycopg.Connection[Any]", _record: object) -> N
     connection.execute("set session characteristics as transaction isolation level read committed")
     # Some statements hold escapes that the old rules for texts refuse.
     connection.execute("set standard_conforming_strings = on")
+    _fire_triggers(connection)
     connection.commit()
+
+
+def _fire_triggers(connection: "psycopg.Connection[Any]") -> None:
+    # As `replica`, which a role or a database may be set to, triggers and deferred constraints do not work.
+    try:
+        connection.execute(
+            "select set_config('session_replication_role', 'origin', false)"
+            " where current_setting('session_replication_role') <> 'origin'"
+        )
+    except psycopg.errors.InsufficientPrivilege:
+        raise DatabaseSetupError(
+            f"The setting session_replication_role of the user {connection.info.user} is not `origin` in the database"
+            f" {connection.info.dbname}: no trigger fires, and changes would go unnoticed. `\\drds` in psql says what"
+            " sets it; reset it as a superuser with `alter role NAME [in database NAME] reset session_replication_role`"
+            " or `alter database NAME reset session_replication_role`."
+        ) from None
 
 
 Sent = tuple[str, Mapping[str, object]]

@@ -149,6 +149,19 @@ def strangers(connection: Connection) -> str | None:
     )
 
 
+def unbound_user(connection: Connection) -> str | None:
+    """Say that the database user stands above row-level security; None: it does not."""
+    user = connection.execute(sa.text(sql("user_powers"))).one()
+    powers = [*(["is a superuser"] if user.rolsuper else []), *(["has BYPASSRLS"] if user.rolbypassrls else [])]
+    if not powers:
+        return None
+    return (
+        f"The database user {user.name} {' and '.join(powers)}: row-level security does not hold it outside of an"
+        " organization's context. Make a user without these rights the owner of the tables (docs/operations.md,"
+        ' "The database"), and put it into DATABASE_URL.'
+    )
+
+
 def retire_other_roles(connection: Connection) -> list[str]:
     """Take from organization roles of other databases what they may in this one; return what is left to the operator.
 

@@ -37,6 +37,7 @@ from cliniko_pipeline.postgres.isolation import (
     require_powerless_role,
     retire_other_roles,
     strangers,
+    unbound_user,
     unisolated_tables,
 )
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, WATCHED
@@ -184,6 +185,12 @@ def require_visible_contacts(database: Database) -> None:
     """Raise DatabaseSetupError where policies hide contacts from the pipeline. Needs a schema that is current."""
     with database.organization("doctor") as connection:
         connection.execute(sa.text("select from cliniko.organization_contacts()"))
+
+
+def risks(database: Database) -> list[str]:
+    """Return, in words, what weakens the isolation of organizations without breaking it."""
+    with database.operator() as connection:
+        return [*filter(None, [unbound_user(connection)])]
 
 
 def expected_version() -> str:
