@@ -24,7 +24,9 @@ def migrate() -> None:
 
 
 def _tell(done: Migration, where: str) -> None:
-    if done.changed and done.before == done.after:
+    if done.made_again:
+        click.echo(f"Made again in {where} ({done.after}): {', '.join(done.made_again)}.")
+    elif done.changed and done.before == done.after:
         click.echo(f"Mended what keeps organizations apart in {where} ({done.after}).")
     elif done.changed:
         click.echo(f"Migrated {where} from {done.before or 'nothing'} to {done.after}.")

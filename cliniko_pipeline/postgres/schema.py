@@ -29,6 +29,12 @@ from cliniko_pipeline.postgres.engine import (
     advisory_key,
     sql,
 )
+from cliniko_pipeline.postgres.inventory import (
+    ensure_keys,
+    missing_objects,
+    require_own_schema,
+    require_own_tables,
+)
 from cliniko_pipeline.postgres.isolation import (
     ISOLATION,
     ensure_organization_role,
@@ -81,6 +87,8 @@ FUNCTIONS = (
 )
 
 WATCH = "watch"
+SHOWN = 5
+"""So many missing objects are named."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class Migration:
         closed_to_readers: whether active_patients was there already, with rows, and open: who reads it must now say
             whose rows.
         warnings: what is left to the operator, in words.
+        made_again: what was missing of this version.
     """
 
     before: str | None
@@ -101,6 +110,7 @@ class Migration:
     changed: bool
     closed_to_readers: bool = False
     warnings: tuple[str, ...] = ()
+    made_again: tuple[str, ...] = ()
 
 
 def migrate(database: Database, *, create_application_tables: bool = False) -> Migration:
@@ -124,9 +134,11 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
             connection.execute(sa.text(sql("application_tables")))
         _require_application_tables(connection)
         require_powerless_role(connection)
+        require_own_schema(connection)
         _require_known_version(connection)
         before, after = _current_version(connection), expected_version()
-        changed = before != after or bool(unisolated_tables(connection))
+        missing = _missing_objects(connection) if before == after else []
+        changed = before != after or bool(missing or unisolated_tables(connection))
         closes = changed and _is_open_with_rows(connection)
         warnings: list[str] = []
         if changed:
@@ -134,7 +146,7 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
                 warnings += _upgrade(connection)
                 warnings += retire_other_roles(connection)
         warnings += filter(None, [strangers(connection)])
-        return Migration(before, after, changed, closes, tuple(warnings))
+        return Migration(before, after, changed, closes, tuple(warnings), tuple(missing))
 
 
 def require_current(database: Database) -> None:
@@ -144,6 +156,12 @@ def require_current(database: Database) -> None:
         require_powerless_role(connection)
         _require_known_version(connection)
         found = _current_version(connection)
+        missing = _missing_objects(connection) if found == expected_version() else []
+    if missing:
+        raise DatabaseSetupError(
+            f"The database lacks {', '.join(missing[:SHOWN])}{' and more' if len(missing) > SHOWN else ''}:"
+            " `cliniko-pipeline migrate` makes that again."
+        )
     if found != expected_version():
         state = "has no pipeline schema yet" if found is None else "has the schema of another version of the pipeline"
         raise DatabaseSetupError(f"The database {state}: run `cliniko-pipeline migrate`.")
@@ -200,6 +218,11 @@ def expected_version() -> str:
     return f"{revision}+{sha256(texts.encode()).hexdigest()[:12]}"
 
 
+def _missing_objects(connection: Connection) -> list[str]:
+    require_own_tables(connection)
+    return missing_objects(connection, FUNCTIONS, organization_role(connection))
+
+
 def _current_version(connection: Connection) -> str | None:
     # Kept as the schema's comment: the migrations' version alone does not tell the functions' and policies'.
     return connection.execute(
@@ -254,6 +277,8 @@ def _upgrade(connection: Connection) -> list[str]:
     config.attributes["connection"] = connection
     with _ALEMBIC:
         command.upgrade(config, "head")
+    connection.exec_driver_sql(sql("active_patients_table"))
+    ensure_keys(connection)
     left = isolate(connection)
     for name in FUNCTIONS:
         connection.exec_driver_sql(sql(f"functions/{name}"))
