@@ -7,15 +7,24 @@ from importlib import resources
 
 import dagster as dg
 import sqlalchemy as sa
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseSetupError
-from cliniko_pipeline.postgres.engine import Database, advisory_key
+from cliniko_pipeline.orchestration.pooled_storage import storage_url
+from cliniko_pipeline.postgres.driver_errors import database_error_behind
+from cliniko_pipeline.postgres.engine import Database, advisory_key, sql
 from cliniko_pipeline.runtime import Runtime
 
 STORAGE_SCHEMA = "dagster"
 UNFINISHED_SCHEMA = "dagster_unfinished"
 STORAGE_VARIABLE = "CLINIKO_DAGSTER_DATABASE_URL"
+
+TABLES_OF_DAGSTER = {
+    "runs": ("run_id", "run_body", "status"),
+    "event_logs": ("run_id", "event"),
+    "jobs": ("job_origin_id", "job_body"),
+}
+"""The first table of each of Dagster's storages, and columns by which it is told from another's of that name."""
 
 
 def instance_environment(runtime: Runtime) -> dict[str, str]:
@@ -32,7 +41,7 @@ def instance_environment(runtime: Runtime) -> dict[str, str]:
         with resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "dagster.yaml") as shipped:
             shutil.copyfile(shipped, unfinished)
         unfinished.replace(configuration)
-    storage = storage_url(runtime.database.url)
+    storage = storage_url(runtime.database.url, STORAGE_SCHEMA)
     return {
         "DAGSTER_HOME": str(home),
         STORAGE_VARIABLE: storage.render_as_string(hide_password=False),
@@ -42,24 +51,51 @@ def instance_environment(runtime: Runtime) -> dict[str, str]:
 
 
 def open_instance(runtime: Runtime) -> dg.DagsterInstance:
-    """The instance, its storage made where it is new. Raises DatabaseSetupError where it cannot be opened."""
+    """Open the instance, and make its storage where it is new.
+
+    Raises DatabaseSetupError where it cannot be opened, DatabaseUnavailableError.
+    """
     environment = instance_environment(runtime)
     os.environ.update(environment)
     try:
         # One process at a time: several that find the storage empty would all make its tables.
         with runtime.database.operator() as connection:
             connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("dagster storage")})
-            if not connection.execute(sa.text("select to_regnamespace(:name)"), {"name": STORAGE_SCHEMA}).scalar_one():
+            if not _has_storage(connection):
                 _make_storage(runtime.database, environment)
             return dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
     except ClinikoPipelineError:
         raise
     except Exception as error:  # noqa: BLE001 (whatever a configured storage may raise)
+        if found := database_error_behind(error, runtime.database.location):
+            raise found from None
         # Dagster's own errors can quote the storage URL with its password.
         raise DatabaseSetupError(
             f"The Dagster instance in {environment['DAGSTER_HOME']} cannot be opened ({type(error).__name__}):"
             " check its dagster.yaml, or move that away and it is made anew."
         ) from None
+
+
+def _has_storage(connection: Connection) -> bool:
+    """Return whether the schema is there. Raise DatabaseSetupError where it holds tables that are not Dagster's.
+
+    An empty one that an operator made is filled by Dagster itself.
+    """
+    if not connection.execute(sa.text("select to_regnamespace(:name)"), {"name": STORAGE_SCHEMA}).scalar_one():
+        return False
+    rows = connection.execute(sa.text(sql("schema_columns")), {"schema": STORAGE_SCHEMA})
+    found: dict[str, list[str]] = {row.table_name: row.column_names for row in rows}
+    strange = [
+        f"{STORAGE_SCHEMA}.{table} lacks {', '.join(missing)}" if table in found else f"{table} is missing"
+        for table, columns in TABLES_OF_DAGSTER.items()
+        if (missing := [column for column in columns if column not in found.get(table, ())])
+    ]
+    if found and strange:
+        raise DatabaseSetupError(
+            f"The schema {STORAGE_SCHEMA} is not Dagster's ({'; '.join(strange)}), so nothing was made in it: rename it"
+            f" (`alter schema {STORAGE_SCHEMA} rename to ...`), or point DATABASE_URL at another database."
+        )
+    return True
 
 
 def _make_storage(database: Database, environment: Mapping[str, str]) -> None:
@@ -77,9 +113,3 @@ def _make_storage(database: Database, environment: Mapping[str, str]) -> None:
         os.environ.update(environment)
     with database.operator() as connection:
         connection.execute(sa.text(f"alter schema {UNFINISHED_SCHEMA} rename to {STORAGE_SCHEMA}"))
-
-
-def storage_url(url: URL, schema: str = STORAGE_SCHEMA) -> URL:
-    """The database's URL as Dagster's storage needs it: psycopg2, and a schema of its own first in the path."""
-    # psycopg2, because dagster-postgres does not understand the errors of psycopg 3.
-    return url.set(drivername="postgresql+psycopg2").update_query_dict({"options": f"-csearch_path={schema}"})

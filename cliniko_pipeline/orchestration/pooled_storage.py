@@ -1,14 +1,23 @@
-"""Dagster's storage in PostgreSQL, over connections that are used again.
+"""Dagster's storage in PostgreSQL: over connections that are used again, and in a schema of its own.
 
-Dagster's own opens one for every statement: three hundred for a sync, which took three of its seven CPU seconds, the
-server's included (docs/benchmarks.md). `dagster.yaml` names the class.
+Dagster's own opens a connection for every statement: three hundred for a sync, which took three of its seven CPU
+seconds, the server's included (docs/benchmarks.md). `dagster.yaml` names the class.
+
+The schema comes with the URL and is set on every connection, whoever opens it. A start-up option would not do: poolers
+drop those, and Dagster's tables would be made in `public`.
 """
 
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.postgres.connections import enter_schema
 
 if TYPE_CHECKING:
     from dagster._core.storage.config import PostgresStorageConfig
@@ -17,6 +26,43 @@ if TYPE_CHECKING:
 
 CONNECTIONS_KEPT = 2
 """By each process. As many more as are asked for at once are opened, and closed again."""
+
+_DIALECT = "postgresql.cliniko_dagster_storage"
+_SCHEMA = "storage_schema"
+
+
+def storage_url(url: URL, schema: str) -> URL:
+    """Return the database's URL as `PooledPostgresStorage` takes it. No other storage can open it."""
+    return url.set(drivername=_DIALECT.replace(".", "+")).update_query_dict({_SCHEMA: schema})
+
+
+class StorageDialect(PGDialect_psycopg2):
+    """Connections of psycopg2 whose search path is the URL's schema and nothing else.
+
+    Of psycopg2, because dagster-postgres does not understand the errors of psycopg 3.
+    """
+
+    supports_statement_cache = True
+
+    def create_connect_args(self, url: URL) -> Any:
+        """Leave out the parameter that is no part of PostgreSQL's connections."""
+        return super().create_connect_args(url.difference_update_query([_SCHEMA]))  # pyright: ignore[reportUnknownVariableType]
+
+    def on_connect_url(self, url: URL) -> Callable[[Any], None]:
+        """Return what is done with each new connection. It raises DatabaseSetupError."""
+        schema = url.query[_SCHEMA]
+        assert isinstance(schema, str)  # noqa: S101 (by `storage_url`)
+        prepare = super().on_connect_url(url)
+
+        def connect(connection: Any) -> None:
+            enter_schema(connection, schema)
+            if prepare:
+                prepare(connection)
+
+        return connect
+
+
+registry.register(_DIALECT, __name__, StorageDialect.__name__)
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):

@@ -17,14 +17,13 @@ from sqlalchemy import event
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from cliniko_pipeline.errors import (
     ClinikoPipelineError,
     DatabaseSetupError,
     DatabaseUnavailableError,
-    DataError,
 )
+from cliniko_pipeline.postgres.driver_errors import ends_pooled_connections, state_of, translated
 
 OLDEST_SUPPORTED_VERSION = 14
 CONNECT_TIMEOUT_SECONDS = 10
@@ -32,8 +31,6 @@ STATEMENT_TIMEOUT_SECONDS = 15 * 60
 LOCK_TIMEOUT_SECONDS = 5 * 60
 LOCK_NOT_AVAILABLE = "55P03"
 INSUFFICIENT_PRIVILEGE = "42501"
-HIDDEN_CONTACTS = "CP001"
-"""Raised by `cliniko.require_visible_contacts()`, with a message that says what to do."""
 _MADE = "cliniko_pipeline.made"
 
 
@@ -116,7 +113,11 @@ class Database:
         `is_resumable` holds with its data where to go on from: its end does not wait for the disk. A server that
         crashes then loses the last of them as a whole, and they are written again.
         """
-        with self._translated(), _forgetting_what_a_failure_undid() as info, self._engine.begin() as connection:
+        with (
+            self._translated("the organization role"),
+            _forgetting_what_a_failure_undid() as info,
+            self._engine.begin() as connection,
+        ):
             info.append(connection.info)
             parameters = {
                 "organization_id": organization_id,
@@ -145,7 +146,7 @@ class Database:
                 connection.execute(sa.text("set idle_session_timeout = 0"))
                 connection.execute(sa.text("select pg_advisory_lock(:key)"), key)
             except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                if state_of(error) != LOCK_NOT_AVAILABLE:
                     raise
                 raise DatabaseUnavailableError(
                     f"Another run has been writing organization '{organization_id}' for more than"
@@ -191,36 +192,16 @@ class Database:
             )
 
     @contextmanager
-    def _translated(self) -> Generator[None, None, None]:
+    def _translated(self, role: str | None = None) -> Generator[None, None, None]:
         try:
             yield
         except ClinikoPipelineError:
             raise
         except (SQLAlchemyError, psycopg.Error) as error:
+            if ends_pooled_connections(error):
+                self._engine.dispose()
             # The chain is cut: a driver's error can quote the row it failed on.
-            raise self._translate(error) from None
-
-    def _translate(self, error: SQLAlchemyError | psycopg.Error) -> ClinikoPipelineError:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        state = getattr(cause, "sqlstate", None) or ""
-        return self._unavailable(cause, state) or _refused(cause, state)
-
-    def _unavailable(self, cause: BaseException | None, state: str) -> DatabaseUnavailableError | None:
-        if isinstance(cause, PoolTimeoutError):
-            return DatabaseUnavailableError(
-                f"No connection to PostgreSQL became free ({self.location}): this process uses all it may have;"
-                " try again."
-            )
-        if state in _GIVEN_UP:
-            return DatabaseUnavailableError(
-                f"PostgreSQL gave up a statement ({self.location}): {_GIVEN_UP[state]}. Try again."
-            )
-        if _is_connection_failure(cause, state):
-            return DatabaseUnavailableError(
-                f"PostgreSQL cannot be used ({self.location}): {_connection_reason(cause, state)}."
-                " Check that the server runs and that DATABASE_URL is right, then try again."
-            )
-        return None
+            raise translated(error, self.location, role) from None
 
 
 def _read_committed(connection: "psycopg.Connection[Any]", _record: object) -> None:
@@ -299,98 +280,6 @@ def _forgetting_what_a_failure_undid() -> Generator[list[dict[Any, Any]]]:
         for each in info:
             each.pop(_MADE, None)
         raise
-
-
-def _refused(cause: BaseException | None, state: str) -> ClinikoPipelineError:
-    message = _primary_message(cause)
-    if state == HIDDEN_CONTACTS:
-        return DatabaseSetupError(message)
-    if is_refused_by_a_policy(cause):
-        return DatabaseSetupError(
-            f"Row-level security would hide rows from the pipeline, and they would be taken for deleted: {message}. Let"
-            " the table's owner exempt the role that reads it (bypassrls, or `alter table ... no force row level"
-            " security` where that role owns the table)."
-        )
-    if state == INSUFFICIENT_PRIVILEGE:
-        return DatabaseSetupError(
-            f"The database user lacks a privilege: {message}."
-            " Grant it, or let a user who has it run `cliniko-pipeline migrate`."
-        )
-    if state in {"42P01", "3F000", "42883", "22023", "42704"}:  # undefined table, schema, function, role
-        return DatabaseSetupError(
-            f"The database is not set up: {message}."
-            " Run `cliniko-pipeline migrate`; `cliniko-pipeline doctor` tells what else is missing."
-        )
-    if state in {"42703", "42804", "42830"}:  # undefined column, wrong type
-        return DatabaseSetupError(
-            f"A table is not as the pipeline expects it: {message}. `cliniko-pipeline doctor` tells more."
-        )
-    kind = type(cause).__name__
-    return DataError(f"PostgreSQL refused a statement ({kind}, SQLSTATE {state or 'unknown'}).")
-
-
-def is_refused_by_a_policy(cause: BaseException | None) -> bool:
-    """Return whether PostgreSQL refused a query with row_security off. It has no SQLSTATE of its own, and its words are
-    translated; the function that raises it is the same in all languages.
-    """
-    return getattr(getattr(cause, "diag", None), "source_function", None) == "check_enable_rls"
-
-
-# Statements that may do better another time.
-_GIVEN_UP = {
-    "40001": "another transaction changed the same rows",
-    "40P01": "two transactions waited for each other",
-    "55P03": "another transaction held a lock for too long",
-    "57014": "a statement took too long, or was cancelled",
-}
-
-_CONNECTION_REASONS = {
-    "28000": "the user may not connect",
-    "28P01": "the user name or password is wrong",
-    "3D000": "that database does not exist",
-    "53100": "the server's disk is full",
-    "53200": "the server is out of memory",
-    "53300": "the server has no connection left",
-    "57P01": "the server shut down or ended the connection",
-    "57P02": "the server shut down or ended the connection",
-    "57P03": "the server is starting up or shutting down",
-}
-
-# libpq reports what happens on connecting in words only.
-_CONNECTION_WORDS = {
-    "password authentication failed": "the user name or password is wrong",
-    "no password supplied": "a password is needed",
-    "does not exist": "that database or user does not exist",
-    "connection refused": "the connection was refused",
-    "could not translate host name": "the host name is unknown",
-    "name or service not known": "the host name is unknown",
-    "failed to resolve host": "the host name is unknown",
-    "timeout": "the connection timed out",
-    "no such file or directory": "there is no server at that socket",
-    "too many": "the server has no connection left",
-    "starting up": "the server is starting up or shutting down",
-    "shutting down": "the server is starting up or shutting down",
-}
-
-
-def _is_connection_failure(cause: BaseException | None, state: str) -> bool:
-    # 08: connection, 28: no such user or password, 3D: no such database, 40: rolled back, 53: resources,
-    # 57P: shutdown. What libpq reports itself has no state.
-    if isinstance(cause, psycopg.OperationalError) and not state:
-        return True
-    return state[:2] in {"08", "28", "3D", "40", "53"} or state[:3] == "57P"
-
-
-def _primary_message(cause: BaseException | None) -> str:
-    # The primary message of these classes names objects, never values; details (which may) are left out.
-    diagnostics = getattr(cause, "diag", None)
-    return (getattr(diagnostics, "message_primary", None) or type(cause).__name__).strip()
-
-
-def _connection_reason(cause: BaseException | None, state: str) -> str:
-    text = str(cause).lower()
-    by_words = (reason for words, reason in _CONNECTION_WORDS.items() if not state and words in text)
-    return _CONNECTION_REASONS.get(state) or next(by_words, "the connection broke")
 
 
 def advisory_key(*parts: str) -> int:

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from cliniko_pipeline.postgres.engine import HIDDEN_CONTACTS, LOCK_NOT_AVAILABLE, is_refused_by_a_policy
+from cliniko_pipeline.postgres.driver_errors import HIDDEN_CONTACTS, is_refused_by_a_policy
+from cliniko_pipeline.postgres.engine import LOCK_NOT_AVAILABLE
 
 Refused = SQLAlchemyError | psycopg.Error
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import psycopg2
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
-from cliniko_pipeline.orchestration.instance import storage_url
+from cliniko_pipeline.orchestration.pooled_storage import storage_url
 from cliniko_pipeline.postgres import embedded
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.embedded_servers import UNUSUAL_NAME, answers, postmaster, statement
@@ -130,12 +130,12 @@ def test_password_is_sent_only_to_a_server_that_knows_it(running_root: Path, url
     # One that lets everybody in, or asks for the password as it is, could be anybody's.
     access = running_root / "data" / "pg_hba.conf"
     before = access.read_text()
-    storage = storage_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    storage = sa.create_engine(storage_url(url, "public"), poolclass=sa.NullPool)
 
     def refusal() -> str | None:
         try:
-            psycopg2.connect(storage).close()
-        except psycopg2.OperationalError as error:
+            storage.connect().close()
+        except sa.exc.OperationalError as error:
             return str(error)
         return None
 

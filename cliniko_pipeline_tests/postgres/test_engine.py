@@ -74,9 +74,9 @@ def closing() -> Iterator[ExitStack]:
         (lambda _: f"postgresql://u:{SECRET}@127.0.0.1:{free_port()}/d", "the connection was refused"),
         (lambda _: f"postgresql://u:{SECRET}@nowhere.invalid/d", "the host name is unknown"),
         (lambda _: f"postgresql://u:{SECRET}@/d?host=/nowhere", "there is no server at that socket"),
-        (lambda url: url.set(username="cliniko_pipeline", password=SECRET), "the user name or password is wrong"),
+        (lambda url: url.set(username="cliniko_pipeline", password=SECRET), "the user name or the password is wrong"),
         (lambda url: url._replace(password=None), "a password is needed"),
-        (lambda url: url.set(database="no_such_database"), "that database or user does not exist"),
+        (lambda url: url.set(database="no_such_database"), "that database does not exist"),
     ],
 )
 def test_unreachable_database_is_reported_with_the_reason(
@@ -181,7 +181,11 @@ def test_exhausted_pool_is_transient(database: Database, closing: ExitStack) -> 
     [
         ("select * from cliniko.nowhere where id = :name", DatabaseSetupError, "cliniko-pipeline migrate"),
         ("select nothing from cliniko.patients where id = :name", DatabaseSetupError, "not as the pipeline expects"),
-        ("select * from public.contacts where name = :name", DatabaseSetupError, "lacks a privilege"),
+        (
+            "select * from public.contacts where name = :name",
+            DatabaseSetupError,
+            "permission denied for table contacts",
+        ),
         ("select cast(:name as integer)", DataError, "InvalidTextRepresentation"),
         ("insert into cliniko.patients (organization_id, id) values ('b', :name)", DatabaseSetupError, "patients"),
         (

@@ -239,7 +239,7 @@ def test_migration_without_privileges_changes_nothing(application: Database) -> 
                 f"drop role {user}",
                 f"drop role if exists {names['role']}",
             )
-        assert_one_line(raised.value, "lacks a privilege", "cliniko-pipeline migrate")
+        assert_one_line(raised.value, "a privilege is missing", "Grant it")
 
 
 @pytest.fixture
