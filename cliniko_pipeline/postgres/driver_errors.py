@@ -252,7 +252,7 @@ STATEMENTS = (
 )
 
 HIDDEN_ROWS = Fault(
-    "row-level security would hide rows from the pipeline, and they would be taken for deleted",
+    "Row-level security would hide rows from the pipeline, and they would be taken for deleted",
     "Let the table's owner exempt the role that reads it (bypassrls, or `alter table ... no force row level security`"
     " where that role owns the table).",
     kind=DatabaseSetupError,
@@ -332,7 +332,9 @@ def _of_driver(cause: BaseException, location: str, role: str | None) -> Cliniko
     state = state_of(cause)
     if state == HIDDEN_CONTACTS:
         return DatabaseSetupError(_primary_message(cause))
-    fault = HIDDEN_ROWS if is_refused_by_a_policy(cause) else _fault(cause, state)
+    if is_refused_by_a_policy(cause):
+        return DatabaseSetupError(f"{HIDDEN_ROWS.cause}: {_primary_message(cause)}. {HIDDEN_ROWS.remedy}")
+    fault = _fault(cause, state)
     if fault in CONNECTING:
         return DatabaseUnavailableError(f"PostgreSQL cannot be used ({location}): {fault.cause}. {fault.remedy}")
     if fault is None and _is_of_libpq(cause, state):
