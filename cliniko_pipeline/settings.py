@@ -391,6 +391,12 @@ class Settings(BaseSettings):
     )
     """Where the Dagster UI is, for links; without a slash at the end."""
 
+    ui_hosts: Annotated[frozenset[str], BeforeValidator(_allowed_hosts)] = Field(
+        default=frozenset(), validation_alias="CLINIKO_UI_HOSTS"
+    )
+    """`host` or `host:port` by which the Dagster UI is reached besides those of `ui_url`, `dagster_url` and this
+    machine."""
+
     dagster_url: Annotated[str, BeforeValidator(_dagster_url)] = Field(
         default_factory=lambda validated: validated["ui_url"], validation_alias="API_DAGSTER_URL"
     )

@@ -93,7 +93,8 @@ def serve(
 
 
 def _dagster(workspace: Path, port: int, environment: Mapping[str, str]) -> _Served:
-    command = [sys.executable, "-m", "dagster", "dev", "--workspace", str(workspace)]
+    # `dagster dev` itself serves the UI to every web page that is open on this machine.
+    command = [sys.executable, "-m", "cliniko_pipeline.orchestration.webserver", "dev", "--workspace", str(workspace)]
     return _Served(
         [*command, "--host", HOST, "--port", str(port), "--log-level", "warning"],
         environment,

@@ -74,6 +74,14 @@ def no_faults(service: ServiceWithDagster) -> Iterator[None]:
     service.clinics.sandbox.faults = Faults()
 
 
+def test_dagster_ui_of_the_command_is_guarded(service: ServiceWithDagster) -> None:
+    """The rules themselves: orchestration/test_webserver.py."""
+    query = 'mutation { deletePipelineRun(runId: "none") { __typename } }'
+    with client(service.dagster_url) as browser:
+        assert browser.get("/graphql", params={"query": query}).status_code == 405
+        assert browser.get("/server_info", headers={"Host": "evil.example"}).status_code == 421
+
+
 def test_routes_admit_their_scope_only(service: ServiceWithDagster) -> None:
     """Every route refuses tokens that are missing, wrong, expired, revoked or too small, and other organizations."""
     described = httpx.get(f"{service.url}/openapi.json", trust_env=False).json()["paths"]

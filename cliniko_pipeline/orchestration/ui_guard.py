@@ -1,0 +1,92 @@
+"""What a request to the Dagster UI must be like: the UI knows no users, so no web page elsewhere may reach it.
+
+A browser sends requests to this machine for any page that is open in it. Such a request has the page's `Origin`, a
+`Sec-Fetch-Site` other than `same-origin`, or, where the page's host name was pointed at this machine after the page had
+loaded (DNS rebinding), a foreign `Host`.
+"""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cliniko_pipeline.hosts import is_loopback
+
+POLICY_VIOLATION = 1008  # of WebSockets
+JSON_TYPES = ("application/json", "application/graphql")
+"""The types that Dagster reads a query from; for a POST of any other it takes the one in the URL."""
+
+FOREIGN_HOST = (
+    "This host name is not one of the Dagster UI: open it at its own address, or name this host in CLINIKO_UI_HOSTS."
+)
+FOREIGN_PAGE = "The Dagster UI answers its own pages only: open it at its own address."
+NOT_BY_GET = "The Dagster UI takes GraphQL by POST only."
+NOT_JSON = "The Dagster UI takes GraphQL as JSON only: send Content-Type: application/json."
+
+
+class GuardedUI:
+    """The UI's application behind the guard.
+
+    Args:
+        hosts: `host` or `host:port`, lower case, by which the UI is reached besides those of this machine.
+    """
+
+    def __init__(self, application: ASGIApp, hosts: Iterable[str]) -> None:
+        self._application = application
+        self._hosts = frozenset(hosts)
+        self._names = frozenset(_name(each) for each in self._hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it."""
+        refusal = self._refusal(scope) if scope["type"] in {"http", "websocket"} else None
+        if refusal is None:
+            await self._application(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": refusal[1]})
+        else:
+            status, reason = refusal
+            await PlainTextResponse(reason, status)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str] | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "").lower()
+        if not (is_loopback(_name(host)) or _name(host) in self._names):
+            return HTTPStatus.MISDIRECTED_REQUEST, FOREIGN_HOST
+        origins = headers.getlist("origin")
+        if any(not self._is_own(each.lower(), host) for each in origins) or _is_from_elsewhere(scope, headers):
+            return HTTPStatus.FORBIDDEN, FOREIGN_PAGE
+        if scope["type"] == "http" and scope["path"].rstrip("/").endswith("/graphql"):
+            return _graphql_refusal(scope["method"], headers)
+        return None
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        scheme, _, address = origin.partition("://")
+        return scheme in {"http", "https"} and address in {host, *self._hosts}
+
+
+def _is_from_elsewhere(scope: Scope, headers: Headers) -> bool:
+    """Return whether a page elsewhere sent it. A link that was followed is no harm: it only opens the UI."""
+    if headers.get("sec-fetch-site", "none") in {"none", "same-origin"}:
+        return False
+    is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return not (is_link and scope["type"] == "http" and scope["method"] == "GET")
+
+
+def _graphql_refusal(method: str, headers: Headers) -> tuple[HTTPStatus, str] | None:
+    if method == "POST":
+        is_json = headers.get("content-type", "").lower().startswith(JSON_TYPES)
+        return None if is_json else (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, NOT_JSON)
+    # Asked for as HTML, Dagster answers with a page to write queries in, and runs none.
+    if method == "GET" and "text/html" in headers.get("accept", ""):
+        return None
+    return HTTPStatus.METHOD_NOT_ALLOWED, NOT_BY_GET
+
+
+def _name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
