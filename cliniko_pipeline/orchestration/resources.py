@@ -14,7 +14,7 @@ import dagster as dg
 from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
 from cliniko_pipeline.orchestration.recorded_progress import RecordedProgress
-from cliniko_pipeline.orchestration.run_marks import marked_within
+from cliniko_pipeline.orchestration.run_liveness import run_alive_within
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
@@ -85,7 +85,7 @@ def runtime_resource() -> dg.ResourceDefinition:
     def opened(context: dg.InitResourceContext) -> Generator[Runtime, None, None]:
         with open_runtime(load_settings()) as runtime, ExitStack() as stack:
             if context.run is not None:
-                stack.enter_context(marked_within(runtime, context.run.run_id))
+                stack.enter_context(run_alive_within(runtime, context.run.run_id))
             yield runtime
 
     return dg.ResourceDefinition(opened, description="Settings, database and credentials vault")

@@ -1,7 +1,7 @@
 """Runs of the main job in this very process, for the command line: the same runs the UI shows.
 
 A run that was killed nobody else would ever end, and Dagster starts no second run of an organization while one goes on:
-so these are ended here (see run_marks).
+so these are ended here (see run_liveness).
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import dagster as dg
 import sqlalchemy as sa
 
 from cliniko_pipeline.orchestration.failures import reason_of
-from cliniko_pipeline.orchestration.run_marks import has_lost_its_process, marked_alive, remove_old_marks
+from cliniko_pipeline.orchestration.run_liveness import forget_ended_runs, lost_runs, run_alive
 from cliniko_pipeline.postgres import scheduling, sync_runs
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import JOB, PARTITION_TAG, TERMINAL_TAG, SyncOptions, run_config
@@ -47,7 +47,7 @@ def run_sync(
         # The schedule need not do at once what is done now.
         scheduling.note_requested(connection, {organization_id: options.full}, runtime.now())
     run_id = str(uuid4())
-    with marked_alive(runtime, run_id):
+    with run_alive(runtime, run_id):
         result = definitions.resolve_job_def(JOB).execute_in_process(
             instance=instance,
             partition_key=organization_id,
@@ -62,13 +62,12 @@ def run_sync(
 def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organization_id: str) -> None:
     """Marks the organization's runs as failed whose process was killed: in Dagster and in `cliniko.sync_runs`.
 
-    Works for the runs of this machine; of others, only what Dagster has noticed is taken over.
+    Whichever machine they ran on: a process of this one is missed at once, another after some minutes.
     """
     tags = {PARTITION_TAG: organization_id}
-    for record in instance.get_run_records(dg.RunsFilter(tags=tags, statuses=list(GOES_ON))):
-        if has_lost_its_process(runtime, record):
-            instance.report_run_failed(record.dagster_run, ABANDONED)
-    remove_old_marks(instance, runtime)
+    for run in lost_runs(runtime, instance.get_runs(dg.RunsFilter(tags=tags, statuses=list(GOES_ON)))):
+        instance.report_run_failed(run, ABANDONED)
+    forget_ended_runs(instance, runtime)
     with runtime.database.organization(organization_id) as connection:
         rows = connection.execute(
             sa.text("select run_id, planned, assets from cliniko.sync_runs where status = 'running'")

@@ -17,7 +17,8 @@ from cliniko_pipeline.orchestration.in_flight import has_backfill, organizations
 from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.partition_plans import plan_partitions
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
-from cliniko_pipeline.orchestration.run_marks import has_lost_its_process, remove_old_marks
+from cliniko_pipeline.orchestration.run_liveness import forget_ended_runs
+from cliniko_pipeline.orchestration.run_liveness import lost_runs as find_lost_runs
 from cliniko_pipeline.orchestration.runs import ABANDONED, GOES_ON, end_abandoned_runs, run_config
 from cliniko_pipeline.orchestration.webhook_plans import AnnouncedSync, announced_syncs
 from cliniko_pipeline.orchestration.webhook_telling import forget_old, put_down, send_due
@@ -59,16 +60,16 @@ def organization_partitions(
     name="lost_runs",
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Ends the runs of this machine whose process was killed, where nobody else noticed.",
+    description="Ends the runs whose process was killed, on whatever machine, where nobody else noticed.",
 )
 def lost_runs(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
     """Requests nothing: what it ends, `failed_runs` hears of."""
-    records = context.instance.get_run_records(dg.RunsFilter(statuses=list(GOES_ON)))
-    lost = [each.dagster_run for each in records if has_lost_its_process(runtime, each)]
+    runs = context.instance.get_runs(dg.RunsFilter(statuses=list(GOES_ON)))
+    lost = find_lost_runs(runtime, runs)
     for organization_id in {run.tags[PARTITION_TAG] for run in lost if PARTITION_TAG in run.tags}:
         end_abandoned_runs(context.instance, runtime, organization_id)
-    remove_old_marks(context.instance, runtime)
-    return dg.SkipReason(f"Of {len(records)} runs that go on, {len(lost)} had lost their process and were ended.")
+    forget_ended_runs(context.instance, runtime)
+    return dg.SkipReason(f"Of {len(runs)} runs that go on, {len(lost)} had lost their process and were ended.")
 
 
 @dg.run_failure_sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)

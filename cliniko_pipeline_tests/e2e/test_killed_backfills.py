@@ -24,7 +24,7 @@ from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.environments import environment
-from cliniko_pipeline_tests.support.processes import CommandLine, marks_held_by, processes_of, workers_of
+from cliniko_pipeline_tests.support.processes import CommandLine, processes_of, workers_of
 from cliniko_pipeline_tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -85,7 +85,8 @@ def test_backfill_completes_after_kills(
     clinics.sandbox.faults = Faults()
     with EmbeddedServer(command.folder / "server"), command.started_ui() as running:
         running.wait_until(lambda: _is_over(clinics), "the backfill did not complete", RECOVERY_SECONDS)
-        wait_until(lambda: not list((home / "dagster" / "run_marks").glob("*")), "marks are left", 90)
+        heartbeats = "select 1 from cliniko.run_heartbeats"
+        wait_until(lambda: not _rows(clinics, heartbeats), "heartbeats of ended runs are left", 300)
         for name in NAMES:
             assert (clinics.count(name, "cliniko.patients"), clinics.count(name, "cliniko.contact_mapping")) == (2, 2)
             assert {"succeeded"} <= {state for state, _ in clinics.run_states(name)} <= {"succeeded", "failed"}
@@ -102,7 +103,7 @@ def test_backfill_completes_after_kills(
 
 def _half_synced(clinics: Clinics, home: Path) -> list[tuple[int, str]]:
     """Return the workers that have stored a part of their run, and the organization of each."""
-    runs = {worker: marks_held_by(worker) for worker in workers_of(home)}
+    runs = {worker: clinics.runs_of_process(worker) for worker in workers_of(home)}
     names = {run_id: name for name, _, run_id, _ in _rows(clinics, RUNS)}
     found = [(worker, names[run_id]) for worker, run_ids in runs.items() for run_id in run_ids]
     mapping = "cliniko.contact_mapping"

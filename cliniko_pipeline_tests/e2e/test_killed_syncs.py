@@ -247,7 +247,7 @@ class Operator:
         assert runs[-1]["status"] == "succeeded"
         tags = {"dagster/partition": self.clinic.id}
         assert all(run.is_finished for run in self.instance.get_runs(dg.RunsFilter(tags=tags)))
-        assert not list((self.pipeline.runtime.settings.dagster_home / "run_marks").glob("*"))
+        assert self._count("cliniko.run_heartbeats", "beat_at < now() - interval '2 minutes'") == 0
         assert all(crawl["completed_at"] for crawl in self.pipeline.rows(self.clinic.id, "cliniko.crawls"))
         assert self.pipeline.rows(self.clinic.id, "cliniko.crawled_ids") == []
         self._wait_for_sessions()
@@ -302,9 +302,13 @@ def operator(
 
 
 def test_killed_sync_is_resumed(operator: Operator) -> None:
-    """The first sync is killed while it stores appointments, and its run mark is left without a run."""
+    """The first is killed while it stores appointments, and the heartbeat is left of a run unknown to Dagster."""
     operator.kill("first", "writes", 50)
-    (operator.pipeline.runtime.settings.dagster_home / "run_marks" / str(UUID(int=1))).touch()
+    with operator.pipeline.database.operator() as connection:
+        connection.execute(
+            sa.text("insert into cliniko.run_heartbeats (run_id, beat_at) values (:run_id, now() - interval '1 hour')"),
+            {"run_id": str(UUID(int=1))},
+        )
     # What was read before may have changed when the next sync goes on.
     operator.clinic.change()
     operator.resume()

@@ -20,7 +20,7 @@ from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline_tests.support.accounts import add_appointment, held
 from cliniko_pipeline_tests.support.browsers import opened_ui
 from cliniko_pipeline_tests.support.databases import created_database
-from cliniko_pipeline_tests.support.processes import marks_held_by, workers_of
+from cliniko_pipeline_tests.support.processes import workers_of
 from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.schemathesis_runs import assert_answers_conform
 from cliniko_pipeline_tests.support.services import (
@@ -237,8 +237,10 @@ def test_sync_whose_process_is_killed_has_failed(service: ServiceWithDagster) ->
     with service.client(SYNC) as caller, held(service.clinics.sandbox.accounts["alpha"]) as hold:
         sync_id = request_sync(caller, "alpha", full=True)["id"]
         wait_until(hold.reached.is_set, "the sync reads nothing")
-        # The process that runs the sync holds the run's mark.
-        (worker,) = (number for number in workers_of(service.home) if sync_id in marks_held_by(number))
+        # The process that runs the sync says so.
+        (worker,) = (
+            number for number in workers_of(service.home) if sync_id in service.clinics.runs_of_process(number)
+        )
         os.kill(worker, signal.SIGKILL)
         killed = wait_for_status(caller, sync_id)
     assert killed["status"] == "failed"

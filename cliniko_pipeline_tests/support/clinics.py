@@ -64,6 +64,14 @@ class Clinics:
             rows = connection.exec_driver_sql("select status, error from cliniko.sync_runs order by started_at")
             return [tuple(row) for row in rows]
 
+    def runs_of_process(self, process: int) -> list[str]:
+        """Return the runs that the process has said to be alive in it."""
+        with self.database.operator() as connection:
+            rows = connection.exec_driver_sql(
+                "select run_id from cliniko.run_heartbeats where split_part(process, ' ', 3) = %s", (str(process),)
+            )
+            return list(rows.scalars())
+
     def dagster_runs(self, name: str) -> list[str]:
         """Return the states of the organization's runs in Dagster, the oldest first."""
         with self.database.operator() as connection:

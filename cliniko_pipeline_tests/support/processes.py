@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Self
@@ -173,11 +173,3 @@ def tracebacks(output: str) -> list[str]:
         if not any(part in each.partition("\n")[0] for part in ("/dagster/_daemon/", "/dagster/_grpc/"))
         or not any(error in each for error in CODE_SERVER_IS_GONE)
     ]
-
-
-def marks_held_by(process: int) -> list[str]:
-    """The runs whose mark the process holds."""
-    with suppress(OSError):  # it has ended
-        files = [link.readlink() for link in Path(f"/proc/{process}/fd").iterdir()]
-        return [file.name for file in files if file.parent.name == "run_marks"]
-    return []
