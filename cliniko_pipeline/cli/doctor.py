@@ -1,6 +1,8 @@
 """`cliniko-pipeline doctor`: checks everything a sync needs, in the order it needs it, and says what to do."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import click
@@ -8,7 +10,7 @@ import click
 from cliniko_pipeline.cli.session import CHECK_ATTEMPTS
 from cliniko_pipeline.cli.terminal import printable
 from cliniko_pipeline.clocks import ClockDifference
-from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
@@ -51,6 +53,8 @@ def _examine(runtime: Runtime) -> bool:
         return False
     if not found:
         click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
+    for warning in _shared_keys(runtime, found) if has_key else []:
+        click.secho(f"! {warning}", fg="yellow")
     accepted = [
         _check(f"Cliniko accepts the key of '{printable(each)}'", partial(_ask, runtime, each)) for each in found
     ]
@@ -60,6 +64,22 @@ def _examine(runtime: Runtime) -> bool:
 def _organizations(runtime: Runtime) -> list[str]:
     with runtime.database.operator() as connection:
         return [each.id for each in stored.organizations(connection) if each.is_active]
+
+
+def _shared_keys(runtime: Runtime, organization_ids: Sequence[str]) -> list[str]:
+    """Say which organizations have one API key: stored credentials do not tell whose they are."""
+    sharing: dict[str, list[str]] = defaultdict(list)
+    with runtime.database.operator() as connection:
+        for each in organization_ids:
+            with suppress(CredentialsError):  # said by the check of the key
+                key = runtime.vault.decrypt(stored.stored_credentials(connection, each)).api_key
+                sharing[key].append(printable(each))
+    return [
+        f"The organizations {', '.join(names)} have the same API key, and so the same patients. Where that is wrong,"
+        " store the right key with `cliniko-pipeline organizations add ID --name NAME`."
+        for names in sharing.values()
+        if len(names) > 1
+    ]
 
 
 def _require_schema(runtime: Runtime) -> None:

@@ -26,7 +26,7 @@ from cliniko_pipeline.orchestration.column_lineage import lineage
 from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.record_batches import WritingBehind
-from cliniko_pipeline.orchestration.table_metadata import numbers, preview, problems
+from cliniko_pipeline.orchestration.table_metadata import numbers, problems
 from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
 from cliniko_pipeline.orchestration.whole_runs import does_all_anew, is_full, is_whole_sync
 from cliniko_pipeline.postgres import crawls, derivations, scheduling, sync_runs
@@ -145,7 +145,6 @@ class PostgresIOManager(dg.IOManager):
         schema, table = _schema_and_table(key)
         with self._database.organization(organization_id) as connection:
             result.rows = derivations.row_count(connection, schema, table, anew=anew)
-            shown = preview(connection, schema, table)
             plotted = numbers(connection, schema, table, anew=anew)
             wrong = problems(connection, schema, table)
         metadata: dict[str, Any] = {
@@ -155,7 +154,6 @@ class PostgresIOManager(dg.IOManager):
             "rows_inserted": result.written.inserted,
             "rows_updated": result.written.updated,
             "rows_deleted": result.written.deleted,
-            "preview": shown,
             **wrong,
             **lineage(key),
         }

@@ -40,3 +40,17 @@ def test_doctor_and_status_report_missing_organizations(command: CommandLine, cl
     assert examined.returncode == 1
     assert "✗ The organizations are there\n  There are no Cliniko credentials" in examined.stdout
     assert_refused(command("status"), "some organizations (alpha)", "`cliniko-pipeline organizations remove ID`")
+
+
+def test_doctor_names_organizations_with_the_same_key(command: CommandLine, clinics: Clinics) -> None:
+    """Whoever can write the application's table can copy the credentials of another organization."""
+    clinics.add("alpha")
+    clinics.add("beta")
+    assert "same API key" not in command("doctor").stdout
+    with clinics.database.operator() as connection:
+        connection.exec_driver_sql(
+            "update public.api_credentials as copy set credentials_encrypted = original.credentials_encrypted"
+            " from public.api_credentials as original"
+            " where copy.organization_id = 'beta' and original.organization_id = 'alpha'"
+        )
+    assert "! The organizations alpha, beta have the same API key" in command("doctor").stdout

@@ -42,17 +42,17 @@ def test_materialization_has_counts_and_no_personal_data(pipeline, clinic) -> No
         assert (each["dagster/row_count"], each["rows_updated"], each["rows_deleted"]) == (1, 0, 0)
         assert each["rows_inserted"] >= 1
         assert "problems" not in each
-    assert len(metadata["active_patients"]["preview"].records) == 1
     assert metadata["cliniko/patients"]["records_read"] == metadata["cliniko/patients"]["requests"] == 1
     assert {"records_read", "rows_changed", "requests", "seconds_waited"} <= set(metadata["cliniko/appointments"])
     mapping = [metadata["contact_mapping"][name] for name in ("matched", "ambiguous", "unmatched")]
     assert mapping == [1, 0, 0]
-    assert not [private for private in ("Xanthippe", "Quillfeather", "xq@") if private in repr(metadata)]
+    private = ("Xanthippe", "Quillfeather", "xq@", str(UUID(int=1)), "preview", "last_appointment_date=")
+    assert not [each for each in private if each in repr(metadata)]
 
     clinic.put("patients", patient("2", first_name="Barnaby", last_name="Nobody"))
     metadata = materializations_of(pipeline.sync("clinic", AS_OF, full=True))
     (listed,) = metadata["contact_mapping"]["problems"].records
-    assert listed.data == {"patient_id": "2", "status": "unmatched", "pass": None, "candidates": None}
+    assert listed.data == {"status": "unmatched", "pass": None, "patients": 1}
     assert "Barnaby" not in repr(metadata)
     alone = pipeline.materialize("clinic", "active_patients")
     assert alone.success, errors_of(alone)
@@ -98,7 +98,6 @@ def test_operators_asset_takes_frames_and_references(pipeline, clinic) -> None:
     assert list(seen["rows"]["visits"]) == [7]
     assert [row["note"] for row in pipeline.rows("clinic", "reports.reminders")] == ["🏄"]
     assert pipeline.rows("other", "reports.reminders") == []
-    assert materializations_of(result)["reports/reminders"]["preview"].startswith("Not previewed")
 
 
 def test_asset_of_another_type_or_without_partitions_is_refused(pipeline) -> None:
