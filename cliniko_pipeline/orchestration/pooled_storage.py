@@ -17,7 +17,8 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres.connections import enter_schema
+from cliniko_pipeline.postgres.connections import enter_schema, prepare_session, require_session_mode
+from cliniko_pipeline.postgres.driver_errors import ends_pooled_connections
 
 if TYPE_CHECKING:
     from dagster._core.storage.config import PostgresStorageConfig
@@ -48,6 +49,10 @@ class StorageDialect(PGDialect_psycopg2):
         """Leave out the parameter that is no part of PostgreSQL's connections."""
         return super().create_connect_args(url.difference_update_query([_SCHEMA]))  # pyright: ignore[reportUnknownVariableType]
 
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        """Return whether the pool is to open new connections: also after the database was read-only."""
+        return super().is_disconnect(e, connection, cursor) or ends_pooled_connections(e)
+
     def on_connect_url(self, url: URL) -> Callable[[Any], None]:
         """Return what is done with each new connection. It raises DatabaseSetupError."""
         schema = url.query[_SCHEMA]
@@ -55,6 +60,10 @@ class StorageDialect(PGDialect_psycopg2):
         prepare = super().on_connect_url(url)
 
         def connect(connection: Any) -> None:
+            second = {**connection.info.dsn_parameters, "password": connection.info.password or None}
+            second.pop("options", None)
+            require_session_mode(connection, connection.info.backend_pid, second)
+            prepare_session(connection)
             enter_schema(connection, schema)
             if prepare:
                 prepare(connection)

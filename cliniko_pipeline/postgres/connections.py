@@ -4,9 +4,38 @@ What a session needs is set or verified on the connection itself, by statements.
 parameters: poolers drop some of them.
 """
 
+import select
 from typing import Any, Protocol
 
-from cliniko_pipeline.errors import DatabaseSetupError
+import psycopg
+
+from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
+
+POOLER_PORTS = frozenset({"6432", "6543"})
+"""Where poolers usually listen."""
+
+SECOND_CONNECTION_SECONDS = 5
+"""How long the check for a pooler waits for a second connection. In session mode a small pool may have none left."""
+
+# Another DateStyle cannot be read by the drivers, old rules for texts refuse escapes that some statements hold, under a
+# stricter isolation level whoever waits for a row that changes meanwhile fails.
+_SETTINGS = """
+    select
+        set_config('DateStyle', 'ISO, MDY', false),
+        set_config('IntervalStyle', 'postgres', false),
+        set_config('TimeZone', 'UTC', false),
+        set_config('standard_conforming_strings', 'on', false),
+        set_config('default_transaction_isolation', 'read committed', false),
+        set_config('default_transaction_deferrable', 'off', false)
+"""
+
+_STATE = """
+    select
+        pg_is_in_recovery(),
+        current_setting('session_replication_role'),
+        quote_ident(session_user),
+        quote_ident(current_database())
+"""
 
 
 class DriverConnection(Protocol):
@@ -19,6 +48,69 @@ class DriverConnection(Protocol):
     def commit(self) -> None:
         """End the transaction."""
         ...
+
+
+def prepare_session(connection: DriverConnection) -> None:
+    """Set what every session needs, and verify what cannot be set.
+
+    Raises DatabaseSetupError where triggers would not fire, DatabaseUnavailableError where the server is a standby.
+    """
+    _row(connection, _SETTINGS)
+    is_standby, replication_role, user, database = _row(connection, _STATE)
+    if is_standby:
+        raise DatabaseUnavailableError(
+            "DATABASE_URL leads to a read-only standby, and a sync writes: point it at the primary server. During a"
+            " failover this passes by itself."
+        )
+    if replication_role != "origin":
+        raise DatabaseSetupError(
+            f"session_replication_role is {replication_role} for {user}, so no trigger fires and changes go unnoticed:"
+            f" run `alter role {user} reset session_replication_role`, `alter role {user} in database {database} reset"
+            f" session_replication_role` and `alter database {database} reset session_replication_role` as a superuser."
+        )
+
+
+def require_session_mode(connection: DriverConnection, reported_pid: int, second: dict[str, Any]) -> None:
+    """Raise DatabaseSetupError where a pooler gives each transaction another session.
+
+    Locks and settings of a session would then stay on connections of others. A direct connection costs one query: the
+    server's process is the one that was reported on connecting. Behind a pooler, a second connection takes the session
+    that the first one's transaction left, or pushes it to another: neither happens where a session is a client's own.
+
+    Args:
+        connection: on which nothing has been set yet.
+        reported_pid: the server's process as the driver knows it.
+        second: parameters of psycopg for another connection.
+    """
+    first = _ask(connection, "select pg_backend_pid()")
+    if first == reported_pid and str(second.get("port")) not in POOLER_PORTS:
+        return
+    with psycopg.connect(**second) as other:
+        taken = _pid_in_open_transaction(other)
+        is_shared = taken == first or _ask(connection, "select pg_backend_pid()") != first
+        other.pgconn.finish()
+    if is_shared:
+        raise DatabaseSetupError(
+            "DATABASE_URL leads to a pooler in transaction mode, where locks and settings do not last: use its session"
+            " mode or a direct connection (Supabase: port 5432 instead of 6543; PgBouncer: pool_mode = session)."
+        )
+
+
+def _pid_in_open_transaction(connection: "psycopg.Connection[Any]") -> int | None:
+    """Begin a transaction that stays open; return the server's process, None where none comes free in time."""
+    driver = connection.pgconn
+    driver.send_query(b"begin; select pg_backend_pid()")
+    pid = None
+    while True:
+        if driver.is_busy():
+            if not select.select([driver.socket], [], [], SECOND_CONNECTION_SECONDS)[0]:
+                return None
+            driver.consume_input()
+            continue
+        if (result := driver.get_result()) is None:
+            return pid
+        if result.ntuples and (value := result.get_value(0, 0)) is not None:
+            pid = int(value)
 
 
 def enter_schema(connection: DriverConnection, schema: str) -> None:
@@ -37,10 +129,14 @@ def enter_schema(connection: DriverConnection, schema: str) -> None:
         )
 
 
-def _ask(connection: DriverConnection, text: str, *parameters: object) -> Any:
-    """Execute a statement in a transaction of its own; return the first value of its result."""
+def _row(connection: DriverConnection, text: str, *parameters: object) -> tuple[Any, ...]:
+    """Execute a statement in a transaction of its own; return its first row."""
     with connection.cursor() as cursor:
-        cursor.execute(text, parameters)
-        (value, *_) = cursor.fetchone()
+        cursor.execute(text, parameters or None)
+        row: tuple[Any, ...] = cursor.fetchone()
     connection.commit()
-    return value
+    return row
+
+
+def _ask(connection: DriverConnection, text: str, *parameters: object) -> Any:
+    return _row(connection, text, *parameters)[0]

@@ -335,18 +335,22 @@ def _of_driver(cause: BaseException, location: str, role: str | None) -> Cliniko
     if is_refused_by_a_policy(cause):
         return DatabaseSetupError(f"{HIDDEN_ROWS.cause}: {_primary_message(cause)}. {HIDDEN_ROWS.remedy}")
     fault = _fault(cause, state)
-    if fault in CONNECTING:
-        return DatabaseUnavailableError(f"PostgreSQL cannot be used ({location}): {fault.cause}. {fault.remedy}")
-    if fault is None and _is_of_libpq(cause, state):
-        return DatabaseUnavailableError(
-            f"PostgreSQL cannot be used ({location}): the connection broke{_said(cause)}."
-            " Check that the server runs and that DATABASE_URL is right, then try again."
-        )
+    if _is_of_libpq(cause, state) or fault in CONNECTING:
+        return DatabaseUnavailableError(f"PostgreSQL cannot be used ({location}): {_broken(cause, fault)}")
     if fault is not None and fault.kind is DatabaseUnavailableError:
         return DatabaseUnavailableError(f"PostgreSQL gave up a statement ({location}): {fault.cause}. {fault.remedy}")
-    what = (
-        f"PostgreSQL refused a statement ({type(cause).__name__}, SQLSTATE {state or 'unknown'}{_objects(cause, role)})"
-    )
+    return _refused(cause, state, fault, role)
+
+
+def _broken(cause: BaseException, fault: Fault | None) -> str:
+    if fault is not None:
+        return f"{fault.cause}. {fault.remedy}"
+    return f"the connection broke{_said(cause)}. Check that the server runs and that DATABASE_URL is right, then try again."
+
+
+def _refused(cause: BaseException, state: str, fault: Fault | None, role: str | None) -> ClinikoPipelineError:
+    named = f"{type(cause).__name__}, SQLSTATE {state or 'unknown'}{_objects(cause, role)}"
+    what = f"PostgreSQL refused a statement ({named})"
     if fault is None:
         return DataError(f"{what}.")
     said = f": {_primary_message(cause)}" if fault.shows_message else ""

@@ -23,6 +23,7 @@ from cliniko_pipeline.errors import (
     DatabaseSetupError,
     DatabaseUnavailableError,
 )
+from cliniko_pipeline.postgres.connections import prepare_session, require_session_mode
 from cliniko_pipeline.postgres.driver_errors import ends_pooled_connections, state_of, translated
 
 OLDEST_SUPPORTED_VERSION = 14
@@ -74,7 +75,16 @@ class Database:
             },
         )
         self._outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        event.listen(self._engine, "connect", _read_committed)
+        # First of all: SQLAlchemy looks at the first connection's isolation level, and goes back to that.
+        event.listen(self._engine, "connect", self._prepare, insert=True)
+        self._is_session_mode = False
+
+    def _prepare(self, connection: "psycopg.Connection[Any]", _record: object) -> None:
+        if not self._is_session_mode:
+            second = {**connection.info.get_parameters(), "password": connection.info.password or None}
+            require_session_mode(connection, connection.pgconn.backend_pid, second)
+            self._is_session_mode = True
+        prepare_session(connection)
 
     def __repr__(self) -> str:
         return f"Database({self.location})"
@@ -202,31 +212,6 @@ class Database:
                 self._engine.dispose()
             # The chain is cut: a driver's error can quote the row it failed on.
             raise translated(error, self.location, role) from None
-
-
-def _read_committed(connection: "psycopg.Connection[Any]", _record: object) -> None:
-    # Whatever the database's own: under a stricter level whoever waits for a row that changes meanwhile fails.
-    connection.execute("set session characteristics as transaction isolation level read committed")
-    # Some statements hold escapes that the old rules for texts refuse.
-    connection.execute("set standard_conforming_strings = on")
-    _fire_triggers(connection)
-    connection.commit()
-
-
-def _fire_triggers(connection: "psycopg.Connection[Any]") -> None:
-    # As `replica`, which a role or a database may be set to, triggers and deferred constraints do not work.
-    try:
-        connection.execute(
-            "select set_config('session_replication_role', 'origin', false)"
-            " where current_setting('session_replication_role') <> 'origin'"
-        )
-    except psycopg.errors.InsufficientPrivilege:
-        raise DatabaseSetupError(
-            f"The setting session_replication_role of the user {connection.info.user} is not `origin` in the database"
-            f" {connection.info.dbname}: no trigger fires, and changes would go unnoticed. `\\drds` in psql says what"
-            " sets it; reset it as a superuser with `alter role NAME [in database NAME] reset session_replication_role`"
-            " or `alter database NAME reset session_replication_role`."
-        ) from None
 
 
 Sent = tuple[str, Mapping[str, object]]
