@@ -40,7 +40,7 @@ from cliniko_pipeline.hosts import is_loopback
 
 DEFAULT_MAX_ATTEMPTS = 6
 DEFAULT_LIMITS = Limits()
-"""An answer that still trickles in after two minutes counts as a time-out. A page of 100 records is about 150 kB."""
+"""An answer that still trickles in after two minutes counts as a time-out."""
 WORTH_TELLING_SECONDS = 0.5
 """A shorter wait for the request budget is no event."""
 LONGEST_WAIT_SECONDS = 900.0

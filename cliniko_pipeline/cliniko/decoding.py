@@ -17,6 +17,9 @@ from cliniko_pipeline.cliniko.values import identifier
 from cliniko_pipeline.cliniko.wire import WIRE_TYPES
 from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
 
+MAX_ENTRIES = 100
+"""Of one page: Cliniko's maximum."""
+
 EntryT_co = TypeVar("EntryT_co", covariant=True)
 RecordT_co = TypeVar("RecordT_co", bound=Record, covariant=True)
 
@@ -35,7 +38,7 @@ def decode_page(resource: Resource[RecordT], body: bytes) -> DecodedPage[RecordT
     """Return the records of one answer, and what was rejected of it; one bad record does not cost the page.
 
     Raises ClinikoUnavailableError if the body is no whole JSON document (a proxy's web page, a broken
-    transfer), and UnexpectedResponseError if it is one, but no list of this resource.
+    transfer), and UnexpectedResponseError if it is one, but no list of this resource or one of more than a page.
     """
     try:
         page = _page_decoder(resource).decode(body)
@@ -44,6 +47,8 @@ def decode_page(resource: Resource[RecordT], body: bytes) -> DecodedPage[RecordT
         return _decode_record_by_record(resource, _with_valid_text(body))
     except RecursionError:
         raise _unreadable() from None
+    if len(page.entries) > MAX_ENTRIES:
+        raise _too_many(resource.name)
     return _collect(resource, page, (_convert(resource, entry) for entry in page.entries))
 
 
@@ -51,16 +56,20 @@ def _decode_record_by_record(resource: Resource[RecordT], body: bytes) -> Decode
     try:
         page = _raw_page_decoder(resource.name).decode(body)
     except msgspec.ValidationError as error:
+        if "of at most length" in str(error):
+            raise _too_many(resource.name) from None
         # msgspec stops at the first thing that is wrong, and the document may be broken further down.
         raise (_not_a_list_of(resource.name, _reason(error)) if _is_whole(body) else _unreadable()) from None
     except (msgspec.DecodeError, RecursionError):
         raise _unreadable() from None
-    return _collect(resource, page, (_decode_record(resource, entry) for entry in page.entries))
+    entries = (entry for entry in msgspec.structs.astuple(page.entries) if entry is not _ABSENT)
+    return _collect(resource, page, (_decode_record(resource, entry) for entry in entries))
 
 
 def _is_whole(body: bytes) -> bool:
     try:
-        msgspec.json.decode(body)
+        # Read, but not kept.
+        msgspec.json.decode(body, type=msgspec.Raw)
     except (msgspec.DecodeError, RecursionError):
         return False
     return True
@@ -146,18 +155,24 @@ def _record_decoder(resource: Resource[RecordT]) -> "msgspec.json.Decoder[_Wire[
 
 @functools.cache
 def _page_decoder(resource: Resource[RecordT]) -> "_PageDecoder[_Wire[RecordT]]":
-    return _decoder_of_pages(resource.name, WIRE_TYPES[resource.record])
+    return _decoder_of_pages(resource.name, list[WIRE_TYPES[resource.record]])
+
+
+_ABSENT = msgspec.Raw()
 
 
 @functools.cache
-def _raw_page_decoder(name: str) -> _PageDecoder[msgspec.Raw]:
-    return _decoder_of_pages(name, msgspec.Raw)
+def _raw_page_decoder(name: str) -> Any:
+    # As an array of so many optional elements, msgspec stops at the first one too many; a list it reads to its end.
+    numbered: list[Any] = [(f"entry_{number}", msgspec.Raw, _ABSENT) for number in range(MAX_ENTRIES)]
+    entries = msgspec.defstruct(f"EntriesOf_{name}", numbered, array_like=True, forbid_unknown_fields=True)
+    return _decoder_of_pages(name, entries)
 
 
-def _decoder_of_pages(name: str, entry: Any) -> Any:
+def _decoder_of_pages(name: str, entries: Any) -> Any:
     """Return a decoder of pages whose entries stand under the resource's name."""
     fields: list[Any] = [
-        ("entries", list[entry], msgspec.field(name=name)),
+        ("entries", entries, msgspec.field(name=name)),
         ("total_entries", int),
         ("links", _PageLinks | None, None),
     ]
@@ -196,6 +211,13 @@ def _not_a_list_of(name: str, reason: str) -> UnexpectedResponseError:
     return UnexpectedResponseError(
         f"Cliniko's answer is not the list of {name} that its API promises ({reason}): check the API URL; if it "
         "is right, this version of the pipeline is too old for the API"
+    )
+
+
+def _too_many(name: str) -> UnexpectedResponseError:
+    return UnexpectedResponseError(
+        f"Cliniko's answer holds more {name} than the {MAX_ENTRIES} of a page: check the API URL; if it is right,"
+        " report this to Cliniko"
     )
 
 

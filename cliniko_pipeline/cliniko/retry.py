@@ -37,6 +37,8 @@ RESET_MARGIN_SECONDS = 1.0
 """X-RateLimit-Reset and Date are whole seconds: the true reset may be up to one later."""
 MAX_REFUSED_ATTEMPTS = 4
 """Attempts at one request whose API key is refused (401, 403), where Cliniko accepted the key a moment ago."""
+MAX_DATE_DIFFERENCE_SECONDS = 86_400.0
+"""A Date further away from the clock here than this counts as none for the waits."""
 OLDEST_RESET_SECONDS = 5.0
 """A reset that passed longer ago than this is not believed: the 429 would not have come."""
 
@@ -212,7 +214,9 @@ def _retry_after(headers: Mapping[str, str], server_now: float) -> float | None:
 
 def _server_now(headers: Mapping[str, str], now: float) -> float:
     date = server_time(headers)
-    return now if date is None else date.timestamp()
+    if date is None or abs(date.timestamp() - now) > MAX_DATE_DIFFERENCE_SECONDS:
+        return now
+    return date.timestamp()
 
 
 def _number(value: str) -> float | None:

@@ -37,7 +37,7 @@ def shard_of(api_key: str) -> str:
 def api_url_for(shard: str) -> str:
     """Return the base URL of a shard, without a slash at the end.
 
-    Raises CredentialsFormatError if the shard is not two lower-case letters and one or two digits. There
+    Raises CredentialsFormatError if the shard is not two letters, in either case, and one or two digits. There
     is no closed list: Cliniko adds shards.
     """
     return f"https://api.{_checked_shard(shard, named='the region')}.cliniko.com/v1"
@@ -57,6 +57,7 @@ def resolve_api_url(*, api_key: str, region: str | None, api_url: str | None, al
 
 
 def _checked_shard(shard: str, *, named: str) -> str:
+    shard = shard.lower()
     if not _SHARD.fullmatch(shard):
         raise CredentialsFormatError(
             f"{named[0].upper()}{named[1:]} is no shard (two letters, one or two digits, such as au4): "

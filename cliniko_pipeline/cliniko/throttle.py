@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-_SHARD_SUFFIX = re.compile(r"-[a-z]{2}[0-9]{1,2}$")
+_SHARD_SUFFIX = re.compile(r"-[a-zA-Z]{2}[0-9]{1,2}$")
 
 
 class RequestBudget(Protocol):

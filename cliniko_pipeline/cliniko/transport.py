@@ -23,12 +23,15 @@ _MILLISECONDS = 1000
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one exchange: seconds to connect, without a byte, and in all; and the size of an answer's body in bytes."""
+    """Of one exchange: seconds to connect, without a byte, and in all; and the size of an answer's body in bytes.
+
+    A page of 100 records is about 150 kB, unpacked.
+    """
 
     connect_seconds: float = 10.0
     silent_seconds: float = 30.0
     whole_seconds: float = 120.0
-    body_bytes: int = 64 * 1024 * 1024
+    body_bytes: int = 8 * 1024 * 1024
 
 
 class BodyTooLargeError(httpx.DecodingError):

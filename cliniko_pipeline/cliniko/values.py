@@ -18,6 +18,10 @@ LONGEST_ID = 20
 
 
 _NO_ID = f"not 1 to {LONGEST_ID} digits"
+MAX_TEXT_LENGTH = 2_000
+"""Characters of a name or an address; a longer one is no name."""
+MAX_LINK_LENGTH = 2_000
+"""Characters."""
 MOST_LINKS_REMEMBERED = 16_384
 """Some megabytes."""
 
@@ -68,8 +72,10 @@ def flag(field: str, value: bool | str | None) -> bool | None:
     return value
 
 
-def text(value: str | None) -> str | None:
-    """Return text as it is, but without NUL, which PostgreSQL's text and jsonb refuse."""
+def text(field: str, value: str | None) -> str | None:
+    """Return text as it is, but without NUL, which PostgreSQL's text and jsonb refuse. Refuse what is too long."""
+    if value and len(value) > MAX_TEXT_LENGTH:
+        raise _broken(field, f"longer than {MAX_TEXT_LENGTH:,} characters")
     return value.replace("\x00", "") if value and "\x00" in value else value
 
 
@@ -82,6 +88,8 @@ def linked_id(field: str, link: Link | str | None) -> str | None:
     url = link.links.self if link.links else None
     if not url:
         return None
+    if len(url) > MAX_LINK_LENGTH:
+        raise _broken(field, f"longer than {MAX_LINK_LENGTH:,} characters")
     found = _id_at_the_end_of(url)
     if found is None:
         raise _broken(field, _NO_ID)

@@ -47,9 +47,9 @@ class _Patient(_Entry, gc=False):
             identifier("id", self.id),
             instant("created_at", self.created_at),
             instant("updated_at", self.updated_at),
-            text(self.first_name),
-            text(self.last_name),
-            text(self.email) or None,
+            text("first_name", self.first_name),
+            text("last_name", self.last_name),
+            text("email", self.email) or None,
             optional_instant("archived_at", self.archived_at),
             optional_instant("deleted_at", self.deleted_at),
             optional_instant("merged_at", self.merged_at),
@@ -139,7 +139,7 @@ class _AppointmentType(_Entry, gc=False):
             instant("created_at", self.created_at),
             instant("updated_at", self.updated_at),
             # As it stands, but a blank one is none.
-            name if (name := text(self.name)) and name.strip() else None,
+            name if (name := text("name", self.name)) and name.strip() else None,
             optional_instant("archived_at", self.archived_at),
         )
 
@@ -161,7 +161,7 @@ class _Practitioner(_Entry, gc=False):
 
 
 def _first_not_blank(*names: str | None) -> str | None:
-    clean = ((text(name) or "").strip() for name in names)
+    clean = ((text("name", name) or "").strip() for name in names)
     return next(filter(None, clean), None)
 
 

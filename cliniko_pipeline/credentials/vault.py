@@ -29,6 +29,7 @@ _MAX_LAYERS = 2  # A token is base64 itself, and may be wrapped in base64 once m
 
 # What can be the user name of HTTP Basic authentication: visible ASCII without a colon.
 _API_KEY = re.compile(r"[!-9;-~]{1,1024}")
+_SHARD_SUFFIX = re.compile(r"-[A-Za-z]{2}[0-9]{1,2}\Z")
 # A shard, loosely: too short to hold an API key pasted into the wrong place, for it is shown.
 _REGION = re.compile(r"[A-Za-z0-9_-]{1,16}")
 
@@ -37,7 +38,8 @@ _SET_AGAIN = "; add the organization's credentials again"
 
 @dataclass(frozen=True, slots=True)
 class ClinikoCredentials:
-    """One organization's access to Cliniko. Surrounding white space is dropped, and a blank option is none.
+    """One organization's access to Cliniko. Surrounding white space is dropped, a blank option is none, and
+    the key's shard suffix is put into lower case.
 
     Raises CredentialsFormatError where a value cannot be what it stands for.
     """
@@ -54,7 +56,8 @@ class ClinikoCredentials:
 
     def __post_init__(self) -> None:
         # A frozen dataclass has no other way to store a value in its normal form.
-        object.__setattr__(self, "api_key", self.api_key.strip())
+        key = _SHARD_SUFFIX.sub(lambda suffix: suffix[0].lower(), self.api_key.strip())
+        object.__setattr__(self, "api_key", key)
         object.__setattr__(self, "region", (self.region or "").strip() or None)
         object.__setattr__(self, "api_url", (self.api_url or "").strip() or None)
         if problem := self._problem():

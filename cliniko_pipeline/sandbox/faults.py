@@ -96,7 +96,8 @@ class Faults:
     Rates are shares of the requests, each 0 to 1 and together at most 1. Latency and jitter are milliseconds;
     the jitter, 0 to its value, is added. `too_many_requests_first`: so many requests are answered 429 before
     any other fault is considered. `redirect_to` and `next_links_to` are origins ("http://127.0.0.1:4567"):
-    where redirects lead, and where `links.next` of every list leads instead of here. `accounts` limits
+    where redirects lead, and where `links.next` of every list leads instead of here. `date` is the text of every Date
+    header instead of the time, blank for none that can be read. `accounts` limits
     rates and latency to these accounts (by name); empty: all. Raises ArgumentError for a value out of range.
 
     No fault, but as PostgreSQL answers: records that no sort field tells apart come in another order with each
@@ -126,6 +127,7 @@ class Faults:
     broken_records: tuple[BrokenRecord, ...] = ()
     refused_fields: tuple[RefusedField, ...] = ()
     stable_ties: bool = False
+    date: str | None = None
     accounts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -191,7 +193,7 @@ def _from_json(name: str, value: Any) -> Any:
         return bool(value)
     if name in {"server_error_statuses", "accounts"}:
         return tuple(value)
-    if name in {"redirect_to", "next_links_to"}:
+    if name in {"redirect_to", "next_links_to", "date"}:
         return value if value is None else str(value)
     if name in {"seed", "too_many_requests_first"}:
         return int(value)

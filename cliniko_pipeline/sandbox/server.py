@@ -385,7 +385,8 @@ class Sandbox:
         now = int(self._clock())
         if self._date[0] != now:
             self._date = (now, formatdate(now, usegmt=True))
-        own = [("Content-Type", answer.content_type), ("Date", self._date[1]), ("Server", "sandbox")]
+        date = self._date[1] if self.faults.date is None else self.faults.date
+        own = [("Content-Type", answer.content_type), ("Date", date), ("Server", "sandbox")]
         return [*own, *answer.headers]
 
 

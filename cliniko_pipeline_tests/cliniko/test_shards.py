@@ -20,10 +20,12 @@ def resolve(api_url=None, *, region=None, api_key=KEY, allowed_hosts=ALLOWED):
 def test_shard_follows_the_last_dash_of_the_key():
     assert shard_of("MS0-xLW-tleQ-uk2") == "uk2"
     assert shard_of("MS0xLWtleQ") == "au1"
+    assert shard_of("MS0xLWtleQ-AU4") == "au4"
+    assert resolve(region=" AU4 ") == "https://api.au4.cliniko.com/v1"
     assert api_url_for("nz17") == "https://api.nz17.cliniko.com/v1"
 
 
-@pytest.mark.parametrize("ending", ["", "AU4", "au123", "au4\n", "au٤", "au4.evil.example"])
+@pytest.mark.parametrize("ending", ["", "au123", "au4\n", "au٤", "au4.evil.example"])
 def test_key_with_a_malformed_shard_is_refused_unseen(ending):
     with pytest.raises(CredentialsFormatError) as caught:
         shard_of(f"SECRET-{ending}")

@@ -14,5 +14,6 @@ def test_digest_does_not_reveal_the_key():
     digests = []
     BudgetRegistry(lambda digest: digests.append(digest) or SlidingWindowBudget(1)).budget_for("KEY-au4")
     assert digests == [digest_of("KEY-au4")]
+    assert digest_of("KEY-AU4") == digest_of("KEY-au4")
     assert "KEY" not in digests[0]
     assert len(digests[0]) == 64

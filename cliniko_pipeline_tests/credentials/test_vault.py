@@ -186,6 +186,7 @@ def test_invalid_plaintext_is_a_format_error_that_hides_it(plaintext):
 def test_credentials_are_stripped_and_blank_options_are_none():
     assert ClinikoCredentials(f" {API_KEY}\r\n", "  ", " ") == ClinikoCredentials(API_KEY, None, None)
     assert ClinikoCredentials(API_KEY, " au4 ", "").region == "au4"
+    assert ClinikoCredentials("\tMS0xLWKEY-AU4\xa0\n").api_key == "MS0xLWKEY-au4"
 
 
 def test_secrets_are_in_no_text_form():
