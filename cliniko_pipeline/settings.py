@@ -199,6 +199,13 @@ def _claim(value: str) -> str:
     return value.strip()
 
 
+def _networks(value: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(ipaddress.ip_network(each)) for each in _entries(value))
+    except ValueError:
+        raise ValueError("must be addresses or networks of proxies, such as 127.0.0.1, 10.0.0.0/8.") from None
+
+
 def _oidc_scopes(value: str) -> frozenset[str]:
     scopes = frozenset(value.replace(",", " ").split())
     if not scopes or not scopes <= API_SCOPES:
@@ -410,6 +417,11 @@ class Settings(BaseSettings):
         description="a whole number from 1 to 100000",
     )
     """What a token may ask of the HTTP API, unless it was given a limit of its own."""
+
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_networks)] = Field(
+        default=(), validation_alias="API_TRUSTED_PROXIES"
+    )
+    """Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto the HTTP API believes."""
 
     oidc_issuer: Annotated[str, BeforeValidator(_oidc_issuer)] | None = Field(
         default=None, validation_alias="API_OIDC_ISSUER"

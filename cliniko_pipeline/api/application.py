@@ -53,6 +53,7 @@ def create_application(runtime: Runtime) -> FastAPI:
     application.state.dagster = dagster
     application.state.gate = Gate(runtime)
     application.state.measurements = measurements
+    application.state.readiness = watching.ReadinessLooks()
     for router in ROUTERS:
         application.include_router(router)
     application.include_router(page_router())

@@ -3,8 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated
 
@@ -23,6 +25,14 @@ from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.runtime import Runtime
 
 READ, SYNC, ADMIN = "read", "sync", "admin"
+
+MAX_FOLLOWERS = 20
+"""Followed syncs of one token at a time: each asks Dagster once a second."""
+
+MAX_REFUSALS_A_MINUTE = 100
+"""Different ones that a process notes; equal ones are counted in one row."""
+
+OTHERS = Refusal("others", "", "", "", "", "")
 
 _LOG = logging.getLogger(__name__)
 _bearer = HTTPBearer(
@@ -64,13 +74,35 @@ class Gate:
         self._verifier = None if runtime.settings.oidc_issuer is None else OidcVerifier(runtime.settings, clock)
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._limiting = threading.Lock()
+        self._clock = clock
+        self._minute = 0
+        self._noted: set[Refusal] = set()
+        self._followers: Counter[str] = Counter()
+
+    @contextmanager
+    def following(self, principal: Principal) -> Generator[None]:
+        """Count an answer that goes on for long. Raises ProblemError (429) where the token has enough of them."""
+        with self._limiting:
+            if self._followers[principal.id] >= MAX_FOLLOWERS:
+                raise ProblemError(
+                    HTTPStatus.TOO_MANY_REQUESTS,
+                    f"This token follows {MAX_FOLLOWERS} syncs already: end one of these requests first.",
+                    {"Retry-After": "60"},
+                )
+            self._followers[principal.id] += 1
+        try:
+            yield
+        finally:
+            with self._limiting:
+                self._followers[principal.id] -= 1
+                self._followers += Counter()  # drops those at zero
 
     def principal(self, request: Request, credentials: HTTPAuthorizationCredentials | None) -> Principal:
         """Whoever asks. Raises ProblemError (401, 429)."""
         if credentials is None:
             raise self.refused(request, "no token", HTTPStatus.UNAUTHORIZED)
         principal = self._known(request, credentials.credentials)
-        self._require_within_limit(request, principal)
+        self._require_within_limit(principal)
         return principal
 
     def require_still_known(self, request: Request) -> None:
@@ -82,19 +114,23 @@ class Gate:
     ) -> ProblemError:
         """The problem that the request is answered with, once it is noted that it was refused, and why."""
         route = request.scope.get("route")
+        wanted = "" if principal is None else str(request.path_params.get("organization_id", ""))
         refusal = Refusal(
             reason=reason,
             token_id=_plain(token_id if principal is None else principal.id),
-            # Behind a proxy on this machine it is what that says.
+            # Behind a proxy of API_TRUSTED_PROXIES it is what that says.
             address=_plain(request.client.host if request.client else ""),
             method=request.method,
             # As the route is written: what stands in its place was anybody's choice.
             route=getattr(route, "path", "")[:200],
-            organization_id="" if principal is None else _plain(str(request.path_params.get("organization_id", ""))),
+            organization_id="",
         )
         try:
             with self._runtime.database.operator() as connection:
-                api_tokens.note_refusal(connection, refusal)
+                # The name of no organization is a text of the caller's choice: none is kept.
+                if _plain(wanted) == wanted and organizations.find(connection, wanted) is not None:
+                    refusal = replace(refusal, organization_id=wanted)
+                api_tokens.note_refusal(connection, self._bounded(refusal))
         except ClinikoPipelineError as error:
             # Who may not come in is not let in since that cannot be noted.
             _LOG.warning("A refused request could not be noted: %s", error)
@@ -121,12 +157,24 @@ class Gate:
         scopes = self._runtime.settings.oidc_scopes
         return Principal(f"jwt:{identity.subject}", scopes, frozenset({identity.organization_id}))
 
-    def _require_within_limit(self, request: Request, principal: Principal) -> None:
+    def _require_within_limit(self, principal: Principal) -> None:
         limit = RateLimitItemPerMinute(principal.requests_per_minute or self._runtime.settings.api_requests_per_minute)
         with self._limiting:
             is_within = self._limiter.hit(limit, principal.id)
         if not is_within:
-            raise self.refused(request, "too many requests", HTTPStatus.TOO_MANY_REQUESTS, principal)
+            # Not noted: it may be one of very many.
+            raise ProblemError(status := HTTPStatus.TOO_MANY_REQUESTS, _DETAILS[status], _HEADERS[status])
+
+    def _bounded(self, refusal: Refusal) -> Refusal:
+        """Return the refusal, or where this minute has enough different ones, what stands for all others."""
+        with self._limiting:
+            minute = int(self._clock() // 60)
+            if minute != self._minute:
+                self._minute, self._noted = minute, set()
+            if refusal not in self._noted and len(self._noted) >= MAX_REFUSALS_A_MINUTE:
+                return OTHERS
+            self._noted.add(refusal)
+            return refusal
 
 
 _DETAILS = {

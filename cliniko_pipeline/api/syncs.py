@@ -250,6 +250,12 @@ def sync_to_cancel(
     return _visible(request, gate, runtime, dagster, principal, str(sync_id))
 
 
+async def place_to_follow(gate: GateDependency, principal: Follower) -> AsyncIterator[None]:
+    """Hold one of the token's places for as long as the answer goes on."""
+    with gate.following(principal):
+        yield
+
+
 @router.get("/syncs/{sync_id}", responses=documented(401, 403, 404, 422, 429, 503))
 async def get_sync(sync: Annotated[Sync, Depends(sync_to_follow)]) -> Sync:
     """Where the sync stands: progress while it is running, then what came of it."""
@@ -259,6 +265,7 @@ async def get_sync(sync: Annotated[Sync, Depends(sync_to_follow)]) -> Sync:
 @router.get(
     "/syncs/{sync_id}/events",
     response_class=EventSourceResponse,
+    dependencies=[Depends(place_to_follow)],
     responses=documented(401, 403, 404, 422, 429, 503),
 )
 async def follow_sync(

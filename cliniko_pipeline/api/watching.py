@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Literal
 
+import anyio
+import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -20,13 +22,17 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cliniko_pipeline.api.authentication import Administrator, Principal, RuntimeDependency
+from cliniko_pipeline.api.dagster_runs import DagsterRuns
 from cliniko_pipeline.api.problems import documented
-from cliniko_pipeline.api.syncs import DagsterDependency, asks_dagster
+from cliniko_pipeline.api.syncs import DagsterDependency
 from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.postgres import organizations, scheduling, schema, webhooks
 from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.postgres.scheduling import Scheduling
 from cliniko_pipeline.postgres.webhooks import PendingEvents
+from cliniko_pipeline.runtime import Runtime
+
+READINESS_SECONDS = 3
 
 router = APIRouter(tags=["watching"])
 
@@ -96,15 +102,41 @@ async def get_health() -> Health:
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "The database cannot be used."}})
-@asks_dagster
-def get_readiness(runtime: RuntimeDependency, dagster: DagsterDependency, response: Response) -> Readiness:
-    """200 where the database can be used and has this version's schema."""
+async def get_readiness(
+    request: Request, runtime: RuntimeDependency, dagster: DagsterDependency, response: Response
+) -> Readiness:
+    """200 where the database can be used and has this version's schema. It is looked at every few seconds only."""
+    looks: ReadinessLooks = request.app.state.readiness
+    found = await looks.latest(runtime, dagster)
+    if found.database != "ok":
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    return found
+
+
+class ReadinessLooks:
+    """The last look, good for some seconds, and one at a time: anybody may ask, and each takes a thread."""
+
+    def __init__(self) -> None:
+        self._lock = anyio.Lock()
+        self._thread = anyio.CapacityLimiter(1)
+        self._found: Readiness | None = None
+        self._looked_at = 0.0
+
+    async def latest(self, runtime: Runtime, dagster: DagsterRuns) -> Readiness:
+        """Return it, after another look where it is old."""
+        async with self._lock:
+            if self._found is None or time.monotonic() - self._looked_at > READINESS_SECONDS:
+                self._found = await anyio.to_thread.run_sync(_look, runtime, dagster, limiter=self._thread)
+                self._looked_at = time.monotonic()
+            return self._found
+
+
+def _look(runtime: Runtime, dagster: DagsterRuns) -> Readiness:
     try:
         schema.require_current(runtime.database)
         database = "ok"
     except ClinikoPipelineError:
         database = "unusable"
-        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
     return Readiness(database=database, dagster="ok" if dagster.is_reachable() else "unreachable")
 
 

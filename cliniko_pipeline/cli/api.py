@@ -7,11 +7,11 @@ import click
 import uvicorn
 
 from cliniko_pipeline.api.application import create_application
+from cliniko_pipeline.api.serving import server_configuration
 from cliniko_pipeline.cli.session import session
 
 HOST = "127.0.0.1"
 PORT = 8000
-SECONDS_TO_END = 10
 
 
 @click.command()
@@ -23,14 +23,7 @@ def api(host: str, port: int) -> None:
     """Serve the HTTP API and its page until Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _listening(host, port) as listener, session() as runtime:
-        configuration = uvicorn.Config(
-            create_application(runtime),
-            log_config=None,
-            # What is asked for names organizations and contacts.
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=SECONDS_TO_END,
-        )
+        configuration = server_configuration(create_application(runtime), runtime.settings)
         click.echo(f"The API and its page: http://{_shown(listener)}")
         uvicorn.Server(configuration).run(sockets=[listener])
 

@@ -1,8 +1,12 @@
 """Tokens: their limits, how their use is noted, and what is noted of a refusal."""
 
+from contextlib import ExitStack
+
 import httpx
 import pytest
 
+from cliniko_pipeline.api import authentication
+from cliniko_pipeline.api.problems import ProblemError
 from cliniko_pipeline.postgres import api_tokens, organizations
 from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization, client, token
 
@@ -51,9 +55,45 @@ def test_refusal_is_401_and_its_note_short_and_printable(service: ServiceAlone, 
         noted = api_tokens.refusals(connection, 10)
     assert len(noted) == 2
     for each in noted:
-        for text in (each.refusal.organization_id, each.refusal.address):
-            assert text.isprintable()
-            assert len(text) <= 100
+        assert (each.refusal.organization_id, each.refusal.address) == ("", "127.0.0.1")
+
+
+def test_refusals_take_a_bounded_number_of_rows(service: ServiceAlone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the caller sends: names of organizations, addresses, and more requests than the token may."""
+    monkeypatch.setattr(authentication, "MAX_REFUSALS_A_MINUTE", 3)
+    with service.database.operator() as connection:
+        connection.exec_driver_sql("delete from cliniko.api_refusals")
+    with service.client(organizations=["alpha"], requests_per_minute=20) as caller:
+        named = [caller.get(f"/v1/organizations/{name}").status_code for name in ("beta", *map(str, range(24)))]
+    assert (named.count(404), named.count(429)) == (20, 5)
+    for number in range(10):
+        headers = {"X-Forwarded-For": f"203.0.113.{number}"}
+        httpx.get(f"{service.url}/v1/organizations", headers=headers, trust_env=False)
+    for _ in range(3):
+        with service.client("sync", organizations=["alpha"]) as caller:
+            assert caller.get("/v1/organizations").status_code == 403
+    with service.database.operator() as connection:
+        noted = api_tokens.refusals(connection, 100)
+    # Refusals of other tests may have been noted by this process in the same minute.
+    assert len(noted) <= 4
+    assert sum(each.attempts for each in noted) == 20 + 10 + 3
+    assert {each.refusal.organization_id for each in noted} <= {"", "beta"}
+    assert "others" in {each.refusal.reason for each in noted}
+
+
+def test_followed_syncs_are_limited_per_token(service: ServiceAlone) -> None:
+    gate = authentication.Gate(service.runtime)
+    one, other = (authentication.Principal(name, frozenset({"read"}), None) for name in ("one", "other"))
+    with ExitStack() as followed:
+        for _ in range(authentication.MAX_FOLLOWERS):
+            followed.enter_context(gate.following(one))
+        with pytest.raises(ProblemError) as refused, gate.following(one):
+            pass
+        assert refused.value.status == 429
+        with gate.following(other):
+            pass
+    with gate.following(one):
+        pass
 
 
 def test_token_does_not_open_a_later_organization_of_the_same_id(service: ServiceAlone) -> None:

@@ -8,7 +8,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from cliniko_pipeline.api import dagster_runs
+from cliniko_pipeline.api import authentication, dagster_runs
 from cliniko_pipeline.api.application import create_application
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
@@ -24,7 +24,6 @@ NEED_DAGSTER = (
     ("DELETE", "/v1/syncs/{}"),
     ("GET", "/v1/organizations/alpha/syncs"),
     ("POST", "/v1/organizations/alpha/syncs"),
-    ("GET", "/readyz"),
 )
 REQUESTS = 60
 """More than the service has threads."""
@@ -34,6 +33,7 @@ def test_requests_waiting_for_dagster_do_not_block_others(
     service: ServiceAlone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dagster_runs, "TIMEOUT_SECONDS", 600)
+    monkeypatch.setattr(authentication, "MAX_FOLLOWERS", REQUESTS)
     # Connections wait in its backlog: it never accepts one.
     silent = socket.create_server(("127.0.0.1", 0), backlog=200)
     address = f"http://127.0.0.1:{silent.getsockname()[1]}"

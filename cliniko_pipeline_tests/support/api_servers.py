@@ -8,6 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from cliniko_pipeline.api.application import create_application
+from cliniko_pipeline.api.serving import server_configuration
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline_tests.support.waiting import wait_until
 
@@ -15,14 +16,8 @@ from cliniko_pipeline_tests.support.waiting import wait_until
 @contextmanager
 def served(runtime: Runtime, application: FastAPI | None = None) -> Iterator[str]:
     """Yield the service's address, without a slash at its end. It runs in a thread of this process."""
-    configuration = uvicorn.Config(
-        application or create_application(runtime),
-        host="127.0.0.1",
-        port=0,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=5,
+    configuration = server_configuration(
+        application or create_application(runtime), runtime.settings, host="127.0.0.1", port=0
     )
     server = uvicorn.Server(configuration)
     thread = threading.Thread(target=server.run, daemon=True)
