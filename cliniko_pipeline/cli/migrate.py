@@ -37,6 +37,7 @@ def _tell(done: Migration, where: str) -> None:
             "public.active_patients, which had rows, is now under row-level security: whoever reads it sets"
             " app.organization_id first,\nor gets a policy of its own"
             ' (docs/operations.md, "How the application reads active_patients").'
+            "\npg_dump needs a role with BYPASSRLS from now on."
         )
     for warning in done.warnings:
         click.secho(f"! {warning}", fg="yellow")

@@ -15,6 +15,7 @@ from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.errors import CredentialsFormatError
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.postgres import scheduling
+from cliniko_pipeline.postgres.rehearsal import rehearse_addition
 from cliniko_pipeline.postgres.scheduling import Scheduling
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.settings import time_of_day
@@ -39,6 +40,7 @@ def add(organization_id: str, name: str, api_url: str | None, *, no_validate: bo
     with session() as runtime:
         # Asked for only when the rest is known to work.
         vault = runtime.vault
+        rehearse_addition(runtime.database, organization_id, name)
         credentials = _located(ClinikoCredentials(_read_api_key(), None, api_url), runtime.settings.allowed_hosts)
         with runtime.client_for(organization_id, credentials, max_attempts=CHECK_ATTEMPTS) as client:
             if not no_validate:

@@ -116,13 +116,14 @@ def save(
         sa.text("insert into public.organizations (id, name) values (:id, :name) on conflict (id) do nothing"),
         {"id": organization_id, "name": name},
     )
+    can_name_creator = connection.execute(sa.text(sql("can_name_creator"))).scalar_one()
     connection.execute(
         sa.text(sql("save_credentials")).bindparams(sa.bindparam("encrypted", type_=JSONB)),
         {
             "organization_id": organization_id,
             "service": SERVICE,
             "encrypted": encrypted,
-            "created_by": "cliniko-pipeline",
+            "created_by": "cliniko-pipeline" if can_name_creator else None,
             "validated": validated,
         },
     )

@@ -28,6 +28,7 @@ from cliniko_pipeline.postgres import (
     scheduling,
     sync_runs,
 )
+from cliniko_pipeline.postgres.application_tables import require_room_for_every_contact
 from cliniko_pipeline.postgres.check_results import CheckResult
 from cliniko_pipeline.postgres.crawls import RejectedRecord
 from cliniko_pipeline.postgres.derivations import Derivation
@@ -123,6 +124,20 @@ def require_rehearsed(database: Database) -> list[Finding]:
     return findings
 
 
+def rehearse_addition(database: Database, organization_id: str, name: str) -> None:
+    """Store credentials of the organization and roll that back.
+
+    Raises DatabaseSetupError, naming what is in the way.
+    """
+
+    def save(connection: Connection) -> None:
+        organizations.save(connection, organization_id, name, {"encrypted_data": ""}, validated=False)
+
+    with _undone(database.operator()) as connection:
+        for found in _carried_out(connection, [Step("be set up", save)]):
+            raise DatabaseSetupError(f"The credentials of '{organization_id}' could not be stored: {found.reason}")
+
+
 @contextmanager
 def _undone(transaction: AbstractContextManager[Connection]) -> Generator[Connection]:
     with suppress(_UndoneError), transaction as connection:
@@ -179,6 +194,7 @@ def _operator_steps(organization_id: str) -> list[Step]:
         ),
         Step("store the results of checks", lambda it: check_results.note_checks(it, [check])),
         Step("read alerts", alerts.open_alerts),
+        Step("write a row for every contact", require_room_for_every_contact),
         Step("take requests from the budget of an API key", lambda it: take(it, organization_id, wanted=1)),
     ]
 

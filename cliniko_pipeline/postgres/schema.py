@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import DBAPIError
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
+from cliniko_pipeline.postgres.application_tables import require_no_unknown_obligations, views_to_review
 from cliniko_pipeline.postgres.engine import (
     LOCK_NOT_AVAILABLE,
     LOCK_TIMEOUT_SECONDS,
@@ -145,6 +146,7 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
             with _told_of_other_users():
                 warnings += _upgrade(connection)
                 warnings += retire_other_roles(connection)
+        warnings += views_to_review(connection)
         warnings += filter(None, [strangers(connection)])
         return Migration(before, after, changed, closes, tuple(warnings), tuple(missing))
 
@@ -325,6 +327,7 @@ def _require_application_tables(connection: Connection) -> None:
             )
         needed = ("id", "organization_id", *ACTIVE_PATIENTS.written, *ACTIVE_PATIENTS.stamps)
         _require_columns(ACTIVE_PATIENTS.name, needed, existing.column_names)
+        require_no_unknown_obligations(connection)
 
 
 def _require_usable_types(found: dict[str, Row[Any]]) -> None:

@@ -1,0 +1,61 @@
+"""What the application may have done to the tables that the pipeline writes, and what that means for a sync."""
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import ProgrammingError
+
+from cliniko_pipeline.errors import DatabaseSetupError
+from cliniko_pipeline.postgres.engine import sql
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
+
+_NAME = f"{ACTIVE_PATIENTS.schema}.{ACTIVE_PATIENTS.name}"
+
+
+def require_no_unknown_obligations(connection: Connection) -> None:
+    """Raise DatabaseSetupError where active_patients has a column that must have a value and gets none."""
+    known = ["organization_id", *ACTIVE_PATIENTS.written, *ACTIVE_PATIENTS.stamps]
+    rows = connection.execute(sa.text(sql("obligatory_columns")), {"table": _NAME, "known": known})
+    columns = list(rows.scalars())
+    if columns:
+        raise DatabaseSetupError(
+            f"{_NAME} has columns that must not be null, have no default, and that the pipeline does not know:"
+            f" {', '.join(columns)}. Run `alter table {_NAME} alter column {columns[0]} set default ...`, or"
+            " `... drop not null`."
+        )
+
+
+def require_room_for_every_contact(connection: Connection) -> None:
+    """Raise DatabaseSetupError where active_patients has one row a contact at most and rows of no organization, or of
+    another one than the contact's: an organization cannot see them, and would collide with them at every sync.
+
+    Opens the table to its owner, in a transaction that the caller rolls back.
+    """
+    names = connection.execute(sa.text(sql("keys_without_organization")), {"table": _NAME}).scalars().all()
+    if not names:
+        return
+    try:
+        with connection.begin_nested():
+            connection.exec_driver_sql(f"alter table {_NAME} no force row level security")
+    except ProgrammingError:  # not the owner: what cannot be seen is noticed by the rows that are tried
+        return
+    rows = connection.execute(sa.text(sql("misplaced_active_patients"))).scalar_one()
+    if rows:
+        raise DatabaseSetupError(
+            f"{rows} rows of {_NAME} have no organization, or another one than their contact, and {', '.join(names)}"
+            " allows one row a contact: no sync could write the right ones. Remove them as a role with BYPASSRLS"
+            f" (`delete from {_NAME} as row where not exists (select from public.contacts as contact where contact.id ="
+            " row.contact_id and contact.organization_id::text = row.organization_id::text)`): the next syncs write"
+            " what is missing then."
+        )
+
+
+def views_to_review(connection: Connection) -> list[str]:
+    """Return what to do about the application's views of active_patients, in words: row-level security holds there."""
+    rows = connection.execute(sa.text(sql("views_of_table")), {"table": _NAME}).all()
+    return [
+        f"The view {row.name} reads {_NAME} with the rights of {row.reader}: it shows rows only where"
+        " app.organization_id is set. To show all, run"
+        f" `create policy application_reads on {_NAME} for select to {row.reader} using (true)`"
+        ' (docs/operations.md, "How the application reads active_patients").'
+        for row in rows
+    ]

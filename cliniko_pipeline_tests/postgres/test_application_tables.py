@@ -1,0 +1,133 @@
+"""Tables of the application as they are: what a sync lives with, and what is named before it fails."""
+
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.errors import DatabaseSetupError
+from cliniko_pipeline.postgres import organizations, schema
+from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.rehearsal import rehearse, rehearse_addition, require_rehearsed
+from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE, assert_one_line, has_pipeline_schema
+
+USERS = "create table public.users (id {0} primary key)"
+REFERENCE = "alter table public.api_credentials add constraint made_by foreign key (created_by) references public.users"
+
+
+@pytest.fixture
+def database_with_contact(database: Database) -> Database:
+    administer(
+        database.url,
+        "insert into public.organizations values ('a', 'A'), ('b', 'B')",
+        f"insert into public.contacts (id, organization_id, name) values ('{UUID(int=1)}', 'a', 'One')",
+    )
+    return database
+
+
+@pytest.mark.parametrize("kind", ["text", "uuid", "integer"])
+def test_credentials_have_no_creator_where_that_is_a_user(database: Database, kind: str) -> None:
+    administer(
+        database.url,
+        f"alter table public.api_credentials drop created_by, add created_by {kind}",
+        USERS.format(kind),
+        REFERENCE,
+    )
+    with database.operator() as connection:
+        organizations.save(connection, "a", "A", {"encrypted_data": "-"}, validated=False)
+        creators = connection.execute(sa.text("select created_by from public.api_credentials")).scalars()
+        assert list(creators) == [None]
+
+
+def test_credentials_that_cannot_be_stored_are_named_before_the_key(database: Database) -> None:
+    administer(
+        database.url,
+        USERS.format("text"),
+        REFERENCE,
+        "alter table public.api_credentials alter created_by set not null",
+    )
+    with pytest.raises(DatabaseSetupError) as raised:
+        rehearse_addition(database, "a", "A")
+    assert_one_line(raised.value, "'a'", "created_by", "public.api_credentials", "drop not null")
+    with database.operator() as connection:
+        assert organizations.organizations(connection) == []
+        assert connection.execute(sa.text("select count(*) from public.organizations")).scalar_one() == 0
+
+
+def test_obligatory_column_is_named(empty_database_url: URL) -> None:
+    obligation = "alter table public.active_patients add branch text not null"
+    administer(empty_database_url, sql("application_tables"), ACTIVE_PATIENTS_TABLE, obligation)
+    database = Database(empty_database_url)
+    try:
+        with pytest.raises(DatabaseSetupError) as raised:
+            schema.migrate(database)
+        assert_one_line(raised.value, "public.active_patients", "branch", "set default")
+        assert not has_pipeline_schema(database)
+        administer(empty_database_url, "alter table public.active_patients alter branch set default 'main'")
+        assert schema.migrate(database).changed
+    finally:
+        database.close()
+
+
+@pytest.mark.parametrize("organization", ["null", "'b'"])
+def test_rows_that_no_organization_sees_are_counted(database_with_contact: Database, organization: str) -> None:
+    database = database_with_contact
+    columns = (
+        "contact_id, organization_id, recent_appointment_count, upcoming_appointment_count, total_appointment_count"
+    )
+    administer(
+        database.url,
+        "create unique index one_a_contact on public.active_patients (contact_id)",
+        f"insert into public.active_patients ({columns}) values ('{UUID(int=1)}', {organization}, 1, 1, 2)",
+    )
+    with pytest.raises(DatabaseSetupError) as raised:
+        require_rehearsed(database)
+    message = str(raised.value)
+    assert all(words in message for words in ("1 rows of public.active_patients", "one_a_contact", "BYPASSRLS"))
+    administer(database.url, message.split("`")[1])
+    assert rehearse(database) == []
+
+
+LIVED_WITH = {
+    "a foreign key with cascade": [
+        "alter table public.contacts add unique (id, organization_id)",
+        "alter table public.active_patients add foreign key (contact_id) references public.contacts on delete cascade",
+        "alter table public.active_patients add foreign key (organization_id) references public.organizations",
+    ],
+    "one row a contact": ["create unique index one_a_contact on public.active_patients (contact_id)"],
+    "extra, generated and default columns": [
+        "alter table public.active_patients add note text, add source text not null default 'cliniko'",
+        "alter table public.active_patients add two integer generated always as (2 * total_appointment_count) stored",
+    ],
+    "organizations as varchar": [
+        "drop policy organization_isolation on public.active_patients",
+        "drop policy organization_boundary on public.active_patients",
+        "alter table public.active_patients alter organization_id type varchar(99)",
+    ],
+}
+
+
+@pytest.mark.parametrize("changes", LIVED_WITH.values(), ids=LIVED_WITH)
+def test_tables_of_other_shapes_are_lived_with(database_with_contact: Database, changes: list[str]) -> None:
+    administer(database_with_contact.url, *changes)
+    schema.migrate(database_with_contact)
+    assert [str(each) for each in rehearse(database_with_contact)] == []
+
+
+def test_views_of_the_application_are_named(database: Database) -> None:
+    owner = f"viewer_{uuid4().hex}"
+    administer(
+        database.url,
+        f"create role {owner}",
+        "create view public.people as select contact_id from public.active_patients",
+        f"alter view public.people owner to {owner}",
+    )
+    try:
+        (warning,) = [each for each in schema.migrate(database).warnings if "people" in each]
+        assert owner in warning
+        administer(database.url, warning.split("`")[1])
+        assert not any("people" in each for each in schema.migrate(database).warnings)
+    finally:
+        administer(database.url, f"drop owned by {owner} cascade", f"drop role {owner}")
