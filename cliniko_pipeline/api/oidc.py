@@ -26,6 +26,10 @@ LEEWAY_SECONDS = 30
 SECONDS_BETWEEN_FETCHES = 60
 KEYS_ARE_GOOD_FOR_SECONDS = 3600
 FETCH_TIMEOUT_SECONDS = 5
+LONGEST_WAIT_SECONDS = 1
+"""For keys that another request is fetching."""
+MAX_LIFETIME_SECONDS = 24 * 3600
+"""From `iat` to `exp`: a JWT cannot be revoked here."""
 LARGEST_ANSWER = 1024 * 1024  # bytes
 
 
@@ -79,6 +83,8 @@ class OidcVerifier:
             raise TokenRefusedError("expired") from None
         except jwt.InvalidTokenError:
             raise TokenRefusedError("invalid") from None
+        if claims["exp"] - claims["iat"] > MAX_LIFETIME_SECONDS:
+            raise TokenRefusedError("that is good for too long")
         organization_id = _claim(claims, self._claim)
         if organization_id is None:
             raise TokenRefusedError("without an organization")
@@ -88,7 +94,11 @@ class OidcVerifier:
         fetched_at, known = self._fetched_at, self._keys.get(key_id)
         if known is not None and fetched_at is not None and self._clock() - fetched_at <= KEYS_ARE_GOOD_FOR_SECONDS:
             return known  # whoever waits for other keys holds nobody up
-        with self._lock:
+        is_old = fetched_at is None or self._clock() - fetched_at > KEYS_ARE_GOOD_FOR_SECONDS
+        # Anybody can name an unknown key: while one request asks the issuer, which may hang, the others keep no thread.
+        if not self._lock.acquire(timeout=LONGEST_WAIT_SECONDS if is_old else 0):
+            raise _unavailable()
+        try:
             now = self._clock()
             is_old = self._fetched_at is None or now - self._fetched_at > KEYS_ARE_GOOD_FOR_SECONDS
             may_try = self._tried_at is None or now - self._tried_at > SECONDS_BETWEEN_FETCHES
@@ -101,6 +111,8 @@ class OidcVerifier:
             if key_id not in self._keys:
                 raise TokenRefusedError("of an unknown key")
             return self._keys[key_id]
+        finally:
+            self._lock.release()
 
     def _fetched(self) -> dict[str, jwt.PyJWK]:
         with httpx.Client(timeout=FETCH_TIMEOUT_SECONDS, follow_redirects=False) as client:

@@ -34,7 +34,7 @@ class BoundedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._awaited: object = None
+        self._awaited: Any = None
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -58,12 +58,13 @@ class BoundedProtocol(H11Protocol):
 
     def _watch(self) -> None:
         """Start the clock where the client has something to send. A byte now and then does not start it anew."""
-        awaited = self.conn.their_state
+        awaited: Any = self.conn.their_state
         if awaited is self._awaited:
             return
         self._unset_deadline()
         self._awaited = awaited
-        seconds = {h11.IDLE: HEAD_SECONDS, h11.SEND_BODY: BODY_SECONDS}.get(awaited)
+        limits: dict[Any, float] = {h11.IDLE: HEAD_SECONDS, h11.SEND_BODY: BODY_SECONDS}
+        seconds = limits.get(awaited)
         if seconds is not None:
             self._deadline = self.loop.call_later(seconds, self.transport.abort)
 

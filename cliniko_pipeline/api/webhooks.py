@@ -131,7 +131,7 @@ def _keep(
     vault = runtime.vault
     with runtime.database.operator() as connection:
         found = [] if "\0" in organization_id else webhooks.webhook_secrets(connection, organization_id)
-        # One that fits nothing: whoever asks does not learn by the time it takes whether there is any.
+        # One that fits nothing: none and one take the same time. More take longer, which tells how many there are.
         stored = [each.encrypted for each in found if each.is_valid] or [vault.encrypt_text(_new_secret())]
         is_signed = any([_is_signed(_opened(runtime, each), headers, body) for each in stored])  # noqa: C419 (all)
         if is_signed:

@@ -2,6 +2,7 @@
 
 import base64
 import secrets
+import sys
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -99,9 +100,14 @@ def out() -> None:
 
 @out.command("set")
 @click.argument("organization_id", metavar="ORG")
-@click.argument("url")
-def set_(organization_id: str, url: str) -> None:
-    """Post to URL whenever a sync of ORG has ended from now on; prints what these posts are signed with."""
+@click.argument("url", required=False)
+def set_(organization_id: str, url: str | None) -> None:
+    """Post to URL whenever a sync of ORG has ended from now on; prints what these posts are signed with.
+
+    Without URL it is read from standard input or a hidden prompt. An argument is seen in the list of processes and
+    kept by the shell: leave it out where the URL holds a secret.
+    """
+    url = _given_url() if url is None else url
     require_usable(url)
     destination = Destination(url, _new_secret())
     with session() as runtime, runtime.database.operator() as connection:
@@ -161,6 +167,12 @@ def try_(organization_id: str) -> None:
     if not answer.is_taken:
         raise ArgumentError(f"{destination.label} did not take it: {answer.outcome}.")
     click.echo(f"{destination.label} took it: {answer.outcome}.")
+
+
+def _given_url() -> str:
+    if sys.stdin.isatty():
+        return click.prompt("URL", hide_input=True, err=True)
+    return sys.stdin.readline().strip()
 
 
 def _label(runtime: Runtime, target: Target) -> str:

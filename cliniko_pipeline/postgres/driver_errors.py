@@ -345,7 +345,8 @@ def _of_driver(cause: BaseException, location: str, role: str | None) -> Cliniko
 def _broken(cause: BaseException, fault: Fault | None) -> str:
     if fault is not None:
         return f"{fault.cause}. {fault.remedy}"
-    return f"the connection broke{_said(cause)}. Check that the server runs and that DATABASE_URL is right, then try again."
+    remedy = "Check that the server runs and that DATABASE_URL is right, then try again."
+    return f"the connection broke{_said(cause)}. {remedy}"
 
 
 def _refused(cause: BaseException, state: str, fault: Fault | None, role: str | None) -> ClinikoPipelineError:

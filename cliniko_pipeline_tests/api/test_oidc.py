@@ -2,7 +2,9 @@
 
 import hmac
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
@@ -19,6 +21,7 @@ from cliniko_pipeline.api.oidc import IssuerUnavailableError, OidcVerifier, Toke
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.services import client, opened_service
+from cliniko_pipeline_tests.support.waiting import wait_until
 from cliniko_pipeline_tests.support.webhook_targets import serving
 
 RSA = rsa.generate_private_key(65537, 2048)
@@ -35,6 +38,8 @@ class Issuer:
     answer: bytes | None = None
     is_down: bool = False
     fetches: int = 0
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    is_waiting: threading.Event = field(default_factory=threading.Event)
 
     def token(self, key: Any = RSA, algorithm: str = "RS256", kid: str | None = "rsa", **changes: Any) -> str:
         now = datetime.now(UTC)
@@ -51,6 +56,9 @@ def public(key: Any, kid: str, algorithm: Any) -> dict[str, Any]:
 def issuer() -> Iterator[Issuer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if not opened.may_answer.is_set():
+                opened.is_waiting.set()
+                opened.may_answer.wait(4)
             if self.path == "/keys":
                 opened.fetches += 1
             document = {"issuer": opened.url, "jwks_uri": f"{opened.url}/keys"}
@@ -66,6 +74,7 @@ def issuer() -> Iterator[Issuer]:
 
     with serving(Handler) as server:
         opened = Issuer(f"http://127.0.0.1:{server.server_port}")
+        opened.may_answer.set()
         opened.keys = [public(RSA, "rsa", jwt.algorithms.RSAAlgorithm), public(EC, "ec", jwt.algorithms.ECAlgorithm)]
         yield opened
 
@@ -113,6 +122,28 @@ def test_expired_early_or_incomplete_token_is_refused(issuer: Issuer) -> None:
     ):
         assert refusal(found, issuer.token(**changes)) == "invalid", changes
     assert found.verify(issuer.token(exp=now - timedelta(seconds=10))).subject == "user_1"
+    for exp in (now + timedelta(hours=25), 10**30):
+        assert refusal(found, issuer.token(exp=exp)) == "that is good for too long"
+
+
+def test_hung_issuer_keeps_no_other_request_waiting(issuer: Issuer) -> None:
+    """Anybody can name an unknown key, without a valid token: one request waits for the issuer, no other."""
+    now = [0.0]
+    found = verifier(issuer, lambda: now[0])
+    found.verify(issuer.token())
+    now[0] = 61
+    issuer.may_answer.clear()
+    with ThreadPoolExecutor(1) as threads:
+        try:
+            waiting = threads.submit(refusal, found, issuer.token(kid="unknown"))
+            wait_until(issuer.is_waiting.is_set, "the issuer was never asked")
+            with pytest.raises(IssuerUnavailableError):
+                found.verify(issuer.token(kid="unknown too"))
+            assert found.verify(issuer.token()).subject == "user_1"
+            assert not waiting.done()
+        finally:
+            issuer.may_answer.set()
+        assert waiting.result() == "of an unknown key"
 
 
 def test_forged_or_malformed_token_is_refused(issuer: Issuer) -> None:

@@ -62,7 +62,7 @@ def test_secrets_and_targets_are_refused(command: CommandLine, clinics: Clinics)
 
 def test_target_is_set_tested_shown_and_removed(command: CommandLine, clinics: Clinics) -> None:
     with opened_target() as target:
-        made = command("webhooks", "out", "set", "alpha", target.url)
+        made = command("webhooks", "out", "set", "alpha", stdin=f"{target.url}\n")
         assert made.returncode == 0, made.stderr
         target.secret = made.stdout.strip()
         assert SECRET.fullmatch(target.secret)
