@@ -19,6 +19,7 @@
     │   └── DatabaseUnavailableError   PostgreSQL is down, or the connection broke
     └── DataError                      an answer or a value that no retry will mend
         ├── RequestRejectedError       Cliniko refuses the request itself (400, 404, 422, ...)
+        ├── LostMatchesError           more matches of patients and contacts would be lost than is believed
         ├── UnexpectedResponseError    a well-formed answer that is not what the API promises
         └── ForeignLinkError           a link or redirect to another host; not followed
 
@@ -108,6 +109,10 @@ class DataError(ClinikoPipelineError):
 
 class RequestRejectedError(DataError):
     """Cliniko refuses the request itself (HTTP 400, 404, 422 and other 4xx)."""
+
+
+class LostMatchesError(DataError):
+    """More matches of patients and contacts would be lost than is believed; nothing was written."""
 
 
 class UnexpectedResponseError(DataError):

@@ -311,6 +311,15 @@ class Settings(BaseSettings):
     )
     """Above this share of a resource's records, what a full sync no longer finds is not believed to be deleted."""
 
+    lost_matches_share_limit: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        validation_alias="CLINIKO_LOST_MATCHES_SHARE_LIMIT",
+        description="a share from 0 to 1",
+    )
+    """Above this share of an organization's matches (and at least ten), a sync that would lose them is not believed."""
+
     sync_every_minutes: int = Field(
         default=60,
         ge=0,

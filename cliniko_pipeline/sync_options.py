@@ -19,11 +19,13 @@ class SyncOptions:
     as_of: the instant to judge by; None: now.
     full: read everything from the beginning, and mark what Cliniko no longer has as deleted.
     accept_deletions: believe it, too, when a suspicious share of the records is gone.
+    accept_unmatched: believe it when a suspicious share of the matches of patients and contacts is lost.
     """
 
     as_of: datetime | None = None
     full: bool = False
     accept_deletions: bool = False
+    accept_unmatched: bool = False
 
 
 def run_config(options: SyncOptions) -> dict[str, object]:
@@ -34,6 +36,7 @@ def run_config(options: SyncOptions) -> dict[str, object]:
         "ops": {
             "cliniko__patients": extraction,
             "cliniko__appointments": extraction,
+            "contact_mapping": {"config": {"accept_unmatched": options.accept_unmatched}},
             "active_patients": {"config": as_of},
         }
     }

@@ -56,6 +56,7 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_path):
         "activity_window_days": 60,
         "count_no_shows": True,
         "vanished_share_limit": 0.2,
+        "lost_matches_share_limit": 0.2,
         "sync_every_minutes": 60,
         "full_sync_at": time(2),
         "full_sync_spread_minutes": 240,
@@ -79,7 +80,7 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_path):
 
 
 def test_blank_variables_count_as_unset():
-    assert len(FIELDS) == 27
+    assert len(FIELDS) == 28
     for blank in ("", " \t"):
         assert load_settings(dict.fromkeys(FIELDS, blank)) == load_settings({})
 
@@ -171,6 +172,7 @@ INVALID_UI_URLS = ["clinic.example", "ftp://clinic.example", "https://u:p@clinic
         ("DAGSTER_HOME", {"~/instance": Path("~/instance").expanduser()}, ["~no-such-user-here/x"]),
         ("CLINIKO_ACTIVITY_WINDOW_DAYS", {"1": 1, "3650": 3650}, ["0", "3651", "sixty"]),
         ("CLINIKO_COUNT_NO_SHOWS", {"TRUE": True, "false": False, "off": False}, ["maybe", "2"]),
+        ("CLINIKO_LOST_MATCHES_SHARE_LIMIT", {"0": 0, "1": 1}, ["-0.1", "1.01"]),
         ("CLINIKO_VANISHED_SHARE_LIMIT", {"0": 0, "0.05": 0.05, "1": 1}, ["-0.1", "1.01", "20%", "nan", "inf"]),
         ("CLINIKO_MAX_CLOCK_SKEW_MINUTES", {"1": 1, "1440": 1440}, ["0", "-5", "an hour"]),
         ("CLINIKO_SYNC_EVERY_MINUTES", {"0": 0, "1440": 1440}, ["-1", "1441", "hourly"]),

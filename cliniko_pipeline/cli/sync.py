@@ -24,15 +24,24 @@ DEFAULT_OPTIONS = SyncOptions()
 @click.option("--as-of", metavar="INSTANT", help="Judge by this instant (2026-01-31T09:30:00Z), not by now.")
 @click.option("--full", is_flag=True, help="From the beginning; what Cliniko no longer has is marked deleted.")
 @click.option("--accept-deletions", is_flag=True, help="With --full: also a suspicious share of all records.")
+@click.option(
+    "--accept-unmatched", is_flag=True, help="Write the contact mapping even if suspiciously many matches are lost."
+)
 def sync(
-    organization_ids: tuple[str, ...], *, all_organizations: bool, as_of: str | None, full: bool, accept_deletions: bool
+    organization_ids: tuple[str, ...],
+    *,
+    all_organizations: bool,
+    as_of: str | None,
+    full: bool,
+    accept_deletions: bool,
+    accept_unmatched: bool,
 ) -> None:
     """Read organizations from Cliniko and renew their active patients, as runs that the Dagster UI shows."""
     if bool(organization_ids) == all_organizations:
         raise click.UsageError("Name organizations, or give --all.")
     if accept_deletions and not full:
         raise click.UsageError("--accept-deletions goes with --full.")
-    options = SyncOptions(None if as_of is None else parse_instant(as_of), full, accept_deletions)
+    options = SyncOptions(None if as_of is None else parse_instant(as_of), full, accept_deletions, accept_unmatched)
     with session() as runtime:
         runtime.machine_clock().require_allowed()
         ids = _chosen(runtime, organization_ids)

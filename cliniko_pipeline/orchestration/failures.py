@@ -4,7 +4,7 @@ seen, and without retries where nothing would change.
 
 import dagster as dg
 
-from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.errors import ClinikoPipelineError, LostMatchesError
 
 
 def is_permanent(event: dg.DagsterEvent) -> bool:
@@ -26,8 +26,11 @@ def reason_of(event: dg.DagsterEvent) -> str:
 
 
 def is_failed_check(event: dg.DagsterEvent) -> bool:
-    """Whether the step is a check that does not hold and keeps the run from going on."""
-    error = event.step_failure_data.error
+    """Whether the step is a check that does not hold and keeps the run from going on, or fails in place of one."""
+    data = event.step_failure_data
+    if data.user_failure_data is not None:
+        return data.user_failure_data.metadata.get("error") == dg.MetadataValue.text(LostMatchesError.__name__)
+    error = data.error
     return error is not None and error.cls_name == "DagsterAssetCheckFailedError"
 
 

@@ -18,6 +18,7 @@ from cliniko_pipeline.errors import (
     ClinikoPipelineError,
     CredentialsError,
     DataError,
+    LostMatchesError,
     PermissionDeniedError,
     SettingsError,
 )
@@ -27,9 +28,17 @@ from cliniko_pipeline.orchestration.failures import failure
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.record_batches import WritingBehind
 from cliniko_pipeline.orchestration.table_metadata import numbers, problems
-from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream, RequestCost, TableQuery, TableReference
+from cliniko_pipeline.orchestration.values import (
+    MATCHES_ARE_KEPT,
+    RecordBatch,
+    RecordStream,
+    RequestCost,
+    TableQuery,
+    TableReference,
+)
 from cliniko_pipeline.orchestration.whole_runs import does_all_anew, is_full, is_whole_sync
 from cliniko_pipeline.postgres import crawls, derivations, scheduling, sync_runs
+from cliniko_pipeline.postgres.check_results import CheckResult, note_checks
 from cliniko_pipeline.postgres.derivations import Derivation
 from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.postgres.merge import Written, replace_by_query
@@ -136,9 +145,9 @@ class PostgresIOManager(dg.IOManager):
             crawls.require_complete(connection, query.requires)
             parameters = query.parameters()
             if not query.inputs:
-                result.written = replace_by_query(connection, query.table, text, parameters)
+                result.written = replace_by_query(connection, query.table, text, parameters, query.inspect)
                 return
-            derivation = Derivation(query.table, text, query.inputs, parameters, query.through)
+            derivation = Derivation(query.table, text, query.inputs, parameters, query.through, query.inspect)
             result.written, result.is_computed = derivations.write(connection, derivation, anew=anew)
 
     def _metadata(self, organization_id: str, key: dg.AssetKey, result: _Result, *, anew: bool) -> Mapping[str, Any]:
@@ -200,12 +209,33 @@ class PostgresIOManager(dg.IOManager):
             awaits_another_attempt = self._awaits_another_attempt(context, organization_id, error, credentials)
             description = f"{error}. {REFUSED_ONCE}" if awaits_another_attempt else str(error)
             self._finish_failed(context, organization_id, result, description)
+            if isinstance(error, LostMatchesError):
+                self._note_lost_matches(context, organization_id, str(error))
             is_permanent = error.permanent and not awaits_another_attempt
             raise failure(error, description=description, is_permanent=is_permanent) from None
         except BaseException as error:
             # A defect, or an interruption: its text may hold anything, so only its kind is kept.
             self._finish_failed(context, organization_id, result, f"The run was ended by {type(error).__name__}.")
             raise
+
+    def _note_lost_matches(self, context: dg.OutputContext, organization_id: str, remark: str) -> None:
+        """Have the check of contact_mapping fail: it is never looked at, since the rows were not written."""
+        asset = dg.AssetKey("contact_mapping")
+        result = CheckResult(
+            organization_id, asset.to_user_string(), MATCHES_ARE_KEPT, holds=False, remark=remark, run_id=context.run_id
+        )
+        with self._database.operator() as connection:
+            note_checks(connection, [result])
+        context.step_context.instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=asset,
+                check_name=MATCHES_ARE_KEPT,
+                passed=False,
+                severity=dg.AssetCheckSeverity.ERROR,
+                description=remark,
+                partition=organization_id,
+            )
+        )
 
     def _finish(
         self, context: dg.OutputContext, organization_id: str, result: _Result, error: str | None = None

@@ -39,6 +39,7 @@ _CHECK_ADVICE = {
         "active_patients was left as it was. Look at cliniko.contact_mapping in the organization's context, and report"
         " it: this must not happen."
     ),
+    "matches_are_kept": "As said above. It is tried again by itself with every sync.",
     "unmatched_share_is_below_the_limit": (
         "Check that the organization's contacts are complete; if so many people without a contact are right, raise"
         " CLINIKO_UNMATCHED_SHARE_LIMIT."

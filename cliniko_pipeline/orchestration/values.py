@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sqlalchemy.engine import Connection
+
 from cliniko_pipeline.cliniko.pagination import Position
 from cliniko_pipeline.clocks import ClockDifference
 from cliniko_pipeline.postgres.crawls import RejectedRecord
 from cliniko_pipeline.postgres.tables import Table
+
+MATCHES_ARE_KEPT = "matches_are_kept"
+"""The asset check of contact_mapping that fails where its rows must not be replaced."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ class TableQuery:
     `requires` names the resources whose last reading must be complete, for the query to be run at all.
     `inputs` are the tables that it reads besides the contacts: where they are given, an incremental sync computes
     nothing again that would come out the same. `through` keeps what does not depend on how late it is (see
-    derivations).
+    derivations). `inspect` is called when the computed rows stand in the staging table: it raises where they must not
+    replace the stored ones.
     """
 
     table: Table
@@ -93,6 +99,7 @@ class TableQuery:
     requires: tuple[str, ...] = ()
     inputs: tuple[Table, ...] = ()
     through: Table | None = None
+    inspect: Callable[[Connection], None] | None = None
 
 
 @dataclass(frozen=True)

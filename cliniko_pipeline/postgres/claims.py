@@ -1,14 +1,15 @@
 """What the asset checks ask of an organization's stored data: numbers only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.postgres import derivations
+from cliniko_pipeline.postgres import derivations, lost_matches
 from cliniko_pipeline.postgres.derivations import Question
 from cliniko_pipeline.postgres.engine import sql, statement
+from cliniko_pipeline.postgres.lost_matches import LostMatches
 from cliniko_pipeline.postgres.tables import (
     APPOINTMENTS,
     ATTENDEES,
@@ -83,6 +84,20 @@ def mapping_counts(connection: Connection, *, anew: bool) -> tuple[MappingCounts
         anew=anew,
     )
     return MappingCounts(**found), is_kept
+
+
+def kept_matches(connection: Connection, *, anew: bool) -> tuple[LostMatches, bool]:
+    """Return which matches have lost their contact, and whether that was found earlier of the same mapping: a sync that
+    leaves it as it was has compared it with the contacts.
+    """
+    query = sql("matches_without_contact")
+    found, is_kept = derivations.found_before(
+        connection,
+        Question("kept_matches", (CONTACT_MAPPING,), query),
+        lambda: asdict(lost_matches.of_stored_mapping(connection)),
+        anew=anew,
+    )
+    return LostMatches(**found), is_kept
 
 
 def recount_active_patients(

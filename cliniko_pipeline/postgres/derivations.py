@@ -38,6 +38,7 @@ class Derivation:
         through: the table that keeps what does not depend on how late it is, from the first time on that `inputs` are
             as they were: what changes at every sync is computed in one statement, and nothing is kept of it. The rest
             is computed each time.
+        inspect: called when computed rows stand in the staging table; raises where they must not replace the stored.
     """
 
     table: Table
@@ -45,6 +46,7 @@ class Derivation:
     inputs: tuple[Table, ...]
     parameters: Mapping[str, object]
     through: Table | None = None
+    inspect: Callable[[Connection], None] | None = None
 
     @property
     def lasting_parameters(self) -> dict[str, object]:
@@ -88,10 +90,10 @@ def write(connection: Connection, derivation: Derivation, *, anew: bool) -> tupl
     if anew or is_same:
         kept = replace(derivation, table=derivation.through, query=current_attendances(derivation.query), through=None)
         is_computed = _renew(connection, kept, anew=anew) is not None
-        query = from_current_attendances(derivation.query)
+        query, inspect = from_current_attendances(derivation.query), None
     else:
-        is_computed, query = True, derivation.query
-    written = replace_by_query(connection, derivation.table, query, derivation.parameters)
+        is_computed, query, inspect = True, derivation.query, derivation.inspect
+    written = replace_by_query(connection, derivation.table, query, derivation.parameters, inspect)
     if not is_same:
         _note_origin(connection, lasting, origin)
     return written, is_computed
@@ -104,7 +106,9 @@ def _renew(connection: Connection, derivation: Derivation, *, anew: bool) -> Wri
     origin = _origin(connection, derivation)
     if not anew and _is_as_it_was(connection, derivation, origin):
         return None
-    written = replace_by_query(connection, derivation.table, derivation.query, derivation.parameters)
+    written = replace_by_query(
+        connection, derivation.table, derivation.query, derivation.parameters, derivation.inspect
+    )
     _note_origin(connection, derivation, origin)
     return written
 

@@ -9,7 +9,7 @@ Both run in the organization context: `organization_id` is taken from it, never 
 """
 
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -77,8 +77,16 @@ def staged(connection: Connection, table: Table, rows: Iterable[Sequence[object]
     return _merging(table, staging, are_new=are_new), {}
 
 
-def replace_by_query(connection: Connection, table: Table, query: str, parameters: Mapping[str, object]) -> Written:
-    """Makes the organization's rows exactly what `query` selects (columns named as in `table.written`)."""
+def replace_by_query(
+    connection: Connection,
+    table: Table,
+    query: str,
+    parameters: Mapping[str, object],
+    inspect: Callable[[Connection], None] | None = None,
+) -> Written:
+    """Makes the organization's rows exactly what `query` selects (columns named as in `table.written`). `inspect` is
+    called when they stand in the staging table, and may raise.
+    """
     _one_writer_at_a_time(connection, table)
     _create_staging(connection, table)
     connection.execute(sa.text(sql("plan_for_whole_tables")))
@@ -87,6 +95,8 @@ def replace_by_query(connection: Connection, table: Table, query: str, parameter
         sa.text(f"insert into {STAGING} ({columns}) select {columns} from ({query}) as computed"),
         dict(parameters),
     )
+    if inspect is not None:
+        inspect(connection)
     return _replace_by_staging(connection, table)
 
 

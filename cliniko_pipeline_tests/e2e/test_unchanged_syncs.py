@@ -19,6 +19,7 @@ COMPUTED = ("contact_mapping", "active_patients")
 FIRST_UNCHANGED = [False, True]
 COMPUTED_CHECKS = (
     "every_active_patient_with_a_contact_is_stored_once",
+    "matches_are_kept",
     "no_contact_is_used_twice",
     "unmatched_share_is_below_the_limit",
 )
@@ -87,14 +88,14 @@ def test_unchanged_sync_computes_nothing(clinic: SyncedOrganization) -> None:
     with recorded_statements(clinic) as statements:
         result = sync(clinic)
     assert computed(result) == [False, False]
-    assert kept(result) == [True, True, True]
+    assert kept(result) == [True, True, True, True]
     assert [each for each in statements if any(text in each for text in LARGE)] == []
     assert len(statements) < 185
 
     with recorded_statements(clinic) as statements:
         result = sync(clinic, full=True)
     assert computed(result) == [True, True]
-    assert kept(result) == [False, False, False]
+    assert kept(result) == [False, False, False, False]
     assert all(any(text in each for each in statements) for text in LARGE)
 
 
@@ -102,14 +103,14 @@ def test_changed_records_are_computed_checked_and_counted(clinic: SyncedOrganiza
     change(clinic, "individual_appointments", 3, cancelled_at="2026-06-15T09:00:00Z")
     result = sync(clinic)
     assert computed(result) == [False, True]
-    assert kept(result) == [False, True, True]
+    assert kept(result) == [False, True, True, True]
 
     change(clinic, "patients", 3, email="new@clinic.example")
     change(clinic, "patients", 0, id="77", created_at="2026-06-15T12:31:00Z")
     result = sync(clinic)
     assert computed(result) == [True, True]
     # The numbers of the mapping come with its materialization.
-    assert kept(result) == [False, True, True]
+    assert kept(result) == [False, False, True, True]
     metadata = materializations_of(result)
     for name in ("patients", "appointments"):
         assert metadata[f"cliniko/{name}"]["dagster/row_count"] == len(clinic.rows(f"cliniko.{name}"))

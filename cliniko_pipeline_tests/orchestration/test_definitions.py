@@ -63,6 +63,7 @@ def test_definitions_have_exactly_these_names(definitions: dg.Definitions, specs
         "cliniko/appointments nothing_was_rejected",
         "cliniko/patients counts_agree_with_cliniko",
         "cliniko/patients nothing_was_rejected",
+        "contact_mapping matches_are_kept",
         "contact_mapping no_contact_is_used_twice",
         "contact_mapping unmatched_share_is_below_the_limit",
     ]

@@ -204,7 +204,12 @@ class HistoryRun:
         world.database.revive(step.killed_at_commit)
         try:
             result = self.pipeline.sync(
-                self.clinic.id, as_of, full=step.full, accept_deletions=step.accept_deletions, log_level="CRITICAL"
+                self.clinic.id,
+                as_of,
+                full=step.full,
+                accept_deletions=step.accept_deletions,
+                accept_unmatched=True,
+                log_level="CRITICAL",
             )
             # Dagster catches whatever is raised; a process that was killed would have no result.
             return None if world.database.is_dead else result

@@ -93,6 +93,7 @@ class PipelineUnderTest:
         *,
         full: bool = False,
         accept_deletions: bool = False,
+        accept_unmatched: bool = False,
         log_level: str = "DEBUG",
     ) -> dg.ExecuteInProcessResult:
         """The main job, as Dagster runs it; a failure is in the result, not raised."""
@@ -102,7 +103,7 @@ class PipelineUnderTest:
             partition_key=organization_id,
             run_config={
                 "loggers": {"console": {"config": {"log_level": log_level}}},
-                **run_config(SyncOptions(as_of, full, accept_deletions)),
+                **run_config(SyncOptions(as_of, full, accept_deletions, accept_unmatched)),
             },
             raise_on_error=False,
         )

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import dagster as dg
 from pydantic import Field
+from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.orchestration.assets.appointments import SOURCES as APPOINTMENT_SOURCES
@@ -13,6 +14,7 @@ from cliniko_pipeline.orchestration.assets.patients import patients
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import TableQuery
+from cliniko_pipeline.postgres import lost_matches
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, COMPUTED_FROM, CURRENT_ATTENDANCES
 from cliniko_pipeline.runtime import Runtime
 
@@ -55,7 +57,9 @@ class ActivePatientsConfig(dg.Config):
         ),
     },
 )
-def active_patients(config: ActivePatientsConfig, runtime: dg.ResourceParam[Runtime]) -> TableQuery:
+def active_patients(
+    context: dg.AssetExecutionContext, config: ActivePatientsConfig, runtime: dg.ResourceParam[Runtime]
+) -> TableQuery:
     """The query that computes the rows inside PostgreSQL."""
 
     def parameters() -> dict[str, object]:
@@ -65,6 +69,12 @@ def active_patients(config: ActivePatientsConfig, runtime: dg.ResourceParam[Runt
             "count_no_shows": runtime.settings.count_no_shows,
         }
 
+    limit, organization_id = runtime.settings.lost_matches_share_limit, context.partition_key
+
+    def inspect(connection: Connection) -> None:
+        # The contacts may have gone since they were mapped.
+        lost_matches.of_stored_mapping(connection).require_believable(limit, organization_id)
+
     requires = ("patients", *(each.resource.name for each in APPOINTMENT_SOURCES))
     return TableQuery(
         ACTIVE_PATIENTS,
@@ -73,4 +83,5 @@ def active_patients(config: ActivePatientsConfig, runtime: dg.ResourceParam[Runt
         requires,
         inputs=COMPUTED_FROM[ACTIVE_PATIENTS],
         through=CURRENT_ATTENDANCES,
+        inspect=inspect,
     )

@@ -1,6 +1,8 @@
 """`contact_mapping`: which of the application's contacts each person is."""
 
 import dagster as dg
+from pydantic import Field
+from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.orchestration.assets.appointments import SOURCES as APPOINTMENT_SOURCES
 from cliniko_pipeline.orchestration.assets.appointments import appointments
@@ -8,7 +10,17 @@ from cliniko_pipeline.orchestration.assets.patients import patients
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import TableQuery
+from cliniko_pipeline.postgres import lost_matches
 from cliniko_pipeline.postgres.tables import COMPUTED_FROM, CONTACT_MAPPING
+from cliniko_pipeline.runtime import Runtime
+
+
+class ContactMappingConfig(dg.Config):
+    """What a launch may say."""
+
+    accept_unmatched: bool = Field(
+        default=False, description="Believe it when a suspicious share of the matches of patients and contacts is lost."
+    )
 
 
 @dg.asset(
@@ -37,11 +49,19 @@ from cliniko_pipeline.postgres.tables import COMPUTED_FROM, CONTACT_MAPPING
         ),
     },
 )
-def contact_mapping() -> TableQuery:
-    """The query that computes the mapping inside PostgreSQL."""
+def contact_mapping(
+    context: dg.AssetExecutionContext, config: ContactMappingConfig, runtime: dg.ResourceParam[Runtime]
+) -> TableQuery:
+    """Return the query that computes the mapping inside PostgreSQL."""
+    limit, organization_id = runtime.settings.lost_matches_share_limit, context.partition_key
+
+    def inspect(connection: Connection) -> None:
+        lost_matches.of_computed_mapping(connection).require_believable(limit, organization_id)
+
     return TableQuery(
         CONTACT_MAPPING,
         "contact_mapping",
         requires=("patients", *(each.resource.name for each in APPOINTMENT_SOURCES)),
         inputs=COMPUTED_FROM[CONTACT_MAPPING],
+        inspect=None if config.accept_unmatched else inspect,
     )

@@ -24,6 +24,7 @@ from cliniko_pipeline.orchestration.checks.results import (
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.schedule_settings import default_schedule
 from cliniko_pipeline.orchestration.sync_plans import freshness
+from cliniko_pipeline.orchestration.values import MATCHES_ARE_KEPT
 from cliniko_pipeline.orchestration.whole_runs import does_all_anew
 from cliniko_pipeline.postgres import claims, scheduling, sync_runs
 from cliniko_pipeline.postgres.scheduling import Scheduling
@@ -95,6 +96,13 @@ def _no_contact_twice(at: Look) -> Finding:
     return Finding(not twice, told, {"contacts_used_twice": twice, UNCHANGED: is_kept})
 
 
+def _matches_kept(at: Look) -> Finding:
+    found, is_kept = claims.kept_matches(at.connection, anew=at.anew)
+    told = f"{found.lost} of {found.matched} matched contacts are no longer there."
+    holds = not found.is_suspicious(at.runtime.settings.lost_matches_share_limit)
+    return Finding(holds, told, {"matched": found.matched, "lost": found.lost, UNCHANGED: is_kept})
+
+
 def _unmatched_share(at: Look) -> Finding:
     counts, is_kept = claims.mapping_counts(at.connection, anew=at.anew)
     share, limit = counts.unmatched_share, at.runtime.settings.unmatched_share_limit
@@ -164,6 +172,15 @@ _CLAIMS = (
         " as it was.",
         dg.AssetCheckSeverity.ERROR,
         _no_contact_twice,
+        is_blocking=True,
+    ),
+    Claim(
+        contact_mapping,
+        MATCHES_ARE_KEPT,
+        "No suspicious share of the matches is lost at once (CLINIKO_LOST_MATCHES_SHARE_LIMIT, at least ten), and not"
+        " all contacts. If it is, contact_mapping and active_patients stay as they were.",
+        dg.AssetCheckSeverity.ERROR,
+        _matches_kept,
         is_blocking=True,
     ),
     Claim(
@@ -264,6 +281,6 @@ def _note_blocked(
 with partitioned_checks():
     CLAIMS = (
         _checks("claims_of_what_was_read", _CLAIMS[:2]),
-        _checks("claims_of_contact_mapping", _CLAIMS[2:4]),
-        _checks("claims_of_active_patients", _CLAIMS[4:]),
+        _checks("claims_of_contact_mapping", _CLAIMS[2:5]),
+        _checks("claims_of_active_patients", _CLAIMS[5:]),
     )

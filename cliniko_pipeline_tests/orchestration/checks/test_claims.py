@@ -23,6 +23,7 @@ STORED_ONCE = "every_active_patient_with_a_contact_is_stored_once"
 ALL = {
     "nothing_was_rejected",
     "no_contact_is_used_twice",
+    "matches_are_kept",
     "unmatched_share_is_below_the_limit",
     STORED_ONCE,
     "is_not_older_than_promised",

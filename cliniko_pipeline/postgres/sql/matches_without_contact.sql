@@ -1,0 +1,13 @@
+-- The stored matches, and those whose contact is no longer there.
+with
+contact as materialized (
+    select id from cliniko.organization_contacts()
+)
+
+select
+    count(*) as matched,
+    count(*) filter (where contact.id is null) as lost,
+    count(*) > 0 and not exists (select from contact) as has_lost_all_contacts
+from cliniko.contact_mapping as mapping
+left join contact on contact.id = mapping.contact_id
+where mapping.contact_id is not null
