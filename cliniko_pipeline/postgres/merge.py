@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
 from cliniko_pipeline.postgres.engine import Sent, advisory_key, at_once, driver_of, once, sql
-from cliniko_pipeline.postgres.tables import Table
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, Table
 
 STAGING = "pg_temp.staging"
 _ORGANIZATION = "current_setting('app.organization_id')"
@@ -222,7 +222,7 @@ def _replace_by_staging(connection: Connection, table: Table) -> Written:
     # Of nothing else: to sort thousands of JSON arrays, to know how they are spread, takes as long as to write them.
     connection.execute(sa.text(f"analyze {STAGING} ({_list(table.key)})"))
     same_row = " and ".join(f"target.{quote(c)} = staging.{quote(c)}" for c in table.key)
-    mine = f"target.organization_id = {_ORGANIZATION}"
+    mine = f"target.organization_id::text = {_ORGANIZATION}"  # the application may have another type
     deleted = _count(
         connection,
         f"delete from {table.qualified} as target where {mine}"
@@ -238,12 +238,20 @@ def _replace_by_staging(connection: Connection, table: Table) -> Written:
     inserted = _count(
         connection,
         f"insert into {table.qualified} (organization_id, {_list(table.written)}{stamps})"
-        f" select {_ORGANIZATION}, {_list(table.written)}{now} from {STAGING} as staging"
+        f" select {_organization_of(table)}, {_list(table.written)}{now} from {STAGING} as staging"
         f" where not exists (select from {table.qualified} as target where {mine} and {same_row})"
         f" order by {_list(table.key)}",
     )
     connection.execute(sa.text(f"drop table {STAGING}"))
     return Written(inserted, updated, deleted)
+
+
+def _organization_of(table: Table) -> str:
+    """The organization of the context, in the type that the table has it in."""
+    if table != ACTIVE_PATIENTS:
+        return _ORGANIZATION
+    row = f"jsonb_populate_record(null::{table.qualified}, jsonb_build_object('organization_id', {_ORGANIZATION}))"
+    return f"(select ({row}).organization_id)"
 
 
 def _assignments(table: Table, source: str) -> str:

@@ -7,9 +7,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres import organizations, schema
+from cliniko_pipeline.postgres import merge, organizations, schema
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.rehearsal import rehearse, rehearse_addition, require_rehearsed
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
 from cliniko_pipeline_tests.support.databases import administer
 from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE, assert_one_line, has_pipeline_schema
 
@@ -114,6 +115,28 @@ def test_tables_of_other_shapes_are_lived_with(database_with_contact: Database, 
     administer(database_with_contact.url, *changes)
     schema.migrate(database_with_contact)
     assert [str(each) for each in rehearse(database_with_contact)] == []
+
+
+@pytest.mark.parametrize(("kind", "organization"), [("uuid", str(UUID(int=7))), ("integer", "7"), ("varchar(36)", "a")])
+def test_organizations_of_other_types_are_written(empty_database_url: URL, kind: str, organization: str) -> None:
+    administer(
+        empty_database_url,
+        sql("application_tables"),
+        ACTIVE_PATIENTS_TABLE,
+        f"alter table public.active_patients alter organization_id type {kind} using null",
+        f"insert into public.contacts (id, organization_id) values ('{UUID(int=1)}', '{organization}')",
+    )
+    database = Database(empty_database_url)
+    try:
+        schema.migrate(database)
+        assert [str(each) for each in rehearse(database)] == []
+        row = (UUID(int=1), 1, 0, 1, None, None, None, None, None)
+        with database.organization(organization) as connection:
+            assert merge.replace_by_rows(connection, ACTIVE_PATIENTS, [row]).inserted == 1
+            assert merge.replace_by_rows(connection, ACTIVE_PATIENTS, [row]) == merge.Written()
+        assert organizations.delete_tenant_rows(database, organization) == 1
+    finally:
+        database.close()
 
 
 def test_views_of_the_application_are_named(database: Database) -> None:

@@ -11,6 +11,6 @@ select
     cast(patient.search_date_from as timestamp) at time zone 'UTC' as search_date_from,
     cast(patient.search_date_to as timestamp) at time zone 'UTC' as search_date_to
 from public.active_patients as patient
-where patient.organization_id = current_setting('app.organization_id'){conditions}
+where patient.organization_id::text = current_setting('app.organization_id'){conditions}
 order by {order}
 limit :limit
