@@ -6,6 +6,7 @@
     │   ├── ArgumentError              what a command or a launch was told
     │   ├── DatabaseSetupError         the wrong database system, a missing table, privilege or migration
     │   │   └── NoOrganizationsError   no organization is found, where there were some
+    │   ├── DatabaseCopyError          a copy of the database that the pipeline was set up in, which sends nothing
     │   ├── ClockSkewError             this machine's clock or Cliniko's differs too much from the database's
     │   └── OrganizationUnknownError   no such organization, or none with Cliniko credentials
     ├── CredentialsError               permanent until an organization's credentials change
@@ -55,6 +56,10 @@ class DatabaseSetupError(ConfigurationError):
 
 class NoOrganizationsError(DatabaseSetupError):
     """No organization is found, though there were some: hidden by a policy, or their rows are gone."""
+
+
+class DatabaseCopyError(ConfigurationError):
+    """The database is a copy of the one that the pipeline was set up in; nothing is sent from it."""
 
 
 class ClockSkewError(ConfigurationError):

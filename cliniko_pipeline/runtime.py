@@ -19,6 +19,7 @@ from cliniko_pipeline.errors import CredentialsError, in_organization
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.identity import require_own
 from cliniko_pipeline.postgres.request_budgets import SharedRequestBudget
 from cliniko_pipeline.settings import Settings
 
@@ -91,7 +92,10 @@ class Runtime:
         on_event: Callable[[Event], None] | None = None,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
     ) -> ClinikoClient:
-        """A client for the organization's stored credentials. Raises as `credentials` and `client_for` do."""
+        """A client for the organization's stored credentials. Raises as `credentials` and `client_for` do, and
+        DatabaseCopyError where the credentials are those of another database, of which this is a copy.
+        """
+        require_own(self.database)
         credentials = self.credentials(organization_id)
         return self.client_for(organization_id, credentials, on_event=on_event, max_attempts=max_attempts)
 

@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from cliniko_pipeline.api.authentication import ReadableOrganization, Reader, RuntimeDependency
 from cliniko_pipeline.api.problems import documented
 from cliniko_pipeline.postgres import organizations, people, scheduling
+from cliniko_pipeline.postgres.identity import copy_problem
 from cliniko_pipeline.postgres.people import WithoutContact
 from cliniko_pipeline.postgres.sync_runs import organization_status
 from cliniko_pipeline.standings import problems
@@ -108,7 +109,7 @@ def get_organization(runtime: RuntimeDependency, organization: ReadableOrganizat
     """How fresh it is, what is stored of it, and what is wrong."""
     with runtime.database.organization(organization.id) as connection:
         state = organization_status(connection)
-    last = state.last_success_at
+    last, copied = state.last_success_at, copy_problem(runtime.database)
     return OrganizationStanding(
         id=organization.id,
         name=organization.name,
@@ -127,7 +128,7 @@ def get_organization(runtime: RuntimeDependency, organization: ReadableOrganizat
             active_patients=state.active_patients,
             rejected_records=state.rejected_records,
         ),
-        problems=problems(organization, state),
+        problems=[*([] if copied is None else [copied]), *problems(organization, state)],
     )
 
 

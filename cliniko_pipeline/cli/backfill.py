@@ -12,6 +12,7 @@ from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.sync import report
 from cliniko_pipeline.errors import ArgumentError, OrganizationUnknownError
 from cliniko_pipeline.postgres import organizations as stored
+from cliniko_pipeline.postgres.identity import require_own
 from cliniko_pipeline.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def backfill(
     if bool(organization_ids) == all_organizations:
         raise click.UsageError("Name organizations, or give --all.")
     with session() as runtime:
+        require_own(runtime.database)
         runtime.machine_clock().require_allowed()
         ids = _chosen(runtime, organization_ids)
         errors = _launch(runtime, ids, assets, full=full, follow=follow)

@@ -14,6 +14,7 @@ from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.identity import require_own
 from cliniko_pipeline.postgres.rehearsal import require_rehearsed
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
@@ -45,6 +46,7 @@ def _examine(runtime: Runtime) -> bool:
     if not runtime.settings.embedded_database:
         for risk in schema.risks(runtime.database):
             click.secho(f"! {risk}", fg="yellow")
+    is_own = _check("The database is no copy", partial(require_own, runtime.database))
     is_isolated = _check("Organizations are kept apart", partial(schema.require_isolation, runtime.database))
     would_sync = _check("A rehearsed sync succeeds", partial(_rehearse, runtime.database))
     sees_contacts = _check("No policy hides contacts", partial(schema.require_visible_contacts, runtime.database))
@@ -58,7 +60,7 @@ def _examine(runtime: Runtime) -> bool:
     accepted = [
         _check(f"Cliniko accepts the key of '{printable(each)}'", partial(_ask, runtime, each)) for each in found
     ]
-    return has_key and is_on_time and is_isolated and would_sync and sees_contacts and all(accepted)
+    return has_key and is_own and is_on_time and is_isolated and would_sync and sees_contacts and all(accepted)
 
 
 def _organizations(runtime: Runtime) -> list[str]:

@@ -3,6 +3,7 @@
 import click
 
 from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.identity import copy_problem
 from cliniko_pipeline.postgres.rehearsal import require_rehearsed
 from cliniko_pipeline.postgres.schema import Migration
 from cliniko_pipeline.runtime import open_runtime
@@ -10,15 +11,20 @@ from cliniko_pipeline.settings import load_settings
 
 
 @click.command()
-def migrate() -> None:
+@click.option(
+    "--adopt", is_flag=True, help="Let this copy of a database, or a database renamed or moved, send and sync."
+)
+def migrate(*, adopt: bool) -> None:
     """Bring the database's schema up to date, and rehearse a sync; safe to repeat."""
     with open_runtime(load_settings()) as runtime:
         embedded = runtime.settings.embedded_database
-        done = schema.migrate(runtime.database, create_application_tables=embedded)
+        done = schema.migrate(runtime.database, create_application_tables=embedded, adopts=adopt)
         where = runtime.database.location
         _tell(done, where)
         for risk in [] if embedded else schema.risks(runtime.database):
             click.secho(f"! {risk}", fg="yellow")
+        if (problem := copy_problem(runtime.database)) is not None:
+            click.secho(f"! {problem}", fg="yellow")
         for untried in require_rehearsed(runtime.database):
             click.secho(f"! {untried}", fg="yellow")
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.terminal import shown
 from cliniko_pipeline.postgres import organizations as stored
+from cliniko_pipeline.postgres.identity import copy_problem
 from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.postgres.sync_runs import OrganizationStatus, organization_status
 from cliniko_pipeline.runtime import Runtime
@@ -27,6 +28,9 @@ def status(*, as_json: bool) -> None:
     with session() as runtime:
         found = statuses(runtime)
         now, machine_clock = runtime.now(), runtime.machine_clock()
+        copied = copy_problem(runtime.database)
+    if copied is not None:
+        click.echo(copied, err=True)
     if machine_clock.is_notable:
         click.echo(f"{machine_clock}.", err=True)
     if as_json:

@@ -12,6 +12,7 @@ from cliniko_pipeline.cli.workers import run_in_workers
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.postgres import organizations as stored
+from cliniko_pipeline.postgres.identity import require_own
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import SyncOptions
 
@@ -43,6 +44,7 @@ def sync(
         raise click.UsageError("--accept-deletions goes with --full.")
     options = SyncOptions(None if as_of is None else parse_instant(as_of), full, accept_deletions, accept_unmatched)
     with session() as runtime:
+        require_own(runtime.database)
         runtime.machine_clock().require_allowed()
         ids = _chosen(runtime, organization_ids)
         errors = run_syncs(ids, options)

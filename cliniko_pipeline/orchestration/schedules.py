@@ -9,6 +9,7 @@ from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.schedule_settings import default_schedule
 from cliniko_pipeline.orchestration.sync_plans import DueSync, due_counts, due_syncs
 from cliniko_pipeline.postgres import scheduling
+from cliniko_pipeline.postgres.identity import copy_problem
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import FULL_TAG, PARTITION_TAG, SyncOptions, run_config
 
@@ -30,6 +31,8 @@ def cliniko_syncs(
     context: dg.ScheduleEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """The runs that are due."""
+    if (problem := copy_problem(runtime.database)) is not None:
+        return dg.SkipReason(problem)
     now = runtime.by_database(context.scheduled_execution_time.astimezone(UTC))
     in_flight = organizations_in_flight(context.instance)
     with runtime.database.operator() as connection:
@@ -56,6 +59,8 @@ def cliniko_count_comparisons(
     context: dg.ScheduleEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """The comparisons that are due."""
+    if (problem := copy_problem(runtime.database)) is not None:
+        return dg.SkipReason(problem)
     now = runtime.by_database(context.scheduled_execution_time.astimezone(UTC))
     hours = runtime.settings.compare_counts_every_hours
     in_flight = organizations_in_flight(context.instance)

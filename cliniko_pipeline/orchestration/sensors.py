@@ -23,6 +23,7 @@ from cliniko_pipeline.orchestration.runs import ABANDONED, GOES_ON, end_abandone
 from cliniko_pipeline.orchestration.webhook_plans import AnnouncedSync, announced_syncs
 from cliniko_pipeline.orchestration.webhook_telling import forget_old, put_down, send_due
 from cliniko_pipeline.postgres import organizations, scheduling, webhooks
+from cliniko_pipeline.postgres.identity import copy_problem
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import PARTITION_TAG, SyncOptions
 
@@ -143,6 +144,8 @@ def stale_organizations(
 )
 def alerts(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
     """Requests nothing: what it does is to tell."""
+    if (problem := copy_problem(runtime.database)) is not None:
+        return dg.SkipReason(problem)
     decided = decide(runtime)
     sent = send_waiting(runtime)
     for label in sent.failing:
@@ -164,6 +167,8 @@ def webhook_syncs(
     context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """The runs of what is not known to have been read; nothing is taken for read since it was requested."""
+    if (problem := copy_problem(runtime.database)) is not None:
+        return dg.SkipReason(problem)
     with runtime.database.operator() as connection:
         webhooks.forget_events(connection)
         pending = webhooks.pending_events(connection)
@@ -200,6 +205,8 @@ def webhook_syncs(
 )
 def webhook_deliveries(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
     """Requests nothing: what it does is to tell."""
+    if (problem := copy_problem(runtime.database)) is not None:
+        return dg.SkipReason(problem)
     added = put_down(runtime, context.instance)
     told = send_due(runtime)
     forget_old(runtime)

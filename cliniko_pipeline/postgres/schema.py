@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import DBAPIError
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
+from cliniko_pipeline.postgres import identity
 from cliniko_pipeline.postgres.application_tables import require_no_unknown_obligations, views_to_review
 from cliniko_pipeline.postgres.engine import (
     LOCK_NOT_AVAILABLE,
@@ -114,11 +115,13 @@ class Migration:
     made_again: tuple[str, ...] = ()
 
 
-def migrate(database: Database, *, create_application_tables: bool = False) -> Migration:
+def migrate(database: Database, *, create_application_tables: bool = False, adopts: bool = False) -> Migration:
     """Brings the schema up to date; safe to repeat and to run twice at once.
 
     `create_application_tables` makes organizations, api_credentials and contacts where they are missing: right for the
     embedded database, which no application shares.
+
+    The first migration notes which database this is; `adopts` notes it again, for a copy that is to work on its own.
 
     Raises DatabaseSetupError where one of the application's tables or columns is missing, naming it, or where the
     database user lacks a privilege, DatabaseUnavailableError where others use the tables; then nothing was changed.
@@ -147,6 +150,7 @@ def migrate(database: Database, *, create_application_tables: bool = False) -> M
                 warnings += _upgrade(connection)
                 warnings += retire_other_roles(connection)
         warnings += views_to_review(connection)
+        identity.adopt(connection, is_forced=adopts)
         warnings += filter(None, [strangers(connection)])
         return Migration(before, after, changed, closes, tuple(warnings), tuple(missing))
 

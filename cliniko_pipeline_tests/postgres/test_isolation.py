@@ -54,7 +54,15 @@ def test_every_tenant_table_has_forced_row_level_security(database: Database) ->
         assert sorted(policy[:5] for policy in row.policies) == ["(*,f,", "(*,t,"], row.name
         assert [policy.count(context) for policy in row.policies] == [2, 2], row.name
     # A request budget belongs to an API key; the API keeps refused requests of removed organizations.
-    known = {"api_tokens", "api_refusals", "notices", "request_budgets", "run_heartbeats", "schema_version"}
+    known = {
+        "api_tokens",
+        "api_refusals",
+        "database_identity",
+        "notices",
+        "request_budgets",
+        "run_heartbeats",
+        "schema_version",
+    }
     known = {f"cliniko.{name}" for name in known} | {"contacts", "organizations", "api_credentials"}
     assert {row.name for row in found} == TENANT_NAMES | set(OPERATORS_TABLES) | known
 

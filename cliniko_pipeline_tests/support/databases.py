@@ -37,7 +37,7 @@ def created_database(server_url: URL, template: str = "template1", options: str 
     role = organization_role_of(url)
     try:
         if not template.startswith("template"):
-            _migrate(url)  # The organization role is the copied database's.
+            _migrate(url)  # Role and identity are the copied database's.
         yield url
     finally:
         administer(server_url, f"drop database {name} with (force)", f"drop role if exists {role}")
@@ -56,7 +56,7 @@ def organization_role_of(url: URL) -> str:
 def _migrate(url: URL) -> None:
     database = Database(url)
     try:
-        schema.migrate(database)
+        schema.migrate(database, adopts=True)
     finally:
         database.close()
 
