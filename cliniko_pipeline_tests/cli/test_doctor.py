@@ -11,7 +11,7 @@ def test_doctor_reports_a_revoked_key(command: CommandLine, clinics: Clinics) ->
     assert "organizations add" in empty.stdout
     account = clinics.add("alpha")
     clinics.add("beta")
-    assert command("doctor").stdout.count("✓") == 11
+    assert command("doctor").stdout.count("✓") == 12
     account.revoked = True
     examined = command("doctor")
     assert examined.returncode == 1
