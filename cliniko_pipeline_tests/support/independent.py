@@ -40,7 +40,8 @@ take for it. A contact's name is ``name``, or first and last name where that is 
 
 **Contact mapping.** ``contacts.cliniko_patient_id`` is stripped and then compared with patient ids as text.
 A contact that names a person with a record this way takes no part in the passes by e-mail and by name.
-Archived and deleted people take part in the first pass only. ``candidate_count`` of an ambiguous person is
+A contact with ``deleted_at`` or a true ``is_deleted`` does not exist here. Archived and deleted people take part in the
+first pass only. ``candidate_count`` of an ambiguous person is
 the number of contacts of its group that were still free when it became ambiguous. The contacts left of an
 ambiguous e-mail group stay free for other people's names.
 """
@@ -87,7 +88,11 @@ def expected_contact_mapping(
     patients = _read_all(records, "patients", _read_patient)
     person_of, _ = _follow_merges(patients)
     people = {person: patients[person] for person in person_of.values() if person in patients}
-    own_contacts = [_read_contact(row) for row in contacts if row["organization_id"] == organization_id]
+    own_contacts = [
+        _read_contact(row)
+        for row in contacts
+        if row["organization_id"] == organization_id and row.get("deleted_at") is None and not row.get("is_deleted")
+    ]
 
     named = [contact for contact in own_contacts if person_of.get(contact.cliniko_patient_id) in people]
     free = [contact for contact in own_contacts if person_of.get(contact.cliniko_patient_id) not in people]

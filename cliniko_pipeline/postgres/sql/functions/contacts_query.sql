@@ -22,6 +22,20 @@ declare
             and attname = 'organization_id'
             and atttypid in ('text'::regtype, 'varchar'::regtype)
     );
+    -- Contacts that the application has deleted softly do not count.
+    not_deleted constant text := (
+        select string_agg(
+            case attname when 'deleted_at' then ' and deleted_at is null' else ' and is_deleted is not true' end, ''
+        )
+        from pg_attribute
+        where attrelid = contacts
+            and attnum > 0
+            and not attisdropped
+            and (
+                attname = 'deleted_at' and atttypid in ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
+                or attname = 'is_deleted' and atttypid = 'boolean'::regtype
+            )
+    );
 begin
     return concat(
         $$
@@ -43,7 +57,8 @@ begin
         case
             when is_text
                 then $$ and organization_id = (select nullif(current_setting('app.organization_id', true), ''))$$
-        end
+        end,
+        not_deleted
     );
 end
 $function$;
