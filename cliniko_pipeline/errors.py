@@ -20,6 +20,7 @@
     │   └── DatabaseUnavailableError   PostgreSQL is down, or the connection broke
     └── DataError                      an answer or a value that no retry will mend
         ├── RequestRejectedError       Cliniko refuses the request itself (400, 404, 422, ...)
+        │   └── FieldRefusedError      Cliniko refuses to sort or filter a list by a field
         ├── LostMatchesError           more matches of patients and contacts would be lost than is believed
         ├── UnexpectedResponseError    a well-formed answer that is not what the API promises
         └── ForeignLinkError           a link or redirect to another host; not followed
@@ -28,7 +29,7 @@ Messages say what happened and what to do next, in one line. They never hold a s
 response body or a URL's query.
 """
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 
 class ClinikoPipelineError(Exception):
@@ -114,6 +115,13 @@ class DataError(ClinikoPipelineError):
 
 class RequestRejectedError(DataError):
     """Cliniko refuses the request itself (HTTP 400, 404, 422 and other 4xx)."""
+
+
+class FieldRefusedError(RequestRejectedError):
+    """Cliniko refuses to sort or filter a list by a field (HTTP 400 that names it)."""
+
+    use: Literal["sort", "filter"] = "filter"
+    field: str = ""
 
 
 class LostMatchesError(DataError):

@@ -24,6 +24,7 @@ from cliniko_pipeline.cliniko.decoding import decode_page
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
 from cliniko_pipeline.cliniko.pagination import MOST_AT_ONCE, FetchedPage, Listing, Page, Position, crawl_pages
 from cliniko_pipeline.cliniko.records import PATIENTS, RecordT, Resource
+from cliniko_pipeline.cliniko.refusals import Refusals, Use
 from cliniko_pipeline.cliniko.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
 from cliniko_pipeline.cliniko.throttle import RequestBudget
 from cliniko_pipeline.cliniko.transport import CurlTransport, Limits
@@ -32,6 +33,7 @@ from cliniko_pipeline.errors import (
     ClinikoPipelineError,
     ClinikoUnavailableError,
     CredentialsFormatError,
+    FieldRefusedError,
     RateLimitedError,
     SettingsError,
     TransientError,
@@ -41,6 +43,10 @@ from cliniko_pipeline.hosts import is_loopback
 DEFAULT_MAX_ATTEMPTS = 6
 DEFAULT_LIMITS = Limits()
 """An answer that still trickles in after two minutes counts as a time-out."""
+REFUSALS = frozenset({400, 422})
+LONGEST_REFUSAL = 2_000
+_WORD = re.compile(rb"[a-z_]+")
+_NOT_POSSIBLE = re.compile(rb"([a-z_]+)\W+is not (?:a )?(sort|filter)")
 WORTH_TELLING_SECONDS = 0.5
 """A shorter wait for the request budget is no event."""
 LONGEST_WAIT_SECONDS = 900.0
@@ -119,6 +125,7 @@ class ClinikoClient:
         # A proxy named in the environment is for the world outside; it cannot reach this machine's loopback.
         self._transport = transport or CurlTransport(limits, uses_proxies=not is_loopback(httpx.URL(api_url).host))
         self._is_closed = False
+        self.refusals = Refusals()
         self._was_accepted = False
         self._most_at_once = most_at_once
         self._threads = DaemonThreads(most_at_once, "cliniko-page")
@@ -187,9 +194,8 @@ class ClinikoClient:
             page = self._threads.submit(lambda: fetch(url, number))
             return lambda: result_of(page)
 
-        pages = crawl_pages(
-            Listing(self._api_url, resource, changed_since), begin, position, at_once=self._most_at_once
-        )
+        listing = Listing(self._api_url, resource, changed_since, refusals=self.refusals)
+        pages = crawl_pages(listing, begin, position, at_once=self._most_at_once)
         while True:
             with self._naming_the_organization():
                 page = next(pages, None)
@@ -212,13 +218,21 @@ class ClinikoClient:
     def _first_entry(
         self, resource: Resource[RecordT], what: str, created_before: datetime | None = None
     ) -> FetchedPage[RecordT]:
-        listing = Listing(self._api_url, resource)
+        listing = Listing(self._api_url, resource, refusals=self.refusals)
         if created_before is not None:
             listing = listing.before(created_before)
         with self._naming_the_organization():
-            page = self._fetch(listing.url(1, per_page=1), resource, what)
-            self._compare_clocks(page.server_date)
-            return page
+            while True:
+                try:
+                    page = self._fetch(listing.url(1, per_page=1), resource, what)
+                except FieldRefusedError as error:
+                    # A part of the list that cannot be asked for is not counted.
+                    is_counted = created_before is not None
+                    if is_counted or not self.refusals.add(resource.name, error.use, error.field):
+                        raise
+                    continue
+                self._compare_clocks(page.server_date)
+                return page
 
     def _compare_clocks(self, cliniko: datetime | None) -> ClockDifference | None:
         """Compare the time of an answer that has just come with the database's; keep the largest difference."""
@@ -254,6 +268,8 @@ class ClinikoClient:
             if isinstance(outcome, FetchedPage):
                 return outcome
             causes[outcome.result] += 1
+            if outcome.refused is not None:
+                raise _field_refused(f"{what}, {_named(outcome.result)}", *outcome.refused)
             if isinstance(outcome.decision, Fail):
                 raise outcome.decision.error(f"{what}, {_named(outcome.result)}: {outcome.decision.reason}")
             waits += outcome.decision.seconds
@@ -280,7 +296,8 @@ class ClinikoClient:
                 # Before it counts as answered: nobody that waits for it may go first.
                 self._budget.block(decision.seconds)
         if not isinstance(decision, Succeed):
-            return _Failed(answer.result, decision)
+            refused = _refused_field(url, answer.words) if isinstance(decision, Fail) and answer.words else None
+            return _Failed(answer.result, decision, refused)
         self._was_accepted = True
         try:
             return FetchedPage(decode_page(resource, answer.body), server_time(answer.headers))
@@ -301,9 +318,10 @@ class ClinikoClient:
             # Returned, not raised: httpx's errors carry the request with its Authorization header, and whatever
             # were raised here would carry the error in its chain.
             return _Answer(_failure_of(error))
-        # What an error says may hold anything; the status is enough to decide by.
+        # What an error says may hold anything: of a refusal only its words are looked at, for names that were sent.
         body = response.content if response.is_success else b""
-        return _Answer(response.status_code, response.headers, body)
+        words = _words(response.content[:LONGEST_REFUSAL]) if response.status_code in REFUSALS else frozenset[str]()
+        return _Answer(response.status_code, response.headers, body, words)
 
     def _tell_waited(self, waited: float, announced: float) -> None:
         if waited:
@@ -340,12 +358,37 @@ class _Answer:
     result: int | TransportFailure
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     body: bytes = field(default=b"", repr=False)
+    words: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
     result: int | TransportFailure
     decision: Retry | Fail
+    refused: tuple[Use, str] | None = None
+
+
+def _words(refusal: bytes) -> frozenset[str]:
+    named = _NOT_POSSIBLE.search(refusal)
+    return frozenset(each.decode() for each in (named.groups() if named else _WORD.findall(refusal)))
+
+
+def _refused_field(url: str, words: frozenset[str]) -> tuple[Use, str] | None:
+    """Return which of the fields that were sent a refusal names, and what it was sent for."""
+    parameters = httpx.URL(url).params
+    filters = {each.partition(":")[0] for each in parameters.get_list("q[]")}
+    sorts = {each.partition(":")[0] for each in parameters.get("sort", "").split(",")}
+    named = sorted(words & (filters | sorts))
+    if len(named) != 1:
+        return None
+    is_of_sort = named[0] in sorts and (named[0] not in filters or any(each.startswith("sort") for each in words))
+    return ("sort" if is_of_sort else "filter"), named[0]
+
+
+def _field_refused(what: str, use: Use, name: str) -> FieldRefusedError:
+    error = FieldRefusedError(f"{what}: Cliniko refuses to {use} this list by {name}")
+    error.use, error.field = use, name
+    return error
 
 
 _FAILURES: tuple[tuple[type[httpx.RequestError], TransportFailure], ...] = (

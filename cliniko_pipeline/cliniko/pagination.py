@@ -22,17 +22,19 @@ can still add to the older ones; then the list is found longer, and as many page
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from typing import Generic
 from urllib.parse import urlencode
 
 import httpx
 
+from cliniko_pipeline.cliniko.boundaries import Boundaries, Edge
 from cliniko_pipeline.cliniko.decoding import DecodedPage
+from cliniko_pipeline.cliniko.group_reading import group_pages
 from cliniko_pipeline.cliniko.records import RecordT, RejectedRecord, Resource
-from cliniko_pipeline.errors import ForeignLinkError, UnexpectedResponseError
+from cliniko_pipeline.cliniko.refusals import Refusals
+from cliniko_pipeline.errors import FieldRefusedError, ForeignLinkError, UnexpectedResponseError
 
 PAGE_SIZE = 100
 """Cliniko's maximum."""
@@ -50,12 +52,16 @@ class Position:
     """Where a crawl stands, to go on from in another process: `page` comes next, then those before it; 0: the newest.
 
     `horizon` is the server's clock when the crawl began, None if it told none: what came to the list later does not
-    belong to the crawl. `total_entries` is what the list would hold if nothing had vanished from it since.
+    belong to the crawl. `total_entries` is what the list would hold if nothing had vanished from it since. `head` and
+    `behind` are the groups of one second at the end of the first page and at the beginning of the last one read; None
+    where they are not known: then the group that comes next is read once more by itself.
     """
 
     horizon: datetime | None
     page: int
     total_entries: int
+    head: Edge | None = None
+    behind: Edge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +115,14 @@ LONG_WAIT_SECONDS = 0.03
 class Listing(Generic[RecordT]):
     """What a crawl reads: a resource whole, or what changed at or after an instant of the server's clock.
 
-    `bounds` are further filters.
+    `bounds` are further filters. What is refused of all this is left out.
     """
 
     api_url: str
     resource: Resource[RecordT]
     changed_since: datetime | None = None
     bounds: tuple[str, ...] = ()
+    refusals: Refusals = field(default_factory=Refusals, compare=False, repr=False)
 
     def url(self, page: int, per_page: int = PAGE_SIZE) -> str:
         """Return the address of a page, archived, cancelled and deleted records included.
@@ -125,12 +132,27 @@ class Listing(Generic[RecordT]):
         """
         return f"{self._unpaged_url}&page={page}&per_page={per_page}"
 
-    @cached_property
+    @property
     def _unpaged_url(self) -> str:
         since = [] if self.changed_since is None else [f"updated_at:>={_second(self.changed_since)}"]
-        conditions = (*self.resource.include_everything, *since, *self.bounds)
-        query = urlencode([("sort", "created_at,id"), *(("q[]", each) for each in conditions)])
-        return f"{self.address}?{query}"
+        conditions = [
+            ("q[]", each)
+            for each in (*self.resource.include_everything, *since, *self.bounds)
+            if self.can_filter_by(each.partition(":")[0])
+        ]
+        order = [each for each in ("created_at", "id") if self.refusals.allows(self.resource.name, "sort", each)]
+        # By creation is the default: without that field, the other would make another order.
+        sort = [("sort", ",".join(order))] if "created_at" in order else []
+        return f"{self.address}?{urlencode([*sort, *conditions])}"
+
+    def can_filter_by(self, name: str) -> bool:
+        """Whether the field can be filtered by, as far as is known."""
+        return self.refusals.allows(self.resource.name, "filter", name)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether all bounds can be sent."""
+        return all(self.can_filter_by(each.partition(":")[0]) for each in self.bounds)
 
     @property
     def address(self) -> str:
@@ -146,10 +168,20 @@ class Listing(Generic[RecordT]):
         latest = _second(horizon + FURTHEST_AHEAD)
         return replace(self, bounds=(f"{self._field}:>={_second(horizon)}", f"{self._field}:<={latest}"))
 
+    def of_second(self, second: datetime) -> "Listing[RecordT]":
+        """Return the part that was created in this second, whose fractions Cliniko may know."""
+        of_it = f"created_at:>={_second(second)}", f"created_at:<{_second(second + timedelta(seconds=1))}"
+        return replace(self, bounds=(*(each for each in self.bounds if not each.startswith("created_at:")), *of_it))
+
+    def further(self, filters: tuple[str, ...]) -> "Listing[RecordT]":
+        """Return the part for which these hold, too."""
+        return replace(self, bounds=(*self.bounds, *filters))
+
     @property
     def _field(self) -> str:
         # A record that changes leaves what changed before the horizon; nothing leaves what was created before it.
-        return "created_at" if self.changed_since is None else "updated_at"
+        is_whole = self.changed_since is None or not self.can_filter_by("updated_at")
+        return "created_at" if is_whole else "updated_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,31 +219,70 @@ def crawl_pages(
     nothing can be added.
     """
     requests = _Requests(begin, at_once)
-    if position is None:
-        first = _first_step(listing, requests)
-        horizon = first.fetched.server_date
-        position = Position(horizon, first.following, first.expected) if first.following else None
-        yield _page(first, 1, first.expected, horizon, position)
     if position is not None:
-        yield from _rest(listing, requests, position)
+        yield from _rest(listing, requests, position, Boundaries(position.head, position.behind))
+        return
+    first = _first_step(listing, requests)
+    horizon = first.fetched.server_date
+    if not first.following:
+        yield _page(first.fetched, 1, first.expected, horizon, None)
+        return
+    boundaries = Boundaries()
+    boundaries.begin(first.fetched.decoded)
+    position = Position(horizon, first.following, first.expected, boundaries.head)
+    yield _page(first.fetched, 1, first.expected, horizon, position)
+    yield from _rest(listing, requests, position, boundaries)
 
 
-def _rest(listing: Listing[RecordT], requests: "_Requests[RecordT]", position: Position) -> Iterator[Page[RecordT]]:
+def _rest(
+    listing: Listing[RecordT], requests: "_Requests[RecordT]", position: Position, boundaries: Boundaries
+) -> Iterator[Page[RecordT]]:
     """Yield what is left of a crawl after its first page."""
     horizon, expected = position.horizon, position.total_entries
     number = _pages(expected) - position.page + 1
     left: Position | None = position
     older = listing if horizon is None else listing.before(horizon)
     for step in _backwards(older, requests, position.page, expected):
-        number, expected = number + 1, step.expected
-        newest_left = step.shorter and horizon is not None
-        left = Position(horizon, step.following, expected) if step.following or newest_left else None
-        yield _page(step, number, expected, horizon, left)
-    if left is None or horizon is None:
-        return
-    for step in _newest(listing.newest(horizon), requests):
+        expected = step.expected
+        for again in _missed(older, requests, boundaries, step):
+            number += 1
+            yield _page(again, number, expected, horizon, left)
         number += 1
-        yield _page(step, number, expected, horizon, left if step.following else None)
+        newest_left = step.shorter and horizon is not None and older.is_bounded
+        edges = (boundaries.head, boundaries.behind)
+        left = Position(horizon, step.following, expected, *edges) if step.following or newest_left else None
+        yield _page(step.fetched, number, expected, horizon, left)
+    if left is None or horizon is None or not older.is_bounded:
+        return
+    newest, boundaries = listing.newest(horizon), Boundaries()
+    for step in _newest(newest, requests):
+        if step.number == 1 and step.following:
+            boundaries.begin(step.fetched.decoded)
+        else:
+            for again in _missed(newest, requests, boundaries, step):
+                number += 1
+                yield _page(again, number, expected, horizon, left)
+        number += 1
+        yield _page(step.fetched, number, expected, horizon, left if step.following else None)
+
+
+def _missed(
+    listing: Listing[RecordT], requests: "_Requests[RecordT]", boundaries: Boundaries, step: _Step[RecordT]
+) -> Iterator[FetchedPage[RecordT]]:
+    """Read again the groups of one second of which records may be missed, now that they are read to their beginning."""
+    decoded = step.fetched.decoded
+    torn = boundaries.take(step.number, decoded, is_end=step.number * PAGE_SIZE >= decoded.total_entries)
+    if not step.following:
+        torn += boundaries.finish()
+    for second in torn:
+        group = listing.of_second(second)
+
+        def ask(filters: tuple[str, ...], number: int, group: Listing[RecordT] = group) -> DecodedPage[RecordT]:
+            return requests.alone(group.further(filters), number).decoded
+
+        what = f"{listing.resource.name} created at {_second(second)}"
+        for page in group_pages(ask, lambda: listing.can_filter_by("id"), PAGE_SIZE, what):
+            yield FetchedPage(page, step.fetched.server_date)
 
 
 def _first_step(listing: Listing[RecordT], requests: "_Requests[RecordT]") -> _Step[RecordT]:
@@ -240,6 +311,7 @@ def _backwards(
     while number:
         # The last ones one by one: none is held back in the end.
         fetched = requests.page(listing, number, ahead=0 if grows else number - 3)
+        grows = grows or not listing.is_bounded
         total = fetched.decoded.total_entries
         grown, known, has_changed = max(0, total - known), total, total != known
         expected += grown
@@ -257,7 +329,8 @@ def _backwards(
             continue
         while held and held[0][0] <= requests.begun_after:
             yield held.pop(0)[1]
-        shorter = first_again or total < expected
+        # Unbounded, a list may have got as many as it lost.
+        shorter = first_again or total < expected or not listing.is_bounded
         step = _Step(fetched, number, _page_before(number, total, shorter), expected, shorter)
         number = step.following
         if held or requests.is_ahead:
@@ -301,9 +374,13 @@ class _Requests(Generic[RecordT]):
 
         `read` counts the pages that were; `begun_after`: how many were when this one was asked for.
         """
-        url = listing.url(number)
         while True:
-            fetched = self._fetched(listing, url, number, ahead)
+            url = listing.url(number)
+            try:
+                fetched = self._fetched(listing, url, number, ahead)
+            except FieldRefusedError as error:
+                self._without_field(listing, error)
+                continue
             if fetched.decoded.next_url is not None:
                 _check_link(fetched.decoded.next_url, url, listing, number)
             if _agrees_with_itself(fetched, number):
@@ -312,6 +389,32 @@ class _Requests(Generic[RecordT]):
                 return fetched
             # Cliniko may count the entries a moment before or after it selects them.
             self.surprised(listing, number)
+
+    def alone(self, listing: Listing[RecordT], number: int) -> FetchedPage[RecordT]:
+        """A page of another list, aside from those that are on their way."""
+        while True:
+            url = listing.url(number)
+            try:
+                fetched = self._begin(url, number)()
+            except FieldRefusedError as error:
+                self._without_field(listing, error)
+                continue
+            if not listing.can_filter_by("created_at"):
+                raise UnexpectedResponseError(
+                    f"{listing.resource.name}: Cliniko gives records of one second no order and refuses to filter by"
+                    " created_at, so that some may be missed. Nothing was marked as deleted: the next sync tries again"
+                )
+            if fetched.decoded.next_url is not None:
+                _check_link(fetched.decoded.next_url, url, listing, number)
+            if _agrees_with_itself(fetched, number):
+                return fetched
+            self.surprised(listing, number)
+
+    def _without_field(self, listing: Listing[RecordT], error: FieldRefusedError) -> None:
+        """What is on its way is refused, too."""
+        if not listing.refusals.add(listing.resource.name, error.use, error.field):
+            raise error
+        self._begun.clear()
 
     def _fetched(self, listing: Listing[RecordT], url: str, number: int, ahead: int) -> FetchedPage[RecordT]:
         was_begun = url in self._begun
@@ -352,9 +455,9 @@ def _agrees_with_itself(fetched: FetchedPage[RecordT], number: int) -> bool:
 
 
 def _page(
-    step: _Step[RecordT], number: int, expected: int, horizon: datetime | None, following: Position | None
+    fetched: FetchedPage[RecordT], number: int, expected: int, horizon: datetime | None, following: Position | None
 ) -> Page[RecordT]:
-    decoded = step.fetched.decoded
+    decoded = fetched.decoded
     pages = max(number, _pages(expected))
     return Page(decoded.records, decoded.rejected, number, pages, expected, horizon, following)
 

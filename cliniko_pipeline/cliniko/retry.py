@@ -116,7 +116,8 @@ _RULES_BY_HUNDREDS: Mapping[int, _Rule] = {
     ),
     4: Fail(
         RequestRejectedError,
-        "Cliniko refuses the request itself: this version of the pipeline may be too old for Cliniko's API",
+        "Cliniko refuses the request, and names no field that lists are sorted or filtered by: report this to "
+        "Cliniko's support if it stays",
     ),
     5: _BackOff(),
 }

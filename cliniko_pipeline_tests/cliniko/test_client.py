@@ -260,3 +260,18 @@ def test_failed_close_of_the_budget_hides_no_other_error(monkeypatch):
     with pytest.raises(errors.DatabaseUnavailableError), ScriptedClient(transport=transport).client as client:
         client.validate()
     assert transport.is_closed
+
+
+def test_refused_field_is_named_and_not_sent_again():
+    refused = httpx.Response(400, json={"message": "id is not sortable"})
+    scripted = ScriptedClient(refused, then=lambda request: listing(request, total=150))
+    assert sum(len(page.records) for page in scripted.crawl()) == 150
+    assert [each.url.params["sort"] for each in scripted.requests] == ["created_at,id", "created_at", "created_at"]
+    (text,) = scripted.client.refusals.texts("patients")
+    assert text.startswith("Cliniko refuses to sort patients by id: ")
+
+
+def test_refused_filter_of_a_count_is_named():
+    scripted = ScriptedClient(httpx.Response(400, json={"message": "created_at is not filterable"}))
+    with pytest.raises(errors.FieldRefusedError, match="Cliniko refuses to filter this list by created_at"):
+        scripted.client.total_entries(PATIENTS, created_before=datetime(2024, 1, 1, tzinfo=UTC))

@@ -4,6 +4,7 @@ It behaves as Cliniko documents its lists: offsets into live data in order of cr
 of a hundred (the test sets `pagination.PAGE_SIZE`), so that few records make many pages.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import httpx
 from cliniko_pipeline.cliniko.decoding import DecodedPage
 from cliniko_pipeline.cliniko.pagination import FetchedPage, Listing, Page, Position, crawl_pages
 from cliniko_pipeline.cliniko.records import PATIENTS, Patient
+from cliniko_pipeline.errors import FieldRefusedError
 
 API = "https://api.au4.cliniko.com/v1"
 EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
@@ -30,13 +32,21 @@ class Entry:
 
 @dataclass
 class Account:
-    """The records of a simulated Cliniko, and its clock in whole seconds."""
+    """The records of a simulated Cliniko, and its clock in whole seconds.
+
+    With `dice`, records of one second come in another order with each request, whatever the sort order asks for;
+    `refused` are the fields that may not be sorted ("sort:id") or filtered ("filter:id") by. `group_requests` counts
+    the requests for the records of one second.
+    """
 
     records: dict[int, Entry] = field(default_factory=dict)
     now: int = START
     made: int = 0
     requests: int = 0
     changed: set[int] = field(default_factory=set)
+    dice: random.Random | None = None
+    refused: frozenset[str] = frozenset()
+    group_requests: int = 0
 
     def add(self, created: int, updated: int) -> None:
         self.made += 1
@@ -47,18 +57,32 @@ class Account:
         self.changed.add(id_)
 
     def listed(self, *conditions: str) -> list[Entry]:
-        entries = sorted(self.records.values(), key=lambda one: (one.created, one.id))
+        entries = sorted(self.records.values(), key=lambda one: one.id)
+        if self.dice is not None:
+            self.dice.shuffle(entries)
+        entries.sort(key=lambda one: one.created)
         return [one for one in entries if all(_holds(one, condition) for condition in conditions)]
 
     def answer(self, url: httpx.URL) -> FetchedPage[Patient]:
         self.requests += 1
         assert self.requests <= MOST_REQUESTS
-        assert url.params["sort"] == "created_at,id"
-        listed = self.listed(*(one for one in url.params.get_list("q[]") if one != "archived_at:*"))
+        conditions = url.params.get_list("q[]")
+        self._refuse(url.params.get("sort", ""), conditions)
+        self.group_requests += {one.rstrip("Z:T-0123456789") for one in conditions} >= {"created_at:>=", "created_at:<"}
+        listed = self.listed(*(one for one in conditions if one != "archived_at:*"))
         page = int(url.params["page"])
         shown = [Patient(str(one.id), _at(one.created), _at(one.updated)) for one in listed[(page - 1) * PAGE :][:PAGE]]
         following = str(url.copy_set_param("page", str(page + 1))) if page * PAGE < len(listed) else None
         return FetchedPage(DecodedPage(shown, [], len(listed), following), _at(self.now))
+
+    def _refuse(self, order: str, conditions: Sequence[str]) -> None:
+        used = [f"sort:{each}" for each in order.split(",")]
+        used += [f"filter:{each.partition(':')[0]}" for each in conditions]
+        for each in used:
+            if each in self.refused:
+                error = FieldRefusedError(f"{each} is refused")
+                error.use, error.field = ("sort" if each.startswith("sort") else "filter"), each.partition(":")[2]
+                raise error
 
 
 def _at(second: int) -> datetime:
@@ -67,10 +91,11 @@ def _at(second: int) -> datetime:
 
 def _holds(one: Entry, condition: str) -> bool:
     name, _, comparison = condition.partition(":")
-    value = {"created_at": one.created, "updated_at": one.updated}[name]
+    value = {"id": one.id, "created_at": one.created, "updated_at": one.updated}[name]
     sign = comparison.rstrip("Z:T-0123456789")
-    bound = (datetime.fromisoformat(comparison.removeprefix(sign)) - EPOCH).total_seconds()
-    return {">=": value >= bound, "<=": value <= bound, "<": value < bound}[sign]
+    text = comparison.removeprefix(sign)
+    bound = float(text) if name == "id" else (datetime.fromisoformat(text) - EPOCH).total_seconds()
+    return {">=": value >= bound, "<=": value <= bound, "<": value < bound, ">": value > bound}[sign]
 
 
 Change = tuple[str, int, int]
@@ -97,6 +122,8 @@ def apply(account: Account, change: Change) -> None:
 
 @dataclass
 class Outcome:
+    """`requests` without those for the records of one second."""
+
     at_first: set[int]
     yielded: set[int]
     requests: int
@@ -139,7 +166,7 @@ def crawl(
                 pages, is_interrupted = start(page.following), True
                 outcome.interruptions += 1
                 break
-    outcome.requests = account.requests
+    outcome.requests = account.requests - account.group_requests
     return outcome
 
 
@@ -162,7 +189,7 @@ class Server:
         self._answer = answer
         self._answers = iter(order.answers)
         self._requested: list[str] = []
-        self._answered: dict[int, FetchedPage[Patient]] = {}
+        self._answered: dict[int, FetchedPage[Patient] | FieldRefusedError] = {}
 
     def begin(self, url: str, _number: int) -> Callable[[], FetchedPage[Patient]]:
         ticket = len(self._requested)
@@ -175,11 +202,17 @@ class Server:
             while ticket not in self._answered:
                 _, which = next(self._answers, (False, 0))
                 self._answer_one(which)
-            return self._answered[ticket]
+            answered = self._answered[ticket]
+            if isinstance(answered, FieldRefusedError):
+                raise answered
+            return answered
 
         return wait
 
     def _answer_one(self, which: int) -> None:
         waiting = [ticket for ticket in range(len(self._requested)) if ticket not in self._answered]
         ticket = waiting[which % len(waiting)]
-        self._answered[ticket] = self._answer(self._requested[ticket])
+        try:
+            self._answered[ticket] = self._answer(self._requested[ticket])
+        except FieldRefusedError as error:
+            self._answered[ticket] = error

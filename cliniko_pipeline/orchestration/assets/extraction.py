@@ -131,7 +131,9 @@ class AccountReading:
             believed_share=1.0 if self.accept_deletions else self.runtime.settings.vanished_share_limit,
         )
         pages = self._client.crawl(source.resource, changed_since=plan.changed_since, position=plan.position)
-        return _batched(source, begun, pages)
+        yield from _batched(source, begun, pages)
+        for refusal in self._client.refusals.texts(source.resource.name):
+            self.log.warning("%s", refusal)
 
 
 def _batched(source: Source[RecordT], begun: CrawlProgress, pages: Iterator[Page[RecordT]]) -> Iterator[RecordBatch]:
