@@ -33,26 +33,26 @@ test-slow: $(VENV)/.dev browser ## Histories, kills, bursts, browser tours, and 
 benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.runtime) ## All benchmarks in turn, an hour and a half; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list
 	@$(dir $<)bin/python -m benchmarks $(ARGS)
 
+# Installs Debian's packages where this is root on Debian: $(call install,PACKAGES,WHAT NEEDS THEM,WHAT IS SO WITHOUT THEM).
+define install
+if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Debian's $(1), which $(2)."; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -qq --yes --no-install-recommends $(1) >/dev/null && exit 0; \
+	fi; \
+	echo "$(3)"
+endef
+
 browser: ## The Chromium that tests drive the UI with: the machine's, or Debian's package where this is root on Debian
 	@case "$$CLINIKO_TEST_BROWSER" in ?*) exit 0 ;; esac; \
 	for program in chromium chromium-browser google-chrome; do \
 		command -v $$program >/dev/null && exit 0; \
 	done; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "Installing Debian's package chromium, which tests drive the UI with."; \
-		export DEBIAN_FRONTEND=noninteractive; \
-		apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium >/dev/null && exit 0; \
-	fi; \
-	echo "No browser: install Debian's package chromium (or Google Chrome), or set CLINIKO_TEST_BROWSER; the test of the UI needs it."
+	$(call install,chromium,tests drive the UI with,No browser: install Debian's package chromium (or Google Chrome) or set CLINIKO_TEST_BROWSER; the test of the UI needs it.)
 
-debian-postgresql: ## Debian's PostgreSQL server, which some tests use beside the embedded one; where this is root on Debian
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "Installing Debian's package postgresql, which tests of ICU locales need."; \
-		export DEBIAN_FRONTEND=noninteractive; \
-		apt-get update -qq && apt-get install -qq --yes --no-install-recommends postgresql >/dev/null && exit 0; \
-	fi; \
-	echo "No Debian PostgreSQL server: the tests of ICU locales are skipped."
+debian-postgresql: ## Debian's PostgreSQL server, PgBouncer and faketime, which some tests need; where this is root on Debian
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v faketime >/dev/null && ls /usr/sbin/pgbouncer >/dev/null 2>&1 && exit 0; \
+	$(call install,postgresql pgbouncer faketime,tests of ICU locales and poolers and clocks need,No Debian PostgreSQL server or PgBouncer or faketime: the tests that need them are skipped.)
 
 screenshots: $(VENV)/.dev browser ## Take the pictures of the documentation again
 	CLINIKO_TEST_PICTURES=docs/images $(BIN)/pytest -m slow cliniko_pipeline_tests/e2e/test_dagster_ui.py \

@@ -22,6 +22,7 @@ from cryptography.fernet import Fernet
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from cliniko_pipeline.database_urls import wrong_parameter
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.hosts import is_loopback
 
@@ -71,6 +72,8 @@ def _database_url(value: str) -> str:
     if scheme not in _DATABASE_SCHEMES:
         raise ValueError(_foreign_database(scheme))
     _require_database_name(rest)
+    if wrong := wrong_parameter(urlsplit(f"postgresql://{rest}").query):
+        raise ValueError(wrong)
     return f"{scheme}://{rest}"
 
 

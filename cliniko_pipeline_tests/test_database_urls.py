@@ -1,0 +1,35 @@
+"""Parameters of DATABASE_URL that other programs put there are named, with what to write instead."""
+
+import pytest
+
+from cliniko_pipeline.errors import SettingsError
+from cliniko_pipeline.settings import load_settings
+
+URL = "postgresql://u:s3cret@db.example/clinic"
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("pgbouncer=true", "the parameter pgbouncer, which is Prisma's: remove it"),
+        ("sslmode=require&schema=public", "the parameter schema"),
+        ("currentSchema=public", "the parameter currentschema"),
+        ("ssl=true", "write sslmode=require instead"),
+        ("sslmode=no-verify", "write sslmode=require"),
+        ("sslmode=always", "verify-full"),
+        ("colour=blue", "do not know (colour)"),
+        ("a%20b=blue", "do not know (that cannot be read)"),
+    ],
+)
+def test_foreign_parameter_is_named_with_its_remedy(query: str, words: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings({"DATABASE_URL": f"{URL}?{query}"})
+    assert words in str(raised.value)
+    assert str(raised.value).startswith("DATABASE_URL has ")
+    assert "s3cret" not in str(raised.value)
+    assert "blue" not in str(raised.value)
+
+
+@pytest.mark.parametrize("query", ["sslmode=verify-full&sslrootcert=system", "options=-c%20statement_timeout%3D0"])
+def test_parameter_of_postgresql_is_kept(query: str) -> None:
+    assert load_settings({"DATABASE_URL": f"{URL}?{query}"}).database_url == f"{URL}?{query}"
