@@ -24,6 +24,8 @@ OPERATOR_TABLES = (
     "cliniko.webhook_events",
     "cliniko.webhook_targets",
     "cliniko.webhook_deliveries",
+    "cliniko.run_heartbeats",
+    "cliniko.database_identity",
 )
 """The tables of the schema cliniko that hold no organization's data."""
 
@@ -37,6 +39,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "cliniko.check_results": ("organization_id", "asset", "name"),
     "cliniko.alerts": ("organization_id", "name"),
     "cliniko.request_budgets": ("key_digest",),
+    "cliniko.run_heartbeats": ("run_id",),
     "cliniko.webhook_events": ("organization_id", "message_id"),
     "cliniko.webhook_targets": ("organization_id",),
     "cliniko.webhook_deliveries": ("organization_id", "run_id"),
