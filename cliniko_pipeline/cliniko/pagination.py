@@ -157,7 +157,7 @@ class Listing(Generic[RecordT]):
     @property
     def address(self) -> str:
         """Without the query."""
-        return f"{self.api_url}/{self.resource.name}"
+        return f"{self.api_url}/{self.resource.path or self.resource.name}"
 
     def before(self, horizon: datetime) -> "Listing[RecordT]":
         """Return the part to which nothing is added any more, since its time is over."""

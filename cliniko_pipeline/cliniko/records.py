@@ -99,14 +99,16 @@ RecordT = TypeVar("RecordT", bound=Record)
 class Resource(Generic[RecordT]):
     """A list that Cliniko offers.
 
-    `name` is the last part of its address and the key of its records in an answer. `include_everything` are the
-    filters without which Cliniko leaves out what is archived, cancelled or deleted (observed against live
-    accounts); only fields that the published OpenAPI file calls filterable, since any other is refused with 400.
+    `name` is the key of its records in an answer and, where there is no `path`, the last part of its address.
+    `include_everything` are the filters without which Cliniko leaves out what is archived, cancelled or deleted
+    (observed against live accounts); only fields that the published OpenAPI file calls filterable, since any other
+    is refused with 400.
     """
 
     name: str
     record: type[RecordT]
     include_everything: tuple[str, ...] = ()
+    path: str | None = None
 
 
 PATIENTS = Resource("patients", Patient, ("archived_at:*",))
@@ -117,3 +119,5 @@ GROUP_APPOINTMENTS = Resource("group_appointments", GroupAppointment, ("archived
 ATTENDEES = Resource("attendees", Attendee, ("archived_at:*", "cancelled_at:*", "deleted_at:*"))
 APPOINTMENT_TYPES = Resource("appointment_types", AppointmentType, ("archived_at:*",))
 PRACTITIONERS = Resource("practitioners", Practitioner)
+INACTIVE_PRACTITIONERS = Resource("practitioners", Practitioner, path="practitioners/inactive")
+"""Those who left: they are in no other list (observed against live accounts)."""

@@ -39,9 +39,14 @@ _REJECTED = (
     "select resource, reason, count(*) as records"
     " from cliniko.rejected_records where {condition} group by resource, reason order by 3 desc, 1, 2 limit 100"
 )
+_NOT_PATIENTS = "resource <> 'patients'"
 _PROBLEMS = {
     ("cliniko", "patients"): _REJECTED.format(condition="resource = 'patients'"),
-    ("cliniko", "appointments"): _REJECTED.format(condition="resource <> 'patients'"),
+    ("cliniko", "appointments"): (
+        f"({_REJECTED.format(condition=_NOT_PATIENTS)})"  # noqa: S608 -- two constants
+        " union all select 'practitioners', 'no name in Cliniko', count(*) from cliniko.practitioners"
+        " where name is null having count(*) > 0"
+    ),
     ("cliniko", "contact_mapping"): (
         "select status, method as pass, count(*) as patients from cliniko.contact_mapping"
         " where status <> 'matched' group by status, method order by status, method"

@@ -15,3 +15,8 @@ def has_groups(connection: Connection) -> bool:
 def stored_ids(connection: Connection, table: Table) -> set[str]:
     """The ids of a small table's rows, appointment types or practitioners."""
     return set(connection.execute(sa.text(f"select id from {table.qualified}")).scalars())
+
+
+def nameless_ids(connection: Connection, table: Table) -> set[str]:
+    """Return the ids of a small table's rows for which Cliniko gave no name."""
+    return set(connection.execute(sa.text(f"select id from {table.qualified} where name is null")).scalars())

@@ -36,7 +36,7 @@ class Account:
 
     `api_key` is the key as Cliniko issued it: with the shard's suffix, or without for an old account.
     `forbidden_resources` are those the key's user has no right to (403); `revoked` makes the key
-    unknown (401).
+    unknown (401). `has_inactive_list`: whether there is `/practitioners/inactive`.
     """
 
     def __init__(self, name: str, shard: str, api_key: str) -> None:
@@ -45,6 +45,7 @@ class Account:
         self.api_key = api_key
         self.forbidden_resources: set[str] = set()
         self.revoked = False
+        self.has_inactive_list = True
         self._lock = RLock()
         self._tables = {stored: ResourceTable(_resource(stored)) for stored in STORED_RESOURCES}
         self._bookings = ResourceTable(RESOURCES["bookings"])
@@ -119,10 +120,13 @@ class Account:
             entries = self._table(resource).entries()
         return [wire.parse(entry.body, base_url) for entry in entries]
 
-    def page(self, resource: str, query: Query, dice: random.Random | None = None) -> Page:
-        """One page of a list; dice give what no sort field tells apart an order of this request's own."""
+    def page(self, resource: str, query: Query, dice: random.Random | None = None, *, inactive: bool = False) -> Page:
+        """One page of a list; dice give what no sort field tells apart an order of this request's own.
+
+        `inactive`: of practitioners, those who left.
+        """
         with self._lock:
-            entries, total = self._table(resource).page(query, dice)
+            entries, total = self._table(resource).page(query, dice, inactive=inactive)
         return Page([entry.body for entry in entries], [entry.key for entry in entries], total)
 
     def body(self, resource: str, record_id: str, query: Query) -> bytes | None:

@@ -80,6 +80,10 @@ class _Call:
     account: Account | None = None
 
     @property
+    def list_path(self) -> str:
+        return self.resource if self.record_id is None else f"{self.resource}/{self.record_id}"
+
+    @property
     def base_url(self) -> str:
         return f"http://{self.request.host}/{self.shard}/v1"
 
@@ -243,9 +247,10 @@ class Sandbox:
     async def _answer_query(
         self, call: _Call, account: Account, query: Query, fault: Fault | None
     ) -> web.StreamResponse:
-        if call.record_id is not None:
+        inactive = call.list_path == "practitioners/inactive" and account.has_inactive_list
+        if call.record_id is not None and not inactive:
             return await self._send(call, self._record(call, account, call.record_id, query), fault)
-        page = account.page(call.resource, query, None if self.faults.stable_ties else self._order)
+        page = account.page(call.resource, query, None if self.faults.stable_ties else self._order, inactive=inactive)
         unlucky = self.faults.broken_record(account.name, call.resource, page.ids, query.per_page)
         if unlucky is not None:
             return self._finish(call, _error(unlucky.status, "Something went wrong"))
@@ -273,7 +278,7 @@ class Sandbox:
         return _Answer(200, b"".join((head, records, b"],", _json(rest)[1:])))
 
     def _page_links(self, call: _Call, page: Page, query: Query) -> dict[str, str]:
-        url = f"{call.base_url}/{call.resource}"
+        url = f"{call.base_url}/{call.list_path}"
         kept = [(name, value) for name, value in call.parameters if name != "page"]
         links = {"self": _page_url(url, kept, query.page)}
         if query.page * query.per_page < page.total_entries:

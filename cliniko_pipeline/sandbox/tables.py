@@ -27,7 +27,7 @@ class Entry:
     Times stay the strings they are: in this format the order of text is the order of time.
     """
 
-    __slots__ = ("body", "created_at", "hidden_by", "key", "number", "sort_key", "updated_at")
+    __slots__ = ("body", "created_at", "hidden_by", "is_inactive", "key", "number", "sort_key", "updated_at")
 
     def __init__(self, key: str, record: Any) -> None:
         fields: dict[str, Any] = cast("dict[str, Any]", record) if isinstance(record, dict) else {}
@@ -36,6 +36,7 @@ class Entry:
         self.created_at = _text(fields.get("created_at"))
         self.updated_at = _text(fields.get("updated_at"))
         self.hidden_by = tuple(field for field in _HIDING_FIELDS if fields.get(field))
+        self.is_inactive = fields.get("active") is False
         self.number = _number(key)
         self.sort_key = (self.created_at or "", -1 if self.number is None else self.number, key)
 
@@ -104,13 +105,16 @@ class ResourceTable:
             self._selections[query.key] = self._sort(self._filter(query.filters), query)
         return self._selections[query.key]
 
-    def page(self, query: Query, dice: random.Random | None) -> tuple[list[Entry], int]:
+    def page(self, query: Query, dice: random.Random | None, *, inactive: bool = False) -> tuple[list[Entry], int]:
         """Return one page and how many entries the whole list has.
 
         With dice, entries that no sort field tells apart are drawn for their places anew: an order that is stable
         within a page, and differs from request to request, as `order by created_at limit offset` has it.
+        `inactive`: of practitioners, those who left; they are in no other list.
         """
         selected = self.select(query)
+        if self._resource.name == "practitioners":
+            selected = [entry for entry in selected if entry.is_inactive == inactive]
         first = min((query.page - 1) * query.per_page, len(selected))
         last = min(first + query.per_page, len(selected))
         if dice is None or any(one.field == "id" for one in query.sort):

@@ -16,9 +16,12 @@ from cliniko_pipeline.cliniko.records import (
 )
 from cliniko_pipeline.cliniko.records import (
     GROUP_APPOINTMENTS,
+    INACTIVE_PRACTITIONERS,
     INDIVIDUAL_APPOINTMENTS,
     GroupAppointment,
     IndividualAppointment,
+    Practitioner,
+    Resource,
 )
 from cliniko_pipeline.cliniko.records import (
     PRACTITIONERS as PRACTITIONERS_RESOURCE,
@@ -28,7 +31,7 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream
-from cliniko_pipeline.postgres.appointments import has_groups, stored_ids
+from cliniko_pipeline.postgres.appointments import has_groups, nameless_ids, stored_ids
 from cliniko_pipeline.postgres.tables import APPOINTMENT_TYPES, APPOINTMENTS, ATTENDEES, PRACTITIONERS
 from cliniko_pipeline.runtime import Runtime
 
@@ -76,7 +79,7 @@ class _AppointmentReading:
         self._reading = reading
         self._names = (
             _Names(reading, TYPE_NAMES, "appointment_type_id"),
-            _Names(reading, PRACTITIONER_NAMES, "practitioner_id"),
+            _Names(reading, PRACTITIONER_NAMES, "practitioner_id", INACTIVE_PRACTITIONERS),
         )
         self._groups_horizon: datetime | None = None
 
@@ -110,16 +113,26 @@ class _AppointmentReading:
 
 @dataclass
 class _Names:
-    """The names that appointments show by a column: read when everything is, and when one is not known."""
+    """The names that appointments show by a column: read when everything is, and when one is not known.
+
+    `others` is the list of those that are not in the first one; it is read where a name is still not known.
+    """
 
     reading: AccountReading
     source: Source[Any]
     column: str
+    others: Resource[Practitioner] | None = None
     _known: set[str] | None = None
 
     def when_all_is_read(self) -> Iterator[RecordBatch]:
         if self.reading.plan(self.source).is_full:
             yield from self.reading.read(self.source)
+            if self._stored(named=False):
+                yield from self._read_others()
+
+    def _read_others(self) -> Iterator[RecordBatch]:
+        if self.others is not None:
+            yield from self.reading.read_beside(self.others, self.source)
 
     def of(self, batch: RecordBatch) -> Iterator[RecordBatch]:
         place = APPOINTMENTS.written.index(self.column)
@@ -128,16 +141,26 @@ class _Names:
             return
         yield from self.reading.read_whole(self.source, "one is not known")
         self._known = None
+        # What is being written while the next is read, the database does not know yet.
+        others: set[str] = set()
+        if ids - self._stored():
+            for found in self._read_others():
+                others.update(str(row[found.table.written.index("id")]) for row in found.rows)
+                yield found
         # An id that Cliniko has no name for is asked for once, not at every sync.
-        nameless = sorted(ids - self._stored())
+        nameless = sorted(ids - self._stored() - others)
         rows = [(each, None, _EPOCH, _EPOCH) for each in nameless]
         yield RecordBatch(self.source.resource.name, self.source.table, rows)
-        self._known = self._stored() | set(nameless)
+        self._known = self._stored() | set(nameless) | others
 
-    def _stored(self) -> set[str]:
-        if self._known is None:
-            with self.reading.runtime.database.organization(self.reading.organization_id) as connection:
-                self._known = stored_ids(connection, self.source.table)
+    def _stored(self, *, named: bool = True) -> set[str]:
+        """Return the ids that are stored, or those of them that have no name."""
+        if named and self._known is not None:
+            return self._known
+        with self.reading.runtime.database.organization(self.reading.organization_id) as connection:
+            if not named:
+                return nameless_ids(connection, self.source.table)
+            self._known = stored_ids(connection, self.source.table)
         return self._known
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.pagination import Page
 from cliniko_pipeline.cliniko.records import RecordT, Resource
+from cliniko_pipeline.errors import RequestRejectedError
 from cliniko_pipeline.orchestration.crawl_plans import CrawlPlan, plan_crawl
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch, RecordStream, RequestCost
@@ -95,6 +96,16 @@ class AccountReading:
     def read_whole(self, source: Source[RecordT], reason: str) -> Iterator[RecordBatch]:
         """Its batches from the beginning, whatever is stored."""
         yield from self._read(source, CrawlPlan(is_full=True, reconciles=False, reason=f"read whole: {reason}"))
+
+    def read_beside(self, resource: Resource[RecordT], source: Source[RecordT]) -> Iterator[RecordBatch]:
+        """Yield the batches of another list of the source's records, which an account may not have."""
+        if self._client is None:
+            raise RuntimeError("AccountReading is used before it is opened")
+        try:
+            for page in self._client.crawl(resource):
+                yield RecordBatch(source.resource.name, source.table, list(map(source.row, page.records)))
+        except RequestRejectedError as error:
+            self.log.warning("%s is not read, the sync goes on: %s", resource.path or resource.name, error)
 
     def leave_out(self, source: Source[Any], horizon: datetime | None, reason: str) -> Iterator[RecordBatch]:
         """The batch of a reading that needs no request: up to the horizon there can be nothing in it that counts."""
