@@ -76,10 +76,10 @@ def failed_checks(clinic: PipelineUnderTest) -> list[str]:
         return list(connection.exec_driver_sql("select name from cliniko.check_results where not holds").scalars())
 
 
-def refused(clinic: PipelineUnderTest, **options: bool) -> dg.ExecuteInProcessResult:
+def refused(clinic: PipelineUnderTest, *, full: bool = False) -> dg.ExecuteInProcessResult:
     """Sync, which must leave what the application reads as it was."""
     before = [clinic.rows(CLINIC, table) for table in TABLES]
-    result = clinic.sync(CLINIC, **options)
+    result = clinic.sync(CLINIC, full=full)
     assert not result.success
     assert [clinic.rows(CLINIC, table) for table in TABLES] == before
     return result
