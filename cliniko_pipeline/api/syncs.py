@@ -178,6 +178,8 @@ def request_sync(
         raise ProblemError(HTTPStatus.CONFLICT, "The organization is disabled: the operator can enable it.")
     options = SyncOptions(full=False if wanted is None else wanted.full)
     idempotency = None if idempotency_key is None else _digest(principal.id, organization.id, idempotency_key)
+    # Dagster would launch it, and its run would fail.
+    runtime.database.require_writable()
     now = runtime.now()
     with runtime.database.operator() as connection:
         # Two requests at once would both find none that goes on.
@@ -318,6 +320,7 @@ def cancel_sync(
     run = dagster.run(str(sync.id))
     if run is not None and run.is_terminal:
         raise ProblemError(HTTPStatus.CONFLICT, "The sync runs in a terminal: whoever started it can end it there.")
+    runtime.database.require_writable()
     try:
         dagster.end(str(sync.id))
     except RunNotEndedError:

@@ -25,8 +25,9 @@ from cliniko_pipeline.api.authentication import Administrator, Principal, Runtim
 from cliniko_pipeline.api.dagster_runs import DagsterRuns
 from cliniko_pipeline.api.problems import documented
 from cliniko_pipeline.api.syncs import DagsterDependency
-from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseUnavailableError
 from cliniko_pipeline.postgres import organizations, scheduling, schema, webhooks
+from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.postgres.scheduling import Scheduling
 from cliniko_pipeline.postgres.webhooks import PendingEvents
@@ -44,9 +45,11 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """What the service needs. Without Dagster everything can be read, and no sync be requested."""
+    """What the service needs. Without Dagster, or on a read-only database, everything can be read, and no sync be
+    requested.
+    """
 
-    database: Literal["ok", "unusable"]
+    database: Literal["ok", "read_only", "unusable"]
     dagster: Literal["ok", "unreachable"]
 
 
@@ -101,11 +104,14 @@ async def get_health() -> Health:
     return Health()
 
 
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "The database cannot be used."}})
+_NOT_READY = {"model": Readiness, "description": "The database cannot be used, or takes no writes at present."}
+
+
+@router.get("/readyz", responses={503: _NOT_READY})
 async def get_readiness(
     request: Request, runtime: RuntimeDependency, dagster: DagsterDependency, response: Response
 ) -> Readiness:
-    """200 where the database can be used and has this version's schema. It is looked at every few seconds only."""
+    """200 where the database takes writes and has this version's schema. It is looked at every few seconds only."""
     looks: ReadinessLooks = request.app.state.readiness
     found = await looks.latest(runtime, dagster)
     if found.database != "ok":
@@ -132,12 +138,19 @@ class ReadinessLooks:
 
 
 def _look(runtime: Runtime, dagster: DagsterRuns) -> Readiness:
+    return Readiness(database=_state_of(runtime.database), dagster="ok" if dagster.is_reachable() else "unreachable")
+
+
+def _state_of(database: Database) -> Literal["ok", "read_only", "unusable"]:
     try:
-        schema.require_current(runtime.database)
-        database = "ok"
+        schema.require_current(database)
     except ClinikoPipelineError:
-        database = "unusable"
-    return Readiness(database=database, dagster="ok" if dagster.is_reachable() else "unreachable")
+        return "unusable"
+    try:
+        database.require_writable()
+    except DatabaseUnavailableError:
+        return "read_only"
+    return "ok"
 
 
 @router.get(

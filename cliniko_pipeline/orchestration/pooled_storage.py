@@ -17,7 +17,12 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres.connections import enter_schema, prepare_session, require_session_mode
+from cliniko_pipeline.postgres.connections import (
+    enter_schema,
+    keep_no_read_only_sessions,
+    prepare_session,
+    require_session_mode,
+)
 from cliniko_pipeline.postgres.driver_errors import ends_pooled_connections
 
 if TYPE_CHECKING:
@@ -94,6 +99,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
             # The server may have been started anew since a connection was used last.
             pool_pre_ping=True,
         )
+        keep_no_read_only_sessions(engine)
         self._run_storage = _RunStorage(postgres_url, should_autocreate_tables=False, token_provider=token_provider)
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
             storage._engine = engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] (each makes its own)

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ArgumentError
-from cliniko_pipeline.postgres.engine import sql, statement
+from cliniko_pipeline.postgres.engine import is_read_only, sql, statement
 
 PREFIX = "clinikopipeline"
 """What tokens begin with, so that programs that look for secrets know one."""
@@ -111,7 +111,7 @@ def create(
 
 def find(connection: Connection, text: str) -> ApiToken | None:
     """The stored token that this is, expired or revoked ones too; None: there is none. Notes, by the minute, that it
-    was used.
+    was used, where the database takes writes.
     """
     match = _TOKEN.fullmatch(text)
     if match is None or len(text) > _LONGEST:
@@ -121,7 +121,8 @@ def find(connection: Connection, text: str) -> ApiToken | None:
     if row is None or not hmac.compare_digest(row["digest"], _digest(text)):
         return None
     token = _token(row)
-    if token.revoked_at is None and (token.last_used_at is None or row["now"] - token.last_used_at > _USED):
+    is_used_again = token.last_used_at is None or row["now"] - token.last_used_at > _USED
+    if token.revoked_at is None and is_used_again and not is_read_only(connection):
         connection.execute(
             statement("update cliniko.api_tokens set last_used_at = now() where id = :id"), {"id": token.id}
         )

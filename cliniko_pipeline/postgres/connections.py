@@ -8,6 +8,9 @@ import select
 from typing import Any, Protocol
 
 import psycopg
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 
@@ -36,6 +39,9 @@ _STATE = """
         quote_ident(session_user),
         quote_ident(current_database())
 """
+
+
+_IS_READ_ONLY = "cliniko_pipeline.is_read_only"
 
 
 class DriverConnection(Protocol):
@@ -68,6 +74,23 @@ def prepare_session(connection: DriverConnection) -> None:
             f" run `alter role {user} reset session_replication_role`, `alter role {user} in database {database} reset"
             f" session_replication_role` and `alter database {database} reset session_replication_role` as a superuser."
         )
+
+
+def keep_no_read_only_sessions(engine: Engine) -> None:
+    """Have a connection that was opened while the database takes no writes used once, and not kept by the pool.
+
+    A session keeps the setting that it began with, also after the database takes writes again.
+    """
+
+    def note(connection: DriverConnection, entry: ConnectionPoolEntry) -> None:
+        entry.info[_IS_READ_ONLY] = _ask(connection, "show default_transaction_read_only") == "on"
+
+    def end(_connection: DriverConnection, entry: ConnectionPoolEntry) -> None:
+        if entry.info.get(_IS_READ_ONLY):
+            entry.invalidate(soft=True)
+
+    event.listen(engine, "connect", note)
+    event.listen(engine, "checkin", end)
 
 
 def require_session_mode(connection: DriverConnection, reported_pid: int, second: dict[str, Any]) -> None:

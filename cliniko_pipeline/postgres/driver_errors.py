@@ -41,6 +41,10 @@ class Fault:
     kind: type[ClinikoPipelineError] = DatabaseUnavailableError
     shows_message: bool = False
 
+    def __str__(self) -> str:
+        """Return cause and remedy, as they stand in a message."""
+        return f"{self.cause}. {self.remedy}"
+
 
 BY_ITSELF = "Syncs are tried again by themselves."
 
@@ -173,6 +177,13 @@ CONNECTING = (
     ),
 )
 
+READ_ONLY = Fault(
+    "the database takes no writes at present: it is read-only",
+    "A full disk, a failover and a provider's limit are the usual causes; where none of them is, run"
+    " `alter database NAME reset default_transaction_read_only`. " + BY_ITSELF,
+    ("25006",),
+)
+
 STATEMENTS = (
     Fault("another transaction changed the same rows", BY_ITSELF, ("40001",)),
     Fault("two transactions waited for each other", BY_ITSELF, ("40P01",)),
@@ -184,12 +195,7 @@ STATEMENTS = (
     Fault("a statement took too long, or was cancelled", BY_ITSELF, ("57014",)),
     Fault("a session was idle for too long, and the server ended it", BY_ITSELF, ("57P05", "25P03", "25P04")),
     Fault("the server shut down or ended the connection", BY_ITSELF, ("57P01", "57P02", "57P04")),
-    Fault(
-        "the database takes no writes at present: it is read-only",
-        "A full disk, a failover and a provider's limit are the usual causes; where none of them is, run"
-        " `alter database NAME reset default_transaction_read_only`. " + BY_ITSELF,
-        ("25006",),
-    ),
+    READ_ONLY,
     Fault("the server's disk is full", "Make room on it. " + BY_ITSELF, ("53100",)),
     Fault("the server is out of memory", BY_ITSELF, ("53200",)),
     Fault("the server has reached a limit of its own", "Its log says which. " + BY_ITSELF, ("53", "54001")),
@@ -338,13 +344,13 @@ def _of_driver(cause: BaseException, location: str, role: str | None) -> Cliniko
     if _is_of_libpq(cause, state) or fault in CONNECTING:
         return DatabaseUnavailableError(f"PostgreSQL cannot be used ({location}): {_broken(cause, fault)}")
     if fault is not None and fault.kind is DatabaseUnavailableError:
-        return DatabaseUnavailableError(f"PostgreSQL gave up a statement ({location}): {fault.cause}. {fault.remedy}")
+        return DatabaseUnavailableError(f"PostgreSQL gave up a statement ({location}): {fault}")
     return _refused(cause, state, fault, role)
 
 
 def _broken(cause: BaseException, fault: Fault | None) -> str:
     if fault is not None:
-        return f"{fault.cause}. {fault.remedy}"
+        return str(fault)
     remedy = "Check that the server runs and that DATABASE_URL is right, then try again."
     return f"the connection broke{_said(cause)}. {remedy}"
 

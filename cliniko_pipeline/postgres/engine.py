@@ -23,8 +23,8 @@ from cliniko_pipeline.errors import (
     DatabaseSetupError,
     DatabaseUnavailableError,
 )
-from cliniko_pipeline.postgres.connections import prepare_session, require_session_mode
-from cliniko_pipeline.postgres.driver_errors import ends_pooled_connections, state_of, translated
+from cliniko_pipeline.postgres.connections import keep_no_read_only_sessions, prepare_session, require_session_mode
+from cliniko_pipeline.postgres.driver_errors import READ_ONLY, ends_pooled_connections, state_of, translated
 
 OLDEST_SUPPORTED_VERSION = 14
 CONNECT_TIMEOUT_SECONDS = 10
@@ -77,6 +77,7 @@ class Database:
         self._outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         # First of all: SQLAlchemy looks at the first connection's isolation level, and goes back to that.
         event.listen(self._engine, "connect", self._prepare, insert=True)
+        keep_no_read_only_sessions(self._engine)
         self._is_session_mode = False
 
     def _prepare(self, connection: "psycopg.Connection[Any]", _record: object) -> None:
@@ -185,6 +186,13 @@ class Database:
         with self.operator() as connection:
             return connection.execute(statement("select clock_timestamp()")).scalar_one().astimezone(UTC)
 
+    def require_writable(self) -> None:
+        """Raise DatabaseUnavailableError where the database takes no writes at present."""
+        with self.operator() as connection:
+            takes_writes = not is_read_only(connection)
+        if not takes_writes:
+            raise DatabaseUnavailableError(f"PostgreSQL cannot be used ({self.location}): {READ_ONLY}")
+
     def require_supported_version(self) -> None:
         """Raises DatabaseSetupError where the server is older than PostgreSQL 14 or not in UTF-8."""
         with self.operator() as connection:
@@ -230,6 +238,11 @@ def at_once(
         cursors = [driver.execute(_as_psycopg_takes_it(text), parameters) for text, parameters in statements]
         meanwhile()
     return [cursor.fetchone() for cursor in cursors]
+
+
+def is_read_only(connection: Connection) -> bool:
+    """Return whether the transaction may write nothing, so that what can wait is left out."""
+    return connection.execute(statement("show transaction_read_only")).scalar_one() == "on"
 
 
 def driver_of(connection: Connection) -> "psycopg.Connection[Any]":

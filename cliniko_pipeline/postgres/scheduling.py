@@ -10,7 +10,7 @@ from datetime import datetime, time, timedelta
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.postgres.engine import sql
+from cliniko_pipeline.postgres.engine import is_read_only, sql
 from cliniko_pipeline.postgres.organizations import SERVICE
 
 REFUSAL_CONFIRMED_AFTER = timedelta(minutes=5)
@@ -55,8 +55,11 @@ class Scheduling:
 
 
 def schedulings(connection: Connection) -> list[Scheduling]:
-    """Of all organizations, by id. Ends the pauses of those whose credentials have changed."""
-    connection.execute(sa.text(sql("end_pauses")), {"service": SERVICE})
+    """Of all organizations, by id. Ends the pauses of those whose credentials have changed, where the database
+    takes writes.
+    """
+    if not is_read_only(connection):
+        connection.execute(sa.text(sql("end_pauses")), {"service": SERVICE})
     rows = connection.execute(sa.text(sql("scheduling")), {"service": SERVICE}).mappings()
     return [Scheduling(**row) for row in rows]
 

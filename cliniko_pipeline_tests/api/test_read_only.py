@@ -1,0 +1,96 @@
+"""The service on a database that takes no writes for a while: a full disk, a failover, a provider's limit."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import InternalError
+
+from cliniko_pipeline.orchestration.instance import open_instance
+from cliniko_pipeline.postgres import sync_runs
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.services import ServiceAlone, opened_service
+from cliniko_pipeline_tests.support.signatures import add_secret, send
+
+PARTITIONS = "organizations"
+
+
+@pytest.fixture
+def alone(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceAlone]:
+    monkeypatch.setattr("cliniko_pipeline.api.watching.READINESS_SECONDS", 0)
+    with opened_service(database, tmp_path) as opened:
+        yield opened
+
+
+def begin_read_only(service: ServiceAlone, server_url: URL) -> None:
+    """As a provider does it: by a setting, and by ending the sessions that are without it."""
+    name = service.database.url.database
+    administer(
+        server_url,
+        f"alter database {name} set default_transaction_read_only = on",
+        f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'",
+    )
+
+
+def end_read_only(service: ServiceAlone, server_url: URL) -> None:
+    administer(server_url, f"alter database {service.database.url.database} reset default_transaction_read_only")
+
+
+def readiness(caller: httpx.Client) -> tuple[int, str]:
+    answer = caller.get("/readyz")
+    return answer.status_code, answer.json()["database"]
+
+
+def test_read_only_database_is_read_and_heals(alone: ServiceAlone, server_url: URL) -> None:
+    """The caller's token is new: that it was used cannot be noted."""
+    run_id = str(uuid4())
+    with alone.database.organization("alpha") as connection:
+        sync_runs.started(connection, run_id=run_id, asset="active_patients", planned=[], is_full=False)
+    secret, _ = add_secret(alone.runtime, "alpha")
+    with alone.client("read", "sync", "admin") as caller:
+        begin_read_only(alone, server_url)
+        for path in ("", "/alpha", "/alpha/active-patients", "/alpha/people-without-contact", "/alpha/syncs"):
+            answer = caller.get(f"/v1/organizations{path}")
+            assert answer.status_code == 200, answer.text
+        assert caller.get("/metrics").status_code == 200
+        assert caller.get("/healthz").status_code == 200
+        assert readiness(caller) == (503, "read_only")
+        refused = [
+            caller.post("/v1/organizations/alpha/syncs"),
+            caller.delete(f"/v1/syncs/{run_id}"),
+            send(alone.url, "alpha", secret),
+        ]
+        assert caller.get("/v1/organizations", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        for answer in refused:
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "10"), answer.text
+        assert all("read-only" in each.json()["detail"] for each in (refused[0], refused[2]))
+        end_read_only(alone, server_url)
+        assert readiness(caller) == (200, "ok")
+        # The first write after the end succeeds: no connection is left that began before it.
+        assert send(alone.url, "alpha", secret).status_code == 202
+        assert "Dagster" in caller.post("/v1/organizations/alpha/syncs").json()["detail"]
+    with alone.database.operator() as connection:
+        query = "select count(*) filter (where last_used_at is not null) from cliniko.api_tokens"
+        assert connection.exec_driver_sql(query).scalar_one() == 1
+        assert connection.exec_driver_sql("select count(*) from cliniko.webhook_events").scalar_one() == 1
+
+
+def test_storage_of_dagster_heals_after_a_read_only_database(
+    alone: ServiceAlone, server_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DAGSTER_HOME", "CLINIKO_DAGSTER_DATABASE_URL"):
+        monkeypatch.setenv(name, "")  # opening an instance sets them
+    with open_instance(alone.runtime) as instance:
+        instance.add_dynamic_partitions(PARTITIONS, ["alpha"])
+        begin_read_only(alone, server_url)
+        assert instance.get_dynamic_partitions(PARTITIONS) == ["alpha"]
+        with pytest.raises(InternalError, match="read-only"):
+            instance.add_dynamic_partitions(PARTITIONS, ["beta"])
+        assert instance.get_dynamic_partitions(PARTITIONS) == ["alpha"]
+        end_read_only(alone, server_url)
+        instance.add_dynamic_partitions(PARTITIONS, ["beta"])
+        assert sorted(instance.get_dynamic_partitions(PARTITIONS)) == ["alpha", "beta"]
