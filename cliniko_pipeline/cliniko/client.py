@@ -37,10 +37,13 @@ from cliniko_pipeline.errors import (
     RateLimitedError,
     SettingsError,
     TransientError,
+    UnreadableRecordError,
 )
 from cliniko_pipeline.hosts import is_loopback
 
 DEFAULT_MAX_ATTEMPTS = 6
+ATTEMPTS_AT_A_PART = 2
+"""At each of the smaller pages that a page is read in when Cliniko does not answer it."""
 DEFAULT_LIMITS = Limits()
 """An answer that still trickles in after two minutes counts as a time-out."""
 REFUSALS = frozenset({400, 422})
@@ -174,14 +177,17 @@ class ClinikoClient:
 
         With `changed_since`, an aware instant of the server's clock, only what was changed then or later. `position` is
         where an earlier crawl of the same kind broke off. Records come in no order, and twice where others vanished.
-        Raises CredentialsError (AuthenticationError, PermissionDeniedError), TransientError (ClinikoUnavailableError,
+        A page that is not answered is read in smaller ones, if Cliniko answers the list at all. Raises CredentialsError
+        (AuthenticationError, PermissionDeniedError), TransientError (ClinikoUnavailableError, UnreadableRecordError,
         RateLimitedError), DataError (RequestRejectedError, UnexpectedResponseError, ForeignLinkError), ClockSkewError.
         """
         is_compared = False
 
-        def fetch(url: str, number: int) -> FetchedPage[RecordT]:
+        def fetch(
+            url: str, number: int, what: str, attempts: int | None = None, *, is_one_record: bool = False
+        ) -> FetchedPage[RecordT]:
             nonlocal is_compared
-            page = self._fetch(url, resource, f"{resource.name}, page {number}")
+            page = self._fetch(url, resource, what, attempts, is_one_record=is_one_record)
             # The answers that a crawl begins with tell where the next one starts from.
             if not is_compared or number == 1:
                 difference = self._compare_clocks(page.server_date)
@@ -191,11 +197,17 @@ class ClinikoClient:
             return page
 
         def begin(url: str, number: int) -> Callable[[], FetchedPage[RecordT]]:
-            page = self._threads.submit(lambda: fetch(url, number))
+            page = self._threads.submit(lambda: fetch(url, number, f"{resource.name}, page {number}"))
             return lambda: result_of(page)
 
+        def ask_small(url: str, number: int, entry: str | None) -> FetchedPage[RecordT]:
+            what = f"{resource.name}, page {number}, {entry or 'in parts'}"
+            attempts = None if entry else ATTEMPTS_AT_A_PART
+            page = self._threads.submit(lambda: fetch(url, number, what, attempts, is_one_record=entry is not None))
+            return result_of(page)
+
         listing = Listing(self._api_url, resource, changed_since, refusals=self.refusals)
-        pages = crawl_pages(listing, begin, position, at_once=self._most_at_once)
+        pages = crawl_pages(listing, begin, position, at_once=self._most_at_once, ask_small=ask_small)
         while True:
             with self._naming_the_organization():
                 page = next(pages, None)
@@ -258,8 +270,17 @@ class ClinikoClient:
             left = self._budget.left()
             self._emit(PageRead(name, page.number, page.pages, records, page.total_entries, left))
 
-    def _fetch(self, url: str, resource: Resource[RecordT], what: str) -> FetchedPage[RecordT]:
-        """Return a page, in as many attempts as it takes and is reasonable."""
+    def _fetch(
+        self,
+        url: str,
+        resource: Resource[RecordT],
+        what: str,
+        attempts: int | None = None,
+        *,
+        is_one_record: bool = False,
+    ) -> FetchedPage[RecordT]:
+        """Return a page, in as many attempts as it takes and is reasonable, or in no more than so many."""
+        most = min(attempts or self._max_attempts, self._max_attempts)
         causes: Counter[int | TransportFailure] = Counter()
         attempt, waits, announced = 0, 0.0, 0.0
         while True:
@@ -273,8 +294,10 @@ class ClinikoClient:
             if isinstance(outcome.decision, Fail):
                 raise outcome.decision.error(f"{what}, {_named(outcome.result)}: {outcome.decision.reason}")
             waits += outcome.decision.seconds
-            if attempt >= self._max_attempts or waits > LONGEST_WAIT_SECONDS:
-                raise _exhausted(outcome.decision.error, what, causes)
+            if attempt >= most or waits > LONGEST_WAIT_SECONDS:
+                error = outcome.decision.error
+                is_unreadable = is_one_record and error is ClinikoUnavailableError
+                raise _exhausted(UnreadableRecordError if is_unreadable else error, what, causes)
             announced = self._wait(outcome.decision, _named(outcome.result), what, attempt)
 
     def _attempt(
@@ -407,6 +430,8 @@ def _failure_of(error: httpx.RequestError) -> TransportFailure:
 
 _WHAT_NEXT: Mapping[type[TransientError], str] = {
     ClinikoUnavailableError: "the next sync tries again; if it stays, check with `cliniko-pipeline doctor`",
+    UnreadableRecordError: "Cliniko answers the list but not this record: nothing was marked as deleted; report the "
+    "record's place in the list, ordered by created_at and id, to Cliniko's support",
     RateLimitedError: "something else seems to use the same Cliniko user's API: give the pipeline a user of its own, "
     "or lower CLINIKO_REQUESTS_PER_MINUTE",
 }

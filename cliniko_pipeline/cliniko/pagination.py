@@ -34,7 +34,14 @@ from cliniko_pipeline.cliniko.decoding import DecodedPage
 from cliniko_pipeline.cliniko.group_reading import group_pages
 from cliniko_pipeline.cliniko.records import RecordT, RejectedRecord, Resource
 from cliniko_pipeline.cliniko.refusals import Refusals
-from cliniko_pipeline.errors import FieldRefusedError, ForeignLinkError, UnexpectedResponseError
+from cliniko_pipeline.cliniko.small_pages import read_in_parts
+from cliniko_pipeline.errors import (
+    ClinikoUnavailableError,
+    FieldRefusedError,
+    ForeignLinkError,
+    UnexpectedResponseError,
+    UnreadableRecordError,
+)
 
 PAGE_SIZE = 100
 """Cliniko's maximum."""
@@ -99,6 +106,9 @@ class FetchedPage(Generic[RecordT]):
 Begin = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
 """The same in two steps: what it returns waits for the page. It may be begun and never waited for."""
 
+AskSmall = Callable[[str, int, str | None], FetchedPage[RecordT]]
+"""Gets the address of a part of a page, the page's number, and in words which entry it is, if it is just one."""
+
 MOST_AT_ONCE = 8
 """So many pages of one list are on their way at most."""
 FEWEST_AT_ONCE = 1
@@ -154,6 +164,11 @@ class Listing(Generic[RecordT]):
         """Whether all bounds can be sent."""
         return all(self.can_filter_by(each.partition(":")[0]) for each in self.bounds)
 
+    def place_of(self, entry: int) -> str:
+        """Say in words which record that is, counted from 1."""
+        since = self.changed_since
+        return f"record {entry}" + (f" of what changed since {_second(since)}" if since is not None else "")
+
     @property
     def address(self) -> str:
         """Without the query."""
@@ -205,6 +220,7 @@ def crawl_pages(
     position: Position | None = None,
     *,
     at_once: int = MOST_AT_ONCE,
+    ask_small: "AskSmall[RecordT] | None" = None,
 ) -> Iterator[Page[RecordT]]:
     """Yield a list's pages, from its beginning or from a position, up to `at_once` of them asked for ahead.
 
@@ -213,12 +229,13 @@ def crawl_pages(
     the very second of the beginning, or is stamped later) one for the first page again and one for each page of that
     second and the two minutes after it.
 
-    `begin` gets an address and the page's number. Raises ForeignLinkError for a `next` link that leaves the API's
+    `begin` gets an address and the page's number. `ask_small` is asked for the parts of a page for which it raised
+    ClinikoUnavailableError. Raises ForeignLinkError for a `next` link that leaves the API's
     address, and UnexpectedResponseError for one that does not lead to the next page, and for a list that contradicts
     itself again and again: pages that are not full, an end before or after the entries it announces, or growth where
     nothing can be added.
     """
-    requests = _Requests(begin, at_once)
+    requests = _Requests(begin, at_once, ask_small)
     if position is not None:
         yield from _rest(listing, requests, position, Boundaries(position.head, position.behind))
         return
@@ -348,8 +365,14 @@ def _page_before(number: int, total: int, first_again: bool) -> int:
 class _Requests(Generic[RecordT]):
     """Gets pages that do not contradict themselves, or one another."""
 
-    def __init__(self, begin: Callable[[str, int], Callable[[], FetchedPage[RecordT]]], at_once: int) -> None:
+    def __init__(
+        self,
+        begin: Callable[[str, int], Callable[[], FetchedPage[RecordT]]],
+        at_once: int,
+        ask_small: AskSmall[RecordT] | None = None,
+    ) -> None:
         self._begin = begin
+        self._ask_small = ask_small
         self._most_at_once = at_once
         self._at_once = min(at_once, FEWEST_AT_ONCE)
         self._surprises = 0
@@ -377,7 +400,7 @@ class _Requests(Generic[RecordT]):
         while True:
             url = listing.url(number)
             try:
-                fetched = self._fetched(listing, url, number, ahead)
+                fetched = self._whole_or_in_parts(listing, url, number, ahead)
             except FieldRefusedError as error:
                 self._without_field(listing, error)
                 continue
@@ -408,6 +431,47 @@ class _Requests(Generic[RecordT]):
                 _check_link(fetched.decoded.next_url, url, listing, number)
             if _agrees_with_itself(fetched, number):
                 return fetched
+            self.surprised(listing, number)
+
+    def _whole_or_in_parts(self, listing: Listing[RecordT], url: str, number: int, ahead: int) -> FetchedPage[RecordT]:
+        try:
+            return self._fetched(listing, url, number, ahead)
+        except ClinikoUnavailableError as error:
+            if self._ask_small is None:
+                raise
+            # What is on its way was asked for before the parts are.
+            self.one_by_one()
+            self.begun_after = self.read
+            return self._in_parts(listing, number, self._ask_small, error)
+
+    def _in_parts(
+        self, listing: Listing[RecordT], number: int, ask: AskSmall[RecordT], error: ClinikoUnavailableError
+    ) -> FetchedPage[RecordT]:
+        """Read a page in parts that agree with one another; raise its error if nothing is answered at all."""
+
+        def part(part_number: int, size: int) -> _Part[RecordT]:
+            url = listing.url(part_number, size)
+            fetched = ask(url, number, listing.place_of(part_number) if size == 1 else None)
+            if fetched.decoded.next_url is not None:
+                _check_link(fetched.decoded.next_url, url, listing, part_number)
+            return fetched, _agrees_with_itself(fetched, part_number, size)
+
+        def entries() -> int:
+            try:
+                return ask(listing.url(1, 1), number, None).decoded.total_entries
+            except ClinikoUnavailableError:
+                raise error from None
+
+        while True:
+            total = entries()
+            try:
+                parts = read_in_parts(part, (number - 1) * PAGE_SIZE, min(number * PAGE_SIZE, total))
+            except UnreadableRecordError:
+                entries()
+                raise
+            joined = _joined_parts(parts, total, listing.url(number + 1) if total > number * PAGE_SIZE else None)
+            if joined is not None:
+                return joined
             self.surprised(listing, number)
 
     def _without_field(self, listing: Listing[RecordT], error: FieldRefusedError) -> None:
@@ -448,10 +512,29 @@ class _Requests(Generic[RecordT]):
             )
 
 
-def _agrees_with_itself(fetched: FetchedPage[RecordT], number: int) -> bool:
-    total = fetched.decoded.total_entries
-    due = min(PAGE_SIZE, max(0, total - PAGE_SIZE * (number - 1)))
-    return fetched.entries == due and (fetched.decoded.next_url is not None) == (total > PAGE_SIZE * number)
+def _agrees_with_itself(fetched: FetchedPage[RecordT], number: int, size: int | None = None) -> bool:
+    size, total = size or PAGE_SIZE, fetched.decoded.total_entries
+    due = min(size, max(0, total - size * (number - 1)))
+    return fetched.entries == due and (fetched.decoded.next_url is not None) == (total > size * number)
+
+
+_Part = tuple[FetchedPage[RecordT], bool]
+"""A part of a page, and whether it agrees with itself."""
+
+
+def _joined_parts(parts: list[_Part[RecordT]], total: int, next_url: str | None) -> FetchedPage[RecordT] | None:
+    """Return the page that the parts make, with the earliest of their times; None if they contradict one another."""
+    decoded = [fetched.decoded for fetched, _ in parts]
+    records = [record for each in decoded for record in each.records]
+    rejected = [record for each in decoded for record in each.rejected]
+    ids = [record.id for record in (*records, *rejected) if record.id is not None]
+    is_one_list = all(agrees for _, agrees in parts) and all(each.total_entries == total for each in decoded)
+    if not is_one_list or len(set(ids)) < len(ids):
+        return None
+    dates = [fetched.server_date for fetched, _ in parts]
+    known = [date for date in dates if date is not None]
+    date = min(known) if known and len(known) == len(dates) else None
+    return FetchedPage(DecodedPage(records, rejected, total, next_url), date)
 
 
 def _page(

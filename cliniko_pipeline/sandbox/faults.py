@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from cliniko_pipeline.errors import ArgumentError
 
+_BROKEN_AT_ONCE = 100
 _REFUSED = "Faults cannot be used: "
 
 
@@ -44,7 +45,7 @@ class Fault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BrokenPage:
-    """A page of a list that fails, always or only the first `times`.
+    """A page of a list, 100 records long, that fails, whole or in smaller ones, always or only the first `times`.
 
     With `truncated` its body ends early, otherwise it is answered with `status`. `account` None: of all.
     """
@@ -240,12 +241,13 @@ class FaultDice:
             status = self._random.choice(faults.server_error_statuses or (500,))
             return Misfortune(delay, fault, status)
 
-    def broken_page(self, account: str, resource: str, page: int) -> BrokenPage | None:
+    def broken_page(self, account: str, resource: str, page: int, per_page: int) -> BrokenPage | None:
         """Find the setting that breaks this request of a page, if one does, and count it."""
+        first, last = (page - 1) * per_page // _BROKEN_AT_ONCE + 1, -(-page * per_page // _BROKEN_AT_ONCE)
         with self._lock:
             for one in self._faults.broken_pages:
-                is_meant = (one.resource, one.page) == (resource, page) and one.account in (None, account)
-                if is_meant and (one.times is None or self._broken[one] < one.times):
+                is_meant = one.resource == resource and one.account in (None, account)
+                if is_meant and first <= one.page <= last and (one.times is None or self._broken[one] < one.times):
                     self._broken[one] += 1
                     return one
         return None

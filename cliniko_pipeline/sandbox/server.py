@@ -255,7 +255,7 @@ class Sandbox:
         if unlucky is not None:
             return self._finish(call, _error(unlucky.status, "Something went wrong"))
         answer = self._list(call, page, query)
-        broken = self._dice.broken_page(account.name, call.resource, query.page)
+        broken = self._dice.broken_page(account.name, call.resource, query.page, query.per_page)
         if broken is not None:
             if not broken.truncated:
                 return self._finish(call, _error(broken.status, "Something went wrong"))

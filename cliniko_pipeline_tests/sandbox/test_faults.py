@@ -85,11 +85,24 @@ def test_broken_page_alone_always_fails(served, caller):
     pages = BrokenPage("patients", 2, status=503), BrokenPage("patients", 3, truncated=True)
     served.faults = Faults(broken_pages=pages)
     assert Faults.from_json(served.faults.as_json()) == served.faults
-    statuses = [caller.get(path, page=page).status_code for path in ("/patients", "/businesses") for page in (1, 2, 2)]
+    statuses = [
+        caller.get(path, page=page, per_page=100).status_code
+        for path in ("/patients", "/businesses")
+        for page in (1, 2, 2)
+    ]
     assert statuses == [200, 503, 503, 200, 200, 200]
     for _ in range(2):
         with pytest.raises(httpx.RemoteProtocolError):
-            caller.get("/patients", page=3)
+            caller.get("/patients", page=3, per_page=100)
+
+
+def test_broken_page_fails_in_smaller_ones_too(served, caller):
+    served.faults = Faults(broken_pages=(BrokenPage("patients", 2, status=503),))
+    statuses = [
+        caller.get("/patients", page=page, per_page=size).status_code
+        for page, size in ((2, 50), (3, 50), (4, 50), (5, 50), (100, 1), (101, 1), (200, 1), (201, 1))
+    ]
+    assert statuses == [200, 503, 503, 200, 200, 503, 503, 200]
 
 
 def test_faults_are_shares_of_requests_and_the_same_per_seed():
