@@ -31,14 +31,19 @@ def adopt(connection: Connection, *, is_forced: bool) -> None:
 def require_own(database: Database) -> None:
     """Raise DatabaseCopyError where this is a copy of the database that the pipeline was set up in."""
     with database.operator() as connection:
-        known = connection.execute(sa.text("select identity from cliniko.database_identity")).scalar_one_or_none()
-        found = _identity(connection)
+        known, found = identities(connection)
     if known is not None and known != found:
         raise DatabaseCopyError(
             f"This database ({found}) is a copy of the one that the pipeline was set up in ({known}): no request goes"
             " to Cliniko, and no alert or webhook is sent. If the database was renamed or moved, or this copy is to"
             " work on its own, run `cliniko-pipeline migrate --adopt`."
         )
+
+
+def identities(connection: Connection) -> tuple[str | None, str]:
+    """Return the identity that is noted, None: none is, and the one that the database has."""
+    known = connection.execute(sa.text("select identity from cliniko.database_identity")).scalar_one_or_none()
+    return known, _identity(connection)
 
 
 def copy_problem(database: Database) -> str | None:

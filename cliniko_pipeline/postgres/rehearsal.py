@@ -25,6 +25,7 @@ from cliniko_pipeline.postgres import (
     crawls,
     derivations,
     organizations,
+    run_heartbeats,
     scheduling,
     sync_runs,
 )
@@ -33,6 +34,7 @@ from cliniko_pipeline.postgres.check_results import CheckResult
 from cliniko_pipeline.postgres.crawls import RejectedRecord
 from cliniko_pipeline.postgres.derivations import Derivation
 from cliniko_pipeline.postgres.engine import Database, advisory_key, at_once, forget_made, sql, statement
+from cliniko_pipeline.postgres.identity import identities
 from cliniko_pipeline.postgres.merge import empty_staging, replace_by_query, replace_by_rows, staged
 from cliniko_pipeline.postgres.refused_statements import Refusal, is_lost_connection, refusal
 from cliniko_pipeline.postgres.request_budgets import take
@@ -183,8 +185,10 @@ def _operator_steps(organization_id: str) -> list[Step]:
         )
 
     return [
+        Step("know which database this is", identities),
         Step("list the organizations", organizations.organizations),
         Step("read credentials", lambda it: scheduling.credentials_digest(it, organization_id)),
+        Step("note that its run is alive", partial(_beat, run_id=organization_id)),
         Step("note that it was requested", lambda it: scheduling.note_requested(it, {organization_id: True}, now)),
         Step("note that it failed", note_failure),
         Step("note that it succeeded", lambda it: scheduling.note_success(it, organization_id, read_began_at=now)),
@@ -197,6 +201,13 @@ def _operator_steps(organization_id: str) -> list[Step]:
         Step("write a row for every contact", require_room_for_every_contact),
         Step("take requests from the budget of an API key", lambda it: take(it, organization_id, wanted=1)),
     ]
+
+
+def _beat(connection: Connection, run_id: str) -> None:
+    run_heartbeats.beat(connection, run_id, "rehearsal")
+    run_heartbeats.heartbeats(connection, [run_id])
+    run_heartbeats.lose(connection, run_id)
+    run_heartbeats.end(connection, run_id)
 
 
 def _existing_contact(connection: Connection) -> _Contact | None:
@@ -259,7 +270,6 @@ def _organization_steps() -> list[Step]:
         Step("note its progress in cliniko.sync_runs", _note_run),
         *(Step(f"write {_RECORDS[each][0].name} ({each})", partial(_read, each)) for each in _RECORDS),
         *(Step(f"replace {table.name}", partial(_replace, table, *rows)) for table, *rows in _COMPUTED),
-        Step("notice its own changes", _require_watched),
         Step("read the contacts of an organization", _read_contacts),
         Step("map contacts", partial(_compute, CONTACT_MAPPING, {})),
         Step("compute active_patients", _compute_active_patients),
@@ -295,20 +305,21 @@ def _read(resource: str, connection: Connection) -> None:
         crawls.mark_vanished(connection, resource, _NOW)
     crawls.require_full(connection, resource, "rehearsal")
     crawls.complete(connection, resource, horizon=_NOW)
+    _require_watched(connection, table)
 
 
 def _replace(table: Table, row: tuple[object, ...], changed: tuple[object, ...], connection: Connection) -> None:
     """Insert, update and delete a row."""
     for rows in ([row], [changed], []):
         replace_by_rows(connection, table, rows)
+    _require_watched(connection, table)
 
 
-def _require_watched(connection: Connection) -> None:
-    unnoticed = [f"{each.schema}.{each.name}" for each in WATCHED if not derivations.is_watched(connection, each)]
-    if unnoticed:
+def _require_watched(connection: Connection, table: Table) -> None:
+    if table in WATCHED and not derivations.is_watched(connection, table):
         raise _StepFailedError(
-            f"the triggers of {', '.join(unnoticed)} did not fire. Enable them (`alter table ... enable trigger user`),"
-            " and see that session_replication_role is `origin`."
+            f"the triggers of {table.schema}.{table.name} did not fire. Enable them (`alter table ... enable trigger"
+            " user`), and see that session_replication_role is `origin`."
         )
 
 

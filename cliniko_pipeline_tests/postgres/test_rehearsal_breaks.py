@@ -1,0 +1,301 @@
+"""The rehearsal against the catalog: what a sync needs is broken, one thing at a time, and must be noticed.
+
+The judge is a real sync: of a database without all that was not noticed it must succeed, with the right rows.
+"""
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection
+
+from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.engine import Database, forget_made
+from cliniko_pipeline.postgres.inventory import OPERATOR_TABLES
+from cliniko_pipeline.postgres.isolation import organization_role
+from cliniko_pipeline.postgres.rehearsal import require_rehearsed
+from cliniko_pipeline.postgres.tables import TENANT_TABLES
+from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline_tests.support.databases import administer, organization_role_of
+from cliniko_pipeline_tests.support.environments import environment
+from cliniko_pipeline_tests.support.hostile_accounts import attendee, group_appointment, individual_appointment, patient
+from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of, opened_pipeline
+
+pytestmark = pytest.mark.slow
+
+CLINIC = "clinic"
+OWNER = "broken_owner"
+PEOPLE = 8
+NOW = datetime.now(UTC)
+STARTED = (NOW - timedelta(days=3)).strftime("%Y-%m-%dT%H:%M:%SZ")
+TABLES = tuple(name.replace('"', "") for name in (*TENANT_TABLES, *OPERATOR_TABLES))
+APPLICATION_TABLES = ("public.contacts", "public.api_credentials", "public.organizations")
+NAMED_TABLES = "c.relnamespace in ('cliniko'::regnamespace, 'public'::regnamespace) and c.relname <> 'schema_version'"
+
+BREAKS = {
+    "table privileges": """
+        select format('revoke %s on %s from {role}', verb, named)
+        from unnest(cast(:tables as text[])) as named, unnest(array['select', 'insert', 'update', 'delete']) as verb
+        where named not in (select unnest(cast(:operators as text[])))
+    """,
+    "other privileges": """
+        select statement from (values
+            ('revoke usage on schema cliniko from {role}'),
+            ('revoke usage on sequence public.active_patients_id_seq from {role}'),
+            (format('revoke temporary on database %I from {role}, public', current_database()))
+        ) as named (statement)
+        union all
+        select format('revoke execute on function %s from {role}, public', oid::regprocedure)
+        from pg_proc where pronamespace = 'cliniko'::regnamespace
+    """,
+    "the user's privileges": """
+        select format('revoke %s on %s from {owner}', verb, named)
+        from
+            unnest(cast(:application as text[])) as named,
+            unnest(array['select', 'insert', 'update', 'delete']) as verb
+    """,
+    "functions": """
+        select format('drop function %s cascade', oid::regprocedure)
+        from pg_proc where pronamespace = 'cliniko'::regnamespace
+    """,
+    "triggers": f"""
+        select format(break, tgrelid::regclass, tgname)
+        from pg_trigger
+        join pg_class as c on c.oid = tgrelid
+        cross join unnest(array['drop trigger %2$I on %1$s', 'alter table %1$s disable trigger %2$I']) as break
+        where not tgisinternal and {NAMED_TABLES}
+    """,
+    "unique indexes": f"""
+        select case
+            when pg_constraint.oid is null then format('drop index %s', indexrelid::regclass)
+            else format('alter table %s drop constraint %I cascade', pg_index.indrelid::regclass, conname)
+        end
+        from pg_index
+        join pg_class as c on c.oid = indrelid
+        left join pg_constraint on pg_constraint.conindid = indexrelid and contype in ('p', 'u')
+        where indisunique and {NAMED_TABLES}
+    """,
+    "policies": """
+        select format('drop policy %I on %I.%I', policyname, schemaname, tablename) from pg_policies
+        where schemaname in ('cliniko', 'public')
+        union all
+        select format('alter table %s %s row level security', named, change)
+        from unnest(cast(:tables as text[])) as named, unnest(array['no force', 'disable']) as change
+        where named not in (select unnest(cast(:operators as text[])))
+    """,
+    **{
+        f"columns of {table}": f"""
+            select format('alter table {table} drop column %I cascade', attname)
+            from pg_attribute where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped
+        """
+        for table in (*TABLES, *APPLICATION_TABLES)
+    },
+}
+"""The statements that break a thing each, from the catalog."""
+
+
+class BrokenDatabase(Database):
+    """A database of which everything happens in one transaction, with whatever broke it."""
+
+    def __init__(self, url: URL) -> None:
+        super().__init__(url)
+        self.connection = self._engine.connect()
+
+    @contextmanager
+    def operator(self) -> Generator[Connection]:
+        with self._translated(), self._undone():
+            yield self.connection
+
+    @contextmanager
+    def organization(
+        self,
+        organization_id: str,
+        *,
+        is_resumable: bool = False,  # noqa: ARG002 (the base's)
+    ) -> Generator[Connection]:
+        with self._translated("the organization role"), self._undone():
+            self.connection.execute(
+                sa.text(
+                    "select set_config('role', :role, true), set_config('app.organization_id', :organization_id, true)"
+                ),
+                {"organization_id": organization_id, "role": organization_role(self.connection)},
+            )
+            yield self.connection
+
+    @contextmanager
+    def broken(self, statement: str) -> Generator[None]:
+        """Execute the statement; undo it at the end."""
+        with self._undone():
+            self.connection.exec_driver_sql(statement)
+            yield
+
+    @contextmanager
+    def _undone(self) -> Generator[None]:
+        savepoint = self.connection.begin_nested()
+        try:
+            yield
+        finally:
+            savepoint.rollback()
+            forget_made(self.connection)
+
+    def row_counts(self) -> list[int]:
+        """Count the rows of all tables, of all organizations."""
+        with self._undone():
+            for table in TENANT_TABLES:
+                self.connection.exec_driver_sql(f"alter table {table} no force row level security")
+            counts = ", ".join(f"(select count(*) from {table})" for table in (*TABLES, "public.contacts"))
+            return list(self.connection.exec_driver_sql(f"select {counts}").one())
+
+    def close(self) -> None:
+        self.connection.close()
+        super().close()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A synced database whose owner is no superuser."""
+
+    environ: Mapping[str, str]
+    url: URL
+    account: Account
+
+
+def account() -> Account:
+    made = Account(CLINIC, "au4", "breaks-au4")
+    made.put("group_appointments", group_appointment("200", STARTED))
+    for number in range(1, PEOPLE + 1):
+        put_person(made, number)
+    return made
+
+
+def put_person(made: Account, number: int) -> None:
+    changed = {"updated_at": STARTED}
+    made.put("patients", patient(str(number), "Pat", f"Number {number}", **changed))
+    made.put("individual_appointments", individual_appointment(f"1{number}", str(number), STARTED, **changed))
+    made.put("attendees", attendee(f"30{number}", "200", str(number), **changed))
+
+
+@pytest.fixture(scope="module")
+def prepared(server_url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
+    password = uuid4().hex
+    administer(
+        server_url,
+        f"create role {OWNER} login createrole createdb password '{password}'",
+        f"create database broken owner {OWNER}",
+    )
+    url = server_url.set(username=OWNER, password=password, database="broken")
+    environ = environment(url, tmp_path_factory.mktemp("breaks"))
+    served = account()
+    database = Database(url)
+    schema.migrate(database, create_application_tables=True)
+    database.close()
+    with opened_pipeline(environ) as pipeline, pipeline.sandbox([served]) as sandbox:
+        pipeline.add_contacts(
+            [
+                {"id": UUID(int=number), "organization_id": CLINIC, "name": f"Pat Number {number}"}
+                for number in range(1, PEOPLE + 2)
+            ]
+        )
+        pipeline.add_organization(CLINIC, sandbox, served)
+        sync(pipeline, people=PEOPLE)
+    yield Prepared(environ, url, served)
+    role = organization_role_of(server_url.set(database="broken"))
+    administer(
+        server_url,
+        "drop database broken with (force)",
+        f"drop role {role}",
+        f"drop role {OWNER}",
+    )
+
+
+def sync(pipeline: PipelineUnderTest, *, people: int) -> None:
+    result = pipeline.sync(CLINIC, full=True, log_level="CRITICAL")
+    assert result.success, errors_of(result)
+    rows = pipeline.active_patients(CLINIC)
+    assert {id_: row["total_appointment_count"] for id_, row in rows.items()} == {
+        UUID(int=number): 2 for number in range(1, people + 1)
+    }
+
+
+def finding(database: Database) -> str | None:
+    """Return what `doctor` would say is wrong; None: nothing."""
+    try:
+        schema.require_current(database)
+        schema.require_isolation(database)
+        schema.require_visible_contacts(database)
+        require_rehearsed(database)
+    except ClinikoPipelineError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("kind", BREAKS)
+def test_rehearsal_notices_what_a_sync_needs(kind: str, prepared: Prepared, server_url: URL, tmp_path: Path) -> None:
+    database = BrokenDatabase(prepared.url)
+    try:
+        assert finding(database) is None
+        counts = database.row_counts()
+        unnoticed: list[str] = []
+        for statement in statements(database.connection, kind):
+            with database.broken(statement):
+                found = finding(database)
+                if found is None:
+                    unnoticed.append(statement)
+                if "revoke select" not in statement:
+                    assert database.row_counts() == counts, statement
+        assert finding(database) is None
+    finally:
+        database.close()
+    if unnoticed:
+        assert_syncs_without(prepared, server_url, unnoticed)
+
+
+def test_rehearsal_notices_a_lost_membership(prepared: Prepared, server_url: URL) -> None:
+    role = organization_role_of(prepared.url)
+    database = Database(prepared.url)
+    try:
+        assert finding(database) is None
+        administer(server_url, f"revoke {role} from {OWNER} cascade")
+        assert role in (finding(database) or "")
+        administer(server_url, f"grant {role} to {OWNER} with admin option")
+        assert finding(database) is None
+    finally:
+        database.close()
+
+
+def statements(connection: Connection, kind: str) -> list[str]:
+    found = connection.execute(
+        sa.text(BREAKS[kind]),
+        {"tables": list(TABLES), "operators": list(OPERATOR_TABLES), "application": list(APPLICATION_TABLES)},
+    ).scalars()
+    role = organization_role(connection)
+    made = [each.format(role=role, owner=OWNER) for each in found]
+    assert made
+    return made
+
+
+def assert_syncs_without(prepared: Prepared, server_url: URL, unnoticed: list[str]) -> None:
+    """Sync a copy of the database that lacks what was not noticed."""
+    name = f"broken_{uuid4().hex}"
+    administer(server_url, f"create database {name} template broken owner {OWNER}")
+    url = prepared.url.set(database=name)
+    changed = account()
+    put_person(changed, PEOPLE + 1)
+    try:
+        database = Database(url)
+        schema.migrate(database, adopts=True)
+        database.close()
+        role, copied = organization_role_of(prepared.url), organization_role_of(url)
+        administer(url, *(each.replace(role, copied) for each in unnoticed))
+        environ = prepared.environ | {"DATABASE_URL": url.render_as_string(hide_password=False)}
+        with opened_pipeline(environ) as pipeline, pipeline.sandbox([changed]):
+            sync(pipeline, people=PEOPLE + 1)
+    finally:
+        role = organization_role_of(server_url.set(database=name))
+        administer(server_url, f"drop database {name} with (force)", f"drop role {role}")
