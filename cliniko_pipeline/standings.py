@@ -1,5 +1,6 @@
 """What is wrong with an organization, in words: the same for the command line and for the HTTP API."""
 
+from cliniko_pipeline.postgres.crawls import UNREADABLE_RECORD
 from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.postgres.sync_runs import OrganizationStatus
 
@@ -33,8 +34,14 @@ def problems(organization: Organization, state: OrganizationStatus) -> list[str]
             f"{state.doubtful_deletions} records are no longer in Cliniko, too many to be believed deleted; if it is"
             " true, run `cliniko-pipeline sync ID --full --accept-deletions`."
         )
-    if state.full_readings_due:
-        found.append(f"the next sync reads everything of some resources ({'; '.join(state.full_readings_due)}).")
+    due = [each for each in state.full_readings_due or () if not each.endswith(UNREADABLE_RECORD)]
+    if due:
+        found.append(f"the next sync reads everything of some resources ({'; '.join(due)}).")
+    found += [
+        f"no full sync succeeds, and deletions are not seen ({each}). A failed full sync names the record's place."
+        for each in state.full_readings_due or ()
+        if each not in due
+    ]
     if state.patients_in_merge_loops:
         found.append(
             f"{state.patients_in_merge_loops} patients are merged in a loop; the lowest id stands for each loop."

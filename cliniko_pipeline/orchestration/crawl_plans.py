@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cliniko_pipeline.cliniko.pagination import Position
-from cliniko_pipeline.postgres.crawls import CrawlState
+from cliniko_pipeline.postgres.crawls import UNREADABLE_RECORD, CrawlState
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,12 @@ def plan_crawl(state: CrawlState | None, *, full: bool) -> CrawlPlan:
         return CrawlPlan(is_full=True, reconciles=True, reason="read whole, as asked for")
     if state.is_full and not state.is_complete:
         return _resumed(state)
-    if state.needs_full is not None:
+    if state.needs_full is not None and state.needs_full != UNREADABLE_RECORD:
         return CrawlPlan(is_full=True, reconciles=True, reason=f"read whole: {state.needs_full}")
     if state.cursor is None:
         return CrawlPlan(is_full=True, reconciles=True, reason="read whole: no cursor is known")
-    reason = f"read what changed since {state.cursor.isoformat()}"
+    remark = "" if state.needs_full is None else f"; not whole: {state.needs_full}"
+    reason = f"read what changed since {state.cursor.isoformat()}{remark}"
     return CrawlPlan(is_full=False, reconciles=False, reason=reason, changed_since=state.cursor)
 
 

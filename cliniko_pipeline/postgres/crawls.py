@@ -21,6 +21,11 @@ stamped a moment before it can be read.
 """
 
 
+UNREADABLE_RECORD = "Cliniko does not answer one of its records, so only changes are read"
+"""Why a full crawl is needed and yet does not begin by itself: it would break off at the same place, and what has
+changed meanwhile would not be read."""
+
+
 @dataclass(frozen=True)
 class RejectedRecord:
     """A record that was set aside: `id` where it was readable; `reason` never quotes the record."""
@@ -40,7 +45,7 @@ class CrawlState:
         records: how many it has read so far.
         is_partial: whether the records of before its horizon were left out, since none of them could count.
         cursor: what an incremental crawl starts from; None: nothing was read whole yet.
-        needs_full: why that would not do; None: it does.
+        needs_full: why that would not do; None: it does. UNREADABLE_RECORD: it must do until a full one is asked for.
         doubtful_deletions: how many records the last full crawl missed that are not believed to be deleted.
     """
 
@@ -153,6 +158,13 @@ def require_full(connection: Connection, resource: str, reason: str) -> None:
         sa.text("update cliniko.crawls set needs_full = :reason where resource = :resource"),
         {"resource": resource, "reason": reason},
     )
+
+
+def give_up_full(connection: Connection, resource: str) -> None:
+    """Lets the next crawl read what changed, if there is a cursor, though the full one under way was not completed: it
+    met a record that Cliniko does not answer.
+    """
+    connection.execute(statement(sql("full_crawl_given_up")), {"resource": resource, "reason": UNREADABLE_RECORD})
 
 
 def set_aside(

@@ -7,7 +7,7 @@ import pytest
 
 from cliniko_pipeline.cliniko.pagination import Position
 from cliniko_pipeline.orchestration.crawl_plans import plan_crawl
-from cliniko_pipeline.postgres.crawls import CrawlState
+from cliniko_pipeline.postgres.crawls import UNREADABLE_RECORD, CrawlState
 
 HORIZON = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 CURSOR = datetime(2026, 6, 15, 9, 27, tzinfo=UTC)
@@ -32,6 +32,7 @@ INCREMENTAL_INTERRUPTED = replace(WELL, is_full=False, is_complete=False)
 
 FIRST_PAGE = Position(HORIZON, 0, 1234)
 NEEDED = replace(WELL, needs_full="Cliniko's clock was set back")
+GIVEN_UP = replace(INCREMENTAL_INTERRUPTED, needs_full=UNREADABLE_RECORD)
 FIRST = (True, False, None, None)
 WHOLE = (True, True, None, None)
 CHANGES = (False, False, CURSOR, None)
@@ -48,6 +49,8 @@ CHANGES = (False, False, CURSOR, None)
         (INTERRUPTED, True, WHOLE),
         (INCREMENTAL_INTERRUPTED, True, WHOLE),
         (NEEDED, False, WHOLE),
+        (GIVEN_UP, False, CHANGES),
+        (GIVEN_UP, True, WHOLE),
         (replace(WELL, cursor=None), False, WHOLE),
         (INTERRUPTED, False, (True, False, None, Position(HORIZON, 7, 1234))),
         (replace(INTERRUPTED, next_page=0, reconciles=True, cursor=CURSOR), False, (True, True, None, FIRST_PAGE)),

@@ -13,7 +13,7 @@ from pydantic import Field
 from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.pagination import Page
 from cliniko_pipeline.cliniko.records import RecordT, Resource
-from cliniko_pipeline.errors import RequestRejectedError
+from cliniko_pipeline.errors import RequestRejectedError, UnreadableRecordError
 from cliniko_pipeline.orchestration.crawl_plans import CrawlPlan, plan_crawl
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch, RecordStream, RequestCost
@@ -119,6 +119,11 @@ class AccountReading:
             for each in sources:
                 crawls.require_full(connection, each.resource.name, "a full sync broke off before it")
 
+    def _give_up_full(self, source: Source[Any]) -> None:
+        """Otherwise every later sync would go on at the place where this one cannot."""
+        with self.runtime.database.organization(self.organization_id) as connection:
+            crawls.give_up_full(connection, source.resource.name)
+
     @contextmanager
     def _opened(self) -> Generator[None, None, None]:
         with self.cliniko.client(self.organization_id, self.log) as self._client:
@@ -142,7 +147,12 @@ class AccountReading:
             believed_share=1.0 if self.accept_deletions else self.runtime.settings.vanished_share_limit,
         )
         pages = self._client.crawl(source.resource, changed_since=plan.changed_since, position=plan.position)
-        yield from _batched(source, begun, pages)
+        try:
+            yield from _batched(source, begun, pages)
+        except UnreadableRecordError:
+            if plan.is_full:
+                self._give_up_full(source)
+            raise
         for refusal in self._client.refusals.texts(source.resource.name):
             self.log.warning("%s", refusal)
 
