@@ -28,6 +28,23 @@ RETRY_AFTER_SECONDS = 10
 
 _LOG = logging.getLogger(__name__)
 
+MEANINGS = {
+    400: "The request cannot be read, or lacks a header.",
+    401: "The token or the signature is missing, wrong, expired or revoked.",
+    403: "The token's scopes do not include this.",
+    404: "It does not exist, or the token does not open that organization; neither is told apart.",
+    405: "The address does not take that method; the header Allow lists those it takes.",
+    408: "The body did not come in time.",
+    409: "It cannot be done in the present state: the organization is disabled, or the sync cannot be cancelled.",
+    413: "The body is too large.",
+    422: "A part of the request has a value that is not allowed; `errors` names it.",
+    429: "The token has sent too many requests; the header Retry-After says when to go on.",
+    500: "A defect, or the service is not set up as it must be; its log says more.",
+    503: "The database or Dagster cannot be used at present, or the database is read-only; try again after the header"
+    " Retry-After.",
+}
+"""What each status means: in the API's description and docs/errors.md."""
+
 
 class WrongParameter(BaseModel):
     """What is wrong with one part of a request."""
@@ -68,7 +85,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "model": ProblemDetails,
-            "description": HTTPStatus(status).phrase,
+            "description": MEANINGS[status],
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
         }
         for status in statuses

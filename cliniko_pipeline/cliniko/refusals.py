@@ -33,11 +33,11 @@ class Refusals:
 
 def _consequence(use: Use, name: str) -> str:
     if use == "sort":
-        return "where a page ends within records of one second, these are read once more"
-    return _OF_FILTERS.get(name, "more is read than is needed")
+        return WITHOUT_SORT
+    return WITHOUT_FILTER.get(name, "more is read than is needed")
 
 
-_OF_FILTERS = {
+WITHOUT_FILTER = {
     "archived_at": "archived records are not listed, and keep their last state until a full sync misses them",
     "cancelled_at": "cancelled records are not listed, and count as before until a full sync misses them",
     "deleted_at": "deleted records are not listed, and count as before until a full sync misses them",
@@ -45,3 +45,6 @@ _OF_FILTERS = {
     "created_at": "records that come while the list is read make it be read further back",
     "id": "many records of one second are read several times",
 }
+"""What follows where a filter is left out, by its field."""
+
+WITHOUT_SORT = "where a page ends within records of one second, these are read once more"

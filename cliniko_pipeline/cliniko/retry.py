@@ -178,6 +178,25 @@ def server_time(headers: Mapping[str, str]) -> datetime | None:
     return _http_date(headers.get("date", ""))
 
 
+def documented_rules() -> list[tuple[str, str, str]]:
+    """Return status, error and meaning of every answer that fails a request; the first that fits counts."""
+    every: dict[str, _Rule] = {"403 with a web page": _BLOCKED}
+    every |= {str(status): rule for status, rule in _RULES.items()}
+    every |= {f"{hundreds}xx": rule for hundreds, rule in _RULES_BY_HUNDREDS.items()}
+    every |= {"any other": _UNKNOWN_STATUS}
+    return [(status, *_documented(rule)) for status, rule in every.items() if not isinstance(rule, Succeed)]
+
+
+def _documented(rule: _Rule) -> tuple[str, str]:
+    match rule:
+        case Fail(error, reason):
+            return error.__name__, reason
+        case _WaitForReset():
+            return RateLimitedError.__name__, "Cliniko's limit of requests: sent again when it is over"
+        case _:
+            return ClinikoUnavailableError.__name__, "sent again after growing waits"
+
+
 def _rule_for(result: int | TransportFailure, headers: Mapping[str, str]) -> _Rule:
     if isinstance(result, TransportFailure):
         return _BackOff()

@@ -5,7 +5,9 @@ parameters or a password.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,9 +280,24 @@ _LONGEST_TEXT = 300
 _FUNCTIONS = re.compile(r"function ([\w.\"]+)\(")
 
 
+SET_UP_ADVICE = "Run `cliniko-pipeline migrate`; `cliniko-pipeline doctor` tells what else is missing."
+MIGRATING_ADVICE = "Make what is named, or correct the application's function, trigger or view that refers to it."
+_is_migrating: ContextVar[bool] = ContextVar("is_migrating", default=False)
+
+
+@contextmanager
+def migrating() -> Generator[None]:
+    """Advise against what is missing something else than the migration that goes on."""
+    token = _is_migrating.set(True)
+    try:
+        yield
+    finally:
+        _is_migrating.reset(token)
+
+
 def set_up_advice() -> str:
-    """Return what to do where something of the pipeline's own is missing from the database."""
-    return "Run `cliniko-pipeline migrate`; `cliniko-pipeline doctor` tells what else is missing."
+    """Return what to do where something that the pipeline needs is missing from the database."""
+    return MIGRATING_ADVICE if _is_migrating.get() else SET_UP_ADVICE
 
 
 def translated(error: SQLAlchemyError | psycopg.Error, location: str, role: str | None = None) -> ClinikoPipelineError:

@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.postgres import identity
 from cliniko_pipeline.postgres.application_tables import require_no_unknown_obligations, views_to_review
+from cliniko_pipeline.postgres.driver_errors import migrating
 from cliniko_pipeline.postgres.engine import (
     LOCK_NOT_AVAILABLE,
     LOCK_TIMEOUT_SECONDS,
@@ -115,6 +116,7 @@ class Migration:
     made_again: tuple[str, ...] = ()
 
 
+@migrating()
 def migrate(database: Database, *, create_application_tables: bool = False, adopts: bool = False) -> Migration:
     """Brings the schema up to date; safe to repeat and to run twice at once.
 

@@ -1,0 +1,72 @@
+"""The page docs/errors.md, from the tables by which errors are raised; `python -m` with this module prints it."""
+
+from collections.abc import Iterable, Sequence
+
+import click
+
+from cliniko_pipeline.api.problems import MEANINGS
+from cliniko_pipeline.cliniko.refusals import WITHOUT_FILTER, WITHOUT_SORT
+from cliniko_pipeline.cliniko.retry import documented_rules
+from cliniko_pipeline.postgres.driver_errors import CONNECTING, HIDDEN_ROWS, MIGRATING_ADVICE, SET_UP_ADVICE, STATEMENTS
+from cliniko_pipeline.postgres.driver_errors import Fault as DatabaseFault
+
+_HEAD = """# Errors
+
+Generated from the code by `make errors`: change the code, not this page.
+
+Syncs that end with an error named `...UnavailableError` or with `RateLimitedError` are tried again by themselves.
+After all others somebody has to do what the message says.
+"""
+
+_DATABASE = """
+## PostgreSQL: connecting
+
+Recognized by the SQLSTATE, or where there is none by words of the driver or the pooler (regular expressions).
+"""
+
+
+def render() -> str:
+    """Return the page."""
+    return "".join(
+        (
+            _HEAD,
+            _DATABASE,
+            _table(("what happened", "what to do", "SQLSTATE", "words"), map(_connecting, CONNECTING)),
+            "\n## PostgreSQL: statements\n\nOf two entries that fit an SQLSTATE, the longer one counts.\n",
+            _table(("what happened", "what to do", "SQLSTATE", "error"), map(_statement, (*STATEMENTS, HIDDEN_ROWS))),
+            "\n## Cliniko\n",
+            _table(("status", "what it means and what to do", "error"), map(_answer, documented_rules())),
+            "\nA field that Cliniko refuses is left out; the run's log says so.\n",
+            _table(("refused", "what follows"), _refused_fields()),
+            "\n## The HTTP API\n\nProblem details by RFC 9457; `detail` says more.\n",
+            _table(("status", "meaning"), ((str(status), meaning) for status, meaning in MEANINGS.items())),
+        )
+    )
+
+
+def _connecting(fault: DatabaseFault) -> tuple[str, ...]:
+    return fault.cause, fault.remedy, ", ".join(fault.states), ", ".join(f"`{each}`" for each in fault.words)
+
+
+def _statement(fault: DatabaseFault) -> tuple[str, ...]:
+    remedy = fault.remedy or f"{SET_UP_ADVICE} While `migrate` runs: {MIGRATING_ADVICE}"
+    return fault.cause, remedy, ", ".join(fault.states), fault.kind.__name__
+
+
+def _answer(rule: tuple[str, str, str]) -> tuple[str, ...]:
+    status, error, meaning = rule
+    return status, meaning, error
+
+
+def _refused_fields() -> list[tuple[str, str]]:
+    filters = [(f"to filter by `{name}`", consequence) for name, consequence in WITHOUT_FILTER.items()]
+    return [("to sort by `id`", WITHOUT_SORT), *filters]
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n" + "".join(f"| {' | '.join(each.replace('|', chr(92) + '|') for each in line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    click.echo(render(), nl=False)

@@ -1,0 +1,92 @@
+"""docs/errors.md, and the advice that errors give."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from cliniko_pipeline.api.application import create_application
+from cliniko_pipeline.api.problems import MEANINGS
+from cliniko_pipeline.cli.error_reference import render
+from cliniko_pipeline.errors import DatabaseSetupError
+from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.driver_errors import FAULTS, SET_UP_ADVICE, set_up_advice
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.runtime import open_runtime
+from cliniko_pipeline.settings import load_settings
+from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "cliniko_pipeline"
+
+# Where `migrate` is advised, and what it mends there.
+MAY_ADVISE_MIGRATE = {
+    ("postgres/driver_errors.py", "SET_UP_ADVICE"): "an object of the pipeline is missing",
+    ("postgres/schema.py", "require_current"): "an object of the pipeline is missing, or another version's",
+    ("postgres/schema.py", "require_isolation"): "policies and grants; who ran it may grant the role",
+    ("postgres/inventory.py", "require_own_tables"): "the schema is made again once it is dropped",
+    ("postgres/isolation.py", "ensure_organization_role"): "in `migrate` itself: again after a grant",
+    ("postgres/isolation.py", "isolate"): "in `migrate` itself: again after a statement",
+    ("postgres/isolation.py", "retire_other_roles"): "in `migrate` itself: for other databases",
+    ("postgres/identity.py", "require_own"): "with --adopt",
+}
+
+EVENT_TRIGGER = """
+    create function public.log_changes() returns event_trigger language plpgsql
+    as $$ begin insert into public.changes values (now()); end $$
+"""
+
+
+def test_page_of_errors_is_what_the_code_gives() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    assert page == render(), "run `make errors`"
+    for fault in FAULTS:
+        assert fault.cause in page
+
+
+def test_page_of_errors_has_every_status_of_the_api(environ: dict[str, str]) -> None:
+    with open_runtime(load_settings(environ)) as runtime:
+        paths = create_application(runtime).openapi()["paths"].values()
+    documented = {int(status) for path in paths for route in path.values() for status in route["responses"]}
+    assert {status for status in documented if status >= 400} <= set(MEANINGS)
+
+
+def advising_places(words: str) -> set[tuple[str, str]]:
+    """Return module and function, or constant, of each text of the package that has the words."""
+    found: set[tuple[str, str]] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            docstrings = {id(each.value) for each in ast.walk(statement) if isinstance(each, ast.Expr)}
+            texts = (each for each in ast.walk(statement) if isinstance(each, ast.Constant))
+            if not any(words in str(each.value) for each in texts if id(each) not in docstrings):
+                continue
+            target = statement.targets[0] if isinstance(statement, ast.Assign) else statement
+            found.add((path.relative_to(PACKAGE).as_posix(), getattr(target, "name", getattr(target, "id", "?"))))
+    return found
+
+
+def test_only_what_migrate_mends_advises_it() -> None:
+    assert advising_places("cliniko-pipeline migrate") == set(MAY_ADVISE_MIGRATE)
+    (missing,) = [fault for fault in FAULTS if not fault.remedy]
+    assert missing.cause == "something that the pipeline needs is not in the database"
+
+
+def test_migrate_does_not_advise_itself(database: Database, command: CommandLine) -> None:
+    """Also where an object of the application is what is missing."""
+    administer(
+        database.url,
+        "drop index public.active_patients_organization_id_contact_id_key",
+        EVENT_TRIGGER,
+        "create event trigger log_changes on ddl_command_end execute function public.log_changes()",
+    )
+    with pytest.raises(DatabaseSetupError) as raised:
+        schema.migrate(database)
+    refused = command("migrate")
+    assert_refused(refused, 'relation "public.changes" does not exist', "application's function")
+    for text in (str(raised.value), refused.stderr):
+        assert "pipeline migrate" not in text
+        assert "doctor" not in text
+    assert set_up_advice() == SET_UP_ADVICE
+    administer(database.url, "drop event trigger log_changes")
+    assert command("migrate").returncode == 0
