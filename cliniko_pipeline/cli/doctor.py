@@ -44,8 +44,7 @@ def _examine(runtime: Runtime) -> bool:
     if not _check("The schema is up to date", lambda: _require_schema(runtime)):
         return False
     if not runtime.settings.embedded_database:
-        for risk in schema.risks(runtime.database):
-            click.secho(f"! {risk}", fg="yellow")
+        _show_risks(runtime.database)
     is_own = _check("The database is no copy", partial(require_own, runtime.database))
     is_isolated = _check("Organizations are kept apart", partial(schema.require_isolation, runtime.database))
     would_sync = _check("A rehearsed sync succeeds", partial(_rehearse, runtime.database))
@@ -61,6 +60,13 @@ def _examine(runtime: Runtime) -> bool:
         _check(f"Cliniko accepts the key of '{printable(each)}'", partial(_ask, runtime, each)) for each in found
     ]
     return has_key and is_own and is_on_time and is_isolated and would_sync and sees_contacts and all(accepted)
+
+
+def _show_risks(database: Database) -> None:
+    for risk in schema.risks(database):
+        click.secho(f"! {risk}", fg="yellow")
+    if (hint := schema.dump_hint(database)) is not None:
+        click.echo(f"  {hint}")
 
 
 def _organizations(runtime: Runtime) -> list[str]:

@@ -20,6 +20,7 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.run_liveness import forget_ended_runs
 from cliniko_pipeline.orchestration.run_liveness import lost_runs as find_lost_runs
 from cliniko_pipeline.orchestration.runs import ABANDONED, GOES_ON, end_abandoned_runs, run_config
+from cliniko_pipeline.orchestration.start_rehearsal import rehearse_at_start
 from cliniko_pipeline.orchestration.webhook_plans import AnnouncedSync, announced_syncs
 from cliniko_pipeline.orchestration.webhook_telling import forget_old, put_down, send_due
 from cliniko_pipeline.postgres import organizations, scheduling, webhooks
@@ -40,7 +41,8 @@ RUN_KEY_TAG = "dagster/run_key"
 def organization_partitions(
     context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> dg.SensorResult | dg.SkipReason:
-    """The changes of the partitions."""
+    """The changes of the partitions. The first tick rehearses a sync: no other is sooner after the daemon's start."""
+    rehearse_at_start(runtime, context.log)
     try:
         source = _active_organizations(runtime)
     except ClinikoPipelineError as error:

@@ -162,6 +162,20 @@ def unbound_user(connection: Connection) -> str | None:
     )
 
 
+def dump_hint(connection: Connection) -> str | None:
+    """Say which role dumps the database; None: the database user does."""
+    user = connection.execute(sa.text(sql("dumping_roles")), {"table": ACTIVE_PATIENTS.qualified}).one()
+    if user.may_dump:
+        return None
+    remedy = (
+        f"dump as {' or '.join(user.others)}, or as a superuser."
+        if user.others
+        else "dump as a superuser, or as a role for it:"
+        " `create role clinic_backup login bypassrls in role pg_read_all_data password '...'`."
+    )
+    return f"pg_dump as {user.name} fails under row-level security: {remedy}"
+
+
 def retire_other_roles(connection: Connection) -> list[str]:
     """Take from organization roles of other databases what they may in this one; return what is left to the operator.
 

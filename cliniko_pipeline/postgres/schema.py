@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import DBAPIError
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
-from cliniko_pipeline.postgres import identity
+from cliniko_pipeline.postgres import identity, isolation
 from cliniko_pipeline.postgres.application_tables import require_no_unknown_obligations, views_to_review
 from cliniko_pipeline.postgres.driver_errors import migrating
 from cliniko_pipeline.postgres.engine import (
@@ -217,6 +217,12 @@ def risks(database: Database) -> list[str]:
     """Return, in words, what weakens the isolation of organizations without breaking it."""
     with database.operator() as connection:
         return [*filter(None, [unbound_user(connection)])]
+
+
+def dump_hint(database: Database) -> str | None:
+    """Return, in words, which role dumps the database; None: the database user does."""
+    with database.operator() as connection:
+        return isolation.dump_hint(connection)
 
 
 def expected_version() -> str:

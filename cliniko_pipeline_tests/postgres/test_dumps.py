@@ -1,0 +1,86 @@
+"""Dumps by Debian's pg_dump: which role makes a whole one, and what a restored one is."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.identity import copy_problem
+from cliniko_pipeline.postgres.rehearsal import rehearse
+from cliniko_pipeline_tests.support.databases import administer, debian_programs, organization_role_of
+from cliniko_pipeline_tests.support.tenants import MINE, sow
+
+OWNER, BACKUP = "dumped_owner", "clinic_backup"
+
+
+@pytest.fixture
+def owned(debian_server_url: URL) -> Iterator[Database]:
+    """A migrated database of two organizations, whose owner is no superuser."""
+    name = f"dumped_{uuid4().hex}"
+    administer(
+        debian_server_url, f"create role {OWNER} login createrole createdb", f"create database {name} owner {OWNER}"
+    )
+    database = Database(debian_server_url.set(username=OWNER, database=name))
+    schema.migrate(database, create_application_tables=True)
+    sow(database)
+    yield database
+    role = organization_role_of(database.url)
+    database.close()
+    administer(
+        debian_server_url,
+        f"drop database {name} with (force)",
+        f"drop role {role}",
+        f"drop role {OWNER}",
+        f"drop role if exists {BACKUP}",
+    )
+
+
+def run(program: str, url: URL, user: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    programs = debian_programs()
+    assert programs is not None
+    command = [str(programs / program), f"--username={user}", f"--dbname={url.database}", *arguments]
+    environ = os.environ | {"PGHOST": str(url.query["host"])}
+    return subprocess.run(command, env=environ, input=stdin, capture_output=True, text=True, check=False)
+
+
+def test_owner_cannot_dump_and_the_named_role_can(owned: Database, debian_server_url: URL) -> None:
+    assert "row-level security" in run("pg_dump", owned.url, OWNER).stderr
+    hint = schema.dump_hint(owned) or ""
+    assert f"pg_dump as {OWNER} fails" in hint
+    administer(debian_server_url, hint.partition("`")[2].partition("`")[0])
+    assert f"dump as {BACKUP}" in (schema.dump_hint(owned) or "")
+    assert "Pat1" in run("pg_dump", owned.url, BACKUP).stdout
+
+
+def test_superuser_needs_no_hint(owned: Database, debian_server_url: URL) -> None:
+    superuser = Database(debian_server_url.set(database=owned.url.database))
+    assert schema.dump_hint(superuser) is None
+    superuser.close()
+
+
+def test_restored_dump_is_a_copy_until_adopted(owned: Database, debian_server_url: URL) -> None:
+    """Restored without owners and privileges, by the owner, it has all rows, and sends nothing."""
+    dump = run("pg_dump", owned.url, "postgres", "--no-owner", "--no-privileges").stdout
+    name = f"restored_{uuid4().hex}"
+    administer(debian_server_url, f"create database {name} owner {OWNER}")
+    restored = Database(owned.url.set(database=name))
+    try:
+        # Policies name the role of the database that was dumped: the server is the same.
+        done = run("psql", restored.url, OWNER, "--quiet", "--set=ON_ERROR_STOP=1", stdin=dump)
+        assert done.returncode == 0, done.stderr
+        schema.migrate(restored)
+        assert "migrate --adopt" in (copy_problem(restored) or "")
+        assert [str(each) for each in rehearse(restored)] == []
+        schema.migrate(restored, adopts=True)
+        assert copy_problem(restored) is None
+        with restored.organization(MINE) as connection:
+            assert connection.exec_driver_sql("select first_name from cliniko.patients").scalars().all() == ["Pat1"]
+    finally:
+        role = organization_role_of(restored.url)
+        restored.close()
+        administer(debian_server_url, f"drop database {name} with (force)", f"drop role if exists {role}")
