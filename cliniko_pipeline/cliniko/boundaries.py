@@ -5,7 +5,7 @@ not, a page may repeat some of them and leave out others. Within one answer all 
 there if none comes twice. So only the group at the edge of two pages is held in memory.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
@@ -15,65 +15,38 @@ from cliniko_pipeline.cliniko.records import RecordT
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
-    """The group of one second at a page's edge: the id next to the edge; None where records of it may be missed."""
-
-    second: datetime
-    id: int | None
-
-
-@dataclass
 class _Group:
-    second: datetime
-    ids: Collection[int] | None = field(repr=False)
-    lowest: int | None
-    highest: int | None
-    is_torn: bool = False
+    """What was read of one second's records. Without `ids` it is not known which they are."""
 
-    @property
-    def is_sure(self) -> bool:
-        return not self.is_torn and self.lowest is not None
+    second: datetime
+    ids: frozenset[int] | None = field(repr=False)
+    is_torn: bool = False
 
     def joined(self, later: "_Group") -> "_Group":
         """Return this group with what was read of it behind this page, torn where a record came twice."""
-        if not self.is_distinct_from(later):
-            return _Group(self.second, None, None, None, is_torn=True)
-        ids = None if self.ids is None or later.ids is None else {*self.ids, *later.ids}
-        return _Group(self.second, ids, self.lowest, later.highest)
+        if self.ids is None or later.ids is None or self.may_share_records_with(later):
+            return _torn(self)
+        return _Group(self.second, self.ids | later.ids)
 
-    def is_distinct_from(self, later: "_Group") -> bool:
-        """Whether no record is in both, as far as that is known."""
-        if not (self.is_sure and later.is_sure):
-            return False
-        if self.highest is not None and later.lowest is not None and self.highest < later.lowest:
-            return True
-        return self.ids is not None and later.ids is not None and set(self.ids).isdisjoint(later.ids)
+    def may_share_records_with(self, later: "_Group") -> bool:
+        """Whether some record may be in both."""
+        return self.ids is None or later.ids is None or not self.ids.isdisjoint(later.ids)
 
 
 def _group(second: datetime, ids: Sequence[int], nameless: int = 0) -> _Group:
     if nameless or len(set(ids)) < len(ids):
-        return _Group(second, None, None, None, is_torn=not nameless)
-    return _Group(second, set(ids), min(ids), max(ids))
+        return _Group(second, None, is_torn=not nameless)
+    return _Group(second, frozenset(ids))
 
 
 class Boundaries:
-    """Follows a crawl from page to page backwards. `head` and `behind` are edges from a checkpoint."""
+    """Follows a crawl from page to page backwards; one that is resumed does not know what was read behind."""
 
-    def __init__(self, head: Edge | None = None, behind: Edge | None = None) -> None:
-        self._head = _from_edge(head)
-        self._behind = _from_edge(behind)
-        self._is_unknown = behind is None
+    def __init__(self) -> None:
+        self._head: _Group | None = None
+        self._behind: _Group | None = None
+        self._is_unknown = True
         self._number: int | None = None
-
-    @property
-    def head(self) -> Edge | None:
-        """The last group of the first page."""
-        return self._head and Edge(self._head.second, self._head.highest)
-
-    @property
-    def behind(self) -> Edge | None:
-        """The first group of the page that was read last."""
-        return self._behind and Edge(self._behind.second, self._behind.lowest)
 
     def begin(self, page: DecodedPage[RecordT]) -> None:
         """Note the first page, which is read before all others; what comes next is the list's end."""
@@ -106,7 +79,7 @@ class Boundaries:
         if self._number == 1:
             return [self._behind.second] if self._behind.is_torn else []
         reaches_head = self._head is None or self._head.second == self._behind.second
-        is_missed = reaches_head and (self._head is None or not self._head.is_distinct_from(self._behind))
+        is_missed = reaches_head and (self._head is None or self._head.may_share_records_with(self._behind))
         return [self._behind.second] if self._behind.is_torn or is_missed else []
 
 
@@ -125,9 +98,5 @@ def _groups(page: DecodedPage[RecordT]) -> list[_Group]:
     ]
 
 
-def _from_edge(edge: Edge | None) -> _Group | None:
-    return edge and _Group(edge.second, None, edge.id, edge.id, is_torn=edge.id is None)
-
-
 def _torn(group: _Group) -> _Group:
-    return _Group(group.second, None, None, None, is_torn=True)
+    return _Group(group.second, None, is_torn=True)

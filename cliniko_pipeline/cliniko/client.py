@@ -219,7 +219,7 @@ class ClinikoClient:
     def total_entries(self, resource: Resource[Any], *, created_before: datetime | None = None) -> int:
         """How many records the list holds, or its part from before an instant of the server's clock (aware).
 
-        Costs one request; raises as `crawl` does.
+        Costs one request; raises as `crawl` does, and FieldRefusedError for a part that Cliniko refuses to filter by.
         """
         return self._first_entry(resource, f"counting {resource.name}", created_before).decoded.total_entries
 
@@ -239,8 +239,8 @@ class ClinikoClient:
                     page = self._fetch(listing.url(1, per_page=1), resource, what)
                 except FieldRefusedError as error:
                     # A part of the list that cannot be asked for is not counted.
-                    is_counted = created_before is not None
-                    if is_counted or not self.refusals.add(resource.name, error.use, error.field):
+                    is_missing = created_before is not None and error.use == "filter"
+                    if is_missing or not self.refusals.add(resource.name, error.use, error.field):
                         raise
                     continue
                 self._compare_clocks(page.server_date)

@@ -29,7 +29,7 @@ from urllib.parse import urlencode
 
 import httpx
 
-from cliniko_pipeline.cliniko.boundaries import Boundaries, Edge
+from cliniko_pipeline.cliniko.boundaries import Boundaries
 from cliniko_pipeline.cliniko.decoding import DecodedPage
 from cliniko_pipeline.cliniko.group_reading import group_pages
 from cliniko_pipeline.cliniko.records import RecordT, RejectedRecord, Resource
@@ -59,16 +59,12 @@ class Position:
     """Where a crawl stands, to go on from in another process: `page` comes next, then those before it; 0: the newest.
 
     `horizon` is the server's clock when the crawl began, None if it told none: what came to the list later does not
-    belong to the crawl. `total_entries` is what the list would hold if nothing had vanished from it since. `head` and
-    `behind` are the groups of one second at the end of the first page and at the beginning of the last one read; None
-    where they are not known: then the group that comes next is read once more by itself.
+    belong to the crawl. `total_entries` is what the list would hold if nothing had vanished from it since.
     """
 
     horizon: datetime | None
     page: int
     total_entries: int
-    head: Edge | None = None
-    behind: Edge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +233,7 @@ def crawl_pages(
     """
     requests = _Requests(begin, at_once, ask_small)
     if position is not None:
-        yield from _rest(listing, requests, position, Boundaries(position.head, position.behind))
+        yield from _rest(listing, requests, position, Boundaries(), is_resumed=True)
         return
     first = _first_step(listing, requests)
     horizon = first.fetched.server_date
@@ -246,28 +242,36 @@ def crawl_pages(
         return
     boundaries = Boundaries()
     boundaries.begin(first.fetched.decoded)
-    position = Position(horizon, first.following, first.expected, boundaries.head)
+    position = Position(horizon, first.following, first.expected)
     yield _page(first.fetched, 1, first.expected, horizon, position)
     yield from _rest(listing, requests, position, boundaries)
 
 
 def _rest(
-    listing: Listing[RecordT], requests: "_Requests[RecordT]", position: Position, boundaries: Boundaries
+    listing: Listing[RecordT],
+    requests: "_Requests[RecordT]",
+    position: Position,
+    boundaries: Boundaries,
+    *,
+    is_resumed: bool = False,
 ) -> Iterator[Page[RecordT]]:
     """Yield what is left of a crawl after its first page."""
     horizon, expected = position.horizon, position.total_entries
-    number = _pages(expected) - position.page + 1
+    begins_at, first_again = position.page, position.page == 1
+    if is_resumed and begins_at:
+        # Of the group that the page behind begins with, nobody knows any more whether all of it was read.
+        begins_at = min(begins_at + 1, max(1, _pages(expected)))
+    number = _pages(expected) - begins_at + 1
     left: Position | None = position
     older = listing if horizon is None else listing.before(horizon)
-    for step in _backwards(older, requests, position.page, expected):
+    for step in _backwards(older, requests, begins_at, expected, first_again=first_again):
         expected = step.expected
         for again in _missed(older, requests, boundaries, step):
             number += 1
             yield _page(again, number, expected, horizon, left)
         number += 1
         newest_left = step.shorter and horizon is not None and older.is_bounded
-        edges = (boundaries.head, boundaries.behind)
-        left = Position(horizon, step.following, expected, *edges) if step.following or newest_left else None
+        left = Position(horizon, step.following, expected) if step.following or newest_left else None
         yield _page(step.fetched, number, expected, horizon, left)
     if left is None or horizon is None or not older.is_bounded:
         return
@@ -316,14 +320,21 @@ def _newest(listing: Listing[RecordT], requests: "_Requests[RecordT]") -> Iterat
 
 
 def _backwards(
-    listing: Listing[RecordT], requests: "_Requests[RecordT]", number: int, expected: int, *, grows: bool = False
+    listing: Listing[RecordT],
+    requests: "_Requests[RecordT]",
+    number: int,
+    expected: int,
+    *,
+    first_again: bool = False,
+    grows: bool = False,
 ) -> Iterator[_Step[RecordT]]:
     """Read a list from a page to its second, and to its first if that has to be read again.
 
     What holds between two requests: everything behind page `number` has been read, of a list of `known` entries. For
     one that `grows` all the time this is given up in the end: a later crawl reads whatever stands in it.
     """
-    known, first_again, rereads = expected, number == 1, 0
+    known, rereads = expected, 0
+    first_again = first_again or number == 1
     held: list[tuple[int, _Step[RecordT]]] = []
     while number:
         # The last ones one by one: none is held back in the end.

@@ -88,3 +88,12 @@ def test_requests_for_a_large_import_are_bounded():
     outcome = crawl(account, None, [])
     assert outcome.yielded == set(account.records)
     assert account.group_requests <= 5 * 50
+
+
+@pytest.mark.parametrize("pages_read", range(1, 7))
+def test_resumed_crawl_reads_a_group_that_begins_with_a_page_again(pages_read):
+    """The checkpoint does not hold which records of the group came: it may end where nothing of it is left to read."""
+    for seed in range(20):
+        account = account_of([2 * PAGE, 2 * PAGE, PAGE], seed, frozenset({"sort:id"}))
+        outcome = crawl(account, None, [], [False] * pages_read + [True])
+        assert outcome.yielded == outcome.at_first

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
+from cliniko_pipeline.errors import FieldRefusedError
 from cliniko_pipeline.orchestration.assets.appointments import GROUPS, IN_GROUPS, INDIVIDUAL, appointments
 from cliniko_pipeline.orchestration.assets.extraction import Source
 from cliniko_pipeline.orchestration.assets.patients import SOURCE as PATIENTS
@@ -77,7 +78,10 @@ def _compare(database: Database, organization_id: str, client: ClinikoClient, so
         if state.is_partial:
             return Comparison(name, holds=True, remark="not read whole: there was no group appointment")
         stored = crawls.stored_count(connection, state)
-    total = client.total_entries(source.resource, created_before=state.cursor)
+    try:
+        total = client.total_entries(source.resource, created_before=state.cursor)
+    except FieldRefusedError as error:
+        return Comparison(name, holds=True, remark=f"not known, since {error}", stored=stored)
     agrees = stored.agrees_with(total)
     return Comparison(name, agrees, "" if agrees else "the next sync reads it whole", stored, total)
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
+from cliniko_pipeline.sandbox.faults import BrokenPage, Faults, RefusedField
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.hostile_accounts import attendee, group_appointment, individual_appointment, patient
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of
@@ -223,3 +223,18 @@ def test_unreadable_id_prevents_marking_deletions(clinic: CountedClinic) -> None
     clinic.account.put("patients", {**record, "id": "seven"})
     clinic.sync_successfully(full=True)
     assert "7" in clinic.live(PATIENTS)
+
+
+def test_counts_that_cannot_be_asked_for_are_not_known(clinic: CountedClinic) -> None:
+    clinic.account.delete("patients", "7")
+    refusal = RefusedField("created_at", "filter", resource="patients")
+    clinic.sandbox.faults = Faults(refused_fields=(refusal, RefusedField("id", "sort")))
+    tables = clinic.pipeline.tables(NAME)
+    patients, appointments = sorted(clinic.compare(), key=lambda each: each.asset_key, reverse=True)
+    assert patients.passed
+    assert "patients: not known, since " in (patients.description or "")
+    assert "refuses to filter this list by created_at" in (patients.description or "")
+    assert (appointments.passed, appointments.description) == (True, None)
+    assert clinic.pipeline.tables(NAME) == tables
+    clinic.sandbox.faults = Faults()
+    assert clinic.disagreements() == {"patients"}
