@@ -61,8 +61,9 @@ class Boundaries:
         if not groups:
             return []
         torn: list[datetime] = []
-        if self._is_unknown and not is_end:
-            groups[-1] = _torn(groups[-1])
+        if self._is_unknown and not is_end and len(groups) == 1:
+            # Only this group can be half-read: one that begins within the page was read to its beginning.
+            groups[0] = _torn(groups[0])
         elif behind is not None and not is_end:
             if behind.second == groups[-1].second:
                 groups[-1] = groups[-1].joined(behind) if follows else _torn(behind)

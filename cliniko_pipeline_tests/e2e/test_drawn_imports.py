@@ -177,7 +177,8 @@ def new_record(resource: str, record_id: str, number: int, at: str, **changes: A
 
 def imported(resource: str, group: Import) -> Iterator[dict[str, Any]]:
     first = 1 + 1000 * (1 + CRAWLED.index(resource))
-    seconds = [*range(group.before), *[group.before] * group.size, *range(group.before + 1, group.before + group.after + 1)]
+    before, after = range(group.before), range(group.before + 1, group.before + 1 + group.after)
+    seconds = [*before, *[group.before] * group.size, *after]
     for number, second in enumerate(seconds):
         at = cliniko_text(START - timedelta(days=90) + timedelta(seconds=second))
         yield new_record(resource, str(first + number), number, at)
