@@ -16,6 +16,7 @@ from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.identity import require_own
 from cliniko_pipeline.postgres.rehearsal import require_rehearsed
+from cliniko_pipeline.postgres.stopped_instigators import stopped_problem
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
@@ -43,8 +44,7 @@ def _examine(runtime: Runtime) -> bool:
     )
     if not _check("The schema is up to date", lambda: _require_schema(runtime)):
         return False
-    if not runtime.settings.embedded_database:
-        _show_risks(runtime.database)
+    _show_risks(runtime)
     is_own = _check("The database is no copy", partial(require_own, runtime.database))
     is_isolated = _check("Organizations are kept apart", partial(schema.require_isolation, runtime.database))
     would_sync = _check("A rehearsed sync succeeds", partial(_rehearse, runtime.database))
@@ -62,10 +62,13 @@ def _examine(runtime: Runtime) -> bool:
     return has_key and is_own and is_on_time and is_isolated and would_sync and sees_contacts and all(accepted)
 
 
-def _show_risks(database: Database) -> None:
-    for risk in schema.risks(database):
+def _show_risks(runtime: Runtime) -> None:
+    is_embedded = runtime.settings.embedded_database
+    risks = [] if is_embedded else schema.risks(runtime.database)
+    stopped = stopped_problem(runtime.database, runtime.settings.ui_url)
+    for risk in filter(None, [*risks, stopped]):
         click.secho(f"! {risk}", fg="yellow")
-    if (hint := schema.dump_hint(database)) is not None:
+    if not is_embedded and (hint := schema.dump_hint(runtime.database)) is not None:
         click.echo(f"  {hint}")
 
 

@@ -14,6 +14,7 @@ from cliniko_pipeline.cli.terminal import shown
 from cliniko_pipeline.postgres import organizations as stored
 from cliniko_pipeline.postgres.identity import copy_problem
 from cliniko_pipeline.postgres.organizations import Organization
+from cliniko_pipeline.postgres.stopped_instigators import stopped_problem
 from cliniko_pipeline.postgres.sync_runs import OrganizationStatus, organization_status
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.standings import problems
@@ -29,8 +30,11 @@ def status(*, as_json: bool) -> None:
         found = statuses(runtime)
         now, machine_clock = runtime.now(), runtime.machine_clock()
         copied = copy_problem(runtime.database)
+        stopped = stopped_problem(runtime.database, runtime.settings.ui_url)
     if copied is not None:
         click.echo(copied, err=True)
+    if stopped is not None:
+        click.echo(stopped, err=True)
     if machine_clock.is_notable:
         click.echo(f"{machine_clock}.", err=True)
     if as_json:
