@@ -148,6 +148,7 @@ class ImportedOrganization(SyncedOrganization):
             rows = [row for row in self.rows(table) if kind.items() <= row.items()]
             live = {row["id"] for row in rows if row["vanished_at"] is None}
             gone = {record_id: record for (of, record_id), record in self.gone.items() if of == resource}
+            gone = {record_id: gone[record_id] for record_id in gone.keys() & {row["id"] for row in rows}}
             assert live == {str(record["id"]) for record in wire[resource]} | (live & gone.keys())
             assert not is_settled or not live & gone.keys()
             # One that a full sync has missed counts as deleted.
