@@ -45,6 +45,8 @@ _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-
 # ASCII only, and no parenthesis: the address stands in a header, inside a pair of them.
 _EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[a-z0-9-]+(\.[a-z0-9-]+)+", re.ASCII | re.IGNORECASE)
 _ALERT_URL = re.compile(r"[a-z][a-z0-9]{1,30}://\S+", re.IGNORECASE)
+_QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*\"""")
+_ESCAPES = re.compile(r"(?<!\w)[eE]''")
 _BETWEEN_URLS = re.compile(r"[\s,]+(?=[A-Za-z][A-Za-z0-9]{1,30}://)")
 _MOST_MINUTES = 100_000_000
 _KEY_FILE_LIMIT = 64 * 1024  # bytes
@@ -216,6 +218,25 @@ def _oidc_scopes(value: str) -> frozenset[str]:
     return scopes
 
 
+def _condition(value: str) -> str:
+    """Accept what stays within a pair of parentheses around it."""
+    outside_quotes = _QUOTED.sub("''", value)
+    if _ESCAPES.search(outside_quotes):
+        raise ValueError("must hold no string with backslash escapes; double the quotes within strings.")
+    if any(mark in outside_quotes for mark in (";", "--", "/*", "*/", "$")):
+        raise ValueError("must be one SQL condition, without semicolons, comments and dollar signs outside of quotes.")
+    if set(_QUOTED.sub("", value)) & set("'\""):
+        raise ValueError("has a quote that is never closed.")
+    depth = 0
+    for mark in re.findall("[()]", outside_quotes):
+        depth += 1 if mark == "(" else -1
+        if depth < 0:
+            break
+    if depth:
+        raise ValueError("has parentheses that do not match.")
+    return value.strip()
+
+
 def _absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
@@ -304,6 +325,12 @@ class Settings(BaseSettings):
 
     count_no_shows: bool = Field(default=True, validation_alias="CLINIKO_COUNT_NO_SHOWS", description="true or false")
     """Whether an appointment counts that was booked and not cancelled, but not attended."""
+
+    contacts_filter: Annotated[str, BeforeValidator(_condition)] | None = Field(
+        default=None, validation_alias="CLINIKO_CONTACTS_FILTER"
+    )
+    """An SQL condition that rows of public.contacts must meet to count, on one level of parentheses; None: all do.
+    Whether PostgreSQL understands it, `migrate` finds out."""
 
     vanished_share_limit: float = Field(
         default=0.2,

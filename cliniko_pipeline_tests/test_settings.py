@@ -55,6 +55,7 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_path):
         "dagster_home": tmp_path / ".cliniko" / "dagster",
         "activity_window_days": 60,
         "count_no_shows": True,
+        "contacts_filter": None,
         "vanished_share_limit": 0.2,
         "lost_matches_share_limit": 0.2,
         "sync_every_minutes": 60,
@@ -67,6 +68,8 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_path):
         "max_clock_skew_minutes": 60,
         "alert_after_failures": 3,
         "alert_repeat_hours": 24,
+        "trusted_proxies": (),
+        "ui_hosts": frozenset(),
         "ui_url": "http://127.0.0.1:3000",
         "dagster_url": "http://127.0.0.1:3000",
         "api_requests_per_minute": 600,
@@ -80,7 +83,7 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_path):
 
 
 def test_blank_variables_count_as_unset():
-    assert len(FIELDS) == 28
+    assert len(FIELDS) == 31
     for blank in ("", " \t"):
         assert load_settings(dict.fromkeys(FIELDS, blank)) == load_settings({})
 
@@ -172,6 +175,23 @@ INVALID_UI_URLS = ["clinic.example", "ftp://clinic.example", "https://u:p@clinic
         ("DAGSTER_HOME", {"~/instance": Path("~/instance").expanduser()}, ["~no-such-user-here/x"]),
         ("CLINIKO_ACTIVITY_WINDOW_DAYS", {"1": 1, "3650": 3650}, ["0", "3651", "sixty"]),
         ("CLINIKO_COUNT_NO_SHOWS", {"TRUE": True, "false": False, "off": False}, ["maybe", "2"]),
+        (
+            "CLINIKO_CONTACTS_FILTER",
+            {
+                each: each
+                for each in ("kind = 'patient'", "(a or b) and (c)", "note <> ');--'", "a ~ '\\(' and \"b;\" = 1")
+            },
+            [
+                *(
+                    "true; drop table contacts",
+                    "true -- all",
+                    "true /* all */",
+                    "name = $$x$$",
+                    "name = E'\\'' or true",
+                ),
+                *("true) or (true", "(true", "true)", "name = 'it''s", 'true or "name'),
+            ],
+        ),
         ("CLINIKO_LOST_MATCHES_SHARE_LIMIT", {"0": 0, "1": 1}, ["-0.1", "1.01"]),
         ("CLINIKO_VANISHED_SHARE_LIMIT", {"0": 0, "0.05": 0.05, "1": 1}, ["-0.1", "1.01", "20%", "nan", "inf"]),
         ("CLINIKO_MAX_CLOCK_SKEW_MINUTES", {"1": 1, "1440": 1440}, ["0", "-5", "an hour"]),
@@ -211,7 +231,12 @@ def test_derived_settings_follow_their_variables():
 def test_error_lists_all_problems():
     accepts_any_text = {"CLINIKO_PIPELINE_HOME", "DAGSTER_HOME", "API_OIDC_AUDIENCE", "API_OIDC_ORGANIZATION_CLAIM"}
     names = [name for name in FIELDS if name not in accepts_any_text]
-    message = refusal(**(dict.fromkeys(names, SECRET) | {"CLINIKO_ALLOWED_HOSTS": f"http://{SECRET}"}))
+    unlike = {
+        "CLINIKO_ALLOWED_HOSTS": f"http://{SECRET}",
+        "CLINIKO_UI_HOSTS": f"http://{SECRET}",
+        "CLINIKO_CONTACTS_FILTER": f"({SECRET}",
+    }
+    message = refusal(**(dict.fromkeys(names, SECRET) | unlike))
     assert [word for word in message.split() if word in names] == names
     # The default of DAGSTER_HOME depends on the home.
     assert "DAGSTER_HOME" not in refusal(CLINIKO_PIPELINE_HOME="~no-such-user-here")

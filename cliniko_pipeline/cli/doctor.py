@@ -11,8 +11,8 @@ from cliniko_pipeline.cli.session import CHECK_ATTEMPTS
 from cliniko_pipeline.cli.terminal import printable
 from cliniko_pipeline.clocks import ClockDifference
 from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError
+from cliniko_pipeline.postgres import contacts_filter, schema
 from cliniko_pipeline.postgres import organizations as stored
-from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.identity import require_own
 from cliniko_pipeline.postgres.rehearsal import require_rehearsed
@@ -94,9 +94,13 @@ def _shared_keys(runtime: Runtime, organization_ids: Sequence[str]) -> list[str]
 
 
 def _require_schema(runtime: Runtime) -> None:
+    condition = runtime.settings.contacts_filter
     if runtime.settings.embedded_database:
-        schema.migrate(runtime.database, create_application_tables=True)
+        schema.migrate(runtime.database, create_application_tables=True, contacts_filter=condition)
     schema.require_current(runtime.database)
+    contacts_filter.require_stored(runtime.database, condition)
+    with runtime.database.operator() as connection:
+        contacts_filter.require_valid(connection, condition)
 
 
 def _rehearse(database: Database) -> None:

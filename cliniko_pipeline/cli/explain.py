@@ -31,6 +31,7 @@ from cliniko_pipeline.postgres.explanations import (
     Candidate,
     Explanation,
     Mapping,
+    Match,
     Pass,
     PatientRecord,
     Person,
@@ -224,13 +225,21 @@ def listing(found: Explanation) -> str:
         "unmapped": ": since it was read the mapping was not computed",
         "unmatched": ": no contact is certain to be it (unmatched)",
         "ambiguous": f": which contact it is, is not certain (ambiguous among {_candidates(found.match.stored)})",
-        "contact_gone": ": its contact was deleted since the mapping was computed",
+        "contact_gone": f": its contact {_absence(found.match)} since the mapping was computed",
         "other_instant": f": that was computed by {_at(found.state.judged_at)} UTC, when it was not active",
         "not_computed": ", which is older than what is stored: the next sync that succeeds adds it"
         if found.state.judged_at
         else ", which is empty: the next sync that succeeds adds it",
     }[found.listing]
     return f"It has no row in public.active_patients{why}."
+
+
+def _absence(match: Match) -> str:
+    """What has happened to the stored mapping's contact."""
+    return {
+        "soft_deleted": "was deleted softly in the application (deleted_at or is_deleted)",
+        "filtered": "has been left out by CLINIKO_CONTACTS_FILTER",
+    }.get(match.contact_absence or "", "was deleted")
 
 
 def _candidates(mapping: Mapping | None) -> str:
@@ -360,8 +369,8 @@ def _match_lines(found: Explanation) -> list[str]:
     if matching.now is None:
         return ["No person, so no contact."]
     lines = ["Not mapped yet." if matching.stored is None else f"{_mapping(matching.stored)}."]
-    if matching.stored is not None and matching.stored.contact_id is not None and not matching.contact_exists:
-        lines.append("That contact was deleted since.")
+    if matching.contact_absence is not None:
+        lines.append(f"That contact {_absence(matching)} since.")
     if matching.stored != matching.now:
         lines.append(
             f"By what is stored now the next mapping would say: {_mapping(matching.now, capital=False)}."

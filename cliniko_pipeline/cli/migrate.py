@@ -19,7 +19,12 @@ def migrate(*, adopt: bool) -> None:
     """Bring the database's schema up to date, and rehearse a sync; safe to repeat."""
     with migrating(), open_runtime(load_settings()) as runtime:
         embedded = runtime.settings.embedded_database
-        done = schema.migrate(runtime.database, create_application_tables=embedded, adopts=adopt)
+        done = schema.migrate(
+            runtime.database,
+            create_application_tables=embedded,
+            adopts=adopt,
+            contacts_filter=runtime.settings.contacts_filter,
+        )
         where = runtime.database.location
         _tell(done, where)
         for risk in [] if embedded else schema.risks(runtime.database):
@@ -39,6 +44,8 @@ def _tell(done: Migration, where: str) -> None:
         click.echo(f"Migrated {where} from {done.before or 'nothing'} to {done.after}.")
     else:
         click.echo(f"{where} is up to date ({done.after}).")
+    if done.filter_changed:
+        click.echo("CLINIKO_CONTACTS_FILTER is taken over: each organization's next sync matches by it.")
     if done.closed_to_readers:
         click.echo(
             "public.active_patients, which had rows, is now under row-level security: whoever reads it sets"

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.contacts_filter import require_stored
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
@@ -20,7 +21,10 @@ def session() -> Generator[Runtime, None, None]:
     """
     with open_runtime(load_settings()) as runtime:
         if runtime.settings.embedded_database:
-            schema.migrate(runtime.database, create_application_tables=True)
+            schema.migrate(
+                runtime.database, create_application_tables=True, contacts_filter=runtime.settings.contacts_filter
+            )
         else:
             schema.require_current(runtime.database)
+            require_stored(runtime.database, runtime.settings.contacts_filter)
         yield runtime

@@ -271,6 +271,9 @@ HIDDEN_ROWS = Fault(
 HIDDEN_CONTACTS = "CP001"
 """Raised by `cliniko.require_visible_contacts()`, with a message that says what to do."""
 
+FAILED_CONTACTS_FILTER = "CP002"
+"""Raised by `cliniko.refuse_contacts_filter()`, with a message that says what to do."""
+
 FAULTS = (*CONNECTING, *STATEMENTS, HIDDEN_ROWS)
 
 ENDS_POOLED_CONNECTIONS = ("25006", "53100", "57P")
@@ -331,6 +334,12 @@ def state_of(error: BaseException) -> str:
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or ""
 
 
+def primary_message(cause: BaseException) -> str:
+    """Return the first line of what the server says. It may hold values, but in classes that name objects only."""
+    diagnostics = getattr(cause, "diag", None)
+    return (getattr(diagnostics, "message_primary", None) or type(cause).__name__).strip()
+
+
 def ends_pooled_connections(error: BaseException) -> bool:
     """Whether connections that were opened before the error are to be closed."""
     return state_of(error).startswith(ENDS_POOLED_CONNECTIONS)
@@ -353,10 +362,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _of_driver(cause: BaseException, location: str, role: str | None) -> ClinikoPipelineError:
     state = state_of(cause)
-    if state == HIDDEN_CONTACTS:
-        return DatabaseSetupError(_primary_message(cause))
+    if state in {HIDDEN_CONTACTS, FAILED_CONTACTS_FILTER}:
+        return DatabaseSetupError(primary_message(cause))
     if is_refused_by_a_policy(cause):
-        return DatabaseSetupError(f"{HIDDEN_ROWS.cause}: {_primary_message(cause)}. {HIDDEN_ROWS.remedy}")
+        return DatabaseSetupError(f"{HIDDEN_ROWS.cause}: {primary_message(cause)}. {HIDDEN_ROWS.remedy}")
     fault = _fault(cause, state)
     if _is_of_libpq(cause, state) or fault in CONNECTING:
         return DatabaseUnavailableError(f"PostgreSQL cannot be used ({location}): {_broken(cause, fault)}")
@@ -377,7 +386,7 @@ def _refused(cause: BaseException, state: str, fault: Fault | None, role: str | 
     what = f"PostgreSQL refused a statement ({named})"
     if fault is None:
         return DataError(f"{what}.")
-    said = f": {_primary_message(cause)}" if fault.shows_message else ""
+    said = f": {primary_message(cause)}" if fault.shows_message else ""
     return fault.kind(f"{what}: {fault.cause}{said}. {fault.remedy or set_up_advice()}")
 
 
@@ -402,11 +411,6 @@ def _said(cause: BaseException) -> str:
     text = " ".join(str(cause).split())
     # The only text of libpq's that can quote a password is one on a connection string that it cannot read.
     return f" ({text[:_LONGEST_TEXT]})" if text and "connection info string" not in text else ""
-
-
-def _primary_message(cause: BaseException) -> str:
-    diagnostics = getattr(cause, "diag", None)
-    return (getattr(diagnostics, "message_primary", None) or type(cause).__name__).strip()
 
 
 def _objects(cause: BaseException, role: str | None) -> str:

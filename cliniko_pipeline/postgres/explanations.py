@@ -68,10 +68,15 @@ Listing = Literal[
 
 `listed`, `not_active`: as it should. `differs`: there, with other contents than would be computed at the row's own
 instant. `out_of_date`: there, and would not be computed any more. Not there, though active: `unmapped` (the mapping was
-not computed since the patient was read), `unmatched`, `ambiguous`, `contact_gone` (its contact was deleted),
+not computed since the patient was read), `unmatched`, `ambiguous`, `contact_gone` (its contact was deleted
+or does not count any more),
 `other_instant` (at the instant the table was computed by it was not active), `not_computed` (the table is older than
 what is stored).
 """
+
+
+ContactAbsence = Literal["deleted", "soft_deleted", "filtered"]
+"""Deleted, deleted softly by the application, or left out by the operator's condition."""
 
 
 @dataclass(frozen=True)
@@ -254,13 +259,13 @@ class Match:
     """The stored mapping of the person, and the passes by what is stored now, up to the one that decided.
 
     `stored`: None where there is none. `now`: what a mapping made now would say; None for a person without a record.
-    `contact_exists`: whether the stored mapping's contact is still there.
+    `contact_absence`: why the stored mapping's contact does not count any more; None where it does.
     """
 
     stored: Mapping | None
     now: Mapping | None
     passes: tuple[Pass, ...]
-    contact_exists: bool
+    contact_absence: ContactAbsence | None = None
 
 
 @dataclass(frozen=True)
@@ -484,13 +489,13 @@ def _match(connection: Connection, person: Person) -> Match:
         .mappings()
         .all()
     )
-    exists = stored is not None and stored.contact_id is not None and _contact_exists(connection, stored.contact_id)
+    absence = _contact_absence(connection, stored.contact_id) if stored and stored.contact_id else None
     asked = next((row for row in rows if row["side"] == "person"), None)
     if asked is None:
-        return Match(stored, None, (), exists)
+        return Match(stored, None, (), absence)
     contacts = [row for row in rows if row["side"] == "contact"]
     patients = [row for row in rows if row["side"] == "patient"]
-    return Match(stored, _mapping(asked), _passes(asked, contacts, patients), exists)
+    return Match(stored, _mapping(asked), _passes(asked, contacts, patients), absence)
 
 
 def _stored_mapping(connection: Connection, person_id: str) -> Mapping | None:
@@ -512,10 +517,9 @@ def _mapping(row: RowMapping) -> Mapping:
     return Mapping(row["status"], row["method"], row["contact_id"], row["candidate_count"])
 
 
-def _contact_exists(connection: Connection, contact_id: UUID) -> bool:
+def _contact_absence(connection: Connection, contact_id: UUID) -> ContactAbsence | None:
     return connection.execute(
-        sa.text("select exists (select from cliniko.organization_contacts() where id = :contact_id)"),
-        {"contact_id": contact_id},
+        sa.text("select cliniko.contact_absence(:contact_id)"), {"contact_id": contact_id}
     ).scalar_one()
 
 
@@ -654,6 +658,6 @@ def _unlisted(match: Match, state: State, is_active: bool, is_computed: bool) ->
         return "unmapped"
     if stored.status != "matched":
         return stored.status
-    if not match.contact_exists:
+    if match.contact_absence is not None:
         return "contact_gone"
     return "not_computed" if is_computed or state.judged_at is None else "other_instant"

@@ -26,6 +26,7 @@ OPERATOR_TABLES = (
     "cliniko.webhook_deliveries",
     "cliniko.run_heartbeats",
     "cliniko.database_identity",
+    "cliniko.contacts_filter",
 )
 """The tables of the schema cliniko that hold no organization's data."""
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from cliniko_pipeline.postgres.driver_errors import HIDDEN_CONTACTS, is_refused_by_a_policy
+from cliniko_pipeline.postgres.driver_errors import FAILED_CONTACTS_FILTER, HIDDEN_CONTACTS, is_refused_by_a_policy
 from cliniko_pipeline.postgres.engine import LOCK_NOT_AVAILABLE
 
 Refused = SQLAlchemyError | psycopg.Error
@@ -59,6 +59,10 @@ def refusal(connection: Connection, error: Refused, role: str) -> Refusal:
         return Refusal("another transaction holds a lock", "Try again when it has ended.", is_busy=True)
     if state == HIDDEN_CONTACTS or is_refused_by_a_policy(cause):
         return Refusal("row-level security hides rows of public.contacts", "`cliniko-pipeline doctor` says what to do.")
+    if state == FAILED_CONTACTS_FILTER:
+        return Refusal(
+            "the condition in CLINIKO_CONTACTS_FILTER fails", "Correct it, and run `cliniko-pipeline migrate`."
+        )
     message = cause.diag.message_primary or "" if state[:2] in _NAMES_OBJECTS_ONLY else type(cause).__name__
     what = f"{message}{_objects(cause, message)} (as role {role}, SQLSTATE {state or 'unknown'})"
     return Refusal(what, _remedy(connection, cause, state, role))

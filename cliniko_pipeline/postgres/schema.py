@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import DBAPIError
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
+from cliniko_pipeline.postgres import contacts_filter as filters
 from cliniko_pipeline.postgres import identity, isolation
 from cliniko_pipeline.postgres.application_tables import require_no_unknown_obligations, views_to_review
 from cliniko_pipeline.postgres.driver_errors import migrating
@@ -81,9 +82,12 @@ FUNCTIONS = (
     "instant",
     "persons",
     "require_visible_contacts",
+    "present_contacts_query",
     "contacts_query",
+    "refuse_contacts_filter",
     "organization_contacts",
     "contacts_fingerprint",
+    "contact_absence",
     "note_change",
     "note_update",
     "take_requests",
@@ -106,6 +110,7 @@ class Migration:
             whose rows.
         warnings: what is left to the operator, in words.
         made_again: what was missing of this version.
+        filter_changed: whether other contacts count from now on.
     """
 
     before: str | None
@@ -114,10 +119,17 @@ class Migration:
     closed_to_readers: bool = False
     warnings: tuple[str, ...] = ()
     made_again: tuple[str, ...] = ()
+    filter_changed: bool = False
 
 
 @migrating()
-def migrate(database: Database, *, create_application_tables: bool = False, adopts: bool = False) -> Migration:
+def migrate(
+    database: Database,
+    *,
+    create_application_tables: bool = False,
+    adopts: bool = False,
+    contacts_filter: str | None = None,
+) -> Migration:
     """Brings the schema up to date; safe to repeat and to run twice at once.
 
     `create_application_tables` makes organizations, api_credentials and contacts where they are missing: right for the
@@ -125,8 +137,11 @@ def migrate(database: Database, *, create_application_tables: bool = False, adop
 
     The first migration notes which database this is; `adopts` notes it again, for a copy that is to work on its own.
 
+    `contacts_filter` is the operator's condition that contacts must meet; None: all count.
+
     Raises DatabaseSetupError where one of the application's tables or columns is missing, naming it, or where the
-    database user lacks a privilege, DatabaseUnavailableError where others use the tables; then nothing was changed.
+    database user lacks a privilege, SettingsError where `contacts_filter` is no condition over contacts,
+    DatabaseUnavailableError where others use the tables; then nothing was changed.
     """
     database.require_supported_version()
     with database.operator() as connection:
@@ -142,6 +157,7 @@ def migrate(database: Database, *, create_application_tables: bool = False, adop
         require_powerless_role(connection)
         require_own_schema(connection)
         _require_known_version(connection)
+        filters.require_valid(connection, contacts_filter)
         before, after = _current_version(connection), expected_version()
         missing = _missing_objects(connection) if before == after else []
         changed = before != after or bool(missing or unisolated_tables(connection))
@@ -153,8 +169,9 @@ def migrate(database: Database, *, create_application_tables: bool = False, adop
                 warnings += retire_other_roles(connection)
         warnings += views_to_review(connection)
         identity.adopt(connection, is_forced=adopts)
+        filter_changed = filters.store(connection, contacts_filter)
         warnings += filter(None, [strangers(connection)])
-        return Migration(before, after, changed, closes, tuple(warnings), tuple(missing))
+        return Migration(before, after, changed, closes, tuple(warnings), tuple(missing), filter_changed)
 
 
 def require_current(database: Database) -> None:

@@ -67,9 +67,7 @@ EXPLAINED = Explanation(
     person=person(record("1")),
     attendances=(attendance(id="11", window="upcoming", starts_at=AS_OF + timedelta(days=5)), attendance()),
     counts=Counts(1, 1, 2, CAME),
-    match=Match(
-        MATCHED, MATCHED, (Pass("cliniko_patient_id", "matched", "only_pair", FREE[1:2]),), contact_exists=True
-    ),
+    match=Match(MATCHED, MATCHED, (Pass("cliniko_patient_id", "matched", "only_pair", FREE[1:2]),)),
     row=ROW,
     listing="listed",
 )
@@ -170,9 +168,7 @@ def test_merges_are_shown_step_by_step() -> None:
     assert "The merges go round in a loop: its lowest id, 91, stands for all of it." in shown(
         person=person(record("1000"), record("91"), in_loop=True)
     )
-    nobody = shown(
-        person=person(record("95"), id="404", record=None), match=Match(None, None, (), contact_exists=False)
-    )
+    nobody = shown(person=person(record("95"), id="404", record=None), match=Match(None, None, ()))
     assert "  Patient 404: no record was read, so nobody is counted or matched.\n" in nobody
     assert section(nobody, "The contact") == ["No person, so no contact."]
     chain = section(shown(person=person(*(record(str(number)) for number in range(1, 31)))), "The person")
@@ -251,14 +247,14 @@ def test_passes_of_the_match_are_shown() -> None:
         Pass("name", "ambiguous", "several", FREE[1:3]),
         Pass("email", "matched", "equal_names", FREE[1:2], ("8", "9")),
     )
-    text = shown(match=Match(UNMATCHED, UNMATCHED, passes, contact_exists=False))
+    text = shown(match=Match(UNMATCHED, UNMATCHED, passes))
     text = text.replace("00000000-0000-0000-0000-00000000000", "c")
     assert "\n".join(section(text, "The contact")).replace("; ", ";\n") == WORDS_OF_PASSES
 
 
 def test_stored_match_is_compared_with_the_next() -> None:
     by_name = replace(MATCHED, method="name")
-    now_ambiguous = Match(by_name, Mapping("ambiguous", "email", None, 2), (), contact_exists=False)
+    now_ambiguous = Match(by_name, Mapping("ambiguous", "email", None, 2), (), contact_absence="deleted")
     next_mapping = "By what is stored now the next mapping would say: ambiguous by e-mail, among 2 contacts."
     assert section(shown(match=now_ambiguous), "The contact") == [
         f"Matched to contact {CONTACTS[1]} by name.",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from cliniko_pipeline.errors import DatabaseSetupError, DataError
+from cliniko_pipeline.errors import DatabaseUnavailableError
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.explanations import Counts, Explanation, Rules, explain, unknown_patient
 from cliniko_pipeline_tests.support.hostile_accounts import attendee, contact, group_appointment, patient
@@ -288,7 +288,7 @@ def test_missing_row_has_a_reason(named: StoredClinic) -> None:
 def test_deleted_contact_is_a_reason(named: StoredClinic) -> None:
     named.delete_contact(1)
     found = named.explain("1")
-    assert (found.listing, found.match.contact_exists) == ("out_of_date", False)
+    assert (found.listing, found.match.contact_absence) == ("out_of_date", "deleted")
     named.run("delete from public.active_patients")
     assert named.explain("1", AS_OF).listing == "contact_gone"
     assert found.match.stored is not None
@@ -316,7 +316,7 @@ def test_unknown_patient_has_rejection_and_mentions(clinic: StoredClinic) -> Non
 
 def test_explanation_is_read_only(named: StoredClinic) -> None:
     with (  # noqa: PT012
-        pytest.raises((DataError, DatabaseSetupError), match="25006"),
+        pytest.raises(DatabaseUnavailableError, match="it is read-only"),
         named.database.organization(named.id) as connection,
     ):
         explain(connection, "1", RULES)

@@ -120,6 +120,7 @@ def test_partitions_of_active_patients_are_protected(application: Database) -> N
 IDS = {
     "text collate ci": ("acme", "ACME"),
     "varchar(40)": ("acme", "ACME"),
+    "citext": ("acme", "ACME"),
     "uuid": ("6f9619ff-8b86-d011-b42d-00c04fc964f1", "6f9619ff-8b86-d011-b42d-00c04fc964f2"),
     "integer": ("1", "2"),
 }
@@ -132,8 +133,10 @@ def test_rows_are_told_apart_whatever_the_type_of_the_column(debian_server_url: 
         administer(
             url,
             sql("application_tables"),
+            "create extension citext",
             "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
             ACTIVE_PATIENTS_TABLE.replace("organization_id text", f"organization_id {kind}"),
+            f"alter table public.contacts alter organization_id type {kind} using null",
         )
         database = Database(url)
         schema.migrate(database)
@@ -142,9 +145,12 @@ def test_rows_are_told_apart_whatever_the_type_of_the_column(debian_server_url: 
             url,
             insertion(TABLE, MINE).replace(MINE, mine),
             insertion(TABLE, THEIRS).replace(THEIRS, theirs),
+            f"insert into contacts (id, organization_id) values (gen_random_uuid(), '{mine}')",
+            f"insert into contacts (id, organization_id) values (gen_random_uuid(), '{theirs}')",
         )
         with database.organization(mine) as connection:
             seen = connection.exec_driver_sql(f"select organization_id::text from {TABLE}").scalars().all()
             deleted = connection.exec_driver_sql(f"delete from {TABLE}").rowcount
-        assert (seen, deleted) == ([mine], 1)
+            contacts = connection.exec_driver_sql("select count(*) from cliniko.organization_contacts()").scalar_one()
+        assert (seen, deleted, contacts) == ([mine], 1, 1)
         database.close()

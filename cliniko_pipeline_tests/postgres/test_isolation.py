@@ -57,6 +57,7 @@ def test_every_tenant_table_has_forced_row_level_security(database: Database) ->
     known = {
         "api_tokens",
         "api_refusals",
+        "contacts_filter",
         "database_identity",
         "notices",
         "request_budgets",

@@ -1,6 +1,9 @@
 -- The text of the query that selects the contacts of the organization in whose context it is executed: the one
 -- definition of which rows of public.contacts these are, and of the columns that count.
 --
+-- The operator's condition is around the organization's contacts, and computed for no others (`offset 0`): whatever it
+-- says, it can only leave contacts out.
+--
 -- Texts are in the collation "C": a collation of the application's may take two for one.
 create or replace function cliniko.contacts_query() returns text
 language plpgsql stable
@@ -14,28 +17,7 @@ declare
         from pg_attribute
         where attrelid = contacts and attname in ('first_name', 'last_name') and attnum > 0 and not attisdropped
     );
-    -- Where organizations are texts an index finds their contacts; elsewhere (uuid, ...) they are compared as texts only.
-    is_text constant boolean := exists (
-        select
-        from pg_attribute
-        where attrelid = contacts
-            and attname = 'organization_id'
-            and atttypid in ('text'::regtype, 'varchar'::regtype)
-    );
-    -- Contacts that the application has deleted softly do not count.
-    not_deleted constant text := (
-        select string_agg(
-            case attname when 'deleted_at' then ' and deleted_at is null' else ' and is_deleted is not true' end, ''
-        )
-        from pg_attribute
-        where attrelid = contacts
-            and attnum > 0
-            and not attisdropped
-            and (
-                attname = 'deleted_at' and atttypid in ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
-                or attname = 'is_deleted' and atttypid = 'boolean'::regtype
-            )
-    );
+    filter constant text := (select condition from cliniko.contacts_filter);
 begin
     return concat(
         $$
@@ -49,16 +31,11 @@ begin
                 then 'first_name::text collate "C" as first_name, last_name::text collate "C" as last_name,'
             else 'null::text as first_name, null::text as last_name,'
         end,
-        $$
-                email::text collate "C" as email
-            from public.contacts
-            where organization_id::text collate "C" = (select nullif(current_setting('app.organization_id', true), ''))
-        $$,
-        case
-            when is_text
-                then $$ and organization_id = (select nullif(current_setting('app.organization_id', true), ''))$$
-        end,
-        not_deleted
+        'email::text collate "C" as email from (',
+        cliniko.present_contacts_query(),
+        case when filter is not null then ' offset 0' end,
+        ') as contacts',
+        case when filter is not null then concat(' where (', filter, ')') end
     );
 end
 $function$;

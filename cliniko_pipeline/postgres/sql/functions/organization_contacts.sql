@@ -14,26 +14,32 @@ rows 10000
 as $function$
 begin
     perform cliniko.require_visible_contacts();
-    return query execute
-        $$
-            select
-                id,
-                -- Copied by hand, often with white space of any kind around it.
-                nullif(
-                    btrim(
-                        cliniko_patient_id,
-                        U&'\0009\000A\000B\000C\000D\001C\001D\001E\001F\0020\0085\00A0\1680\2000\2001\2002\2003\2004'
-                        '\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000'
+    begin
+        return query execute
+            $$
+                select
+                    id,
+                    -- Copied by hand, often with white space of any kind around it.
+                    nullif(
+                        btrim(
+                            cliniko_patient_id,
+                            U&'\0009\000A\000B\000C\000D\001C\001D\001E\001F\0020\0085\00A0\1680\2000\2001\2002\2003\2004'
+                            '\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000'
+                        ),
+                        ''
                     ),
-                    ''
-                ),
-                -- A visible letter of ASCII is seen at a glance.
-                case
-                    when name ~ '[!-~]' or cliniko.name_key(name) is not null then name
-                    else concat_ws(' ', first_name, last_name)
-                end,
-                email
-            from ($$ || cliniko.contacts_query() || $$) as contact
-        $$;
+                    -- A visible letter of ASCII is seen at a glance.
+                    case
+                        when name ~ '[!-~]' or cliniko.name_key(name) is not null then name
+                        else concat_ws(' ', first_name, last_name)
+                    end,
+                    email
+                from ($$ || cliniko.contacts_query() || $$) as contact
+            $$;
+    exception
+        when data_exception or syntax_error_or_access_rule_violation or raise_exception then
+            perform cliniko.refuse_contacts_filter(sqlstate, sqlerrm);
+            raise;
+    end;
 end
 $function$;

@@ -1,0 +1,38 @@
+-- Why a contact of the organization in whose context it is called does not count: `deleted`, `soft_deleted`, or
+-- `filtered` (by the operator's condition). Null: it counts.
+create or replace function cliniko.contact_absence(sought uuid) returns text
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+-- As in organization_contacts.
+set row_security = off
+as $function$
+declare
+    absence text;
+begin
+    if exists (select from cliniko.organization_contacts() as contact where contact.id = sought) then
+        return null;
+    end if;
+    perform cliniko.require_visible_contacts();
+    execute
+        $$
+            select
+                case
+                    when exists (select from ($$ || cliniko.present_contacts_query() || $$) as contact where id = $1)
+                        then 'filtered'
+                    when exists (
+                        select
+                        from public.contacts
+                        where
+                            id = $1
+                            and organization_id::text collate "C"
+                            = nullif(current_setting('app.organization_id', true), '')
+                    )
+                        then 'soft_deleted'
+                    else 'deleted'
+                end
+        $$
+    into absence
+    using sought;
+    return absence;
+end
+$function$;
