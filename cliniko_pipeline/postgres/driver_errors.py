@@ -171,6 +171,7 @@ CONNECTING = (
         ("53300",),
         ("too many", "remaining connection slots", "no more connections allowed", "max clients reached", "maxclients"),
     ),
+    Fault("the server shut down or ended the connection", BY_ITSELF, ("57P01", "57P02", "57P04")),
     Fault(
         "the server is starting up or shutting down",
         BY_ITSELF,
@@ -196,7 +197,6 @@ STATEMENTS = (
     ),
     Fault("a statement took too long, or was cancelled", BY_ITSELF, ("57014",)),
     Fault("a session was idle for too long, and the server ended it", BY_ITSELF, ("57P05", "25P03", "25P04")),
-    Fault("the server shut down or ended the connection", BY_ITSELF, ("57P01", "57P02", "57P04")),
     READ_ONLY,
     Fault("the server's disk is full", "Make room on it. " + BY_ITSELF, ("53100",)),
     Fault("the server is out of memory", BY_ITSELF, ("53200",)),

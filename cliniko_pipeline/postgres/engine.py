@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from cliniko_pipeline.errors import (
     ClinikoPipelineError,
@@ -33,6 +34,7 @@ LOCK_TIMEOUT_SECONDS = 5 * 60
 LOCK_NOT_AVAILABLE = "55P03"
 INSUFFICIENT_PRIVILEGE = "42501"
 _MADE = "cliniko_pipeline.made"
+_GENERATION = "cliniko_pipeline.generation"
 
 
 @cache
@@ -78,14 +80,22 @@ class Database:
         # First of all: SQLAlchemy looks at the first connection's isolation level, and goes back to that.
         event.listen(self._engine, "connect", self._prepare, insert=True)
         keep_no_read_only_sessions(self._engine)
+        event.listen(self._engine, "checkout", self._require_current_generation)
         self._is_session_mode = False
+        self._generation = 0
 
-    def _prepare(self, connection: "psycopg.Connection[Any]", _record: object) -> None:
+    def _prepare(self, connection: "psycopg.Connection[Any]", entry: ConnectionPoolEntry) -> None:
+        entry.info[_GENERATION] = self._generation
         if not self._is_session_mode:
             second = {**connection.info.get_parameters(), "password": connection.info.password or None}
             require_session_mode(connection, connection.pgconn.backend_pid, second)
             self._is_session_mode = True
         prepare_session(connection)
+
+    def _require_current_generation(self, _connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
+        """Have the pool replace a connection opened before the server failed in a way that outlives a statement."""
+        if entry.info[_GENERATION] != self._generation:
+            raise DisconnectionError
 
     def __repr__(self) -> str:
         return f"Database({self.location})"
@@ -217,7 +227,7 @@ class Database:
             raise
         except (SQLAlchemyError, psycopg.Error) as error:
             if ends_pooled_connections(error):
-                self._engine.dispose()
+                self._generation += 1
             # The chain is cut: a driver's error can quote the row it failed on.
             raise translated(error, self.location, role) from None
 

@@ -41,12 +41,12 @@ def held(account: Account, *, after: int = 0) -> Iterator[Hold]:
     page = account.page
     served = 0
 
-    def held_page(*args: Any) -> Any:
+    def held_page(*args: Any, **options: Any) -> Any:
         nonlocal served
         served += 1
         if served > after:
             hold.wait()
-        return page(*args)
+        return page(*args, **options)
 
     account.page = held_page
     try:

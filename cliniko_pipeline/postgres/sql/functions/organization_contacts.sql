@@ -31,7 +31,7 @@ begin
                     -- A visible letter of ASCII is seen at a glance.
                     case
                         when name ~ '[!-~]' or cliniko.name_key(name) is not null then name
-                        else concat_ws(' ', first_name, last_name)
+                        else nullif(concat_ws(' ', first_name, last_name), '')
                     end,
                     email
                 from ($$ || cliniko.contacts_query() || $$) as contact
