@@ -86,11 +86,16 @@ class Database:
 
     def _prepare(self, connection: "psycopg.Connection[Any]", entry: ConnectionPoolEntry) -> None:
         entry.info[_GENERATION] = self._generation
-        if not self._is_session_mode:
-            second = {**connection.info.get_parameters(), "password": connection.info.password or None}
-            require_session_mode(connection, connection.pgconn.backend_pid, second)
-            self._is_session_mode = True
-        prepare_session(connection)
+        try:
+            if not self._is_session_mode:
+                second = {**connection.info.get_parameters(), "password": connection.info.password or None}
+                require_session_mode(connection, connection.pgconn.backend_pid, second)
+                self._is_session_mode = True
+            prepare_session(connection)
+        except BaseException:
+            # The pool does not know a connection yet whose preparation fails.
+            connection.close()
+            raise
 
     def _require_current_generation(self, _connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
         """Have the pool replace a connection opened before the server failed in a way that outlives a statement."""
