@@ -30,6 +30,8 @@ MAY_ADVISE_MIGRATE = {
     ("postgres/isolation.py", "isolate"): "in `migrate` itself: again after a statement",
     ("postgres/isolation.py", "retire_other_roles"): "in `migrate` itself: for other databases",
     ("postgres/identity.py", "require_own"): "with --adopt",
+    ("postgres/contacts_filter.py", "require_stored"): "`migrate` stores the setting",
+    ("postgres/refused_statements.py", "refusal"): "after the setting was corrected",
 }
 
 EVENT_TRIGGER = """
