@@ -32,9 +32,9 @@ def test_crawl_reads_counts_and_reports_all_pages():
     assert scripted.events[-1] == PageRead("patients", 3, 3, 100, 250, budget_left=197)
     statistics = scripted.client.statistics
     assert (statistics.requests, statistics.pages, statistics.records, statistics.retries) == (3, 3, 250, 0)
-    # What the resumed crawl does not know: which records of the second at the edge were read.
-    *again, third = scripted.crawl(position=pages[1].following)
-    assert (third.records, len(again), len(scripted.requests)) == (pages[2].records, 1, 5)
+    # Before it come records of the second at the edge: a resumed crawl does not know which of them were read.
+    *_, third = scripted.crawl(position=pages[1].following)
+    assert third.records == pages[2].records
 
 
 def test_request_has_the_headers_that_cliniko_requires():
