@@ -36,6 +36,12 @@ def debian_server_url() -> Iterator[URL]:
         yield url
 
 
+@pytest.fixture(params=["fresh_server_url", "debian_server_url"], ids=["embedded", "debian"])
+def server(request: pytest.FixtureRequest) -> URL:
+    """Servers of two versions: from 16 on, CREATEROLE alone does not make anybody a member of any role."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="session")
 def owner_database(fresh_server_url: URL) -> Iterator[Database]:
     """A migrated database whose owner is no superuser, and may only make roles and databases."""

@@ -1,30 +1,29 @@
-"""Migrations: from an empty database, an earlier version or the application's tables, by several at the same time."""
+"""Migrations: from an empty database or the application's tables, by several at the same time."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
-from threading import Barrier
 from uuid import UUID, uuid4
 
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from alembic import command
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
-from cliniko_pipeline.orchestration.crawl_plans import plan_crawl
-from cliniko_pipeline.postgres import crawls, engine, frames, isolation, schema
-from cliniko_pipeline.postgres.crawls import RejectedRecord
+from cliniko_pipeline.postgres import engine, frames, isolation, schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
 from cliniko_pipeline_tests.support.databases import administer, organization_role_of
-from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE, assert_one_line, schema_objects
+from cliniko_pipeline_tests.support.schemas import (
+    ACTIVE_PATIENTS_TABLE,
+    assert_one_line,
+    migrate_concurrently,
+    schema_objects,
+)
 
 COUNTS = "recent_appointment_count, upcoming_appointment_count, total_appointment_count"
-FIRST_VERSION = "0001"
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_migration_of_an_empty_database_is_done_once(empty: Database) -> None:
 
 
 def test_concurrent_migrations_of_one_database_change_it_once(application: Database) -> None:
-    assert sorted(_migrate_concurrently([application.url] * 5)) == [False] * 4 + [True]
+    assert sorted(migrate_concurrently([application.url] * 5)) == [False] * 4 + [True]
 
 
 def test_concurrent_first_migrations_of_a_server(tmp_path: Path) -> None:
@@ -68,7 +67,7 @@ def test_concurrent_first_migrations_of_a_server(tmp_path: Path) -> None:
         administer(server.url, *(f"create database {url.database}" for url in urls))
         for url in urls:
             administer(url, sql("application_tables"))
-        assert _migrate_concurrently(urls) == [True] * 3
+        assert migrate_concurrently(urls) == [True] * 3
 
 
 # The application's active_patients. ---------------------------------------------------------------------------------
@@ -240,66 +239,3 @@ def test_migration_without_privileges_changes_nothing(application: Database) -> 
                 f"drop role if exists {names['role']}",
             )
         assert_one_line(raised.value, "a privilege is missing", "Grant it")
-
-
-@pytest.fixture
-def first_version(empty: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
-    """A database with the schema of the first version."""
-    upgrade = command.upgrade
-    later = ("crawled_ids", "table_states", 'current_attendances"')
-    with monkeypatch.context() as patch:
-        patch.setattr(schema.command, "upgrade", lambda config, _: upgrade(config, FIRST_VERSION))
-        patch.setattr(isolation, "TENANT_TABLES", tuple(each for each in TENANT_TABLES if not each.endswith(later)))
-        patch.setattr(schema, "WATCHED", ())
-        patch.setattr(schema.identity, "adopt", lambda _, **__: None)
-        patch.setattr(schema.filters, "store", lambda *_: False)
-        patch.setattr(schema, "FUNCTIONS", tuple(each for each in schema.FUNCTIONS if each != "take_requests"))
-        patch.setattr(schema, "expected_version", lambda: FIRST_VERSION)
-        schema.migrate(empty, create_application_tables=True)
-    return empty
-
-
-def test_migration_from_the_first_version_keeps_its_data(first_version: Database) -> None:
-    """The next crawl of every resource is a full one."""
-    with first_version.organization("clinic") as connection:
-        connection.exec_driver_sql(
-            """
-            insert into cliniko.patients (organization_id, id, created_at, updated_at)
-            values ('clinic', '1', now(), now());
-            insert into cliniko.crawls (organization_id, resource, started_at, completed_at, records)
-            values ('clinic', 'patients', now(), now(), 1), ('clinic', 'attendees', now(), null, 0);
-            insert into cliniko.rejected_records (organization_id, resource, position, id, reason)
-            values ('clinic', 'patients', 1, '7', 'unreadable'), ('clinic', 'patients', 2, null, 'unreadable')
-            """
-        )
-
-    assert schema.migrate(first_version).changed
-    schema.require_current(first_version)
-    schema.require_isolation(first_version)
-
-    with first_version.organization("clinic") as connection:
-        assert connection.execute(sa.text("select id, vanished_at from cliniko.patients")).all() == [("1", None)]
-        states = crawls.states(connection)
-        assert plan_crawl(states["patients"], full=False).is_full
-        assert plan_crawl(states["attendees"], full=False).is_full
-        crawls.set_aside(connection, "patients", understood=["7"], rejected=[RejectedRecord("8", "unreadable")])
-        rejected = connection.execute(sa.text("select id from cliniko.rejected_records order by position")).scalars()
-        assert list(rejected) == [None, "8"]
-        crawls.begin(connection, "patients", is_full=True, reconciles=True)
-        crawls.complete(connection, "patients", horizon=datetime(2026, 6, 15, tzinfo=UTC))
-        assert not plan_crawl(crawls.states(connection)["patients"], full=False).is_full
-
-
-def _migrate_concurrently(urls: list[URL]) -> list[bool]:
-    start = Barrier(len(urls))
-
-    def migrate(url: URL) -> bool:
-        database = Database(url)
-        try:
-            start.wait(60)
-            return schema.migrate(database).changed
-        finally:
-            database.close()
-
-    with ThreadPoolExecutor(len(urls)) as threads:
-        return list(threads.map(migrate, urls))

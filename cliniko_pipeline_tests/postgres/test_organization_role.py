@@ -1,39 +1,18 @@
 """The organization role: one for each database, whoever else uses the server, and what is left of others."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres import isolation, schema
-from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline_tests.support.databases import administer, created_database, organization_role_of
+from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline_tests.support.databases import administer, organization_role_of, owned_database
+from cliniko_pipeline_tests.support.earlier_versions import SHARED_ROLE, migrate_with_shared_role
 from cliniko_pipeline_tests.support.schemas import assert_one_line
 from cliniko_pipeline_tests.support.tenants import MINE, sow
-
-SHARED = "cliniko_organization"
-
-
-@contextmanager
-def owned_database(server: URL) -> Iterator[Database]:
-    """Create a database, with the application's tables, of a user who may log in and create roles."""
-    owner = f"owner_{uuid4().hex}"
-    administer(server, f"create role {owner} login createrole password 'owner'")
-    with created_database(server, "template0", f"encoding 'UTF8' owner {owner}") as url:
-        database = Database(url.set(username=owner, password="owner"))
-        administer(database.url, sql("application_tables"))
-        yield database
-        database.close()
-    administer(server, f"drop owned by {owner}", f"drop role {owner}")
-
-
-@pytest.fixture(params=["fresh_server_url", "debian_server_url"], ids=["embedded", "debian"])
-def server(request: pytest.FixtureRequest) -> URL:
-    """Servers of two versions: from 16 on, CREATEROLE alone does not make anybody a member of any role."""
-    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -46,20 +25,6 @@ def production(server: URL) -> Iterator[Database]:
 def staging(server: URL) -> Iterator[Database]:
     with owned_database(server) as database:
         yield database
-
-
-def migrated_by_earlier_version(database: Database, server: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Migrate as the version did that had one role for all databases of a server."""
-    administer(
-        server,
-        f"do $$ begin create role {SHARED} nologin; exception when duplicate_object then null; end $$",
-        f"grant {SHARED} to {database.url.username}",
-    )
-    with monkeypatch.context() as patch:
-        earlier = {"organization_role_name": f"select '{SHARED}'"}
-        patch.setattr(isolation, "sql", lambda name: earlier.get(name) or sql(name))
-        patch.setattr(schema, "expected_version", lambda: "earlier")
-        schema.migrate(database)
 
 
 def stolen_patients(intruder: Database, target: Database, role: str) -> int:
@@ -87,23 +52,28 @@ def test_shared_role_of_an_earlier_version_is_replaced(
     production: Database, staging: Database, server: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for database in (production, staging):
-        migrated_by_earlier_version(database, server, monkeypatch)
+        administer(
+            server,
+            f"do $$ begin create role {SHARED_ROLE} nologin; exception when duplicate_object then null; end $$",
+            f"grant {SHARED_ROLE} to {database.url.username}",
+        )
+        migrate_with_shared_role(database, monkeypatch)
     administer(
         production.url,
         "create table public.audit (x integer)",
-        f"grant insert on public.audit to {SHARED}",
+        f"grant insert on public.audit to {SHARED_ROLE}",
         f"insert into cliniko.patients (organization_id, id, created_at, updated_at) select '{MINE}', '1', now(), now()"
         f" from (select set_config('app.organization_id', '{MINE}', false)) as entered",
     )
-    assert stolen_patients(staging, production, SHARED) == 1
+    assert stolen_patients(staging, production, SHARED_ROLE) == 1
     first = schema.migrate(production)
     with pytest.raises(DatabaseSetupError, match="permission denied"):
-        stolen_patients(staging, production, SHARED)
+        stolen_patients(staging, production, SHARED_ROLE)
     with production.organization(MINE) as connection:
         assert connection.exec_driver_sql("select id from cliniko.patients").scalars().all() == ["1"]
         connection.exec_driver_sql("insert into public.audit values (1)")
     assert first.changed
-    assert [SHARED in warning and "other databases" in warning for warning in first.warnings] == [True]
+    assert [SHARED_ROLE in warning and "other databases" in warning for warning in first.warnings] == [True]
     schema.require_isolation(production)
     assert not schema.migrate(production).changed
     last = schema.migrate(staging)
@@ -112,7 +82,7 @@ def test_shared_role_of_an_earlier_version_is_replaced(
     assert all("Nothing uses" in warning for warning in last.warnings)
     administer(server, *(warning.split("`")[1] for warning in last.warnings))
     with production.operator() as connection:
-        assert connection.exec_driver_sql(f"select from pg_roles where rolname = '{SHARED}'").rowcount == 0
+        assert connection.exec_driver_sql(f"select from pg_roles where rolname = '{SHARED_ROLE}'").rowcount == 0
 
 
 def test_copy_of_a_database_gets_a_role_of_its_own(production: Database, server: URL) -> None:

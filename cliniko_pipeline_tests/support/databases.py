@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.postgres import schema
-from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.isolation import organization_role
 
 
@@ -41,6 +41,19 @@ def created_database(server_url: URL, template: str = "template1", options: str 
         yield url
     finally:
         administer(server_url, f"drop database {name} with (force)", f"drop role if exists {role}")
+
+
+@contextmanager
+def owned_database(server: URL) -> Iterator[Database]:
+    """Create a database, with the application's tables, of a user who may log in and create roles."""
+    owner = f"owner_{uuid4().hex}"
+    administer(server, f"create role {owner} login createrole password 'owner'")
+    with created_database(server, "template0", f"encoding 'UTF8' owner {owner}") as url:
+        database = Database(url.set(username=owner, password="owner"))
+        administer(database.url, sql("application_tables"))
+        yield database
+        database.close()
+    administer(server, f"drop owned by {owner}", f"drop role {owner}")
 
 
 def organization_role_of(url: URL) -> str:

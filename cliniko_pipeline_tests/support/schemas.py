@@ -1,8 +1,15 @@
-"""Databases before a migration: the application's own table, and all objects of a database."""
+"""Databases before and after a migration: the application's own tables, and all objects of a database."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import URL
 
+from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline_tests.support.tenants import row_versions
 
 # The statement of the application.
 ACTIVE_PATIENTS_TABLE = """
@@ -34,6 +41,42 @@ def schema_objects(database: Database) -> list[str]:
     """Return the relations, schemas, functions and policies of the database, with their privileges."""
     with database.operator() as connection:
         return list(connection.execute(sa.text(OBJECTS)).scalars())
+
+
+# Of the tables that the pipeline must leave alone.
+APPLICATION_TABLES = """
+select oid::regclass, relowner::regrole, relacl, relrowsecurity, relforcerowsecurity,
+    (select array_agg(pg_get_constraintdef(oid) order by oid) from pg_constraint where conrelid = pg_class.oid),
+    (select array_agg(pg_get_indexdef(indexrelid) order by indexrelid) from pg_index where indrelid = pg_class.oid),
+    (select array_agg(pg_get_triggerdef(oid) order by oid) from pg_trigger where tgrelid = pg_class.oid),
+    (select array_agg(polname) from pg_policy where polrelid = pg_class.oid),
+    (select array_agg((attname, atttypid, attnotnull) order by attnum) from pg_attribute where attrelid = pg_class.oid)
+from pg_class where oid in ('organizations'::regclass, 'api_credentials'::regclass, 'contacts'::regclass)
+"""
+
+
+def application_state(database: Database) -> list[Any]:
+    """Return all of the application's own tables: their rows, by the versions of the rows, and what they are."""
+    with database.operator() as connection:
+        tables = connection.execute(sa.text(APPLICATION_TABLES)).all()
+        rows = [row_versions(connection, f"public.{each}") for each in ("organizations", "api_credentials", "contacts")]
+    return [list(map(str, tables)), rows]
+
+
+def migrate_concurrently(urls: list[URL]) -> list[bool]:
+    """Migrate all at the same moment; return for each whether it changed anything."""
+    start = Barrier(len(urls))
+
+    def migrate(url: URL) -> bool:
+        database = Database(url)
+        try:
+            start.wait(60)
+            return schema.migrate(database).changed
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(len(urls)) as threads:
+        return list(threads.map(migrate, urls))
 
 
 def has_pipeline_schema(database: Database) -> bool:

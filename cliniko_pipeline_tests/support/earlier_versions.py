@@ -1,0 +1,41 @@
+"""Databases as earlier versions of the pipeline left them."""
+
+import pytest
+from alembic import command
+
+from cliniko_pipeline.postgres import isolation, schema
+from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.tables import TENANT_TABLES
+
+SHARED_ROLE = "cliniko_organization"
+FIRST_VERSION = "0001"
+_LATER_TABLES = ("crawled_ids", "table_states", 'current_attendances"')
+
+
+def migrate_with_shared_role(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Migrate as the versions did that had one organization role for all databases of a server."""
+    with monkeypatch.context() as patch:
+        _share_role(patch)
+        patch.setattr(schema, "expected_version", lambda: "earlier")
+        schema.migrate(database)
+
+
+def migrate_as_first_version(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the schema of the first version, and the application's tables where they are missing."""
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        _share_role(patch)
+        patch.setattr(schema.command, "upgrade", lambda config, _: upgrade(config, FIRST_VERSION))
+        tables = tuple(each for each in TENANT_TABLES if not each.endswith(_LATER_TABLES))
+        patch.setattr(isolation, "TENANT_TABLES", tables)
+        patch.setattr(schema, "WATCHED", ())
+        patch.setattr(schema.identity, "adopt", lambda _, **__: None)
+        patch.setattr(schema.filters, "store", lambda *_: False)
+        patch.setattr(schema, "FUNCTIONS", tuple(each for each in schema.FUNCTIONS if each != "take_requests"))
+        patch.setattr(schema, "expected_version", lambda: FIRST_VERSION)
+        schema.migrate(database, create_application_tables=True)
+
+
+def _share_role(patch: pytest.MonkeyPatch) -> None:
+    earlier = {"organization_role_name": f"select '{SHARED_ROLE}'"}
+    patch.setattr(isolation, "sql", lambda name: earlier.get(name) or sql(name))
