@@ -286,6 +286,8 @@ def operator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Operator]:
     environ = environment(database_url, home_with_files(tmp_path))
+    # The account changes so much that many matches are lost in truth.
+    environ["CLINIKO_LOST_MATCHES_SHARE_LIMIT"] = "1"
     for name in ("DAGSTER_HOME", STORAGE_VARIABLE):
         monkeypatch.setenv(name, "")  # restored after the test, which opens the instance
     clinic = Clinic(request.node.name)

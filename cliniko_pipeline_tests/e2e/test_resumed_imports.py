@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.faults import Faults, RefusedField
+from cliniko_pipeline.sandbox.faults import BrokenPage, Faults, RefusedField
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.hostile_accounts import contact, individual_appointment, patient
@@ -49,8 +49,9 @@ def test_crawl_killed_within_one_second_is_resumed(database_url: URL, tmp_path: 
         SyncProcesses() as processes,
     ):
         refused = (RefusedField("id", "sort"),)
-        # Slow enough to be killed before the next page is stored.
-        clinic.sandbox.faults = Faults(latency_ms=600, refused_fields=refused)
+        # The crawl waits for its next page until it is killed.
+        unanswered = (BrokenPage("patients", next_page, status=503),)
+        clinic.sandbox.faults = Faults(broken_pages=unanswered, refused_fields=refused)
         options = SyncOptions(clinic.clock.now)
         killed = processes.run(environ, clinic.id, options, kill_when=lambda: next_page_of(clinic) == next_page)
         assert killed.signal is not None

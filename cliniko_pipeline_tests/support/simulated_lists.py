@@ -68,7 +68,7 @@ class Account:
         assert self.requests <= MOST_REQUESTS
         conditions = url.params.get_list("q[]")
         self._refuse(url.params.get("sort", ""), conditions)
-        self.group_requests += {one.rstrip("Z:T-0123456789") for one in conditions} >= {"created_at:>=", "created_at:<"}
+        self.group_requests += _is_of_one_second(url)
         listed = self.listed(*(one for one in conditions if one != "archived_at:*"))
         page = int(url.params["page"])
         shown = [Patient(str(one.id), _at(one.created), _at(one.updated)) for one in listed[(page - 1) * PAGE :][:PAGE]]
@@ -83,6 +83,11 @@ class Account:
                 error = FieldRefusedError(f"{each} is refused")
                 error.use, error.field = ("sort" if each.startswith("sort") else "filter"), each.partition(":")[2]
                 raise error
+
+
+def _is_of_one_second(url: httpx.URL) -> bool:
+    signs = {one.rstrip("Z:T-0123456789") for one in url.params.get_list("q[]")}
+    return signs >= {"created_at:>=", "created_at:<"}
 
 
 def _at(second: int) -> datetime:
@@ -136,9 +141,12 @@ def crawl(
     changes: Sequence[list[Change]],
     interruptions: Sequence[bool] = (),
     order: "AnswerOrder | None" = None,
+    *,
+    changes_within_groups: bool = True,
 ) -> Outcome:
     """Crawl the account: apply the next changes before every request but the first, and resume after interruptions.
 
+    Without `changes_within_groups`, the account stays as it is while the records of one second are read.
     One page is in flight at a time, unless `order` says how several are answered.
     """
     next_changes, next_interruptions = iter(changes), iter(interruptions)
@@ -147,7 +155,7 @@ def crawl(
     outcome = Outcome({one.id for one in account.listed(*own)}, set(), 0, 0)
 
     def answer(url: str) -> FetchedPage[Patient]:
-        if account.requests:
+        if account.requests and (changes_within_groups or not _is_of_one_second(httpx.URL(url))):
             for change in next(next_changes, []):
                 apply(account, change)
         return account.answer(httpx.URL(url))
