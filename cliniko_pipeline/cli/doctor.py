@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
@@ -13,12 +14,16 @@ from cliniko_pipeline.clocks import ClockDifference
 from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError
 from cliniko_pipeline.postgres import contacts_filter, schema
 from cliniko_pipeline.postgres import organizations as stored
+from cliniko_pipeline.postgres.driver_errors import already_set_up
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.identity import require_own
 from cliniko_pipeline.postgres.rehearsal import require_rehearsed
 from cliniko_pipeline.postgres.stopped_instigators import stopped_problem
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
+
+ASKED_AT_ONCE = 8
+"""So many organizations' keys are checked at a time."""
 
 
 @click.command()
@@ -44,6 +49,12 @@ def _examine(runtime: Runtime) -> bool:
     )
     if not _check("The schema is up to date", lambda: _require_schema(runtime)):
         return False
+    with already_set_up():
+        return _examine_set_up(runtime, has_key=has_key) and has_key and is_on_time
+
+
+def _examine_set_up(runtime: Runtime, *, has_key: bool) -> bool:
+    """Go on where the schema is up to date: from here on `migrate` has nothing to make."""
     _show_risks(runtime)
     is_own = _check("The database is no copy", partial(require_own, runtime.database))
     is_isolated = _check("Organizations are kept apart", partial(schema.require_isolation, runtime.database))
@@ -56,10 +67,13 @@ def _examine(runtime: Runtime) -> bool:
         click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
     for warning in _shared_keys(runtime, found) if has_key else []:
         click.secho(f"! {warning}", fg="yellow")
-    accepted = [
-        _check(f"Cliniko accepts the key of '{printable(each)}'", partial(_ask, runtime, each)) for each in found
-    ]
-    return has_key and is_own and is_on_time and is_isolated and would_sync and sees_contacts and all(accepted)
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        answers = {each: pool.submit(_ask, runtime, each) for each in found}
+        accepted = [
+            _check(f"Cliniko accepts the key of '{printable(each)}'", partial(_require_answer, answers[each]))
+            for each in found
+        ]
+    return is_own and is_isolated and would_sync and sees_contacts and all(accepted)
 
 
 def _show_risks(runtime: Runtime) -> None:
@@ -108,11 +122,15 @@ def _rehearse(database: Database) -> None:
         click.secho(f"! {untried}", fg="yellow")
 
 
-def _ask(runtime: Runtime, organization_id: str) -> None:
+def _ask(runtime: Runtime, organization_id: str) -> ClockDifference | None:
     with runtime.client(organization_id, max_attempts=CHECK_ATTEMPTS) as client:
         client.validate()
-        if client.clock_difference is not None:
-            _require_clock(client.clock_difference)
+        return client.clock_difference
+
+
+def _require_answer(answer: Future[ClockDifference | None]) -> None:
+    if (difference := answer.result()) is not None:
+        _require_clock(difference)
 
 
 def _require_clock(difference: ClockDifference) -> None:

@@ -7,8 +7,8 @@ import click
 from cliniko_pipeline.api.problems import MEANINGS
 from cliniko_pipeline.cliniko.refusals import WITHOUT_FILTER, WITHOUT_SORT
 from cliniko_pipeline.cliniko.retry import documented_rules
-from cliniko_pipeline.postgres.driver_errors import CONNECTING, HIDDEN_ROWS, MIGRATING_ADVICE, SET_UP_ADVICE, STATEMENTS
-from cliniko_pipeline.postgres.driver_errors import Fault as DatabaseFault
+from cliniko_pipeline.postgres.faults import CONNECTING, STATEMENTS, named
+from cliniko_pipeline.postgres.faults import Fault as DatabaseFault
 
 _HEAD = """# Errors
 
@@ -24,6 +24,13 @@ _DATABASE = """
 Recognized by the SQLSTATE, or where there is none by words of the driver or the pooler (regular expressions).
 """
 
+_STATEMENTS = """
+## PostgreSQL: statements
+
+Of two entries that fit an SQLSTATE, the longer one counts. A message has the names of the objects in place of the words
+in capitals, and the role.
+"""
+
 
 def render() -> str:
     """Return the page."""
@@ -32,8 +39,8 @@ def render() -> str:
             _HEAD,
             _DATABASE,
             _table(("what happened", "what to do", "SQLSTATE", "words"), map(_connecting, CONNECTING)),
-            "\n## PostgreSQL: statements\n\nOf two entries that fit an SQLSTATE, the longer one counts.\n",
-            _table(("what happened", "what to do", "SQLSTATE", "error"), map(_statement, (*STATEMENTS, HIDDEN_ROWS))),
+            _STATEMENTS,
+            _table(("what happened", "what to do", "SQLSTATE", "error"), map(_statement, STATEMENTS)),
             "\n## Cliniko\n",
             _table(("status", "what it means and what to do", "error"), map(_answer, documented_rules())),
             "\nA field that Cliniko refuses is left out; the run's log says so.\n",
@@ -45,12 +52,12 @@ def render() -> str:
 
 
 def _connecting(fault: DatabaseFault) -> tuple[str, ...]:
-    return fault.cause, fault.remedy, ", ".join(fault.states), ", ".join(f"`{each}`" for each in fault.words)
+    return fault.cause, fault.remedy, ", ".join(fault.states), ", ".join(f"`{each}`" for each in fault.words if each)
 
 
 def _statement(fault: DatabaseFault) -> tuple[str, ...]:
-    remedy = fault.remedy or f"{SET_UP_ADVICE} While `migrate` runs: {MIGRATING_ADVICE}"
-    return fault.cause, remedy, ", ".join(fault.states), fault.kind.__name__
+    remedy = named(f"{fault.remedy} Where that was done: {fault.otherwise}" if fault.otherwise else fault.remedy, {})
+    return fault.cause, remedy, ", ".join(fault.states) or "any other", fault.kind.__name__
 
 
 def _answer(rule: tuple[str, str, str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import click
 
 from cliniko_pipeline.postgres import schema
-from cliniko_pipeline.postgres.driver_errors import migrating
+from cliniko_pipeline.postgres.driver_errors import already_set_up
 from cliniko_pipeline.postgres.identity import copy_problem
 from cliniko_pipeline.postgres.rehearsal import require_rehearsed
 from cliniko_pipeline.postgres.schema import Migration
@@ -17,7 +17,7 @@ from cliniko_pipeline.settings import load_settings
 )
 def migrate(*, adopt: bool) -> None:
     """Bring the database's schema up to date, and rehearse a sync; safe to repeat."""
-    with migrating(), open_runtime(load_settings()) as runtime:
+    with already_set_up(), open_runtime(load_settings()) as runtime:
         embedded = runtime.settings.embedded_database
         done = schema.migrate(
             runtime.database,

@@ -3,6 +3,8 @@
 import logging
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseUnavailableError
+from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.postgres.rehearsal import require_rehearsed
 from cliniko_pipeline.runtime import Runtime
 
 _rehearsed: set[str] = set()
@@ -14,10 +16,6 @@ def rehearse_at_start(runtime: Runtime, log: logging.Logger) -> None:
 
     A database that does not answer is tried again at the next call.
     """
-    # Alembic, which loading the definitions does without.
-    from cliniko_pipeline.postgres import schema  # noqa: PLC0415
-    from cliniko_pipeline.postgres.rehearsal import require_rehearsed  # noqa: PLC0415
-
     database = runtime.database
     if database.location in _rehearsed:
         return

@@ -56,8 +56,8 @@ class DriverConnection(Protocol):
         ...
 
 
-def prepare_session(connection: DriverConnection) -> None:
-    """Set what every session needs, and verify what cannot be set.
+def prepare_session(connection: DriverConnection) -> str:
+    """Set what every session needs, verify what cannot be set, and return the database user, quoted for SQL.
 
     Raises DatabaseSetupError where triggers would not fire, DatabaseUnavailableError where the server is a standby.
     """
@@ -74,6 +74,7 @@ def prepare_session(connection: DriverConnection) -> None:
             f" run `alter role {user} reset session_replication_role`, `alter role {user} in database {database} reset"
             f" session_replication_role` and `alter database {database} reset session_replication_role` as a superuser."
         )
+    return user
 
 
 def keep_no_read_only_sessions(engine: Engine) -> None:

@@ -25,7 +25,8 @@ from cliniko_pipeline.errors import (
     DatabaseUnavailableError,
 )
 from cliniko_pipeline.postgres.connections import keep_no_read_only_sessions, prepare_session, require_session_mode
-from cliniko_pipeline.postgres.driver_errors import READ_ONLY, ends_pooled_connections, state_of, translated
+from cliniko_pipeline.postgres.driver_errors import ends_pooled_connections, state_of, translated
+from cliniko_pipeline.postgres.faults import READ_ONLY
 
 OLDEST_SUPPORTED_VERSION = 14
 CONNECT_TIMEOUT_SECONDS = 10
@@ -83,6 +84,8 @@ class Database:
         event.listen(self._engine, "checkout", self._require_current_generation)
         self._is_session_mode = False
         self._generation = 0
+        self._user: str | None = None
+        self._organization_role: str | None = None
 
     def _prepare(self, connection: "psycopg.Connection[Any]", entry: ConnectionPoolEntry) -> None:
         entry.info[_GENERATION] = self._generation
@@ -91,7 +94,7 @@ class Database:
                 second = {**connection.info.get_parameters(), "password": connection.info.password or None}
                 require_session_mode(connection, connection.pgconn.backend_pid, second)
                 self._is_session_mode = True
-            prepare_session(connection)
+            self._user = prepare_session(connection)
         except BaseException:
             # The pool does not know a connection yet whose preparation fails.
             connection.close()
@@ -140,7 +143,7 @@ class Database:
         crashes then loses the last of them as a whole, and they are written again.
         """
         with (
-            self._translated("the organization role"),
+            self._translated(is_in_context=True),
             _forgetting_what_a_failure_undid() as info,
             self._engine.begin() as connection,
         ):
@@ -152,7 +155,7 @@ class Database:
                 "synchronous_commit": "off" if is_resumable else None,
             }
             # With the begin of the transaction.
-            at_once(connection, [(sql("enter_organization"), parameters)])
+            [(*_, self._organization_role)] = at_once(connection, [(sql("enter_organization"), parameters)])
             yield connection
 
     @contextmanager
@@ -224,8 +227,12 @@ class Database:
                 " create one with `createdb --encoding UTF8 --template template0`."
             )
 
+    def translated(self, error: SQLAlchemyError | psycopg.Error, role: str | None = None) -> ClinikoPipelineError:
+        """Return the pipeline's error for a driver's; `role` is what the transaction had switched to, if anything."""
+        return translated(error, self.location, role, self._user)
+
     @contextmanager
-    def _translated(self, role: str | None = None) -> Generator[None, None, None]:
+    def _translated(self, *, is_in_context: bool = False) -> Generator[None, None, None]:
         try:
             yield
         except ClinikoPipelineError:
@@ -234,7 +241,7 @@ class Database:
             if ends_pooled_connections(error):
                 self._generation += 1
             # The chain is cut: a driver's error can quote the row it failed on.
-            raise translated(error, self.location, role) from None
+            raise self.translated(error, self._organization_role if is_in_context else None) from None
 
 
 Sent = tuple[str, Mapping[str, object]]

@@ -4,13 +4,14 @@ Policies and the grants that go with them are looked at by `schema`; whether all
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres.engine import sql
-from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, TENANT_TABLES, WATCHED, WRITTEN
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, CONTACT_MAPPING, TENANT_TABLES, WATCHED, WRITTEN
 
 OPERATOR_TABLES = (
     "cliniko.scheduling",
@@ -30,22 +31,33 @@ OPERATOR_TABLES = (
 )
 """The tables of the schema cliniko that hold no organization's data."""
 
-KEYS: dict[str, tuple[str, ...]] = {
-    **{table.qualified: ("organization_id", *table.key) for table in WRITTEN},
-    "cliniko.crawls": ("organization_id", "resource"),
-    "cliniko.crawled_ids": ("organization_id", "resource", "id"),
-    "cliniko.sync_runs": ("organization_id", "run_id"),
-    "cliniko.table_states": ("organization_id", "name"),
-    "cliniko.scheduling": ("organization_id",),
-    "cliniko.check_results": ("organization_id", "asset", "name"),
-    "cliniko.alerts": ("organization_id", "name"),
-    "cliniko.request_budgets": ("key_digest",),
-    "cliniko.run_heartbeats": ("run_id",),
-    "cliniko.webhook_events": ("organization_id", "message_id"),
-    "cliniko.webhook_targets": ("organization_id",),
-    "cliniko.webhook_deliveries": ("organization_id", "run_id"),
-}
-"""The columns by which rows are found again (`on conflict`), unique in each table."""
+
+@dataclass(frozen=True)
+class Key:
+    """Columns that are unique in a table; where `is_deferred`, at the end of a transaction."""
+
+    table: str
+    columns: tuple[str, ...]
+    is_deferred: bool = False
+
+
+KEYS = (
+    *(Key(table.qualified, ("organization_id", *table.key)) for table in WRITTEN),
+    Key(CONTACT_MAPPING.qualified, ("organization_id", "contact_id"), is_deferred=True),
+    Key("cliniko.crawls", ("organization_id", "resource")),
+    Key("cliniko.crawled_ids", ("organization_id", "resource", "id")),
+    Key("cliniko.sync_runs", ("organization_id", "run_id")),
+    Key("cliniko.table_states", ("organization_id", "name")),
+    Key("cliniko.scheduling", ("organization_id",)),
+    Key("cliniko.check_results", ("organization_id", "asset", "name")),
+    Key("cliniko.alerts", ("organization_id", "name")),
+    Key("cliniko.request_budgets", ("key_digest",)),
+    Key("cliniko.run_heartbeats", ("run_id",)),
+    Key("cliniko.webhook_events", ("organization_id", "message_id")),
+    Key("cliniko.webhook_targets", ("organization_id",)),
+    Key("cliniko.webhook_deliveries", ("organization_id", "run_id")),
+)
+"""The columns by which rows are found again (`on conflict`), and by which no contact is two patients'."""
 
 _BODY = "$function$"
 
@@ -62,8 +74,9 @@ def missing_objects(connection: Connection, functions: Sequence[str], role: str)
             "functions": list(bodies),
             "bodies": list(bodies.values()),
             "watched": [table.qualified for table in WATCHED],
-            "keyed": list(KEYS),
-            "keys": [",".join(sorted(key)) for key in KEYS.values()],
+            "keyed": [key.table for key in KEYS],
+            "keys": [",".join(sorted(key.columns)) for key in KEYS],
+            "deferred": [key.is_deferred for key in KEYS],
             "tenants": list(TENANT_TABLES),
             "role": role,
         },
@@ -73,13 +86,16 @@ def missing_objects(connection: Connection, functions: Sequence[str], role: str)
 
 def ensure_keys(connection: Connection) -> None:
     """Make the unique indexes that are missing."""
-    for table, key in KEYS.items():
-        columns = ", ".join(f'"{column}"' for column in key)
+    for key in KEYS:
+        columns = ", ".join(f'"{column}"' for column in key.columns)
         is_there = connection.execute(
-            sa.text(sql("has_unique_key")), {"keyed": table, "key": ",".join(sorted(key))}
+            sa.text(sql("has_unique_key")),
+            {"keyed": key.table, "key": ",".join(sorted(key.columns)), "is_deferred": key.is_deferred},
         ).scalar_one()
-        if not is_there:
-            connection.exec_driver_sql(f"create unique index on {table} ({columns})")
+        if not is_there and key.is_deferred:
+            connection.exec_driver_sql(f"alter table {key.table} add unique ({columns}) deferrable initially deferred")
+        elif not is_there:
+            connection.exec_driver_sql(f"create unique index on {key.table} ({columns})")
 
 
 def require_own_tables(connection: Connection) -> None:

@@ -99,6 +99,19 @@ def isolate_table(connection: Connection, schema: str, table: str) -> None:
     connection.exec_driver_sql(sql("grant_table").format(schema=schema, table=table, role=role))
 
 
+def require_own_policies(connection: Connection) -> None:
+    """Raise DatabaseSetupError where a policy of the application's has a name that the pipeline needs on that table."""
+    parts = connection.execute(sa.text(sql("partitions")), {"names": list(TENANT_TABLES)})
+    names = [*TENANT_TABLES, *(part.name for part in parts)]
+    foreign = connection.execute(sa.text(sql("foreign_policies")), {"names": names}).all()
+    if foreign:
+        renaming = [f"alter policy {each.name} on {each.table} rename to application_{each.name}" for each in foreign]
+        raise DatabaseSetupError(
+            f"The policy {', '.join(f'{each.name} of {each.table}' for each in foreign)} is not the pipeline's, which"
+            f" needs the name. Rename it, as the table's owner: `{'; '.join(renaming)}`."
+        )
+
+
 def _protect(connection: Connection, table: str) -> None:
     condition = connection.execute(sa.text(sql("organization_condition")), {"table": table}).scalar_one()
     role = organization_role(connection)

@@ -5,11 +5,9 @@ organization is made up for them, but for `public.active_patients`, whose rows m
 existing contact of an existing organization is taken. Nothing stays but gaps in the numbers of sequences.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import partial
 from uuid import UUID, uuid4
 
 import psycopg
@@ -18,56 +16,22 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError, DataError
-from cliniko_pipeline.postgres import (
-    alerts,
-    check_results,
-    claims,
-    crawls,
-    derivations,
-    organizations,
-    run_heartbeats,
-    scheduling,
-    sync_runs,
-)
-from cliniko_pipeline.postgres.application_tables import require_room_for_every_contact
-from cliniko_pipeline.postgres.check_results import CheckResult
-from cliniko_pipeline.postgres.crawls import RejectedRecord
-from cliniko_pipeline.postgres.derivations import Derivation
-from cliniko_pipeline.postgres.engine import Database, advisory_key, at_once, forget_made, sql, statement
-from cliniko_pipeline.postgres.identity import identities
-from cliniko_pipeline.postgres.merge import empty_staging, replace_by_query, replace_by_rows, staged
-from cliniko_pipeline.postgres.refused_statements import Refusal, is_lost_connection, refusal
-from cliniko_pipeline.postgres.request_budgets import take
-from cliniko_pipeline.postgres.tables import (
-    ACTIVE_PATIENTS,
-    APPOINTMENT_TYPES,
-    APPOINTMENTS,
-    ATTENDEES,
-    COMPUTED_FROM,
-    CONTACT_MAPPING,
-    CURRENT_ATTENDANCES,
-    PATIENTS,
-    PRACTITIONERS,
-    RECONCILED,
-    WATCHED,
-    Table,
+from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.postgres.driver_errors import BUSY, already_set_up, state_of
+from cliniko_pipeline.postgres.engine import Database, advisory_key, forget_made, sql, statement
+from cliniko_pipeline.postgres.rehearsed_steps import (
+    Step,
+    StepFailedError,
+    contact_step,
+    operator_steps,
+    organization_steps,
 )
 
 LOCK_TIMEOUT_SECONDS = 2
 """How long the rehearsal waits for a table or a row in use."""
 STATEMENT_TIMEOUT_SECONDS = 30
 SHOWN = 5
-"""So many findings are named: one cause may have many."""
-
-Act = Callable[[Connection], object]
-
-
-@dataclass(frozen=True)
-class Step:
-    """Something that a sync does; `name` goes on after "A sync cannot"."""
-
-    name: str
-    act: Act
+"""So many causes are named, and so many steps of each."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +53,6 @@ class _Contact:
     organization_id: str
 
 
-class _StepFailedError(Exception):
-    """A step was carried out, and its outcome is wrong; the text says what, and what to do."""
-
-
 class _UndoneError(Exception):
     """Rolls a transaction back."""
 
@@ -105,12 +65,13 @@ def rehearse(database: Database) -> list[Finding]:
     organization_id = str(uuid4())
     findings: list[Finding] = []
     with _undone(database.operator()) as connection:
-        findings += _carried_out(connection, _operator_steps(organization_id))
+        findings += _carried_out(database, connection, operator_steps(organization_id))
         contact = _existing_contact(connection)
     with _undone(database.organization(organization_id)) as connection:
-        findings += _carried_out(connection, _organization_steps())
+        findings += _carried_out(database, connection, organization_steps())
     if contact is not None:
-        findings += _rehearse_contact(database, contact)
+        with _undone(database.organization(contact.organization_id)) as connection:
+            findings += _carried_out(database, connection, [contact_step(contact.id)])
     return findings + _rehearse_lock(database, organization_id)
 
 
@@ -119,11 +80,18 @@ def require_rehearsed(database: Database) -> list[Finding]:
     fail, naming everything that would.
     """
     findings = rehearse(database)
-    failed = [str(each) for each in findings if not each.is_busy]
+    failed: dict[str, list[str]] = {}  # one cause may have many
+    for each in findings:
+        if not each.is_busy:
+            failed.setdefault(each.reason, []).append(each.step)
     if failed:
-        more = f" And {len(failed) - SHOWN} more." if len(failed) > SHOWN else ""
-        raise DatabaseSetupError(" ".join(failed[:SHOWN]) + more)
+        causes = [str(Finding(_first(steps, ", ", " and more"), reason)) for reason, steps in failed.items()]
+        raise DatabaseSetupError(_first(causes, " ", " There is more."))
     return findings
+
+
+def _first(texts: Sequence[str], separator: str, more: str) -> str:
+    return separator.join(texts[:SHOWN]) + (more if len(texts) > SHOWN else "")
 
 
 def rehearse_addition(database: Database, organization_id: str, name: str) -> None:
@@ -136,7 +104,7 @@ def rehearse_addition(database: Database, organization_id: str, name: str) -> No
         organizations.save(connection, organization_id, name, {"encrypted_data": ""}, validated=False)
 
     with _undone(database.operator()) as connection:
-        for found in _carried_out(connection, [Step("be set up", save)]):
+        for found in _carried_out(database, connection, [Step("be set up", save)]):
             raise DatabaseSetupError(f"The credentials of '{organization_id}' could not be stored: {found.reason}")
 
 
@@ -151,63 +119,27 @@ def _undone(transaction: AbstractContextManager[Connection]) -> Generator[Connec
         raise _UndoneError
 
 
-def _carried_out(connection: Connection, steps: Sequence[Step]) -> list[Finding]:
-    role = str(connection.execute(sa.text("select current_user")).scalar_one())
-    return [found for step in steps for found in _tried(connection, step, role)]
+def _carried_out(database: Database, connection: Connection, steps: Sequence[Step]) -> list[Finding]:
+    role = str(connection.execute(sa.text("select quote_ident(current_user)")).scalar_one())
+    with already_set_up():
+        return [found for step in steps for found in _tried(database, connection, step, role)]
 
 
-def _tried(connection: Connection, step: Step, role: str) -> Generator[Finding]:
+def _tried(database: Database, connection: Connection, step: Step, role: str) -> Generator[Finding]:
     try:
         with connection.begin_nested():
             step.act(connection)
             # What would be checked at the end of the transaction.
             connection.exec_driver_sql("set constraints all immediate")
-    except (_StepFailedError, DataError, DatabaseSetupError) as failed:
+    except (StepFailedError, DataError, DatabaseSetupError) as failed:
         yield Finding(step.name, str(failed))
     except (SQLAlchemyError, psycopg.Error) as error:
-        if is_lost_connection(error):
-            raise
+        found = database.translated(error, role)
+        is_busy = state_of(error) in BUSY
+        if isinstance(found, DatabaseUnavailableError) and not is_busy:
+            raise  # nor could the other steps be tried
         forget_made(connection)
-        refused: Refusal = refusal(connection, error, role)
-        yield Finding(step.name, str(refused), refused.is_busy)
-
-
-# As the database user. ----------------------------------------------------------------------------------------------
-
-
-def _operator_steps(organization_id: str) -> list[Step]:
-    now = datetime.now(UTC)
-    check = CheckResult(organization_id, "active_patients", "rehearsal", holds=True, remark="", run_id=None)
-
-    def note_failure(connection: Connection) -> None:
-        scheduling.note_failure(
-            connection, organization_id, reason="", run_id="rehearsal", begun_at=now, is_permanent=False
-        )
-
-    return [
-        Step("know which database this is", identities),
-        Step("list the organizations", organizations.organizations),
-        Step("read credentials", lambda it: scheduling.credentials_digest(it, organization_id)),
-        Step("note that its run is alive", partial(_beat, run_id=organization_id)),
-        Step("note that it was requested", lambda it: scheduling.note_requested(it, {organization_id: True}, now)),
-        Step("note that it failed", note_failure),
-        Step("note that it succeeded", lambda it: scheduling.note_success(it, organization_id, read_began_at=now)),
-        Step("be scheduled", scheduling.schedulings),
-        Step(
-            "note that counts were requested", lambda it: scheduling.note_counts_requested(it, [organization_id], now)
-        ),
-        Step("store the results of checks", lambda it: check_results.note_checks(it, [check])),
-        Step("read alerts", alerts.open_alerts),
-        Step("write a row for every contact", require_room_for_every_contact),
-        Step("take requests from the budget of an API key", lambda it: take(it, organization_id, wanted=1)),
-    ]
-
-
-def _beat(connection: Connection, run_id: str) -> None:
-    run_heartbeats.beat(connection, run_id, "rehearsal")
-    run_heartbeats.heartbeats(connection, [run_id])
-    run_heartbeats.lose(connection, run_id)
-    run_heartbeats.end(connection, run_id)
+        yield Finding(step.name, str(found), is_busy)
 
 
 def _existing_contact(connection: Connection) -> _Contact | None:
@@ -218,163 +150,6 @@ def _existing_contact(connection: Connection) -> _Contact | None:
     except SQLAlchemyError:
         return None  # the steps above and below say what is wrong
     return None if row is None else _Contact(row.id, row.organization_id)
-
-
-# As the role of the organizations. ----------------------------------------------------------------------------------
-
-_NOW = datetime.now(UTC)
-_NOBODY = UUID(int=0)
-_FILLED: dict[str, object] = {
-    "kind": "individual",
-    "id": "1",
-    "patient_id": "1",
-    "person_id": "1",
-    "contact_id": str(_NOBODY),
-    "appointment_type_id": "1",
-    "practitioner_id": "1",
-    "did_not_arrive": False,
-    "starts_at": _NOW - timedelta(days=1),
-    "created_at": _NOW,
-    "updated_at": _NOW,
-    "status": "matched",
-    "method": "email",
-    "attendances": 1,
-}
-
-
-def _row(table: Table, **values: object) -> tuple[object, ...]:
-    return tuple({**_FILLED, **values}.get(column) for column in table.written)
-
-
-# Each with two versions of a row.
-_RECORDS: dict[str, tuple[Table, tuple[object, ...], tuple[object, ...]]] = {
-    "patients": (PATIENTS, _row(PATIENTS), _row(PATIENTS, email="e")),
-    "appointment_types": (APPOINTMENT_TYPES, _row(APPOINTMENT_TYPES), _row(APPOINTMENT_TYPES, name="n")),
-    "practitioners": (PRACTITIONERS, _row(PRACTITIONERS), _row(PRACTITIONERS, name="n")),
-    "individual_appointments": (APPOINTMENTS, _row(APPOINTMENTS), _row(APPOINTMENTS, did_not_arrive=True)),
-    "group_appointments": (
-        APPOINTMENTS,
-        _row(APPOINTMENTS, kind="group", id="2", patient_id=None),
-        _row(APPOINTMENTS, kind="group", id="2", patient_id=None, ends_at=_NOW),
-    ),
-    "attendees": (ATTENDEES, _row(ATTENDEES, booking_id="2"), _row(ATTENDEES, booking_id="2", arrived=True)),
-}
-_COMPUTED = (
-    (CONTACT_MAPPING, _row(CONTACT_MAPPING), _row(CONTACT_MAPPING, method="name")),
-    (CURRENT_ATTENDANCES, _row(CURRENT_ATTENDANCES), _row(CURRENT_ATTENDANCES, attendances=2)),
-)
-
-
-def _organization_steps() -> list[Step]:
-    return [
-        Step("note its progress in cliniko.sync_runs", _note_run),
-        *(Step(f"write {_RECORDS[each][0].name} ({each})", partial(_read, each)) for each in _RECORDS),
-        *(Step(f"replace {table.name}", partial(_replace, table, *rows)) for table, *rows in _COMPUTED),
-        Step("read the contacts of an organization", _read_contacts),
-        Step("map contacts", partial(_compute, CONTACT_MAPPING, {})),
-        Step("compute active_patients", _compute_active_patients),
-        Step("check its work", _check),
-        Step("tell the state of an organization", sync_runs.organization_status),
-        Step("delete an organization's rows", organizations.delete_rows),
-    ]
-
-
-def _note_run(connection: Connection) -> None:
-    asset = "active_patients"
-    sync_runs.started(connection, run_id="rehearsal", asset=asset, planned=[asset], is_full=True)
-    sync_runs.progressed(connection, run_id="rehearsal", progress="{}")
-    sync_runs.finished(connection, run_id="rehearsal", asset=asset, counts={}, requests=0, seconds_waited=0.0)
-
-
-def _read(resource: str, connection: Connection) -> None:
-    """Write what a full crawl of the resource writes: a new row, a changed one, and a record that is rejected."""
-    table, new, changed = _RECORDS[resource]
-    identity = str(new[table.written.index("id")])
-    reconciles = resource in RECONCILED
-    crawls.begin(connection, resource, is_full=True, reconciles=reconciles)
-    advancing = crawls.advancing(resource, records=1, horizon=_NOW, next_page=1, total_entries=2)
-    at_once(connection, [staged(connection, table, [new], are_new=True), advancing])
-    empty_staging(connection, table)  # else two batches are two transactions
-    crawls.set_aside(connection, resource, understood=[], rejected=[RejectedRecord("9", "rehearsal")])
-    at_once(connection, [staged(connection, table, [changed]), advancing])
-    empty_staging(connection, table)
-    crawls.set_aside(connection, resource, understood=[identity, "9"], rejected=[])
-    if reconciles:
-        crawls.remember_ids(connection, resource, [identity])
-        crawls.vanished(connection, resource, _NOW)
-        crawls.mark_vanished(connection, resource, _NOW)
-    crawls.require_full(connection, resource, "rehearsal")
-    crawls.complete(connection, resource, horizon=_NOW)
-    _require_watched(connection, table)
-
-
-def _replace(table: Table, row: tuple[object, ...], changed: tuple[object, ...], connection: Connection) -> None:
-    """Insert, update and delete a row."""
-    for rows in ([row], [changed], []):
-        replace_by_rows(connection, table, rows)
-    _require_watched(connection, table)
-
-
-def _require_watched(connection: Connection, table: Table) -> None:
-    if table in WATCHED and not derivations.is_watched(connection, table):
-        raise _StepFailedError(
-            f"the triggers of {table.schema}.{table.name} did not fire. Enable them (`alter table ... enable trigger"
-            " user`), and see that session_replication_role is `origin`."
-        )
-
-
-def _read_contacts(connection: Connection) -> None:
-    connection.execute(sa.text("select count(*) from cliniko.organization_contacts()")).scalar_one()
-    connection.execute(sa.text("select cliniko.contacts_fingerprint()"))
-
-
-def _compute(table: Table, parameters: dict[str, object], connection: Connection, through: Table | None = None) -> None:
-    crawls.require_complete(connection, list(_RECORDS))
-    derivation = Derivation(table, sql(table.name), COMPUTED_FROM[table], parameters, through)
-    derivations.write(connection, derivation, anew=False)
-
-
-def _compute_active_patients(connection: Connection) -> None:
-    parameters = _parameters()
-    for _ in range(2):  # the second time by way of what is kept
-        _compute(ACTIVE_PATIENTS, parameters, connection, CURRENT_ATTENDANCES)
-
-
-def _parameters() -> dict[str, object]:
-    return {"as_of": _NOW, "activity_window": timedelta(days=60), "count_no_shows": True}
-
-
-def _check(connection: Connection) -> None:
-    claims.rejected_counts(connection)
-    claims.mapping_counts(connection, anew=False)
-    claims.recount_active_patients(connection, _parameters(), anew=False)
-    claims.recount_attendances(connection, _parameters())
-    for table in (PATIENTS, APPOINTMENTS, CONTACT_MAPPING, ACTIVE_PATIENTS):
-        derivations.row_count(connection, table.schema, table.name)
-
-
-# A contact that exists. ---------------------------------------------------------------------------------------------
-
-
-def _rehearse_contact(database: Database, contact: _Contact) -> list[Finding]:
-    steps = [Step("write active_patients", partial(_write_active_patient, contact))]
-    with _undone(database.organization(contact.organization_id)) as connection:
-        return _carried_out(connection, steps)
-
-
-def _write_active_patient(contact: _Contact, connection: Connection) -> None:
-    """Delete, insert, update and delete the row of the contact; the organization's other rows stay as they are."""
-    columns = ", ".join(ACTIVE_PATIENTS.written)
-    others = f"select {columns} from {ACTIVE_PATIENTS.qualified} where contact_id <> '{contact.id}'"
-    # Of whatever type the columns are.
-    row = f"select '{contact.id}', '{{}}', '0', '1', '2000-01-01', '[]', '[]', '2000-01-01', '2000-01-01'"
-    present = f"{others} union all {row}"
-    for query in (others, present.format(1), present.format(2), others):
-        replace_by_query(connection, ACTIVE_PATIENTS, query, {})
-        connection.exec_driver_sql("set constraints all immediate")
-
-
-# Locks. -------------------------------------------------------------------------------------------------------------
 
 
 def _rehearse_lock(database: Database, organization_id: str) -> list[Finding]:

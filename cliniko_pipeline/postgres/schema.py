@@ -5,19 +5,17 @@ Two kinds of change: versioned steps (Alembic, in `migrations/versions`) for wha
 or nothing.
 """
 
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from importlib import resources
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import DBAPIError
 
@@ -25,7 +23,7 @@ from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.postgres import contacts_filter as filters
 from cliniko_pipeline.postgres import identity, isolation
 from cliniko_pipeline.postgres.application_tables import require_no_unknown_obligations, views_to_review
-from cliniko_pipeline.postgres.driver_errors import migrating
+from cliniko_pipeline.postgres.driver_errors import already_set_up
 from cliniko_pipeline.postgres.engine import (
     LOCK_NOT_AVAILABLE,
     LOCK_TIMEOUT_SECONDS,
@@ -44,6 +42,7 @@ from cliniko_pipeline.postgres.isolation import (
     ensure_organization_role,
     isolate,
     organization_role,
+    require_own_policies,
     require_powerless_role,
     retire_other_roles,
     strangers,
@@ -93,6 +92,8 @@ FUNCTIONS = (
     "take_requests",
 )
 
+_MIGRATIONS = "cliniko_pipeline.postgres.migrations"
+
 WATCH = "watch"
 SHOWN = 5
 """So many missing objects are named."""
@@ -122,7 +123,7 @@ class Migration:
     filter_changed: bool = False
 
 
-@migrating()
+@already_set_up()
 def migrate(
     database: Database,
     *,
@@ -156,6 +157,7 @@ def migrate(
         _require_application_tables(connection)
         require_powerless_role(connection)
         require_own_schema(connection)
+        require_own_policies(connection)
         _require_known_version(connection)
         filters.require_valid(connection, contacts_filter)
         before, after = _current_version(connection), expected_version()
@@ -201,6 +203,7 @@ def require_isolation(database: Database) -> None:
         user, may_switch = connection.execute(sa.text(sql("may_switch")), {"role": role}).one()
         unisolated = unisolated_tables(connection)
         others = strangers(connection)
+        require_own_policies(connection)
     if unisolated:
         raise DatabaseSetupError(
             f"The policies and grants that keep organizations apart are not there for {', '.join(unisolated)}:"
@@ -244,9 +247,8 @@ def dump_hint(database: Database) -> str | None:
 
 def expected_version() -> str:
     """The last migration's revision and a digest of the functions and policies, e.g. `0001+3f2a...`."""
-    revision = ScriptDirectory.from_config(_alembic_config()).get_current_head()
     texts = "\x1f".join(sql(name) for name in (*(f"functions/{name}" for name in FUNCTIONS), *ISOLATION, WATCH))
-    return f"{revision}+{sha256(texts.encode()).hexdigest()[:12]}"
+    return f"{_revisions()[-1]}+{sha256(texts.encode()).hexdigest()[:12]}"
 
 
 def _missing_objects(connection: Connection) -> list[str]:
@@ -293,10 +295,9 @@ def _require_known_version(connection: Connection) -> None:
     if connection.execute(sa.text("select to_regclass('cliniko.schema_version')")).scalar_one() is None:
         return
     found = set(connection.execute(sa.text("select version_num from cliniko.schema_version")).scalars())
-    known = {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
-    if found - known:
+    if unknown := sorted(found - set(_revisions())):
         raise DatabaseSetupError(
-            f"The database has the schema of a newer version of the pipeline ({', '.join(sorted(found - known))}):"
+            f"The database has the schema of a newer version of the pipeline ({', '.join(unknown)}):"
             " install that version, or point DATABASE_URL at another database."
         )
 
@@ -304,10 +305,7 @@ def _require_known_version(connection: Connection) -> None:
 def _upgrade(connection: Connection) -> list[str]:
     connection.execute(sa.text("create schema if not exists cliniko"))
     ensure_organization_role(connection)
-    config = _alembic_config()
-    config.attributes["connection"] = connection
-    with _ALEMBIC:
-        command.upgrade(config, "head")
+    _run_migrations(connection)
     connection.exec_driver_sql(sql("active_patients_table"))
     ensure_keys(connection)
     left = isolate(connection)
@@ -323,12 +321,24 @@ def _upgrade(connection: Connection) -> list[str]:
     return left
 
 
-def _alembic_config() -> Config:
+@cache
+def _revisions() -> list[str]:
+    """Return the revisions of all migrations, in order: what their files' names begin with."""
+    names = (each.name for each in resources.files(_MIGRATIONS).joinpath("versions").iterdir())
+    return sorted(name[:4] for name in names if re.fullmatch(r"\d{4}_\w+\.py", name))
+
+
+def _run_migrations(connection: Connection) -> None:
+    # Its import takes a third as long as all that `doctor` does.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
-    folder = Path(str(resources.files("cliniko_pipeline.postgres") / "migrations"))
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(resources.files(_MIGRATIONS)).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    return config
+    config.attributes["connection"] = connection
+    with _ALEMBIC:
+        command.upgrade(config, "head")
 
 
 def _require_application_tables(connection: Connection) -> None:

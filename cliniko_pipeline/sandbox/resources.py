@@ -135,9 +135,6 @@ RESOURCES: dict[str, Resource] = {
     )
 }
 
-SETTINGS = "settings"
-"""The account's, which are no list."""
-
 UNLISTED_RESOURCES = frozenset({"unavailable_blocks"})
 """Stored, but only to be seen as part of the bookings."""
 

@@ -1,6 +1,7 @@
 """`cliniko-pipeline doctor`: what it finds well, and what it does not."""
 
 from cliniko_pipeline.postgres import scheduling
+from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused
 
@@ -18,6 +19,14 @@ def test_doctor_reports_a_revoked_key(command: CommandLine, clinics: Clinics) ->
     assert "✗ Cliniko accepts the key of 'alpha'" in examined.stdout
     assert "✓ Cliniko accepts the key of 'beta'" in examined.stdout
     assert account.bare_key not in examined.stdout
+
+
+def test_doctor_does_not_advise_itself(command: CommandLine, clinics: Clinics) -> None:
+    clinics.add("alpha")
+    clinics.sandbox.faults = Faults(server_error_rate=1.0)
+    examined = command("doctor")
+    assert "✗ Cliniko accepts the key of 'alpha'" in examined.stdout
+    assert "doctor" not in examined.stdout
 
 
 def test_doctor_reports_lost_isolation_and_migrate_restores_it(command: CommandLine, clinics: Clinics) -> None:

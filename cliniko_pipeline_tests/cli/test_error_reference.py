@@ -1,6 +1,8 @@
 """docs/errors.md, and the advice that errors give."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ from cliniko_pipeline.api.problems import MEANINGS
 from cliniko_pipeline.cli.error_reference import render
 from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres import schema
-from cliniko_pipeline.postgres.driver_errors import FAULTS, SET_UP_ADVICE, set_up_advice
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.faults import FAULTS
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.databases import administer
@@ -22,7 +24,7 @@ PACKAGE = ROOT / "cliniko_pipeline"
 
 # Where `migrate` is advised, and what it mends there.
 MAY_ADVISE_MIGRATE = {
-    ("postgres/driver_errors.py", "SET_UP_ADVICE"): "an object of the pipeline is missing",
+    ("postgres/faults.py", "STATEMENTS"): "an object of the pipeline is missing",
     ("postgres/schema.py", "require_current"): "an object of the pipeline is missing, or another version's",
     ("postgres/schema.py", "require_isolation"): "policies and grants; who ran it may grant the role",
     ("postgres/inventory.py", "require_own_tables"): "the schema is made again once it is dropped",
@@ -31,7 +33,15 @@ MAY_ADVISE_MIGRATE = {
     ("postgres/isolation.py", "retire_other_roles"): "in `migrate` itself: for other databases",
     ("postgres/identity.py", "require_own"): "with --adopt",
     ("postgres/contacts_filter.py", "require_stored"): "`migrate` stores the setting",
-    ("postgres/refused_statements.py", "refusal"): "after the setting was corrected",
+    ("postgres/sql/functions/refuse_contacts_filter.sql", ""): "after the setting was corrected",
+}
+
+# Where `doctor` is advised: `doctor` and `migrate`, which rehearses a sync as `doctor` does, never load these modules.
+MAY_ADVISE_DOCTOR = {
+    ("orchestration/notices.py", "_ADVICE"): "alerts",
+    ("orchestration/start_rehearsal.py", "rehearse_at_start"): "the daemon's log",
+    ("orchestration/backfills.py", "_launched"): "`backfill`, which asks Dagster only",
+    ("api/problems.py", "_answer_ours"): "the HTTP API",
 }
 
 EVENT_TRIGGER = """
@@ -56,7 +66,12 @@ def test_page_of_errors_has_every_status_of_the_api(environ: dict[str, str]) -> 
 
 def advising_places(words: str) -> set[tuple[str, str]]:
     """Return module and function, or constant, of each text of the package that has the words."""
-    found: set[tuple[str, str]] = set()
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), "")
+        for kind in ("sql", "js", "html")
+        for path in PACKAGE.rglob(f"*.{kind}")
+        if words in path.read_text(encoding="utf-8")
+    }
     for path in PACKAGE.rglob("*.py"):
         for statement in ast.parse(path.read_text(encoding="utf-8")).body:
             docstrings = {id(each.value) for each in ast.walk(statement) if isinstance(each, ast.Expr)}
@@ -70,8 +85,20 @@ def advising_places(words: str) -> set[tuple[str, str]]:
 
 def test_only_what_migrate_mends_advises_it() -> None:
     assert advising_places("cliniko-pipeline migrate") == set(MAY_ADVISE_MIGRATE)
-    (missing,) = [fault for fault in FAULTS if not fault.remedy]
-    assert missing.cause == "something that the pipeline needs is not in the database"
+    advising = [fault for fault in FAULTS if "cliniko-pipeline migrate" in fault.remedy]
+    assert [fault.cause for fault in advising if fault.otherwise] == [
+        "something that the pipeline needs is not in the database"
+    ]
+    assert len(advising) == 1
+    assert not any("cliniko-pipeline" in fault.otherwise for fault in FAULTS)
+
+
+def test_doctor_and_migrate_never_load_what_advises_doctor() -> None:
+    assert advising_places("cliniko-pipeline doctor") == set(MAY_ADVISE_DOCTOR)
+    modules = {f"cliniko_pipeline.{path.removesuffix('.py').replace('/', '.')}" for path, _ in MAY_ADVISE_DOCTOR}
+    program = "import sys, cliniko_pipeline.cli.doctor, cliniko_pipeline.cli.migrate; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert modules & set(loaded) == set()
 
 
 def test_migrate_does_not_advise_itself(database: Database, command: CommandLine) -> None:
@@ -89,6 +116,7 @@ def test_migrate_does_not_advise_itself(database: Database, command: CommandLine
     for text in (str(raised.value), refused.stderr):
         assert "pipeline migrate" not in text
         assert "doctor" not in text
-    assert set_up_advice() == SET_UP_ADVICE
+    with pytest.raises(DatabaseSetupError, match="cliniko-pipeline migrate"), database.operator() as connection:
+        connection.exec_driver_sql("select from cliniko.unknown")
     administer(database.url, "drop event trigger log_changes")
     assert command("migrate").returncode == 0

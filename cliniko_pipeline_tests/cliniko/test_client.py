@@ -137,7 +137,8 @@ def test_error_after_all_attempts_lists_the_failures():
     message = scripted.crawl_error(errors.ClinikoUnavailableError)
     assert message == (
         "Organization surf-rehab: patients, page 1: given up after 6 attempts (3 time-outs, 2 answers 502, "
-        "1 answer 500): the next sync tries again; if it stays, check with `cliniko-pipeline doctor`"
+        "1 answer 500): syncs are tried again by themselves; if it stays, check whether Cliniko reports an outage, "
+        "and this machine's way to the organization's API URL (name service, firewall, proxy)"
     )
     # Two more ask whether Cliniko answers the list at all.
     assert len(scripted.requests) == 8

@@ -11,7 +11,7 @@ from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres import organizations, schema
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline_tests.support.databases import administer
-from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE
+from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE, assert_one_line, schema_objects
 from cliniko_pipeline_tests.support.tenants import MINE, SAMPLES, THEIRS, insertion, sow
 
 TABLE = '"public"."active_patients"'
@@ -46,6 +46,37 @@ def test_permissive_policy_opens_nothing_in_a_context(opened: Database) -> None:
     for statement in (insertion(TABLE, THEIRS, row_of=MINE), f"update {TABLE} set organization_id = '{THEIRS}'"):
         with pytest.raises(DatabaseSetupError, match="row-level security"), opened.organization(MINE) as connection:
             connection.execute(sa.text(statement))
+
+
+def test_own_policy_of_the_application_by_our_name_is_kept(empty_database_url: URL) -> None:
+    """It is named with the statement that renames it; until then nothing is made."""
+    own = "create policy organization_isolation on public.active_patients using (organization_id = current_user)"
+    administer(empty_database_url, sql("application_tables"), ACTIVE_PATIENTS_TABLE, own)
+    database = Database(empty_database_url)
+    try:
+        before = schema_objects(database)
+        with pytest.raises(DatabaseSetupError) as raised:
+            schema.migrate(database)
+        assert_one_line(raised.value, "The policy organization_isolation of active_patients is not the pipeline's")
+        assert schema_objects(database) == before
+        administer(database.url, str(raised.value).split("`")[1])
+        schema.migrate(database)
+        kept = "select qual from pg_policies where policyname = 'application_organization_isolation'"
+        with database.operator() as connection:
+            assert "CURRENT_USER" in connection.exec_driver_sql(kept).scalar_one()
+        schema.require_isolation(database)
+        # The application makes its own again.
+        administer(
+            database.url,
+            "drop policy organization_isolation on public.active_patients",
+            "drop policy organization_boundary on public.active_patients",
+            own,
+        )
+        for look in (schema.require_isolation, schema.migrate):
+            with pytest.raises(DatabaseSetupError, match="is not the pipeline's"):
+                look(database)
+    finally:
+        database.close()
 
 
 def test_application_sees_what_its_policy_opens(opened: Database) -> None:

@@ -12,11 +12,8 @@ from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.identity import copy_problem
 from cliniko_pipeline.postgres.rehearsal import rehearse
-from cliniko_pipeline_tests.support.databases import administer, organization_role_of
-from cliniko_pipeline_tests.support.servers import chosen_programs, debian_programs
+from cliniko_pipeline_tests.support.databases import administer, debian_programs, organization_role_of
 from cliniko_pipeline_tests.support.tenants import MINE, sow
-
-OWNER, BACKUP = "dumped_owner", "clinic_backup"
 
 
 @pytest.fixture
@@ -24,9 +21,9 @@ def owned(debian_server_url: URL) -> Iterator[Database]:
     """A migrated database of two organizations, whose owner is no superuser."""
     name = f"dumped_{uuid4().hex}"
     administer(
-        debian_server_url, f"create role {OWNER} login createrole createdb", f"create database {name} owner {OWNER}"
+        debian_server_url, f"create role {name} login createrole createdb", f"create database {name} owner {name}"
     )
-    database = Database(debian_server_url.set(username=OWNER, database=name))
+    database = Database(debian_server_url.set(username=name, database=name))
     schema.migrate(database, create_application_tables=True)
     sow(database)
     yield database
@@ -36,28 +33,31 @@ def owned(debian_server_url: URL) -> Iterator[Database]:
         debian_server_url,
         f"drop database {name} with (force)",
         f"drop role {role}",
-        f"drop role {OWNER}",
-        f"drop role if exists {BACKUP}",
+        f"drop role {name}",
     )
 
 
-def run(program: str, url: URL, user: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    programs = chosen_programs() or debian_programs()
+def run(
+    program: str, url: URL, *arguments: str, user: str | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    programs = debian_programs()
     assert programs is not None
-    if not (programs / program).exists():
-        pytest.skip(f"{programs} has no {program}")
-    command = [str(programs / program), f"--username={user}", f"--dbname={url.database}", *arguments]
-    environ = os.environ | {"PGHOST": str(url.query["host"]), "PGPORT": str(url.query["port"])}
+    command = [str(programs / program), f"--username={user or url.username}", f"--dbname={url.database}", *arguments]
+    environ = os.environ | {"PGHOST": str(url.query["host"])}
     return subprocess.run(command, env=environ, input=stdin, capture_output=True, text=True, check=False)
 
 
 def test_owner_cannot_dump_and_the_named_role_can(owned: Database, debian_server_url: URL) -> None:
-    assert "row-level security" in run("pg_dump", owned.url, OWNER).stderr
+    assert "row-level security" in run("pg_dump", owned.url).stderr
     hint = schema.dump_hint(owned) or ""
-    assert f"pg_dump as {OWNER} fails" in hint
-    administer(debian_server_url, hint.partition("`")[2].partition("`")[0])
-    assert f"dump as {BACKUP}" in (schema.dump_hint(owned) or "")
-    assert "Pat1" in run("pg_dump", owned.url, BACKUP).stdout
+    assert f"pg_dump as {owned.url.username} fails" in hint
+    backup = f"backup_{uuid4().hex}"
+    administer(debian_server_url, hint.split("`")[1].replace("clinic_backup", backup))
+    try:
+        assert f"dump as {backup}" in (schema.dump_hint(owned) or "")
+        assert "Pat1" in run("pg_dump", owned.url, user=backup).stdout
+    finally:
+        administer(debian_server_url, f"drop role {backup}")
 
 
 def test_superuser_needs_no_hint(owned: Database, debian_server_url: URL) -> None:
@@ -68,13 +68,13 @@ def test_superuser_needs_no_hint(owned: Database, debian_server_url: URL) -> Non
 
 def test_restored_dump_is_a_copy_until_adopted(owned: Database, debian_server_url: URL) -> None:
     """Restored without owners and privileges, by the owner, it has all rows, and sends nothing."""
-    dump = run("pg_dump", owned.url, "postgres", "--no-owner", "--no-privileges").stdout
+    dump = run("pg_dump", owned.url, "--no-owner", "--no-privileges", user="postgres").stdout
     name = f"restored_{uuid4().hex}"
-    administer(debian_server_url, f"create database {name} owner {OWNER}")
+    administer(debian_server_url, f"create database {name} owner {owned.url.username}")
     restored = Database(owned.url.set(database=name))
     try:
         # Policies name the role of the database that was dumped: the server is the same.
-        done = run("psql", restored.url, OWNER, "--quiet", "--set=ON_ERROR_STOP=1", stdin=dump)
+        done = run("psql", restored.url, "--quiet", "--set=ON_ERROR_STOP=1", stdin=dump)
         assert done.returncode == 0, done.stderr
         schema.migrate(restored)
         assert "migrate --adopt" in (copy_problem(restored) or "")

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import URL
 
-from cliniko_pipeline.errors import DatabaseSetupError
+from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.postgres import organizations, rehearsal
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.rehearsal import rehearse, require_rehearsed
 from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.schemas import assert_one_line
 from cliniko_pipeline_tests.support.tenants import MINE, row_versions, sow
 
 
@@ -44,7 +46,12 @@ references public.people deferrable initially deferred not valid
 BROKEN = {
     "a trigger that writes where the role may not": (
         ["create schema audit", "create table audit.log (at timestamptz)", AUDIT.format("audit.log", "insert")],
-        ["write active_patients: permission denied for schema audit, function audit", "grant usage on schema audit to"],
+        [
+            "write active_patients: PostgreSQL refused",
+            "permission denied for schema audit",
+            "function audit",
+            "grant usage on schema audit to cliniko_organization",
+        ],
     ),
     "a trigger of which a table lacks a grant": (
         ["create table public.log (at timestamptz)", AUDIT.format("public.log", "delete")],
@@ -56,7 +63,11 @@ BROKEN = {
     ),
     "a foreign key to elsewhere": (
         ["create table public.people (id uuid primary key)", FOREIGN_KEY],
-        ["write active_patients", "elsewhere", "Drop or loosen"],
+        ["write active_patients", "elsewhere", "drop or loosen elsewhere of public.active_patients"],
+    ),
+    "a trigger that refers to what is gone": (
+        [AUDIT.format("public.gone", "insert")],
+        ['relation "public.gone" does not exist', "function audit", "correct the application's function"],
     ),
     "triggers that do not fire": (
         ["alter table cliniko.patients disable trigger note_insert"],
@@ -82,6 +93,28 @@ def test_rehearsal_names_what_is_broken(sown: Database, changes: list[str], word
     assert everything(sown) == before
 
 
+def test_rehearsal_uses_the_tables_of_dagster(owner_database: Database, fresh_server_url: URL) -> None:
+    """As the database user, who may not be their owner."""
+    superuser = fresh_server_url.set(database=owner_database.url.database)
+    administer(superuser, "create schema dagster", "create table dagster.runs (id serial primary key, body text)")
+    try:
+        for grant in (
+            "usage on schema dagster",
+            "select on dagster.runs",
+            "insert on dagster.runs",
+            "update on dagster.runs",
+            "delete on dagster.runs",
+            "usage on sequence dagster.runs_id_seq",
+        ):
+            with pytest.raises(DatabaseSetupError) as raised:
+                require_rehearsed(owner_database)
+            assert_one_line(raised.value, "A sync cannot use Dagster's tables", f"Run `grant {grant} to clinic_owner`")
+            administer(superuser, f"grant {grant} to clinic_owner")
+        assert require_rehearsed(owner_database) == []
+    finally:
+        administer(superuser, "drop schema dagster cascade")
+
+
 def test_rehearsal_does_not_wait_for_others(sown: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is locked is said to be untried: nothing is wrong with it."""
     monkeypatch.setattr(rehearsal, "LOCK_TIMEOUT_SECONDS", 0.1)
@@ -96,7 +129,7 @@ def test_rehearsal_of_a_read_only_database_says_so(sown: Database) -> None:
     administer(sown.url, f"alter database {sown.url.database} set default_transaction_read_only = on")
     reader = Database(sown.url)
     try:
-        with pytest.raises(DatabaseSetupError, match="default_transaction_read_only"):
+        with pytest.raises(DatabaseUnavailableError, match="default_transaction_read_only"):
             require_rehearsed(reader)
     finally:
         reader.close()

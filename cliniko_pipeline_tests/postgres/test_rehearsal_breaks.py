@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.orchestration.instance import open_instance
 from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database, forget_made
 from cliniko_pipeline.postgres.inventory import OPERATOR_TABLES
@@ -30,7 +31,6 @@ from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_o
 pytestmark = pytest.mark.slow
 
 CLINIC = "clinic"
-OWNER = "broken_owner"
 PEOPLE = 8
 NOW = datetime.now(UTC)
 STARTED = (NOW - timedelta(days=3)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -59,6 +59,16 @@ BREAKS = {
         from
             unnest(cast(:application as text[])) as named,
             unnest(array['select', 'insert', 'update', 'delete']) as verb
+    """,
+    "Dagster's tables": """
+        select format('revoke %s on %s from {owner}', verb, oid::regclass)
+        from pg_class, unnest(array['select', 'insert', 'update', 'delete']) as verb
+        where relnamespace = to_regnamespace('dagster') and relkind = 'r'
+        union all
+        select format('revoke usage on sequence %s from {owner}', oid::regclass)
+        from pg_class where relnamespace = to_regnamespace('dagster') and relkind = 'S'
+        union all
+        select 'revoke usage on schema dagster from {owner}'
     """,
     "functions": """
         select format('drop function %s cascade', oid::regprocedure)
@@ -106,6 +116,7 @@ class BrokenDatabase(Database):
     def __init__(self, url: URL) -> None:
         super().__init__(url)
         self.connection = self._engine.connect()
+        self._is_kept = False
 
     @contextmanager
     def operator(self) -> Generator[Connection]:
@@ -119,7 +130,7 @@ class BrokenDatabase(Database):
         *,
         is_resumable: bool = False,  # noqa: ARG002 (the base's)
     ) -> Generator[Connection]:
-        with self._translated("the organization role"), self._undone():
+        with self._translated(is_in_context=True), self._undone():
             self.connection.execute(
                 sa.text(
                     "select set_config('role', :role, true), set_config('app.organization_id', :organization_id, true)"
@@ -138,11 +149,26 @@ class BrokenDatabase(Database):
     @contextmanager
     def _undone(self) -> Generator[None]:
         savepoint = self.connection.begin_nested()
+        is_done = False
         try:
             yield
+            is_done = True
         finally:
-            savepoint.rollback()
+            if is_done and self._is_kept:
+                savepoint.commit()
+            else:
+                savepoint.rollback()
             forget_made(self.connection)
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """Undo at the end, and not after each transaction, what succeeds."""
+        with self._undone():
+            self._is_kept = True
+            try:
+                yield
+            finally:
+                self._is_kept = False
 
     def row_counts(self) -> list[int]:
         """Count the rows of all tables, of all organizations."""
@@ -183,13 +209,14 @@ def put_person(made: Account, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(server_url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
-    password = uuid4().hex
+    # Roles belong to the server, which other processes use, too.
+    name, password = f"broken_{uuid4().hex}", uuid4().hex
     administer(
         server_url,
-        f"create role {OWNER} login createrole createdb password '{password}'",
-        f"create database broken owner {OWNER}",
+        f"create role {name} login createrole createdb password '{password}'",
+        f"create database {name} owner {name}",
     )
-    url = server_url.set(username=OWNER, password=password, database="broken")
+    url = server_url.set(username=name, password=password, database=name)
     environ = environment(url, tmp_path_factory.mktemp("breaks"))
     served = account()
     database = Database(url)
@@ -204,14 +231,10 @@ def prepared(server_url: URL, tmp_path_factory: pytest.TempPathFactory) -> Itera
         )
         pipeline.add_organization(CLINIC, sandbox, served)
         sync(pipeline, people=PEOPLE)
+        open_instance(pipeline.runtime).dispose()
     yield Prepared(environ, url, served)
-    role = organization_role_of(server_url.set(database="broken"))
-    administer(
-        server_url,
-        "drop database broken with (force)",
-        f"drop role {role}",
-        f"drop role {OWNER}",
-    )
+    role = organization_role_of(server_url.set(database=name))
+    administer(server_url, f"drop database {name} with (force)", f"drop role {role}", f"drop role {name}")
 
 
 def sync(pipeline: PipelineUnderTest, *, people: int) -> None:
@@ -247,6 +270,8 @@ def test_rehearsal_notices_what_a_sync_needs(kind: str, prepared: Prepared, serv
                 found = finding(database)
                 if found is None:
                     unnoticed.append(statement)
+                elif "cliniko-pipeline migrate" in found:
+                    assert_migration_helps(database, statement)
                 if "revoke select" not in statement:
                     assert database.row_counts() == counts, statement
         assert finding(database) is None
@@ -256,14 +281,27 @@ def test_rehearsal_notices_what_a_sync_needs(kind: str, prepared: Prepared, serv
         assert_syncs_without(prepared, server_url, unnoticed)
 
 
+def assert_migration_helps(database: BrokenDatabase, statement: str) -> None:
+    """Migrate; then nothing advises that any more, but begins with another step."""
+    with database.kept():
+        try:
+            schema.migrate(database)
+        except ClinikoPipelineError as error:
+            left: str | None = str(error)
+        else:
+            left = finding(database)
+    advice, _, _ = (left or "").partition("cliniko-pipeline migrate")
+    assert advice == (left or "") or "`drop schema cliniko cascade`" in advice, (statement, left)
+
+
 def test_rehearsal_notices_a_lost_membership(prepared: Prepared, server_url: URL) -> None:
     role = organization_role_of(prepared.url)
     database = Database(prepared.url)
     try:
         assert finding(database) is None
-        administer(server_url, f"revoke {role} from {OWNER} cascade")
+        administer(server_url, f"revoke {role} from {prepared.url.username} cascade")
         assert role in (finding(database) or "")
-        administer(server_url, f"grant {role} to {OWNER} with admin option")
+        administer(server_url, f"grant {role} to {prepared.url.username} with admin option")
         assert finding(database) is None
     finally:
         database.close()
@@ -274,8 +312,8 @@ def statements(connection: Connection, kind: str) -> list[str]:
         sa.text(BREAKS[kind]),
         {"tables": list(TABLES), "operators": list(OPERATOR_TABLES), "application": list(APPLICATION_TABLES)},
     ).scalars()
-    role = organization_role(connection)
-    made = [each.format(role=role, owner=OWNER) for each in found]
+    names = {"role": organization_role(connection), "owner": connection.engine.url.username}
+    made = [each.format(**names) for each in found]
     assert made
     return made
 
@@ -283,7 +321,7 @@ def statements(connection: Connection, kind: str) -> list[str]:
 def assert_syncs_without(prepared: Prepared, server_url: URL, unnoticed: list[str]) -> None:
     """Sync a copy of the database that lacks what was not noticed."""
     name = f"broken_{uuid4().hex}"
-    administer(server_url, f"create database {name} template broken owner {OWNER}")
+    administer(server_url, f"create database {name} template {prepared.url.database} owner {prepared.url.username}")
     url = prepared.url.set(database=name)
     changed = account()
     put_person(changed, PEOPLE + 1)

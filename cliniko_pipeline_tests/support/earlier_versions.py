@@ -25,7 +25,7 @@ def migrate_as_first_version(database: Database, monkeypatch: pytest.MonkeyPatch
     upgrade = command.upgrade
     with monkeypatch.context() as patch:
         _share_role(patch)
-        patch.setattr(schema.command, "upgrade", lambda config, _: upgrade(config, FIRST_VERSION))
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, FIRST_VERSION))
         tables = tuple(each for each in TENANT_TABLES if not each.endswith(_LATER_TABLES))
         patch.setattr(isolation, "TENANT_TABLES", tables)
         patch.setattr(schema, "WATCHED", ())

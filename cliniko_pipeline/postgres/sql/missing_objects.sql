@@ -3,7 +3,7 @@
 -- :active_patients         the table in the application's schema
 -- :functions, :bodies      names and texts of the functions
 -- :watched                 the tables whose changes triggers note
--- :keyed, :keys            tables, and the sorted columns of a unique index of each
+-- :keyed, :keys, :deferred tables, the sorted columns of a unique index of each, and whether that may be deferred
 -- :tenants                 the tables of the organizations
 -- :role                    the role of the organizations
 with
@@ -18,8 +18,10 @@ own_function as (
 ),
 
 keyed as (
-    select to_regclass(named.name) as oid, named.name, named.key
-    from unnest(cast(:keyed as text[]), cast(:keys as text[])) as named (name, key)
+    select to_regclass(named.name) as oid, named.name, named.key, named.is_deferred
+    from
+        unnest(cast(:keyed as text[]), cast(:keys as text[]), cast(:deferred as boolean[]))
+            as named (name, key, is_deferred)
 )
 
 select 'the table ' || replace(:active_patients, '"', '')
@@ -32,7 +34,7 @@ where keyed.oid is not null
         select
         from pg_index
         where pg_index.indrelid = keyed.oid
-            and pg_index.indisunique and pg_index.indimmediate and pg_index.indisvalid
+            and pg_index.indisunique and (pg_index.indimmediate or keyed.is_deferred) and pg_index.indisvalid
             and pg_index.indpred is null and pg_index.indexprs is null
             and keyed.key = (
                 select string_agg(attname, ',' order by attname collate "C")

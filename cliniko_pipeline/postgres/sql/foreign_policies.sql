@@ -1,0 +1,21 @@
+-- The policies, on the tables named, that have the names of the pipeline's and are somebody else's. Its own are marked by a
+-- comment; those of an earlier version are known by the boundary, which only the pipeline makes for its role.
+select format('%I', policy.polname) as name, policy.polrelid::regclass::text as table
+from pg_policy as policy
+where policy.polrelid = any(select to_regclass(named) from unnest(cast(:names as text[])) as named)
+    and policy.polname in ('organization_isolation', 'organization_boundary')
+    and not exists (
+        select
+        from pg_policy as own
+        where own.polrelid = policy.polrelid
+            and (
+                own.polname = 'organization_isolation' and obj_description(own.oid, 'pg_policy') = 'cliniko_pipeline'
+                or own.polname = 'organization_boundary'
+                and not own.polpermissive
+                and exists (
+                    select from pg_roles
+                    where array[pg_roles.oid] = own.polroles and rolname ~ '^cliniko_organization(_[0-9]+)?$'
+                )
+            )
+    )
+order by 2, 1
