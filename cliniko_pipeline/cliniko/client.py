@@ -11,14 +11,16 @@ import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from statistics import mode
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
+from cliniko_pipeline.cliniko.account_time_zones import time_zones_in
 from cliniko_pipeline.cliniko.daemon_threads import DaemonThreads, result_of
 from cliniko_pipeline.cliniko.decoding import decode_page
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
@@ -54,6 +56,7 @@ WORTH_TELLING_SECONDS = 0.5
 """A shorter wait for the request budget is no event."""
 LONGEST_WAIT_SECONDS = 900.0
 """What the waits between the attempts at one request may come to, those for a full budget not counted."""
+AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +230,18 @@ class ClinikoClient:
         """Find out with one cheap request whether the key opens the account; raises as `crawl` does if not."""
         self._first_entry(PATIENTS, "checking the API key")
 
+    def time_zone(self) -> str | None:
+        """Return the IANA name of the time zone of most of the clinic's businesses, or else of its settings.
+
+        None where Cliniko names none that is known here, refuses the requests or does not answer.
+        """
+        for path in ("businesses", "settings"):
+            with suppress(ClinikoPipelineError):
+                url = f"{self._api_url}/{path}"
+                if found := self._ask(url, lambda answer: time_zones_in(answer.body), path, self._max_attempts):
+                    return mode(found)
+        return None
+
     def _first_entry(
         self, resource: Resource[RecordT], what: str, created_before: datetime | None = None
     ) -> FetchedPage[RecordT]:
@@ -280,13 +295,22 @@ class ClinikoClient:
         is_one_record: bool = False,
     ) -> FetchedPage[RecordT]:
         """Return a page, in as many attempts as it takes and is reasonable, or in no more than so many."""
+
+        def read(answer: _Answer) -> FetchedPage[RecordT]:
+            return FetchedPage(decode_page(resource, answer.body), server_time(answer.headers))
+
         most = min(attempts or self._max_attempts, self._max_attempts)
+        return self._ask(url, read, what, most, is_one_record=is_one_record)
+
+    def _ask(
+        self, url: str, read: "Callable[[_Answer], AnswerT]", what: str, most: int, *, is_one_record: bool = False
+    ) -> AnswerT:
         causes: Counter[int | TransportFailure] = Counter()
         attempt, waits, announced = 0, 0.0, 0.0
         while True:
             attempt += 1
-            outcome = self._attempt(url, resource, attempt, announced)
-            if isinstance(outcome, FetchedPage):
+            outcome = self._attempt(url, read, attempt, announced)
+            if not isinstance(outcome, _Failed):
                 return outcome
             causes[outcome.result] += 1
             if outcome.refused is not None:
@@ -301,8 +325,8 @@ class ClinikoClient:
             announced = self._wait(outcome.decision, _named(outcome.result), what, attempt)
 
     def _attempt(
-        self, url: str, resource: Resource[RecordT], attempt: int, announced: float
-    ) -> "FetchedPage[RecordT] | _Failed":
+        self, url: str, read: "Callable[[_Answer], AnswerT]", attempt: int, announced: float
+    ) -> "AnswerT | _Failed":
         with self._budget.request() as waited:
             self._tell_waited(waited, announced)
             answer = self._send(url)
@@ -323,7 +347,7 @@ class ClinikoClient:
             return _Failed(answer.result, decision, refused)
         self._was_accepted = True
         try:
-            return FetchedPage(decode_page(resource, answer.body), server_time(answer.headers))
+            return read(answer)
         except ClinikoUnavailableError:
             failure = TransportFailure.UNREADABLE_BODY
             return _Failed(failure, decide(failure, answer.headers, attempt=attempt, now=now, rng=self._rng))

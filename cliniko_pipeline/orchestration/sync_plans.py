@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta, tzinfo
 from hashlib import sha256
 
 from cliniko_pipeline.postgres.scheduling import Scheduling
+from cliniko_pipeline.time_zones import time_zone
 
 DAY = timedelta(days=1)
 
@@ -16,7 +17,8 @@ class DefaultSchedule:
 
     Attributes:
         sync_every_minutes: None: never by itself.
-        full_sync_at: when, UTC, the first of the nightly full syncs begins; None: never by itself.
+        full_sync_at: when, by the time of each organization's time zone, the first of the nightly full syncs begins;
+            None: never by itself.
         full_sync_spread: over how much time after that they are spread.
     """
 
@@ -111,10 +113,10 @@ def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> Due
     full_at = scheduling.full_sync_at or default.full_sync_at
     spread = timedelta(0) if scheduling.full_sync_at is not None else default.full_sync_spread
     if full_at is not None:
-        begins = timedelta(hours=full_at.hour, minutes=full_at.minute) + _share(organization_id, "full", spread)
         # The first sync reads everything anyway.
         last_full = scheduling.full_requested_at or scheduling.requested_at
-        if last_full is not None and last_full < _last_turn(now, DAY, begins):
+        share = _share(organization_id, "full", spread)
+        if last_full is not None and last_full < _last_night(now, full_at, share, time_zone(scheduling.time_zone)):
             return DueSync(organization_id, is_full=True)
     every = scheduling.sync_every_minutes or default.sync_every_minutes
     is_scheduled = every is not None or full_at is not None
@@ -133,6 +135,17 @@ def _last_turn(now: datetime, period: timedelta, offset: timedelta) -> datetime:
     """The last instant up to `now` that is `offset` after a multiple of `period` since 1970."""
     epoch = datetime(1970, 1, 1, tzinfo=now.tzinfo)
     return now - (now - epoch - offset) % period
+
+
+def _last_night(now: datetime, begins: time, share: timedelta, zone: tzinfo) -> datetime:
+    """Return the last instant up to `now` that is `share` after the local time `begins` of a date.
+
+    Each date has one: a local time that is left out is reckoned as if the clock had not been changed, and of one that
+    comes twice the first counts. A date that is left out has the instant of the next.
+    """
+    today = now.astimezone(zone).date()
+    nights = (datetime.combine(today + days * DAY, begins, zone).astimezone(UTC) + share for days in range(-3, 2))
+    return max(each for each in nights if each <= now)
 
 
 def _share(organization_id: str, what: str, whole: timedelta) -> timedelta:

@@ -72,9 +72,10 @@ CONNECTING = (
         words=("tenant or user not found",),
     ),
     Fault(
-        "the server lets this machine in only over an encrypted connection",
-        "Add sslmode=require to DATABASE_URL.",
-        words=("no pg_hba.conf entry.*no encryption", "no pg_hba.conf entry.*ssl off"),
+        "the server has no rule that lets this user in from this machine without encryption",
+        "Add sslmode=require to DATABASE_URL, or let this machine's address in (pg_hba.conf).",
+        # Where the encrypted connection, which is tried first, was refused as well, encryption is not what is missing.
+        words=("^(?!.*ssl encryption).*no pg_hba.conf entry.*no encryption",),
     ),
     Fault(
         "the server has no rule that lets this user in from this machine",
@@ -84,13 +85,16 @@ CONNECTING = (
     ),
     Fault(
         "sslmode asks for the server's certificate to be verified, and there is no root certificate to do it with",
-        "Add sslrootcert=FILE with the provider's root certificate to DATABASE_URL, or sslrootcert=system where a"
-        " public authority signed it; sslmode=require encrypts without verifying.",
+        "Add sslrootcert=FILE with the provider's root certificate to DATABASE_URL; where a public authority signed"
+        " it, the file of this machine's authorities (Debian: /etc/ssl/certs/ca-certificates.crt). sslmode=require"
+        " encrypts without verifying.",
         words=("root certificate file", "could not read root certificate"),
     ),
     Fault(
-        "the server's certificate is not signed by the authority in sslrootcert",
-        "Put the provider's root certificate into that file; sslmode=require encrypts without verifying.",
+        "no authority in sslrootcert signed the server's certificate, or the certificate has expired",
+        # The drivers bring an OpenSSL that knows no folder of this machine.
+        "Write sslrootcert=FILE with the provider's root certificate (`system` is an empty list to the drivers, unless"
+        " SSL_CERT_FILE names one); sslmode=require encrypts without verifying.",
         words=("certificate verify failed",),
     ),
     Fault(
@@ -134,14 +138,10 @@ CONNECTING = (
         "the host has an IPv6 address only, and this machine has no way to it",
         "Use an IPv4 address of the provider's (an add-on, or its pooler in session mode), or give this machine IPv6.",
         words=(
-            r"at \"[0-9a-f]*:[0-9a-f:.]+\".*(network is unreachable|cannot assign requested|no route)",
+            # Every address that was tried stands in quotes or brackets; none is an IPv4 address.
+            r"^(?!.*[\"(](\d+\.){3}\d+[\")]).*[\"(][0-9a-f]*:[0-9a-f:.]+[\")].*(is unreachable|cannot assign|no route)",
             "address family for hostname not supported",
         ),
-    ),
-    Fault(
-        "there is no way through the network to that host",
-        "Check the host in DATABASE_URL, this machine's network and the firewalls between.",
-        words=("network is unreachable", "no route to host"),
     ),
     Fault(
         "the connection was refused: nothing listens at that host and port",
@@ -163,6 +163,12 @@ CONNECTING = (
         "Check host and port in DATABASE_URL, and that no firewall drops the connection.",
         words=("timeout", "timed out"),
     ),
+    # After those of another address of the same host: without IPv6, its IPv6 address is always unreachable.
+    Fault(
+        "there is no way through the network to that host",
+        "Check the host in DATABASE_URL, this machine's network and the firewalls between.",
+        words=("network is unreachable", "no route to host"),
+    ),
     Fault(
         "there is no server at that socket",
         "Check the folder in DATABASE_URL (?host=/FOLDER), and that the server runs.",
@@ -175,6 +181,16 @@ CONNECTING = (
         ("too many", "remaining connection slots", "no more connections allowed", "max clients reached", "maxclients"),
     ),
     Fault("the server shut down or ended the connection", BY_ITSELF, ("57P01", "57P02", "57P04")),
+    Fault(
+        "a connection in use was lost, as when the server restarts or the network fails",
+        BY_ITSELF,
+        words=(
+            "the connection is (lost|closed)",
+            "connection already closed",
+            "consuming input failed",
+            "^(?!.*connection to server).*server closed the connection",
+        ),
+    ),
     Fault(
         "the server is starting up or shutting down",
         BY_ITSELF,

@@ -19,12 +19,13 @@ REFUSAL_CONFIRMED_AFTER = timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class Scheduling:
-    """How an organization with Cliniko credentials is scheduled. Times are UTC.
+    """How an organization with Cliniko credentials is scheduled. Instants are UTC.
 
     Attributes:
         is_active: false: disabled.
         is_on: false: never synced by the schedule.
         sync_every_minutes, full_sync_at: its own; None: as the settings say.
+        time_zone: the IANA name of the one whose time full syncs go by; None: UTC.
         requested_at, full_requested_at: when the schedule last requested a run, and one that reads everything.
         counts_requested_at: when it last requested a comparison of counts.
         known_since: when it was first scheduled; None: not yet.
@@ -40,6 +41,7 @@ class Scheduling:
     is_on: bool = True
     sync_every_minutes: int | None = None
     full_sync_at: time | None = None
+    time_zone: str | None = None
     requested_at: datetime | None = None
     full_requested_at: datetime | None = None
     counts_requested_at: datetime | None = None
@@ -71,6 +73,7 @@ def set_schedule(
     is_on: bool | None = None,
     sync_every_minutes: int | None = None,
     full_sync_at: time | None = None,
+    time_zone: str | None = None,
 ) -> None:
     """Gives the organization a schedule of its own; what is None stays as it is."""
     connection.execute(
@@ -80,12 +83,19 @@ def set_schedule(
             "is_on": is_on,
             "sync_every_minutes": sync_every_minutes,
             "full_sync_at": full_sync_at,
+            "time_zone": time_zone,
         },
     )
 
 
+def take_time_zone(connection: Connection, organization_id: str, found: str | None) -> str | None:
+    """Give the organization the time zone found, unless it has one or a time of its own in UTC; return what it has."""
+    values = {"organization_id": organization_id, "time_zone": found}
+    return connection.execute(sa.text(sql("take_time_zone")), values).scalar_one()
+
+
 def use_settings(connection: Connection, organization_id: str) -> None:
-    """Takes its own schedule from the organization: the settings hold."""
+    """Takes its own schedule from the organization, but for its time zone: the settings hold."""
     connection.execute(
         sa.text(
             "update cliniko.scheduling set is_on = null, sync_every_minutes = null, full_sync_at = null"

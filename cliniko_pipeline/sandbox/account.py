@@ -36,7 +36,8 @@ class Account:
 
     `api_key` is the key as Cliniko issued it: with the shard's suffix, or without for an old account.
     `forbidden_resources` are those the key's user has no right to (403); `revoked` makes the key
-    unknown (401). `has_inactive_list`: whether there is `/practitioners/inactive`.
+    unknown (401). `has_inactive_list`: whether there is `/practitioners/inactive`. `settings`: what `/settings`
+    answers; None: 404.
     """
 
     def __init__(self, name: str, shard: str, api_key: str) -> None:
@@ -46,6 +47,7 @@ class Account:
         self.forbidden_resources: set[str] = set()
         self.revoked = False
         self.has_inactive_list = True
+        self.settings: dict[str, Any] | None = {"account": {"name": name}}
         self._lock = RLock()
         self._tables = {stored: ResourceTable(_resource(stored)) for stored in STORED_RESOURCES}
         self._bookings = ResourceTable(RESOURCES["bookings"])

@@ -135,6 +135,9 @@ RESOURCES: dict[str, Resource] = {
     )
 }
 
+SETTINGS = "settings"
+"""The account's, which are no list."""
+
 UNLISTED_RESOURCES = frozenset({"unavailable_blocks"})
 """Stored, but only to be seen as part of the bookings."""
 

@@ -37,7 +37,7 @@ from cliniko_pipeline.sandbox.counters import Counters, RecordedRequest
 from cliniko_pipeline.sandbox.faults import Fault, FaultDice, Faults, Misfortune
 from cliniko_pipeline.sandbox.queries import Query, QueryError, read_query
 from cliniko_pipeline.sandbox.rate_limit import RateLimit
-from cliniko_pipeline.sandbox.resources import RESOURCES
+from cliniko_pipeline.sandbox.resources import RESOURCES, SETTINGS
 
 DEFAULT_REQUESTS_PER_MINUTE = 200
 _START_SECONDS = 30.0
@@ -215,7 +215,7 @@ class Sandbox:
         return None if possible_again is None else self._too_many_requests(call.at, possible_again)
 
     def _missing_right(self, call: _Call) -> _Answer | None:
-        if call.account is None or call.resource not in RESOURCES:
+        if call.account is None or (call.resource not in RESOURCES and call.list_path != SETTINGS):
             return _error(404, "Not found")
         if call.request.method != "GET":
             return _Answer(405, _json({"message": "Method not allowed"}), headers=(("Allow", "GET"),))
@@ -237,6 +237,10 @@ class Sandbox:
             return self._finish(call, instead)
         if misfortune.fault in {Fault.HANG, Fault.RESET_BEFORE_BODY}:
             return await self._break_connection(call, misfortune.fault)
+        if call.resource == SETTINGS:
+            found = account.settings
+            answer = _error(404, "Not found") if found is None else _Answer(200, _json(found))
+            return await self._send(call, answer, misfortune.fault)
         try:
             refused = self.faults.refused(account.name, call.resource)
             query = read_query(RESOURCES[call.resource], call.parameters, refused)

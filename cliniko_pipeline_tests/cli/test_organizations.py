@@ -31,8 +31,10 @@ def test_organization_is_added_disabled_and_enabled(
     with clinics.database.operator() as connection:
         connection.exec_driver_sql("insert into public.organizations (id, name) values ('alpha', 'Old [b]name[/x]')")
     added = command(*add, stdin=f"  {account.api_key}\n")
-    assert (added.returncode, added.stdout) == (0, "Stored the credentials of 'alpha'; Cliniko accepts them.\n")
-    assert added.stderr == ""
+    first, second = added.stdout.splitlines()
+    assert (added.returncode, added.stderr) == (0, "")
+    assert first == "Stored the credentials of 'alpha'; Cliniko accepts them."
+    assert "go by UTC, since no time zone is known of it" in second
     stored = _stored(clinics)
     assert account.bare_key not in json.dumps(stored)
     assert clinics.vault.decrypt(stored["alpha"]).api_key == account.api_key
@@ -46,10 +48,44 @@ def test_organization_is_added_disabled_and_enabled(
     assert "disabled" in command("organizations", "list").stdout
     named = sync_in_a_fork(command.environ, "alpha")
     assert "organizations enable alpha" in (named.error or "")
-    assert clinics.sandbox.counters.requests() == 1  # what adding asked
+    asked = clinics.sandbox.counters.requests()
+    assert asked == 3  # The key, and the time zone in two places.
     assert command("organizations", "enable", "alpha").returncode == 0
-    assert command("organizations", "validate", "alpha").stdout == "Cliniko accepts the credentials of 'alpha'.\n"
-    assert clinics.sandbox.counters.requests() == 2
+    assert (
+        command("organizations", "validate", "alpha").stdout
+        == f"Cliniko accepts the credentials of 'alpha'.\n{second}\n"
+    )
+    assert clinics.sandbox.counters.requests() == 2 * asked
+
+
+def test_time_zone_is_taken_from_cliniko_once(command: CommandLine, clinics: Clinics, account: Account) -> None:
+    """One that was set stays, and so does the meaning of a time that was set without one: UTC."""
+    url = clinics.sandbox.base_url(account)
+    for settings, zone in [({"account": {"time_zone": "Sydney"}}, "Australia/Sydney"), (None, "Australia/Sydney")]:
+        account.settings = settings
+        added = command("organizations", "add", "alpha", "--name", "A", "--api-url", url, stdin=account.api_key)
+        assert added.stdout.splitlines()[1:] == [f"Its nightly full syncs go by the time of {zone}."]
+    assert "default (Australia/Sydney)" in command("organizations", "list").stdout
+    account.settings = {"account": {"time_zone": "Perth"}}
+    for given, shown in {"London": "Europe/London", "UTC": "UTC"}.items():
+        assert command("organizations", "schedule", "alpha", "--time-zone", given).returncode == 0
+        assert f"the time of {shown}." in command("organizations", "validate", "alpha").stdout
+    assert command("organizations", "schedule", "alpha", "--default").returncode == 0
+    assert "default (UTC)" in command("organizations", "list").stdout
+
+    clinics.open(["beta"])
+    assert command("organizations", "schedule", "beta", "--full-at", "16:00").returncode == 0
+    clinics.sandbox.accounts["beta"].settings = {"account": {"time_zone": "Sydney"}}
+    assert "go by UTC" in command("organizations", "validate", "beta").stdout
+    assert "full at 16:00 (UTC)" in command("organizations", "list").stdout
+
+
+def test_unknown_time_zone_is_refused(command: CommandLine, clinics: Clinics) -> None:
+    clinics.open(["alpha"])
+    refused = command("organizations", "schedule", "alpha", "--every", "5", "--time-zone", "Mars/Olympus_Mons")
+    assert refused.returncode == 2
+    assert "no time zone of the IANA's, such as Australia/Sydney" in refused.stderr
+    assert clinics.rows("select * from cliniko.scheduling") == []
 
 
 def test_organization_is_removed_after_confirmation(command: CommandLine, clinics: Clinics) -> None:

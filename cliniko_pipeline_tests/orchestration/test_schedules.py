@@ -1,6 +1,7 @@
 """The effects of schedules, pauses, retries and partitions; test_sync_plans has the rules."""
 
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
@@ -39,6 +40,20 @@ def test_full_sync_is_requested_once_a_day(deployment: Deployment) -> None:
     requested = [deployment.tick(NOW + hours * HOUR) for hours in range(25)]
     full = [tags for each in requested for tags in each.values() if tags["cliniko_pipeline/full"] == "true"]
     assert sorted(tags["dagster/partition"] for tags in full) == ["alpha", "beta"]
+
+
+def test_full_sync_is_requested_in_the_night_of_each_clinic(deployment: Deployment) -> None:
+    """02:00, and the four hours over which they are spread."""
+    zones = {"alpha": "Australia/Sydney", "beta": "America/New_York"}
+    with deployment.database.operator() as connection:
+        for name, zone in zones.items():
+            scheduling.set_schedule(connection, name, time_zone=zone)
+    for minutes in range(0, 24 * 60, 20):
+        now = NOW + timedelta(minutes=minutes)
+        for name, tags in deployment.tick(now).items():
+            if tags["cliniko_pipeline/full"] == "true":
+                assert 2 <= now.astimezone(ZoneInfo(zones.pop(name))).hour <= 6
+    assert zones == {}
 
 
 def test_running_disabled_or_removed_organization_is_not_due(deployment: Deployment) -> None:

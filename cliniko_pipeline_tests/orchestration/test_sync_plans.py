@@ -2,9 +2,10 @@
 
 from bisect import bisect_left
 from dataclasses import replace
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,57 @@ def test_full_sync_is_due_once_a_night():
     assert {later - earlier for earlier, later in pairwise(full)} == {timedelta(days=1)}
     assert all(time(2) <= now.time() < time(6, 1) for now in full)
     assert 70 <= len(found) <= 77
+
+
+NIGHTS = {
+    "Sydney, summer": ("Australia/Sydney", time(2), "2026-01-15", ["01-14T15:00", "01-15T15:00"]),
+    "Sydney, 02:00 left out": ("Australia/Sydney", time(2), "2026-10-04", ["10-03T16:00", "10-04T15:00"]),
+    "Sydney, 02:30 left out": ("Australia/Sydney", time(2, 30), "2026-10-04", ["10-03T16:30", "10-04T15:30"]),
+    "Sydney, 02:00 twice": ("Australia/Sydney", time(2), "2026-04-05", ["04-04T15:00", "04-05T16:00"]),
+    "London, 01:30 twice": ("Europe/London", time(1, 30), "2026-10-25", ["10-25T00:30", "10-26T01:30"]),
+    "Apia, a date left out": ("Pacific/Apia", time(2), "2011-12-30", ["12-30T12:00", "12-31T12:00"]),
+    "unknown here": ("Mars/Olympus_Mons", time(2), "2026-01-15", ["01-15T02:00", "01-16T02:00"]),
+    "none": (None, time(2), "2026-01-15", ["01-15T02:00", "01-16T02:00"]),
+}
+
+
+@pytest.mark.parametrize(("zone", "full_at", "first", "due"), NIGHTS.values(), ids=NIGHTS)
+def test_full_sync_is_due_at_night_in_the_clinics_zone(zone, full_at, first, due):
+    own = replace(NEW, full_sync_at=full_at, time_zone=zone)
+    start = datetime.combine(date.fromisoformat(first), full_at, UTC) - timedelta(hours=12)
+    before = replace(own, requested_at=start, full_requested_at=start)
+    found = [now for now, is_full in requested(before, NEVER, start, 2 * 24 * 60 - 30) if is_full]
+    assert [f"{now:%m-%dT%H:%M}" for now in found] == due
+
+
+@given(
+    st.sampled_from(sorted(available_timezones())),
+    st.integers(1900, 2100),
+    st.times(),
+    st.sampled_from([timedelta(0), timedelta(minutes=239)]),
+    st.data(),
+)
+def test_each_date_has_exactly_one_nightly_sync(zone, year, full_at, spread, data):
+    """Dates on which clocks are changed above all. Nights are told apart by the moments half a day after the time."""
+    full_at = full_at.replace(second=0, microsecond=0, fold=0)
+    default = DefaultSchedule(sync_every_minutes=None, full_sync_at=full_at, full_sync_spread=spread)
+    local = ZoneInfo(zone)
+
+    def after_the_night(day: date) -> datetime:
+        return (datetime.combine(day, full_at) + DAY / 2).replace(tzinfo=local).astimezone(UTC)
+
+    days = [date(year, 1, 1) + number * DAY for number in range(366)]
+    changed = [day for day in days if after_the_night(day) - after_the_night(day - DAY) != DAY]
+    day = data.draw(st.sampled_from(changed or days))
+    edges = [after_the_night(day + number * DAY) for number in range(-2, 3)]
+    scheduling = replace(NEW, time_zone=zone, requested_at=edges[0], full_requested_at=edges[0])
+    nights = [0] * len(edges)
+    now = edges[0]
+    while (now := now + 15 * MINUTE) <= edges[-1]:
+        if due_syncs([scheduling], set(), default, now):
+            scheduling = replace(scheduling, full_requested_at=now)
+            nights[bisect_left(edges, now)] += 1
+    assert nights[1:] == [int(later > earlier) for earlier, later in pairwise(edges)]
 
 
 def test_due_times_of_organizations_are_spread():

@@ -11,12 +11,8 @@ from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline_tests.support.budget_simulations import MovableClock, movable_database
-from cliniko_pipeline_tests.support.databases import (
-    administer,
-    created_database,
-    debian_programs,
-    debian_server,
-)
+from cliniko_pipeline_tests.support.databases import administer, created_database
+from cliniko_pipeline_tests.support.servers import chosen_programs, debian_programs, running_server
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +24,12 @@ def fresh_server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def debian_server_url() -> Iterator[URL]:
-    """Debian's server: unlike the embedded one it has ICU."""
-    programs = debian_programs()
+    """Debian's server, or the one of CLINIKO_TEST_POSTGRESQL: unlike the embedded one it has ICU."""
+    programs = chosen_programs() or debian_programs()
     if programs is None:
-        pytest.skip("ICU locales need Debian's PostgreSQL server: apt-get install postgresql")
-    with debian_server(programs) as url:
-        yield url
+        pytest.skip("ICU locales need Debian's PostgreSQL server: make debian-postgresql")
+    with running_server(programs) as server:
+        yield server.url
 
 
 @pytest.fixture(params=["fresh_server_url", "debian_server_url"], ids=["embedded", "debian"])

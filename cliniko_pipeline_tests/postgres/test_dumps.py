@@ -12,7 +12,8 @@ from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.identity import copy_problem
 from cliniko_pipeline.postgres.rehearsal import rehearse
-from cliniko_pipeline_tests.support.databases import administer, debian_programs, organization_role_of
+from cliniko_pipeline_tests.support.databases import administer, organization_role_of
+from cliniko_pipeline_tests.support.servers import chosen_programs, debian_programs
 from cliniko_pipeline_tests.support.tenants import MINE, sow
 
 
@@ -40,10 +41,12 @@ def owned(debian_server_url: URL) -> Iterator[Database]:
 def run(
     program: str, url: URL, *arguments: str, user: str | None = None, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    programs = debian_programs()
+    programs = chosen_programs() or debian_programs()
     assert programs is not None
+    if not (programs / program).exists():
+        pytest.skip(f"{programs} has no {program}")
     command = [str(programs / program), f"--username={user or url.username}", f"--dbname={url.database}", *arguments]
-    environ = os.environ | {"PGHOST": str(url.query["host"])}
+    environ = os.environ | {"PGHOST": str(url.query["host"]), "PGPORT": str(url.query["port"])}
     return subprocess.run(command, env=environ, input=stdin, capture_output=True, text=True, check=False)
 
 

@@ -72,8 +72,20 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
         yield database
 
 
+def _version(url: URL) -> int:
+    """Return the server's major version; the Unicode of 14 is older than the file's."""
+    database = Database(url)
+    try:
+        with database.operator() as connection:
+            return int(connection.exec_driver_sql("show server_version_num").scalar_one()) // 10_000
+    finally:
+        database.close()
+
+
 @contextmanager
 def _migrated(server: URL, locale: str) -> Iterator[Database]:
+    if "icu" in locale and _version(server) < 15:
+        pytest.skip("before PostgreSQL 15 ICU is no locale of a database")
     with created_database(server, "template0", f"encoding 'UTF8' {locale}") as url:
         database = Database(url)
         schema.migrate(database, create_application_tables=True)
@@ -112,7 +124,7 @@ def test_keys_of_every_character_equal_pythons(database: Database) -> None:
     # Between others too: a character may be folded only at the edge, or only in a text that is not ASCII.
     texts = ASSIGNED + [f"B{character} \u00c9{character}x" for character in CHANGED]
     found = differences(database, texts)
-    if unicodedata.unidata_version != FILE_VERSION:
+    if unicodedata.unidata_version != FILE_VERSION or _version(database.url) < 15:
         # The versions differ in new characters: one of the two leaves them as they are.
         found = [(name, text, result) for name, text, result in found if result is None or text[-1] not in result]
     assert found == []

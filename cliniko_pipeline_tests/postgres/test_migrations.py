@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import time
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
-from cliniko_pipeline.postgres import engine, frames, isolation, schema
+from cliniko_pipeline.postgres import engine, frames, isolation, scheduling, schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
@@ -239,3 +241,22 @@ def test_migration_without_privileges_changes_nothing(application: Database) -> 
                 f"drop role if exists {names['role']}",
             )
         assert_one_line(raised.value, "a privilege is missing", user)
+
+
+def test_migration_leaves_the_times_of_schedules_in_utc(application: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0012"))
+        patch.setattr(schema, "expected_version", lambda: "0012")
+        schema.migrate(application)
+    administer(
+        application.url,
+        "insert into public.api_credentials (organization_id, service_name, credentials_encrypted)"
+        " values ('clinic', 'cliniko', '{}')",
+        "insert into cliniko.scheduling (organization_id, full_sync_at) values ('clinic', '16:00')",
+    )
+    assert schema.migrate(application).changed
+    with application.operator() as connection:
+        assert scheduling.take_time_zone(connection, "clinic", "Australia/Sydney") is None
+        (found,) = scheduling.schedulings(connection)
+    assert (found.full_sync_at, found.time_zone) == (time(16), None)

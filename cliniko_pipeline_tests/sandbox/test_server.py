@@ -74,6 +74,17 @@ def test_record_is_read_by_id_only(served, calling):
         assert (answer.status_code, list(answer.json())) == (404, ["message"]), path
 
 
+def test_settings_are_one_object_or_none(served, calling):
+    account = served.accounts["clinic"]
+    caller = calling(served, account)
+    assert caller.get("/settings").json() == {"account": {"name": "clinic"}}
+    assert caller.get("/settings/1").status_code == 404
+    account.settings = None
+    assert caller.get("/settings").status_code == 404
+    account.forbidden_resources = {"settings"}
+    assert caller.get("/settings").status_code == 403
+
+
 def test_links_have_the_requested_host_and_shard(calling):
     one = account(attendees=[record(5, patient=linked("patients/1"), links={"self": "{base}/attendees/5"})])
     with running_sandbox([one]) as sandbox:

@@ -1,12 +1,7 @@
 """Databases for tests: administered as a superuser, and dropped when the test is over."""
 
-import os
-import pwd
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -72,40 +67,3 @@ def _migrate(url: URL) -> None:
         schema.migrate(database, adopts=True)
     finally:
         database.close()
-
-
-DEBIAN_VERSIONS = Path("/usr/lib/postgresql")
-
-
-def debian_programs() -> Path | None:
-    """Return the folder of the programs of Debian's newest PostgreSQL server; None where none is installed."""
-    found = [path.parent for path in DEBIAN_VERSIONS.glob("*/bin/initdb")]
-    return max(found, key=lambda folder: float(folder.parent.name), default=None)
-
-
-@contextmanager
-def debian_server(programs: Path) -> Iterator[URL]:
-    """Run a new server of Debian's PostgreSQL, which has ICU, on a Unix socket; its superuser is `postgres`."""
-    account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    # Not in pytest's folders, which other accounts cannot enter.
-    with TemporaryDirectory(prefix="cliniko-debian-") as folder:
-        os.chown(folder, account.pw_uid, account.pw_gid)
-
-        def run(program: str, *arguments: str) -> None:
-            subprocess.run(
-                [programs / program, f"--pgdata={folder}/data", *arguments],
-                user=account.pw_uid,
-                group=account.pw_gid,
-                extra_groups=[account.pw_gid],
-                cwd=folder,
-                stdout=subprocess.DEVNULL,
-                check=True,
-            )
-
-        run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
-        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-        run("pg_ctl", "start", "--wait", f"--log={folder}/server.log", "-o", options)
-        try:
-            yield URL.create("postgresql+psycopg", "postgres", database="postgres", query={"host": folder})
-        finally:
-            run("pg_ctl", "stop", "--wait", "--mode=immediate")

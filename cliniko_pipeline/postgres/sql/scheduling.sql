@@ -5,6 +5,7 @@ select
     coalesce(scheduling.is_on, true) as is_on,
     scheduling.sync_every_minutes,
     scheduling.full_sync_at,
+    scheduling.time_zone,
     scheduling.requested_at,
     scheduling.full_requested_at,
     scheduling.counts_requested_at,

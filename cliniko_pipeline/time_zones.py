@@ -1,0 +1,25 @@
+"""Time zones, by the names that the IANA's database gives them."""
+
+from datetime import UTC, tzinfo
+from functools import cache
+from zoneinfo import ZoneInfo, available_timezones
+
+
+def time_zone(name: str | None) -> tzinfo:
+    """Return the time zone of this name; UTC where there is no name, or none that this machine knows."""
+    try:
+        return UTC if name is None else ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        return UTC
+
+
+_known = cache(available_timezones)
+
+
+def iana_name(text: str | None) -> str | None:
+    """Return the IANA name that `text` is, or of whose city it is the name ("Sydney"); None: of no one zone."""
+    known = _known()
+    if text is None or text in known:
+        return text
+    of_the_city = [each for each in known if each.endswith(f"/{text.strip().replace(' ', '_')}")]
+    return of_the_city[0] if len(of_the_city) == 1 else None

@@ -1,0 +1,148 @@
+"""PostgreSQL servers of their own for tests that set one up in a special way, restart it or make a standby of it."""
+
+import os
+import pwd
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.postgres import embedded
+from cliniko_pipeline_tests.support.environments import free_port
+
+DEBIAN_VERSIONS = Path("/usr/lib/postgresql")
+LOCAL = "local all all trust"
+
+
+def chosen_programs() -> Path | None:
+    """Return the folder that CLINIKO_TEST_POSTGRESQL names: the programs of another PostgreSQL; None without it."""
+    given = os.environ.get("CLINIKO_TEST_POSTGRESQL")
+    return Path(given).absolute() if given else None
+
+
+def debian_programs() -> Path | None:
+    """Return the folder of the programs of Debian's newest PostgreSQL server; None where none is installed."""
+    found = [path.parent for path in DEBIAN_VERSIONS.glob("*/bin/initdb")]
+    return max(found, key=lambda folder: float(folder.parent.name), default=None)
+
+
+def embedded_programs() -> Path:
+    """Return the folder of the programs of the embedded PostgreSQL, which has neither ICU nor TLS."""
+    return embedded._binaries()
+
+
+class Server:
+    """A server that listens on a Unix socket, and on a port of 127.0.0.1 and ::1; its superuser is `postgres`."""
+
+    def __init__(self, programs: Path, folder: Path, account: pwd.struct_passwd) -> None:
+        self.programs = programs
+        self.folder = folder
+        self.data = folder / "data"
+        self.port = free_port()
+        self._account = account
+
+    @property
+    def url(self) -> URL:
+        """The URL of the socket. Nothing there is encrypted."""
+        query = {"host": str(self.folder), "port": str(self.port)}
+        return URL.create("postgresql+psycopg", "postgres", database="postgres", query=query)
+
+    @property
+    def tcp_url(self) -> URL:
+        """The URL of the port. pg_hba.conf lets nobody in there, unless a test writes another."""
+        return URL.create("postgresql+psycopg", "postgres", host="127.0.0.1", port=self.port, database="postgres")
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run a program as the server's account."""
+        log = self.folder / "programs.log"
+        with log.open("ab") as output:
+            done = subprocess.run(
+                [self.programs / program, *arguments],
+                user=self._account.pw_uid,
+                group=self._account.pw_gid,
+                extra_groups=[self._account.pw_gid],
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+                check=False,
+            )
+        assert done.returncode == 0, f"{program}: {log.read_text(errors='replace')[-2000:]}"
+
+    def control(self, action: str, *arguments: str) -> None:
+        """Run pg_ctl; it waits until the action is done."""
+        self.run("pg_ctl", action, "--wait", f"--pgdata={self.data}", f"--log={self.folder}/server.log", *arguments)
+
+    def initialize(self) -> None:
+        arguments = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
+        self.run("initdb", f"--pgdata={self.data}", *arguments)
+        self.write("pg_hba.conf", LOCAL)
+
+    def start(self) -> None:
+        """Start it with the settings in its folder; fsync is off, which matters to no server whose machine goes on."""
+        settings = {
+            "port": self.port,
+            "unix_socket_directories": self.folder,
+            "listen_addresses": "127.0.0.1,::1",
+            "fsync": "off",
+        }
+        self.control("start", "-o", " ".join(f"-c {name}={value}" for name, value in settings.items()))
+
+    def restart(self, mode: Literal["fast", "immediate"]) -> None:
+        """Restart it: `fast` ends all sessions and shuts down; `immediate` is a crash."""
+        self.control("restart", f"--mode={mode}")
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file into the data folder that nobody else can read."""
+        path = self.data / name
+        path.write_text(text + "\n")
+        path.chmod(0o600)
+        os.chown(path, self._account.pw_uid, self._account.pw_gid)
+        return path
+
+    @contextmanager
+    def standby(self) -> Iterator["Server"]:
+        """Run a hot standby of it, made with pg_basebackup."""
+        self.write("pg_hba.conf", f"{LOCAL}\nlocal replication all trust")
+        self.control("reload")
+        with _folder(self.programs) as (folder, account):
+            other = Server(self.programs, folder, account)
+            source = (f"--host={self.folder}", f"--port={self.port}", "--username=postgres")
+            self.run("pg_basebackup", f"--pgdata={other.data}", "--write-recovery-conf", "--checkpoint=fast", *source)
+            with other._running():
+                yield other
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        self.start()
+        try:
+            yield
+        finally:
+            self.control("stop", "--mode=immediate")
+
+
+@contextmanager
+def running_server(programs: Path) -> Iterator[Server]:
+    """Run a new server of this PostgreSQL."""
+    with _folder(programs) as (folder, account):
+        server = Server(programs, folder, account)
+        server.initialize()
+        with server._running():
+            yield server
+
+
+@contextmanager
+def _folder(programs: Path) -> Iterator[tuple[Path, pwd.struct_passwd]]:
+    """Make a folder for a server, and give it to the account that servers run as, which also may enter `programs`."""
+    account = embedded._server_account()
+    # Not in pytest's folders, which other accounts cannot enter.
+    with TemporaryDirectory(prefix="cliniko-server-") as name:
+        if account is not None:
+            os.chown(name, *account)
+            for folder in programs.parents:
+                if not (mode := folder.stat().st_mode) & 0o001:
+                    folder.chmod(mode | 0o001)
+        yield Path(name), pwd.getpwuid(account[0] if account else os.geteuid())
