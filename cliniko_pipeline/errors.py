@@ -16,7 +16,6 @@
     │   └── PermissionDeniedError      the API key's user lacks a right (403)
     ├── TransientError                 worth another try later, nothing to fix here
     │   ├── ClinikoUnavailableError    time-outs, resets, 5xx, unreadable bodies, after all attempts
-    │   │   └── UnreadableRecordError  the same for one record alone, while the list is answered
     │   ├── RateLimitedError           still 429 after waiting as often as is reasonable
     │   └── DatabaseUnavailableError   PostgreSQL is down, or the connection broke
     └── DataError                      an answer or a value that no retry will mend
@@ -100,10 +99,6 @@ class TransientError(ClinikoPipelineError):
 
 class ClinikoUnavailableError(TransientError):
     """Cliniko could not be reached, or gave no readable answer, in as many attempts as allowed."""
-
-
-class UnreadableRecordError(ClinikoUnavailableError):
-    """Cliniko answers a list, but fails on one record of it, even alone."""
 
 
 class RateLimitedError(TransientError):

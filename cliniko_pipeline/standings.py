@@ -1,6 +1,6 @@
 """What is wrong with an organization, in words: the same for the command line and for the HTTP API."""
 
-from cliniko_pipeline.postgres.crawls import UNREADABLE_RECORD
+from cliniko_pipeline.cliniko.refusals import consequence
 from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.postgres.sync_runs import OrganizationStatus
 
@@ -26,24 +26,29 @@ def problems(organization: Organization, state: OrganizationStatus) -> list[str]
     ]
     if state.rejected_records:
         found.append(
-            f"{state.rejected_records} records could not be understood and were set aside"
+            f"{state.rejected_records} records could not be read or understood and were set aside"
             " (cliniko.rejected_records has the reasons)."
+        )
+    if state.unidentified_records:
+        found.append(
+            f"the id of {state.unidentified_records} of them is not known: any stored record could be meant, so none of"
+            " the same list is marked as deleted."
         )
     if state.doubtful_deletions:
         found.append(
             f"{state.doubtful_deletions} records are no longer in Cliniko, too many to be believed deleted; if it is"
             " true, run `cliniko-pipeline sync ID --full --accept-deletions`."
         )
-    due = [each for each in state.full_readings_due or () if not each.endswith(UNREADABLE_RECORD)]
-    if due:
-        found.append(f"the next sync reads everything of some resources ({'; '.join(due)}).")
-    found += [
-        f"no full sync succeeds, and deletions are not seen ({each}). A failed full sync names the record's place."
-        for each in state.full_readings_due or ()
-        if each not in due
-    ]
+    if state.full_readings_due:
+        found.append(f"the next sync reads everything of some resources ({'; '.join(state.full_readings_due)}).")
+    found += refused_fields(state)
     if state.patients_in_merge_loops:
         found.append(
             f"{state.patients_in_merge_loops} patients are merged in a loop; the lowest id stands for each loop."
         )
     return found
+
+
+def refused_fields(state: OrganizationStatus) -> list[str]:
+    """Say by what Cliniko refuses to sort or filter the organization's lists, and what follows from it."""
+    return [f"{consequence(*each.split(' ', 1))}." for each in state.refused_fields or ()]

@@ -9,6 +9,7 @@ from functools import partial
 import click
 
 from cliniko_pipeline.cli.session import CHECK_ATTEMPTS
+from cliniko_pipeline.cli.status import statuses
 from cliniko_pipeline.cli.terminal import printable
 from cliniko_pipeline.clocks import ClockDifference
 from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError
@@ -21,6 +22,7 @@ from cliniko_pipeline.postgres.rehearsal import require_rehearsed
 from cliniko_pipeline.postgres.stopped_instigators import stopped_problem
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
+from cliniko_pipeline.standings import refused_fields
 
 ASKED_AT_ONCE = 8
 """So many organizations' keys are checked at a time."""
@@ -65,7 +67,7 @@ def _examine_set_up(runtime: Runtime, *, has_key: bool) -> bool:
         return False
     if not found:
         click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
-    for warning in _shared_keys(runtime, found) if has_key else []:
+    for warning in [*(_shared_keys(runtime, found) if has_key else []), *_refused_fields(runtime, found)]:
         click.secho(f"! {warning}", fg="yellow")
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         answers = {each: pool.submit(_ask, runtime, each) for each in found}
@@ -104,6 +106,14 @@ def _shared_keys(runtime: Runtime, organization_ids: Sequence[str]) -> list[str]
         " store the right key with `cliniko-pipeline organizations add ID --name NAME`."
         for names in sharing.values()
         if len(names) > 1
+    ]
+
+
+def _refused_fields(runtime: Runtime, organization_ids: list[str]) -> list[str]:
+    return [
+        f"{printable(organization.id)}: {refused}"
+        for organization, state in statuses(runtime, organization_ids)
+        for refused in refused_fields(state)
     ]
 
 

@@ -43,7 +43,7 @@ def render() -> str:
             _table(("what happened", "what to do", "SQLSTATE", "error"), map(_statement, STATEMENTS)),
             "\n## Cliniko\n",
             _table(("status", "what it means and what to do", "error"), map(_answer, documented_rules())),
-            "\nA field that Cliniko refuses is left out; the run's log says so.\n",
+            "\nA field that Cliniko refuses is left out until the next full sync; `status` and `doctor` say so.\n",
             _table(("refused", "what follows"), _refused_fields()),
             "\n## The HTTP API\n\nProblem details by RFC 9457; `detail` says more.\n",
             _table(("status", "meaning"), ((str(status), meaning) for status, meaning in MEANINGS.items())),
@@ -66,7 +66,7 @@ def _answer(rule: tuple[str, str, str]) -> tuple[str, ...]:
 
 
 def _refused_fields() -> list[tuple[str, str]]:
-    filters = [(f"to filter by `{name}`", consequence) for name, consequence in WITHOUT_FILTER.items()]
+    filters = [(f"to filter by `{name}`", follows) for name, follows in WITHOUT_FILTER.items()]
     return [("to sort by `id`", WITHOUT_SORT), *filters]
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import groupby
 
 from cliniko_pipeline.cliniko.decoding import DecodedPage
-from cliniko_pipeline.cliniko.records import RecordT
+from cliniko_pipeline.cliniko.records import UNANSWERED, RecordT
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ def _groups(page: DecodedPage[RecordT]) -> list[_Group]:
         return []
     # Of a rejected record the second is not known: it may belong to either edge.
     rejected = [int(one.id) for one in page.rejected if one.id is not None]
-    nameless = len(page.rejected) - len(rejected)
+    # What is not answered alone holds its place in a page whose parts agree: no other record is missed for it.
+    nameless = sum(one.id is None and not one.reason.startswith(UNANSWERED) for one in page.rejected)
     edges = {0, len(runs) - 1}
     return [
         _group(second, ids + rejected, nameless) if place in edges else _group(second, ids)

@@ -39,7 +39,6 @@ from cliniko_pipeline.errors import (
     RateLimitedError,
     SettingsError,
     TransientError,
-    UnreadableRecordError,
 )
 from cliniko_pipeline.hosts import is_loopback
 
@@ -180,17 +179,16 @@ class ClinikoClient:
 
         With `changed_since`, an aware instant of the server's clock, only what was changed then or later. `position` is
         where an earlier crawl of the same kind broke off. Records come in no order, and twice where others vanished.
-        A page that is not answered is read in smaller ones, if Cliniko answers the list at all. Raises CredentialsError
-        (AuthenticationError, PermissionDeniedError), TransientError (ClinikoUnavailableError, UnreadableRecordError,
-        RateLimitedError), DataError (RequestRejectedError, UnexpectedResponseError, ForeignLinkError), ClockSkewError.
+        A page that is not answered is read in smaller ones, if Cliniko answers the list at all; a record that is not
+        answered alone is rejected. Raises CredentialsError (AuthenticationError, PermissionDeniedError), TransientError
+        (ClinikoUnavailableError, RateLimitedError), DataError (RequestRejectedError, UnexpectedResponseError,
+        ForeignLinkError), ClockSkewError.
         """
         is_compared = False
 
-        def fetch(
-            url: str, number: int, what: str, attempts: int | None = None, *, is_one_record: bool = False
-        ) -> FetchedPage[RecordT]:
+        def fetch(url: str, number: int, what: str, attempts: int | None = None) -> FetchedPage[RecordT]:
             nonlocal is_compared
-            page = self._fetch(url, resource, what, attempts, is_one_record=is_one_record)
+            page = self._fetch(url, resource, what, attempts)
             # The answers that a crawl begins with tell where the next one starts from.
             if not is_compared or number == 1:
                 difference = self._compare_clocks(page.server_date)
@@ -203,11 +201,9 @@ class ClinikoClient:
             page = self._threads.submit(lambda: fetch(url, number, f"{resource.name}, page {number}"))
             return lambda: result_of(page)
 
-        def ask_small(url: str, number: int, entry: str | None) -> FetchedPage[RecordT]:
-            what = f"{resource.name}, page {number}, {entry or 'in parts'}"
-            attempts = None if entry else ATTEMPTS_AT_A_PART
-            page = self._threads.submit(lambda: fetch(url, number, what, attempts, is_one_record=entry is not None))
-            return result_of(page)
+        def ask_small(url: str, number: int) -> FetchedPage[RecordT]:
+            what = f"{resource.name}, page {number}, in parts"
+            return result_of(self._threads.submit(lambda: fetch(url, number, what, ATTEMPTS_AT_A_PART)))
 
         listing = Listing(self._api_url, resource, changed_since, refusals=self.refusals)
         pages = crawl_pages(listing, begin, position, at_once=self._most_at_once, ask_small=ask_small)
@@ -250,16 +246,26 @@ class ClinikoClient:
             listing = listing.before(created_before)
         with self._naming_the_organization():
             while True:
-                try:
-                    page = self._fetch(listing.url(1, per_page=1), resource, what)
-                except FieldRefusedError as error:
+                if created_before is not None and listing.left_out:
                     # A part of the list that cannot be asked for is not counted.
-                    is_missing = created_before is not None and error.use == "filter"
-                    if is_missing or not self.refusals.add(resource.name, error.use, error.field):
+                    raise _field_refused(what, "filter", listing.left_out[0])
+                try:
+                    page = self._one_entry(listing, what)
+                except FieldRefusedError as error:
+                    if not self.refusals.add(resource.name, error.use, error.field):
                         raise
                     continue
                 self._compare_clocks(page.server_date)
                 return page
+
+    def _one_entry(self, listing: Listing[RecordT], what: str) -> FetchedPage[RecordT]:
+        try:
+            return self._fetch(listing.url(1, per_page=1), listing.resource, what)
+        except ClinikoUnavailableError as error:
+            # It may be the first record alone that is not answered.
+            with suppress(ClinikoUnavailableError):
+                return self._fetch(listing.url(2, per_page=1), listing.resource, what, ATTEMPTS_AT_A_PART)
+            raise error from None
 
     def _compare_clocks(self, cliniko: datetime | None) -> ClockDifference | None:
         """Compare the time of an answer that has just come with the database's; keep the largest difference."""
@@ -291,8 +297,6 @@ class ClinikoClient:
         resource: Resource[RecordT],
         what: str,
         attempts: int | None = None,
-        *,
-        is_one_record: bool = False,
     ) -> FetchedPage[RecordT]:
         """Return a page, in as many attempts as it takes and is reasonable, or in no more than so many."""
 
@@ -300,11 +304,9 @@ class ClinikoClient:
             return FetchedPage(decode_page(resource, answer.body), server_time(answer.headers))
 
         most = min(attempts or self._max_attempts, self._max_attempts)
-        return self._ask(url, read, what, most, is_one_record=is_one_record)
+        return self._ask(url, read, what, most)
 
-    def _ask(
-        self, url: str, read: "Callable[[_Answer], AnswerT]", what: str, most: int, *, is_one_record: bool = False
-    ) -> AnswerT:
+    def _ask(self, url: str, read: "Callable[[_Answer], AnswerT]", what: str, most: int) -> AnswerT:
         causes: Counter[int | TransportFailure] = Counter()
         attempt, waits, announced = 0, 0.0, 0.0
         while True:
@@ -319,9 +321,7 @@ class ClinikoClient:
                 raise outcome.decision.error(f"{what}, {_named(outcome.result)}: {outcome.decision.reason}")
             waits += outcome.decision.seconds
             if attempt >= most or waits > LONGEST_WAIT_SECONDS:
-                error = outcome.decision.error
-                is_unreadable = is_one_record and error is ClinikoUnavailableError
-                raise _exhausted(UnreadableRecordError if is_unreadable else error, what, causes)
+                raise _exhausted(outcome.decision.error, what, causes)
             announced = self._wait(outcome.decision, _named(outcome.result), what, attempt)
 
     def _attempt(
@@ -455,8 +455,6 @@ def _failure_of(error: httpx.RequestError) -> TransportFailure:
 _WHAT_NEXT: Mapping[type[TransientError], str] = {
     ClinikoUnavailableError: "syncs are tried again by themselves; if it stays, check whether Cliniko reports an "
     "outage, and this machine's way to the organization's API URL (name service, firewall, proxy)",
-    UnreadableRecordError: "Cliniko answers the list but not this record: nothing was marked as deleted; report the "
-    "record's place in the list, ordered by created_at and id, to Cliniko's support",
     RateLimitedError: "something else seems to use the same Cliniko user's API: give the pipeline a user of its own, "
     "or lower CLINIKO_REQUESTS_PER_MINUTE",
 }

@@ -22,8 +22,10 @@ can still add to the older ones; then the list is found longer, and as many page
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Generic
 from urllib.parse import urlencode
 
@@ -32,7 +34,7 @@ import httpx
 from cliniko_pipeline.cliniko.boundaries import Boundaries
 from cliniko_pipeline.cliniko.decoding import DecodedPage
 from cliniko_pipeline.cliniko.group_reading import group_pages
-from cliniko_pipeline.cliniko.records import RecordT, RejectedRecord, Resource
+from cliniko_pipeline.cliniko.records import UNANSWERED, Record, RecordT, RejectedRecord, Resource
 from cliniko_pipeline.cliniko.refusals import Refusals
 from cliniko_pipeline.cliniko.small_pages import read_in_parts
 from cliniko_pipeline.errors import (
@@ -40,7 +42,6 @@ from cliniko_pipeline.errors import (
     FieldRefusedError,
     ForeignLinkError,
     UnexpectedResponseError,
-    UnreadableRecordError,
 )
 
 PAGE_SIZE = 100
@@ -102,8 +103,8 @@ class FetchedPage(Generic[RecordT]):
 Begin = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
 """The same in two steps: what it returns waits for the page. It may be begun and never waited for."""
 
-AskSmall = Callable[[str, int, str | None], FetchedPage[RecordT]]
-"""Gets the address of a part of a page, the page's number, and in words which entry it is, if it is just one."""
+AskSmall = Callable[[str, int], FetchedPage[RecordT]]
+"""Gets the address of a part of a page, and the page's number."""
 
 MOST_AT_ONCE = 8
 """So many pages of one list are on their way at most."""
@@ -159,6 +160,12 @@ class Listing(Generic[RecordT]):
     def is_bounded(self) -> bool:
         """Whether all bounds can be sent."""
         return all(self.can_filter_by(each.partition(":")[0]) for each in self.bounds)
+
+    @property
+    def left_out(self) -> list[str]:
+        """The fields that the list should be filtered by and is not."""
+        names = [each.partition(":")[0] for each in (*self.resource.include_everything, *self.bounds)]
+        return [each for each in names if not self.can_filter_by(each)]
 
     def place_of(self, entry: int) -> str:
         """Say in words which record that is, counted from 1."""
@@ -226,14 +233,21 @@ def crawl_pages(
     second and the two minutes after it.
 
     `begin` gets an address and the page's number. `ask_small` is asked for the parts of a page for which it raised
-    ClinikoUnavailableError. Raises ForeignLinkError for a `next` link that leaves the API's
+    ClinikoUnavailableError; a record for which that raises it, too, is rejected, if the list is answered otherwise.
+    Raises ForeignLinkError for a `next` link that leaves the API's
     address, and UnexpectedResponseError for one that does not lead to the next page, and for a list that contradicts
     itself again and again: pages that are not full, an end before or after the entries it announces, or growth where
     nothing can be added.
     """
     requests = _Requests(begin, at_once, ask_small)
     if position is not None:
-        yield from _rest(listing, requests, position, Boundaries(), is_resumed=True)
+        try:
+            yield from _rest(listing, requests, position, Boundaries(), is_resumed=True)
+        except UnexpectedResponseError:
+            if listing.can_filter_by("created_at"):
+                raise
+            # Which records of a second came before it broke off cannot be asked for.
+            yield from crawl_pages(listing, begin, at_once=at_once, ask_small=ask_small)
         return
     first = _first_step(listing, requests)
     horizon = first.fetched.server_date
@@ -411,7 +425,13 @@ class _Requests(Generic[RecordT]):
         while True:
             url = listing.url(number)
             try:
-                fetched = self._whole_or_in_parts(listing, url, number, ahead)
+                try:
+                    fetched = self._fetched(listing, url, number, ahead)
+                except ClinikoUnavailableError as error:
+                    # What is on its way was asked for before the parts are.
+                    self.one_by_one()
+                    self.begun_after = self.read
+                    fetched = self._in_parts(listing, number, error)
             except FieldRefusedError as error:
                 self._without_field(listing, error)
                 continue
@@ -429,7 +449,10 @@ class _Requests(Generic[RecordT]):
         while True:
             url = listing.url(number)
             try:
-                fetched = self._begin(url, number)()
+                try:
+                    fetched = self._begin(url, number)()
+                except ClinikoUnavailableError as error:
+                    fetched = self._in_parts(listing, number, error)
             except FieldRefusedError as error:
                 self._without_field(listing, error)
                 continue
@@ -444,45 +467,18 @@ class _Requests(Generic[RecordT]):
                 return fetched
             self.surprised(listing, number)
 
-    def _whole_or_in_parts(self, listing: Listing[RecordT], url: str, number: int, ahead: int) -> FetchedPage[RecordT]:
-        try:
-            return self._fetched(listing, url, number, ahead)
-        except ClinikoUnavailableError as error:
-            if self._ask_small is None:
-                raise
-            # What is on its way was asked for before the parts are.
-            self.one_by_one()
-            self.begun_after = self.read
-            return self._in_parts(listing, number, self._ask_small, error)
-
-    def _in_parts(
-        self, listing: Listing[RecordT], number: int, ask: AskSmall[RecordT], error: ClinikoUnavailableError
-    ) -> FetchedPage[RecordT]:
-        """Read a page in parts that agree with one another; raise its error if nothing is answered at all."""
-
-        def part(part_number: int, size: int) -> _Part[RecordT]:
-            url = listing.url(part_number, size)
-            fetched = ask(url, number, listing.place_of(part_number) if size == 1 else None)
-            if fetched.decoded.next_url is not None:
-                _check_link(fetched.decoded.next_url, url, listing, part_number)
-            return fetched, _agrees_with_itself(fetched, part_number, size)
-
-        def entries() -> int:
+    def _in_parts(self, listing: Listing[RecordT], number: int, error: ClinikoUnavailableError) -> FetchedPage[RecordT]:
+        """Read a page in parts that agree with one another; raise its error if nothing else is answered either."""
+        if self._ask_small is None:
+            raise error
+        page = _PageInParts(listing, number, self._ask_small)
+        while True:
             try:
-                return ask(listing.url(1, 1), number, None).decoded.total_entries
+                read = page.read()
             except ClinikoUnavailableError:
                 raise error from None
-
-        while True:
-            total = entries()
-            try:
-                parts = read_in_parts(part, (number - 1) * PAGE_SIZE, min(number * PAGE_SIZE, total))
-            except UnreadableRecordError:
-                entries()
-                raise
-            joined = _joined_parts(parts, total, listing.url(number + 1) if total > number * PAGE_SIZE else None)
-            if joined is not None:
-                return joined
+            if read is not None:
+                return read
             self.surprised(listing, number)
 
     def _without_field(self, listing: Listing[RecordT], error: FieldRefusedError) -> None:
@@ -533,11 +529,64 @@ _Part = tuple[FetchedPage[RecordT], bool]
 """A part of a page, and whether it agrees with itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class _PageInParts(Generic[RecordT]):
+    """A page that is not answered, to be read in parts."""
+
+    listing: Listing[RecordT]
+    number: int
+    send: AskSmall[RecordT]
+
+    def read(self) -> FetchedPage[RecordT] | None:
+        """Return the page, its records that are not answered alone rejected; None if its parts contradict one another.
+
+        Raises ClinikoUnavailableError where no other record of the resource is answered either.
+        """
+        first, beyond = (self.number - 1) * PAGE_SIZE, self.number * PAGE_SIZE
+        try:
+            total = self._ask(self.listing, beyond + 1, 1).decoded.total_entries
+        except ClinikoUnavailableError:
+            # It may be the record there that is not answered.
+            total = self._ask(self.listing, 1, 1).decoded.total_entries
+        parts = read_in_parts(partial(self._part, total), first, min(beyond, total))
+        return _joined_parts(parts, total, self.listing.url(self.number + 1) if total > beyond else None)
+
+    def _ask(self, listing: Listing[RecordT], number: int, size: int) -> FetchedPage[RecordT]:
+        url = listing.url(number, size)
+        fetched = self.send(url, self.number)
+        if fetched.decoded.next_url is not None:
+            _check_link(fetched.decoded.next_url, url, listing, number)
+        return fetched
+
+    def _part(self, total: int, number: int, size: int) -> _Part[RecordT]:
+        try:
+            fetched = self._ask(self.listing, number, size)
+        except ClinikoUnavailableError as error:
+            if size > 1:
+                raise
+            reason = f"{UNANSWERED} ({self.listing.place_of(number)})"
+            rejected = [RejectedRecord(self.listing.resource.name, None, reason)]
+            return FetchedPage(DecodedPage([], rejected, total, None), self._another(error).server_date), True
+        return fetched, _agrees_with_itself(fetched, number, size)
+
+    def _another(self, error: ClinikoUnavailableError) -> FetchedPage[RecordT]:
+        """Return a page with some other record of the resource; raise the error where none is answered."""
+        everything = replace(self.listing, changed_since=None, bounds=())
+        for place in (1, 2, PAGE_SIZE + 1):
+            with suppress(ClinikoUnavailableError):
+                fetched = self._ask(everything, place, 1)
+                if fetched.entries:
+                    return fetched
+        raise error
+
+
 def _joined_parts(parts: list[_Part[RecordT]], total: int, next_url: str | None) -> FetchedPage[RecordT] | None:
     """Return the page that the parts make, with the earliest of their times; None if they contradict one another."""
     decoded = [fetched.decoded for fetched, _ in parts]
     records = [record for each in decoded for record in each.records]
-    rejected = [record for each in decoded for record in each.rejected]
+    rejected = [
+        _with_neighbours(record, decoded, place) for place, each in enumerate(decoded) for record in each.rejected
+    ]
     ids = [record.id for record in (*records, *rejected) if record.id is not None]
     is_one_list = all(agrees for _, agrees in parts) and all(each.total_entries == total for each in decoded)
     if not is_one_list or len(set(ids)) < len(ids):
@@ -546,6 +595,20 @@ def _joined_parts(parts: list[_Part[RecordT]], total: int, next_url: str | None)
     known = [date for date in dates if date is not None]
     date = min(known) if known and len(known) == len(dates) else None
     return FetchedPage(DecodedPage(records, rejected, total, next_url), date)
+
+
+def _with_neighbours(rejected: RejectedRecord, parts: list[DecodedPage[RecordT]], place: int) -> RejectedRecord:
+    """Say between which records of its page one stands that is not answered: nothing else is known of it."""
+    if not rejected.reason.startswith(UNANSWERED):
+        return rejected
+    before = [f"after {_described(each.records[-1])}" for each in parts[:place] if each.records][-1:]
+    behind = [f"before {_described(each.records[0])}" for each in parts[place + 1 :] if each.records][:1]
+    reason = ", ".join([rejected.reason.removesuffix(")"), *before, *behind])
+    return RejectedRecord(rejected.resource, None, f"{reason})")
+
+
+def _described(record: Record) -> str:
+    return f"{record.id} created at {_second(record.created_at)}"
 
 
 def _page(

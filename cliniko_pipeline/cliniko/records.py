@@ -84,8 +84,15 @@ class Practitioner(Record, frozen=True, gc=False):
     name: str | None = None
 
 
+UNANSWERED = "not answered by Cliniko, not even alone"
+
+
 class RejectedRecord(msgspec.Struct, frozen=True):
-    """A record that could not be understood. `reason` names the field and the rule, never the value."""
+    """A record that could not be read or understood.
+
+    `reason` names the field and the rule, never the value; of a record that Cliniko does not answer it is UNANSWERED,
+    and in brackets where the record stands.
+    """
 
     resource: str
     id: str | None

@@ -1,5 +1,6 @@
 """The fields by which Cliniko refuses to sort or filter an account's lists: what is refused is not sent again."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,33 +9,37 @@ Use = Literal["sort", "filter"]
 
 @dataclass
 class Refusals:
-    """What was refused since the client was opened."""
+    """What was refused since the client was opened, and what is remembered of earlier ones: texts such as
+    "filter updated_at", by resource.
+    """
 
-    _refused: set[tuple[str, Use, str]] = field(default_factory=set[tuple[str, Use, str]])
+    _refused: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
 
     def add(self, resource: str, use: Use, name: str) -> bool:
         """Note a refusal; return whether it is a new one."""
-        is_new = (resource, use, name) not in self._refused
-        self._refused.add((resource, use, name))
+        refused = self._refused.setdefault(resource, set())
+        is_new = f"{use} {name}" not in refused
+        refused.add(f"{use} {name}")
         return is_new
 
     def allows(self, resource: str, use: Use, name: str) -> bool:
         """Whether the field can be sent, as far as is known."""
-        return (resource, use, name) not in self._refused
+        return f"{use} {name}" not in self._refused.get(resource, ())
 
-    def texts(self, resource: str) -> list[str]:
-        """Return what is refused and what follows from it, a sentence for each."""
-        return [
-            f"Cliniko refuses to {use} {of} by {name}: {_consequence(use, name)}"
-            for of, use, name in sorted(self._refused)
-            if of == resource
-        ]
+    def of(self, resource: str) -> list[str]:
+        """Return what is refused of the resource, to be remembered."""
+        return sorted(self._refused.get(resource, ()))
+
+    def remember(self, resource: str, refused: Iterable[str]) -> None:
+        """Take over what an earlier client returned."""
+        self._refused.setdefault(resource, set()).update(refused)
 
 
-def _consequence(use: Use, name: str) -> str:
-    if use == "sort":
-        return WITHOUT_SORT
-    return WITHOUT_FILTER.get(name, "more is read than is needed")
+def consequence(resource: str, refused: str) -> str:
+    """Say in a sentence what is refused and what follows from it."""
+    use, _, name = refused.partition(" ")
+    follows = WITHOUT_SORT if use == "sort" else WITHOUT_FILTER.get(name, "more is read than is needed")
+    return f"Cliniko refuses to {use} {resource} by {name}: {follows}"
 
 
 WITHOUT_FILTER = {

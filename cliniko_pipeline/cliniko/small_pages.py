@@ -20,8 +20,7 @@ def read_in_parts(
 ) -> list[PartT]:
     """Return the parts that hold the list's entries from `first` (counted from 0) up to `beyond`, in their order.
 
-    `ask` gets the number of a page and its size. Raises ClinikoUnavailableError for one entry that is not answered
-    even alone.
+    `ask` gets the number of a page and its size. What it raises for one entry alone is raised.
     """
     size, smaller = sizes[0], sizes[1:]
     parts: list[PartT] = []

@@ -1,10 +1,11 @@
 """Which way to read a resource: whole, on from where it broke off, or what changed. Pure: decides, does nothing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from cliniko_pipeline.cliniko.pagination import Position
-from cliniko_pipeline.postgres.crawls import UNREADABLE_RECORD, CrawlState
+from cliniko_pipeline.postgres.crawls import CrawlState
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class CrawlPlan:
         reason: the choice in words, for the log.
         changed_since: the cursor of an incremental reading.
         position: where a full one that broke off goes on.
+        refused: what is not asked for, since Cliniko refused it; a full reading that begins asks for everything again.
     """
 
     is_full: bool
@@ -24,6 +26,7 @@ class CrawlPlan:
     reason: str
     changed_since: datetime | None = None
     position: Position | None = None
+    refused: Sequence[str] = ()
 
 
 def plan_crawl(state: CrawlState | None, *, full: bool) -> CrawlPlan:
@@ -37,13 +40,14 @@ def plan_crawl(state: CrawlState | None, *, full: bool) -> CrawlPlan:
         return CrawlPlan(is_full=True, reconciles=True, reason="read whole, as asked for")
     if state.is_full and not state.is_complete:
         return _resumed(state)
-    if state.needs_full is not None and state.needs_full != UNREADABLE_RECORD:
+    if state.needs_full is not None:
         return CrawlPlan(is_full=True, reconciles=True, reason=f"read whole: {state.needs_full}")
     if state.cursor is None:
         return CrawlPlan(is_full=True, reconciles=True, reason="read whole: no cursor is known")
-    remark = "" if state.needs_full is None else f"; not whole: {state.needs_full}"
-    reason = f"read what changed since {state.cursor.isoformat()}{remark}"
-    return CrawlPlan(is_full=False, reconciles=False, reason=reason, changed_since=state.cursor)
+    reason = f"read what changed since {state.cursor.isoformat()}"
+    return CrawlPlan(
+        is_full=False, reconciles=False, reason=reason, changed_since=state.cursor, refused=state.refused_fields
+    )
 
 
 def _resumed(state: CrawlState) -> CrawlPlan:
@@ -51,4 +55,6 @@ def _resumed(state: CrawlState) -> CrawlPlan:
         return CrawlPlan(is_full=True, reconciles=state.reconciles, reason="read whole; the last reading broke off")
     position = Position(state.horizon, state.next_page, state.total_entries or 0)
     reason = f"the reading that broke off goes on at page {state.next_page}"
-    return CrawlPlan(is_full=True, reconciles=state.reconciles, reason=reason, position=position)
+    return CrawlPlan(
+        is_full=True, reconciles=state.reconciles, reason=reason, position=position, refused=state.refused_fields
+    )

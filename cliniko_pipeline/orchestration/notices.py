@@ -32,8 +32,9 @@ _LOOK = "Look at the run."
 _CHECK_ADVICE = {
     "counts_agree_with_cliniko": "Nothing: the next sync reads everything. If it comes back, compare in Cliniko.",
     "nothing_was_rejected": (
-        "Correct the records in Cliniko; `select * from cliniko.rejected_records` in the organization's context says"
-        " which and why. The rest was synced."
+        "Correct the records in Cliniko, or report to its support those that it does not answer;"
+        " `select * from cliniko.rejected_records` in the organization's context says which and why. The rest was"
+        " synced."
     ),
     "no_contact_is_used_twice": (
         "active_patients was left as it was. Look at cliniko.contact_mapping in the organization's context, and report"

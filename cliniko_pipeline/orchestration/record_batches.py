@@ -10,6 +10,7 @@ from typing import Self
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.cliniko.daemon_threads import DaemonThreads, result_of
+from cliniko_pipeline.cliniko.records import UNANSWERED
 from cliniko_pipeline.errors import ClinikoPipelineError, DataError
 from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch
 from cliniko_pipeline.postgres import crawls
@@ -162,13 +163,14 @@ def _write_rows(
 
 
 def _require_sense(connection: Connection, batch: RecordBatch) -> None:
-    if len(batch.rejected) < REJECTED_AT_ONCE:
+    rejected = [each for each in batch.rejected if not each.reason.startswith(UNANSWERED)]
+    if len(rejected) < REJECTED_AT_ONCE:
         return
     state = crawls.states(connection).get(batch.resource)
     if state is None or state.records == 0:
         raise DataError(
-            f"{batch.resource}: not one of {len(batch.rejected)} records could be understood"
-            f" ({batch.rejected[0].reason}): Cliniko's answers seem to have changed. Nothing was written of them."
+            f"{batch.resource}: not one of {len(rejected)} records could be understood"
+            f" ({rejected[0].reason}): Cliniko's answers seem to have changed. Nothing was written of them."
         )
 
 
@@ -180,6 +182,7 @@ def _advancing(batch: RecordBatch, crawl: CrawlProgress) -> Sent:
         horizon=crawl.horizon,
         next_page=following.page if following else None,
         total_entries=following.total_entries if following else None,
+        refused=crawl.refused,
     )
 
 

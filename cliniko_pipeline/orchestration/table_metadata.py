@@ -34,10 +34,11 @@ def problems(connection: Connection, schema: str, table: str) -> dict[str, dg.Ta
     return {"problems": dg.MetadataValue.table(found)} if found else {}
 
 
-# Events stay in Dagster's own storage, outside of row-level security, and outlive an organization that is removed.
+# Events stay in Dagster's own storage, outside of row-level security, and outlive an organization that is removed. What
+# stands in brackets holds ids.
 _REJECTED = (
-    "select resource, reason, count(*) as records"
-    " from cliniko.rejected_records where {condition} group by resource, reason order by 3 desc, 1, 2 limit 100"
+    "select resource, split_part(reason, ' (', 1) as reason, count(*) as records"
+    " from cliniko.rejected_records where {condition} group by 1, 2 order by 3 desc, 1, 2 limit 100"
 )
 _NOT_PATIENTS = "resource <> 'patients'"
 _PROBLEMS = {

@@ -28,6 +28,7 @@ class CrawlProgress:
         following: where to go on if it breaks off now; only full readings go on.
         is_partial: whether what is older than the horizon is left out, since none of it could count.
         believed_share: at most this share of the records may be missing for them to be believed deleted, 0 to 1.
+        refused: by what Cliniko refuses to sort or filter the list, as far as is known.
     """
 
     is_full: bool
@@ -36,6 +37,7 @@ class CrawlProgress:
     following: Position | None = None
     is_partial: bool = False
     believed_share: float = 1.0
+    refused: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,6 @@ stamped a moment before it can be read.
 """
 
 
-UNREADABLE_RECORD = "Cliniko does not answer one of its records, so only changes are read"
-"""Why a full crawl is needed and yet does not begin by itself: it would break off at the same place, and what has
-changed meanwhile would not be read."""
-
-
 @dataclass(frozen=True)
 class RejectedRecord:
     """A record that was set aside: `id` where it was readable; `reason` never quotes the record."""
@@ -45,8 +40,9 @@ class CrawlState:
         records: how many it has read so far.
         is_partial: whether the records of before its horizon were left out, since none of them could count.
         cursor: what an incremental crawl starts from; None: nothing was read whole yet.
-        needs_full: why that would not do; None: it does. UNREADABLE_RECORD: it must do until a full one is asked for.
+        needs_full: why that would not do; None: it does.
         doubtful_deletions: how many records the last full crawl missed that are not believed to be deleted.
+        refused_fields: by what Cliniko refuses to sort or filter the list (see cliniko.refusals).
     """
 
     resource: str
@@ -61,6 +57,7 @@ class CrawlState:
     cursor: datetime | None
     needs_full: str | None
     doubtful_deletions: int
+    refused_fields: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,8 @@ def states(connection: Connection) -> dict[str, CrawlState]:
     rows = connection.execute(
         sa.text(
             "select resource, completed_at is not null as is_complete, is_full, reconciles, horizon, next_page,"
-            " total_entries, records, is_partial, cursor, needs_full, doubtful_deletions from cliniko.crawls"
+            " total_entries, records, is_partial, cursor, needs_full, doubtful_deletions, refused_fields"
+            " from cliniko.crawls"
         )
     ).mappings()
     return {row["resource"]: CrawlState(**row) for row in rows}
@@ -116,6 +114,7 @@ def advancing(
     horizon: datetime | None,
     next_page: int | None = None,
     total_entries: int | None = None,
+    refused: Sequence[str] = (),
 ) -> Sent:
     """A statement to be sent: some more was written; a full crawl that breaks off goes on from here. It tells whether
     anything of the resource is set aside.
@@ -126,6 +125,7 @@ def advancing(
         "horizon": horizon,
         "next_page": next_page,
         "total_entries": total_entries,
+        "refused": list(refused),
     }
 
 
@@ -160,13 +160,6 @@ def require_full(connection: Connection, resource: str, reason: str) -> None:
     )
 
 
-def give_up_full(connection: Connection, resource: str) -> None:
-    """Lets the next crawl read what changed, if there is a cursor, though the full one under way was not completed: it
-    met a record that Cliniko does not answer.
-    """
-    connection.execute(statement(sql("full_crawl_given_up")), {"resource": resource, "reason": UNREADABLE_RECORD})
-
-
 def set_aside(
     connection: Connection, resource: str, *, understood: Sequence[str], rejected: Sequence[RejectedRecord]
 ) -> None:
@@ -194,13 +187,10 @@ def remember_ids(connection: Connection, resource: str, ids: Sequence[str]) -> N
 
 
 def vanished(connection: Connection, resource: str, horizon: datetime | None) -> Vanished:
-    """Counts what the reconciling crawl did not see. None vanished where a record was set aside of which not even the
+    """Counts what the reconciling crawl did not see. None vanished where it set a record aside of which not even the
     id is known: any of those stored could be meant.
     """
-    unreadable = connection.execute(
-        sa.text("select exists (select from cliniko.rejected_records where resource = :resource and id is null)"),
-        {"resource": resource},
-    ).scalar_one()
+    unreadable = connection.execute(statement(sql("rejected_without_id")), {"resource": resource}).scalar_one()
     # How many ids there are, the planner cannot know: it would go through all of them for every row.
     connection.execute(statement(sql("plan_for_whole_tables")))
     row = connection.execute(_on_rows("vanished", resource), {"resource": resource, "horizon": horizon}).one()

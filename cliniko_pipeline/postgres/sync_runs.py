@@ -20,8 +20,9 @@ from cliniko_pipeline.postgres.engine import sql, statement
 class OrganizationStatus:
     """Where an organization stands. Times are UTC; None where there was no run yet.
 
-    `doubtful_deletions` are records that a full sync missed and did not believe to be deleted; `full_readings_due` says
-    which resources the next sync reads whole, and why.
+    `unidentified_records` are the rejected ones without an id. `doubtful_deletions` are records that a full sync missed
+    and did not believe to be deleted; `full_readings_due` says which resources the next sync reads whole, and why.
+    `refused_fields` are texts such as "patients sort id".
     """
 
     run_id: str | None
@@ -40,8 +41,10 @@ class OrganizationStatus:
     unmatched: int
     active_patients: int
     rejected_records: int
+    unidentified_records: int
     doubtful_deletions: int
     full_readings_due: list[str] | None
+    refused_fields: list[str] | None
     patients_in_merge_loops: int
 
 

@@ -1,7 +1,7 @@
 """`cliniko-pipeline doctor`: what it finds well, and what it does not."""
 
 from cliniko_pipeline.postgres import scheduling
-from cliniko_pipeline.sandbox.faults import Faults
+from cliniko_pipeline.sandbox.faults import Faults, RefusedField
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused
 
@@ -63,3 +63,12 @@ def test_doctor_names_organizations_with_the_same_key(command: CommandLine, clin
             " where copy.organization_id = 'beta' and original.organization_id = 'alpha'"
         )
     assert "! The organizations alpha, beta have the same API key" in command("doctor").stdout
+
+
+def test_doctor_and_status_name_refused_fields(command: CommandLine, clinics: Clinics) -> None:
+    clinics.add("alpha")
+    clinics.sandbox.faults = Faults(refused_fields=(RefusedField("id", "sort", resource="patients"),))
+    assert command("sync", "alpha").returncode == 0
+    refusal = "alpha: Cliniko refuses to sort patients by id: "
+    assert f"! {refusal}" in command("doctor").stdout
+    assert refusal in command("status").stdout

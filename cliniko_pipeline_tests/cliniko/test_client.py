@@ -8,6 +8,7 @@ import pytest
 
 from cliniko_pipeline import errors
 from cliniko_pipeline.cliniko import PATIENTS, PageRead, Retrying, pagination
+from cliniko_pipeline.cliniko.refusals import consequence
 from cliniko_pipeline.cliniko.retry import MAX_REFUSED_ATTEMPTS
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.support.scripted_clients import (
@@ -140,9 +141,9 @@ def test_error_after_all_attempts_lists_the_failures():
         "1 answer 500): syncs are tried again by themselves; if it stays, check whether Cliniko reports an outage, "
         "and this machine's way to the organization's API URL (name service, firewall, proxy)"
     )
-    # Two more ask whether Cliniko answers the list at all.
-    assert len(scripted.requests) == 8
-    assert len(scripted.waits) == 6
+    # Four more ask whether Cliniko answers the list at all.
+    assert len(scripted.requests) == 10
+    assert len(scripted.waits) == 7
 
 
 def test_every_request_error_of_httpx_is_transient():
@@ -270,11 +271,13 @@ def test_refused_field_is_named_and_not_sent_again():
     scripted = ScriptedClient(refused, then=lambda request: listing(request, total=150))
     assert sum(len(page.records) for page in scripted.crawl()) == 150
     assert [each.url.params["sort"] for each in scripted.requests] == ["created_at,id", "created_at", "created_at"]
-    (text,) = scripted.client.refusals.texts("patients")
-    assert text.startswith("Cliniko refuses to sort patients by id: ")
+    assert scripted.client.refusals.of("patients") == ["sort id"]
+    assert consequence("patients", "sort id").startswith("Cliniko refuses to sort patients by id: ")
 
 
 def test_refused_filter_of_a_count_is_named():
     scripted = ScriptedClient(httpx.Response(400, json={"message": "created_at is not filterable"}))
-    with pytest.raises(errors.FieldRefusedError, match="Cliniko refuses to filter this list by created_at"):
-        scripted.client.total_entries(PATIENTS, created_before=datetime(2024, 1, 1, tzinfo=UTC))
+    for _ in range(2):
+        with pytest.raises(errors.FieldRefusedError, match="Cliniko refuses to filter this list by created_at"):
+            scripted.client.total_entries(PATIENTS, created_before=datetime(2024, 1, 1, tzinfo=UTC))
+    assert len(scripted.requests) == 1

@@ -1,14 +1,16 @@
 """Pages that Cliniko does not answer, over the sandbox."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient
+from cliniko_pipeline.cliniko.records import UNANSWERED, RejectedRecord
 from cliniko_pipeline.cliniko.small_pages import SIZES, read_in_parts
-from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError, UnreadableRecordError
+from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
 from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.faults import BrokenPage, BrokenRecord, Faults, RefusedField
+from cliniko_pipeline.sandbox.faults import BrokenRecord, Faults, RefusedField
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.support.hostile_accounts import patient
@@ -24,12 +26,26 @@ def served() -> Iterator[Sandbox]:
         yield sandbox
 
 
-def crawled(served: Sandbox, **options: int) -> list[str]:
-    """Return the ids that a crawl yields."""
+@contextmanager
+def client_of(served: Sandbox, **options: int) -> Iterator[ClinikoClient]:
     budget = SlidingWindowBudget(10_000)
     url = served.base_url("clinic")
     with ClinikoClient("surf-rehab", KEY, url, "tests (ops@example.com)", budget, sleep=_none, **options) as client:
-        return [record.id for page in client.crawl(PATIENTS) for record in page.records]
+        yield client
+
+
+def crawled(served: Sandbox, **options: int) -> list[str]:
+    """Return the ids that a crawl yields, which rejects nothing."""
+    ids, rejected = read(served, **options)
+    assert rejected == []
+    return ids
+
+
+def read(served: Sandbox, **options: int) -> tuple[list[str], list[RejectedRecord]]:
+    """Return the ids that a crawl yields, and what it rejects."""
+    with client_of(served, **options) as client:
+        pages = list(client.crawl(PATIENTS))
+    return [record.id for page in pages for record in page.records], [each for page in pages for each in page.rejected]
 
 
 def _none(_seconds: float) -> None:
@@ -57,19 +73,42 @@ def test_unsorted_records_of_smaller_pages_are_not_lost(served: Sandbox) -> None
         broken_records=(BrokenRecord("patients", "1237", largest_page=50),),
         refused_fields=(RefusedField("id", "sort"),),
     )
-    with pytest.raises((ClinikoUnavailableError, UnexpectedResponseError)):
-        crawled(served)
+    with suppress(UnexpectedResponseError):
+        assert set(crawled(served)) == set(IDS)
 
 
-@pytest.mark.parametrize(("record_id", "place"), [("1100", 101), ("1237", 238), ("1459", 460)])
-def test_unreadable_record_is_named_by_its_place(served: Sandbox, record_id: str, place: int) -> None:
+@pytest.mark.parametrize(
+    ("record_id", "stands"),
+    [
+        ("1000", "record 1, before 1001 created at 2025-06-01T08:00:00Z"),
+        ("1237", "record 238, after 1236 created at 2025-06-01T08:00:00Z, before 1238 created at 2025-06-01T08:00:00Z"),
+        ("1459", "record 460, after 1458 created at 2025-06-01T08:00:00Z"),
+    ],
+)
+def test_unreadable_record_is_rejected_with_its_place(served: Sandbox, record_id: str, stands: str) -> None:
     served.faults = Faults(broken_records=(BrokenRecord("patients", record_id),))
-    with pytest.raises(UnreadableRecordError) as caught:
-        crawled(served)
-    message = str(caught.value)
-    assert f"patients, page {(place + 99) // 100}, record {place}: given up after 6 attempts (6 answers 504)" in message
-    assert "nothing was marked as deleted" in message
-    assert record_id not in message
+    ids, rejected = read(served)
+    assert sorted(ids) == [each for each in IDS if each != record_id]
+    assert rejected == [RejectedRecord("patients", None, f"{UNANSWERED} ({stands})")]
+
+
+@pytest.mark.parametrize("page", [1, 2])
+def test_unreadable_page_is_rejected_record_by_record(served: Sandbox, page: int) -> None:
+    for number, each in enumerate(IDS):
+        at = f"2025-06-01T08:{number // 60:02}:{number % 60:02}Z"
+        served.accounts["clinic"].put("patients", patient(each, created_at=at))
+    places = range(100 * page - 99, 100 * page + 1)
+    served.faults = Faults(broken_records=tuple(BrokenRecord("patients", IDS[place - 1]) for place in places))
+    ids, rejected = read(served)
+    assert set(ids) == {each for place, each in enumerate(IDS, 1) if place not in places}
+    assert [each.reason for each in rejected] == [f"{UNANSWERED} (record {place})" for place in places]
+
+
+def test_unreadable_first_record_hinders_no_count(served: Sandbox) -> None:
+    served.faults = Faults(broken_records=(BrokenRecord("patients", "1000"),))
+    with client_of(served) as client:
+        assert client.total_entries(PATIENTS) == len(IDS)
+        client.validate()
 
 
 def test_outage_is_no_unreadable_record(served: Sandbox) -> None:
@@ -78,13 +117,7 @@ def test_outage_is_no_unreadable_record(served: Sandbox) -> None:
         crawled(served, most_at_once=1)
     assert type(caught.value) is ClinikoUnavailableError
     assert "patients, page 1: given up after 6 attempts (6 answers 504)" in str(caught.value)
-    assert served.counters.requests() == 6 + 2
-
-
-def test_broken_first_record_counts_as_an_outage(served: Sandbox) -> None:
-    served.faults = Faults(broken_pages=(BrokenPage("patients", 1),))
-    with pytest.raises(ClinikoUnavailableError, match="patients, page 1: given up after 6 attempts"):
-        crawled(served)
+    assert served.counters.requests() == 6 + 2 + 2
 
 
 def test_parts_have_one_end_with_the_page() -> None:

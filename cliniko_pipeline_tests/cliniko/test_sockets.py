@@ -71,7 +71,7 @@ def test_other_hosts_are_reached_through_the_proxy(monkeypatch):
             pytest.raises(ClinikoUnavailableError),
         ):
             client.validate()
-        (request,) = proxy.requests
+        request, _ = proxy.requests
     assert request.startswith(b"CONNECT cliniko.example:443 HTTP/1.1\r\n")
     assert b"uthorization" not in request
 

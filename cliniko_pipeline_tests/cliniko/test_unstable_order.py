@@ -63,12 +63,14 @@ def test_unfilterable_ids_lose_no_record(sizes, seed):
     assert crawl(account, None, []).yielded == set(account.records)
 
 
-@given(sizes, st.integers(0, 9), st.lists(st.just([("clock", 0, 1), ("insert", 0, 1)]), max_size=5), orders)
+@given(
+    sizes, st.integers(0, 9), st.lists(st.just([("clock", 0, 1), ("insert", 0, 1)]), max_size=5), interruptions, orders
+)
 @budget
-def test_unfilterable_creation_loses_no_record_of_an_ordered_list(sizes, seed, inserts, order):
+def test_unfilterable_creation_loses_no_record_of_an_ordered_list(sizes, seed, inserts, breaks, order):
     account = account_of(sizes, seed, frozenset({"filter:created_at"}))
     account.dice = None
-    outcome = crawl(account, None, inserts, order=order)
+    outcome = crawl(account, None, inserts, breaks if order is None else (), order)
     assert outcome.at_first <= outcome.yielded
 
 

@@ -99,16 +99,12 @@ def test_429_waits_are_summed_in_the_run(clinic: SyncedOrganization, waits: Skip
 
 
 LASTING_FAULTS = {
-    Faults(broken_pages=(BrokenPage("individual_appointments", 2),)): (
+    Faults(broken_pages=(BrokenPage("individual_appointments", 2, status=404),)): (
         "individual_appointments, page 2",
-        "given up after 6 attempts",
-        "6 answers 500",
+        "answer 404",
     ),
-    Faults(broken_pages=(BrokenPage("individual_appointments", 2, truncated=True),)): (
-        "individual_appointments, page 2",
-        "given up after 6 attempts",
-        "6 broken connections",
-    ),
+    Faults(server_error_rate=1.0, server_error_statuses=(500,)): ("patients, page 1", "6 attempts", "6 answers 500"),
+    Faults(truncated_body_rate=1.0): ("patients, page 1", "given up after 6 attempts", "6 broken connections"),
     Faults(html_ok_rate=1.0): ("patients, page 1", "appointment_types, page 1", "6 unreadable answers"),
     Faults(too_many_requests_rate=1.0): (
         "patients, page 1",

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
+from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.hostile_accounts import appointment_type, contact, individual_appointment, patient
@@ -64,7 +64,7 @@ def _set_up(pipeline: PipelineUnderTest, sandbox: Sandbox) -> None:
         pipeline.add_organization(ending, sandbox, account)
         name = f"{NAMES[0]} {NAMES[1]}"
         pipeline.add_contacts([contact(number, ending, cliniko_patient_id="1", name=name, email=EMAILS[0])])
-    sandbox.faults = Faults(broken_pages=(BrokenPage("patients", 2, account="broken-server"),))
+    sandbox.faults = Faults(server_error_rate=1.0, accounts=("broken-server",))
     wrong = ClinikoCredentials(f"{WRONG_KEY}-au4", None, sandbox.base_url("unknown-key"))
     undecryptable = ClinikoCredentials(f"{_bare_key('undecryptable')}-au4", None, sandbox.base_url("undecryptable"))
     lost = Vault([OTHER_ENCRYPTION_KEY]).encrypt(undecryptable)

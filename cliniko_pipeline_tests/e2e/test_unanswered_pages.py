@@ -4,16 +4,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from cliniko_pipeline.postgres.crawls import UNREADABLE_RECORD
-from cliniko_pipeline.postgres.organizations import Organization
-from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.faults import BrokenRecord, Faults
-from cliniko_pipeline.standings import problems
-from cliniko_pipeline_tests.support.hostile_accounts import contact, individual_appointment, patient
-from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, SkippedTime, opened_pipeline
-from cliniko_pipeline_tests.support.synced_organizations import SyncedOrganization, synced_organization
+from cliniko_pipeline.cliniko.records import UNANSWERED
+from cliniko_pipeline.sandbox.faults import BrokenPage, BrokenRecord, Faults
+from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment
+from cliniko_pipeline_tests.support.pipelines import (
+    PipelineUnderTest,
+    SkippedTime,
+    materializations_of,
+    opened_pipeline,
+)
+from cliniko_pipeline_tests.support.synced_organizations import SyncedOrganization, synced_numbers
 
 STARTS = "2026-06-12T09:30:00Z"
+APPOINTMENTS = "individual_appointments"
+EVERYONE = {str(each) for each in range(10_000, 10_330)}
+UNREADABLE = Faults(broken_records=(BrokenRecord(APPOINTMENTS, "10150"),))
 
 
 @pytest.fixture
@@ -24,75 +29,92 @@ def pipeline(environ: dict[str, str]) -> Iterator[PipelineUnderTest]:
 
 @pytest.fixture
 def clinic(pipeline: PipelineUnderTest) -> Iterator[SyncedOrganization]:
-    numbers = range(1000, 1330)
-    records = {
-        "patients": [patient(str(each), "Ann", f"Lee {each}") for each in numbers],
-        "individual_appointments": [individual_appointment(str(each + 9000), str(each), STARTS) for each in numbers],
-        "group_appointments": [],
-        "attendees": [],
-        "appointment_types": [],
-        "practitioners": [],
-    }
-    account = Account.from_records("clinic", "au4", "Y2xpbmlj-au4", records)
-    contacts = [contact(each, "clinic", cliniko_patient_id=str(each)) for each in numbers]
-    with synced_organization(pipeline, account, contacts) as organization:
+    with synced_numbers(pipeline, 330, STARTS) as organization:
         yield organization
 
 
-def told(clinic: SyncedOrganization) -> str:
-    """Return what is wrong with the clinic, as `status` tells it."""
-    organization = Organization(clinic.id, clinic.id, True, None, None, [])
-    return " ".join(problems(organization, clinic.last_run()))
+def live(clinic: SyncedOrganization) -> set[str]:
+    """Return the ids of the stored appointments, without those that were marked as deleted."""
+    return {row["id"] for row in clinic.rows("cliniko.appointments") if row["vanished_at"] is None}
 
 
-def test_page_that_is_not_answered_is_synced(clinic: SyncedOrganization) -> None:
-    clinic.sandbox.faults = Faults(broken_records=(BrokenRecord("individual_appointments", "10150", largest_page=5),))
-    clinic.sync()
-    clinic.assert_right()
-    assert len(clinic.pipeline.active_patients(clinic.id)) == 330
+def reasons(clinic: SyncedOrganization) -> list[str]:
+    """Return why records were rejected that have no id."""
+    return [row["reason"] for row in clinic.rows("cliniko.rejected_records") if row["id"] is None]
 
 
-def test_unreadable_record_does_not_stop_later_syncs(clinic: SyncedOrganization) -> None:
-    clinic.sync()
-    stored = clinic.rows("cliniko.appointments")
-    active = clinic.pipeline.active_patients(clinic.id)
-    cursors = {row["resource"]: row["cursor"] for row in clinic.rows("cliniko.crawls")}
-    broken = Faults(broken_records=(BrokenRecord("individual_appointments", "10150"),))
-    clinic.sandbox.faults = broken
-    clinic.account.delete("individual_appointments", "10151")
-    clinic.clock.advance(hours=1)
-    assert "individual_appointments, page 2, record 151: given up after 6 attempts" in clinic.fail(full=True)
-    assert clinic.rows("cliniko.appointments") == stored
-    assert clinic.pipeline.active_patients(clinic.id) == active
-    after = {row["resource"]: row["cursor"] for row in clinic.rows("cliniko.crawls")}
-    assert after["individual_appointments"] == cursors["individual_appointments"]
-
-    clinic.put("individual_appointments", individual_appointment("20000", "1000", STARTS, cancelled_at=STARTS))
-    clinic.clock.advance(hours=1)
-    clinic.sync()
-    assert "20000" in {row["id"] for row in clinic.rows("cliniko.appointments")}
-    assert not [row for row in clinic.rows("cliniko.appointments") if row["vanished_at"] is not None]
-    assert f"individual_appointments: {UNREADABLE_RECORD}" in told(clinic)
-    clinic.clock.advance(hours=1)
-    clinic.sync()
-    assert UNREADABLE_RECORD in told(clinic)
-
+def assert_healed(clinic: SyncedOrganization) -> None:
     clinic.sandbox.faults = Faults()
     clinic.clock.advance(hours=1)
     clinic.sync(full=True)
     clinic.assert_right()
-    assert [row["id"] for row in clinic.rows("cliniko.appointments") if row["vanished_at"] is not None] == ["10151"]
-    assert UNREADABLE_RECORD not in told(clinic)
+    assert clinic.rows("cliniko.rejected_records") == []
+    assert clinic.problems() == ""
+
+
+def test_page_that_is_not_answered_is_synced(clinic: SyncedOrganization) -> None:
+    clinic.sandbox.faults = Faults(broken_records=(BrokenRecord(APPOINTMENTS, "10150", largest_page=5),))
+    clinic.sync()
+    clinic.assert_right()
+    assert len(clinic.pipeline.active_patients(clinic.id)) == 330
+    assert clinic.rows("cliniko.rejected_records") == []
+
+
+def test_unreadable_record_of_a_first_sync_is_rejected(clinic: SyncedOrganization) -> None:
+    clinic.sandbox.faults = UNREADABLE
+    result = clinic.sync()
+    assert live(clinic) == EVERYONE - {"10150"}
+    assert len(clinic.pipeline.active_patients(clinic.id)) == 329
+    (reason,) = reasons(clinic)
+    assert reason.startswith(f"{UNANSWERED} (record 151, after 10149 created at ")
+    assert "1 records could not be read or understood" in clinic.problems()
+    assert "the id of 1 of them is not known" in clinic.problems()
+    metadata = materializations_of(result)["cliniko/appointments"]
+    assert metadata["records_rejected"] == 1
+    assert "1014" not in repr(metadata["problems"])
+    assert clinic.pipeline.compare_counts(clinic.id).success
+    assert "another number" not in clinic.problems()
+    assert_healed(clinic)
+
+
+def test_unreadable_record_lets_nothing_be_marked_as_deleted(clinic: SyncedOrganization) -> None:
+    clinic.sync()
+    clinic.sandbox.faults = UNREADABLE
+    clinic.account.delete(APPOINTMENTS, "10151")
+    for _ in range(2):
+        clinic.clock.advance(hours=1)
+        clinic.sync(full=True)
+        assert live(clinic) == EVERYONE
+        assert len(reasons(clinic)) == 1
+    clinic.put(APPOINTMENTS, individual_appointment("20000", "1000", STARTS, cancelled_at=STARTS))
+    clinic.clock.advance(hours=1)
+    clinic.sync()
+    assert live(clinic) == EVERYONE | {"20000"}
+    assert_healed(clinic)
+    assert live(clinic) == EVERYONE - {"10151"} | {"20000"}
+
+
+def test_unreadable_change_is_rejected_and_read_by_the_next_full_sync(clinic: SyncedOrganization) -> None:
+    clinic.sync()
+    clinic.sandbox.faults = UNREADABLE
+    clinic.clock.advance(hours=1)
+    clinic.put(APPOINTMENTS, individual_appointment("10150", "1150", STARTS, cancelled_at=STARTS))
+    clinic.put("patients", clinic.account.get("patients", "1007") | {"last_name": "Ngo"})
+    clinic.clock.advance(hours=1)
+    clinic.sync()
+    (reason,) = reasons(clinic)
+    assert reason.startswith(f"{UNANSWERED} (record 1 of what changed since ")
+    assert {row["last_name"] for row in clinic.rows("cliniko.patients") if row["id"] == "1007"} == {"Ngo"}
+    assert_healed(clinic)
 
 
 @pytest.mark.slow
-def test_interrupted_full_sync_that_cannot_go_on_is_given_up_once(clinic: SyncedOrganization) -> None:
-    """An incremental sync goes on where the full one broke off, and fails there once."""
-    clinic.sync()
-    clinic.clock.advance(hours=1)
+def test_interrupted_crawl_goes_on_past_an_unreadable_page(clinic: SyncedOrganization) -> None:
+    """A whole page of a first crawl fails in every size, after Cliniko answered nothing for a while."""
     clinic.sandbox.faults = Faults(server_error_rate=1.0)
-    clinic.fail(full=True)
-    clinic.sandbox.faults = Faults(broken_records=(BrokenRecord("patients", "1150"),))
-    assert "patients, page 2, record 151" in clinic.fail()
+    clinic.fail()
+    clinic.sandbox.faults = Faults(broken_pages=(BrokenPage("patients", 2), BrokenPage(APPOINTMENTS, 3)))
     clinic.sync()
-    clinic.assert_right()
+    assert len(clinic.rows("cliniko.patients")) == 230
+    assert live(clinic) == EVERYONE - {str(each) for each in range(10_200, 10_300)}
+    assert_healed(clinic)

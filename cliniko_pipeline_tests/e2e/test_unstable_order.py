@@ -5,15 +5,14 @@ from datetime import timedelta
 
 import pytest
 
-from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.faults import Faults, RefusedField
-from cliniko_pipeline_tests.support.hostile_accounts import contact, individual_appointment, patient
+from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest
 from cliniko_pipeline_tests.support.synced_organizations import (
     START,
     SyncedOrganization,
     cliniko_text,
-    synced_organization,
+    synced_numbers,
 )
 
 IMPORTED = cliniko_text(START - timedelta(days=90))
@@ -23,21 +22,7 @@ TIMES = {"created_at": IMPORTED, "updated_at": IMPORTED}
 @pytest.fixture
 def clinic(pipeline: PipelineUnderTest) -> Iterator[SyncedOrganization]:
     """An account with 450 patients and 450 appointments, all of them imported in one second."""
-    numbers = range(1000, 1450)
-    starts = cliniko_text(START - timedelta(days=3))
-    records = {
-        "patients": [patient(str(each), "Ann", f"Lee {each}", **TIMES) for each in numbers],
-        "individual_appointments": [
-            individual_appointment(str(each + 9000), str(each), starts, **TIMES) for each in numbers
-        ],
-        "group_appointments": [],
-        "attendees": [],
-        "appointment_types": [],
-        "practitioners": [],
-    }
-    account = Account.from_records("clinic", "au4", "Y2xpbmlj-au4", records)
-    contacts = [contact(each, "clinic", cliniko_patient_id=str(each)) for each in numbers]
-    with synced_organization(pipeline, account, contacts) as organization:
+    with synced_numbers(pipeline, 450, cliniko_text(START - timedelta(days=3)), **TIMES) as organization:
         yield organization
 
 

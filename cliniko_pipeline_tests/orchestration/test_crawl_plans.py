@@ -7,7 +7,7 @@ import pytest
 
 from cliniko_pipeline.cliniko.pagination import Position
 from cliniko_pipeline.orchestration.crawl_plans import plan_crawl
-from cliniko_pipeline.postgres.crawls import UNREADABLE_RECORD, CrawlState
+from cliniko_pipeline.postgres.crawls import CrawlState
 
 HORIZON = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 CURSOR = datetime(2026, 6, 15, 9, 27, tzinfo=UTC)
@@ -25,6 +25,7 @@ WELL = CrawlState(
     cursor=CURSOR,
     needs_full=None,
     doubtful_deletions=0,
+    refused_fields=["sort id"],
 )
 INTERRUPTED = replace(WELL, is_complete=False, next_page=7, total_entries=1234, cursor=None)
 INCREMENTAL_INTERRUPTED = replace(WELL, is_full=False, is_complete=False)
@@ -32,7 +33,6 @@ INCREMENTAL_INTERRUPTED = replace(WELL, is_full=False, is_complete=False)
 
 FIRST_PAGE = Position(HORIZON, 0, 1234)
 NEEDED = replace(WELL, needs_full="Cliniko's clock was set back")
-GIVEN_UP = replace(INCREMENTAL_INTERRUPTED, needs_full=UNREADABLE_RECORD)
 FIRST = (True, False, None, None)
 WHOLE = (True, True, None, None)
 CHANGES = (False, False, CURSOR, None)
@@ -49,8 +49,6 @@ CHANGES = (False, False, CURSOR, None)
         (INTERRUPTED, True, WHOLE),
         (INCREMENTAL_INTERRUPTED, True, WHOLE),
         (NEEDED, False, WHOLE),
-        (GIVEN_UP, False, CHANGES),
-        (GIVEN_UP, True, WHOLE),
         (replace(WELL, cursor=None), False, WHOLE),
         (INTERRUPTED, False, (True, False, None, Position(HORIZON, 7, 1234))),
         (replace(INTERRUPTED, next_page=0, reconciles=True, cursor=CURSOR), False, (True, True, None, FIRST_PAGE)),
@@ -61,6 +59,8 @@ def test_crawl_follows_from_the_state(state: CrawlState | None, full: bool, plan
     """An interrupted full crawl resumes at its checkpoint unless a full one is requested."""
     plan = plan_crawl(state, full=full)
     assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == planned
+    goes_on = plan.changed_since is not None or plan.position is not None
+    assert list(plan.refused) == (["sort id"] if goes_on else []), "a full crawl asks again"
 
 
 def test_needed_full_crawl_has_its_reason() -> None:

@@ -105,6 +105,25 @@ def test_broken_page_fails_in_smaller_ones_too(served, caller):
     assert statuses == [200, 503, 503, 200, 200, 503, 503, 200]
 
 
+def test_broken_page_is_answered_after_its_times(served, caller):
+    served.faults = Faults(broken_pages=(BrokenPage("patients", 2, status=503, times=2),))
+    assert Faults.from_json(served.faults.as_json()) == served.faults
+    statuses = [caller.get("/patients", page=page, per_page=100).status_code for page in (2, 1, 2, 2, 1)]
+    assert statuses == [503, 200, 503, 200, 200]
+    served.faults = Faults.from_json(served.faults.as_json())
+    assert caller.get("/patients", page=2, per_page=100).status_code == 503, "faults that are set again count anew"
+
+
+@pytest.mark.parametrize("date", ["Thu, 01 Jan 1970 00:00:00 GMT", ""])
+def test_date_of_every_answer_can_be_set(served, caller, date):
+    served.faults = Faults(date=date)
+    assert Faults.from_json(served.faults.as_json()) == served.faults
+    answers = [caller.get("/patients"), caller.get("/patients/0"), caller.get("/patients", "nothing:=1")]
+    assert [(each.status_code, each.headers["date"]) for each in answers] == [(200, date), (200, date), (400, date)]
+    served.faults = Faults()
+    assert caller.get("/patients").headers["date"] not in ("", date)
+
+
 def test_faults_are_shares_of_requests_and_the_same_per_seed():
     faults = Faults(seed=7, server_error_rate=0.2, redirect_rate=0.1, jitter_ms=5)
     rolls, same, other = (

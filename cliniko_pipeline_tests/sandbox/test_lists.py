@@ -55,6 +55,17 @@ def test_lists_can_be_sorted(asking):
     assert {order: "".join(caller.ids("/patients", sort=order)) for order in orders} == orders
 
 
+def test_practitioners_who_left_are_in_a_list_of_their_own(asking):
+    caller = asking(practitioners=[record(1, active=True), record(2, active=False), record(3), record(4, active=False)])
+    assert caller.ids("/practitioners") == ["1", "3"]
+    body = caller.get("/practitioners/inactive", per_page=1).json()
+    assert ([each["id"] for each in body["practitioners"]], body["total_entries"]) == (["2"], 2)
+    assert "/practitioners/inactive?" in body["links"]["next"]
+    assert caller.get("/practitioners/2").status_code == 200
+    caller.account.has_inactive_list = False
+    assert caller.get("/practitioners/inactive").status_code == 404
+
+
 STATES = [
     record(1),
     record(2, archived_at=AT),

@@ -346,7 +346,7 @@ def _errors(result: dg.ExecuteInProcessResult) -> str:
 
 def _faults(step: Sync) -> Faults:
     if step.broken is not None:
-        return Faults(broken_pages=(BrokenPage(*step.broken),))
+        return Faults(broken_pages=(BrokenPage(*step.broken, status=404),))
     if step.faults is not None:
         return Faults(
             seed=step.faults,

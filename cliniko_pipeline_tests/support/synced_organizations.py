@@ -10,9 +10,12 @@ from uuid import UUID
 import dagster as dg
 
 from cliniko_pipeline.postgres import sync_runs
+from cliniko_pipeline.postgres.organizations import Organization
 from cliniko_pipeline.sandbox.account import Account
 from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline.sandbox.server import Sandbox
+from cliniko_pipeline.standings import problems
+from cliniko_pipeline_tests.support.hostile_accounts import contact, individual_appointment, patient
 from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of
 
@@ -99,6 +102,10 @@ class SyncedOrganization:
     def rows(self, table: str) -> list[dict[str, Any]]:
         return self.pipeline.rows(self.id, table)
 
+    def problems(self) -> str:
+        """Return what is wrong with the organization, as `status` tells it."""
+        return " ".join(problems(Organization(self.id, self.id, True, None, None, []), self.last_run()))
+
     def last_run(self) -> sync_runs.OrganizationStatus:
         with self.pipeline.database.organization(self.id) as connection:
             return sync_runs.organization_status(connection)
@@ -119,6 +126,26 @@ def synced_organization(
     clock = ManualClock()
     with pipeline.sandbox([account], clock=clock) as sandbox:
         yield SyncedOrganization(pipeline, sandbox, account, contacts, name, clock)
+
+
+@contextmanager
+def synced_numbers(
+    pipeline: PipelineUnderTest, patients: int, starts_at: str, **times: str
+) -> Iterator[SyncedOrganization]:
+    """Make an organization of so many patients, each with an appointment and a contact; its first sync is the caller's.
+
+    Patients are numbered from 1000, appointments from 10000. `times` are fields of all of them.
+    """
+    numbers = range(1000, 1000 + patients)
+    records: dict[str, list[dict[str, Any]]] = {resource: [] for resource in RESOURCES}
+    records["patients"] = [patient(str(each), "Ann", f"Lee {each}", **times) for each in numbers]
+    records["individual_appointments"] = [
+        individual_appointment(str(each + 9000), str(each), starts_at, **times) for each in numbers
+    ]
+    account = Account.from_records("clinic", "au4", "Y2xpbmlj-au4", records)
+    contacts = [contact(each, "clinic", cliniko_patient_id=str(each)) for each in numbers]
+    with synced_organization(pipeline, account, contacts) as organization:
+        yield organization
 
 
 @contextmanager

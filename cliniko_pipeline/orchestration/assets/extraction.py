@@ -13,7 +13,8 @@ from pydantic import Field
 from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.pagination import Page
 from cliniko_pipeline.cliniko.records import RecordT, Resource
-from cliniko_pipeline.errors import RequestRejectedError, UnreadableRecordError
+from cliniko_pipeline.cliniko.refusals import Refusals, consequence
+from cliniko_pipeline.errors import RequestRejectedError
 from cliniko_pipeline.orchestration.crawl_plans import CrawlPlan, plan_crawl
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch, RecordStream, RequestCost
@@ -95,7 +96,9 @@ class AccountReading:
 
     def read_whole(self, source: Source[RecordT], reason: str) -> Iterator[RecordBatch]:
         """Its batches from the beginning, whatever is stored."""
-        yield from self._read(source, CrawlPlan(is_full=True, reconciles=False, reason=f"read whole: {reason}"))
+        refused = self.plan(source).refused
+        reason = f"read whole: {reason}"
+        yield from self._read(source, CrawlPlan(is_full=True, reconciles=False, reason=reason, refused=refused))
 
     def read_beside(self, resource: Resource[RecordT], source: Source[RecordT]) -> Iterator[RecordBatch]:
         """Yield the batches of another list of the source's records, which an account may not have."""
@@ -119,11 +122,6 @@ class AccountReading:
             for each in sources:
                 crawls.require_full(connection, each.resource.name, "a full sync broke off before it")
 
-    def _give_up_full(self, source: Source[Any]) -> None:
-        """Otherwise every later sync would go on at the place where this one cannot."""
-        with self.runtime.database.organization(self.organization_id) as connection:
-            crawls.give_up_full(connection, source.resource.name)
-
     @contextmanager
     def _opened(self) -> Generator[None, None, None]:
         with self.cliniko.client(self.organization_id, self.log) as self._client:
@@ -138,26 +136,26 @@ class AccountReading:
     def _read(self, source: Source[RecordT], plan: CrawlPlan) -> Iterator[RecordBatch]:
         if self._client is None:
             raise RuntimeError("AccountReading is used before it is opened")
-        self.log.info("%s: %s", source.resource.name, plan.reason)
+        name, refusals = source.resource.name, self._client.refusals
+        refusals.remember(name, plan.refused)
+        self.log.info("%s: %s", name, plan.reason)
         begun = CrawlProgress(
             is_full=plan.is_full,
-            reconciles=plan.reconciles and source.resource.name in RECONCILED,
+            reconciles=plan.reconciles and name in RECONCILED,
             horizon=plan.position.horizon if plan.position else None,
             following=plan.position,
             believed_share=1.0 if self.accept_deletions else self.runtime.settings.vanished_share_limit,
+            refused=plan.refused,
         )
         pages = self._client.crawl(source.resource, changed_since=plan.changed_since, position=plan.position)
-        try:
-            yield from _batched(source, begun, pages)
-        except UnreadableRecordError:
-            if plan.is_full:
-                self._give_up_full(source)
-            raise
-        for refusal in self._client.refusals.texts(source.resource.name):
-            self.log.warning("%s", refusal)
+        yield from _batched(source, begun, pages, refusals)
+        for refused in refusals.of(name):
+            self.log.warning("%s", consequence(name, refused))
 
 
-def _batched(source: Source[RecordT], begun: CrawlProgress, pages: Iterator[Page[RecordT]]) -> Iterator[RecordBatch]:
+def _batched(
+    source: Source[RecordT], begun: CrawlProgress, pages: Iterator[Page[RecordT]], refusals: Refusals
+) -> Iterator[RecordBatch]:
     """Joins pages into batches, each given out as soon as it is full: a reading that breaks off loses none it has read.
 
     An empty batch goes first, before anything is requested: a reading that fails on its first page has begun, too. One
@@ -174,7 +172,8 @@ def _batched(source: Source[RecordT], begun: CrawlProgress, pages: Iterator[Page
         rejected.extend(RejectedRecord(record.id, record.reason) for record in page.rejected)
         held += 1
         is_last = page.following is None
-        progress = replace(begun, horizon=page.horizon, following=page.following if begun.is_full else None)
+        following, refused = page.following if begun.is_full else None, refusals.of(name)
+        progress = replace(begun, horizon=page.horizon, following=following, refused=refused)
         if is_last or held >= min(MOST_PAGES_IN_A_BATCH, read // READ_FOR_EACH_PAGE_IN_A_BATCH):
             yield RecordBatch(name, table, rows, rejected, is_last=is_last, crawl=progress)
             rows, rejected, held = [], [], 0

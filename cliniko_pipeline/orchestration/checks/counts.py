@@ -78,6 +78,7 @@ def _compare(database: Database, organization_id: str, client: ClinikoClient, so
         if state.is_partial:
             return Comparison(name, holds=True, remark="not read whole: there was no group appointment")
         stored = crawls.stored_count(connection, state)
+    client.refusals.remember(name, state.refused_fields)
     try:
         total = client.total_entries(source.resource, created_before=state.cursor)
     except FieldRefusedError as error:

@@ -36,10 +36,16 @@ select
     mapping.unmatched,
     (select count(*) from public.active_patients) as active_patients,
     (select count(*) from cliniko.rejected_records) as rejected_records,
+    (select count(*) from cliniko.rejected_records where id is null) as unidentified_records,
     (select coalesce(sum(doubtful_deletions), 0)::bigint from cliniko.crawls) as doubtful_deletions,
     (
         select array_agg(resource || ': ' || needs_full order by resource) from cliniko.crawls where needs_full is not null
     ) as full_readings_due,
+    (
+        select array_agg(resource || ' ' || refused order by resource, refused)
+        from cliniko.crawls
+        cross join unnest(refused_fields) as refused
+    ) as refused_fields,
     (select count(*) from cliniko.persons() where in_loop) as patients_in_merge_loops
 from mapping
 cross join last_success

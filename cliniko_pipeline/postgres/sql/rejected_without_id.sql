@@ -1,0 +1,8 @@
+-- Whether the crawl that is about to end has set a record aside of which not even the id is known.
+select
+    exists (
+        select
+        from cliniko.rejected_records as rejected
+        inner join cliniko.crawls as crawl on rejected.resource = crawl.resource
+        where rejected.resource = :resource and rejected.id is null and rejected.rejected_at >= crawl.started_at
+    )
