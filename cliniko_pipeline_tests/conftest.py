@@ -18,7 +18,7 @@ from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
-from cliniko_pipeline_tests.support.databases import created_database
+from cliniko_pipeline_tests.support.databases import administer, created_database
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, opened_pipeline
 from cliniko_pipeline_tests.support.processes import CommandLine
@@ -58,6 +58,9 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
             yield server.url
         return
     with EmbeddedServer(tmp_path_factory.mktemp("server") / "postgres") as server:
+        # Nothing of it needs to outlive the machine, and each commit would wait for the disk.
+        relaxed = [f"alter system set {each} = off" for each in ("fsync", "full_page_writes")]
+        administer(server.url, *relaxed, "select pg_reload_conf()")
         yield server.url
 
 
