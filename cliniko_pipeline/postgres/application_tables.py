@@ -1,5 +1,7 @@
 """What the application may have done to the tables that the pipeline writes, and what that means for a sync."""
 
+from collections.abc import Mapping
+
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import ProgrammingError
@@ -9,6 +11,71 @@ from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
 
 _NAME = f"{ACTIVE_PATIENTS.schema}.{ACTIVE_PATIENTS.name}"
+
+PRIVILEGES = {
+    "organizations": "select, insert",
+    "api_credentials": "select, insert, update, delete",
+    "contacts": "select",
+}
+"""What the database user does with the application's tables, where it does not own them."""
+
+_ARRAYS = ("jsonb", "json", "text")
+_INSTANTS = ("timestamp without time zone", "timestamp with time zone")
+_NUMBERS = ("integer", "bigint", "smallint")
+USABLE_TYPES = {
+    "contacts": {"id": ("uuid",)},
+    "api_credentials": {"credentials_encrypted": _ARRAYS, "is_active": ("boolean",)},
+    ACTIVE_PATIENTS.name: {
+        "contact_id": ("uuid",),
+        "recent_appointment_count": _NUMBERS,
+        "upcoming_appointment_count": _NUMBERS,
+        "total_appointment_count": _NUMBERS,
+        "last_appointment_date": _INSTANTS,
+        "recent_appointments": _ARRAYS,
+        "upcoming_appointments": _ARRAYS,
+        "search_date_from": _INSTANTS,
+        "search_date_to": _INSTANTS,
+    },
+}
+"""The types that columns of the application's tables may have, the usual one first; others may have any."""
+
+
+def require_privileges(connection: Connection, *, migrates: bool) -> None:
+    """Raise DatabaseSetupError, with the statements that mend it, where the database user lacks a privilege on the
+    application's tables, or, where it `migrates`, to make and change what is the pipeline's.
+    """
+    parameters = {"tables": list(PRIVILEGES), "privileges": list(PRIVILEGES.values())}
+    parameters |= {"migrates": migrates, "active_patients": _NAME}
+    remedies = list(connection.execute(sa.text(sql("missing_privileges")), parameters).scalars())
+    if remedies:
+        raise DatabaseSetupError(
+            f"The database user lacks privileges: run `{'; '.join(remedies)}` as the owner of these objects, or as a"
+            " superuser. Nothing was changed."
+        )
+
+
+def require_own_objects(connection: Connection) -> None:
+    """Raise DatabaseSetupError where something in the schema cliniko belongs to others."""
+    foreign = connection.execute(sa.text(sql("foreign_owners"))).one_or_none()
+    if foreign is not None:
+        raise DatabaseSetupError(
+            f"Objects in the schema cliniko belong to {foreign.owner}, and {foreign.database_user} may not change them:"
+            f" migrate as {foreign.owner}, or make {foreign.database_user} their owner (docs/operations.md,"
+            ' "Another database user"). Nothing was changed.'
+        )
+
+
+def require_usable_types(types: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise DatabaseSetupError where a column, of the types by name of each table, is of one that cannot be used."""
+    for table, usable in USABLE_TYPES.items():
+        for column, allowed in usable.items():
+            found = types.get(table, {}).get(column, allowed[0])
+            if found not in allowed:
+                raise DatabaseSetupError(
+                    f"The column {column} of public.{table} is of type {found}: the pipeline needs"
+                    f" {' or '.join(allowed)}. Run `alter table public.{table} alter column {column} type"
+                    f" {allowed[0]} using {column}::{allowed[0]}`, with what refers to it. Nothing was changed."
+                )
 
 
 def require_no_unknown_obligations(connection: Connection) -> None:

@@ -262,8 +262,10 @@ def _assignments(table: Table, source: str) -> str:
 
 
 def _differs(table: Table, left: str, right: str) -> str:
-    lefts = ", ".join(f"{left}.{quote(c)}" for c in table.columns)
-    rights = ", ".join(f"{right}.{quote(c)}" for c in table.columns)
+    # What is dear to compare comes last. The application may have it as json, which cannot be compared but as text.
+    columns = [quote(c) for c in table.columns if c not in table.arrays] + [f"{quote(c)}::text" for c in table.arrays]
+    lefts = ", ".join(f"{left}.{each}" for each in columns)
+    rights = ", ".join(f"{right}.{each}" for each in columns)
     vanished = f" or {left}.vanished_at is not null" if table.vanishes else ""
     return f"(({lefts}) is distinct from ({rights}){vanished})"
 

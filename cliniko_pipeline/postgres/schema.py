@@ -13,16 +13,21 @@ from functools import cache
 from hashlib import sha256
 from importlib import resources
 from threading import Lock
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.postgres import contacts_filter as filters
 from cliniko_pipeline.postgres import identity, isolation
-from cliniko_pipeline.postgres.application_tables import require_no_unknown_obligations, views_to_review
+from cliniko_pipeline.postgres.application_tables import (
+    require_no_unknown_obligations,
+    require_own_objects,
+    require_privileges,
+    require_usable_types,
+    views_to_review,
+)
 from cliniko_pipeline.postgres.driver_errors import already_set_up
 from cliniko_pipeline.postgres.engine import (
     LOCK_NOT_AVAILABLE,
@@ -155,6 +160,7 @@ def migrate(
         if create_application_tables:
             connection.execute(sa.text(sql("application_tables")))
         _require_application_tables(connection)
+        require_own_objects(connection)
         require_powerless_role(connection)
         require_own_schema(connection)
         require_own_policies(connection)
@@ -163,6 +169,8 @@ def migrate(
         before, after = _current_version(connection), expected_version()
         missing = _missing_objects(connection) if before == after else []
         changed = before != after or bool(missing or unisolated_tables(connection))
+        if changed:
+            require_privileges(connection, migrates=True)
         closes = changed and _is_open_with_rows(connection)
         warnings: list[str] = []
         if changed:
@@ -351,7 +359,10 @@ def _require_application_tables(connection: Connection) -> None:
                 " table there (docs/operations.md lists its columns)."
             )
         _require_columns(table, needed, found[table].column_names)
-    _require_usable_types(found)
+    require_usable_types(
+        {name: dict(zip(row.column_names, row.column_types, strict=True)) for name, row in found.items()}
+    )
+    require_privileges(connection, migrates=False)
     if not connection.execute(sa.text(sql("conflict_target"))).scalar_one():
         raise DatabaseSetupError(
             "The table public.api_credentials has no unique constraint by which credentials are found again: run"
@@ -367,16 +378,6 @@ def _require_application_tables(connection: Connection) -> None:
         needed = ("id", "organization_id", *ACTIVE_PATIENTS.written, *ACTIVE_PATIENTS.stamps)
         _require_columns(ACTIVE_PATIENTS.name, needed, existing.column_names)
         require_no_unknown_obligations(connection)
-
-
-def _require_usable_types(found: dict[str, Row[Any]]) -> None:
-    contacts = found["contacts"]
-    id_type = dict(zip(contacts.column_names, contacts.column_types, strict=True))["id"]
-    if id_type != "uuid":
-        raise DatabaseSetupError(
-            f"The column id of public.contacts is of type {id_type}: the pipeline needs uuid, for contact_id in"
-            f" public.{ACTIVE_PATIENTS.name} is one."
-        )
 
 
 def _require_columns(table: str, needed: Sequence[str], found: Sequence[str]) -> None:

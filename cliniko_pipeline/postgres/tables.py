@@ -15,6 +15,7 @@ class Table:
         schema, name: where it stands.
         key: the columns that identify a row within an organization.
         columns: the other columns a writer gives.
+        arrays: those of them that hold JSON.
         stamps: columns set to the time of the transaction whenever a row is inserted or changed.
         inserted: the one of them that is set on insert only, if any.
         vanishes: whether a full crawl marks rows it did not see (`vanished_at`); a row that is written is there again.
@@ -26,6 +27,7 @@ class Table:
     columns: tuple[str, ...]
     stamps: tuple[str, ...] = ()
     inserted: str | None = None
+    arrays: tuple[str, ...] = ()
     vanishes: bool = False
 
     @property
@@ -137,6 +139,7 @@ ACTIVE_PATIENTS = Table(
     ),
     stamps=("created_at", "updated_at"),
     inserted="created_at",
+    arrays=("recent_appointments", "upcoming_appointments"),
 )
 
 CURRENT_ATTENDANCES = Table(

@@ -1,5 +1,6 @@
 """Tables of the application as they are: what a sync lives with, and what is named before it fails."""
 
+from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import pytest
@@ -7,12 +8,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres import merge, organizations, schema
+from cliniko_pipeline.postgres import active_patients, merge, organizations, schema
+from cliniko_pipeline.postgres.active_patients import Filters, Order
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.rehearsal import rehearse, rehearse_addition, require_rehearsed
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
 from cliniko_pipeline_tests.support.databases import administer
-from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE, assert_one_line, has_pipeline_schema
+from cliniko_pipeline_tests.support.schemas import (
+    ACTIVE_PATIENTS_TABLE,
+    assert_one_line,
+    has_pipeline_schema,
+    schema_objects,
+)
 
 USERS = "create table public.users (id {0} primary key)"
 REFERENCE = "alter table public.api_credentials add constraint made_by foreign key (created_by) references public.users"
@@ -135,6 +142,80 @@ def test_organizations_of_other_types_are_written(empty_database_url: URL, kind:
             assert merge.replace_by_rows(connection, ACTIVE_PATIENTS, [row]).inserted == 1
             assert merge.replace_by_rows(connection, ACTIVE_PATIENTS, [row]) == merge.Written()
         assert organizations.delete_tenant_rows(database, organization) == 1
+    finally:
+        database.close()
+
+
+ALTER = "alter table public.active_patients alter {0} type {1} using null"
+USABLE_COLUMNS = {
+    "arrays as json": [ALTER.format("recent_appointments", "json"), ALTER.format("upcoming_appointments", "json")],
+    "arrays as text": [ALTER.format("recent_appointments", "text"), ALTER.format("upcoming_appointments", "text")],
+    "instants with a zone": [
+        ALTER.format(column, "timestamptz")
+        for column in ("last_appointment_date", "search_date_from", "search_date_to", "created_at", "updated_at")
+    ],
+    "counts as bigint": ["alter table public.active_patients alter recent_appointment_count type bigint"],
+    "ids as uuid": ["alter table public.active_patients drop id, add id uuid not null default gen_random_uuid()"],
+    "Cliniko's ids as bigint": ["alter table public.contacts alter cliniko_patient_id type bigint using null"],
+    "times of credentials without a zone": ["alter table public.api_credentials alter updated_at type timestamp"],
+    "credentials as json": ["alter table public.api_credentials alter credentials_encrypted type json"],
+}
+
+
+@pytest.mark.parametrize("changes", USABLE_COLUMNS.values(), ids=USABLE_COLUMNS)
+def test_columns_of_other_types_are_written_and_read(empty_database_url: URL, changes: list[str]) -> None:
+    administer(empty_database_url, sql("application_tables"), ACTIVE_PATIENTS_TABLE, *changes)
+    administer(empty_database_url, f"insert into public.contacts (id, organization_id) values ('{UUID(int=1)}', 'a')")
+    database = Database(empty_database_url)
+    try:
+        schema.migrate(database)
+        assert [str(each) for each in rehearse(database)] == []
+        last = datetime(2026, 6, 1, 9, 30, tzinfo=UTC)
+        row = (UUID(int=1), 1, 0, 1, last.replace(tzinfo=None), '[{"id": "7"}]', "[]", None, None)
+        with database.organization("a") as connection:
+            assert merge.replace_by_rows(connection, ACTIVE_PATIENTS, [row]).inserted == 1
+            assert merge.replace_by_rows(connection, ACTIVE_PATIENTS, [row]) == merge.Written()
+            (read,) = active_patients.page(
+                connection, Order.LAST_APPOINTMENT, descending=True, filters=Filters(), after=None, limit=2
+            )
+        assert (read["last_appointment_date"], read["recent_appointments"]) == (last, [{"id": "7"}])
+        with database.operator() as connection:
+            organizations.save(connection, "a", "A", {"encrypted_data": "-"}, validated=True)
+            assert organizations.stored_credentials(connection, "a") == {"encrypted_data": "-"}
+    finally:
+        database.close()
+
+
+UNUSABLE_COLUMNS = {
+    "contacts.id": ("text", "uuid"),
+    "active_patients.contact_id": ("text", "uuid"),
+    "active_patients.recent_appointment_count": ("text", "integer"),
+    "active_patients.last_appointment_date": ("date", "timestamp without time zone"),
+    "active_patients.search_date_to": ("text", "timestamp without time zone"),
+    "active_patients.upcoming_appointments": ("character varying(99)", "jsonb"),
+    "api_credentials.credentials_encrypted": ("character varying(99)", "jsonb"),
+    "api_credentials.is_active": ("integer", "boolean"),
+}
+
+
+@pytest.mark.parametrize(("column", "types"), UNUSABLE_COLUMNS.items(), ids=UNUSABLE_COLUMNS)
+def test_column_of_an_unusable_type_is_named(empty_database_url: URL, column: str, types: tuple[str, str]) -> None:
+    table, _, name = column.partition(".")
+    administer(
+        empty_database_url,
+        sql("application_tables"),
+        ACTIVE_PATIENTS_TABLE,
+        f"alter table public.{table} alter {name} drop default, alter {name} type {types[0]} using null",
+    )
+    database = Database(empty_database_url)
+    before = schema_objects(database)
+    try:
+        with pytest.raises(DatabaseSetupError) as raised:
+            schema.migrate(database)
+        assert_one_line(raised.value, f"The column {name} of public.{table}", types[0].partition("(")[0], types[1])
+        assert schema_objects(database) == before
+        administer(empty_database_url, str(raised.value).split("`")[1].replace("is_active::", "(is_active = 1)::"))
+        assert schema.migrate(database).changed
     finally:
         database.close()
 
