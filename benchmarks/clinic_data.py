@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from cliniko_pipeline.postgres import derivations, tables
 from cliniko_pipeline.postgres.derivations import Derivation
 from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.merge import replace_by_query
 
 ORGANIZATION = "clinic"
 AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
@@ -116,21 +117,16 @@ class Clinic:
 
 def replace_mapping(database: Database, organization_id: str = ORGANIZATION) -> None:
     """Write `contact_mapping` as the asset and its IO manager do."""
-    derivation = Derivation(tables.CONTACT_MAPPING, sql("contact_mapping"), (tables.PATIENTS,), {})
+    derivation = Derivation(tables.CONTACT_MAPPING, sql("contact_mapping"), (tables.PATIENTS,))
     with database.organization(organization_id) as connection:
-        derivations.write(connection, derivation, anew=True)
+        derivations.write(connection, derivation, force=True)
 
 
-def replace_active_patients(
-    database: Database, organization_id: str = ORGANIZATION, as_of: datetime = AS_OF, *, force: bool = False
-) -> None:
+def replace_active_patients(database: Database, organization_id: str = ORGANIZATION, as_of: datetime = AS_OF) -> None:
     """Write `active_patients` as the asset and its IO manager do."""
     parameters = {"as_of": as_of, "activity_window": ACTIVITY_WINDOW, "count_no_shows": True}
-    inputs = (tables.PATIENTS, tables.APPOINTMENTS, tables.ATTENDEES, tables.CONTACT_MAPPING)
-    table = tables.ACTIVE_PATIENTS
-    derivation = Derivation(table, sql(table.name), inputs, parameters, tables.CURRENT_ATTENDANCES)
     with database.organization(organization_id) as connection:
-        derivations.write(connection, derivation, anew=force)
+        replace_by_query(connection, tables.ACTIVE_PATIENTS, sql("active_patients"), parameters)
 
 
 BY_HAND_TABLE = """

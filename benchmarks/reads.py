@@ -111,7 +111,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
             clinic = Clinic(patients, 4 * patients, organization_id=organization_id, days_ago=59, days=62)
             execute(database, *clinic.statements(), CREDENTIALS.format(organization_id))
             replace_mapping(database, organization_id)
-            replace_active_patients(database, organization_id, AS_OF, force=True)
+            replace_active_patients(database, organization_id, AS_OF)
         vacuum(database)
         pages = _measure_pages(database)
         seen, syncs = _measure_readers(server, database, options.readers, options.seconds)
@@ -228,7 +228,7 @@ def _sync_repeatedly(database: Database, seconds: float) -> int:
         count < MIN_SYNCS and passed < seconds + MAX_EXTRA_SECONDS
     ):
         count += 1
-        replace_active_patients(database, ORGANIZATION, AS_OF + timedelta(minutes=count), force=True)
+        replace_active_patients(database, ORGANIZATION, AS_OF + timedelta(minutes=count))
     return count
 
 

@@ -151,8 +151,6 @@ def _measure_active_patients(server: Server, options: argparse.Namespace) -> Gen
             yield Row(name, taken, _count(database, BY_HAND_ROWS))
         yield _measure_again(server, database, options.rounds, "ours again, one appointment changed")
         yield _measure_again(server, database, options.rounds, "ours again, a minute later", timedelta(minutes=1))
-        yield _measure_again(server, database, options.rounds, "nothing changed, the first time", syncs_since=1)
-        yield _measure_again(server, database, options.rounds, "nothing changed, the second time", syncs_since=2)
     classes = round(options.appointments * CLASS_SHARE)
     progress(f"Making a clinic with {classes:,} classes")
     with _clinic(server, Clinic(options.patients, options.appointments, classes).statements()) as database:
@@ -167,17 +165,13 @@ def _measure_active_patients(server: Server, options: argparse.Namespace) -> Gen
         yield Row("ours, a tenth of them classes of six", taken, _count(database, OURS_TABLE))
 
 
-def _measure_again(
-    server: Server, database: Database, rounds: int, name: str, later: timedelta = timedelta(), *, syncs_since: int = 0
-) -> Row:
-    """Measure a table that exists, with an instant `later` than before, `syncs_since` syncs after the last change."""
+def _measure_again(server: Server, database: Database, rounds: int, name: str, later: timedelta = timedelta()) -> Row:
+    """Measure a table that exists, with an instant `later` than before."""
     taken: list[Taken] = []
     for number in range(rounds):
         replace = partial(replace_active_patients, database, as_of=AS_OF + later * (number + 1))
         _change(database)
-        for _ in range(syncs_since):
-            replace()
-        vacuum(database, OURS_TABLE, "cliniko.current_attendances")
+        vacuum(database, OURS_TABLE)
         taken.append(_timed(server, database, f"{name}, round {number + 1}", replace))
     return Row(name, taken, _count(database, OURS_TABLE))
 

@@ -36,7 +36,7 @@ from cliniko_pipeline.orchestration.values import (
     TableQuery,
     TableReference,
 )
-from cliniko_pipeline.orchestration.whole_runs import does_all_anew, is_full, is_whole_sync
+from cliniko_pipeline.orchestration.whole_runs import is_forced, is_full, is_whole_sync
 from cliniko_pipeline.postgres import crawls, derivations, scheduling, sync_runs
 from cliniko_pipeline.postgres.check_results import CheckResult, note_checks
 from cliniko_pipeline.postgres.derivations import Derivation
@@ -95,13 +95,13 @@ class PostgresIOManager(dg.IOManager):
         Raises Failure, one line, without retries where the error is permanent.
         """
         organization_id = _organization_of(context)
-        anew = does_all_anew(context.step_context.job_def, context.step_context.run_config)
+        force = is_forced(context.step_context.job_def, context.step_context.run_config)
         with self._recorded(context, organization_id) as result:
             match obj:
                 case RecordStream():
                     self._write_stream(organization_id, obj, result)
                 case TableQuery():
-                    self._write_query(organization_id, obj, result, anew=anew)
+                    self._write_query(organization_id, obj, result, force=force)
                 case _ if _is_data_frame(obj):
                     from cliniko_pipeline.postgres import frames  # noqa: PLC0415 (see _is_data_frame)
 
@@ -114,7 +114,7 @@ class PostgresIOManager(dg.IOManager):
                         f"The asset {context.asset_key.to_user_string()} returned a {type(obj).__name__}: the IO"
                         " manager writes a RecordStream, a TableQuery or a pandas DataFrame."
                     )
-            metadata = self._metadata(organization_id, context.asset_key, result, anew=anew)
+            metadata = self._metadata(organization_id, context.asset_key, result, force=force)
             context.add_output_metadata(metadata)  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
 
     def load_input(self, context: dg.InputContext) -> "pd.DataFrame | TableReference":
@@ -139,7 +139,7 @@ class PostgresIOManager(dg.IOManager):
         finally:
             result.cost = stream.cost()
 
-    def _write_query(self, organization_id: str, query: TableQuery, result: _Result, *, anew: bool) -> None:
+    def _write_query(self, organization_id: str, query: TableQuery, result: _Result, *, force: bool) -> None:
         text = sql(query.query)
         with self._database.organization(organization_id) as connection:
             crawls.require_complete(connection, query.requires)
@@ -147,14 +147,15 @@ class PostgresIOManager(dg.IOManager):
             if not query.inputs:
                 result.written = replace_by_query(connection, query.table, text, parameters, query.inspect)
                 return
-            derivation = Derivation(query.table, text, query.inputs, parameters, query.through, query.inspect)
-            result.written, result.is_computed = derivations.write(connection, derivation, anew=anew)
+            derivation = Derivation(query.table, text, query.inputs, parameters, query.inspect)
+            written = derivations.write(connection, derivation, force=force)
+            result.written, result.is_computed = written or Written(), written is not None
 
-    def _metadata(self, organization_id: str, key: dg.AssetKey, result: _Result, *, anew: bool) -> Mapping[str, Any]:
+    def _metadata(self, organization_id: str, key: dg.AssetKey, result: _Result, *, force: bool) -> Mapping[str, Any]:
         schema, table = _schema_and_table(key)
         with self._database.organization(organization_id) as connection:
-            result.rows = derivations.row_count(connection, schema, table, anew=anew)
-            plotted = numbers(connection, schema, table, anew=anew)
+            result.rows = derivations.row_count(connection, schema, table, force=force)
+            plotted = numbers(connection, schema, table, force=force)
             wrong = problems(connection, schema, table)
         metadata: dict[str, Any] = {
             "dagster/row_count": result.rows,

@@ -14,11 +14,11 @@ def column_schema(*columns: tuple[str, str, str]) -> dg.TableSchema:
     )
 
 
-def numbers(connection: Connection, schema: str, table: str, *, anew: bool = True) -> dict[str, int]:
+def numbers(connection: Connection, schema: str, table: str, *, force: bool = True) -> dict[str, int]:
     """What the UI plots of a table over time, besides its size."""
     match schema, table:
         case "cliniko", "contact_mapping":
-            counts, _ = mapping_counts(connection, anew=anew)
+            counts, _ = mapping_counts(connection, force=force)
             return {"matched": counts.matched, "ambiguous": counts.ambiguous, "unmatched": counts.unmatched}
         case _:
             return {}

@@ -90,9 +90,8 @@ class TableQuery:
     `parameters` are asked for when the query is run, so that what is wrong with them is noted like any other failure.
     `requires` names the resources whose last reading must be complete, for the query to be run at all.
     `inputs` are the tables that it reads besides the contacts: where they are given, an incremental sync computes
-    nothing again that would come out the same. `through` keeps what does not depend on how late it is (see
-    derivations). `inspect` is called when the computed rows stand in the staging table: it raises where they must not
-    replace the stored ones.
+    nothing again that would come out the same (see derivations). `inspect` is called when the computed rows stand in
+    the staging table: it raises where they must not replace the stored ones.
     """
 
     table: Table
@@ -100,7 +99,6 @@ class TableQuery:
     parameters: Callable[[], Mapping[str, object]] = dict[str, object]
     requires: tuple[str, ...] = ()
     inputs: tuple[Table, ...] = ()
-    through: Table | None = None
     inspect: Callable[[Connection], None] | None = None
 
 

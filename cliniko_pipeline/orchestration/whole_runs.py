@@ -15,7 +15,7 @@ def is_whole_sync(job: dg.JobDefinition) -> bool:
     return {key.to_user_string() for key in job.asset_layer.selected_asset_keys} >= WHOLE_SYNC
 
 
-def does_all_anew(job: dg.JobDefinition, run_config: Mapping[str, Any]) -> bool:
+def is_forced(job: dg.JobDefinition, run_config: Mapping[str, Any]) -> bool:
     """Whether nothing may be taken over from earlier runs: a full sync is one, and so is what an operator launches by
     itself, for whom it may be the way to mend something.
     """

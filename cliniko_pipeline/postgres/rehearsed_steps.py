@@ -33,9 +33,7 @@ from cliniko_pipeline.postgres.tables import (
     APPOINTMENT_TYPES,
     APPOINTMENTS,
     ATTENDEES,
-    COMPUTED_FROM,
     CONTACT_MAPPING,
-    CURRENT_ATTENDANCES,
     PATIENTS,
     PRACTITIONERS,
     RECONCILED,
@@ -137,10 +135,7 @@ _RECORDS: dict[str, tuple[Table, tuple[object, ...], tuple[object, ...]]] = {
     ),
     "attendees": (ATTENDEES, _row(ATTENDEES, booking_id="2"), _row(ATTENDEES, booking_id="2", arrived=True)),
 }
-_COMPUTED = (
-    (CONTACT_MAPPING, _row(CONTACT_MAPPING), _row(CONTACT_MAPPING, method="name")),
-    (CURRENT_ATTENDANCES, _row(CURRENT_ATTENDANCES), _row(CURRENT_ATTENDANCES, attendances=2)),
-)
+_COMPUTED = ((CONTACT_MAPPING, _row(CONTACT_MAPPING), _row(CONTACT_MAPPING, method="name")),)
 
 
 def organization_steps() -> list[Step]:
@@ -150,7 +145,7 @@ def organization_steps() -> list[Step]:
         *(Step(f"write {_RECORDS[each][0].name} ({each})", partial(_read, each)) for each in _RECORDS),
         *(Step(f"replace {table.name}", partial(_replace, table, *rows)) for table, *rows in _COMPUTED),
         Step("read the contacts of an organization", _read_contacts),
-        Step("map contacts", partial(_compute, CONTACT_MAPPING, {})),
+        Step("map contacts", _compute_contact_mapping),
         Step("compute active_patients", _compute_active_patients),
         Step("check its work", _check),
         Step("tell the state of an organization", sync_runs.organization_status),
@@ -207,16 +202,15 @@ def _read_contacts(connection: Connection) -> None:
     connection.execute(sa.text("select cliniko.contacts_fingerprint()"))
 
 
-def _compute(table: Table, parameters: dict[str, object], connection: Connection, through: Table | None = None) -> None:
+def _compute_contact_mapping(connection: Connection) -> None:
     crawls.require_complete(connection, list(_RECORDS))
-    derivation = Derivation(table, sql(table.name), COMPUTED_FROM[table], parameters, through)
-    derivations.write(connection, derivation, anew=False)
+    derivation = Derivation(CONTACT_MAPPING, sql("contact_mapping"), (PATIENTS,))
+    derivations.write(connection, derivation, force=True)
 
 
 def _compute_active_patients(connection: Connection) -> None:
-    parameters = _parameters()
-    for _ in range(2):  # the second time by way of what is kept
-        _compute(ACTIVE_PATIENTS, parameters, connection, CURRENT_ATTENDANCES)
+    crawls.require_complete(connection, list(_RECORDS))
+    replace_by_query(connection, ACTIVE_PATIENTS, sql("active_patients"), _parameters())
 
 
 def _parameters() -> dict[str, object]:
@@ -225,9 +219,8 @@ def _parameters() -> dict[str, object]:
 
 def _check(connection: Connection) -> None:
     claims.rejected_counts(connection)
-    claims.mapping_counts(connection, anew=False)
-    claims.recount_active_patients(connection, _parameters(), anew=False)
-    claims.recount_attendances(connection, _parameters())
+    claims.mapping_counts(connection, force=False)
+    claims.recount_active_patients(connection, _parameters())
     for table in (PATIENTS, APPOINTMENTS, CONTACT_MAPPING, ACTIVE_PATIENTS):
         derivations.row_count(connection, table.schema, table.name)
 

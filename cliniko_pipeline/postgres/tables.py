@@ -142,22 +142,6 @@ ACTIVE_PATIENTS = Table(
     arrays=("recent_appointments", "upcoming_appointments"),
 )
 
-CURRENT_ATTENDANCES = Table(
-    "cliniko",
-    "current_attendances",
-    key=("person_id", "kind", "id"),
-    columns=(
-        "contact_id",
-        "starts_at",
-        "ends_at",
-        "appointment_type_id",
-        "practitioner_id",
-        "did_not_arrive",
-        "attendances",
-    ),
-    stamps=("computed_at",),
-)
-
 WRITTEN = (
     PATIENTS,
     APPOINTMENTS,
@@ -165,19 +149,12 @@ WRITTEN = (
     APPOINTMENT_TYPES,
     PRACTITIONERS,
     CONTACT_MAPPING,
-    CURRENT_ATTENDANCES,
     ACTIVE_PATIENTS,
 )
 """The tables that merges write."""
 
-WATCHED = (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING, CURRENT_ATTENDANCES)
+WATCHED = (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING)
 """The tables of which every change is noted (`cliniko.table_states`), so that nothing is computed again in vain."""
-
-COMPUTED_FROM: dict[Table, tuple[Table, ...]] = {
-    CONTACT_MAPPING: (PATIENTS,),
-    ACTIVE_PATIENTS: (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING),
-}
-"""The tables that queries compute (`sql/<name>.sql`), and those they read besides the contacts."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ import sqlalchemy as sa
 from cliniko_pipeline.postgres import derivations
 from cliniko_pipeline.postgres.derivations import Derivation
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.merge import upsert
+from cliniko_pipeline.postgres.merge import replace_by_query, upsert
 from cliniko_pipeline.postgres.tables import (
     ACTIVE_PATIENTS,
     APPOINTMENTS,
     ATTENDEES,
     CONTACT_MAPPING,
-    CURRENT_ATTENDANCES,
     PATIENTS,
     WATCHED,
     Table,
@@ -41,22 +40,20 @@ class DerivedClinic:
         return {"as_of": self.as_of, "activity_window": self.window, "count_no_shows": self.count_no_shows}
 
     def mapping(self) -> Derivation:
-        return Derivation(CONTACT_MAPPING, sql("contact_mapping"), (PATIENTS,), {})
+        return Derivation(CONTACT_MAPPING, sql("contact_mapping"), (PATIENTS,))
 
-    def active(self) -> Derivation:
-        inputs = (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING)
-        return Derivation(ACTIVE_PATIENTS, sql("active_patients"), inputs, self.parameters, CURRENT_ATTENDANCES)
-
-    def derive(self, derivation: Derivation, *, full: bool = False) -> bool:
-        """Return whether it was computed."""
+    def derive(self, *, full: bool = False) -> bool:
+        """Return whether the mapping was computed."""
         with self.database.organization(self.id) as connection:
-            return derivations.write(connection, derivation, anew=full)[1]
+            return derivations.write(connection, self.mapping(), force=full) is not None
 
-    def sync(self, *, full: bool = False) -> list[bool]:
-        """Return whether the mapping and whether the attendances were computed; check what is stored."""
-        computed = [self.derive(self.mapping(), full=full), self.derive(self.active(), full=full)]
+    def sync(self, *, full: bool = False) -> bool:
+        """Return whether the mapping was computed; check what is stored."""
+        is_computed = self.derive(full=full)
+        with self.database.organization(self.id) as connection:
+            replace_by_query(connection, ACTIVE_PATIENTS, sql("active_patients"), self.parameters)
         self.check()
-        return computed
+        return is_computed
 
     def check(self) -> None:
         """Both tables hold exactly what their queries compute, and the kept row counts are right."""

@@ -9,7 +9,7 @@ from cliniko_pipeline.postgres.tables import TENANT_TABLES
 
 SHARED_ROLE = "cliniko_organization"
 FIRST_VERSION = "0001"
-_LATER_TABLES = ("crawled_ids", "table_states", 'current_attendances"')
+_LATER_TABLES = ("crawled_ids", "table_states")
 
 
 def migrate_with_shared_role(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ BOOKKEEPING = {
     "cliniko.rejected_records": ("rejected_at", "position"),
 }
 
-KEPT = frozenset({"cliniko.current_attendances", "cliniko.table_states"})
+KEPT = frozenset({"cliniko.table_states"})
 """What syncs keep for later ones: how much of it depends on how many there were in which nothing had changed."""
 
 Table = list[dict[str, Any]]

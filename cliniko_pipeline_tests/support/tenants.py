@@ -29,10 +29,6 @@ SAMPLES: dict[str, dict[str, str]] = {
     "cliniko.crawls": {"resource": "'resource{n}'", "started_at": "now()"},
     "cliniko.crawled_ids": {"resource": "'resource{n}'", "id": "'{n}'"},
     "cliniko.rejected_records": {"resource": "'resource{n}'", "position": "{n}", "reason": "'unreadable'"},
-    '"cliniko"."current_attendances"': {
-        "person_id": "'{n}'", "kind": "'individual'", "id": "'{n}'", "starts_at": "now()", "did_not_arrive": "false",
-        "contact_id": "'00000000-0000-0000-0000-00000000000{n}'", "attendances": "1",
-    },
     "cliniko.sync_runs": {"run_id": "'run{n}'", "planned": "array['a']", "status": "'running'"},
     # Last, since writes to the other tables add rows here.
     "cliniko.table_states": {"name": "'table{n}'"},

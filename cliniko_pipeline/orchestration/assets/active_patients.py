@@ -15,7 +15,7 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import TableQuery
 from cliniko_pipeline.postgres import lost_matches
-from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, COMPUTED_FROM, CURRENT_ATTENDANCES
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
 from cliniko_pipeline.runtime import Runtime
 
 
@@ -81,7 +81,5 @@ def active_patients(
         "active_patients",
         parameters,
         requires,
-        inputs=COMPUTED_FROM[ACTIVE_PATIENTS],
-        through=CURRENT_ATTENDANCES,
         inspect=inspect,
     )

@@ -11,7 +11,7 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.table_metadata import column_schema
 from cliniko_pipeline.orchestration.values import TableQuery
 from cliniko_pipeline.postgres import lost_matches
-from cliniko_pipeline.postgres.tables import COMPUTED_FROM, CONTACT_MAPPING
+from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
 from cliniko_pipeline.runtime import Runtime
 
 
@@ -62,6 +62,6 @@ def contact_mapping(
         CONTACT_MAPPING,
         "contact_mapping",
         requires=("patients", *(each.resource.name for each in APPOINTMENT_SOURCES)),
-        inputs=COMPUTED_FROM[CONTACT_MAPPING],
+        inputs=(PATIENTS,),
         inspect=None if config.accept_unmatched else inspect,
     )

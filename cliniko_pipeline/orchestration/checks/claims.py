@@ -1,6 +1,6 @@
 """Claims about what is stored, looked at after every sync."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,7 +25,7 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.schedule_settings import default_schedule
 from cliniko_pipeline.orchestration.sync_plans import freshness
 from cliniko_pipeline.orchestration.values import MATCHES_ARE_KEPT
-from cliniko_pipeline.orchestration.whole_runs import does_all_anew
+from cliniko_pipeline.orchestration.whole_runs import is_forced
 from cliniko_pipeline.postgres import claims, scheduling, sync_runs
 from cliniko_pipeline.postgres.scheduling import Scheduling
 from cliniko_pipeline.runtime import Runtime
@@ -41,20 +41,20 @@ class Finding:
 
     holds: bool
     remark: str
-    numbers: dict[str, int | float]
+    numbers: Mapping[str, int | float]
 
 
 @dataclass(frozen=True)
 class Look:
     """What a claim is looked at with: a transaction in the context of the organization, and what was asked for. Unless
-    all is looked at `anew`, what was found earlier of the same rows counts.
+    with `force`, what was found earlier of the same rows counts.
     """
 
     connection: Connection
     runtime: Runtime
     organization_id: str
     as_of: datetime
-    anew: bool
+    force: bool
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,21 @@ def _nothing_rejected(resources: Iterable[str]) -> Callable[[Look], Finding]:
 
 
 def _no_contact_twice(at: Look) -> Finding:
-    counts, is_kept = claims.mapping_counts(at.connection, anew=at.anew)
+    counts, is_kept = claims.mapping_counts(at.connection, force=at.force)
     twice = counts.contacts_used_twice
     told = f"{twice} contacts stand for more than one person." if twice else "Each contact stands for one person."
     return Finding(not twice, told, {"contacts_used_twice": twice, UNCHANGED: is_kept})
 
 
 def _matches_kept(at: Look) -> Finding:
-    found, is_kept = claims.kept_matches(at.connection, anew=at.anew)
+    found, is_kept = claims.kept_matches(at.connection, force=at.force)
     told = f"{found.lost} of {found.matched} matched contacts are no longer there."
     holds = not found.is_suspicious(at.runtime.settings.lost_matches_share_limit)
     return Finding(holds, told, {"matched": found.matched, "lost": found.lost, UNCHANGED: is_kept})
 
 
 def _unmatched_share(at: Look) -> Finding:
-    counts, is_kept = claims.mapping_counts(at.connection, anew=at.anew)
+    counts, is_kept = claims.mapping_counts(at.connection, force=at.force)
     share, limit = counts.unmatched_share, at.runtime.settings.unmatched_share_limit
     told = (
         f"{counts.current_unmatched} of {counts.current_people} current people have no contact"
@@ -121,21 +121,14 @@ def _stored_once(at: Look) -> Finding:
         "activity_window": timedelta(days=settings.activity_window_days),
         "count_no_shows": settings.count_no_shows,
     }
-    found, is_kept = claims.recount_active_patients(at.connection, parameters, anew=at.anew)
-    kept = claims.recount_attendances(at.connection, parameters) if at.anew and found.agrees else None
-    if kept is not None and (kept.missing or kept.surplus):
-        told = (
-            f"Of the attendances that later syncs count {kept.surplus} should not be kept, and {kept.missing} are"
-            " missing."
-        )
-        return Finding(False, told, {"missing": kept.missing, "surplus": kept.surplus, "twice": 0})
+    found = claims.recount_active_patients(at.connection, parameters)
     told = (
         f"{found.stored} rows, as a second reckoning has it."
         if found.agrees
         else f"Of {found.stored} rows {found.surplus} should not be there and {found.twice} stand there twice;"
         f" {found.missing} are missing."
     )
-    numbers = {"missing": found.missing, "surplus": found.surplus, "twice": found.twice, UNCHANGED: is_kept}
+    numbers = {"missing": found.missing, "surplus": found.surplus, "twice": found.twice}
     return Finding(found.agrees, told, numbers)
 
 
@@ -233,8 +226,8 @@ def _checks(name: str, of: tuple[Claim, ...]) -> dg.AssetChecksDefinition:
             organization_id = organization_of(context)
             selected = [by_key[key] for key in sorted(context.selected_asset_check_keys)]
             with runtime.database.organization(organization_id) as connection:
-                anew = does_all_anew(context.job_def, context.run.run_config)
-                at = Look(connection, runtime, organization_id, _as_of(context, runtime), anew)
+                force = is_forced(context.job_def, context.run.run_config)
+                at = Look(connection, runtime, organization_id, _as_of(context, runtime), force)
                 found = [(claim, claim.look(at)) for claim in selected]
                 _note_blocked(connection, context, found)
             results = [_result(claim, finding) for claim, finding in found]

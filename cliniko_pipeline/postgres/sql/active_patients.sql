@@ -115,13 +115,17 @@ earlier as (
     group by person_id
 ),
 
--- What the attendances come to (derivations.py parts the query here). -----------------------------------------------
--- What was current for an earlier instant may be neither recent nor upcoming by now, and is counted all the same.
 attendance as (
     select
-        judged.*,
-        judged.starts_at > :as_of as is_upcoming,
-        judged.starts_at between cast(:as_of as timestamptz) - :activity_window and :as_of as is_recent
+        judged.person_id,
+        judged.kind,
+        judged.id,
+        judged.starts_at,
+        judged.ends_at,
+        judged.appointment_type_id,
+        judged.practitioner_id,
+        judged.did_not_arrive,
+        judged.starts_at > :as_of as is_upcoming
     from (
         select
             person_id,
@@ -138,17 +142,17 @@ attendance as (
     where :count_no_shows or not judged.did_not_arrive
 ),
 
--- Only who has a recent one is active. That is later than all that is earlier.
+-- A person with a recent attendance is active. Every earlier attendance is before it.
 counted as (
     select
         person_id,
-        count(*) filter (where is_recent) as recent,
+        count(*) filter (where not is_upcoming) as recent,
         count(*) filter (where is_upcoming) as upcoming,
         count(*) as total,
         max(starts_at) filter (where not is_upcoming) as last_starts_at
     from attendance
     group by person_id
-    having count(*) filter (where is_recent) >= 1
+    having count(*) filter (where not is_upcoming) >= 1
 ),
 
 described as (
@@ -158,7 +162,6 @@ described as (
         attendance.id,
         attendance.kind,
         attendance.is_upcoming,
-        attendance.is_recent,
         jsonb_build_object(
             'id', attendance.id,
             'kind', attendance.kind,
@@ -171,14 +174,13 @@ described as (
     from attendance
     left join cliniko.appointment_types as appointment_type on appointment_type.id = attendance.appointment_type_id
     left join cliniko.practitioners as practitioner on practitioner.id = attendance.practitioner_id
-    where (attendance.is_upcoming or attendance.is_recent)
-        and attendance.person_id in (select counted.person_id from counted)
+    where attendance.person_id in (select counted.person_id from counted)
 ),
 
 listed as (
     select
         person_id,
-        jsonb_agg(details order by starts_at desc, length(id), id, kind desc) filter (where is_recent)
+        jsonb_agg(details order by starts_at desc, length(id), id, kind desc) filter (where not is_upcoming)
             as recent_appointments,
         jsonb_agg(details order by starts_at, length(id), id, kind desc) filter (where is_upcoming)
             as upcoming_appointments
