@@ -252,7 +252,13 @@ def sync_during_changes(world: World, clinic: Clinic, organization: ImportedOrga
 
 
 @pytest.mark.parametrize(
-    "refused", [(), (SORT,), (SORT, FILTER)], ids=["accepted", "sorting refused", "sorting and filtering refused"]
+    "refused",
+    [
+        # In order of ids nothing has to be read again: test_unstable_order.py has that in the quick tier.
+        pytest.param((), id="accepted", marks=pytest.mark.slow),
+        pytest.param((SORT,), id="sorting refused"),
+        pytest.param((SORT, FILTER), id="sorting and filtering refused"),
+    ],
 )
 @given(clinic=clinics)
 @example(CHANGING)
