@@ -220,6 +220,8 @@ def test_owner_of_a_created_table_sees_no_rows_without_a_context(owner_database:
     assert len(values(owner_database)) == 2
     with owner_database.operator() as connection:
         assert connection.execute(sa.text("select count(*) from clinic.reports")).scalar_one() == 0
+        # Other tests have users of this database who may not use it.
+        connection.execute(sa.text("drop schema clinic cascade"))
 
 
 def test_first_writes_of_many_organizations_at_once_succeed(database: Database) -> None:
