@@ -13,10 +13,11 @@ announce the same number of entries. That alone does not tell that nothing has v
 the entries a moment before or after it selects them. So what was read while others were on their way is held back until
 a page that was asked for after all that announces the same number, too; otherwise it is read again.
 
-That holds as long as nothing comes into the list, so all pages but the first are bounded: only what is older than the
-second in which the first was answered. The list of that very second, and of as long after it as a clock that was set
-back may have stamped in, is read last, where the numbers show that there may be one. A server whose clock goes back
-can still add to the older ones; then the list is found longer, and as many pages as that can have moved are read again.
+That holds as long as nothing comes into the list, so all pages but the first are bounded: only what is two minutes
+older than the first answer, since a clock that is set back may stamp earlier than that. What is newer, and what was
+stamped as long after it, is read last, where the numbers show that there may be any. A server whose clock goes back
+further can still add to the older ones; then the list is found longer, and as many pages as that can have moved are
+read again, unless as much vanished from it between the same two requests.
 """
 
 import re
@@ -178,13 +179,13 @@ class Listing(Generic[RecordT]):
         return f"{self.api_url}/{self.resource.path or self.resource.name}"
 
     def before(self, horizon: datetime) -> "Listing[RecordT]":
-        """Return the part to which nothing is added any more, since its time is over."""
+        """Return the part that was stamped before the horizon."""
         return replace(self, bounds=(f"{self._field}:<{_second(horizon)}",))
 
     def newest(self, horizon: datetime) -> "Listing[RecordT]":
-        """Return the part of the horizon's own second, and of what is stamped later although it is there already."""
-        latest = _second(horizon + FURTHEST_AHEAD)
-        return replace(self, bounds=(f"{self._field}:>={_second(horizon)}", f"{self._field}:<={latest}"))
+        """Return the part to which something may be added, and what is stamped later although it is there already."""
+        earliest, latest = _second(horizon - FURTHEST_AHEAD), _second(horizon + FURTHEST_AHEAD)
+        return replace(self, bounds=(f"{self._field}:>={earliest}", f"{self._field}:<={latest}"))
 
     def of_second(self, second: datetime) -> "Listing[RecordT]":
         """Return the part that was created in this second, whose fractions Cliniko may know."""
@@ -229,8 +230,8 @@ def crawl_pages(
 
     Every record that is in the list at the beginning, and neither vanishes nor changes meanwhile, is yielded, some of
     them twice. That costs a request for each page, and where the list was found shorter (something vanished, or came in
-    the very second of the beginning, or is stamped later) one for the first page again and one for each page of that
-    second and the two minutes after it.
+    the two minutes before the beginning, or is stamped later) one for the first page again and one for each page of
+    those two minutes and the two after them.
 
     `begin` gets an address and the page's number. `ask_small` is asked for the parts of a page for which it raised
     ClinikoUnavailableError; a record for which that raises it, too, is rejected, if the list is answered otherwise.
@@ -277,7 +278,8 @@ def _rest(
         begins_at = min(begins_at + 1, max(1, _pages(expected)))
     number = _pages(expected) - begins_at + 1
     left: Position | None = position
-    older = listing if horizon is None else listing.before(horizon)
+    # To which nothing is added any more: its time is over by any clock of the server.
+    older = listing if horizon is None else listing.before(horizon - FURTHEST_AHEAD)
     for step in _backwards(older, requests, begins_at, expected, first_again=first_again):
         expected = step.expected
         for again in _missed(older, requests, boundaries, step):

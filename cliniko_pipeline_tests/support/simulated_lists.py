@@ -18,7 +18,7 @@ from cliniko_pipeline.errors import FieldRefusedError
 
 API = "https://api.au4.cliniko.com/v1"
 EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
-START = 100
+START = 1000
 PAGE = 4
 MOST_REQUESTS = 1000
 
