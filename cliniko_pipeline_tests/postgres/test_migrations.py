@@ -124,14 +124,14 @@ def test_migration_gives_up_on_a_table_in_use(application: Database, monkeypatch
 
 
 def test_migration_waits_longer_for_another_migration(application: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "TABLE_LOCK_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(schema, "TABLE_LOCK_TIMEOUT_SECONDS", 1)
     with ThreadPoolExecutor(1) as thread:
         with application.operator() as connection:
             key = {"key": engine.advisory_key("cliniko_pipeline.migrate")}
             connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), key)
             second = thread.submit(schema.migrate, application)
             with pytest.raises(TimeoutError):
-                second.result(0.3)
+                second.result(1.5)
         assert second.result(60).changed
 
 
