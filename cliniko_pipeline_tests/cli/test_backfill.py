@@ -80,6 +80,7 @@ def test_backfill_is_launched_for_the_chosen_assets(
     assert all(isinstance(request, dg.AddDynamicPartitionsRequest) for request in requested)
 
 
+@pytest.mark.slow
 def test_followed_backfill_ends_when_the_daemon_does(
     command: CommandLine, clinics: Clinics, instance: dg.DagsterInstance
 ) -> None:

@@ -148,8 +148,8 @@ def test_deletion_repeats_at_most_the_pages_in_flight(account, changes, order):
     outcome = crawl(account, None, changes, order=order)
     assert required(outcome, account, None) <= outcome.yielded
     deletions = sum(any(change[0] == "delete" for change in each) for each in changes)
-    # The pages in flight, and those that were held back.
-    assert outcome.requests <= pages_of(outcome) + 2 + deletions * 2 * order.at_once
+    # For each deletion the pages in flight, those that were held back, and the page itself.
+    assert outcome.requests <= pages_of(outcome) + 2 + deletions * (2 * order.at_once + 1)
 
 
 def of_one_second(number: int) -> Account:
