@@ -24,11 +24,11 @@ from benchmarks.processes import spawned, wait_until
 from benchmarks.reporting import Benchmark, Report, Target, progress, table
 from cliniko_pipeline.cliniko import GROUP_APPOINTMENTS, INDIVIDUAL_APPOINTMENTS, PATIENTS, ClinikoClient, Resource
 from cliniko_pipeline.cliniko.events import Event, Waiting
-from cliniko_pipeline.cliniko.throttle import digest_of
+from cliniko_pipeline.cliniko.exchange.throttle import digest_of
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.request_budgets import SharedRequestBudget
+from cliniko_pipeline.postgres.operator_tables.request_budgets import SharedRequestBudget
+from cliniko_pipeline.sandbox.accounts.generated import generated_account
 from cliniko_pipeline.sandbox.faults import Faults
-from cliniko_pipeline.sandbox.generated import generated_account
 from cliniko_pipeline.sandbox.server import running_sandbox
 
 REQUESTS_PER_MINUTE = 200

@@ -6,10 +6,11 @@ The same numbers always give the same rows.
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from cliniko_pipeline.postgres import derivations, tables
-from cliniko_pipeline.postgres.derivations import Derivation
+from cliniko_pipeline.postgres import tables
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.merge import replace_by_query
+from cliniko_pipeline.postgres.writing import derivations
+from cliniko_pipeline.postgres.writing.derivations import Derivation
+from cliniko_pipeline.postgres.writing.merge import replace_by_query
 
 ORGANIZATION = "clinic"
 AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
@@ -117,7 +118,7 @@ class Clinic:
 
 def replace_mapping(database: Database, organization_id: str = ORGANIZATION) -> None:
     """Write `contact_mapping` as the asset and its IO manager do."""
-    derivation = Derivation(tables.CONTACT_MAPPING, sql("contact_mapping"), (tables.PATIENTS,))
+    derivation = Derivation(tables.CONTACT_MAPPING, sql("transforms/contact_mapping"), (tables.PATIENTS,))
     with database.organization(organization_id) as connection:
         derivations.write(connection, derivation, force=True)
 
@@ -126,7 +127,7 @@ def replace_active_patients(database: Database, organization_id: str = ORGANIZAT
     """Write `active_patients` as the asset and its IO manager do."""
     parameters = {"as_of": as_of, "activity_window": ACTIVITY_WINDOW, "count_no_shows": True}
     with database.organization(organization_id) as connection:
-        replace_by_query(connection, tables.ACTIVE_PATIENTS, sql("active_patients"), parameters)
+        replace_by_query(connection, tables.ACTIVE_PATIENTS, sql("transforms/active_patients"), parameters)
 
 
 BY_HAND_TABLE = """

@@ -10,9 +10,9 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import schema
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 
 
 class Server:

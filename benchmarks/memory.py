@@ -19,10 +19,10 @@ from benchmarks.pipelines import add_organization, opened_pipeline
 from benchmarks.processes import descendants, peak_memory, started
 from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, progress, table
 from benchmarks.sandboxes import sandbox_process
-from cliniko_pipeline.postgres.sync_runs import organization_status
+from cliniko_pipeline.postgres.operator_tables.sync_runs import organization_status
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sandbox import wire
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.queries import read_query
 from cliniko_pipeline.sandbox.resources import RESOURCES
 from cliniko_pipeline.sandbox.server import Sandbox

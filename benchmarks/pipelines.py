@@ -14,7 +14,8 @@ from benchmarks.measuring import Stopwatch
 from benchmarks.reporting import BenchmarkError
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
-from cliniko_pipeline.postgres import organizations, schema
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 

@@ -33,9 +33,10 @@ from benchmarks.clinic_data import AS_OF, Clinic, replace_active_patients, repla
 from benchmarks.databases import Server, execute, libpq_url, running_server, vacuum
 from benchmarks.processes import free_port, is_listening, started, wait_until
 from benchmarks.reporting import Benchmark, Report, Target, progress, table
-from cliniko_pipeline.postgres import active_patients, api_tokens
-from cliniko_pipeline.postgres.active_patients import Filters, Order, Place
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.operator_tables import api_tokens
+from cliniko_pipeline.postgres.reads import active_patients
+from cliniko_pipeline.postgres.reads.active_patients import Filters, Order, Place
 
 OTHER_PATIENTS = 20_000
 PAGE = 100

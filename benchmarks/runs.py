@@ -41,9 +41,9 @@ from benchmarks.processes import (
 from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, progress, table
 from benchmarks.sandboxes import SandboxProcess, sandbox_process
 from cliniko_pipeline.definitions import build_definitions
-from cliniko_pipeline.orchestration.instance import instance_environment, open_instance
+from cliniko_pipeline.orchestration.instance.home import instance_environment, open_instance
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
-from cliniko_pipeline.orchestration.runs import run_sync
+from cliniko_pipeline.orchestration.runs.in_process import run_sync
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import JOB, SyncOptions
 

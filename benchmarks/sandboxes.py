@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection
 
 from benchmarks.processes import spawned
 from benchmarks.reporting import progress
-from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.generated import generated_account
+from cliniko_pipeline.sandbox.accounts.account import Account
+from cliniko_pipeline.sandbox.accounts.generated import generated_account
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
 
 Change = Callable[[Sandbox, Account], None]

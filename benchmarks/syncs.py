@@ -29,7 +29,7 @@ from benchmarks.sandboxes import SandboxProcess, sandbox_process
 from benchmarks.sync_charts import Bar, Chart, as_svg
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.tables import APPOINTMENTS, PATIENTS
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.server import Sandbox
 

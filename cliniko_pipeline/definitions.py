@@ -3,7 +3,7 @@
 import dagster as dg
 
 from cliniko_pipeline.orchestration.checks import CHECKS
-from cliniko_pipeline.orchestration.consoles import quiet_console
+from cliniko_pipeline.orchestration.instance.consoles import quiet_console
 from cliniko_pipeline.orchestration.io_managers import postgres_io_manager
 from cliniko_pipeline.orchestration.jobs import ASSETS, cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.resources import ProgressListener, cliniko_resource, runtime_resource

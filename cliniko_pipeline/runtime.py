@@ -11,16 +11,16 @@ from functools import cached_property
 
 from cliniko_pipeline.cliniko.client import DEFAULT_MAX_ATTEMPTS, ClinikoClient
 from cliniko_pipeline.cliniko.events import Event
+from cliniko_pipeline.cliniko.exchange.throttle import BudgetRegistry, RequestBudget
 from cliniko_pipeline.cliniko.shards import resolve_api_url
-from cliniko_pipeline.cliniko.throttle import BudgetRegistry, RequestBudget
 from cliniko_pipeline.clocks import MACHINE, ClockDifference, at
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 from cliniko_pipeline.errors import CredentialsError, in_organization
-from cliniko_pipeline.postgres import organizations
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.identity import require_own
-from cliniko_pipeline.postgres.request_budgets import SharedRequestBudget
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.postgres.operator_tables.request_budgets import SharedRequestBudget
+from cliniko_pipeline.postgres.schema.identity import require_own
+from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline.settings import Settings
 
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import is_hypothesis_test
 from sqlalchemy.engine import URL, make_url
 
-from cliniko_pipeline.postgres import schema
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics
 from cliniko_pipeline_tests.support.databases import administer, created_database
 from cliniko_pipeline_tests.support.environments import environment

@@ -10,11 +10,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cliniko_pipeline.api import active_patients, organizations, syncs, watching, webhooks
-from cliniko_pipeline.api.authentication import Gate
+from cliniko_pipeline.api import watching
 from cliniko_pipeline.api.dagster_runs import DagsterRuns
-from cliniko_pipeline.api.page_routes import page_router
+from cliniko_pipeline.api.gate import Gate
 from cliniko_pipeline.api.problems import answer_problems
+from cliniko_pipeline.api.routes import active_patients, organizations, syncs, webhooks
+from cliniko_pipeline.api.routes.page import page_router
 from cliniko_pipeline.runtime import Runtime
 
 DESCRIPTION = """

@@ -21,16 +21,17 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cliniko_pipeline.api.authentication import Administrator, Principal, RuntimeDependency
 from cliniko_pipeline.api.dagster_runs import DagsterRuns
+from cliniko_pipeline.api.gate import Administrator, Principal, RuntimeDependency
 from cliniko_pipeline.api.problems import documented
-from cliniko_pipeline.api.syncs import DagsterDependency
+from cliniko_pipeline.api.routes.syncs import DagsterDependency
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseUnavailableError
-from cliniko_pipeline.postgres import organizations, scheduling, schema, webhooks
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.organizations import Organization
-from cliniko_pipeline.postgres.scheduling import Scheduling
-from cliniko_pipeline.postgres.webhooks import PendingEvents
+from cliniko_pipeline.postgres.operator_tables import organizations, scheduling, webhooks
+from cliniko_pipeline.postgres.operator_tables.organizations import Organization
+from cliniko_pipeline.postgres.operator_tables.scheduling import Scheduling
+from cliniko_pipeline.postgres.operator_tables.webhooks import PendingEvents
+from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline.runtime import Runtime
 
 READINESS_SECONDS = 3

@@ -9,9 +9,9 @@ from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import output_console
 from cliniko_pipeline.cli.terminal import shown
 from cliniko_pipeline.errors import SettingsError
-from cliniko_pipeline.orchestration.channels import channels, require_known, send
-from cliniko_pipeline.orchestration.notices import TEST
-from cliniko_pipeline.postgres.alerts import Alert, Notice, open_alerts
+from cliniko_pipeline.orchestration.alerts.channels import channels, require_known, send
+from cliniko_pipeline.orchestration.alerts.messages import TEST
+from cliniko_pipeline.postgres.operator_tables.alerts import Alert, Notice, open_alerts
 
 
 @click.group()

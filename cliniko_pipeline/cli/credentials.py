@@ -8,8 +8,8 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.errors import CredentialsError
-from cliniko_pipeline.postgres import organizations as stored
-from cliniko_pipeline.postgres import webhooks
+from cliniko_pipeline.postgres.operator_tables import organizations as stored
+from cliniko_pipeline.postgres.operator_tables import webhooks
 
 
 @click.group()

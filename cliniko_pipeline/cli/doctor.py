@@ -13,16 +13,17 @@ from cliniko_pipeline.cli.status import statuses
 from cliniko_pipeline.cli.terminal import printable
 from cliniko_pipeline.clocks import ClockDifference
 from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError
-from cliniko_pipeline.postgres import contacts_filter, schema
-from cliniko_pipeline.postgres import organizations as stored
-from cliniko_pipeline.postgres.driver_errors import already_set_up
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.identity import require_own
-from cliniko_pipeline.postgres.rehearsal import require_rehearsed
-from cliniko_pipeline.postgres.stopped_instigators import stopped_problem
+from cliniko_pipeline.postgres.operator_tables import organizations as stored
+from cliniko_pipeline.postgres.operator_tables.stopped_instigators import stopped_problem
+from cliniko_pipeline.postgres.schema import contacts_filter
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.schema.identity import require_own
+from cliniko_pipeline.postgres.schema.rehearsal import require_rehearsed
+from cliniko_pipeline.postgres.server.driver_errors import already_set_up
+from cliniko_pipeline.problems import refused_fields
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
-from cliniko_pipeline.standings import refused_fields
 
 ASKED_AT_ONCE = 8
 """So many organizations' keys are checked at a time."""

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 import click
 
 from cliniko_pipeline.api.problems import MEANINGS
-from cliniko_pipeline.cliniko.refusals import WITHOUT_FILTER, WITHOUT_SORT
-from cliniko_pipeline.cliniko.retry import documented_rules
-from cliniko_pipeline.postgres.faults import CONNECTING, STATEMENTS, named
-from cliniko_pipeline.postgres.faults import Fault as DatabaseFault
+from cliniko_pipeline.cliniko.crawling.refusals import WITHOUT_FILTER, WITHOUT_SORT
+from cliniko_pipeline.cliniko.exchange.retry import documented_rules
+from cliniko_pipeline.postgres.server.faults import CONNECTING, STATEMENTS, named
+from cliniko_pipeline.postgres.server.faults import Fault as DatabaseFault
 
 _HEAD = """# Errors
 

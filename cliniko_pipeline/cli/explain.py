@@ -25,8 +25,9 @@ from cliniko_pipeline.cli.terminal import printable
 from cliniko_pipeline.cliniko import records
 from cliniko_pipeline.errors import ArgumentError, DataError
 from cliniko_pipeline.instants import parse_instant
-from cliniko_pipeline.postgres import explanations, organizations
-from cliniko_pipeline.postgres.explanations import (
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.postgres.reads import explanations
+from cliniko_pipeline.postgres.reads.explanations import (
     Attendance,
     Candidate,
     Explanation,

@@ -12,19 +12,19 @@ from cliniko_pipeline.errors import ClinikoPipelineError
 
 COMMANDS = {
     "alerts": "cliniko_pipeline.cli.alerts:alerts",
-    "api": "cliniko_pipeline.cli.api:api",
-    "backfill": "cliniko_pipeline.cli.backfill:backfill",
+    "api": "cliniko_pipeline.cli.services.api:api",
+    "backfill": "cliniko_pipeline.cli.runs.backfill:backfill",
     "credentials": "cliniko_pipeline.cli.credentials:credentials",
-    "demo": "cliniko_pipeline.cli.demo:demo",
+    "demo": "cliniko_pipeline.cli.services.demo:demo",
     "doctor": "cliniko_pipeline.cli.doctor:doctor",
     "explain": "cliniko_pipeline.cli.explain:explain",
     "migrate": "cliniko_pipeline.cli.migrate:migrate",
     "organizations": "cliniko_pipeline.cli.organizations:organizations",
-    "sandbox": "cliniko_pipeline.cli.sandbox:sandbox",
+    "sandbox": "cliniko_pipeline.cli.services.sandbox:sandbox",
     "status": "cliniko_pipeline.cli.status:status",
-    "sync": "cliniko_pipeline.cli.sync:sync",
+    "sync": "cliniko_pipeline.cli.runs.sync:sync",
     "tokens": "cliniko_pipeline.cli.tokens:tokens",
-    "ui": "cliniko_pipeline.cli.ui:ui",
+    "ui": "cliniko_pipeline.cli.services.ui:ui",
     "webhooks": "cliniko_pipeline.cli.webhooks:webhooks",
 }
 

@@ -2,11 +2,11 @@
 
 import click
 
-from cliniko_pipeline.postgres import schema
-from cliniko_pipeline.postgres.driver_errors import already_set_up
-from cliniko_pipeline.postgres.identity import copy_problem
-from cliniko_pipeline.postgres.rehearsal import require_rehearsed
-from cliniko_pipeline.postgres.schema import Migration
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.schema.identity import copy_problem
+from cliniko_pipeline.postgres.schema.rehearsal import require_rehearsed
+from cliniko_pipeline.postgres.schema.upgrade import Migration
+from cliniko_pipeline.postgres.server.driver_errors import already_set_up
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
 

@@ -13,10 +13,10 @@ from cliniko_pipeline.cli.terminal import printable, shown
 from cliniko_pipeline.cliniko.shards import resolve_api_url, shard_of
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.errors import CredentialsFormatError
-from cliniko_pipeline.postgres import organizations as stored
-from cliniko_pipeline.postgres import scheduling
-from cliniko_pipeline.postgres.rehearsal import rehearse_addition
-from cliniko_pipeline.postgres.scheduling import Scheduling
+from cliniko_pipeline.postgres.operator_tables import organizations as stored
+from cliniko_pipeline.postgres.operator_tables import scheduling
+from cliniko_pipeline.postgres.operator_tables.scheduling import Scheduling
+from cliniko_pipeline.postgres.schema.rehearsal import rehearse_addition
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.settings import time_of_day
 from cliniko_pipeline.time_zones import iana_name

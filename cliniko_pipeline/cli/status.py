@@ -11,13 +11,13 @@ from rich.table import Table
 
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.terminal import shown
-from cliniko_pipeline.postgres import organizations as stored
-from cliniko_pipeline.postgres.identity import copy_problem
-from cliniko_pipeline.postgres.organizations import Organization
-from cliniko_pipeline.postgres.stopped_instigators import stopped_problem
-from cliniko_pipeline.postgres.sync_runs import OrganizationStatus, organization_status
+from cliniko_pipeline.postgres.operator_tables import organizations as stored
+from cliniko_pipeline.postgres.operator_tables.organizations import Organization
+from cliniko_pipeline.postgres.operator_tables.stopped_instigators import stopped_problem
+from cliniko_pipeline.postgres.operator_tables.sync_runs import OrganizationStatus, organization_status
+from cliniko_pipeline.postgres.schema.identity import copy_problem
+from cliniko_pipeline.problems import problems
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.standings import problems
 
 UNLIMITED_WIDTH = 2000
 

@@ -9,9 +9,9 @@ from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import output_console
 from cliniko_pipeline.cli.terminal import shown
 from cliniko_pipeline.errors import ArgumentError
-from cliniko_pipeline.postgres import api_tokens
-from cliniko_pipeline.postgres import organizations as stored
-from cliniko_pipeline.postgres.api_tokens import ApiToken
+from cliniko_pipeline.postgres.operator_tables import api_tokens
+from cliniko_pipeline.postgres.operator_tables import organizations as stored
+from cliniko_pipeline.postgres.operator_tables.api_tokens import ApiToken
 from cliniko_pipeline.runtime import Runtime
 
 DAYS = 90

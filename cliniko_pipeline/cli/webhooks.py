@@ -13,12 +13,12 @@ from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.status import output_console
 from cliniko_pipeline.cli.terminal import shown
 from cliniko_pipeline.errors import ArgumentError, CredentialsError
-from cliniko_pipeline.orchestration.webhook_plans import trial
-from cliniko_pipeline.orchestration.webhook_sending import Destination, post, require_usable
-from cliniko_pipeline.postgres import organizations as stored
-from cliniko_pipeline.postgres import webhook_deliveries as deliveries
-from cliniko_pipeline.postgres import webhooks as incoming
-from cliniko_pipeline.postgres.webhook_deliveries import Delivery, Target
+from cliniko_pipeline.orchestration.plans.webhooks import trial
+from cliniko_pipeline.orchestration.webhooks.posting import Destination, post, require_usable
+from cliniko_pipeline.postgres.operator_tables import organizations as stored
+from cliniko_pipeline.postgres.operator_tables import webhook_deliveries as deliveries
+from cliniko_pipeline.postgres.operator_tables import webhooks as incoming
+from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import Delivery, Target
 from cliniko_pipeline.runtime import Runtime
 
 PREFIX = "whsec_"

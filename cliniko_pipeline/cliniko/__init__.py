@@ -4,8 +4,9 @@ Knows no Dagster and no database, and reads no environment. What other packages 
 """
 
 from cliniko_pipeline.cliniko.client import ClinikoClient, Statistics
+from cliniko_pipeline.cliniko.crawling.pagination import Page, Position
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
-from cliniko_pipeline.cliniko.pagination import Page, Position
+from cliniko_pipeline.cliniko.exchange.throttle import BudgetRegistry, RequestBudget, digest_of
 from cliniko_pipeline.cliniko.records import (
     APPOINTMENT_TYPES,
     ATTENDEES,
@@ -25,7 +26,6 @@ from cliniko_pipeline.cliniko.records import (
     Resource,
 )
 from cliniko_pipeline.cliniko.shards import api_url_for, resolve_api_url, shard_of
-from cliniko_pipeline.cliniko.throttle import BudgetRegistry, RequestBudget, digest_of
 
 __all__ = [
     "APPOINTMENT_TYPES",

@@ -21,15 +21,15 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from cliniko_pipeline.cliniko.account_time_zones import time_zones_in
-from cliniko_pipeline.cliniko.daemon_threads import DaemonThreads, result_of
-from cliniko_pipeline.cliniko.decoding import decode_page
+from cliniko_pipeline.cliniko.crawling.pagination import MOST_AT_ONCE, FetchedPage, Listing, Page, Position, crawl_pages
+from cliniko_pipeline.cliniko.crawling.refusals import Refusals, Use
+from cliniko_pipeline.cliniko.decoding.pages import decode_page
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
-from cliniko_pipeline.cliniko.pagination import MOST_AT_ONCE, FetchedPage, Listing, Page, Position, crawl_pages
+from cliniko_pipeline.cliniko.exchange.daemon_threads import DaemonThreads, result_of
+from cliniko_pipeline.cliniko.exchange.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
+from cliniko_pipeline.cliniko.exchange.throttle import RequestBudget
+from cliniko_pipeline.cliniko.exchange.transport import CurlTransport, Limits
 from cliniko_pipeline.cliniko.records import PATIENTS, RecordT, Resource
-from cliniko_pipeline.cliniko.refusals import Refusals, Use
-from cliniko_pipeline.cliniko.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
-from cliniko_pipeline.cliniko.throttle import RequestBudget
-from cliniko_pipeline.cliniko.transport import CurlTransport, Limits
 from cliniko_pipeline.clocks import CLINIKO, ClockDifference
 from cliniko_pipeline.errors import (
     ClinikoPipelineError,

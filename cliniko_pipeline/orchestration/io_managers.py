@@ -22,13 +22,7 @@ from cliniko_pipeline.errors import (
     PermissionDeniedError,
     SettingsError,
 )
-from cliniko_pipeline.orchestration.clock_findings import note_differences
-from cliniko_pipeline.orchestration.column_lineage import lineage
-from cliniko_pipeline.orchestration.failures import failure
-from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
-from cliniko_pipeline.orchestration.record_batches import WritingBehind
-from cliniko_pipeline.orchestration.table_metadata import numbers, problems
-from cliniko_pipeline.orchestration.values import (
+from cliniko_pipeline.orchestration.assets.values import (
     MATCHES_ARE_KEPT,
     RecordBatch,
     RecordStream,
@@ -36,12 +30,19 @@ from cliniko_pipeline.orchestration.values import (
     TableQuery,
     TableReference,
 )
-from cliniko_pipeline.orchestration.whole_runs import is_forced, is_full, is_whole_sync
-from cliniko_pipeline.postgres import crawls, derivations, scheduling, sync_runs
-from cliniko_pipeline.postgres.check_results import CheckResult, note_checks
-from cliniko_pipeline.postgres.derivations import Derivation
+from cliniko_pipeline.orchestration.checks.clocks import note_differences
+from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
+from cliniko_pipeline.orchestration.record_batches import WritingBehind
+from cliniko_pipeline.orchestration.runs.failures import failure
+from cliniko_pipeline.orchestration.runs.recomputation import is_forced, is_full, is_whole_sync
+from cliniko_pipeline.orchestration.ui_metadata.column_lineage import lineage
+from cliniko_pipeline.orchestration.ui_metadata.tables import numbers, problems
 from cliniko_pipeline.postgres.engine import sql
-from cliniko_pipeline.postgres.merge import Written, replace_by_query
+from cliniko_pipeline.postgres.operator_tables import scheduling, sync_runs
+from cliniko_pipeline.postgres.operator_tables.check_results import CheckResult, note_checks
+from cliniko_pipeline.postgres.writing import crawls, derivations
+from cliniko_pipeline.postgres.writing.derivations import Derivation
+from cliniko_pipeline.postgres.writing.merge import Written, replace_by_query
 from cliniko_pipeline.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class PostgresIOManager(dg.IOManager):
                 case TableQuery():
                     self._write_query(organization_id, obj, result, force=force)
                 case _ if _is_data_frame(obj):
-                    from cliniko_pipeline.postgres import frames  # noqa: PLC0415 (see _is_data_frame)
+                    from cliniko_pipeline.postgres.writing import frames  # noqa: PLC0415
 
                     schema, table = _schema_and_table(context.asset_key)
                     result.written = frames.write(
@@ -123,7 +124,7 @@ class PostgresIOManager(dg.IOManager):
         organization_id = _organization_of(context)
         if context.dagster_type.typing_type is TableReference:
             return TableReference(f'"{schema}"."{table}"', organization_id)
-        from cliniko_pipeline.postgres import frames  # noqa: PLC0415 (see _is_data_frame)
+        from cliniko_pipeline.postgres.writing import frames  # noqa: PLC0415
 
         try:
             return frames.read(self._database, organization_id, schema, table)

@@ -9,15 +9,15 @@ from typing import Self
 
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.cliniko.daemon_threads import DaemonThreads, result_of
+from cliniko_pipeline.cliniko.exchange.daemon_threads import DaemonThreads, result_of
 from cliniko_pipeline.cliniko.records import UNANSWERED
 from cliniko_pipeline.errors import ClinikoPipelineError, DataError
-from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch
-from cliniko_pipeline.postgres import crawls
-from cliniko_pipeline.postgres.crawls import Vanished
+from cliniko_pipeline.orchestration.assets.values import CrawlProgress, RecordBatch
 from cliniko_pipeline.postgres.engine import Database, Sent, at_once
-from cliniko_pipeline.postgres.merge import RowsAreThereError, Written, refusing_rows_that_are_there, staged
 from cliniko_pipeline.postgres.tables import RECONCILED
+from cliniko_pipeline.postgres.writing import crawls
+from cliniko_pipeline.postgres.writing.crawls import Vanished
+from cliniko_pipeline.postgres.writing.merge import RowsAreThereError, Written, refusing_rows_that_are_there, staged
 
 REJECTED_AT_ONCE = 10
 """So many records, all of them rejected, at the beginning of a full reading are no bad luck with single records."""

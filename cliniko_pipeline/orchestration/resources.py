@@ -13,8 +13,8 @@ import dagster as dg
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
-from cliniko_pipeline.orchestration.recorded_progress import RecordedProgress
-from cliniko_pipeline.orchestration.run_liveness import run_alive_within
+from cliniko_pipeline.orchestration.runs.liveness import run_alive_within
+from cliniko_pipeline.orchestration.runs.progress import RecordedProgress
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 

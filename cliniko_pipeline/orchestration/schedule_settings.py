@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from cliniko_pipeline.orchestration.sync_plans import DefaultSchedule
+from cliniko_pipeline.orchestration.plans.due_syncs import DefaultSchedule
 from cliniko_pipeline.settings import Settings
 
 

@@ -4,12 +4,12 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from cliniko_pipeline.orchestration.in_flight import organizations_in_flight
 from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
+from cliniko_pipeline.orchestration.plans.due_syncs import DueSync, due_counts, due_syncs
+from cliniko_pipeline.orchestration.runs.in_flight import organizations_in_flight
 from cliniko_pipeline.orchestration.schedule_settings import default_schedule
-from cliniko_pipeline.orchestration.sync_plans import DueSync, due_counts, due_syncs
-from cliniko_pipeline.postgres import scheduling
-from cliniko_pipeline.postgres.identity import copy_problem
+from cliniko_pipeline.postgres.operator_tables import scheduling
+from cliniko_pipeline.postgres.schema.identity import copy_problem
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import FULL_TAG, PARTITION_TAG, SyncOptions, run_config
 

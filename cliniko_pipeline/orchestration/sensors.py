@@ -9,22 +9,22 @@ from datetime import UTC
 import dagster as dg
 
 from cliniko_pipeline.errors import ClinikoPipelineError
-from cliniko_pipeline.orchestration.alerting import changed_freshness, decide, send_waiting
+from cliniko_pipeline.orchestration.alerts.delivery import changed_freshness, decide, send_waiting
 from cliniko_pipeline.orchestration.assets.active_patients import active_patients
-from cliniko_pipeline.orchestration.checks.claims import FRESHNESS
-from cliniko_pipeline.orchestration.failures import is_failed_check, is_permanent, reason_of
-from cliniko_pipeline.orchestration.in_flight import has_backfill, organizations_in_flight
+from cliniko_pipeline.orchestration.checks.asset_checks import FRESHNESS
+from cliniko_pipeline.orchestration.instance.start_rehearsal import rehearse_at_start
 from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
-from cliniko_pipeline.orchestration.partition_plans import plan_partitions
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
-from cliniko_pipeline.orchestration.run_liveness import forget_ended_runs
-from cliniko_pipeline.orchestration.run_liveness import lost_runs as find_lost_runs
-from cliniko_pipeline.orchestration.runs import ABANDONED, GOES_ON, end_abandoned_runs, run_config
-from cliniko_pipeline.orchestration.start_rehearsal import rehearse_at_start
-from cliniko_pipeline.orchestration.webhook_plans import AnnouncedSync, announced_syncs
-from cliniko_pipeline.orchestration.webhook_telling import forget_old, put_down, send_due
-from cliniko_pipeline.postgres import organizations, scheduling, webhooks
-from cliniko_pipeline.postgres.identity import copy_problem
+from cliniko_pipeline.orchestration.plans.partition_changes import plan_partitions
+from cliniko_pipeline.orchestration.plans.webhooks import AnnouncedSync, announced_syncs
+from cliniko_pipeline.orchestration.runs.failures import is_failed_check, is_permanent, reason_of
+from cliniko_pipeline.orchestration.runs.in_flight import has_backfill, organizations_in_flight
+from cliniko_pipeline.orchestration.runs.in_process import ABANDONED, GOES_ON, end_abandoned_runs, run_config
+from cliniko_pipeline.orchestration.runs.liveness import forget_ended_runs
+from cliniko_pipeline.orchestration.runs.liveness import lost_runs as find_lost_runs
+from cliniko_pipeline.orchestration.webhooks.deliveries import forget_old, put_down, send_due
+from cliniko_pipeline.postgres.operator_tables import organizations, scheduling, webhooks
+from cliniko_pipeline.postgres.schema.identity import copy_problem
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import PARTITION_TAG, SyncOptions
 

@@ -24,9 +24,13 @@ from cliniko_pipeline.errors import (
     DatabaseSetupError,
     DatabaseUnavailableError,
 )
-from cliniko_pipeline.postgres.connections import keep_no_read_only_sessions, prepare_session, require_session_mode
-from cliniko_pipeline.postgres.driver_errors import ends_pooled_connections, state_of, translated
-from cliniko_pipeline.postgres.faults import READ_ONLY
+from cliniko_pipeline.postgres.server.connections import (
+    keep_no_read_only_sessions,
+    prepare_session,
+    require_session_mode,
+)
+from cliniko_pipeline.postgres.server.driver_errors import ends_pooled_connections, state_of, translated
+from cliniko_pipeline.postgres.server.faults import READ_ONLY
 
 OLDEST_SUPPORTED_VERSION = 14
 CONNECT_TIMEOUT_SECONDS = 10
@@ -155,7 +159,7 @@ class Database:
                 "synchronous_commit": "off" if is_resumable else None,
             }
             # With the begin of the transaction.
-            [(*_, self._organization_role)] = at_once(connection, [(sql("enter_organization"), parameters)])
+            [(*_, self._organization_role)] = at_once(connection, [(sql("context/enter_organization"), parameters)])
             yield connection
 
     @contextmanager

@@ -32,7 +32,7 @@ from aiohttp import web
 
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.sandbox import wire
-from cliniko_pipeline.sandbox.account import Account, Page
+from cliniko_pipeline.sandbox.accounts.account import Account, Page
 from cliniko_pipeline.sandbox.counters import Counters, RecordedRequest
 from cliniko_pipeline.sandbox.faults import Fault, FaultDice, Faults, Misfortune
 from cliniko_pipeline.sandbox.queries import Query, QueryError, read_query

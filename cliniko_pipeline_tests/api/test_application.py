@@ -40,7 +40,7 @@ def test_defect_is_500_and_logged_without_its_text(
         # In two parts: a traceback shows this line.
         raise ZeroDivisionError("Ja" + "ne Doe, 555-1234")
 
-    monkeypatch.setattr("cliniko_pipeline.api.organizations.scheduling.schedulings", broken)
+    monkeypatch.setattr("cliniko_pipeline.api.routes.organizations.scheduling.schedulings", broken)
     with caplog.at_level(logging.DEBUG):
         answer = reader.get("/v1/organizations")
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")

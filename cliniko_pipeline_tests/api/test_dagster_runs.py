@@ -8,7 +8,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from cliniko_pipeline.api import authentication, dagster_runs
+from cliniko_pipeline.api import dagster_runs
+from cliniko_pipeline.api import gate as authentication
 from cliniko_pipeline.api.application import create_application
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings

@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import InternalError
 
-from cliniko_pipeline.orchestration.instance import open_instance
-from cliniko_pipeline.postgres import sync_runs
+from cliniko_pipeline.orchestration.instance.home import open_instance
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.operator_tables import sync_runs
 from cliniko_pipeline_tests.support.databases import administer
 from cliniko_pipeline_tests.support.services import ServiceAlone, opened_service
 from cliniko_pipeline_tests.support.signatures import add_secret, send

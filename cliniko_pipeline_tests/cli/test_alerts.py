@@ -2,8 +2,8 @@
 
 import json
 
-from cliniko_pipeline.orchestration.alerting import decide
-from cliniko_pipeline.postgres.check_results import CheckResult, note_checks
+from cliniko_pipeline.orchestration.alerts.delivery import decide
+from cliniko_pipeline.postgres.operator_tables.check_results import CheckResult, note_checks
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.alert_channels import opened_channel

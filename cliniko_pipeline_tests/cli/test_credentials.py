@@ -4,8 +4,8 @@ import pytest
 from cryptography.fernet import Fernet
 
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
-from cliniko_pipeline.orchestration.webhook_sending import Destination
-from cliniko_pipeline.postgres import organizations, webhook_deliveries, webhooks
+from cliniko_pipeline.orchestration.webhooks.posting import Destination
+from cliniko_pipeline.postgres.operator_tables import organizations, webhook_deliveries, webhooks
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused
 

@@ -1,6 +1,6 @@
 """`cliniko-pipeline doctor`: what it finds well, and what it does not."""
 
-from cliniko_pipeline.postgres import scheduling
+from cliniko_pipeline.postgres.operator_tables import scheduling
 from cliniko_pipeline.sandbox.faults import Faults, RefusedField
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused

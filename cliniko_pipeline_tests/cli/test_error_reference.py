@@ -11,9 +11,9 @@ from cliniko_pipeline.api.application import create_application
 from cliniko_pipeline.api.problems import MEANINGS
 from cliniko_pipeline.cli.error_reference import render
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.faults import FAULTS
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.server.faults import FAULTS
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.databases import administer
@@ -24,23 +24,23 @@ PACKAGE = ROOT / "cliniko_pipeline"
 
 # Where `migrate` is advised, and what it mends there.
 MAY_ADVISE_MIGRATE = {
-    ("postgres/faults.py", "STATEMENTS"): "an object of the pipeline is missing",
-    ("postgres/schema.py", "require_current"): "an object of the pipeline is missing, or another version's",
-    ("postgres/schema.py", "require_isolation"): "policies and grants; who ran it may grant the role",
-    ("postgres/inventory.py", "require_own_tables"): "the schema is made again once it is dropped",
-    ("postgres/isolation.py", "ensure_organization_role"): "in `migrate` itself: again after a grant",
-    ("postgres/isolation.py", "isolate"): "in `migrate` itself: again after a statement",
-    ("postgres/isolation.py", "retire_other_roles"): "in `migrate` itself: for other databases",
-    ("postgres/identity.py", "require_own"): "with --adopt",
-    ("postgres/contacts_filter.py", "require_stored"): "`migrate` stores the setting",
+    ("postgres/server/faults.py", "STATEMENTS"): "an object of the pipeline is missing",
+    ("postgres/schema/upgrade.py", "require_current"): "an object of the pipeline is missing, or another version's",
+    ("postgres/schema/upgrade.py", "require_isolation"): "policies and grants; who ran it may grant the role",
+    ("postgres/schema/inventory.py", "require_own_tables"): "the schema is made again once it is dropped",
+    ("postgres/schema/isolation.py", "ensure_organization_role"): "in `migrate` itself: again after a grant",
+    ("postgres/schema/isolation.py", "isolate"): "in `migrate` itself: again after a statement",
+    ("postgres/schema/isolation.py", "retire_other_roles"): "in `migrate` itself: for other databases",
+    ("postgres/schema/identity.py", "require_own"): "with --adopt",
+    ("postgres/schema/contacts_filter.py", "require_stored"): "`migrate` stores the setting",
     ("postgres/sql/functions/refuse_contacts_filter.sql", ""): "after the setting was corrected",
 }
 
 # Where `doctor` is advised: `doctor` and `migrate`, which rehearses a sync as `doctor` does, never load these modules.
 MAY_ADVISE_DOCTOR = {
-    ("orchestration/notices.py", "_ADVICE"): "alerts",
-    ("orchestration/start_rehearsal.py", "rehearse_at_start"): "the daemon's log",
-    ("orchestration/backfills.py", "_launched"): "`backfill`, which asks Dagster only",
+    ("orchestration/alerts/messages.py", "_ADVICE"): "alerts",
+    ("orchestration/instance/start_rehearsal.py", "rehearse_at_start"): "the daemon's log",
+    ("orchestration/runs/backfills.py", "_launched"): "`backfill`, which asks Dagster only",
     ("api/problems.py", "_answer_ours"): "the HTTP API",
 }
 

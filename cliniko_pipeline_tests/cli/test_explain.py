@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from cliniko_pipeline.cli.main import cli
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 from cliniko_pipeline.errors import ClinikoPipelineError
-from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline_tests.support.hostile_accounts import contact, patient
 from cliniko_pipeline_tests.support.processes import SCRIPT, CommandLine
 from cliniko_pipeline_tests.support.stored_clinics import AS_OF, StoredClinic, came

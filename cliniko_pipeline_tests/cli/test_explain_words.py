@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cliniko_pipeline.cli import explain as command_module
 from cliniko_pipeline.cli.explain import RESOURCES, listing, problems, standing, verdict
-from cliniko_pipeline.postgres.explanations import (
+from cliniko_pipeline.postgres.reads.explanations import (
     ActiveRow,
     Attendance,
     Candidate,

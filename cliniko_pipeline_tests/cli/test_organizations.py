@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
-from cliniko_pipeline.postgres import organizations
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline_tests.support.clinics import Clinics, small_clinic
 from cliniko_pipeline_tests.support.environments import free_port
 from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused

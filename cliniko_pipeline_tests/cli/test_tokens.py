@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from cliniko_pipeline.postgres import api_tokens
-from cliniko_pipeline.postgres.api_tokens import Refusal
+from cliniko_pipeline.postgres.operator_tables import api_tokens
+from cliniko_pipeline.postgres.operator_tables.api_tokens import Refusal
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import sqlalchemy as sa
 
-from cliniko_pipeline.postgres import webhook_deliveries, webhooks
+from cliniko_pipeline.postgres.operator_tables import webhook_deliveries, webhooks
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.api_servers import served

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget

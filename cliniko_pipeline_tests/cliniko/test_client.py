@@ -7,9 +7,10 @@ import httpx
 import pytest
 
 from cliniko_pipeline import errors
-from cliniko_pipeline.cliniko import PATIENTS, PageRead, Retrying, pagination
-from cliniko_pipeline.cliniko.refusals import consequence
-from cliniko_pipeline.cliniko.retry import MAX_REFUSED_ATTEMPTS
+from cliniko_pipeline.cliniko import PATIENTS, PageRead, Retrying
+from cliniko_pipeline.cliniko.crawling import pagination
+from cliniko_pipeline.cliniko.crawling.refusals import consequence
+from cliniko_pipeline.cliniko.exchange.retry import MAX_REFUSED_ATTEMPTS
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.support.scripted_clients import (
     AGENT,

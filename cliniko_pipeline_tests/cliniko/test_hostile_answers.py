@@ -8,8 +8,8 @@ import pytest
 
 from cliniko_pipeline import errors
 from cliniko_pipeline.cliniko.client import DEFAULT_LIMITS
-from cliniko_pipeline.cliniko.decoding import MAX_ENTRIES, decode_page
-from cliniko_pipeline.cliniko.pagination import PAGE_SIZE
+from cliniko_pipeline.cliniko.crawling.pagination import PAGE_SIZE
+from cliniko_pipeline.cliniko.decoding.pages import MAX_ENTRIES, decode_page
 from cliniko_pipeline.cliniko.records import PATIENTS
 from cliniko_pipeline_tests.support.scripted_clients import NOW, RECORD, ScriptedClient
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.cliniko import pagination
-from cliniko_pipeline.cliniko.pagination import FetchedPage, Listing, crawl_pages
+from cliniko_pipeline.cliniko.crawling import pagination
+from cliniko_pipeline.cliniko.crawling.pagination import FetchedPage, Listing, crawl_pages
 from cliniko_pipeline.cliniko.records import PATIENTS, Patient
 from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.simulated_lists import (

@@ -9,7 +9,7 @@ import pytest
 
 from cliniko_pipeline.cliniko import Waiting
 from cliniko_pipeline.cliniko.client import LONGEST_WAIT_SECONDS
-from cliniko_pipeline.cliniko.retry import Retry, decide
+from cliniko_pipeline.cliniko.exchange.retry import Retry, decide
 from cliniko_pipeline.errors import RateLimitedError
 from cliniko_pipeline_tests.support.scripted_clients import DATE, NOW, ScriptedClient
 

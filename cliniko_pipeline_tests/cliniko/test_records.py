@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cliniko_pipeline.cliniko import records
-from cliniko_pipeline.cliniko.decoding import decode_page
+from cliniko_pipeline.cliniko.decoding.pages import decode_page
 from cliniko_pipeline.cliniko.records import (
     APPOINTMENT_TYPES,
     ATTENDEES,

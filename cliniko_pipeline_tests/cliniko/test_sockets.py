@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient
-from cliniko_pipeline.cliniko.transport import Limits
+from cliniko_pipeline.cliniko.exchange.transport import Limits
 from cliniko_pipeline.errors import ClinikoUnavailableError
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.support.raw_servers import RawServer, answer, sending, silent

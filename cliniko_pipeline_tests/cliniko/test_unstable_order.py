@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.cliniko import pagination
+from cliniko_pipeline.cliniko.crawling import pagination
 from cliniko_pipeline.errors import UnexpectedResponseError
 from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.simulated_lists import PAGE, START, Account, AnswerOrder, crawl

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cliniko_pipeline.orchestration.sync_plans import _last_turn, _share
-from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.orchestration.plans.due_syncs import _last_turn, _share
+from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline_tests.support.alert_channels import WebhookChannel, opened_channel
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.processes import CommandLine, Running, tracebacks, wait_until_processes_end

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.definitions import build_definitions
-from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
+from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline_tests.support.browsers import (
     SECONDS,
     WINDOW,

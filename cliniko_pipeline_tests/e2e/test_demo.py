@@ -11,9 +11,9 @@ from uuid import UUID
 import httpx
 import pytest
 
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.sandbox.demo import demo_organizations
+from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
+from cliniko_pipeline.sandbox.accounts.demo import demo_organizations
 from cliniko_pipeline_tests.support.browsers import answers
 from cliniko_pipeline_tests.support.independent import expected_active_patients
 from cliniko_pipeline_tests.support.processes import (

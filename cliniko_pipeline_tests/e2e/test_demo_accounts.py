@@ -2,7 +2,7 @@
 
 import pytest
 
-from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
+from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest
 from cliniko_pipeline_tests.support.synced_organizations import START, demo_contacts, synced_organization
 

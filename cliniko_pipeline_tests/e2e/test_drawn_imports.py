@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.cliniko.throttle import BudgetRegistry
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.cliniko.exchange.throttle import BudgetRegistry
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import Faults, RefusedField
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.environments import environment

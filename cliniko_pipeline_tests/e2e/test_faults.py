@@ -9,7 +9,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
 from cliniko_pipeline.sandbox.server import running_sandbox
 from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment, patient

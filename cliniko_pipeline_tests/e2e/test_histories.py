@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.cliniko.throttle import BudgetRegistry
+from cliniko_pipeline.cliniko.exchange.throttle import BudgetRegistry
 from cliniko_pipeline_tests.support.changing_clinics import Beginning, Change, ServerClock
 from cliniko_pipeline_tests.support.histories import Clock, History, Sync, histories
 from cliniko_pipeline_tests.support.history_runs import (

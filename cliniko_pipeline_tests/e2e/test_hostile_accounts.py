@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.sandbox.account import Account as ServedAccount
+from cliniko_pipeline.sandbox.accounts.account import Account as ServedAccount
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.hostile_accounts import (

@@ -15,10 +15,10 @@ import pytest
 from dagster._daemon.types import DaemonHeartbeat
 
 from cliniko_pipeline.errors import DatabaseUnavailableError
-from cliniko_pipeline.orchestration.instance import STORAGE_VARIABLE, open_instance
-from cliniko_pipeline.postgres import schema
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
+from cliniko_pipeline.orchestration.instance.home import STORAGE_VARIABLE, open_instance
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.settings import load_settings

@@ -17,10 +17,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.orchestration.instance import STORAGE_VARIABLE, open_instance
+from cliniko_pipeline.orchestration.instance.home import STORAGE_VARIABLE, open_instance
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
-from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.generated import GENERATED_KEY, generated_account
+from cliniko_pipeline.sandbox.accounts.account import Account
+from cliniko_pipeline.sandbox.accounts.generated import GENERATED_KEY, generated_account
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support import hostile_accounts as hostile
 from cliniko_pipeline_tests.support.environments import environment

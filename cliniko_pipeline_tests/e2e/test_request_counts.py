@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres.crawls import OVERLAP
-from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.generated import GENERATED_KEY
+from cliniko_pipeline.postgres.writing.crawls import OVERLAP
+from cliniko_pipeline.sandbox.accounts.account import Account
+from cliniko_pipeline.sandbox.accounts.generated import GENERATED_KEY
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support import hostile_accounts as hostile
 from cliniko_pipeline_tests.support.environments import environment

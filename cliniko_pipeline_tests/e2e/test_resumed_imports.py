@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults, RefusedField
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support.environments import environment

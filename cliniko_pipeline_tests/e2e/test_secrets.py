@@ -10,8 +10,8 @@ from cryptography.fernet import Fernet
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
-from cliniko_pipeline.postgres import organizations
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.environments import environment

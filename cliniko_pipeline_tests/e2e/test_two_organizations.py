@@ -12,8 +12,8 @@ import dagster as dg
 import pytest
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import organizations
-from cliniko_pipeline.sandbox.account import Account as ServedAccount
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.sandbox.accounts.account import Account as ServedAccount
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.environments import environment

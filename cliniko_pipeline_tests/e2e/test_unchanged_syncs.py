@@ -9,8 +9,8 @@ import dagster as dg
 import pytest
 from sqlalchemy import event
 
-from cliniko_pipeline.orchestration.checks.claims import UNCHANGED
-from cliniko_pipeline.sandbox.generated import generated_account
+from cliniko_pipeline.orchestration.checks.asset_checks import UNCHANGED
+from cliniko_pipeline.sandbox.accounts.generated import generated_account
 from cliniko_pipeline_tests.support.hostile_accounts import contact
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, materializations_of
 from cliniko_pipeline_tests.support.synced_organizations import START, SyncedOrganization, synced_organization

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import scheduling, webhooks
+from cliniko_pipeline.postgres.operator_tables import scheduling, webhooks
 from cliniko_pipeline.runtime import open_runtime
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.accounts import add_appointment
 from cliniko_pipeline_tests.support.clinics import Clinics, opened_clinics

@@ -9,11 +9,11 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.orchestration.alerting import decide, send_waiting
-from cliniko_pipeline.orchestration.channels import _apprise, channels, require_known
-from cliniko_pipeline.orchestration.notices import MOST_AT_ONCE
+from cliniko_pipeline.orchestration.alerts.channels import _apprise, channels, require_known
+from cliniko_pipeline.orchestration.alerts.delivery import decide, send_waiting
+from cliniko_pipeline.orchestration.alerts.messages import MOST_AT_ONCE
 from cliniko_pipeline.orchestration.sensors import alerts, stale_organizations
-from cliniko_pipeline.postgres import organizations, scheduling
+from cliniko_pipeline.postgres.operator_tables import organizations, scheduling
 from cliniko_pipeline_tests.support.alert_channels import WebhookChannel, opened_channel
 from cliniko_pipeline_tests.support.deployments import Deployment, opened_deployment
 from cliniko_pipeline_tests.support.environments import environment

@@ -10,9 +10,9 @@ import pytest
 
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.assets.active_patients import active_patients
+from cliniko_pipeline.orchestration.assets.values import TableReference
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS, ensure_partitions
-from cliniko_pipeline.orchestration.values import TableReference
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment, patient
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of, materializations_of
 

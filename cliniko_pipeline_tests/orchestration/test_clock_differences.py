@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.orchestration.schedules import cliniko_syncs
-from cliniko_pipeline.postgres import scheduling
-from cliniko_pipeline.postgres.check_results import failed_checks
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.postgres.operator_tables import scheduling
+from cliniko_pipeline.postgres.operator_tables.check_results import failed_checks
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline_tests.support import hostile_accounts as hostile
 from cliniko_pipeline_tests.support.deployments import Deployment
 from cliniko_pipeline_tests.support.environments import environment

@@ -8,9 +8,9 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.orchestration.schedules import cliniko_count_comparisons, cliniko_syncs
 from cliniko_pipeline.orchestration.sensors import alerts, webhook_deliveries, webhook_syncs
-from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.identity import copy_problem
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.schema.identity import copy_problem
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.databases import administer, organization_role_of
 from cliniko_pipeline_tests.support.deployments import Deployment

@@ -12,7 +12,7 @@ import yaml
 
 from cliniko_pipeline import errors
 from cliniko_pipeline.definitions import build_definitions
-from cliniko_pipeline.orchestration.failures import failure
+from cliniko_pipeline.orchestration.runs.failures import failure
 from cliniko_pipeline.postgres.engine import Database
 
 ROOT = Path(__file__).parents[2]

@@ -8,11 +8,11 @@ import pytest
 import sqlalchemy as sa
 
 from cliniko_pipeline.errors import DatabaseUnavailableError
+from cliniko_pipeline.orchestration.assets.values import CrawlProgress, RecordBatch
 from cliniko_pipeline.orchestration.record_batches import WritingBehind
-from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.merge import Written
 from cliniko_pipeline.postgres.tables import PATIENTS
+from cliniko_pipeline.postgres.writing.merge import Written
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 END_ALL_OTHERS = (

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
-from cliniko_pipeline.postgres import organizations, scheduling
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.postgres.operator_tables import organizations, scheduling
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
 from cliniko_pipeline_tests.support.deployments import Deployment
 from cliniko_pipeline_tests.support.hostile_accounts import patient

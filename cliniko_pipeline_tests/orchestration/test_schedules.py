@@ -8,8 +8,8 @@ import dagster as dg
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
 from cliniko_pipeline.orchestration.schedules import cliniko_count_comparisons, cliniko_syncs
-from cliniko_pipeline.postgres import organizations, scheduling
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.postgres.operator_tables import organizations, scheduling
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
 from cliniko_pipeline_tests.support.deployments import NOW, Deployment
 from cliniko_pipeline_tests.support.pipelines import errors_of

@@ -19,8 +19,8 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from cliniko_pipeline.orchestration.instance import open_instance
-from cliniko_pipeline.postgres.stopped_instigators import LOCATION
+from cliniko_pipeline.orchestration.instance.home import open_instance
+from cliniko_pipeline.postgres.operator_tables.stopped_instigators import LOCATION
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.processes import CommandLine

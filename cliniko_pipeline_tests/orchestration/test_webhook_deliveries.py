@@ -8,14 +8,15 @@ import dagster as dg
 import pytest
 
 from cliniko_pipeline.errors import ArgumentError
-from cliniko_pipeline.orchestration import webhook_sending, webhook_telling
+from cliniko_pipeline.orchestration.plans.webhooks import DELAYS
 from cliniko_pipeline.orchestration.sensors import webhook_deliveries
-from cliniko_pipeline.orchestration.webhook_plans import DELAYS
-from cliniko_pipeline.orchestration.webhook_sending import Answer, Destination, post, require_usable
-from cliniko_pipeline.orchestration.webhook_telling import GONE, send_due
-from cliniko_pipeline.postgres import organizations
-from cliniko_pipeline.postgres import webhook_deliveries as stored
-from cliniko_pipeline.postgres.webhook_deliveries import Delivery
+from cliniko_pipeline.orchestration.webhooks import deliveries as webhook_telling
+from cliniko_pipeline.orchestration.webhooks import posting as webhook_sending
+from cliniko_pipeline.orchestration.webhooks.deliveries import GONE, send_due
+from cliniko_pipeline.orchestration.webhooks.posting import Answer, Destination, post, require_usable
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.postgres.operator_tables import webhook_deliveries as stored
+from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import Delivery
 from cliniko_pipeline.sync_options import WHOLE_SYNC
 from cliniko_pipeline_tests.support.deployments import Deployment
 from cliniko_pipeline_tests.support.signatures import new_secret

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
 from cliniko_pipeline.orchestration.sensors import webhook_syncs
-from cliniko_pipeline.postgres import webhooks
+from cliniko_pipeline.postgres.operator_tables import webhooks
 from cliniko_pipeline_tests.support.deployments import Deployment
 from cliniko_pipeline_tests.support.pipelines import errors_of
 

@@ -7,9 +7,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import schema
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.budget_simulations import MovableClock, movable_database
 from cliniko_pipeline_tests.support.databases import administer, created_database
 from cliniko_pipeline_tests.support.servers import chosen_programs, debian_programs, running_server

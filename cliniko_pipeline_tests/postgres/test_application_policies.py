@@ -8,8 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres import organizations, schema
 from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline_tests.support.databases import administer
 from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE, assert_one_line, schema_objects
 from cliniko_pipeline_tests.support.tenants import MINE, SAMPLES, THEIRS, insertion, sow
@@ -23,7 +24,7 @@ def opened(empty_database_url: URL) -> Iterator[Database]:
     """Two organizations' rows, the application's policy that lets everybody at all of them, then ours."""
     administer(
         empty_database_url,
-        sql("application_tables"),
+        sql("schema/application_tables"),
         ACTIVE_PATIENTS_TABLE,
         "alter table public.active_patients enable row level security",
     )
@@ -51,7 +52,7 @@ def test_permissive_policy_opens_nothing_in_a_context(opened: Database) -> None:
 def test_own_policy_of_the_application_by_our_name_is_kept(empty_database_url: URL) -> None:
     """It is named with the statement that renames it; until then nothing is made."""
     own = "create policy organization_isolation on public.active_patients using (organization_id = current_user)"
-    administer(empty_database_url, sql("application_tables"), ACTIVE_PATIENTS_TABLE, own)
+    administer(empty_database_url, sql("schema/application_tables"), ACTIVE_PATIENTS_TABLE, own)
     database = Database(empty_database_url)
     try:
         before = schema_objects(database)

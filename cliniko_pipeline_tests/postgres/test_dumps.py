@@ -8,10 +8,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.identity import copy_problem
-from cliniko_pipeline.postgres.rehearsal import rehearse
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.schema.identity import copy_problem
+from cliniko_pipeline.postgres.schema.rehearsal import rehearse
 from cliniko_pipeline_tests.support.databases import administer, organization_role_of
 from cliniko_pipeline_tests.support.servers import chosen_programs, debian_programs
 from cliniko_pipeline_tests.support.tenants import MINE, sow

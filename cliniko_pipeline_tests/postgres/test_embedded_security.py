@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
-from cliniko_pipeline.orchestration.pooled_storage import storage_url
-from cliniko_pipeline.postgres import embedded
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
+from cliniko_pipeline.orchestration.instance.storage import storage_url
+from cliniko_pipeline.postgres.server import embedded
+from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.embedded_servers import UNUSUAL_NAME, answers, postmaster, statement
 from cliniko_pipeline_tests.support.waiting import wait_until
 

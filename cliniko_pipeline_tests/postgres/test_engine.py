@@ -19,8 +19,8 @@ from cliniko_pipeline.errors import (
 )
 from cliniko_pipeline.postgres import engine
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.merge import upsert
 from cliniko_pipeline.postgres.tables import PATIENTS
+from cliniko_pipeline.postgres.writing.merge import upsert
 from cliniko_pipeline_tests.support.environments import free_port
 
 SECRET = "s3cret-of-the-clinic"

@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError, NoOrganizationsError
-from cliniko_pipeline.postgres import organizations, schema
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline_tests.support.clinics import AS_OF, small_clinic
 from cliniko_pipeline_tests.support.databases import administer
 from cliniko_pipeline_tests.support.environments import environment

@@ -8,8 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres import frames, organizations, schema
 from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.writing import frames
 from cliniko_pipeline_tests.support.databases import administer, created_database, organization_role_of
 from cliniko_pipeline_tests.support.schemas import ACTIVE_PATIENTS_TABLE, assert_one_line
 from cliniko_pipeline_tests.support.tenants import MINE, THEIRS, insertion, sow
@@ -35,7 +37,7 @@ from pg_class where oid = 'public.invoices'::regclass
 
 @pytest.fixture
 def application(empty_database_url: URL) -> Iterator[Database]:
-    administer(empty_database_url, sql("application_tables"))
+    administer(empty_database_url, sql("schema/application_tables"))
     database = Database(empty_database_url)
     yield database
     database.close()
@@ -132,7 +134,7 @@ def test_rows_are_told_apart_whatever_the_type_of_the_column(debian_server_url: 
     with created_database(debian_server_url, "template0", "encoding 'UTF8'") as url:
         administer(
             url,
-            sql("application_tables"),
+            sql("schema/application_tables"),
             "create extension citext",
             "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
             ACTIVE_PATIENTS_TABLE.replace("organization_id text", f"organization_id {kind}"),

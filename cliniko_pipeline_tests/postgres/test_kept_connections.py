@@ -7,9 +7,9 @@ import pytest
 
 from cliniko_pipeline.errors import DataError
 from cliniko_pipeline.postgres.engine import Database, Sent, at_once, sql
-from cliniko_pipeline.postgres.isolation import organization_role
-from cliniko_pipeline.postgres.merge import Written, replace_by_query, upsert
+from cliniko_pipeline.postgres.schema.isolation import organization_role
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
+from cliniko_pipeline.postgres.writing.merge import Written, replace_by_query, upsert
 from cliniko_pipeline_tests.support.databases import administer
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -63,4 +63,4 @@ def test_old_string_rules_and_strict_isolation_do_not_matter(database: Database)
     database.close()
     with database.organization("a") as connection:
         assert connection.exec_driver_sql("show transaction_isolation").scalar_one() == "read committed"
-        assert replace_by_query(connection, CONTACT_MAPPING, sql("contact_mapping"), {}) == Written()
+        assert replace_by_query(connection, CONTACT_MAPPING, sql("transforms/contact_mapping"), {}) == Written()

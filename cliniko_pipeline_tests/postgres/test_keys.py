@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import casefold, schema
 from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.schema import casefold
+from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline_tests.support.databases import administer, created_database
 from cliniko_pipeline_tests.support.properties import examples
 
@@ -159,7 +160,9 @@ def test_keys_ignore_the_collation_of_a_column(debian_server_url: URL) -> None:
             f"insert into public.contacts ({', '.join(columns)}) values ('a', '7', 'JOSÉ Straße', 'Ä@X')",
         )
         with database.organization("a") as connection:
-            connection.exec_driver_sql(f"select patient_id, status from ({sql('contact_mapping')}) as mapping")
+            connection.exec_driver_sql(
+                f"select patient_id, status from ({sql('transforms/contact_mapping')}) as mapping"
+            )
             row = connection.exec_driver_sql(
                 "select name, cliniko.name_key(name), cliniko.email_key(email) from cliniko.organization_contacts()"
             ).one()

@@ -13,10 +13,14 @@ from alembic import command
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
-from cliniko_pipeline.postgres import engine, frames, isolation, scheduling, schema
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
+from cliniko_pipeline.postgres import engine
 from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.operator_tables import scheduling
+from cliniko_pipeline.postgres.schema import isolation
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
+from cliniko_pipeline.postgres.writing import frames
 from cliniko_pipeline_tests.support.databases import administer, organization_role_of
 from cliniko_pipeline_tests.support.schemas import (
     ACTIVE_PATIENTS_TABLE,
@@ -38,7 +42,7 @@ def empty(empty_database_url: URL) -> Iterator[Database]:
 @pytest.fixture
 def application(empty: Database) -> Database:
     """A database with the application's tables only."""
-    administer(empty.url, sql("application_tables"))
+    administer(empty.url, sql("schema/application_tables"))
     return empty
 
 
@@ -68,7 +72,7 @@ def test_concurrent_first_migrations_of_a_server(tmp_path: Path) -> None:
         urls = [server.url.set(database=f"several_{number}") for number in range(3)]
         administer(server.url, *(f"create database {url.database}" for url in urls))
         for url in urls:
-            administer(url, sql("application_tables"))
+            administer(url, sql("schema/application_tables"))
         assert migrate_concurrently(urls) == [True] * 3
 
 
@@ -175,9 +179,9 @@ def test_migration_of_policies_reaches_tables_of_the_operator(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames.write(database, "a", "Odd schema", "odd table", pd.DataFrame({"n": [1]}))
-    changed = sql("isolate") + "; comment on table {table} is 'x'"
+    changed = sql("isolation/isolate") + "; comment on table {table} is 'x'"
     for module in (schema, isolation):
-        monkeypatch.setattr(module, "sql", lambda name: changed if name == "isolate" else sql(name))
+        monkeypatch.setattr(module, "sql", lambda name: changed if name == "isolation/isolate" else sql(name))
     assert schema.migrate(database).changed
     with database.operator() as connection:
         commented = connection.execute(

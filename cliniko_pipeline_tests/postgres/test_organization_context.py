@@ -10,9 +10,9 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.isolation import organization_role
-from cliniko_pipeline.postgres.merge import replace_by_rows, upsert
+from cliniko_pipeline.postgres.schema.isolation import organization_role
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING
+from cliniko_pipeline.postgres.writing.merge import replace_by_rows, upsert
 from cliniko_pipeline_tests.support.tenants import MINE, THEIRS, sow
 
 

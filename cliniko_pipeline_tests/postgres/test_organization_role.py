@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline_tests.support.databases import administer, organization_role_of, owned_database
 from cliniko_pipeline_tests.support.earlier_versions import SHARED_ROLE, migrate_with_shared_role
 from cliniko_pipeline_tests.support.schemas import assert_one_line

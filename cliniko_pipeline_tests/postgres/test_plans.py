@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.postgres import crawls
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.merge import Written, replace_by_query
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, CONTACT_MAPPING, RECONCILED, Table
+from cliniko_pipeline.postgres.writing import crawls
+from cliniko_pipeline.postgres.writing.merge import Written, replace_by_query
 
 SIZE = 1_500
 ID = "(100000 + n)::text"
@@ -96,7 +96,7 @@ def test_deleted_records_are_found_without_nested_loop(database: Database) -> No
         assert crawls.vanished(connection, "attendees", None) == crawls.Vanished(SIZE, SIZE // 10)
         rows = RECONCILED["attendees"]
         for name in ("vanished", "mark_vanished", "stored_count"):
-            statement = sql(name).format(table=rows.table.qualified, condition=rows.condition)
+            statement = sql(f"crawls/{name}").format(table=rows.table.qualified, condition=rows.condition)
             parameters = {"resource": "attendees", "horizon": None, "created_before": None}
             used = {key: value for key, value in parameters.items() if f":{key}" in statement}
             steps = {node["Node Type"] for node in _nodes(connection, "", statement, used)}
@@ -106,7 +106,7 @@ def test_deleted_records_are_found_without_nested_loop(database: Database) -> No
 
 def test_planner_setting_ends_with_its_transaction(database: Database) -> None:
     with database.organization("a") as connection:
-        replace_by_query(connection, CONTACT_MAPPING, sql("contact_mapping"), {})
+        replace_by_query(connection, CONTACT_MAPPING, sql("transforms/contact_mapping"), {})
         assert connection.execute(sa.text("show enable_nestloop")).scalar_one() == "off"
     with database.organization("a") as connection:
         assert connection.execute(sa.text("show enable_nestloop")).scalar_one() == "on"
@@ -147,7 +147,8 @@ def _store_attendances(database: Database, individual: str, booking: str, attend
 def _compute(database: Database) -> list[Written]:
     with database.organization("a") as connection:
         return [
-            replace_by_query(connection, table, sql(name), parameters) for name, (table, parameters) in QUERIES.items()
+            replace_by_query(connection, table, sql(f"transforms/{name}"), parameters)
+            for name, (table, parameters) in QUERIES.items()
         ]
 
 
@@ -171,6 +172,6 @@ def _most_rows(database: Database, name: str) -> int:
     """Of the step that gave, or threw away, the most."""
     counted = ("Actual Rows", "Rows Removed by Join Filter", "Rows Removed by Filter")
     with database.organization("a") as connection:
-        connection.execute(sa.text(sql("plan_for_whole_tables")))  # as `replace_by_query` does
-        nodes = _nodes(connection, "analyze, timing off, ", sql(name), QUERIES[name][1])
+        connection.execute(sa.text(sql("transforms/plan_for_whole_tables")))  # as `replace_by_query` does
+        nodes = _nodes(connection, "analyze, timing off, ", sql(f"transforms/{name}"), QUERIES[name][1])
     return int(max(node.get(rows, 0) * node["Actual Loops"] for node in nodes for rows in counted))

@@ -15,14 +15,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError
-from cliniko_pipeline.orchestration.instance import open_instance
-from cliniko_pipeline.postgres import schema
+from cliniko_pipeline.orchestration.instance.home import open_instance
 from cliniko_pipeline.postgres.engine import Database, forget_made
-from cliniko_pipeline.postgres.inventory import OPERATOR_TABLES
-from cliniko_pipeline.postgres.isolation import organization_role
-from cliniko_pipeline.postgres.rehearsal import require_rehearsed
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.schema.inventory import OPERATOR_TABLES
+from cliniko_pipeline.postgres.schema.isolation import organization_role
+from cliniko_pipeline.postgres.schema.rehearsal import require_rehearsed
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline_tests.support.databases import administer, organization_role_of
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.hostile_accounts import attendee, group_appointment, individual_appointment, patient

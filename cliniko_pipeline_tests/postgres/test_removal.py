@@ -6,8 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 from cliniko_pipeline.errors import DataError, OrganizationUnknownError
-from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
 from cliniko_pipeline_tests.support.databases import administer
 from cliniko_pipeline_tests.support.locks import waits_for_a_lock

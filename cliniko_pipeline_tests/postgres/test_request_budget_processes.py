@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseUnavailableError
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.request_budgets import LONGEST_ANSWER_SECONDS, SharedRequestBudget
+from cliniko_pipeline.postgres.operator_tables.request_budgets import LONGEST_ANSWER_SECONDS, SharedRequestBudget
 from cliniko_pipeline_tests.support.budget_simulations import WINDOW, Process, WouldSleep, would_sleep
 from cliniko_pipeline_tests.support.databases import created_database
 from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS

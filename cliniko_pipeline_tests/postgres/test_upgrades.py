@@ -9,11 +9,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection
 
-from cliniko_pipeline.orchestration.crawl_plans import plan_crawl
-from cliniko_pipeline.postgres import crawls, schema
-from cliniko_pipeline.postgres.crawls import RejectedRecord
+from cliniko_pipeline.orchestration.plans.crawls import plan_crawl
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.rehearsal import rehearse
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.schema.rehearsal import rehearse
+from cliniko_pipeline.postgres.writing import crawls
+from cliniko_pipeline.postgres.writing.crawls import RejectedRecord
 from cliniko_pipeline_tests.support.clinics import AS_OF, small_clinic
 from cliniko_pipeline_tests.support.databases import administer, owned_database
 from cliniko_pipeline_tests.support.earlier_versions import SHARED_ROLE, migrate_as_first_version

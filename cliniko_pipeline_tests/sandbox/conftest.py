@@ -3,7 +3,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.sandboxes import USER_AGENT, Caller
 

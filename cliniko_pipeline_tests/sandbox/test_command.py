@@ -8,14 +8,14 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from cliniko_pipeline.cli import sandbox as command
-from cliniko_pipeline.sandbox.demo import SURF_REHAB_KEY
+from cliniko_pipeline.cli.services import sandbox as command
+from cliniko_pipeline.sandbox.accounts.demo import SURF_REHAB_KEY
 from cliniko_pipeline_tests.support.sandboxes import USER_AGENT
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_sandbox_command_serves_until_a_signal(ending):
-    program = "from cliniko_pipeline.cli.sandbox import sandbox; sandbox()"
+    program = "from cliniko_pipeline.cli.services.sandbox import sandbox; sandbox()"
     arguments = [sys.executable, "-W", "error::ResourceWarning", "-c", program]
     arguments += ["--port", "0", "--anchor", "2026-01-31T09:00:00+01:00", "--requests-per-minute", "1"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

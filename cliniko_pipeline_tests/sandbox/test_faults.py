@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from cliniko_pipeline.errors import ArgumentError
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Fault, FaultDice, Faults
 from cliniko_pipeline.sandbox.server import running_sandbox
 from cliniko_pipeline_tests.support.sandboxes import KEY, record

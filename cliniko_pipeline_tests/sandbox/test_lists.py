@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.queries import QueryError, read_query
 from cliniko_pipeline.sandbox.resources import RESOURCES
 from cliniko_pipeline.sandbox.server import running_sandbox

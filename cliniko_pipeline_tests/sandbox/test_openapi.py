@@ -14,7 +14,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from cliniko_pipeline.sandbox.generated import generated_account
+from cliniko_pipeline.sandbox.accounts.generated import generated_account
 from cliniko_pipeline.sandbox.resources import RESOURCES, FieldKind
 from cliniko_pipeline.sandbox.server import running_sandbox
 from cliniko_pipeline_tests.support.sandboxes import ANCHOR, EVERYTHING, demo

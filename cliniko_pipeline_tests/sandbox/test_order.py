@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cliniko_pipeline.errors import ArgumentError
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenRecord, Faults, RefusedField
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
 from cliniko_pipeline_tests.support.sandboxes import KEY, Caller, record

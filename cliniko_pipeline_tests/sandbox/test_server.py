@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from cliniko_pipeline.errors import ArgumentError
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.server import _is_loopback, running_sandbox
 from cliniko_pipeline_tests.support.sandboxes import KEY, USER_AGENT, linked, record
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Event
 from typing import Any
 
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment
 from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 

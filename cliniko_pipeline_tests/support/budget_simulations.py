@@ -11,9 +11,9 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection
 
-from cliniko_pipeline.postgres import request_budgets
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.request_budgets import SharedRequestBudget
+from cliniko_pipeline.postgres.operator_tables import request_budgets
+from cliniko_pipeline.postgres.operator_tables.request_budgets import SharedRequestBudget
 from cliniko_pipeline_tests.support.databases import administer
 
 WINDOW = 60.0

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline_tests.support.hostile_accounts import (
     ContactRow,
     WireRecord,

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
-from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
 from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment, patient
 

@@ -7,9 +7,9 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.isolation import organization_role
+from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.schema.isolation import organization_role
 
 
 def administer(url: URL, *statements: str) -> None:
@@ -45,7 +45,7 @@ def owned_database(server: URL) -> Iterator[Database]:
     administer(server, f"create role {owner} login createrole password 'owner'")
     with created_database(server, "template0", f"encoding 'UTF8' owner {owner}") as url:
         database = Database(url.set(username=owner, password="owner"))
-        administer(database.url, sql("application_tables"))
+        administer(database.url, sql("schema/application_tables"))
         yield database
         database.close()
     administer(server, f"drop owned by {owner}", f"drop role {owner}")

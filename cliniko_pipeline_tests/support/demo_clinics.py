@@ -3,9 +3,9 @@
 import sqlalchemy as sa
 
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
-from cliniko_pipeline.postgres import organizations
 from cliniko_pipeline.postgres.engine import sql
-from cliniko_pipeline.sandbox.demo import DemoOrganization
+from cliniko_pipeline.postgres.operator_tables import organizations
+from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization
 from cliniko_pipeline_tests.support.clinics import Clinics
 
 
@@ -15,4 +15,4 @@ def add_demo_clinic(clinics: Clinics, each: DemoOrganization) -> None:
     credentials = ClinikoCredentials(each.account.api_key, None, clinics.sandbox.base_url(each.account))
     with clinics.database.operator() as connection:
         organizations.save(connection, each.id, each.name, clinics.vault.encrypt(credentials), validated=False)
-        connection.execute(sa.text(sql("save_contact")), each.contacts)
+        connection.execute(sa.text(sql("demo/save_contact")), each.contacts)

@@ -11,9 +11,9 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.orchestration.schedules import cliniko_syncs
 from cliniko_pipeline.orchestration.sensors import failed_runs, organization_partitions
-from cliniko_pipeline.postgres import scheduling
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.postgres.operator_tables import scheduling
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, SkippedTime, opened_pipeline
 

@@ -7,10 +7,7 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
-from cliniko_pipeline.postgres import derivations
-from cliniko_pipeline.postgres.derivations import Derivation
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.merge import replace_by_query, upsert
 from cliniko_pipeline.postgres.tables import (
     ACTIVE_PATIENTS,
     APPOINTMENTS,
@@ -20,6 +17,9 @@ from cliniko_pipeline.postgres.tables import (
     WATCHED,
     Table,
 )
+from cliniko_pipeline.postgres.writing import derivations
+from cliniko_pipeline.postgres.writing.derivations import Derivation
+from cliniko_pipeline.postgres.writing.merge import replace_by_query, upsert
 
 NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -40,7 +40,7 @@ class DerivedClinic:
         return {"as_of": self.as_of, "activity_window": self.window, "count_no_shows": self.count_no_shows}
 
     def mapping(self) -> Derivation:
-        return Derivation(CONTACT_MAPPING, sql("contact_mapping"), (PATIENTS,))
+        return Derivation(CONTACT_MAPPING, sql("transforms/contact_mapping"), (PATIENTS,))
 
     def derive(self, *, full: bool = False) -> bool:
         """Return whether the mapping was computed."""
@@ -51,7 +51,7 @@ class DerivedClinic:
         """Return whether the mapping was computed; check what is stored."""
         is_computed = self.derive(full=full)
         with self.database.organization(self.id) as connection:
-            replace_by_query(connection, ACTIVE_PATIENTS, sql("active_patients"), self.parameters)
+            replace_by_query(connection, ACTIVE_PATIENTS, sql("transforms/active_patients"), self.parameters)
         self.check()
         return is_computed
 
@@ -64,7 +64,9 @@ class DerivedClinic:
             ):
                 columns = ", ".join(table.written)
                 stored = connection.execute(sa.text(f"select {columns} from {table.qualified}"))
-                computed = connection.execute(sa.text(f"select {columns} from ({sql(query)}) as computed"), parameters)
+                computed = connection.execute(
+                    sa.text(f"select {columns} from ({sql(f'transforms/{query}')}) as computed"), parameters
+                )
                 assert sorted(map(repr, stored)) == sorted(map(repr, computed)), table.name
             for table in WATCHED:
                 counted = connection.execute(sa.text(f"select count(*) from {table.qualified}")).scalar_one()

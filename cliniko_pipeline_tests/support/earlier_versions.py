@@ -3,8 +3,9 @@
 import pytest
 from alembic import command
 
-from cliniko_pipeline.postgres import isolation, schema
 from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.schema import isolation
+from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
 
 SHARED_ROLE = "cliniko_organization"
@@ -37,5 +38,5 @@ def migrate_as_first_version(database: Database, monkeypatch: pytest.MonkeyPatch
 
 
 def _share_role(patch: pytest.MonkeyPatch) -> None:
-    earlier = {"organization_role_name": f"select '{SHARED_ROLE}'"}
+    earlier = {"roles/organization_role_name": f"select '{SHARED_ROLE}'"}
     patch.setattr(isolation, "sql", lambda name: earlier.get(name) or sql(name))

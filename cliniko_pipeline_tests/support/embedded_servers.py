@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseUnavailableError
-from cliniko_pipeline.postgres import embedded
-from cliniko_pipeline.postgres.embedded import EmbeddedServer
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.server import embedded
+from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.waiting import wait_until
 
 # The socket of such a folder stands in the temporary folder.

@@ -26,9 +26,9 @@ REPOSITORY = Path(__file__).parents[2]
 IMPORTED = (
     "dagster_postgres",
     "cliniko_pipeline.definitions",
-    "cliniko_pipeline.orchestration.backfills",
-    "cliniko_pipeline.orchestration.instance",
-    "cliniko_pipeline.orchestration.runs",
+    "cliniko_pipeline.orchestration.runs.backfills",
+    "cliniko_pipeline.orchestration.instance.home",
+    "cliniko_pipeline.orchestration.runs.in_process",
     *(
         f"cliniko_pipeline.cli.{path.stem}"
         for path in sorted((REPOSITORY / "cliniko_pipeline" / "cli").glob("[a-z]*.py"))

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import currently_in_test_context, note
 
-from cliniko_pipeline.cliniko import pagination
+from cliniko_pipeline.cliniko.crawling import pagination
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
 from cliniko_pipeline.sandbox.server import Sandbox

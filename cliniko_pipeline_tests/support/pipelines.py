@@ -18,14 +18,14 @@ from uuid import UUID
 import dagster as dg
 import sqlalchemy as sa
 
-from cliniko_pipeline.cliniko.throttle import BudgetRegistry
+from cliniko_pipeline.cliniko.exchange.throttle import BudgetRegistry
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
-from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline.postgres.tables import TENANT_TABLES
 from cliniko_pipeline.runtime import Runtime, open_runtime
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline.sync_options import SyncOptions, run_config

@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx
 
-from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
+from cliniko_pipeline.sandbox.accounts.account import Account
+from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline.sandbox.server import Sandbox
 
 KEY = "bm90LWEtc2VjcmV0-au4"

@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import schema
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline_tests.support.tenants import row_versions
 
 # The statement of the application.

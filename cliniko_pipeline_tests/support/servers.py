@@ -11,7 +11,7 @@ from typing import Literal
 
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import embedded
+from cliniko_pipeline.postgres.server import embedded
 from cliniko_pipeline_tests.support.environments import free_port
 
 DEBIAN_VERSIONS = Path("/usr/lib/postgresql")

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres import api_tokens, organizations
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.operator_tables import api_tokens, organizations
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.api_servers import served

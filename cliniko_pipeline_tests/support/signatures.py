@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 from standardwebhooks import Webhook
 
-from cliniko_pipeline.postgres import webhooks
+from cliniko_pipeline.postgres.operator_tables import webhooks
 from cliniko_pipeline.runtime import Runtime
 
 CLIENT = httpx.Client(timeout=60, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 
-from cliniko_pipeline.cliniko.decoding import DecodedPage
-from cliniko_pipeline.cliniko.pagination import FetchedPage, Listing, Page, Position, crawl_pages
+from cliniko_pipeline.cliniko.crawling.pagination import FetchedPage, Listing, Page, Position, crawl_pages
+from cliniko_pipeline.cliniko.decoding.pages import DecodedPage
 from cliniko_pipeline.cliniko.records import PATIENTS, Patient
 from cliniko_pipeline.errors import FieldRefusedError
 

@@ -9,11 +9,11 @@ from uuid import UUID, uuid4, uuid5
 import sqlalchemy as sa
 
 from cliniko_pipeline.cliniko import records as cliniko
-from cliniko_pipeline.cliniko.decoding import decode_page
+from cliniko_pipeline.cliniko.decoding.pages import decode_page
 from cliniko_pipeline.postgres import tables
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.explanations import Explanation, Rules, explain
-from cliniko_pipeline.postgres.merge import replace_by_query, upsert
+from cliniko_pipeline.postgres.reads.explanations import Explanation, Rules, explain
+from cliniko_pipeline.postgres.writing.merge import replace_by_query, upsert
 from cliniko_pipeline_tests.support.hostile_accounts import ORGANIZATION, WireRecord, individual_appointment
 
 AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
@@ -81,9 +81,11 @@ class StoredClinic:
     def compute(self, as_of: datetime = AS_OF, rules: Rules = RULES) -> None:
         """Compute the mapping and the active patients with the queries of the pipeline."""
         with self.database.organization(self.id) as connection:
-            replace_by_query(connection, tables.CONTACT_MAPPING, sql("contact_mapping"), {})
+            replace_by_query(connection, tables.CONTACT_MAPPING, sql("transforms/contact_mapping"), {})
         with self.database.organization(self.id) as connection:
-            replace_by_query(connection, tables.ACTIVE_PATIENTS, sql("active_patients"), rules.parameters(as_of))
+            replace_by_query(
+                connection, tables.ACTIVE_PATIENTS, sql("transforms/active_patients"), rules.parameters(as_of)
+            )
 
     def add_run(self, status: str, started_at: datetime, error: str | None = None) -> None:
         self.run(

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import yaml
 
-from cliniko_pipeline.cli import workers
+from cliniko_pipeline.cli.runs import workers
 from cliniko_pipeline.cliniko.events import PageRead
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support.fork_server import fork_server

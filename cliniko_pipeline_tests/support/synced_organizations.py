@@ -9,12 +9,12 @@ from uuid import UUID
 
 import dagster as dg
 
-from cliniko_pipeline.postgres import sync_runs
-from cliniko_pipeline.postgres.organizations import Organization
-from cliniko_pipeline.sandbox.account import Account
-from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
+from cliniko_pipeline.postgres.operator_tables import sync_runs
+from cliniko_pipeline.postgres.operator_tables.organizations import Organization
+from cliniko_pipeline.problems import problems
+from cliniko_pipeline.sandbox.accounts.account import Account
+from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline.sandbox.server import Sandbox
-from cliniko_pipeline.standings import problems
 from cliniko_pipeline_tests.support.hostile_accounts import contact, individual_appointment, patient
 from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of

@@ -11,10 +11,10 @@ from cliniko_pipeline.orchestration.assets.appointments import SOURCES as APPOIN
 from cliniko_pipeline.orchestration.assets.appointments import appointments
 from cliniko_pipeline.orchestration.assets.contact_mapping import contact_mapping
 from cliniko_pipeline.orchestration.assets.patients import patients
+from cliniko_pipeline.orchestration.assets.values import TableQuery
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
-from cliniko_pipeline.orchestration.table_metadata import column_schema
-from cliniko_pipeline.orchestration.values import TableQuery
-from cliniko_pipeline.postgres import lost_matches
+from cliniko_pipeline.orchestration.ui_metadata.tables import column_schema
+from cliniko_pipeline.postgres.reads import lost_matches
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
 from cliniko_pipeline.runtime import Runtime
 
@@ -78,7 +78,7 @@ def active_patients(
     requires = ("patients", *(each.resource.name for each in APPOINTMENT_SOURCES))
     return TableQuery(
         ACTIVE_PATIENTS,
-        "active_patients",
+        "transforms/active_patients",
         parameters,
         requires,
         inspect=inspect,

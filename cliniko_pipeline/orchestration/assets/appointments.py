@@ -27,12 +27,12 @@ from cliniko_pipeline.cliniko.records import (
     PRACTITIONERS as PRACTITIONERS_RESOURCE,
 )
 from cliniko_pipeline.orchestration.assets.extraction import AccountReading, ExtractionConfig, Source, source
+from cliniko_pipeline.orchestration.assets.values import RecordBatch, RecordStream
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
-from cliniko_pipeline.orchestration.table_metadata import column_schema
-from cliniko_pipeline.orchestration.values import RecordBatch, RecordStream
-from cliniko_pipeline.postgres.appointments import has_groups, nameless_ids, stored_ids
+from cliniko_pipeline.orchestration.ui_metadata.tables import column_schema
 from cliniko_pipeline.postgres.tables import APPOINTMENT_TYPES, APPOINTMENTS, ATTENDEES, PRACTITIONERS
+from cliniko_pipeline.postgres.writing.appointments import has_groups, nameless_ids, stored_ids
 from cliniko_pipeline.runtime import Runtime
 
 

@@ -7,10 +7,10 @@ from sqlalchemy.engine import Connection
 from cliniko_pipeline.orchestration.assets.appointments import SOURCES as APPOINTMENT_SOURCES
 from cliniko_pipeline.orchestration.assets.appointments import appointments
 from cliniko_pipeline.orchestration.assets.patients import patients
+from cliniko_pipeline.orchestration.assets.values import TableQuery
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
-from cliniko_pipeline.orchestration.table_metadata import column_schema
-from cliniko_pipeline.orchestration.values import TableQuery
-from cliniko_pipeline.postgres import lost_matches
+from cliniko_pipeline.orchestration.ui_metadata.tables import column_schema
+from cliniko_pipeline.postgres.reads import lost_matches
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
 from cliniko_pipeline.runtime import Runtime
 
@@ -60,7 +60,7 @@ def contact_mapping(
 
     return TableQuery(
         CONTACT_MAPPING,
-        "contact_mapping",
+        "transforms/contact_mapping",
         requires=("patients", *(each.resource.name for each in APPOINTMENT_SOURCES)),
         inputs=(PATIENTS,),
         inspect=None if config.accept_unmatched else inspect,

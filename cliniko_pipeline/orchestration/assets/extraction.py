@@ -11,16 +11,16 @@ import dagster as dg
 from pydantic import Field
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
-from cliniko_pipeline.cliniko.pagination import Page
+from cliniko_pipeline.cliniko.crawling.pagination import Page
+from cliniko_pipeline.cliniko.crawling.refusals import Refusals, consequence
 from cliniko_pipeline.cliniko.records import RecordT, Resource
-from cliniko_pipeline.cliniko.refusals import Refusals, consequence
 from cliniko_pipeline.errors import RequestRejectedError
-from cliniko_pipeline.orchestration.crawl_plans import CrawlPlan, plan_crawl
+from cliniko_pipeline.orchestration.assets.values import CrawlProgress, RecordBatch, RecordStream, RequestCost
+from cliniko_pipeline.orchestration.plans.crawls import CrawlPlan, plan_crawl
 from cliniko_pipeline.orchestration.resources import ClinikoResource
-from cliniko_pipeline.orchestration.values import CrawlProgress, RecordBatch, RecordStream, RequestCost
-from cliniko_pipeline.postgres import crawls
-from cliniko_pipeline.postgres.crawls import RejectedRecord
 from cliniko_pipeline.postgres.tables import RECONCILED, Table
+from cliniko_pipeline.postgres.writing import crawls
+from cliniko_pipeline.postgres.writing.crawls import RejectedRecord
 from cliniko_pipeline.runtime import Runtime
 
 MOST_PAGES_IN_A_BATCH = 20

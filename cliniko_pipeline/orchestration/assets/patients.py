@@ -4,10 +4,10 @@ import dagster as dg
 
 from cliniko_pipeline.cliniko.records import PATIENTS as PATIENTS_RESOURCE
 from cliniko_pipeline.orchestration.assets.extraction import AccountReading, ExtractionConfig, source
+from cliniko_pipeline.orchestration.assets.values import RecordStream
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
-from cliniko_pipeline.orchestration.table_metadata import column_schema
-from cliniko_pipeline.orchestration.values import RecordStream
+from cliniko_pipeline.orchestration.ui_metadata.tables import column_schema
 from cliniko_pipeline.postgres.tables import PATIENTS
 from cliniko_pipeline.runtime import Runtime
 

@@ -20,9 +20,9 @@ from cliniko_pipeline.orchestration.checks.results import (
 )
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
-from cliniko_pipeline.postgres import crawls
-from cliniko_pipeline.postgres.crawls import StoredCount
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.writing import crawls
+from cliniko_pipeline.postgres.writing.crawls import StoredCount
 from cliniko_pipeline.runtime import Runtime
 
 COUNTS_DIFFER = "Cliniko has another number of records"

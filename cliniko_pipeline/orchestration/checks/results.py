@@ -8,8 +8,8 @@ import dagster as dg
 from dagster_shared.utils.warnings import PreviewWarning
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DataError
-from cliniko_pipeline.orchestration.failures import failure
-from cliniko_pipeline.postgres.check_results import CheckResult, note_checks
+from cliniko_pipeline.orchestration.runs.failures import failure
+from cliniko_pipeline.postgres.operator_tables.check_results import CheckResult, note_checks
 from cliniko_pipeline.runtime import Runtime
 
 

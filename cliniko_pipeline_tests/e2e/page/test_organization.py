@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from playwright.sync_api import Locator, Page, expect
 
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.sandbox.demo import DemoOrganization, demo_organizations
+from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline_tests.support.browsers import DagsterUI
 from cliniko_pipeline_tests.support.pages import ALL_ASSETS, DESK, SURF, assert_fits_a_phone, log_in
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest
@@ -180,7 +180,7 @@ def _sync(pipeline: PipelineUnderTest, demo: DemoOrganization) -> None:
         pipeline.add_organization(demo.id, sandbox, demo.account)
         with pipeline.database.operator() as connection:
             connection.execute(sa.text("update public.organizations set name = :name"), {"name": demo.name})
-            connection.execute(sa.text(sql("save_contact")), demo.contacts)
+            connection.execute(sa.text(sql("demo/save_contact")), demo.contacts)
         assert pipeline.sync(demo.id).success
 
 

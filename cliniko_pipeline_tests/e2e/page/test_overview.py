@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from playwright.sync_api import expect
 
-from cliniko_pipeline.postgres import organizations
+from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline_tests.support.browsers import DagsterUI
 from cliniko_pipeline_tests.support.pages import ALL_ASSETS, assert_fits_a_phone, log_in
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest

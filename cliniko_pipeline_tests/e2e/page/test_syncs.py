@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from cliniko_pipeline.sandbox.demo import demo_organizations
+from cliniko_pipeline.sandbox.accounts.demo import demo_organizations
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline_tests.support.accounts import held
 from cliniko_pipeline_tests.support.browsers import DagsterUI, answers, browser_program, opened_ui

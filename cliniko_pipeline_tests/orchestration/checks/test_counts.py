@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults, RefusedField
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.hostile_accounts import attendee, group_appointment, individual_appointment, patient

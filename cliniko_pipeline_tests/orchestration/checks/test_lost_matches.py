@@ -9,11 +9,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.orchestration.alerting import decide
+from cliniko_pipeline.orchestration.alerts.delivery import decide
 from cliniko_pipeline.orchestration.sensors import failed_runs
-from cliniko_pipeline.postgres import alerts, scheduling
-from cliniko_pipeline.postgres.lost_matches import LostMatches, of_stored_mapping
-from cliniko_pipeline.sandbox.account import Account
+from cliniko_pipeline.postgres.operator_tables import alerts, scheduling
+from cliniko_pipeline.postgres.reads.lost_matches import LostMatches, of_stored_mapping
+from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment, patient
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of
 from cliniko_pipeline_tests.support.prepared_databases import copied_pipeline, prepared_database

@@ -1,5 +1,5 @@
 -- Unicode's full case folding, the same in every locale and version of PostgreSQL. Generated from Python's str.casefold
--- (Unicode 14.0.0) by `python -m cliniko_pipeline.postgres.casefold`; not to be edited by hand.
+-- (Unicode 14.0.0) by `python -m cliniko_pipeline.postgres.schema.casefold`; not to be edited by hand.
 create or replace function cliniko.casefold(value text) returns text
 language plpgsql immutable strict parallel safe
 as $function$

@@ -1,0 +1,271 @@
+"""Active patients, a page at a time, as JSON or CSV."""
+
+import base64
+import binascii
+import csv
+import hashlib
+import io
+import json
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from cliniko_pipeline.api.gate import ReadableOrganization, RuntimeDependency
+from cliniko_pipeline.api.problems import documented, not_found
+from cliniko_pipeline.errors import ArgumentError
+from cliniko_pipeline.postgres.operator_tables import sync_runs
+from cliniko_pipeline.postgres.reads import active_patients
+from cliniko_pipeline.postgres.reads.active_patients import Filters, Order, Place
+
+LONGEST_PAGE = 1000
+LONGEST_CURSOR = 400
+MOST_CONTACTS = 100
+JSON, CSV = "application/json", "text/csv"
+
+router = APIRouter(prefix="/v1/organizations/{organization_id}", tags=["active patients"])
+
+
+def _written_instant(value: object) -> object:
+    # A number would be taken for seconds since 1970.
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value):
+        raise ValueError("must be an instant such as 2026-01-31T09:30:00Z")
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be an instant of the years 1 to 9999, UTC") from None
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_written_instant), AfterValidator(_in_utc)]
+
+
+class Attendance(BaseModel):
+    """An individual appointment, or a place in a group appointment."""
+
+    id: str = Field(examples=["1234567890123"], description="Of the individual or the group appointment in Cliniko.")
+    kind: Literal["individual", "group"]
+    starts_at: AwareDatetime
+    ends_at: AwareDatetime | None
+    appointment_type: str | None = Field(examples=["Initial consultation"])
+    practitioner: str | None = Field(examples=["Dana Example"])
+    did_not_arrive: bool
+
+
+class ActivePatient(BaseModel):
+    """A person with a contact and at least one recent appointment."""
+
+    contact_id: UUID
+    recent_appointment_count: int = Field(
+        examples=[3], description="From `search_date_from` to `search_date_to`: 60 days, unless set otherwise."
+    )
+    upcoming_appointment_count: int = Field(examples=[1], description="After `search_date_to`.")
+    total_appointment_count: int = Field(examples=[17], description="At any time.")
+    last_appointment_date: AwareDatetime | None
+    recent_appointments: list[Attendance] = Field(description="The latest first.")
+    upcoming_appointments: list[Attendance] = Field(description="The soonest first.")
+    search_date_from: AwareDatetime
+    search_date_to: AwareDatetime = Field(description="The moment that the sync judged by.")
+
+
+class ActivePatientsPage(BaseModel):
+    """A page of active patients: what one sync wrote, never a mixture of two."""
+
+    items: list[ActivePatient]
+    next_cursor: str | None = Field(description="For the next page; none after the last.")
+
+
+class DayOfTrend(BaseModel):
+    """How many active patients there were at the end of a day, UTC."""
+
+    day: str = Field(examples=["2026-06-15"])
+    active_patients: int = Field(examples=[225])
+
+
+class Trend(BaseModel):
+    """The days on which the organization was synced, the earliest first."""
+
+    items: list[DayOfTrend]
+
+
+class PageQuery(BaseModel):
+    """Which active patients, in which order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=100, ge=1, le=LONGEST_PAGE)
+    cursor: str | None = Field(
+        default=None,
+        max_length=LONGEST_CURSOR,
+        description="`next_cursor` of the page before, with the same sort and order.",
+    )
+    sort: Order = Order.LAST_APPOINTMENT
+    order: Literal["asc", "desc"] = "desc"
+    has_upcoming: bool | None = Field(default=None, description="With an upcoming appointment, or without one.")
+    last_appointment_from: Instant | None = Field(
+        default=None, description="Whose last appointment was then or later.", examples=["2026-05-01T00:00:00Z"]
+    )
+    last_appointment_before: Instant | None = Field(
+        default=None, description="Whose last appointment was earlier.", examples=["2026-06-01T00:00:00Z"]
+    )
+    contact_id: list[UUID] | None = Field(
+        default=None, max_length=MOST_CONTACTS, description="Of these contacts; may be given several times."
+    )
+
+    @property
+    def filters(self) -> Filters:
+        """As the database takes them."""
+        contacts = None if self.contact_id is None else tuple(self.contact_id)
+        return Filters(self.has_upcoming, self.last_appointment_from, self.last_appointment_before, contacts)
+
+
+class _Cursor(BaseModel):
+    """Where a page ended; opaque for whoever sends it back."""
+
+    sort: Order
+    order: Literal["asc", "desc"]
+    value: Annotated[AwareDatetime, AfterValidator(_in_utc)] | int | None
+    contact_id: UUID
+
+    def written(self) -> str:
+        return base64.urlsafe_b64encode(self.model_dump_json().encode()).decode().rstrip("=")
+
+    @classmethod
+    def read(cls, text: str, query: PageQuery) -> Self:
+        """Raises ArgumentError where it is none, or one of another order."""
+        try:
+            found = cls.model_validate_json(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        except (ValueError, binascii.Error):
+            found = None
+        if found is None or found.sort != query.sort or found.order != query.order or not found.fits():
+            raise ArgumentError(
+                "The cursor is not one of these pages: send `next_cursor` as it was, with the same sort and order."
+            )
+        return found
+
+    def fits(self) -> bool:
+        """Whether what it holds can be what it is sorted by."""
+        match self.sort:
+            case Order.CONTACT:
+                return self.value is None
+            case Order.LAST_APPOINTMENT:
+                return isinstance(self.value, datetime)
+            case _:
+                return isinstance(self.value, int) and abs(self.value) < 2**31
+
+
+PAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": ActivePatientsPage,
+        "description": "The page. `Link` leads to the next one.",
+        "content": {CSV: {"schema": {"type": "string"}}},
+    },
+    304: {"description": "The page is still what the ETag was given for."},
+    **documented(401, 403, 404, 422, 429, 503),
+}
+
+
+@router.get("/active-patients", responses=PAGE_RESPONSES, response_class=Response)
+def list_active_patients(
+    request: Request,
+    runtime: RuntimeDependency,
+    organization: ReadableOrganization,
+    query: Annotated[PageQuery, Query()],
+    accept: Annotated[str, Header(description="text/csv: as CSV, with the same pages.")] = JSON,
+    if_none_match: Annotated[str, Header(description="An ETag: 304 while the page is the same.")] = "",
+) -> Response:
+    """The organization's active patients, with keyset pages: none is missed or seen twice while nothing changes."""
+    cursor = None if query.cursor is None else _Cursor.read(query.cursor, query)
+    after = None if cursor is None else Place(cursor.value, cursor.contact_id)
+    with runtime.database.organization(organization.id) as connection:
+        found = active_patients.page(
+            connection,
+            query.sort,
+            descending=query.order == "desc",
+            filters=query.filters,
+            after=after,
+            limit=query.limit + 1,
+        )
+    rows = [dict(row) for row in found[: query.limit]]
+    following = _cursor_after(rows[-1], query) if len(found) > query.limit else None
+    as_csv = _prefers_csv(accept)
+    body = _csv(rows) if as_csv else _json({"items": rows, "next_cursor": following})
+    headers = {"ETag": _etag(body), "Vary": "Accept, Authorization", "Cache-Control": "private, no-cache"}
+    if following is not None:
+        # Encoded again: an organization's id may hold what no header and no path can.
+        path = quote(request.scope["path"], safe="/")
+        headers["Link"] = f'<{path}?{request.url.include_query_params(cursor=following).query}>; rel="next"'
+    if headers["ETag"] in {each.strip().removeprefix("W/") for each in if_none_match.split(",")}:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=CSV if as_csv else JSON, headers=headers)
+
+
+@router.get(
+    "/active-patients/{contact_id}", response_model=ActivePatient, responses=documented(401, 403, 404, 422, 429, 503)
+)
+def get_active_patient(runtime: RuntimeDependency, organization: ReadableOrganization, contact_id: UUID) -> Any:
+    """One of them, by its contact."""
+    with runtime.database.organization(organization.id) as connection:
+        row = active_patients.one(connection, contact_id)
+    if row is None:
+        raise not_found()
+    return row
+
+
+@router.get("/active-patients-trend", responses=documented(401, 403, 404, 422, 429, 503))
+def get_trend(
+    runtime: RuntimeDependency,
+    organization: ReadableOrganization,
+    days: Annotated[int, Query(ge=1, le=730)] = 90,
+) -> Trend:
+    """How many active patients there were, day by day."""
+    with runtime.database.organization(organization.id) as connection:
+        found = sync_runs.trend(connection, days)
+    return Trend(items=[DayOfTrend(day=each.day.isoformat(), active_patients=each.active_patients) for each in found])
+
+
+def _cursor_after(row: dict[str, Any], query: PageQuery) -> str:
+    value = None if query.sort is Order.CONTACT else row[query.sort.value]
+    return _Cursor(sort=query.sort, order=query.order, value=value, contact_id=row["contact_id"]).written()
+
+
+def _prefers_csv(accept: str) -> bool:
+    kinds = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
+    return CSV in kinds and (JSON not in kinds or kinds.index(CSV) < kinds.index(JSON))
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    # Not by way of the models: they describe what the database holds already, and take ten times as long.
+    return json.dumps(content, default=_text, separators=(",", ":")).encode()
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(ActivePatient.model_fields)
+    for row in rows:
+        writer.writerow([_cell(row[name]) for name in ActivePatient.model_fields])
+    return out.getvalue().encode()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, list):
+        return json.dumps(value)
+    return _text(value) if isinstance(value, datetime | UUID) else value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return str(value)
+
+
+def _etag(body: bytes) -> str:
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'

@@ -1,0 +1,112 @@
+"""`cliniko-pipeline backfill`: the assets of many organizations, carried out by Dagster's daemon."""
+
+import logging
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from cliniko_pipeline.cli.runs.sync import report
+from cliniko_pipeline.cli.session import session
+from cliniko_pipeline.errors import ArgumentError, OrganizationUnknownError
+from cliniko_pipeline.postgres.operator_tables import organizations as stored
+from cliniko_pipeline.postgres.schema.identity import require_own
+from cliniko_pipeline.runtime import Runtime
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from cliniko_pipeline.orchestration.runs.backfills import BackfillProgress
+
+SECONDS_BETWEEN_LOOKS = 2.0
+NO_DAEMON = "no Dagster daemon is running: `cliniko-pipeline ui` starts one"
+
+
+@click.command()
+@click.argument("organization_ids", metavar="[ID]...", nargs=-1)
+@click.option("--all", "all_organizations", is_flag=True, help="Every organization that is not disabled.")
+@click.option("--assets", metavar="NAME,NAME", help="Only these, such as contact_mapping,active_patients.")
+@click.option("--full", is_flag=True, help="Read from the beginning; what Cliniko no longer has is marked deleted.")
+@click.option("--follow", is_flag=True, help="Stay until it has ended; exit code 0 only if all succeeded.")
+def backfill(
+    organization_ids: tuple[str, ...], *, all_organizations: bool, assets: str | None, full: bool, follow: bool
+) -> None:
+    """Have Dagster's daemon sync organizations, a few at a time: one backfill, which the Dagster UI shows."""
+    if bool(organization_ids) == all_organizations:
+        raise click.UsageError("Name organizations, or give --all.")
+    with session() as runtime:
+        require_own(runtime.database)
+        runtime.machine_clock().require_allowed()
+        ids = _chosen(runtime, organization_ids)
+        errors = _launch(runtime, ids, assets, full=full, follow=follow)
+        if follow:
+            report(runtime, ids, errors)
+    raise SystemExit(1 if errors else 0)
+
+
+def _chosen(runtime: Runtime, named: Sequence[str]) -> list[str]:
+    with runtime.database.operator() as connection:
+        if named:
+            found = [stored.organization(connection, each) for each in dict.fromkeys(named)]
+        else:
+            found = [each for each in stored.organizations(connection) if each.is_active]
+    if not found:
+        raise ArgumentError("There is no organization to sync: `cliniko-pipeline organizations add ID --name NAME`.")
+    for each in found:
+        if not each.is_active:
+            raise OrganizationUnknownError(
+                f"Organization '{each.id}' is disabled:"
+                f" `cliniko-pipeline organizations enable {each.id}` lets it be synced again."
+            )
+    return [each.id for each in found]
+
+
+def _launch(runtime: Runtime, ids: Sequence[str], assets: str | None, *, full: bool, follow: bool) -> dict[str, str]:
+    """Launches the backfill; where it is followed, to its end. Returns the errors of those that failed."""
+    from cliniko_pipeline.orchestration.instance.home import open_instance  # noqa: PLC0415
+    from cliniko_pipeline.orchestration.runs import backfills  # noqa: PLC0415
+
+    names = backfills.asset_names() if assets is None else [each.strip() for each in assets.split(",")]
+    chosen = backfills.chosen_assets(names, full=full)
+    # Where the database is down for a moment Dagster logs each of its attempts.
+    logging.getLogger().addHandler(logging.NullHandler())
+    with open_instance(runtime) as instance:
+        has_daemon = backfills.has_daemon(instance, datetime.now(UTC))
+        if follow and not has_daemon:
+            raise click.ClickException(
+                f"Nothing was launched, since {NO_DAEMON}. Without --follow it would wait for one."
+            )
+        backfill_id = backfills.launch_backfill(instance, runtime, ids, chosen, full=full)
+        click.echo(f"Backfill {backfill_id} of {len(ids)} organization{'s' if len(ids) > 1 else ''} is launched.")
+        click.echo(f"The Dagster UI shows it: {runtime.settings.ui_url}/runs/b/{backfill_id}")
+        if not has_daemon:
+            click.echo(f"It waits, since {NO_DAEMON}.", err=True)
+        return _followed(instance, runtime, backfill_id, ids) if follow else {}
+
+
+def _followed(instance: "dg.DagsterInstance", runtime: Runtime, backfill_id: str, ids: Sequence[str]) -> dict[str, str]:
+    from cliniko_pipeline.orchestration.runs import backfills  # noqa: PLC0415
+
+    told = ""
+    try:
+        while True:
+            progress = backfills.backfill_progress(instance, backfill_id, ids)
+            if (line := _line(progress, len(ids))) != told:
+                click.echo(line, err=True)
+                told = line
+            if progress.has_ended:
+                return backfills.reasons(instance, runtime, progress.failed)
+            if not backfills.has_daemon(instance, datetime.now(UTC)):
+                raise click.ClickException(f"The backfill {backfill_id} goes on when one runs, but {NO_DAEMON}.")
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        click.echo(f"The backfill {backfill_id} goes on; the Dagster UI can cancel it.", err=True)
+        raise
+
+
+def _line(progress: "BackfillProgress", total: int) -> str:
+    ended = len(progress.succeeded) + len(progress.failed)
+    parts = {"failed": progress.failed, "running": progress.running, "waiting": progress.waiting}
+    return ", ".join([f"{ended} of {total} done", *(f"{len(found)} {name}" for name, found in parts.items() if found)])

@@ -1,0 +1,227 @@
+"""Processes that run syncs for the command line: a few at once, each one organization after the other.
+
+Processes, not threads: Dagster sets up logging anew for every run, which two threads of one process cannot do at once
+without waiting for each other forever. And a worker that is killed takes one organization with it, no more.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from queue import Empty, SimpleQueue
+
+from cliniko_pipeline.cli.runs.progress import ProgressDisplay
+from cliniko_pipeline.cliniko.events import Event
+from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.sync_options import SyncOptions
+
+WORKERS = 4
+END_SECONDS = 30
+INTERRUPTIONS = 4
+SECONDS_BETWEEN_INTERRUPTIONS = 2.5
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The end of an organization's sync; `is_last`: of the worker, too."""
+
+    error: str | None
+    is_last: bool = False
+
+
+def run_in_workers(organization_ids: Sequence[str], options: SyncOptions, display: ProgressDisplay) -> dict[str, str]:
+    """Syncs the organizations; returns the errors, a line each, of those that failed.
+
+    An interruption (KeyboardInterrupt) is passed on to the workers, which end their runs, and then raised.
+    """
+    crew = _Crew(organization_ids, options, display)
+    workers = min(WORKERS, len(organization_ids))
+    try:
+        with ThreadPoolExecutor(workers, thread_name_prefix="sync") as executor:
+            try:
+                for future in [executor.submit(crew.work) for _ in range(workers)]:
+                    future.result()
+            except BaseException:
+                crew.stop()
+                raise
+    finally:
+        if crew.died:
+            _end_runs_of(crew.died)
+    return crew.errors
+
+
+class _Crew:
+    """The workers, and what waits for one."""
+
+    def __init__(self, organization_ids: Sequence[str], options: SyncOptions, display: ProgressDisplay) -> None:
+        self.errors: dict[str, str] = {}
+        self.died: list[str] = []
+        self._options = options
+        self._display = display
+        self._waiting: SimpleQueue[str] = SimpleQueue()
+        for organization_id in organization_ids:
+            self._waiting.put(organization_id)
+        self._lock = threading.Lock()
+        self._workers: list[_Worker] = []
+        self._is_stopping = False
+
+    def work(self) -> None:
+        """Has one worker at a time sync what waits, until nothing does."""
+        worker: _Worker | None = None
+        try:
+            while not self._is_stopping:
+                organization_id = self._waiting.get_nowait()
+                worker = worker if worker is not None and worker.is_usable() else self._new_worker()
+                if worker is not None:
+                    self._sync(worker, organization_id)
+        except Empty:
+            pass
+        finally:
+            if worker is not None:
+                worker.end()
+
+    def stop(self) -> None:
+        """Interrupts all workers, and kills those that do not end by themselves soon."""
+        with self._lock:
+            self._is_stopping = True
+        # Again and again: between its steps Dagster takes an interruption and lets it fall.
+        for _ in range(INTERRUPTIONS):
+            for worker in self._workers:
+                worker.interrupt()
+            deadline = time.monotonic() + SECONDS_BETWEEN_INTERRUPTIONS
+            if all(worker.wait(deadline - time.monotonic()) for worker in self._workers):
+                return
+        for worker in self._workers:
+            worker.kill()
+
+    def _new_worker(self) -> "_Worker | None":
+        with self._lock:
+            if self._is_stopping:
+                return None
+            worker = _Worker(self._options)
+            self._workers.append(worker)
+            return worker
+
+    def _sync(self, worker: "_Worker", organization_id: str) -> None:
+        error = worker.sync(organization_id, self._display)
+        if not self._is_stopping:
+            self._display.ended(organization_id, error)
+        if error is not None:
+            self.errors[organization_id] = error
+        if worker.has_died:
+            self.died.append(organization_id)
+
+
+def _end_runs_of(organization_ids: Sequence[str]) -> None:
+    """Marks as failed what the processes that died left running."""
+    from cliniko_pipeline.orchestration.instance.home import open_instance  # noqa: PLC0415
+    from cliniko_pipeline.orchestration.runs.in_process import end_abandoned_runs  # noqa: PLC0415
+    from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
+    from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
+
+    # Where that cannot be done, the next sync does it; nothing that goes wrong here may hide what ended the workers.
+    with suppress(Exception), open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:
+        # Twice: a run may have been written by its worker's last transaction while it was looked at.
+        for organization_id in [*organization_ids, *organization_ids]:
+            with suppress(Exception):
+                end_abandoned_runs(instance, runtime, organization_id)
+
+
+class _Worker:
+    """The process, seen from here."""
+
+    def __init__(self, options: SyncOptions) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, options), name="sync worker")
+        self.has_died = False
+        self._has_ended = False
+        # The process begins with SIGINT blocked, as this thread has it, and lets it in when it can be interrupted.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def is_usable(self) -> bool:
+        return not self._has_ended and self._process.is_alive()
+
+    def sync(self, organization_id: str, display: ProgressDisplay) -> str | None:
+        try:
+            self._connection.send(organization_id)
+            while not isinstance(message := self._connection.recv(), _Ended):
+                display.show(organization_id, message)
+        except (EOFError, OSError):
+            self.has_died = self._has_ended = True
+            self._process.join(END_SECONDS)
+            return f"Its process ended unexpectedly (exit code {self._process.exitcode}); sync it again."
+        self._has_ended = message.is_last
+        return message.error
+
+    def interrupt(self) -> None:
+        process_id = self._process.pid
+        if process_id is not None and self._process.is_alive():
+            with suppress(ProcessLookupError):  # it may end at this very moment, and another thread wait for it
+                os.kill(process_id, signal.SIGINT)
+
+    def end(self) -> None:
+        """Lets it go: it ends when nobody is there to tell it what to do."""
+        self._connection.close()
+        if not self.wait(END_SECONDS):
+            self.kill()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for its end; tells whether that came."""
+        self._process.join(max(seconds, 0))
+        return not self._process.is_alive()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(connection: Connection, options: SyncOptions) -> None:
+    """The worker's own side: syncs whatever it is told to, until nobody is there to tell."""
+    # Ctrl-C in the terminal reaches the command alone, which passes it on, once.
+    os.setsid()
+    # An interruption may hit a connection in the middle of a statement: the pool drops it, and need not tell.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        organization_id = connection.recv()
+        _serve_with_runtime(connection, organization_id, options)
+    except (EOFError, KeyboardInterrupt, BrokenPipeError):
+        return
+    except ClinikoPipelineError as error:
+        connection.send(_Ended(str(error), is_last=True))
+    except Exception as error:  # noqa: BLE001 (a defect; its text may hold anything)
+        connection.send(_Ended(f"An unexpected {type(error).__name__} outside of the run.", is_last=True))
+
+
+def _serve_with_runtime(connection: Connection, organization_id: str, options: SyncOptions) -> None:
+    # Imported here: the process that only starts workers need not wait for Dagster.
+    from cliniko_pipeline.definitions import build_definitions  # noqa: PLC0415
+    from cliniko_pipeline.orchestration.instance.home import open_instance  # noqa: PLC0415
+    from cliniko_pipeline.orchestration.partitions import ensure_partitions  # noqa: PLC0415
+    from cliniko_pipeline.orchestration.runs.in_process import run_sync  # noqa: PLC0415
+    from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
+    from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
+
+    def on_event(organization_id: str, event: Event) -> None:  # noqa: ARG001 (whose it is, the caller knows)
+        connection.send(event)
+
+    with open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:
+        definitions = build_definitions(runtime=runtime, listener=on_event)
+        while True:
+            ensure_partitions(instance, [organization_id])
+            connection.send(_Ended(run_sync(definitions, instance, runtime, organization_id, options).error))
+            organization_id = connection.recv()

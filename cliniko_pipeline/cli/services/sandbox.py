@@ -1,0 +1,142 @@
+"""`cliniko-pipeline sandbox`: serve the simulated Cliniko with the demo's organizations.
+
+What it serves and how belongs to cliniko_pipeline.sandbox; here are only options, output and the end on a signal.
+"""
+
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from types import FrameType
+
+import click
+
+from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.sandbox.accounts.demo import demo_organizations
+from cliniko_pipeline.sandbox.faults import Faults
+from cliniko_pipeline.sandbox.server import DEFAULT_REQUESTS_PER_MINUTE, Sandbox, running_sandbox
+
+_RATE = click.FloatRange(0, 1)
+
+
+def _read_instant(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | None:
+    """Read an instant with its offset to UTC."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise click.BadParameter("not an instant like 2026-01-31T09:00:00Z")
+    return moment.astimezone(UTC)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address to serve at.")
+@click.option("--allow-remote", is_flag=True, help="Let --host be an address other machines can reach.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+@click.option(
+    "--requests-per-minute",
+    default=DEFAULT_REQUESTS_PER_MINUTE,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Rate limit of each API key; 0: none.",
+)
+@click.option(
+    "--anchor",
+    metavar="INSTANT",
+    callback=_read_instant,
+    help="The data's present, e.g. 2026-01-31T09:00:00Z; default: now.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the faults' dice.")
+@click.option("--latency-ms", default=0.0, type=click.FloatRange(0), help="Wait before each answer.")
+@click.option("--jitter-ms", default=0.0, type=click.FloatRange(0), help="Up to so much more.")
+@click.option("--server-error-rate", default=0.0, type=_RATE, help="Share answered 500, 502 or 503.")
+@click.option("--reset-rate", default=0.0, type=_RATE, help="Share whose connection is reset.")
+@click.option("--truncated-rate", default=0.0, type=_RATE, help="Share whose body ends early.")
+@click.option("--html-rate", default=0.0, type=_RATE, help="Share answered with an HTML page.")
+@click.option("--too-many-requests-rate", default=0.0, type=_RATE, help="Share answered 429 at any time.")
+def sandbox(  # noqa: PLR0913 - one argument for each option
+    *,
+    host: str,
+    allow_remote: bool,
+    port: int,
+    requests_per_minute: int,
+    anchor: datetime | None,
+    seed: int,
+    latency_ms: float,
+    jitter_ms: float,
+    server_error_rate: float,
+    reset_rate: float,
+    truncated_rate: float,
+    html_rate: float,
+    too_many_requests_rate: float,
+) -> None:
+    """Serve a simulated Cliniko with three demo organizations until Ctrl-C.
+
+    Another process on this machine can watch and steer it: GET /sandbox/counters, GET and PUT /sandbox/faults,
+    GET /sandbox/accounts/NAME.
+    """
+    if not allow_remote and not _is_loopback(host):
+        raise click.UsageError("--host is not a loopback address; add --allow-remote if that is meant.")
+    organizations = demo_organizations(anchor or datetime.now(UTC))
+    try:
+        faults = Faults(
+            seed=seed,
+            latency_ms=latency_ms,
+            jitter_ms=jitter_ms,
+            server_error_rate=server_error_rate,
+            reset_before_body_rate=reset_rate / 2,
+            reset_in_body_rate=reset_rate / 2,
+            truncated_body_rate=truncated_rate,
+            html_ok_rate=html_rate / 2,
+            html_bad_gateway_rate=html_rate / 2,
+            too_many_requests_rate=too_many_requests_rate,
+        )
+        with (
+            _until_signal() as ended,
+            running_sandbox(
+                [organization.account for organization in organizations],
+                host=host,
+                port=port,
+                requests_per_minute=requests_per_minute or None,
+                faults=faults,
+            ) as served,
+        ):
+            _introduce(served)
+            ended.wait()
+    except ClinikoPipelineError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"Ended after {served.counters.requests():,} requests.")
+
+
+def _introduce(served: Sandbox) -> None:
+    click.echo(f"The simulated Cliniko serves at http://{served.host}. None of this is real; Ctrl-C ends it.")
+    for account in served.accounts.values():
+        click.echo(f"{account.name}\n  API URL  {served.base_url(account)}\n  API key  {account.api_key}")
+
+
+@contextmanager
+def _until_signal() -> Generator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event for the length of the block."""
+    ended = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        ended.set()
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield ended
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""Reading a list page by page, without losing a record."""

@@ -1,0 +1,1 @@
+"""From Cliniko's JSON to typed records."""

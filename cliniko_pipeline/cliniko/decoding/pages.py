@@ -1,0 +1,225 @@
+"""A page of Cliniko's JSON, turned into records.
+
+Belongs here: decoding a page fast, and saving what can be saved of a page that has something wrong in it.
+Does not: HTTP, and what a single record must look like (wire.py).
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import msgspec
+
+from cliniko_pipeline.cliniko.decoding.values import identifier
+from cliniko_pipeline.cliniko.decoding.wire import WIRE_TYPES
+from cliniko_pipeline.cliniko.records import Record, RecordT, RejectedRecord, Resource
+from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
+
+MAX_ENTRIES = 100
+"""Of one page: Cliniko's maximum."""
+
+EntryT_co = TypeVar("EntryT_co", covariant=True)
+RecordT_co = TypeVar("RecordT_co", bound=Record, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedPage(Generic[RecordT]):
+    """What one answer to a list request holds. `total_entries` counts the whole list, as of this answer."""
+
+    records: list[RecordT]
+    rejected: list[RejectedRecord]
+    total_entries: int
+    next_url: str | None
+
+
+def decode_page(resource: Resource[RecordT], body: bytes) -> DecodedPage[RecordT]:
+    """Return the records of one answer, and what was rejected of it; one bad record does not cost the page.
+
+    Raises ClinikoUnavailableError if the body is no whole JSON document (a proxy's web page, a broken
+    transfer), and UnexpectedResponseError if it is one, but no list of this resource or one of more than a page.
+    """
+    try:
+        page = _page_decoder(resource).decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # One bad record is enough to come here, or one lone surrogate, even in a field nobody reads.
+        return _decode_record_by_record(resource, _with_valid_text(body))
+    except RecursionError:
+        raise _unreadable() from None
+    if len(page.entries) > MAX_ENTRIES:
+        raise _too_many(resource.name)
+    return _collect(resource, page, (_convert(resource, entry) for entry in page.entries))
+
+
+def _decode_record_by_record(resource: Resource[RecordT], body: bytes) -> DecodedPage[RecordT]:
+    try:
+        page = _raw_page_decoder(resource.name).decode(body)
+    except msgspec.ValidationError as error:
+        if "of at most length" in str(error):
+            raise _too_many(resource.name) from None
+        # msgspec stops at the first thing that is wrong, and the document may be broken further down.
+        raise (_not_a_list_of(resource.name, _reason(error)) if _is_whole(body) else _unreadable()) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise _unreadable() from None
+    entries = (entry for entry in msgspec.structs.astuple(page.entries) if entry is not _ABSENT)
+    return _collect(resource, page, (_decode_record(resource, entry) for entry in entries))
+
+
+def _is_whole(body: bytes) -> bool:
+    try:
+        # Read, but not kept.
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def _decode_record(resource: Resource[RecordT], raw: msgspec.Raw) -> RecordT | RejectedRecord:
+    try:
+        return _convert(resource, _record_decoder(resource).decode(raw))
+    except msgspec.ValidationError as error:
+        return RejectedRecord(resource.name, _id_in(raw), _reason(error))
+
+
+def _convert(resource: Resource[RecordT], entry: "_Wire[RecordT]") -> RecordT | RejectedRecord:
+    try:
+        return entry.record()
+    except UnexpectedResponseError as error:
+        return RejectedRecord(resource.name, _id_or_none(entry.id), str(error))
+
+
+def _collect(
+    resource: Resource[RecordT], page: "_Page[object]", entries: Iterable[RecordT | RejectedRecord]
+) -> DecodedPage[RecordT]:
+    if page.total_entries < 0:
+        raise _not_a_list_of(resource.name, "total_entries: negative")
+    records: list[RecordT] = []
+    rejected: list[RejectedRecord] = []
+    for entry in entries:
+        if isinstance(entry, RejectedRecord):
+            rejected.append(entry)
+        else:
+            records.append(entry)
+    return DecodedPage(records, rejected, page.total_entries, (page.links and page.links.next) or None)
+
+
+class _OnlyId(msgspec.Struct):
+    id: str | int
+
+
+_ONLY_ID = msgspec.json.Decoder(_OnlyId)
+
+
+def _id_in(raw: msgspec.Raw) -> str | None:
+    try:
+        return _id_or_none(_ONLY_ID.decode(raw).id)
+    except msgspec.ValidationError:
+        return None
+
+
+def _id_or_none(value: str | int) -> str | None:
+    try:
+        return identifier("id", value)
+    except UnexpectedResponseError:
+        return None
+
+
+class _PageLinks(msgspec.Struct):
+    next: str | None = None
+
+
+class _Page(Protocol[EntryT_co]):
+    @property
+    def entries(self) -> Sequence[EntryT_co]: ...
+    @property
+    def total_entries(self) -> int: ...
+    @property
+    def links(self) -> _PageLinks | None: ...
+
+
+class _Wire(Protocol[RecordT_co]):
+    @property
+    def id(self) -> str | int: ...
+    def record(self) -> RecordT_co: ...
+
+
+class _PageDecoder(Protocol[EntryT_co]):
+    def decode(self, body: bytes, /) -> _Page[EntryT_co]: ...
+
+
+@functools.cache
+def _record_decoder(resource: Resource[RecordT]) -> "msgspec.json.Decoder[_Wire[RecordT]]":
+    return cast("msgspec.json.Decoder[_Wire[RecordT]]", msgspec.json.Decoder(WIRE_TYPES[resource.record]))
+
+
+@functools.cache
+def _page_decoder(resource: Resource[RecordT]) -> "_PageDecoder[_Wire[RecordT]]":
+    return _decoder_of_pages(resource.name, list[WIRE_TYPES[resource.record]])
+
+
+_ABSENT = msgspec.Raw()
+
+
+@functools.cache
+def _raw_page_decoder(name: str) -> Any:
+    # As an array of so many optional elements, msgspec stops at the first one too many; a list it reads to its end.
+    numbered: list[Any] = [(f"entry_{number}", msgspec.Raw, _ABSENT) for number in range(MAX_ENTRIES)]
+    entries = msgspec.defstruct(f"EntriesOf_{name}", numbered, array_like=True, forbid_unknown_fields=True)
+    return _decoder_of_pages(name, entries)
+
+
+def _decoder_of_pages(name: str, entries: Any) -> Any:
+    """Return a decoder of pages whose entries stand under the resource's name."""
+    fields: list[Any] = [
+        ("entries", entries, msgspec.field(name=name)),
+        ("total_entries", int),
+        ("links", _PageLinks | None, None),
+    ]
+    return msgspec.json.Decoder(msgspec.defstruct(f"PageOf_{name}", fields))
+
+
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a pair, which is fine
+    rb"|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    rb"|.)",  # any other escape, read whole so that the second half of '\\' starts none
+    re.DOTALL,
+)
+
+
+def _with_valid_text(body: bytes) -> bytes:
+    """Return the document with every lone surrogate, and every byte that is no UTF-8, as U+FFFD."""
+    utf8 = body.decode("utf-8-sig", errors="replace").encode()
+    return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape["lone"] else escape[0], utf8)
+
+
+_MISSING = re.compile(r"missing required field `(\w+)`")
+_MISMATCH = re.compile(r"Expected `([\w |]+)`, got `([\w |]+)`(?: - at `\$\.?(\w*))?")
+
+
+def _reason(error: msgspec.ValidationError) -> str:
+    """Return which field broke which rule, in words that hold no value: types and names of fields only."""
+    message = str(error)
+    if missing := _MISSING.search(message):
+        return f"{missing[1]}: missing"
+    if mismatch := _MISMATCH.search(message):
+        return f"{mismatch[3] or 'record'}: {mismatch[2]} where {mismatch[1]} belongs"
+    return "record: not of the documented shape"
+
+
+def _not_a_list_of(name: str, reason: str) -> UnexpectedResponseError:
+    return UnexpectedResponseError(
+        f"Cliniko's answer is not the list of {name} that its API promises ({reason}): check the API URL; if it "
+        "is right, this version of the pipeline is too old for the API"
+    )
+
+
+def _too_many(name: str) -> UnexpectedResponseError:
+    return UnexpectedResponseError(
+        f"Cliniko's answer holds more {name} than the {MAX_ENTRIES} of a page: check the API URL; if it is right,"
+        " report this to Cliniko"
+    )
+
+
+def _unreadable() -> ClinikoUnavailableError:
+    return ClinikoUnavailableError("Cliniko's answer is no whole JSON document: try again later")

@@ -1,0 +1,158 @@
+"""Requests sent by libcurl, behind httpx's interface.
+
+Belongs here: one exchange, its limits in time and size, and curl's errors as httpx's. Does not: what is sent and what
+follows from the answer (client.py). libcurl reads a page with a fifth of the work that httpx's own transport needs, and
+outside of the interpreter's lock, so that several pages come at once.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import certifi
+import httpx
+import pycurl
+
+from cliniko_pipeline.cliniko.exchange.daemon_threads import DaemonThreads, result_of
+
+BUFFER_BYTES = 512 * 1024
+_MILLISECONDS = 1000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one exchange: seconds to connect, without a byte, and in all; and the size of an answer's body in bytes.
+
+    A page of 100 records is about 150 kB, unpacked.
+    """
+
+    connect_seconds: float = 10.0
+    silent_seconds: float = 30.0
+    whole_seconds: float = 120.0
+    body_bytes: int = 8 * 1024 * 1024
+
+
+class BodyTooLargeError(httpx.DecodingError):
+    """The answer's body is beyond the limit, unpacked."""
+
+
+class CurlTransport(httpx.BaseTransport):
+    """Sends requests with libcurl; a connection for each thread that sends. Safe to use from several threads.
+
+    Redirects are not followed. Proxies are those that the environment names, unless `uses_proxies` is false. The
+    certificates trusted are certifi's, as with httpx's own transport.
+    """
+
+    def __init__(self, limits: Limits, *, uses_proxies: bool = True) -> None:
+        self._limits = limits
+        self._uses_proxies = uses_proxies
+        self._local = threading.local()
+        self._courier = DaemonThreads(1, "cliniko-request")
+        self._closing = threading.Event()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Sends the request and reads its answer whole. Raises httpx.RequestError."""
+        if threading.current_thread() is not threading.main_thread():
+            return self._exchange(request)
+        # An interruption is raised in the main thread, and curl would swallow it there.
+        return result_of(self._courier.submit(lambda: self._exchange(request)))
+
+    def close(self) -> None:
+        """Ends what is under way, with an error for who waits for it."""
+        self._closing.set()
+        self._courier.close()
+
+    def _exchange(self, request: httpx.Request) -> httpx.Response:
+        curl = self._handle()
+        answer = _Answer(self._limits.body_bytes, self._closing)
+        curl.setopt(pycurl.URL, str(request.url))
+        curl.setopt(pycurl.HTTPHEADER, _header_lines(request.headers))
+        curl.setopt(pycurl.HEADERFUNCTION, answer.take_header)
+        curl.setopt(pycurl.WRITEFUNCTION, answer.take_body)
+        curl.setopt(pycurl.XFERINFOFUNCTION, answer.is_given_up)
+        try:
+            curl.perform()
+        except pycurl.error as error:
+            raise _error_of(int(error.args[0]), answer) from None
+        return httpx.Response(
+            curl.getinfo(pycurl.RESPONSE_CODE), headers=answer.headers, content=answer.body.getvalue()
+        )
+
+    def _handle(self) -> Any:
+        curl: pycurl.Curl | None = getattr(self._local, "curl", None)
+        if curl is None:
+            curl = self._local.curl = self._opened()
+        return curl
+
+    def _opened(self) -> pycurl.Curl:
+        curl = pycurl.Curl()
+        limits = self._limits
+        curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(pycurl.NOPROGRESS, 0)
+        curl.setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
+        curl.setopt(pycurl.FOLLOWLOCATION, 0)
+        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(limits.connect_seconds * _MILLISECONDS))
+        curl.setopt(pycurl.TIMEOUT_MS, int(limits.whole_seconds * _MILLISECONDS))
+        curl.setopt(pycurl.LOW_SPEED_LIMIT, 1)
+        curl.setopt(pycurl.LOW_SPEED_TIME, max(1, round(limits.silent_seconds)))
+        curl.setopt(pycurl.ACCEPT_ENCODING, "")
+        curl.setopt(pycurl.CAINFO, certifi.where())
+        curl.setopt(pycurl.NETRC, pycurl.NETRC_IGNORED)
+        if not self._uses_proxies:
+            curl.setopt(pycurl.PROXY, "")
+        return curl
+
+
+@dataclass
+class _Answer:
+    """What has come of an answer."""
+
+    largest_body: int
+    closing: threading.Event
+    body: BytesIO = field(default_factory=BytesIO)
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list[tuple[bytes, bytes]])
+    is_too_large: bool = False
+
+    def take_header(self, line: bytes) -> None:
+        if line.startswith(b"HTTP/"):
+            self.headers.clear()  # what a proxy or an interim answer said before
+            return
+        name, colon, value = line.partition(b":")
+        # What curl has unpacked is as long as it is, and in no encoding any more.
+        if colon and name.strip().lower() not in {b"content-encoding", b"content-length", b"transfer-encoding"}:
+            self.headers.append((name.strip(), value.strip()))
+
+    def take_body(self, chunk: bytes) -> int:
+        self.is_too_large = self.body.tell() + len(chunk) > self.largest_body
+        return 0 if self.is_too_large else self.body.write(chunk)
+
+    def is_given_up(self, *_: float) -> int:
+        return int(self.closing.is_set())
+
+
+_ERRORS: Mapping[int, type[httpx.RequestError]] = {
+    pycurl.E_COULDNT_RESOLVE_HOST: httpx.ConnectError,
+    pycurl.E_COULDNT_CONNECT: httpx.ConnectError,
+    pycurl.E_SSL_CONNECT_ERROR: httpx.ConnectError,
+    pycurl.E_PEER_FAILED_VERIFICATION: httpx.ConnectError,
+    pycurl.E_COULDNT_RESOLVE_PROXY: httpx.ProxyError,
+    pycurl.E_OPERATION_TIMEDOUT: httpx.ReadTimeout,
+    pycurl.E_BAD_CONTENT_ENCODING: httpx.DecodingError,
+    pycurl.E_UNSUPPORTED_PROTOCOL: httpx.UnsupportedProtocol,
+}
+
+
+def _error_of(code: int, answer: _Answer) -> httpx.RequestError:
+    if answer.is_too_large:
+        return BodyTooLargeError("the body is too large")
+    # curl's own text may hold the address; the kind is all that is needed.
+    return _ERRORS.get(code, httpx.ReadError)(f"curl's error {code}")
+
+
+def _header_lines(headers: httpx.Headers) -> list[str]:
+    # `Connection` and `Accept-Encoding` are curl's to say; without a blank `Expect` it may wait for a 100.
+    lines = [f"{name}: {value}" for name, value in headers.items() if name not in {"connection", "accept-encoding"}]
+    return [*lines, "Expect:"]

@@ -1,0 +1,1 @@
+"""Alerts to the operator: messages, channels, delivery."""

@@ -1,0 +1,1 @@
+"""The Dagster instance: home, storage, webserver, consoles."""

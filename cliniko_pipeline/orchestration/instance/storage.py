@@ -1,0 +1,125 @@
+"""Dagster's storage in PostgreSQL: over connections that are used again, and in a schema of its own.
+
+Dagster's own opens a connection for every statement: three hundred for a sync, which took three of its seven CPU
+seconds, the server's included (docs/benchmarks.md). `dagster.yaml` names the class.
+
+The schema comes with the URL and is set on every connection, whoever opens it. A start-up option would not do: poolers
+drop those, and Dagster's tables would be made in `public`.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+from dagster_postgres.run_storage import PostgresRunStorage
+from dagster_postgres.storage import DagsterPostgresStorage
+from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.postgres.server.connections import (
+    enter_schema,
+    keep_no_read_only_sessions,
+    prepare_session,
+    require_session_mode,
+)
+from cliniko_pipeline.postgres.server.driver_errors import ends_pooled_connections
+
+if TYPE_CHECKING:
+    from dagster._core.storage.config import PostgresStorageConfig
+    from dagster._serdes import ConfigurableClassData
+    from dagster_postgres.auth import PgTokenProvider
+
+CONNECTIONS_KEPT = 2
+"""By each process. As many more as are asked for at once are opened, and closed again."""
+
+_DIALECT = "postgresql.cliniko_dagster_storage"
+_SCHEMA = "storage_schema"
+
+
+def storage_url(url: URL, schema: str) -> URL:
+    """Return the database's URL as `PooledPostgresStorage` takes it. No other storage can open it."""
+    return url.set(drivername=_DIALECT.replace(".", "+")).update_query_dict({_SCHEMA: schema})
+
+
+class StorageDialect(PGDialect_psycopg2):
+    """Connections of psycopg2 whose search path is the URL's schema and nothing else.
+
+    Of psycopg2, because dagster-postgres does not understand the errors of psycopg 3.
+    """
+
+    supports_statement_cache = True
+
+    def create_connect_args(self, url: URL) -> Any:
+        """Leave out the parameter that is no part of PostgreSQL's connections."""
+        return super().create_connect_args(url.difference_update_query([_SCHEMA]))  # pyright: ignore[reportUnknownVariableType]
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        """Return whether the pool is to open new connections: also after the database was read-only."""
+        return super().is_disconnect(e, connection, cursor) or ends_pooled_connections(e)
+
+    def on_connect_url(self, url: URL) -> Callable[[Any], None]:
+        """Return what is done with each new connection. It raises DatabaseSetupError."""
+        schema = url.query[_SCHEMA]
+        assert isinstance(schema, str)  # noqa: S101 (by `storage_url`)
+        prepare = super().on_connect_url(url)
+
+        def connect(connection: Any) -> None:
+            second = {**connection.info.dsn_parameters, "password": connection.info.password or None}
+            second.pop("options", None)
+            require_session_mode(connection, connection.info.backend_pid, second)
+            prepare_session(connection)
+            enter_schema(connection, schema)
+            if prepare:
+                prepare(connection)
+
+        return connect
+
+
+registry.register(_DIALECT, __name__, StorageDialect.__name__)
+
+
+class PooledPostgresStorage(DagsterPostgresStorage):
+    """Runs, events and schedules share one pool, which ends with the instance."""
+
+    def __init__(
+        self,
+        postgres_url: str,
+        should_autocreate_tables: bool = True,
+        inst_data: "ConfigurableClassData | None" = None,
+        token_provider: "PgTokenProvider | None" = None,
+    ) -> None:
+        super().__init__(postgres_url, should_autocreate_tables, inst_data, token_provider)
+        engine = create_pg_engine(
+            postgres_url,
+            token_provider,
+            isolation_level="AUTOCOMMIT",
+            pool_size=CONNECTIONS_KEPT,
+            max_overflow=-1,
+            # The server may have been started anew since a connection was used last.
+            pool_pre_ping=True,
+        )
+        keep_no_read_only_sessions(engine)
+        self._run_storage = _RunStorage(postgres_url, should_autocreate_tables=False, token_provider=token_provider)
+        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
+            storage._engine = engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] (each makes its own)
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: "ConfigurableClassData | None", config_value: "PostgresStorageConfig"
+    ) -> Self:
+        """As Dagster's own, which makes no subclass."""
+        return cls(
+            inst_data=inst_data,
+            postgres_url=pg_url_from_config(config_value),
+            should_autocreate_tables=config_value.get("should_autocreate_tables", True),
+            token_provider=get_token_provider_from_config(config_value),
+        )
+
+
+class _RunStorage(PostgresRunStorage):
+    """Of the three, the one with which an instance ends whatever else is to be ended."""
+
+    def dispose(self) -> None:
+        super().dispose()
+        self._engine.dispose()

@@ -1,0 +1,57 @@
+"""Dagster's webserver behind the guard of `ui_guard`, and `dagster dev` with that webserver.
+
+`python -m cliniko_pipeline.orchestration.instance.webserver` takes the options of `dagster-webserver`, and with `dev`
+as its first argument those of `dagster dev`.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from dagster._cli import dev
+from dagster_shared.ipc import open_ipc_subprocess
+from dagster_webserver import cli
+from starlette.types import ASGIApp
+
+from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.orchestration.instance.ui_guard import GuardedUI
+from cliniko_pipeline.settings import Settings, load_settings
+
+MODULE = "cliniko_pipeline.orchestration.instance.webserver"
+THEIR_MODULE = "dagster_webserver"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve until interrupted."""
+    if arguments[:1] == ["dev"]:
+        dev.open_ipc_subprocess = _started  # pyright: ignore[reportPrivateImportUsage]
+        dev.dev_command(arguments[1:], prog_name="dagster dev")
+    else:
+        hosts = ui_hosts(load_settings())
+        theirs: Any = cli
+        create_app = theirs.create_app_from_workspace_process_context
+
+        def guarded(*args: Any, **options: Any) -> ASGIApp:
+            return GuardedUI(create_app(*args, **options), hosts)
+
+        # Dagster has no hook for a middleware; this is where its command makes the application it then serves.
+        theirs.create_app_from_workspace_process_context = guarded
+        cli.dagster_webserver(arguments, prog_name="dagster-webserver", auto_envvar_prefix="DAGSTER_WEBSERVER")
+
+
+def ui_hosts(settings: Settings) -> frozenset[str]:
+    """Return the hosts by which the settings say that the UI is reached: by people, through a proxy, and by the API."""
+    return settings.ui_hosts | {urlsplit(each).netloc.lower() for each in (settings.ui_url, settings.dagster_url)}
+
+
+def _started(command: Sequence[str], **options: Any) -> Any:
+    """Start a process of `dagster dev`, and the guarded webserver in place of Dagster's own."""
+    return open_ipc_subprocess([MODULE if each == THEIR_MODULE else each for each in command], **options)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ClinikoPipelineError as error:
+        sys.exit(f"Error: {error}")

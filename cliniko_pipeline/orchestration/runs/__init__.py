@@ -1,0 +1,1 @@
+"""Runs: in-process runs, liveness, progress, failures, backfills."""

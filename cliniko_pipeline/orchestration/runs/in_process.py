@@ -1,0 +1,94 @@
+"""Runs of the main job in this very process, for the command line: the same runs the UI shows.
+
+A run that was killed nobody else would ever end, and Dagster starts no second run of an organization while one goes on:
+so these are ended here (see run_liveness).
+"""
+
+from dataclasses import dataclass
+from uuid import uuid4
+
+import dagster as dg
+import sqlalchemy as sa
+
+from cliniko_pipeline.orchestration.runs.failures import reason_of
+from cliniko_pipeline.orchestration.runs.liveness import forget_ended_runs, lost_runs, run_alive
+from cliniko_pipeline.postgres.operator_tables import scheduling, sync_runs
+from cliniko_pipeline.runtime import Runtime
+from cliniko_pipeline.sync_options import JOB, PARTITION_TAG, TERMINAL_TAG, SyncOptions, run_config
+
+ABANDONED = "Its process ended before it did; sync the organization again."
+
+GOES_ON = (
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended; `error` is one line, None where it succeeded."""
+
+    run_id: str
+    error: str | None
+
+
+def run_sync(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    runtime: Runtime,
+    organization_id: str,
+    options: SyncOptions,
+) -> RunResult:
+    """Runs `cliniko_sync` for one organization, to its end. A failure is in the result, an interruption too."""
+    end_abandoned_runs(instance, runtime, organization_id)
+    with runtime.database.operator() as connection:
+        # The schedule need not do at once what is done now.
+        scheduling.note_requested(connection, {organization_id: options.full}, runtime.now())
+    run_id = str(uuid4())
+    with run_alive(runtime, run_id):
+        result = definitions.resolve_job_def(JOB).execute_in_process(
+            instance=instance,
+            partition_key=organization_id,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, **run_config(options)},
+            raise_on_error=False,
+            run_id=run_id,
+            tags={TERMINAL_TAG: "true"},
+        )
+    return RunResult(result.run_id, None if result.success else _first_error(result))
+
+
+def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organization_id: str) -> None:
+    """Marks the organization's runs as failed whose process was killed: in Dagster and in `cliniko.sync_runs`.
+
+    Whichever machine they ran on: a process of this one is missed at once, another after some minutes.
+    """
+    tags = {PARTITION_TAG: organization_id}
+    for run in lost_runs(runtime, instance.get_runs(dg.RunsFilter(tags=tags, statuses=list(GOES_ON)))):
+        instance.report_run_failed(run, ABANDONED)
+    forget_ended_runs(instance, runtime)
+    with runtime.database.organization(organization_id) as connection:
+        rows = connection.execute(
+            sa.text("select run_id, planned, assets from cliniko.sync_runs where status = 'running'")
+        )
+        for row in rows.all():
+            run = instance.get_run_by_id(row.run_id)
+            if run is None or run.is_finished:
+                unfinished = (name for name in row.planned if row.assets.get(name, {}).get("status") != "succeeded")
+                sync_runs.finished(
+                    connection,
+                    run_id=row.run_id,
+                    asset=next(unfinished, row.planned[-1]),
+                    counts={},
+                    requests=0,
+                    seconds_waited=0.0,
+                    error=ABANDONED,
+                )
+
+
+def _first_error(result: dg.ExecuteInProcessResult) -> str:
+    for event in result.all_events:
+        if event.is_step_failure:
+            return reason_of(event)
+    return f"The run {result.run_id} failed before its first step; it is in the Dagster UI."

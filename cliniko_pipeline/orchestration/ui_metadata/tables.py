@@ -1,0 +1,55 @@
+"""What the Dagster UI shows of a table: its columns, and counts. No row, id or date of a patient or contact."""
+
+import dagster as dg
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.postgres.reads.check_queries import mapping_counts
+
+
+def column_schema(*columns: tuple[str, str, str]) -> dg.TableSchema:
+    """A schema from (name, type, description) triples, for an asset's definition."""
+    return dg.TableSchema(
+        columns=[dg.TableColumn(name, type_, description=description) for name, type_, description in columns]
+    )
+
+
+def numbers(connection: Connection, schema: str, table: str, *, force: bool = True) -> dict[str, int]:
+    """What the UI plots of a table over time, besides its size."""
+    match schema, table:
+        case "cliniko", "contact_mapping":
+            counts, _ = mapping_counts(connection, force=force)
+            return {"matched": counts.matched, "ambiguous": counts.ambiguous, "unmatched": counts.unmatched}
+        case _:
+            return {}
+
+
+def problems(connection: Connection, schema: str, table: str) -> dict[str, dg.TableMetadataValue]:
+    """Return a table of what the operator should look at: reasons with counts; nothing where all is well."""
+    query = _PROBLEMS.get((schema, table))
+    if query is None:
+        return {}
+    rows = connection.execute(sa.text(query)).mappings()
+    found = [dg.TableRecord(dict(row)) for row in rows]
+    return {"problems": dg.MetadataValue.table(found)} if found else {}
+
+
+# Events stay in Dagster's own storage, outside of row-level security, and outlive an organization that is removed. What
+# stands in brackets holds ids.
+_REJECTED = (
+    "select resource, split_part(reason, ' (', 1) as reason, count(*) as records"
+    " from cliniko.rejected_records where {condition} group by 1, 2 order by 3 desc, 1, 2 limit 100"
+)
+_NOT_PATIENTS = "resource <> 'patients'"
+_PROBLEMS = {
+    ("cliniko", "patients"): _REJECTED.format(condition="resource = 'patients'"),
+    ("cliniko", "appointments"): (
+        f"({_REJECTED.format(condition=_NOT_PATIENTS)})"  # noqa: S608 -- two constants
+        " union all select 'practitioners', 'no name in Cliniko', count(*) from cliniko.practitioners"
+        " where name is null having count(*) > 0"
+    ),
+    ("cliniko", "contact_mapping"): (
+        "select status, method as pass, count(*) as patients from cliniko.contact_mapping"
+        " where status <> 'matched' group by status, method order by status, method"
+    ),
+}

@@ -1,0 +1,1 @@
+"""Webhook deliveries: enqueued in a transaction, posted later."""

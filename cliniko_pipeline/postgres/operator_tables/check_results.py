@@ -1,0 +1,59 @@
+"""`cliniko.check_results`: the last result of each asset check for each organization.
+
+The operator's own table: everything here runs in an operator's transaction (`Database.operator`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.postgres.engine import sql
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Whether a claim about an organization's asset holds.
+
+    `remark` says what was found, in numbers; `checked_at` is None for a result that is not stored yet.
+    """
+
+    organization_id: str
+    asset: str
+    name: str
+    holds: bool
+    remark: str
+    run_id: str | None
+    checked_at: datetime | None = None
+
+
+def note_checks(connection: Connection, results: Sequence[CheckResult]) -> None:
+    """Keeps the results, in place of earlier ones of the same checks."""
+    if results:
+        connection.execute(
+            sa.text(sql("checks/note_check")),
+            [
+                {
+                    "organization_id": each.organization_id,
+                    "asset": each.asset,
+                    "name": each.name,
+                    "holds": each.holds,
+                    "remark": each.remark,
+                    "run_id": each.run_id,
+                }
+                for each in results
+            ],
+        )
+
+
+def failed_checks(connection: Connection) -> list[CheckResult]:
+    """All that do not hold, of all organizations."""
+    rows = connection.execute(
+        sa.text(
+            "select organization_id, asset, name, holds, remark, run_id, checked_at from cliniko.check_results"
+            " where not holds order by organization_id, asset, name"
+        )
+    )
+    return [CheckResult(**row) for row in rows.mappings()]

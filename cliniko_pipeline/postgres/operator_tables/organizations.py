@@ -1,0 +1,233 @@
+"""The application's organizations and their stored Cliniko credentials.
+
+These tables are the application's: no policy of ours stands on them, so everything here runs in an operator's
+transaction (`Database.operator`). What the stored credentials say is the vault's business, not this module's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.errors import NoOrganizationsError, OrganizationUnknownError
+from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.schema.isolation import isolated_tables
+
+SERVICE = "cliniko"
+"""`api_credentials.service_name` of the credentials that are ours."""
+
+
+MAX_IDS_SHOWN = 5
+
+OPERATORS_TABLES = (
+    "cliniko.scheduling",
+    "cliniko.check_results",
+    "cliniko.alerts",
+    "cliniko.webhook_secrets",
+    "cliniko.webhook_events",
+    "cliniko.webhook_targets",
+    "cliniko.webhook_deliveries",
+)
+"""What is kept of each organization for the operator, outside of row-level security: nothing of a patient."""
+
+
+@dataclass(frozen=True)
+class Organization:
+    """An organization that has Cliniko credentials.
+
+    Attributes:
+        id, name: as in public.organizations; the name is the id where there is no such row.
+        is_active: false: disabled, not to be synced.
+        last_validated_at: when Cliniko last accepted the credentials, UTC.
+        pause_reason: why the schedule leaves it alone until its credentials change; None: it does not.
+        failed_checks: the names of the checks that do not hold, each with what was found.
+    """
+
+    id: str
+    name: str
+    is_active: bool
+    last_validated_at: datetime | None
+    pause_reason: str | None
+    failed_checks: list[str]
+
+
+def organizations(connection: Connection) -> list[Organization]:
+    """Return all organizations with Cliniko credentials, by id.
+
+    Raises NoOrganizationsError where none is found and some were synced or scheduled before.
+    """
+    rows = connection.execute(sa.text(sql("organizations/organizations")), {"service": SERVICE, "id": None})
+    found = [Organization(**row) for row in rows.mappings()]
+    if not found:
+        _require_none_before(connection)
+    return found
+
+
+def find(connection: Connection, organization_id: str) -> Organization | None:
+    """One of them; None: there is none of that id."""
+    rows = connection.execute(sa.text(sql("organizations/organizations")), {"service": SERVICE, "id": organization_id})
+    return next((Organization(**row) for row in rows.mappings()), None)
+
+
+def organization(connection: Connection, organization_id: str) -> Organization:
+    """Return one of them. Raises OrganizationUnknownError, NoOrganizationsError."""
+    found = find(connection, organization_id)
+    if found is not None:
+        return found
+    organizations(connection)  # Where none is found, another key would not help.
+    raise OrganizationUnknownError(
+        f"There are no Cliniko credentials for organization '{organization_id}':"
+        f" add them with `cliniko-pipeline organizations add {organization_id} --name NAME`."
+    )
+
+
+def stored_credentials(connection: Connection, organization_id: str) -> object:
+    """What `credentials_encrypted` holds, still encrypted. Raises OrganizationUnknownError; also where disabled."""
+    if not organization(connection, organization_id).is_active:
+        raise OrganizationUnknownError(
+            f"Organization '{organization_id}' is disabled:"
+            f" `cliniko-pipeline organizations enable {organization_id}` lets it be synced again."
+        )
+    return connection.execute(
+        sa.text(sql("organizations/stored_credentials")), {"organization_id": organization_id, "service": SERVICE}
+    ).scalar_one()
+
+
+def all_stored_credentials(connection: Connection) -> dict[str, object]:
+    """What `credentials_encrypted` holds for every organization, disabled ones too, locked until
+    the transaction ends.
+    """
+    rows = connection.execute(sa.text(sql("organizations/all_stored_credentials")), {"service": SERVICE})
+    return {str(row.organization_id): row.credentials_encrypted for row in rows}
+
+
+def save(
+    connection: Connection, organization_id: str, name: str, encrypted: dict[str, str], *, validated: bool
+) -> None:
+    """Stores an organization's credentials, in place of earlier ones, active.
+
+    An organization that the application already knows keeps its name.
+    """
+    connection.execute(
+        sa.text("insert into public.organizations (id, name) values (:id, :name) on conflict (id) do nothing"),
+        {"id": organization_id, "name": name},
+    )
+    can_name_creator = connection.execute(sa.text(sql("organizations/can_name_creator"))).scalar_one()
+    connection.execute(
+        sa.text(sql("organizations/save_credentials")).bindparams(sa.bindparam("encrypted", type_=JSONB)),
+        {
+            "organization_id": organization_id,
+            "service": SERVICE,
+            "encrypted": encrypted,
+            "created_by": "cliniko-pipeline" if can_name_creator else None,
+            "validated": validated,
+        },
+    )
+
+
+def replace_encrypted(connection: Connection, organization_id: str, encrypted: dict[str, str]) -> None:
+    """Stores the same credentials under another encryption: an organization that is paused since they do not work stays
+    so.
+    """
+    _update(connection, organization_id, "credentials_encrypted = :value", value=encrypted)
+    connection.execute(
+        sa.text(sql("organizations/keep_pause")), {"organization_id": organization_id, "service": SERVICE}
+    )
+
+
+def mark_validated(connection: Connection, organization_id: str) -> None:
+    """Notes that Cliniko accepted the credentials just now."""
+    _update(connection, organization_id, "last_validated_at = now()")
+
+
+def set_active(connection: Connection, organization_id: str, *, active: bool) -> None:
+    """Enables or disables the organization. Raises OrganizationUnknownError."""
+    organization(connection, organization_id)
+    _update(connection, organization_id, f"is_active = {'true' if active else 'false'}")
+
+
+def remove(database: Database, organization_id: str) -> int:
+    """Deletes everything the pipeline stored for the organization, then its credentials; returns the number of tenant
+    rows. The application's own tables, organizations and contacts, stay as they are.
+
+    Three transactions, in an order in which whatever breaks off can be repeated: no sync begins any more, the rows go
+    when nobody writes them any more, the credentials go. Works where there are rows and no credentials any more.
+
+    Raises OrganizationUnknownError where there are neither, DatabaseUnavailableError where a running sync goes on
+    writing for too long.
+    """
+    with database.operator() as connection:
+        _update(connection, organization_id, "is_active = false")
+    with database.turn(organization_id):
+        rows = delete_tenant_rows(database, organization_id)
+    with database.operator() as connection:
+        if not rows:
+            organization(connection, organization_id)
+        connection.execute(
+            sa.text("delete from public.api_credentials where organization_id = :id and service_name = :service"),
+            {"id": organization_id, "service": SERVICE},
+        )
+        for table in OPERATORS_TABLES:
+            connection.execute(sa.text(f"delete from {table} where organization_id = :id"), {"id": organization_id})
+        # Whoever had a token for it has none for another clinic that gets the same id.
+        connection.execute(
+            sa.text(
+                "update cliniko.api_tokens set organizations = array_remove(organizations, :id)"
+                " where :id = any(organizations)"
+            ),
+            {"id": organization_id},
+        )
+    return rows
+
+
+def delete_tenant_rows(database: Database, organization_id: str) -> int:
+    """Deletes everything the pipeline stored for the organization; returns the number of rows."""
+    with database.organization(organization_id) as connection:
+        return delete_rows(connection)
+
+
+def delete_rows(connection: Connection) -> int:
+    """The same in the organization's context."""
+    # The policies narrow these statements to the organization already; nothing here is left to them alone.
+    mine = """organization_id::text collate "C" = current_setting('app.organization_id')"""
+    return sum(
+        connection.execute(sa.text(f"delete from {table} where {mine}")).rowcount
+        for _, table in isolated_tables(connection)
+    )
+
+
+def _require_none_before(connection: Connection) -> None:
+    row = connection.execute(sa.text(sql("organizations/organizations_before"))).one()
+    if not row.ids:
+        return
+    if row.is_under_policies:
+        raise NoOrganizationsError(
+            f"The database user {row.reader} sees no organization in public.api_credentials, which is under row-level"
+            f" security, though there were some ({_some(row.ids)}). Run `create policy cliniko_pipeline on"
+            f" public.api_credentials to {row.reader} using (true)` as the table's owner (no help where a restrictive"
+            f" policy applies), or `alter role {row.reader} bypassrls` as a superuser."
+        )
+    raise NoOrganizationsError(
+        "There are no Cliniko credentials in public.api_credentials any more, though there were some organizations"
+        f" ({_some(row.ids)}). Restore the rows, or have the pipeline forget each organization with `cliniko-pipeline"
+        " organizations remove ID`."
+    )
+
+
+def _some(ids: Sequence[str]) -> str:
+    shown = ", ".join(ids[:MAX_IDS_SHOWN])
+    return shown if len(ids) <= MAX_IDS_SHOWN else f"{shown} and {len(ids) - MAX_IDS_SHOWN} more"
+
+
+def _update(connection: Connection, organization_id: str, assignment: str, **values: Any) -> None:
+    statement = sa.text(
+        f"update public.api_credentials set {assignment}, updated_at = now()"
+        " where organization_id = :organization_id and service_name = :service"
+    )
+    if values:
+        statement = statement.bindparams(sa.bindparam("value", type_=JSONB))
+    connection.execute(statement, {"organization_id": organization_id, "service": SERVICE, **values})

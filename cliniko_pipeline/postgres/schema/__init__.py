@@ -1,0 +1,1 @@
+"""The database's objects: making, checking and rehearsing them."""

@@ -1,0 +1,1 @@
+"""Connections to PostgreSQL, its errors in words, and the embedded server."""

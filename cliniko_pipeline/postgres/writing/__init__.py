@@ -1,0 +1,1 @@
+"""Writes of an organization's tables, in the organization context that the caller opened."""

@@ -1,0 +1,215 @@
+"""pandas DataFrames to and from tenant tables: what an operator's own assets return.
+
+A table that is not there yet is made, under forced row-level security like all others. Knows nothing of how the
+pipeline's own tables are computed.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pandas as pd
+import sqlalchemy as sa
+from psycopg.types.json import Jsonb
+from sqlalchemy.engine import Connection
+
+from cliniko_pipeline.errors import DataError
+from cliniko_pipeline.postgres.engine import Database, advisory_key, sql
+from cliniko_pipeline.postgres.schema.isolation import isolate_table
+from cliniko_pipeline.postgres.tables import WRITTEN, Table
+from cliniko_pipeline.postgres.writing.merge import Written, quote, replace_all, replace_by_rows
+
+_COLUMN_NAME = re.compile(r"[^\W\d][\w ]*")
+# PostgreSQL cuts longer names, and the next writing would not find its column.
+_LONGEST_NAME_BYTES = 63
+
+# In this order: a bool is an int, a datetime a date.
+_SQL_TYPES: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    ((bool, np.bool_), "boolean"),
+    ((int, np.integer), "bigint"),
+    ((float, np.floating), "double precision"),
+    (Decimal, "numeric"),
+    (UUID, "uuid"),
+    (datetime, "timestamptz"),
+    (date, "date"),
+    (timedelta, "interval"),
+    ((dict, list), "jsonb"),
+    (str, "text"),
+)
+
+# How columns are read, without and with missing values; all others (numeric, uuid, date, jsonb, ...) as objects.
+_FRAME_TYPES = {
+    "smallint": ("int64", "Int64"),
+    "integer": ("int64", "Int64"),
+    "bigint": ("int64", "Int64"),
+    "boolean": ("bool", "boolean"),
+    "real": ("float64", "float64"),
+    "double precision": ("float64", "float64"),
+    "timestamp without time zone": ("datetime64[us]", "datetime64[us]"),
+    "timestamp with time zone": ("datetime64[us, UTC]", "datetime64[us, UTC]"),
+    "interval": ("timedelta64[us]", "timedelta64[us]"),
+}
+_INTEGERS = ("smallint", "integer", "bigint")
+
+
+def write(database: Database, organization_id: str, schema: str, name: str, frame: pd.DataFrame) -> Written:
+    """Makes the organization's rows of the table exactly the frame's; its index is not stored.
+
+    Raises DataError where the frame has a column `organization_id` (the partition says whose the rows are), or columns
+    other than the table's, or a value that cannot be stored.
+    """
+    columns = _usable_columns(frame, f"{schema}.{name}")
+    table = _known(schema, name)
+    if table is None:
+        _ensure_table(database, schema, name, frame)
+        table = Table(schema, name, key=(), columns=columns)
+    elif set(columns) != set(table.written):
+        raise DataError(
+            f"The DataFrame for {schema}.{name} must have the columns {', '.join(table.written)};"
+            f" it has {', '.join(columns) or 'none'}."
+        )
+    with database.organization(organization_id) as connection:
+        rows = _rows(frame.loc[:, list(table.written)], _columns(connection, schema, name))
+        return replace_by_rows(connection, table, rows) if table.key else replace_all(connection, table, rows)
+
+
+def read(database: Database, organization_id: str, schema: str, name: str) -> pd.DataFrame:
+    """The organization's rows, with all columns but `organization_id`."""
+    with database.organization(organization_id) as connection:
+        result = connection.execute(sa.text(f"select * from {quote(schema)}.{quote(name)}"))
+        names = list(result.keys())
+        rows = result.all()
+        types = _columns(connection, schema, name)
+    columns = {
+        column: _series([row[position] for row in rows], types[column])
+        for position, column in enumerate(names)
+        if column != "organization_id"
+    }
+    return pd.DataFrame(columns)
+
+
+def _series(values: list[Any], sql_type: str) -> "pd.Series[Any]":
+    if sql_type == "text" and any(value is not None for value in values):
+        return pd.Series(values)  # as pandas keeps texts, which differs between its versions
+    complete, gaps = _FRAME_TYPES.get(sql_type, ("object", "object"))
+    return pd.Series(values, dtype=gaps if None in values else complete)
+
+
+def _usable_columns(frame: pd.DataFrame, table: str) -> tuple[str, ...]:
+    columns = tuple(frame.columns)
+    if not columns:
+        raise DataError(f"The DataFrame for {table} has no columns: give an empty one the columns of the table.")
+    if "organization_id" in columns:
+        raise DataError(
+            f"The DataFrame for {table} has a column organization_id: leave it out, the partition says whose the"
+            " rows are."
+        )
+    unusable = [column for column in columns if not _is_usable(column)]
+    if unusable:
+        raise DataError(
+            f"The DataFrame for {table} has {len(unusable)} columns whose names are not texts of letters, digits, _"
+            f" and spaces, of {_LONGEST_NAME_BYTES} bytes at most: rename them."
+        )
+    if len(set(columns)) < len(columns):
+        raise DataError(f"The DataFrame for {table} has columns of one name twice: rename them.")
+    return columns
+
+
+def _is_usable(column: object) -> bool:
+    return (
+        isinstance(column, str)
+        and _COLUMN_NAME.fullmatch(column) is not None
+        and len(column.encode()) <= _LONGEST_NAME_BYTES
+    )
+
+
+def _known(schema: str, name: str) -> Table | None:
+    return next((table for table in WRITTEN if (table.schema, table.name) == (schema, name)), None)
+
+
+def _ensure_table(database: Database, schema: str, name: str, frame: pd.DataFrame) -> None:
+    with database.operator() as connection:
+        existing = _columns(connection, schema, name)
+    existing = existing or _made_once(database, schema, name, frame)
+    unknown = [column for column in frame.columns if column not in existing]
+    if unknown:
+        raise DataError(
+            f"The table {schema}.{name} has no column {', '.join(unknown)}: add it there, or drop the table and it"
+            " is made anew."
+        )
+
+
+def _made_once(database: Database, schema: str, name: str, frame: pd.DataFrame) -> dict[str, str]:
+    """The columns of the table, which is made unless another run has done that meanwhile."""
+    with database.operator() as connection:
+        # The first runs of several organizations would all make it. In a transaction that has looked before, PostgreSQL
+        # may go on believing that there is no such table: the lock comes first.
+        key = advisory_key("create table", schema, name)
+        connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": key})
+        if not _columns(connection, schema, name):
+            _create_table(connection, schema, name, frame)
+        return _columns(connection, schema, name)
+
+
+def _columns(connection: Connection, schema: str, name: str) -> dict[str, str]:
+    rows = connection.execute(sa.text(sql("writing/table_columns")), {"schema": schema, "name": name})
+    return {row.name: row.type for row in rows}
+
+
+def _create_table(connection: Connection, schema: str, name: str, frame: pd.DataFrame) -> None:
+    table = f"{quote(schema)}.{quote(name)}"
+    columns = "".join(f", {quote(column)} {_sql_type(frame[column])}" for column in frame.columns)
+    connection.exec_driver_sql(f"create schema if not exists {quote(schema)}")
+    connection.exec_driver_sql(f"create table {table} (organization_id text not null{columns})")
+    isolate_table(connection, quote(schema), table)
+
+
+def _sql_type(values: "pd.Series[Any]") -> str:
+    if pd.api.types.is_bool_dtype(values.dtype):
+        return "boolean"
+    if pd.api.types.is_integer_dtype(values.dtype):
+        return "bigint"
+    if pd.api.types.is_float_dtype(values.dtype):
+        return "double precision"
+    if isinstance(values.dtype, pd.DatetimeTZDtype):
+        return "timestamptz"
+    if pd.api.types.is_datetime64_dtype(values.dtype):
+        return "timestamp"
+    return _sql_type_of_objects(values)
+
+
+def _sql_type_of_objects(values: "pd.Series[Any]") -> str:
+    present = values.dropna()
+    first: object = present.iloc[0] if len(present) else ""
+    if isinstance(first, datetime) and first.tzinfo is None:
+        return "timestamp"
+    return next((name for kind, name in _SQL_TYPES if isinstance(first, kind)), "text")
+
+
+def _rows(frame: pd.DataFrame, types: dict[str, str]) -> Iterator[tuple[object, ...]]:
+    # pandas keeps integers with gaps as floats.
+    integers = [
+        types.get(column) in _INTEGERS and pd.api.types.is_float_dtype(frame[column].dtype) for column in frame.columns
+    ]
+    for row in frame.astype(object).itertuples(index=False, name=None):
+        yield tuple(_whole(value) if integer else _value(value) for value, integer in zip(row, integers, strict=True))
+
+
+def _whole(value: object) -> object:
+    value = _value(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _value(value: object) -> object:
+    if isinstance(value, dict | list):
+        return Jsonb(value)
+    if isinstance(value, pd.Timestamp):
+        return value.to_pydatetime()
+    if isinstance(value, pd.Timedelta):
+        return value.to_pytimedelta()
+    # An array's answer is an array; there is no column for it to be missing in.
+    return None if pd.isna(value) is True else value  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -1,0 +1,1 @@
+"""The simulated accounts and their records."""

@@ -1,0 +1,158 @@
+"""One clinic's Cliniko account: its API key, its rights, and its records, which may change while served.
+
+No HTTP, and no invention of data (see demo and generated).
+"""
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any, cast
+
+from cliniko_pipeline.errors import ArgumentError
+from cliniko_pipeline.sandbox import wire
+from cliniko_pipeline.sandbox.accounts.tables import Entry, ResourceTable
+from cliniko_pipeline.sandbox.queries import Query
+from cliniko_pipeline.sandbox.resources import (
+    BOOKING_RESOURCES,
+    RESOURCES,
+    STORED_RESOURCES,
+    UNLISTED_RESOURCES,
+    Resource,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list: the records' JSON with unbound links, their ids, and how many records the whole list has."""
+
+    bodies: list[bytes]
+    ids: list[str]
+    total_entries: int
+
+
+class Account:
+    """A simulated account. All methods may be called from any thread, also while a server serves it.
+
+    `api_key` is the key as Cliniko issued it: with the shard's suffix, or without for an old account.
+    `forbidden_resources` are those the key's user has no right to (403); `revoked` makes the key
+    unknown (401). `has_inactive_list`: whether there is `/practitioners/inactive`. `settings`: what `/settings`
+    answers; None: 404.
+    """
+
+    def __init__(self, name: str, shard: str, api_key: str) -> None:
+        self.name = name
+        self.shard = shard
+        self.api_key = api_key
+        self.forbidden_resources: set[str] = set()
+        self.revoked = False
+        self.has_inactive_list = True
+        self.settings: dict[str, Any] | None = {"account": {"name": name}}
+        self._lock = RLock()
+        self._tables = {stored: ResourceTable(_resource(stored)) for stored in STORED_RESOURCES}
+        self._bookings = ResourceTable(RESOURCES["bookings"])
+        self._nameless = 0
+
+    def __repr__(self) -> str:
+        return f"Account(name={self.name!r}, shard={self.shard!r})"
+
+    @classmethod
+    def from_records(cls, name: str, shard: str, api_key: str, records: Mapping[str, Iterable[Any]]) -> "Account":
+        """Make an account of records written by hand or generated, by resource name.
+
+        A record is served exactly as it is, however partial or hostile, except that values beginning with
+        `{base}/` become links to the host that serves it. Iterables are read once, so they may be generators.
+        Individual and group appointments share one space of ids, as in reality: an id that both use is one
+        booking only. Raises ArgumentError for a resource the sandbox does not have.
+        """
+        account = cls(name, shard, api_key)
+        for resource, rows in records.items():
+            account.fill(resource, rows)
+        return account
+
+    @property
+    def bare_key(self) -> str:
+        """The API key without the shard's suffix."""
+        return self.api_key.removesuffix(f"-{self.shard}")
+
+    @property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """A copy of all records with unbound links: resource name -> id -> record."""
+        with self._lock:
+            return {
+                name: {entry.key: wire.parse(entry.body) for entry in table.entries()}
+                for name, table in self._tables.items()
+            }
+
+    def fill(self, resource: str, records: Iterable[Any]) -> None:
+        """Add many records at once; much faster than `put` in a loop."""
+        table = self._table(resource)
+        entries = [self._entry(record) for record in records]
+        with self._lock:
+            table.fill(entries)
+            if resource in BOOKING_RESOURCES:
+                self._bookings.fill(entries)
+
+    def put(self, resource: str, record: Any) -> None:
+        """Add the record, or replace the one with its id."""
+        table = self._table(resource)
+        entry = self._entry(record)
+        with self._lock:
+            table.put(entry)
+            if resource in BOOKING_RESOURCES:
+                self._bookings.put(entry)
+
+    def delete(self, resource: str, record_id: str | int) -> None:
+        """Remove the record for good, as a hard deletion does; nothing happens where there is none."""
+        table = self._table(resource)
+        with self._lock:
+            table.delete(str(record_id))
+            if resource in BOOKING_RESOURCES:
+                self._bookings.delete(str(record_id))
+
+    def get(self, resource: str, record_id: str | int) -> dict[str, Any] | None:
+        """Copy one record with unbound links, None where there is none."""
+        with self._lock:
+            entry = self._table(resource).get(str(record_id))
+        return None if entry is None else cast("dict[str, Any]", wire.parse(entry.body))
+
+    def wire_records(self, resource: str, base_url: str) -> list[dict[str, Any]]:
+        """All records of a resource, hidden ones too, in the default order, with links to `base_url`."""
+        with self._lock:
+            entries = self._table(resource).entries()
+        return [wire.parse(entry.body, base_url) for entry in entries]
+
+    def page(self, resource: str, query: Query, dice: random.Random | None = None, *, inactive: bool = False) -> Page:
+        """One page of a list; dice give what no sort field tells apart an order of this request's own.
+
+        `inactive`: of practitioners, those who left.
+        """
+        with self._lock:
+            entries, total = self._table(resource).page(query, dice, inactive=inactive)
+        return Page([entry.body for entry in entries], [entry.key for entry in entries], total)
+
+    def body(self, resource: str, record_id: str, query: Query) -> bytes | None:
+        """One record's JSON with unbound links, None where it is absent or hidden from the query."""
+        with self._lock:
+            table = self._table(resource)
+            entry = table.get(record_id)
+            return entry.body if entry is not None and table.shows(entry, query) else None
+
+    def _table(self, resource: str) -> ResourceTable:
+        table = self._bookings if resource == "bookings" else self._tables.get(resource)
+        if table is None:
+            known = ", ".join(sorted(STORED_RESOURCES))
+            raise ArgumentError(f"The sandbox has no resource of this name; it has {known}.")
+        return table
+
+    def _entry(self, record: Any) -> Entry:
+        key = cast("dict[str, Any]", record).get("id") if isinstance(record, dict) else None
+        if key is None:
+            with self._lock:
+                self._nameless += 1
+                key = f"without id {self._nameless}"
+        return Entry(str(key), record)
+
+
+def _resource(name: str) -> Resource:
+    return Resource(name, {}) if name in UNLISTED_RESOURCES else RESOURCES[name]

@@ -1,0 +1,92 @@
+"""Syncs over HTTP where Dagster is away: listed, read and followed. With a real Dagster: e2e/test_service.py."""
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from cliniko_pipeline.api.gate import Gate
+from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.operator_tables import sync_runs
+from cliniko_pipeline_tests.support.databases import administer
+from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization, every_page, opened_service
+from cliniko_pipeline_tests.support.waiting import wait_until
+
+PLANNED = ["cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"]
+
+
+def note_sync(database: Database, organization_id: str, number: int) -> None:
+    """Store a sync that has succeeded. Two at a time began in the same moment."""
+    with database.organization(organization_id) as connection:
+        statement = """
+            insert into cliniko.sync_runs (organization_id, run_id, planned, status, started_at, finished_at, assets)
+            values (
+                :organization_id, '00000000-0000-4000-8000-' || lpad(:number, 12, '0'), :planned, 'succeeded',
+                now() - make_interval(mins => cast(:number as int) / 2), now(),
+                '{"active_patients": {"status": "succeeded", "rows": 3}}'
+            )
+        """
+        values = {"organization_id": organization_id, "number": str(number), "planned": PLANNED}
+        connection.execute(sa.text(statement), values)
+
+
+def test_without_dagster_syncs_are_read_and_not_requested(service: ServiceAlone) -> None:
+    with service.client("read", "sync") as caller:
+        assert caller.get("/readyz").json() == {"database": "ok", "dagster": "unreachable"}
+        assert caller.get("/v1/organizations/alpha/syncs").json()["items"] == []
+        refused = caller.post("/v1/organizations/alpha/syncs")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+        note_sync(service.database, "alpha", 90)
+        (listed,) = caller.get("/v1/organizations/alpha/syncs").json()["items"]
+        assert caller.get(f"/v1/syncs/{listed['id']}").json() == listed
+        assert (listed["status"], listed["tables"][0]["counts"]) == ("succeeded", {"rows": 3})
+    with service.client(organizations=["beta"]) as another:
+        # Another's sync and one that does not exist are answered alike.
+        assert another.get(f"/v1/syncs/{listed['id']}").status_code == 503
+
+
+def test_syncs_are_paged_latest_first(service: ServiceAlone) -> None:
+    add_organization(service.database, "paged")
+    for number in range(7):
+        note_sync(service.database, "paged", number)
+    path = "/v1/organizations/paged/syncs"
+    with service.client("sync") as caller:
+        pages = list(every_page(caller, path, {"limit": 2}))
+        refused = [caller.get(path, params={"cursor": wrong}) for wrong in ("", "x", "MjAyNg", "a" * 100)]
+    assert [len(page) for page in pages] == [2, 2, 2, 1]
+    assert "".join(each["id"][-1] for page in pages for each in page) == "1032546"
+    assert [each.status_code for each in refused] == [422] * 4
+
+
+def test_followed_sync_survives_a_lost_database(
+    database: Database,
+    server_url: URL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The stream of events goes on once the database is back, and tells the end."""
+    run_id, looks, require = str(uuid4()), [], Gate.require_still_known
+    monkeypatch.setattr(Gate, "require_still_known", lambda *args: looks.append(args) or require(*args))
+    monkeypatch.setattr("cliniko_pipeline.api.routes.syncs.SECONDS_BETWEEN_LOOKS", 0.02)
+    name = database.url.database
+    with opened_service(database, tmp_path) as service, service.client() as caller:
+        with database.organization("alpha") as connection:
+            sync_runs.started(connection, run_id=run_id, asset=PLANNED[0], planned=PLANNED, is_full=False)
+        with caller.stream("GET", f"/v1/syncs/{run_id}/events") as answer:
+            events = (line for line in answer.iter_lines() if line.startswith("event:"))
+            assert next(events) == "event: sync"
+            administer(
+                server_url,
+                f'alter database "{name}" allow_connections false',
+                f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'",
+            )
+            before = len(looks)
+            wait_until(lambda: len(looks) > before + 1, "no look has ended while the database was gone")
+            administer(server_url, f'alter database "{name}" allow_connections true')
+            with database.organization("alpha") as connection:
+                connection.exec_driver_sql("update cliniko.sync_runs set status = 'failed', finished_at = now()")
+            assert next(events) == "event: ended"
+    assert "defect" not in caplog.text
