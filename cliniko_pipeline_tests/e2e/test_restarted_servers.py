@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseUnavailableError
 from cliniko_pipeline.orchestration.instance.home import STORAGE_SCHEMA
-from cliniko_pipeline.orchestration.instance.storage import storage_url
+from cliniko_pipeline.orchestration.pooled_storage import storage_url
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline_tests.support.databases import created_database

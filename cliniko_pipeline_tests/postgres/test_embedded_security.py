@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
-from cliniko_pipeline.orchestration.instance.storage import storage_url
+from cliniko_pipeline.orchestration.pooled_storage import storage_url
 from cliniko_pipeline.postgres.server import embedded
 from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.embedded_servers import UNUSUAL_NAME, answers, postmaster, statement

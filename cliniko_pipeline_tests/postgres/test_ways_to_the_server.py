@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.orchestration.instance.home import STORAGE_SCHEMA
-from cliniko_pipeline.orchestration.instance.storage import storage_url
+from cliniko_pipeline.orchestration.pooled_storage import storage_url
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.server.driver_errors import database_error_behind, translated
 from cliniko_pipeline_tests.support.certificates import self_signed

@@ -97,7 +97,7 @@ def _dagster(workspace: Path, port: int, environment: Mapping[str, str]) -> _Ser
     command = [
         sys.executable,
         "-m",
-        "cliniko_pipeline.orchestration.instance.webserver",
+        "cliniko_pipeline.orchestration.webserver",
         "dev",
         "--workspace",
         str(workspace),

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseSetupError
-from cliniko_pipeline.orchestration.instance.storage import storage_url
+from cliniko_pipeline.orchestration.pooled_storage import storage_url
 from cliniko_pipeline.postgres.engine import Database, advisory_key, sql
 from cliniko_pipeline.postgres.server.driver_errors import database_error_behind
 from cliniko_pipeline.runtime import Runtime

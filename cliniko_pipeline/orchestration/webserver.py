@@ -1,6 +1,6 @@
 """Dagster's webserver behind the guard of `ui_guard`, and `dagster dev` with that webserver.
 
-`python -m cliniko_pipeline.orchestration.instance.webserver` takes the options of `dagster-webserver`, and with `dev`
+Supervisors start it by this name, which stays: `python -m cliniko_pipeline.orchestration.webserver` takes the options of `dagster-webserver`, and with `dev`
 as its first argument those of `dagster dev`.
 """
 
@@ -18,7 +18,7 @@ from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.orchestration.instance.ui_guard import GuardedUI
 from cliniko_pipeline.settings import Settings, load_settings
 
-MODULE = "cliniko_pipeline.orchestration.instance.webserver"
+MODULE = "cliniko_pipeline.orchestration.webserver"
 THEIR_MODULE = "dagster_webserver"
 
 

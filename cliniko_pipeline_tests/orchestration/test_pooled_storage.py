@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.orchestration.instance.home import open_instance
-from cliniko_pipeline.orchestration.instance.storage import CONNECTIONS_KEPT
+from cliniko_pipeline.orchestration.pooled_storage import CONNECTIONS_KEPT
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.databases import created_database

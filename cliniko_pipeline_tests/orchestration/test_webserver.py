@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.orchestration.instance.home import instance_environment, open_instance
-from cliniko_pipeline.orchestration.instance.webserver import MODULE
+from cliniko_pipeline.orchestration.webserver import MODULE
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.browsers import answers
