@@ -1,7 +1,7 @@
 """Dagster's webserver behind the guard of `ui_guard`, and `dagster dev` with that webserver.
 
-Supervisors start it by this name, which stays: `python -m cliniko_pipeline.orchestration.webserver` takes the options of `dagster-webserver`, and with `dev`
-as its first argument those of `dagster dev`.
+`python -m cliniko_pipeline.orchestration.webserver` takes the options of `dagster-webserver`, and with `dev` as its
+first argument those of `dagster dev`. Supervisors start it by this name, which stays.
 """
 
 import sys
