@@ -18,6 +18,7 @@ from cliniko_pipeline_tests.support.services import ServiceAlone, client, token
 from cliniko_pipeline_tests.support.signatures import new_secret, send
 
 
+@pytest.mark.slow
 def test_answers_conform_to_the_description(service: ServiceAlone, tmp_path: Path) -> None:
     """A few examples, of all that needs no Dagster. More, and the rest: e2e/test_service.py."""
     text = token(service.database, "admin", organizations=["alpha"], requests_per_minute=100_000)

@@ -203,6 +203,7 @@ def _id_of(resource: str, number: int) -> str:
     return f"{number}" if resource == "patients" else f"{CRAWLED.index(resource)}{number:06}"
 
 
+@pytest.mark.slow
 def test_first_group_costs_the_request_for_attendees(pipeline: PipelineUnderTest) -> None:
     """From then on attendees are read; many changed ones cost nothing of the other resources."""
     with counted_clinic(pipeline, account_of(120, groups=False)) as clinic:
@@ -222,6 +223,7 @@ def test_first_group_costs_the_request_for_attendees(pipeline: PipelineUnderTest
         assert clinic.sync() == UNCHANGED
 
 
+@pytest.mark.slow
 def test_new_name_costs_one_request_once(pipeline: PipelineUnderTest) -> None:
     """A new appointment type or practitioner is read when the first appointment has it."""
     with counted_clinic(pipeline, account_of(10, groups=True)) as clinic:

@@ -67,6 +67,7 @@ def test_copy_sends_nothing_until_adopted(deployment: Deployment) -> None:
     assert deployment.sync("alpha").success
 
 
+@pytest.mark.slow
 def test_copy_is_reported_by_every_command(command: CommandLine, clinics: Clinics) -> None:
     clinics.open(["alpha"])
     with clinics.database.operator() as connection:

@@ -26,7 +26,7 @@ def retry_in(deployment: Deployment, name: str) -> timedelta:
     return wait
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [pytest.param(401, marks=pytest.mark.slow), 403])
 def test_refusal_of_everybody_for_a_while_pauses_nobody(deployment: Deployment, status: int) -> None:
     names = ("alpha", "beta")
     assert all(deployment.sync(name).success for name in names)
@@ -53,7 +53,7 @@ def test_refusal_of_everybody_for_a_while_pauses_nobody(deployment: Deployment, 
     assert deployment.scheduling("alpha").paused_at is None
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [pytest.param(401, marks=pytest.mark.slow), 403])
 def test_page_refused_in_passing_does_not_fail_a_sync(deployment: Deployment, status: int) -> None:
     numbers = [str(number) for number in range(1, 301)]
     deployment.accounts["alpha"].fill("patients", (patient(each, "Ada", "Adams") for each in numbers))

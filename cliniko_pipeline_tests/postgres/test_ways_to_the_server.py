@@ -192,6 +192,7 @@ def test_remedies_for_certificates_help(server: Server, parameters: dict[str, st
     assert "The schema dagster cannot be used" in psycopg2_error(url)
 
 
+@pytest.mark.slow
 def test_pooler_that_refuses_options_is_named(database_url: URL, tmp_path: Path) -> None:
     """Nothing of the pipeline's own sends them."""
     with pooler(database_url) as url:

@@ -41,6 +41,7 @@ def _add_heartbeat(instance: dg.DagsterInstance) -> None:
     instance.add_daemon_heartbeat(DaemonHeartbeat(timestamp, "BACKFILL", None))
 
 
+@pytest.mark.slow
 def test_backfill_is_launched_for_the_chosen_assets(
     command: CommandLine, clinics: Clinics, runtime: Runtime, instance: dg.DagsterInstance
 ) -> None:

@@ -48,6 +48,7 @@ def test_deletions_are_accepted_in_a_terminal(command: CommandLine, clinics: Cli
     assert (accepted["patients"], accepted["doubtful_deletions"], accepted["problems"]) == (1, 0, [])
 
 
+@pytest.mark.slow
 def test_failures_of_others_leave_an_organization_alone(command: CommandLine, clinics: Clinics, home: Path) -> None:
     """beta has a wrong key, and the worker of gamma is killed."""
     accounts = [clinics.add("alpha"), clinics.add("beta", api_key=WRONG_KEY), clinics.add("gamma")]
@@ -90,6 +91,7 @@ def test_failures_of_others_leave_an_organization_alone(command: CommandLine, cl
     assert "401" in table.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_workers_and_runs(command: CommandLine, clinics: Clinics, home: Path) -> None:
     # One more than there are workers: it must not begin after Ctrl-C.
     names = ["alpha", "beta", "gamma", "delta", "epsilon"]

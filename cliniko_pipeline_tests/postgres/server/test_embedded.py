@@ -155,6 +155,7 @@ def test_killed_server_whose_pid_is_reused_starts_again(root: Path, namesake: in
         assert postmaster(root) not in {pid, namesake}
 
 
+@pytest.mark.slow
 def test_interrupted_first_start_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "postgres"
 

@@ -30,6 +30,7 @@ def counts(record):
     return not (record.get("cancelled_at") or record["archived_at"] or record["deleted_at"])
 
 
+@pytest.mark.slow
 def test_demo_organizations_are_the_same_for_an_anchor():
     again = [(one.account.records, one.contacts) for one in demo_organizations(ANCHOR)]
     assert again == [(one.account.records, one.contacts) for one in demo()]
