@@ -1,4 +1,4 @@
-"""Differences between clocks: this machine's, the database's and Cliniko's."""
+"""Differences of this machine's and Cliniko's clock from the database's."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -8,18 +8,18 @@ from cliniko_pipeline.errors import ClockSkewError
 MACHINE = "This machine's clock"
 CLINIKO = "Cliniko's clock"
 
-_NOTABLE_SHARE = 12
-"""A difference above this part of the allowed one is reported: five minutes of an hour."""
+_REPORTED_PART = 12
+"""A difference is reported above a twelfth of the allowed one: five minutes of an hour."""
 
 _REMEDIES = {
-    MACHINE: "Set this machine's clock right (NTP), and the clock of the database's server if that is the wrong one.",
-    CLINIKO: "Set the clock of the database's server right (NTP), or wait if it is Cliniko's that is wrong.",
+    MACHINE: "Correct the wrong clock, this machine's or the database server's, with NTP.",
+    CLINIKO: "Correct the database server's clock with NTP; if Cliniko's is wrong, wait until it is corrected.",
 }
 
 
 @dataclass(frozen=True)
 class ClockDifference:
-    """How far a clock is ahead of the database's (negative: behind), and how far it may be."""
+    """The time by which a clock is ahead of the database's (negative: behind), and the limit."""
 
     clock: str
     ahead: timedelta
@@ -27,8 +27,8 @@ class ClockDifference:
 
     @property
     def is_notable(self) -> bool:
-        """Whether people should know."""
-        return abs(self.ahead) > self.allowed / _NOTABLE_SHARE
+        """Whether the difference is large enough to be reported."""
+        return abs(self.ahead) > self.allowed / _REPORTED_PART
 
     def __str__(self) -> str:
         direction = "ahead of" if self.ahead > timedelta(0) else "behind"
@@ -38,8 +38,8 @@ class ClockDifference:
         """Raise ClockSkewError where the difference is larger than allowed."""
         if abs(self.ahead) > self.allowed:
             raise ClockSkewError(
-                f"{self}, more than the {_in_words(self.allowed)} allowed (CLINIKO_MAX_CLOCK_SKEW_MINUTES): what is"
-                f" due, recent and upcoming would be judged by the wrong time. {_REMEDIES[self.clock]}"
+                f"{self}, more than the {_in_words(self.allowed)} allowed (CLINIKO_MAX_CLOCK_SKEW_MINUTES): syncs"
+                f" would use the wrong time. {_REMEDIES[self.clock]}"
             )
 
 

@@ -1,51 +1,17 @@
-"""The parameters of a database URL: those of PostgreSQL's connections, and what to write for other programs'."""
+"""The parameters of a database URL: those that libpq takes, and remedies for those of other programs."""
 
 from urllib.parse import parse_qsl
 
 _KNOWN = frozenset(
-    (
-        "application_name",
-        "channel_binding",
-        "client_encoding",
-        "connect_timeout",
-        "fallback_application_name",
-        "gssdelegation",
-        "gssencmode",
-        "gsslib",
-        "host",
-        "hostaddr",
-        "keepalives",
-        "keepalives_count",
-        "keepalives_idle",
-        "keepalives_interval",
-        "krbsrvname",
-        "load_balance_hosts",
-        "options",
-        "passfile",
-        "password",
-        "port",
-        "require_auth",
-        "requirepeer",
-        "service",
-        "ssl_max_protocol_version",
-        "ssl_min_protocol_version",
-        "sslcert",
-        "sslcertmode",
-        "sslcompression",
-        "sslcrl",
-        "sslcrldir",
-        "sslkey",
-        "sslmode",
-        "sslnegotiation",
-        "sslpassword",
-        "sslrootcert",
-        "sslsni",
-        "target_session_attrs",
-        "tcp_user_timeout",
-        "user",
-    )
+    """
+    application_name channel_binding client_encoding connect_timeout fallback_application_name gssdelegation
+    gssencmode gsslib host hostaddr keepalives keepalives_count keepalives_idle keepalives_interval krbsrvname
+    load_balance_hosts options passfile password port require_auth requirepeer service
+    ssl_max_protocol_version ssl_min_protocol_version sslcert sslcertmode sslcompression sslcrl sslcrldir
+    sslkey sslmode sslnegotiation sslpassword sslrootcert sslsni target_session_attrs tcp_user_timeout user
+    """.split()  # noqa: SIM905
 )
-"""What the libpq of both drivers takes (https://www.postgresql.org/docs/17/libpq-connect.html)."""
+"""The parameters that the libpq of both drivers takes (https://www.postgresql.org/docs/17/libpq-connect.html)."""
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -66,9 +32,9 @@ _INSTEAD = {
 
 
 def wrong_parameter(query: str) -> str | None:
-    """Return what is wrong with the first parameter that libpq does not take, and what to write; None: all are right.
+    """Describe the first parameter that libpq does not take, with its remedy; return None if there is none.
 
-    Names are shown, values are not.
+    The description never holds a value.
     """
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name == "sslmode" and value not in _SSL_MODES:

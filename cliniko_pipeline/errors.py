@@ -1,42 +1,42 @@
-"""Every error this package raises, by what whoever meets it can do about it.
+"""The errors of this package, grouped by what the caller can do about them.
 
     ClinikoPipelineError
-    ├── ConfigurationError             settings or set-up are wrong: fix them, then run again
+    ├── ConfigurationError             settings or set-up are wrong: correct them, then try again
     │   ├── SettingsError              an environment variable
-    │   ├── ArgumentError              what a command or a launch was told
+    │   ├── ArgumentError              an argument of a command, a request or a run
     │   ├── DatabaseSetupError         the wrong database system, a missing table, privilege or migration
-    │   │   └── NoOrganizationsError   no organization is found, where there were some
-    │   ├── DatabaseCopyError          a copy of the database that the pipeline was set up in, which sends nothing
-    │   ├── ClockSkewError             this machine's clock or Cliniko's differs too much from the database's
-    │   └── OrganizationUnknownError   no such organization, or none with Cliniko credentials
-    ├── CredentialsError               permanent until an organization's credentials change
-    │   ├── CredentialsDecryptionError the encryption key does not open what is stored
-    │   ├── CredentialsFormatError     what is stored or given is not a Cliniko credential
-    │   ├── AuthenticationError        Cliniko knows no such API key (401)
+    │   │   └── NoOrganizationsError   no organization is visible, though some were before
+    │   ├── DatabaseCopyError          a copy of the database that the pipeline was set up in: it sends nothing
+    │   ├── ClockSkewError             this machine's or Cliniko's clock is too far from the database's
+    │   └── OrganizationUnknownError   the organization does not exist or has no active credentials
+    ├── CredentialsError               an organization needs other credentials
+    │   ├── CredentialsDecryptionError no encryption key decrypts the stored credentials
+    │   ├── CredentialsFormatError     the value is not a Cliniko credential
+    │   ├── AuthenticationError        Cliniko does not know the API key (401)
     │   └── PermissionDeniedError      the API key's user lacks a right (403)
-    ├── TransientError                 worth another try later, nothing to fix here
-    │   ├── ClinikoUnavailableError    time-outs, resets, 5xx, unreadable bodies, after all attempts
-    │   ├── RateLimitedError           still 429 after waiting as often as is reasonable
-    │   └── DatabaseUnavailableError   PostgreSQL is down, or the connection broke
-    └── DataError                      an answer or a value that no retry will mend
-        ├── RequestRejectedError       Cliniko refuses the request itself (400, 404, 422, ...)
+    ├── TransientError                 try again later: nothing has to be changed
+    │   ├── ClinikoUnavailableError    time-outs, resets, 5xx or unreadable bodies in every attempt
+    │   ├── RateLimitedError           429 after every wait that Cliniko asked for
+    │   └── DatabaseUnavailableError   PostgreSQL is down, or the connection was lost
+    └── DataError                      a retry gives the same result: look at the data
+        ├── RequestRejectedError       Cliniko refuses the request (400, 404, 422, ...)
         │   └── FieldRefusedError      Cliniko refuses to sort or filter a list by a field
-        ├── LostMatchesError           more matches of patients and contacts would be lost than is believed
-        ├── UnexpectedResponseError    a well-formed answer that is not what the API promises
-        └── ForeignLinkError           a link or redirect to another host; not followed
+        ├── LostMatchesError           suspiciously many patients would lose their contact
+        ├── UnexpectedResponseError    a well-formed answer that breaks the API's promise
+        └── ForeignLinkError           a link or redirect to another host: it is not followed
 
-Messages say what happened and what to do next, in one line. They never hold a secret, a patient's data, a
-response body or a URL's query.
+A message is one line: what happened, and what to do next. It never holds a secret, a patient's data, a response body
+or the query of a URL.
 """
 
 from typing import Literal, TypeVar
 
 
 class ClinikoPipelineError(Exception):
-    """The root: catching it catches everything this package raises on purpose."""
+    """The root of all errors that this package raises on purpose."""
 
     permanent: bool = True
-    """Whether trying again without changing anything is pointless."""
+    """Whether a retry without any change is pointless."""
 
 
 class ConfigurationError(ClinikoPipelineError):
@@ -44,11 +44,11 @@ class ConfigurationError(ClinikoPipelineError):
 
 
 class SettingsError(ConfigurationError):
-    """An environment variable has a value that cannot be used, or none."""
+    """An environment variable is missing or has an unusable value."""
 
 
 class ArgumentError(ConfigurationError):
-    """A command or a launch was told something that cannot be used."""
+    """An argument of a command, a request or a run cannot be used."""
 
 
 class DatabaseSetupError(ConfigurationError):
@@ -56,65 +56,65 @@ class DatabaseSetupError(ConfigurationError):
 
 
 class NoOrganizationsError(DatabaseSetupError):
-    """No organization is found, though there were some: hidden by a policy, or their rows are gone."""
+    """No organization is visible, though some were before: a policy hides them, or their rows are gone."""
 
 
 class DatabaseCopyError(ConfigurationError):
-    """The database is a copy of the one that the pipeline was set up in; nothing is sent from it."""
+    """The database is a copy of the one that the pipeline was set up in: it sends no requests."""
 
 
 class ClockSkewError(ConfigurationError):
-    """Two clocks differ by more than allowed; nothing is written by a time that may be wrong."""
+    """Two clocks differ by more than is allowed: nothing is written by a time that may be wrong."""
 
 
 class OrganizationUnknownError(ConfigurationError):
-    """The organization does not exist, or has no active Cliniko credentials."""
+    """The organization does not exist or has no active Cliniko credentials."""
 
 
 class CredentialsError(ClinikoPipelineError):
-    """An organization's credentials do not work; nothing helps but other credentials."""
+    """An organization's credentials do not work; it needs others."""
 
 
 class CredentialsDecryptionError(CredentialsError):
-    """No configured encryption key opens the stored credentials."""
+    """No configured encryption key decrypts the stored credentials."""
 
 
 class CredentialsFormatError(CredentialsError):
-    """What is stored or given is not a Cliniko credential."""
+    """A stored or given value is not a Cliniko credential."""
 
 
 class AuthenticationError(CredentialsError):
-    """Cliniko knows no such API key (HTTP 401)."""
+    """Cliniko does not know the API key (HTTP 401)."""
 
 
 class PermissionDeniedError(CredentialsError):
-    """The user the API key belongs to lacks a right (HTTP 403)."""
+    """The API key's user lacks a right (HTTP 403)."""
 
 
 class TransientError(ClinikoPipelineError):
-    """Worth another try later."""
+    """The cause passes: a later attempt can succeed without any change."""
 
     permanent = False
 
 
 class ClinikoUnavailableError(TransientError):
-    """Cliniko could not be reached, or gave no readable answer, in as many attempts as allowed."""
+    """Cliniko could not be reached or gave no readable answer in any attempt."""
 
 
 class RateLimitedError(TransientError):
-    """Cliniko still answers 429 after the waits it asked for."""
+    """Cliniko answers 429 after every wait that it asked for."""
 
 
 class DatabaseUnavailableError(TransientError):
-    """PostgreSQL cannot be reached, or the connection broke."""
+    """PostgreSQL cannot be reached, or the connection was lost."""
 
 
 class DataError(ClinikoPipelineError):
-    """An answer or a value that no retry will mend."""
+    """An answer or a value that a retry does not change."""
 
 
 class RequestRejectedError(DataError):
-    """Cliniko refuses the request itself (HTTP 400, 404, 422 and other 4xx)."""
+    """Cliniko refuses the request (HTTP 400, 404, 422 and other 4xx)."""
 
 
 class FieldRefusedError(RequestRejectedError):
@@ -125,20 +125,20 @@ class FieldRefusedError(RequestRejectedError):
 
 
 class LostMatchesError(DataError):
-    """More matches of patients and contacts would be lost than is believed; nothing was written."""
+    """Suspiciously many patients would lose their contact; nothing was written."""
 
 
 class UnexpectedResponseError(DataError):
-    """Cliniko's answer is well-formed but not what its API promises."""
+    """Cliniko's answer is well-formed but breaks the promise of its API."""
 
 
 class ForeignLinkError(DataError):
-    """A link or redirect leads to another host; it was not followed, so that no credentials leave."""
+    """A link or redirect leads to another host. It is not followed, because it would leak the credentials."""
 
 
-_E = TypeVar("_E", bound=ClinikoPipelineError)
+_Error = TypeVar("_Error", bound=ClinikoPipelineError)
 
 
-def in_organization(organization_id: str, error: _E) -> _E:
-    """The same error, saying whose it is; for errors raised where the organization is not known."""
+def in_organization(organization_id: str, error: _Error) -> _Error:
+    """Return the error with its organization named in the message."""
     return type(error)(f"Organization '{organization_id}': {error}")

@@ -1,12 +1,12 @@
-"""Which hosts are this machine itself: one rule for the settings and for the client."""
+"""The rule by which a host is this machine itself."""
 
 import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine itself, judged by its text alone.
+    """Return whether a host name or address is this machine, without resolving it.
 
-    Names under `localhost` do not count: not every resolver keeps them on this machine.
+    Names under `localhost` are not: some resolvers send them to other machines.
     """
     if host == "localhost":
         return True

@@ -1,4 +1,4 @@
-"""Instants as people write them: in arguments and run configuration."""
+"""Instants in arguments and run configuration."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ from cliniko_pipeline.errors import ArgumentError
 
 
 def parse_instant(text: str) -> datetime:
-    """An ISO 8601 instant, in UTC. Raises ArgumentError where the text is none, or has no offset."""
+    """Return an ISO 8601 instant in UTC. Raise ArgumentError for other text, and without an offset."""
     try:
         instant = datetime.fromisoformat(text)
         if instant.tzinfo is not None:

@@ -1,54 +1,54 @@
-"""What is wrong with an organization, in words: the same for the command line and for the HTTP API."""
+"""The problems of an organization, in words, for the command line and the HTTP API."""
 
 from cliniko_pipeline.cliniko.crawling.refusals import consequence
 from cliniko_pipeline.postgres.operator_tables.organizations import Organization
 from cliniko_pipeline.postgres.operator_tables.sync_runs import OrganizationStatus
 
-TOLD_IN_OTHER_WORDS = {"nothing_was_rejected", "counts_agree_with_cliniko"}
-"""Checks of which the tables themselves tell more."""
+REPORTED_IN_DETAIL = {"nothing_was_rejected", "counts_agree_with_cliniko"}
+"""Asset checks whose failures appear as more detailed problems."""
 
 
 def problems(organization: Organization, state: OrganizationStatus) -> list[str]:
-    """What an operator should look at, for one organization."""
+    """Return what an operator should look at, most urgent first."""
     found: list[str] = []
     if organization.pause_reason is not None:
         found.append(
             "paused until its credentials change or"
-            f" `cliniko-pipeline organizations enable {organization.id}` lets it be synced again."
+            f" `cliniko-pipeline organizations enable {organization.id}` resumes it."
             f" {organization.pause_reason}"
         )
     elif state.status == "failed" and state.error:
         found.append(f"the last sync failed. {state.error}")
     found += [
-        f"does not hold: {check}"
+        f"failed check: {check}"
         for check in organization.failed_checks
-        if check.partition(":")[0] not in TOLD_IN_OTHER_WORDS
+        if check.partition(":")[0] not in REPORTED_IN_DETAIL
     ]
     if state.rejected_records:
         found.append(
-            f"{state.rejected_records} records could not be read or understood and were set aside"
+            f"{state.rejected_records} records are rejected: they could not be read or understood"
             " (cliniko.rejected_records has the reasons)."
         )
     if state.unidentified_records:
         found.append(
-            f"the id of {state.unidentified_records} of them is not known: any stored record could be meant, so none of"
-            " the same list is marked as deleted."
+            f"the id of {state.unidentified_records} rejected records is not known, so no record of the same list is"
+            " marked as deleted."
         )
     if state.doubtful_deletions:
         found.append(
-            f"{state.doubtful_deletions} records are no longer in Cliniko, too many to be believed deleted; if it is"
-            " true, run `cliniko-pipeline sync ID --full --accept-deletions`."
+            f"{state.doubtful_deletions} records are no longer in Cliniko, too many to be believed deleted. If they are"
+            f" deleted, run `cliniko-pipeline sync {organization.id} --full --accept-deletions`."
         )
     if state.full_readings_due:
-        found.append(f"the next sync reads everything of some resources ({'; '.join(state.full_readings_due)}).")
+        found.append(f"the next sync reads all records of some resources ({'; '.join(state.full_readings_due)}).")
     found += refused_fields(state)
     if state.patients_in_merge_loops:
         found.append(
-            f"{state.patients_in_merge_loops} patients are merged in a loop; the lowest id stands for each loop."
+            f"{state.patients_in_merge_loops} patients are merged in a loop; the one with the lowest id represents it."
         )
     return found
 
 
 def refused_fields(state: OrganizationStatus) -> list[str]:
-    """Say by what Cliniko refuses to sort or filter the organization's lists, and what follows from it."""
+    """Return the consequence of each sort or filter field that Cliniko refuses."""
     return [f"{consequence(*each.split(' ', 1))}." for each in state.refused_fields or ()]

@@ -1,6 +1,6 @@
-"""What both the command line and Dagster work with: settings, database, vault and clients, put together once.
+"""The composition root of a process: settings, database, vault and clients of Cliniko. Dagster is not imported.
 
-Knows no Dagster. Holds what is shared within a process: the pool of connections and the request budgets.
+The pool of connections and the request budgets are shared within the process.
 """
 
 import time
@@ -25,10 +25,11 @@ from cliniko_pipeline.settings import Settings
 
 
 class Runtime:
-    """Made by `open_runtime`; thread-safe.
+    """Settings, database, vault and clients, made by `open_runtime`. Thread-safe.
 
-    `sleep` is what every wait goes through, so that a caller can make waits end early. `wall_clock` is this machine's
-    clock, in UNIX seconds: nothing but its difference from the database's is used.
+    Args:
+        sleep: is called for every wait, so that a caller can end waits early.
+        wall_clock: this machine's clock in UNIX seconds. Only its difference from the database's clock is used.
     """
 
     def __init__(
@@ -58,25 +59,25 @@ class Runtime:
         # The answer is from between the two.
         return ClockDifference(MACHINE, at((before + self._wall_clock()) / 2) - now, self.max_clock_skew)
 
-    def by_database(self, instant: datetime) -> datetime:
-        """Return the same moment by the database's clock, where this machine's, which told it, differs notably."""
+    def to_database_time(self, instant: datetime) -> datetime:
+        """Return this machine's instant by the database's clock; unchanged unless the clocks differ notably."""
         difference = self.machine_clock()
         return instant - difference.ahead if difference.is_notable else instant
 
     @property
     def max_clock_skew(self) -> timedelta:
-        """How far clocks may differ."""
+        """The largest difference between clocks at which a sync may run."""
         return timedelta(minutes=self.settings.max_clock_skew_minutes)
 
     @cached_property
     def vault(self) -> Vault:
-        """Raises SettingsError where there is no encryption key."""
+        """The vault for stored credentials. Raise SettingsError without an encryption key."""
         return Vault(self.settings.ensure_encryption_keys())
 
     def credentials(self, organization_id: str) -> ClinikoCredentials:
-        """The organization's credentials, decrypted.
+        """Return the organization's credentials, decrypted.
 
-        Raises OrganizationUnknownError, CredentialsError, SettingsError.
+        Raise OrganizationUnknownError, CredentialsError, SettingsError.
         """
         with self.database.operator() as connection:
             stored = organizations.stored_credentials(connection, organization_id)
@@ -92,8 +93,9 @@ class Runtime:
         on_event: Callable[[Event], None] | None = None,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
     ) -> ClinikoClient:
-        """A client for the organization's stored credentials. Raises as `credentials` and `client_for` do, and
-        DatabaseCopyError where the credentials are those of another database, of which this is a copy.
+        """Return a client with the organization's stored credentials.
+
+        Raise the errors of `credentials` and `client_for`, and DatabaseCopyError where this database is a copy.
         """
         require_own(self.database)
         credentials = self.credentials(organization_id)
@@ -107,10 +109,10 @@ class Runtime:
         on_event: Callable[[Event], None] | None = None,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
     ) -> ClinikoClient:
-        """A client for credentials that may not be stored yet.
+        """Return a client with credentials that may not be stored yet.
 
-        Raises CredentialsFormatError where they lead to no host that is allowed, SettingsError where that host
-        needs CLINIKO_CONTACT_EMAIL.
+        Raise CredentialsFormatError where their host is not allowed, and SettingsError where the host needs
+        CLINIKO_CONTACT_EMAIL.
         """
         try:
             api_url = resolve_api_url(
@@ -137,10 +139,9 @@ class Runtime:
 
 @contextmanager
 def open_runtime(settings: Settings, *, sleep: Callable[[float], None] = time.sleep) -> Generator[Runtime, None, None]:
-    """Opens the database that the settings name, starting the embedded one where they name none.
+    """Open the runtime with the database of the settings, or with the embedded one, which is started.
 
-    Raises DatabaseSetupError where the embedded server cannot run; an operator's server that is down is noticed on
-    first use.
+    Raise DatabaseSetupError where the embedded server cannot run. An operator's server is first used later.
     """
     with ExitStack() as stack:
         if settings.database_url is None:

@@ -1,25 +1,29 @@
-"""How somebody wants a sync to be: from the command line's arguments, or a request's, to the configuration of a run."""
+"""The options of a sync, and the names of its job, assets and run tags. Dagster is not imported."""
 
 from dataclasses import dataclass
 from datetime import datetime
 
 JOB = "cliniko_sync"
-WHOLE_SYNC = frozenset({"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"})
-"""The job, and the assets that it makes."""
+SYNC_ASSETS = frozenset({"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"})
+"""The assets of a sync."""
 
 PARTITION_TAG = "dagster/partition"
+"""The organization of a run."""
 FULL_TAG = "cliniko_pipeline/full"
+"""Whether a run reads all records."""
 TERMINAL_TAG = "cliniko_pipeline/terminal"
-"""What runs are tagged with: whose they are, whether they read everything, whether a terminal runs them."""
+"""Present on runs that the command line executes itself."""
 
 
 @dataclass(frozen=True)
 class SyncOptions:
-    """Attributes:
-    as_of: the instant to judge by; None: now.
-    full: read everything from the beginning, and mark what Cliniko no longer has as deleted.
-    accept_deletions: believe it, too, when a suspicious share of the records is gone.
-    accept_unmatched: believe it when a suspicious share of the matches of patients and contacts is lost.
+    """The options of one sync.
+
+    Attributes:
+        as_of: the instant that "recent" and "upcoming" refer to; None: now.
+        full: read all records, and mark those that Cliniko no longer has as deleted.
+        accept_deletions: mark records as deleted even if suspiciously many are missing.
+        accept_unmatched: map contacts even if suspiciously many patients lose theirs.
     """
 
     as_of: datetime | None = None
@@ -29,7 +33,7 @@ class SyncOptions:
 
 
 def run_config(options: SyncOptions) -> dict[str, object]:
-    """The options as the job `cliniko_sync` takes them."""
+    """Return the run configuration of the job `cliniko_sync`."""
     extraction = {"config": {"full": options.full, "accept_deletions": options.accept_deletions}}
     as_of = {} if options.as_of is None else {"as_of": options.as_of.isoformat()}
     return {

@@ -18,8 +18,8 @@ from cliniko_pipeline.sync_options import (
     FULL_TAG,
     JOB,
     PARTITION_TAG,
+    SYNC_ASSETS,
     TERMINAL_TAG,
-    WHOLE_SYNC,
     SyncOptions,
     run_config,
 )
@@ -228,7 +228,7 @@ def _is_sync(found: Mapping[str, Any]) -> bool:
     selection = found["assetSelection"]
     if selection is None:
         return found["jobName"] == JOB
-    return {"/".join(each["path"]) for each in selection} >= WHOLE_SYNC
+    return {"/".join(each["path"]) for each in selection} >= SYNC_ASSETS
 
 
 def _tag(key: str, value: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ def cliniko_syncs(
     """The runs that are due."""
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
-    now = runtime.by_database(context.scheduled_execution_time.astimezone(UTC))
+    now = runtime.to_database_time(context.scheduled_execution_time.astimezone(UTC))
     in_flight = organizations_in_flight(context.instance)
     with runtime.database.operator() as connection:
         found = scheduling.schedulings(connection)
@@ -61,7 +61,7 @@ def cliniko_count_comparisons(
     """The comparisons that are due."""
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
-    now = runtime.by_database(context.scheduled_execution_time.astimezone(UTC))
+    now = runtime.to_database_time(context.scheduled_execution_time.astimezone(UTC))
     hours = runtime.settings.compare_counts_every_hours
     in_flight = organizations_in_flight(context.instance)
     with runtime.database.operator() as connection:

@@ -50,7 +50,7 @@ def test_problems_are_listed_and_all_pauses_end(
 
     shown = {each["id"]: each for each in json.loads(command("status", "--json").stdout)}
     assert shown["alpha"]["failed_checks"] == [f"{claim}: 1 is missing."]
-    assert f"does not hold: {claim}: 1 is missing." in shown["alpha"]["problems"]
+    assert f"failed check: {claim}: 1 is missing." in shown["alpha"]["problems"]
     assert shown["beta"]["pause_reason"] == "[b]no key[/b]"
 
     assert command("organizations", "enable").returncode == 2

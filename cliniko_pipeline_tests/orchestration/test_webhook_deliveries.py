@@ -17,7 +17,7 @@ from cliniko_pipeline.orchestration.webhooks.posting import Answer, Destination,
 from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline.postgres.operator_tables import webhook_deliveries as stored
 from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import Delivery
-from cliniko_pipeline.sync_options import WHOLE_SYNC
+from cliniko_pipeline.sync_options import SYNC_ASSETS
 from cliniko_pipeline_tests.support.deployments import Deployment
 from cliniko_pipeline_tests.support.signatures import new_secret
 from cliniko_pipeline_tests.support.webhook_targets import WebhookTarget, closed_port, opened_target
@@ -73,7 +73,7 @@ def note_run(
         " finished_at = excluded.finished_at",
         organization_id=organization_id,
         run_id=run_id,
-        planned=sorted(WHOLE_SYNC),
+        planned=sorted(SYNC_ASSETS),
         status=status,
         hours=hours,
         ended=None if status == "running" else datetime.now(UTC),
@@ -94,7 +94,7 @@ def test_delivery_has_a_valid_signature_and_the_result(deployment: Deployment, t
     assert [each["type"] for each in messages] == ["sync.succeeded", "sync.failed"]
     succeeded, failed = [each["data"] for each in messages]
     assert [succeeded["sync_id"], failed["sync_id"]] == run_ids
-    assert (set(succeeded["counts"]), succeeded["error"]) == (WHOLE_SYNC, None)
+    assert (set(succeeded["counts"]), succeeded["error"]) == (SYNC_ASSETS, None)
     assert "401" in failed["error"]
     assert [each.is_taken for each in deliveries(deployment)] == [True, True]
 

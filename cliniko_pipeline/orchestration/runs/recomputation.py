@@ -5,14 +5,14 @@ from typing import Any
 
 import dagster as dg
 
-from cliniko_pipeline.sync_options import WHOLE_SYNC
+from cliniko_pipeline.sync_options import SYNC_ASSETS
 
 _READ = ("cliniko__patients", "cliniko__appointments")
 
 
 def is_whole_sync(job: dg.JobDefinition) -> bool:
     """Whether the run reads as well as computes."""
-    return {key.to_user_string() for key in job.asset_layer.selected_asset_keys} >= WHOLE_SYNC
+    return {key.to_user_string() for key in job.asset_layer.selected_asset_keys} >= SYNC_ASSETS
 
 
 def is_forced(job: dg.JobDefinition, run_config: Mapping[str, Any]) -> bool:

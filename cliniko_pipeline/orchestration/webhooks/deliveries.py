@@ -16,7 +16,7 @@ from cliniko_pipeline.orchestration.webhooks.posting import WHOLE_SECONDS, Answe
 from cliniko_pipeline.postgres.operator_tables import webhook_deliveries
 from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import DueDelivery, EndedRun, Target
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.sync_options import WHOLE_SYNC
+from cliniko_pipeline.sync_options import SYNC_ASSETS
 
 SECONDS_TO_SEND = 30.0
 """A sensor has sixty; what is left is sent by the next tick."""
@@ -85,7 +85,7 @@ def message_id(run_id: str) -> str:
 
 def _put_down(runtime: Runtime, instance: dg.DagsterInstance, to: Target) -> int:
     with runtime.database.organization(to.organization_id) as connection:
-        found = webhook_deliveries.ended_runs(connection, WHOLE_SYNC, to.looked_until, to.set_at)
+        found = webhook_deliveries.ended_runs(connection, SYNC_ASSETS, to.looked_until, to.set_at)
     if not found and runtime.now() - to.looked_until < LOOKED_AT_AGAIN:
         return 0
     with runtime.database.operator() as connection:
@@ -95,7 +95,7 @@ def _put_down(runtime: Runtime, instance: dg.DagsterInstance, to: Target) -> int
     if over:
         # As it is now that it is over: it may have gone on after it was read.
         with runtime.database.organization(to.organization_id) as connection:
-            found = webhook_deliveries.ended_runs(connection, WHOLE_SYNC, to.looked_until, to.set_at)
+            found = webhook_deliveries.ended_runs(connection, SYNC_ASSETS, to.looked_until, to.set_at)
         new = [each for each in found if each.run_id not in known]
     final = [each for each in new if each.run_id in over]
     still_open = [each.started_at for each in new if each not in final and not each.is_given_up]
