@@ -25,12 +25,12 @@ from cliniko_pipeline.cliniko.crawling.pagination import MOST_AT_ONCE, FetchedPa
 from cliniko_pipeline.cliniko.crawling.refusals import Refusals, Use
 from cliniko_pipeline.cliniko.decoding.pages import decode_page
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
-from cliniko_pipeline.cliniko.exchange.daemon_threads import DaemonThreads, result_of
 from cliniko_pipeline.cliniko.exchange.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
 from cliniko_pipeline.cliniko.exchange.throttle import RequestBudget
 from cliniko_pipeline.cliniko.exchange.transport import CurlTransport, Limits
 from cliniko_pipeline.cliniko.records import PATIENTS, RecordT, Resource
 from cliniko_pipeline.clocks import CLINIKO, ClockDifference
+from cliniko_pipeline.daemon_threads import DaemonThreads, wait_for
 from cliniko_pipeline.errors import (
     ClinikoPipelineError,
     ClinikoUnavailableError,
@@ -199,11 +199,11 @@ class ClinikoClient:
 
         def begin(url: str, number: int) -> Callable[[], FetchedPage[RecordT]]:
             page = self._threads.submit(lambda: fetch(url, number, f"{resource.name}, page {number}"))
-            return lambda: result_of(page)
+            return lambda: wait_for(page)
 
         def ask_small(url: str, number: int) -> FetchedPage[RecordT]:
             what = f"{resource.name}, page {number}, in parts"
-            return result_of(self._threads.submit(lambda: fetch(url, number, what, ATTEMPTS_AT_A_PART)))
+            return wait_for(self._threads.submit(lambda: fetch(url, number, what, ATTEMPTS_AT_A_PART)))
 
         listing = Listing(self._api_url, resource, changed_since, refusals=self.refusals)
         pages = crawl_pages(listing, begin, position, at_once=self._most_at_once, ask_small=ask_small)

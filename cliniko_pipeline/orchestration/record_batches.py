@@ -9,8 +9,8 @@ from typing import Self
 
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.cliniko.exchange.daemon_threads import DaemonThreads, result_of
 from cliniko_pipeline.cliniko.records import UNANSWERED
+from cliniko_pipeline.daemon_threads import DaemonThreads, wait_for
 from cliniko_pipeline.errors import ClinikoPipelineError, DataError
 from cliniko_pipeline.orchestration.assets.values import CrawlProgress, RecordBatch
 from cliniko_pipeline.postgres.engine import Database, Sent, at_once
@@ -96,7 +96,7 @@ class WritingBehind:
             return
         batch, future = self._under_way
         try:
-            written = result_of(future)
+            written = wait_for(future)
         finally:
             if future.done():  # or it was the wait that was interrupted
                 self._under_way = None

@@ -15,7 +15,7 @@ import certifi
 import httpx
 import pycurl
 
-from cliniko_pipeline.cliniko.exchange.daemon_threads import DaemonThreads, result_of
+from cliniko_pipeline.daemon_threads import DaemonThreads, wait_for
 
 BUFFER_BYTES = 512 * 1024
 _MILLISECONDS = 1000
@@ -57,7 +57,7 @@ class CurlTransport(httpx.BaseTransport):
         if threading.current_thread() is not threading.main_thread():
             return self._exchange(request)
         # An interruption is raised in the main thread, and curl would swallow it there.
-        return result_of(self._courier.submit(lambda: self._exchange(request)))
+        return wait_for(self._courier.submit(lambda: self._exchange(request)))
 
     def close(self) -> None:
         """Ends what is under way, with an error for who waits for it."""

@@ -20,8 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cliniko_pipeline.cliniko.exchange.daemon_threads import DaemonThreads
 from cliniko_pipeline.cliniko.exchange.transport import BodyTooLargeError, CurlTransport, Limits
+from cliniko_pipeline.daemon_threads import DaemonThreads
 from cliniko_pipeline_tests.support.raw_servers import (
     RawServer,
     answer,

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from cliniko_pipeline.cliniko.exchange.daemon_threads import DaemonThreads
+from cliniko_pipeline.daemon_threads import DaemonThreads
 from cliniko_pipeline_tests.support.raw_servers import RawServer, silent
 from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS, wait_until
 
 PROGRAM = """
 import sys
 import httpx
-from cliniko_pipeline.cliniko.exchange.daemon_threads import DaemonThreads
+from cliniko_pipeline.daemon_threads import DaemonThreads
 from cliniko_pipeline.cliniko.exchange.transport import CurlTransport, Limits
 transport = CurlTransport(Limits(), uses_proxies=False)
 threads = DaemonThreads(4, "page")
@@ -24,7 +24,7 @@ sys.stdin.readline()
 
 def test_process_ends_without_waiting_for_requests():
     """The server never answers; the process ends well when it has sent its four requests."""
-    root = str(Path(__file__).parents[3])
+    root = str(Path(__file__).parents[1])
     with (
         RawServer(silent) as server,
         subprocess.Popen(
