@@ -15,9 +15,9 @@ NAMES_THAT_SAY_NOTHING = {"utils", "helpers", "common", "base", "misc", "util", 
 
 # Besides settings.py, who may touch the environment, and what for.
 MAY_TOUCH_THE_ENVIRONMENT = {
-    "cli/demo.py": "takes the operator's own settings away from itself and the processes it starts",
-    "cli/ui.py": "hands the environment to Dagster's processes",
-    "orchestration/instance.py": "tells Dagster, in this process, where its home is",
+    "cli/services/demo.py": "takes the operator's own settings away from itself and the processes it starts",
+    "cli/services/ui.py": "hands the environment to Dagster's processes",
+    "orchestration/instance/home.py": "tells Dagster, in this process, where its home is",
 }
 
 # In two parts each, so that this file does not hold what it looks for.
