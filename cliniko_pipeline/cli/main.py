@@ -17,7 +17,7 @@ COMMANDS = {
     "credentials": "cliniko_pipeline.cli.credentials:credentials",
     "demo": "cliniko_pipeline.cli.services.demo:demo",
     "doctor": "cliniko_pipeline.cli.doctor:doctor",
-    "explain": "cliniko_pipeline.cli.explain:explain",
+    "explain": "cliniko_pipeline.cli.explain.command:explain",
     "migrate": "cliniko_pipeline.cli.migrate:migrate",
     "organizations": "cliniko_pipeline.cli.organizations:organizations",
     "sandbox": "cliniko_pipeline.cli.services.sandbox:sandbox",

@@ -99,8 +99,8 @@ def test_command_reports_what_cannot_be_explained(environ: dict[str, str], store
     stored_clinic.store(patients=[patient("7", merged_into="6")])
     for arguments, words in (
         ([stored_clinic.id, "404"], ["Patient 404 of organization", "is not stored", "cliniko-pipeline sync clinic-"]),
-        ([stored_clinic.id, "5"], ["set aside (archived_at: not an instant)", "correct it in Cliniko"]),
-        ([stored_clinic.id, "6"], ["has no record in what was read", "1 record of others", "--full"]),
+        ([stored_clinic.id, "5"], ["rejected (archived_at: not an instant)", "Correct it in Cliniko"]),
+        ([stored_clinic.id, "6"], ["has no record", "1 other record", "--full"]),
         ([stored_clinic.id, "1", "--as-of", "yesterday"], ["'yesterday' is not an instant"]),
         (["nobody", "1"], ["no Cliniko credentials for organization 'nobody'", "organizations add nobody --name NAME"]),
     ):

@@ -1,4 +1,4 @@
-"""What `cliniko-pipeline explain` prints of an explanation: the words for every reason, and how they fit a terminal."""
+"""The output of `cliniko-pipeline explain`: the text of every reason, and the layout on a terminal."""
 
 import io
 import re
@@ -10,22 +10,12 @@ from uuid import UUID
 import pytest
 from rich.console import Console
 
-from cliniko_pipeline.cli import explain as command_module
-from cliniko_pipeline.cli.explain import RESOURCES, listing, problems, standing, verdict
-from cliniko_pipeline.postgres.reads.explanations import (
-    ActiveRow,
-    Attendance,
-    Candidate,
-    Counts,
-    Explanation,
-    Mapping,
-    Match,
-    Pass,
-    PatientRecord,
-    Person,
-    Rules,
-    State,
-)
+from cliniko_pipeline.cli.explain.tables import show
+from cliniko_pipeline.cli.explain.texts import RESOURCES, listing, problems, standing, verdict
+from cliniko_pipeline.postgres.reads.explanations.attendances import Attendance, Counts
+from cliniko_pipeline.postgres.reads.explanations.explanation import ActiveRow, Explanation, Rules, State
+from cliniko_pipeline.postgres.reads.explanations.match import Candidate, Mapping, Match, Pass
+from cliniko_pipeline.postgres.reads.explanations.person import PatientRecord, Person
 
 AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 ENDED = datetime(2026, 5, 1, tzinfo=UTC)
@@ -74,9 +64,9 @@ EXPLAINED = Explanation(
 
 
 def shown(width: int = 1000, **changes: Any) -> str:
-    """What the command prints, in one line a statement where there is room."""
+    """Return what the command prints on a terminal of this width."""
     output = io.StringIO()
-    command_module._show(Console(file=output, width=width), replace(EXPLAINED, **changes))
+    show(Console(file=output, width=width), replace(EXPLAINED, **changes))
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 
@@ -86,22 +76,22 @@ def section(text: str, heading: str) -> list[str]:
 
 ACTIVE_PATIENT = """\
 Patient 1 is active: 1 appointment from 2026-04-16 09:30 to 2026-06-15 09:30 UTC.
-  In public.active_patients it has row 5, judged by 2026-06-15 09:30 UTC: as it should be.
+  It has row 5 in public.active_patients, computed for 2026-06-15 09:30 UTC: correct.
 
-Judged by
-  2026-06-15 09:30 UTC (as public.active_patients was computed last);
+As of
+  2026-06-15 09:30 UTC (the last computation of public.active_patients);
   the window is the 60 days before;
   no-shows count.
 
 The person
-  Patient 1 (the person): neither merged, archived nor deleted.
+  Patient 1 (the person): not merged, archived or deleted.
 
 The contact
   Matched to contact 00000000-0000-0000-0000-000000000001 by cliniko_patient_id.
   By cliniko_patient_id: contact 00000000-0000-0000-0000-000000000001 carries 1.
 
 The appointments
-  That count: 1 recent, 1 upcoming, 2 in all, the last so far 2026-06-01 09:00 UTC. Left out: 0.
+  Counted: 1 recent, 1 upcoming, 2 in total, last one 2026-06-01 09:00 UTC. Not counted: 0.
 
 Starts (UTC)      When      Kind        Appointment  Type  Practitioner  Counts
 ───────────────────────────────────────────────────────────────────────────────
@@ -113,7 +103,7 @@ def test_active_patient_is_shown_with_row_and_contact() -> None:
     assert shown().replace("; ", ";\n  ") == ACTIVE_PATIENT
     assert "no-shows do not count." in shown(rules=Rules(timedelta(days=60), count_no_shows=False))
     output = io.StringIO()
-    command_module._show(Console(file=output, force_terminal=True, color_system="standard", no_color=False), EXPLAINED)
+    show(Console(file=output, force_terminal=True, color_system="standard", no_color=False), EXPLAINED)
     assert output.getvalue().startswith("\x1b[1;32mPatient 1 is active")
 
 
@@ -122,19 +112,19 @@ NONE = Counts(0, 0, 0, None)
 
 def test_first_line_is_the_verdict() -> None:
     merged = verdict(replace(EXPLAINED, patient_id="2"))
-    assert merged == f"Patient 2, as patient 1 that it was merged into, is active: 1 appointment {WINDOW}."
+    assert merged == f"Patient 2, merged into patient 1, is active: 1 appointment {WINDOW}."
     some = {"counts": Counts(0, 1, 2, ENDED), "attendances": (attendance(("cancelled", ENDED)),)}
-    left_out = "(1 there left out, 1 upcoming, the last one on 2026-05-01 00:00 UTC)"
+    left_out = "(1 recent not counted, 1 upcoming, the last one on 2026-05-01 00:00 UTC)"
     no_record = person(record("1"), id="404", record=None)
     vanished = record("1", deleted_at=NOTICED, vanished_at=NOTICED)
     found_deleted = record("1", deleted_at=ENDED, vanished_at=NOTICED)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"person": no_record}, "it was merged into patient 404, of which no record was read."),
+        ({"person": no_record}, "it was merged into patient 404, which has no record."),
         (some, f"no appointment that counts {WINDOW} {left_out}."),
         ({"counts": NONE}, f"no appointment that counts {WINDOW}."),
         ({"person": person(record("1", archived_at=ENDED))}, "archived on 2026-05-01 00:00 UTC."),
         ({"person": person(found_deleted)}, "deleted on 2026-05-01 00:00 UTC."),
-        ({"person": person(vanished)}, "no longer in Cliniko (noticed on 2026-06-10 08:00 UTC)."),
+        ({"person": person(vanished)}, "deleted in Cliniko (found missing on 2026-06-10 08:00 UTC)."),
     ]
     for changes, why in cases:
         assert verdict(replace(EXPLAINED, **changes)) == f"Patient 1 is not active: {why}"
@@ -143,17 +133,17 @@ def test_first_line_is_the_verdict() -> None:
 def test_appointment_that_does_not_count_has_its_reasons() -> None:
     assert standing(attendance(is_no_show=True)) == "yes (no-show)"
     assert standing(attendance(("counted_once", None), counted_attendee_id="32")) == (
-        "no: this group counts once, by attendee 32"
+        "no: group counts once, by attendee 32"
     )
     for reasons, words in (
         ([("cancelled", ENDED), ("archived", ENDED)], "cancelled 2026-05-01 00:00, archived 2026-05-01 00:00"),
         ([("deleted", ENDED)], "deleted 2026-05-01 00:00"),
-        ([("booking_archived", ENDED)], "its group archived 2026-05-01 00:00"),
-        ([("booking_deleted", ENDED)], "its group deleted 2026-05-01 00:00"),
-        ([("vanished", NOTICED)], "no longer in Cliniko, noticed 2026-06-10 08:00"),
-        ([("booking_vanished", NOTICED)], "its group no longer in Cliniko, noticed 2026-06-10 08:00"),
-        ([("booking_unknown", None)], "its booking was not read"),
-        ([("no_show", None)], "no-show, left out by the setting"),
+        ([("booking_archived", ENDED)], "group archived 2026-05-01 00:00"),
+        ([("booking_deleted", ENDED)], "group deleted 2026-05-01 00:00"),
+        ([("vanished", NOTICED)], "deleted in Cliniko, found missing 2026-06-10 08:00"),
+        ([("booking_vanished", NOTICED)], "group deleted in Cliniko, found missing 2026-06-10 08:00"),
+        ([("booking_unknown", None)], "booking has no record"),
+        ([("no_show", None)], "no-show, excluded by CLINIKO_COUNT_NO_SHOWS"),
     ):
         assert standing(attendance(*reasons)) == f"no: {words}"
 
@@ -162,74 +152,71 @@ def test_merges_are_shown_step_by_step() -> None:
     merged = record("7", merged_into_id="10", merged_at=ENDED, archived_at=ENDED)
     assert section(shown(person=person(merged, record("10"), merged=(record("9"),))), "The person") == [
         "Patient 7: merged into patient 10 on 2026-05-01 00:00 UTC, archived on 2026-05-01 00:00 UTC.",
-        "Patient 10 (the person): neither merged, archived nor deleted.",
+        "Patient 10 (the person): not merged, archived or deleted.",
         "Merged into the same person: patient 9.",
     ]
-    assert "The merges go round in a loop: its lowest id, 91, stands for all of it." in shown(
+    assert "The merges form a loop: its lowest id, 91, is the person's." in shown(
         person=person(record("1000"), record("91"), in_loop=True)
     )
     nobody = shown(person=person(record("95"), id="404", record=None), match=Match(None, None, ()))
-    assert "  Patient 404: no record was read, so nobody is counted or matched.\n" in nobody
-    assert section(nobody, "The contact") == ["No person, so no contact."]
-    chain = section(shown(person=person(*(record(str(number)) for number in range(1, 31)))), "The person")
-    assert len(chain) == 11
-    assert [chain[4][:10], chain[5], chain[6][:10]] == ["Patient 5:", "... 20 merges more ...", "Patient 26"]
+    assert "  Patient 404 has no record: the person is neither active nor matched.\n" in nobody
+    assert section(nobody, "The contact") == ["The person has no record, so no contact."]
 
 
 def test_row_of_the_table_is_compared() -> None:
-    start = "In public.active_patients it has row 5, judged by 2026-06-15 09:30 UTC: by what is stored now "
+    start = "It has row 5 in public.active_patients, computed for 2026-06-15 09:30 UTC: the stored records now give "
     changed = replace(ROW, differences=("total_appointment_count", "recent_appointments"), updated_at=ENDED)
     later = (attendance(synced_at=NOTICED),)
-    since = " (its records changed since, the last at 2026-06-10 08:00 UTC)."
+    since = " (its records changed later, last at 2026-06-10 08:00 UTC)."
     assert listing(replace(EXPLAINED, listing="differs", row=changed, attendances=later)) == (
-        f"{start}total_appointment_count, recent_appointments would be different{since}"
+        f"{start}other values of total_appointment_count, recent_appointments{since}"
     )
     assert listing(replace(EXPLAINED, listing="out_of_date", row=changed, attendances=later)) == (
-        f"{start}it would have none{since}"
+        f"{start}no row{since}"
     )
     wider = replace(EXPLAINED, listing="differs", row=changed, rules=Rules(timedelta(days=90), count_no_shows=True))
-    assert listing(wider).endswith(" would be different (the window was 60 days then and is 90 days now).")
-    assert listing(replace(EXPLAINED, counts=NONE)).endswith(", when it was active: as it should be.")
+    assert listing(wider).endswith(" (the window was 60 days and is 90 days now).")
+    assert listing(replace(EXPLAINED, counts=NONE)).endswith(", when it was active: correct.")
 
 
 def test_missing_row_is_explained() -> None:
     missing = replace(EXPLAINED, row=None, match=replace(EXPLAINED.match, stored=Mapping("ambiguous", "name", None, 1)))
     words = {
-        "not_active": ", as it should be.",
-        "unmapped": ": since it was read the mapping was not computed.",
-        "unmatched": ": no contact is certain to be it (unmatched).",
-        "ambiguous": ": which contact it is, is not certain (ambiguous among 1 contact).",
-        "contact_gone": ": its contact was deleted since the mapping was computed.",
-        "other_instant": ": that was computed by 2026-06-15 09:30 UTC, when it was not active.",
-        "not_computed": ", which is older than what is stored: the next sync that succeeds adds it.",
+        "not_active": ", which is correct.",
+        "unmapped": ": the mapping is older than the patient's record.",
+        "unmatched": ": no contact matches it (unmatched).",
+        "ambiguous": ": its contact is not certain (ambiguous among 1 contact).",
+        "contact_gone": ": its contact was deleted after the mapping was computed.",
+        "other_instant": ": it was not active at 2026-06-15 09:30 UTC, which the table was computed for.",
+        "not_computed": ": the table is older than the stored records; the next successful sync adds the row.",
     }
     assert {each: listing(replace(missing, listing=each)) for each in words} == {
         each: f"It has no row in public.active_patients{why}" for each, why in words.items()
     }
     empty = replace(missing, listing="not_computed", state=replace(STATE, judged_at=None))
-    assert listing(empty).endswith(", which is empty: the next sync that succeeds adds it.")
+    assert listing(empty).endswith(": the table is empty; the next successful sync adds the row.")
 
 
 WORDS_OF_PASSES = """\
 Unmatched.
 By cliniko_patient_id: no contact carries its id, 1.
 By cliniko_patient_id: contact c1 carries 1, contact c2 carries 1;
-only c1 has the name of patient 1, too.
+only c1 also has the name of patient 1.
 By e-mail: contact c1 is the only free one with the same e-mail, and no other patient has it.
-By name: not looked at, for the patient is current.
+By name: skipped, because the patient is current.
 By e-mail: the patient has no e-mail.
 By name: no contact has the same name.
 By name: contact c3 is taken by patient 45, contact c4 names patient 77, so no contact with the same name is free.
 By e-mail: it shares its e-mail with patient 9;
 free with the same e-mail: contact c1;
 contact c3 is taken by patient 45;
-no two of them that have equal names are unique.
+no pair with equal names is unique.
 By name: no other patient has its name;
 free with the same name: contacts c1, c2;
-nothing tells them apart.
+nothing distinguishes them.
 By e-mail: it shares its e-mail with patients 8, 9;
 free with the same e-mail: contact c1;
-of these and the patients only it and its contact have equal names."""
+only this patient and its contact have equal names."""
 
 
 def test_passes_of_the_match_are_shown() -> None:
@@ -255,30 +242,33 @@ def test_passes_of_the_match_are_shown() -> None:
 def test_stored_match_is_compared_with_the_next() -> None:
     by_name = replace(MATCHED, method="name")
     now_ambiguous = Match(by_name, Mapping("ambiguous", "email", None, 2), (), contact_absence="deleted")
-    next_mapping = "By what is stored now the next mapping would say: ambiguous by e-mail, among 2 contacts."
+    next_mapping = "The next mapping will be: ambiguous by e-mail, among 2 contacts."
     assert section(shown(match=now_ambiguous), "The contact") == [
         f"Matched to contact {CONTACTS[1]} by name.",
-        "That contact was deleted since.",
-        f"{next_mapping} The passes are told by that:",
+        "That contact was deleted later.",
+        f"{next_mapping} These are its passes:",
     ]
     assert section(shown(match=replace(EXPLAINED.match, stored=None)), "The contact")[0] == "Not mapped yet."
 
 
 def test_problems_of_the_organization_are_shown() -> None:
-    assert problems(EXPLAINED) == []
+    assert problems(STATE) == []
     for changes, words in (
-        ({"last_run_status": None}, "No sync of this organization is known."),
-        ({"last_run_status": "failed", "last_run_error": "E."}, "The last sync, of 2026-06-15 09:30 UTC, failed. E."),
-        ({"last_run_status": "running"}, "A sync that began at 2026-06-15 09:30 UTC has not ended: "),
+        ({"last_run_status": None}, "No sync of this organization has run."),
+        (
+            {"last_run_status": "failed", "last_run_error": "E."},
+            "The last sync, started at 2026-06-15 09:30 UTC, failed. E.",
+        ),
+        ({"last_run_status": "running"}, "A sync started at 2026-06-15 09:30 UTC is still running: "),
         (
             {"resources_complete": RESOURCES[:-2]},
-            "Not read to the end, and so missing or a mixture of old and new: appointment_types, practitioners.",
+            "Incomplete crawls, so that records may be missing or out of date: appointment_types, practitioners.",
         ),
-        ({"rejected_records": 1}, "1 record of the organization could not be understood and was set aside: "),
-        ({"doubtful_deletions": 2}, "The last full sync no longer found 2 records of the organization, too many to be"),
+        ({"rejected_records": 1}, "Rejected records of the organization: 1. A record that is missing here may be"),
+        ({"doubtful_deletions": 2}, "Records that the last full sync missed: 2, too many to mark them as deleted."),
     ):
         doubtful = replace(STATE, **changes)
-        (line,) = problems(replace(EXPLAINED, state=doubtful))
+        (line,) = problems(doubtful)
         assert line.startswith(words)
         assert f"\n  {line}\n" in shown(state=doubtful)
 
@@ -288,14 +278,14 @@ def test_long_list_of_attendances_is_shortened() -> None:
     text = shown(attendances=tuple(attendance(id=str(n), window=window) for n, window in enumerate(windows)))
     rows = [line.split()[2:5:2] for line in text.splitlines() if re.match(r"\d{4}-", line)]
     assert rows == [[windows[n], str(n)] for n in range(4, 24)]
-    assert text.endswith("\n16 more, further from the instant judged by: --json has all.")
+    assert text.endswith("\n16 more: --json prints all.")
 
 
 @pytest.mark.parametrize("width", [70, 140])
 def test_ids_and_instants_fit_narrow_terminals(width: int) -> None:
     group = attendance(("counted_once", None), kind="group", id=LONG_ID, counted_attendee_id=LONG_ID)
     ended = attendance(("cancelled", ENDED), ("archived", ENDED), id=LONG_ID)
-    several = Match(MATCHED, MATCHED, (Pass("cliniko_patient_id", "ambiguous", "several", FREE[1:]),), True)
+    several = Match(MATCHED, MATCHED, (Pass("cliniko_patient_id", "ambiguous", "several", FREE[1:]),))
     text = shown(width, person=person(record(LONG_ID)), attendances=(group, ended), match=several)
     assert max(map(len, text.splitlines())) <= width
     assert sum(line.startswith("2026-06-01 09:00  recent  ") and LONG_ID in line for line in text.splitlines()) == 2

@@ -1,0 +1,92 @@
+"""The sentences about the match of a person with a contact."""
+
+from collections.abc import Sequence
+
+from cliniko_pipeline.cli.explain.texts import candidates, contact_absence, list_of, number_of
+from cliniko_pipeline.postgres.reads.explanations.match import Candidate, Mapping, Match, Pass
+from cliniko_pipeline.postgres.reads.explanations.person import Person
+
+_METHODS = {"cliniko_patient_id": "cliniko_patient_id", "email": "e-mail", "name": "name"}
+
+
+def match_lines(match: Match, person: Person) -> list[str]:
+    """Return the stored mapping, the next one where it differs, and the passes that decide."""
+    if match.now is None:
+        return ["The person has no record, so no contact."]
+    stored = "not mapped yet" if match.stored is None else _mapping(match.stored)
+    lines = [f"{stored[0].upper()}{stored[1:]}."]
+    if match.contact_absence is not None:
+        lines.append(f"That contact {contact_absence(match)} later.")
+    if match.stored != match.now:
+        lines.append(f"The next mapping will be: {_mapping(match.now)}. These are its passes:")
+    lines += [f"By {_METHODS[each.method]}: {pass_text(each, person)}." for each in match.passes]
+    return lines
+
+
+def _mapping(mapping: Mapping) -> str:
+    method = _METHODS.get(mapping.method or "")
+    return {
+        "matched": f"matched to contact {mapping.contact_id} by {method}",
+        "ambiguous": f"ambiguous by {method}, among {candidates(mapping)}",
+        "unmatched": "unmatched",
+    }[mapping.status]
+
+
+def pass_text(each: Pass, person: Person) -> str:
+    """Return the outcome of a pass, as the second half of a sentence."""
+    if each.method == "cliniko_patient_id":
+        return _pass_by_id(each, person)
+    key = _METHODS[each.method]
+    if each.reason == "only_pair":
+        (contact,) = (candidate for candidate in each.candidates if candidate.state == "free")
+        return f"contact {contact.id} is the only free one with the same {key}, and no other patient has it"
+    simple = {
+        "not_current": f"skipped, because the patient is {person.state}",
+        "no_key": f"the patient has no {key}",
+        "no_contact": f"no contact has the same {key}",
+        "none_free": f"{_not_free(each.candidates)}, so no contact with the same {key} is free",
+    }
+    return simple.get(each.reason) or _pass_among_several(each, key)
+
+
+def _pass_by_id(each: Pass, person: Person) -> str:
+    if each.reason == "no_contact":
+        others = len(person.patient_ids) - 1
+        merged = f" or that of one of the {number_of(others, 'patient')} merged into it" if others else ""
+        return f"no contact carries its id, {person.id}{merged}"
+    carried = list_of([f"contact {candidate.id} carries {candidate.patient_id}" for candidate in each.candidates])
+    if each.reason == "only_pair":
+        return carried
+    equal = [candidate for candidate in each.candidates if candidate.equal_name]
+    if len(equal) == 1:
+        return f"{carried}; only {equal[0].id} also has the name of patient {person.id}"
+    return (
+        f"{carried}; {len(equal) or 'none'} of them also {'have' if equal else 'has'} the name of patient {person.id}"
+    )
+
+
+def _pass_among_several(each: Pass, key: str) -> str:
+    free = [str(candidate.id) for candidate in each.candidates if candidate.state == "free"]
+    others = each.other_patient_ids
+    shared = (
+        f"it shares its {key} with patient{'s' if len(others) > 1 else ''} {list_of(others)}"
+        if others
+        else f"no other patient has its {key}"
+    )
+    contacts = f"free with the same {key}: contact{'s' if len(free) > 1 else ''} {list_of(free)}"
+    if each.reason == "equal_names":
+        return f"{shared}; {contacts}; only this patient and its contact have equal names"
+    taken = [candidate for candidate in each.candidates if candidate.state != "free"]
+    not_free = f"; {_not_free(taken)}" if taken else ""
+    reason = "no pair with equal names is unique" if each.method == "email" else "nothing distinguishes them"
+    return f"{shared}; {contacts}{not_free}; {reason}"
+
+
+def _not_free(contacts: Sequence[Candidate]) -> str:
+    return list_of(
+        [
+            f"contact {contact.id} {'names' if contact.state == 'names_another' else 'is taken by'} patient"
+            f" {contact.patient_id}"
+            for contact in contacts
+        ]
+    )
