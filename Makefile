@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-slow test-postgresql browser debian-postgresql screenshots errors benchmark lint format sandbox constraints clean
+.PHONY: help demo ui test test-slow test-postgresql browser debian-postgresql screenshots configuration errors benchmark lint format sandbox constraints clean
 
 # Some tests mostly wait, for a daemon or a browser: two processes more than there are processors.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 2)')
@@ -73,7 +73,10 @@ screenshots: $(VENV)/.dev browser ## Take the pictures of the documentation agai
 	CLINIKO_TEST_PICTURES=docs/images $(BIN)/pytest -m slow cliniko_pipeline_tests/e2e/test_dagster_ui.py \
 		cliniko_pipeline_tests/e2e/page/test_organization.py::test_organization_is_shown_as_it_is_stored
 
-errors: $(VENV)/.runtime ## Write docs/errors.md anew from the code
+configuration: $(VENV)/.runtime ## Write docs/configuration.md from the settings
+	$(BIN)/python -m cliniko_pipeline.cli.configuration_reference > docs/configuration.md
+
+errors: $(VENV)/.runtime ## Write docs/errors.md from the code
 	$(BIN)/python -m cliniko_pipeline.cli.error_reference > docs/errors.md
 
 lint: $(VENV)/.dev ## Style, formatting, and the direction of imports

@@ -38,15 +38,15 @@ def render() -> str:
         (
             _HEAD,
             _DATABASE,
-            _table(("what happened", "what to do", "SQLSTATE", "words"), map(_connecting, CONNECTING)),
+            table(("what happened", "what to do", "SQLSTATE", "words"), map(_connecting, CONNECTING)),
             _STATEMENTS,
-            _table(("what happened", "what to do", "SQLSTATE", "error"), map(_statement, STATEMENTS)),
+            table(("what happened", "what to do", "SQLSTATE", "error"), map(_statement, STATEMENTS)),
             "\n## Cliniko\n",
-            _table(("status", "what it means and what to do", "error"), map(_answer, documented_rules())),
+            table(("status", "what it means and what to do", "error"), map(_answer, documented_rules())),
             "\nA field that Cliniko refuses is left out until the next full sync; `status` and `doctor` say so.\n",
-            _table(("refused", "what follows"), _refused_fields()),
+            table(("refused", "what follows"), _refused_fields()),
             "\n## The HTTP API\n\nProblem details by RFC 9457; `detail` says more.\n",
-            _table(("status", "meaning"), ((str(status), meaning) for status, meaning in MEANINGS.items())),
+            table(("status", "meaning"), ((str(status), meaning) for status, meaning in MEANINGS.items())),
         )
     )
 
@@ -70,7 +70,8 @@ def _refused_fields() -> list[tuple[str, str]]:
     return [("to sort by `id`", WITHOUT_SORT), *filters]
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of Markdown, after a blank line."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n" + "".join(f"| {' | '.join(each.replace('|', chr(92) + '|') for each in line)} |\n" for line in lines)
 

@@ -105,7 +105,7 @@ class ClinikoSettings(_Group):
     contact_email: Annotated[str, BeforeValidator(validators.contact_email)] | None = _setting(
         "CLINIKO_CONTACT_EMAIL",
         None,
-        "Stands in the User-Agent. Cliniko may block requests without a contact address.",
+        "Part of the User-Agent. Cliniko may block requests without a contact address.",
         values="an e-mail address",
         shown="none; required but for a sandbox on this machine",
     )
@@ -197,7 +197,7 @@ class SafeguardSettings(_Group):
     max_clock_skew_minutes: int = _number(
         "CLINIKO_MAX_CLOCK_SKEW_MINUTES",
         60,
-        "Difference of this machine's or Cliniko's clock from the database's. A twelfth of it is reported.",
+        "Difference of this machine's or Cliniko's clock from the database's. More than a twelfth is reported.",
         unit="minutes",
         at_most=100_000_000,
     )

@@ -1,0 +1,30 @@
+"""The page docs/configuration.md, from the fields of the settings; `python -m` with this module prints it."""
+
+import click
+from pydantic import BaseModel
+
+from cliniko_pipeline.cli.error_reference import table
+from cliniko_pipeline.settings.fields import GROUPS, variables
+
+_HEAD = """# Configuration
+
+Generated from the code by `make configuration`: change the code, not this page.
+
+Settings are environment variables. A blank value counts as unset. `cliniko-pipeline doctor` checks all of them.
+A schedule of an organization's own precedes the settings: `cliniko-pipeline organizations schedule --help`.
+"""
+
+
+def render() -> str:
+    """Return the page."""
+    return _HEAD + "".join(map(_section, GROUPS))
+
+
+def _section(group: type[BaseModel]) -> str:
+    rows = ((f"`{each.name}`", each.meaning, each.default, each.values) for each in variables(group))
+    title = (group.__doc__ or "").rstrip(".")
+    return f"\n## {title}\n{table(('variable', 'meaning', 'default', 'values'), rows)}"
+
+
+if __name__ == "__main__":
+    click.echo(render(), nl=False)
