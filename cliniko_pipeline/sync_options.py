@@ -7,6 +7,12 @@ JOB = "cliniko_sync"
 SYNC_ASSETS = frozenset({"cliniko/patients", "cliniko/appointments", "contact_mapping", "active_patients"})
 """The assets of a sync."""
 
+PARTITIONS = "organizations"
+"""The name of the set of dynamic partitions."""
+
+UNFINISHED_STATUSES = ("NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELING")
+"""Dagster's statuses of runs that have not ended."""
+
 PARTITION_TAG = "dagster/partition"
 """The organization of a run."""
 FULL_TAG = "cliniko_pipeline/full"
@@ -44,3 +50,8 @@ def run_config(options: SyncOptions) -> dict[str, object]:
             "active_patients": {"config": as_of},
         }
     }
+
+
+def run_tags(organization_id: str, options: SyncOptions) -> dict[str, str]:
+    """Return the tags of a requested run of `cliniko_sync`."""
+    return {PARTITION_TAG: organization_id, FULL_TAG: str(options.full).lower()}

@@ -18,15 +18,17 @@ from cliniko_pipeline.sync_options import (
     FULL_TAG,
     JOB,
     PARTITION_TAG,
+    PARTITIONS,
     SYNC_ASSETS,
     TERMINAL_TAG,
+    UNFINISHED_STATUSES,
     SyncOptions,
     run_config,
+    run_tags,
 )
 
 LOCATION = "cliniko_pipeline"
 REPOSITORY = "__repository__"
-PARTITIONS = "organizations"
 
 IDEMPOTENCY_TAG = "cliniko_pipeline/idempotency"
 
@@ -76,7 +78,6 @@ _STATUSES = {
     "FAILURE": SyncStatus.FAILED,
     "CANCELED": SyncStatus.CANCELLED,
 }
-_GOES_ON = ["NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELING"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,9 @@ class DagsterRuns:
 
     def going_on(self, organization_id: str) -> DagsterRun | None:
         """The organization's run that has not ended, the first of several; None: there is none."""
-        found = self._find({"tags": [_tag(PARTITION_TAG, organization_id)], "statuses": _GOES_ON}, MOST_GOING_ON)
+        found = self._find(
+            {"tags": [_tag(PARTITION_TAG, organization_id)], "statuses": UNFINISHED_STATUSES}, MOST_GOING_ON
+        )
         return min(found, key=lambda run: run.created_at, default=None)
 
     def requested_before(self, organization_id: str, idempotency: str) -> DagsterRun | None:
@@ -167,7 +170,7 @@ class DagsterRuns:
         ]["__typename"]
         if added not in {"AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError"}:
             raise _refused(added)
-        tags = [_tag(PARTITION_TAG, organization_id), _tag(FULL_TAG, str(options.full).lower())]
+        tags = [_tag(key, value) for key, value in run_tags(organization_id, options).items()]
         tags += [] if idempotency is None else [_tag(IDEMPOTENCY_TAG, idempotency)]
         launched = self._ask(
             _LAUNCH,

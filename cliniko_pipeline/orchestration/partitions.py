@@ -2,12 +2,14 @@
 
 import dagster as dg
 
-ORGANIZATIONS = dg.DynamicPartitionsDefinition(name="organizations")
+from cliniko_pipeline.sync_options import PARTITIONS
+
+ORGANIZATIONS = dg.DynamicPartitionsDefinition(name=PARTITIONS)
 
 
 def ensure_partitions(instance: dg.DagsterInstance, organization_ids: list[str]) -> None:
     """Makes a partition for each organization that has none yet."""
-    existing = set(instance.get_dynamic_partitions("organizations"))
+    existing = set(instance.get_dynamic_partitions(PARTITIONS))
     missing = [organization_id for organization_id in organization_ids if organization_id not in existing]
     if missing:
-        instance.add_dynamic_partitions("organizations", missing)
+        instance.add_dynamic_partitions(PARTITIONS, missing)

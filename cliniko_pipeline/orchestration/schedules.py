@@ -1,17 +1,18 @@
 """What starts syncs by itself."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 
 import dagster as dg
 
 from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
-from cliniko_pipeline.orchestration.plans.due_syncs import DueSync, due_counts, due_syncs
+from cliniko_pipeline.orchestration.plans.due_syncs import due_counts, due_syncs
 from cliniko_pipeline.orchestration.runs.in_flight import organizations_in_flight
+from cliniko_pipeline.orchestration.runs.requests import sync_request
 from cliniko_pipeline.orchestration.schedule_settings import default_schedule
 from cliniko_pipeline.postgres.operator_tables import scheduling
 from cliniko_pipeline.postgres.schema.identity import copy_problem
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.sync_options import FULL_TAG, PARTITION_TAG, SyncOptions, run_config
+from cliniko_pipeline.sync_options import PARTITION_TAG
 
 
 @dg.schedule(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
@@ -41,7 +42,11 @@ def cliniko_syncs(
         scheduling.note_requested(connection, {each.organization_id: each.is_full for each in due}, now)
     if not due:
         return dg.SkipReason(f"None of {len(found)} organizations is due.")
-    return [_request(each, now) for each in due]
+    return [
+        # The key keeps a tick that is evaluated again from requesting a run twice.
+        sync_request(sync.organization_id, f"{sync.organization_id} {now.isoformat()}", is_full=sync.is_full)
+        for sync in due
+    ]
 
 
 @dg.schedule(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
@@ -71,14 +76,3 @@ def cliniko_count_comparisons(
     if not due:
         return dg.SkipReason(f"None of {len(found)} organizations is due.")
     return [dg.RunRequest(run_key=f"{each} {now.isoformat()}", tags={PARTITION_TAG: each}) for each in due]
-
-
-def _request(due: DueSync, now: datetime) -> dg.RunRequest:
-    return dg.RunRequest(
-        # A tick that is evaluated again requests nothing twice.
-        run_key=f"{due.organization_id} {now.isoformat()}",
-        partition_key=due.organization_id,
-        run_config=run_config(SyncOptions(full=due.is_full)),
-        # With the tag given, Dagster does not look each partition up.
-        tags={PARTITION_TAG: due.organization_id, FULL_TAG: str(due.is_full).lower()},
-    )

@@ -18,17 +18,17 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.plans.partition_changes import plan_partitions
 from cliniko_pipeline.orchestration.plans.webhooks import AnnouncedSync, announced_syncs
 from cliniko_pipeline.orchestration.runs.failures import is_failed_check, is_permanent, reason_of
-from cliniko_pipeline.orchestration.runs.in_flight import has_backfill, organizations_in_flight
-from cliniko_pipeline.orchestration.runs.in_process import ABANDONED, GOES_ON, end_abandoned_runs, run_config
+from cliniko_pipeline.orchestration.runs.in_flight import WITH_PROCESS, has_backfill, organizations_in_flight
+from cliniko_pipeline.orchestration.runs.in_process import ABANDONED, end_abandoned_runs
 from cliniko_pipeline.orchestration.runs.liveness import forget_ended_runs
 from cliniko_pipeline.orchestration.runs.liveness import lost_runs as find_lost_runs
+from cliniko_pipeline.orchestration.runs.requests import sync_request
 from cliniko_pipeline.orchestration.webhooks.deliveries import forget_old, put_down, send_due
 from cliniko_pipeline.postgres.operator_tables import organizations, scheduling, webhooks
 from cliniko_pipeline.postgres.schema.identity import copy_problem
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.sync_options import PARTITION_TAG, SyncOptions
+from cliniko_pipeline.sync_options import PARTITION_TAG, PARTITIONS
 
-NAME = "organizations"
 RUN_KEY_TAG = "dagster/run_key"
 
 
@@ -47,7 +47,7 @@ def organization_partitions(
         source = _active_organizations(runtime)
     except ClinikoPipelineError as error:
         return dg.SkipReason(f"Nothing is changed, since the organizations cannot be read: {error}")
-    existing = set(context.instance.get_dynamic_partitions(NAME))
+    existing = set(context.instance.get_dynamic_partitions(PARTITIONS))
     in_flight = existing if has_backfill(context.instance) else organizations_in_flight(context.instance)
     changes = plan_partitions(source, existing, in_flight)
     requests = [
@@ -67,7 +67,7 @@ def organization_partitions(
 )
 def lost_runs(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
     """Requests nothing: what it ends, `failed_runs` hears of."""
-    runs = context.instance.get_runs(dg.RunsFilter(statuses=list(GOES_ON)))
+    runs = context.instance.get_runs(dg.RunsFilter(statuses=WITH_PROCESS))
     lost = find_lost_runs(runtime, runs)
     for organization_id in {run.tags[PARTITION_TAG] for run in lost if PARTITION_TAG in run.tags}:
         end_abandoned_runs(context.instance, runtime, organization_id)
@@ -177,7 +177,7 @@ def webhook_syncs(
     if not pending:
         return dg.SkipReason("All that webhooks have said is synced.")
     # One that was just added has no partition for a moment, and its run would fail.
-    missing = pending.keys() - set(context.instance.get_dynamic_partitions(NAME))
+    missing = pending.keys() - set(context.instance.get_dynamic_partitions(PARTITIONS))
     in_flight = organizations_in_flight(context.instance) | missing
     now = runtime.now()
     with runtime.database.operator() as connection:
@@ -187,16 +187,7 @@ def webhook_syncs(
         scheduling.note_requested(connection, {each.organization_id: False for each in requested}, now)
     if not requested:
         return dg.SkipReason(f"Of {len(pending)} organizations with webhooks, none can be synced now.")
-    return [
-        dg.RunRequest(
-            run_key=each.run_key,
-            partition_key=each.organization_id,
-            run_config=run_config(SyncOptions()),
-            # With the tag given, Dagster does not look each partition up.
-            tags={PARTITION_TAG: each.organization_id},
-        )
-        for each in requested
-    ]
+    return [sync_request(sync.organization_id, sync.run_key) for sync in requested]
 
 
 @dg.sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
+from cliniko_pipeline.orchestration.schedules import cliniko_syncs
 from cliniko_pipeline.orchestration.sensors import webhook_syncs
 from cliniko_pipeline.postgres.operator_tables import webhooks
 from cliniko_pipeline_tests.support.deployments import Deployment
@@ -59,6 +60,18 @@ def test_events_request_one_sync_that_settles_them(deployment: Deployment) -> No
     assert pending(deployment) == {}
     pass_a_minute(deployment)
     assert tick(deployment) == []
+
+
+def test_webhook_and_schedule_request_equal_runs(deployment: Deployment) -> None:
+    """The HTTP API learns from the tags, before a run has started, whether its sync is full."""
+    scheduled = {each.partition_key: each for each in deployment.requests(cliniko_syncs)}["alpha"]
+    pass_a_minute(deployment)
+    receive(deployment, "1")
+    (announced,) = tick(deployment)
+    tags = {"dagster/partition": "alpha", "cliniko_pipeline/full": "false"}
+    assert announced.tags == tags | {"dagster/sensor_name": "webhook_syncs"}
+    assert scheduled.tags == tags | {"dagster/schedule_name": "cliniko_syncs"}
+    assert announced.run_config == scheduled.run_config
 
 
 def test_request_is_repeated_until_it_has_a_run(deployment: Deployment) -> None:

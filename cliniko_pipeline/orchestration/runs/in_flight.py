@@ -1,25 +1,22 @@
-"""What Dagster has under way."""
+"""Runs and backfills that have not ended."""
 
 import dagster as dg
 
-from cliniko_pipeline.sync_options import PARTITION_TAG
+from cliniko_pipeline.sync_options import PARTITION_TAG, UNFINISHED_STATUSES
 
-_NOT_ENDED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+UNFINISHED = [dg.DagsterRunStatus(status) for status in UNFINISHED_STATUSES]
+WITH_PROCESS = [status for status in UNFINISHED if status != dg.DagsterRunStatus.QUEUED]
+"""The statuses of runs whose process should be alive, or about to start."""
+
 ENDED_BACKFILLS = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
 
 
 def organizations_in_flight(instance: dg.DagsterInstance) -> set[str]:
-    """The organizations with a run that has not ended, one that only waits in the queue included."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=_NOT_ENDED))
+    """Return the organizations with a queued or running run."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     return {run.tags[PARTITION_TAG] for run in runs if PARTITION_TAG in run.tags}
 
 
 def has_backfill(instance: dg.DagsterInstance) -> bool:
-    """Whether a backfill has not ended: Dagster fails it as a whole where a partition is gone that it names."""
+    """Return whether a backfill has not ended. Dagster fails a backfill that names a removed partition."""
     return any(backfill.status.value not in ENDED_BACKFILLS for backfill in instance.get_backfills(limit=100))

@@ -11,19 +11,13 @@ import dagster as dg
 import sqlalchemy as sa
 
 from cliniko_pipeline.orchestration.runs.failures import reason_of
+from cliniko_pipeline.orchestration.runs.in_flight import WITH_PROCESS
 from cliniko_pipeline.orchestration.runs.liveness import forget_ended_runs, lost_runs, run_alive
 from cliniko_pipeline.postgres.operator_tables import scheduling, sync_runs
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import JOB, PARTITION_TAG, TERMINAL_TAG, SyncOptions, run_config
 
 ABANDONED = "Its process ended before it did; sync the organization again."
-
-GOES_ON = (
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organizat
     Whichever machine they ran on: a process of this one is missed at once, another after some minutes.
     """
     tags = {PARTITION_TAG: organization_id}
-    for run in lost_runs(runtime, instance.get_runs(dg.RunsFilter(tags=tags, statuses=list(GOES_ON)))):
+    for run in lost_runs(runtime, instance.get_runs(dg.RunsFilter(tags=tags, statuses=WITH_PROCESS))):
         instance.report_run_failed(run, ABANDONED)
     forget_ended_runs(instance, runtime)
     with runtime.database.organization(organization_id) as connection:

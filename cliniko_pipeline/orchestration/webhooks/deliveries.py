@@ -12,7 +12,7 @@ import dagster as dg
 
 from cliniko_pipeline.errors import CredentialsError
 from cliniko_pipeline.orchestration.plans.webhooks import delay_after, ended
-from cliniko_pipeline.orchestration.webhooks.posting import WHOLE_SECONDS, Answer, Destination, post
+from cliniko_pipeline.orchestration.webhooks.posting import EXCHANGE_SECONDS, Answer, Destination, post
 from cliniko_pipeline.postgres.operator_tables import webhook_deliveries
 from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import DueDelivery, EndedRun, Target
 from cliniko_pipeline.runtime import Runtime
@@ -46,7 +46,7 @@ def put_down(runtime: Runtime, instance: dg.DagsterInstance) -> int:
 
 def send_due(runtime: Runtime, clock_limit: float = SECONDS_TO_SEND) -> Told:
     """Sends what is due; a target that does not take one is left alone until the next time."""
-    deadline = time.monotonic() + clock_limit - WHOLE_SECONDS
+    deadline = time.monotonic() + clock_limit - EXCHANGE_SECONDS
     told = Told()
     failing: set[str] = set()
     with runtime.database.operator() as turn:

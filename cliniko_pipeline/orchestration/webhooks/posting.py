@@ -1,72 +1,82 @@
-"""Posts a message to a target: one exchange, signed, limited in time, whose answer is a status and no more."""
+"""One signed HTTP exchange with a webhook target, limited in time and size."""
 
+import asyncio
 import json
-from collections.abc import Mapping
+import logging
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import certifi
-import pycurl
+import httpx
 
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.hosts import is_loopback
 
 CONNECT_SECONDS = 5
-WHOLE_SECONDS = 10
-"""For everything, the answer's last byte included: whoever answers by the drop holds up nobody."""
+EXCHANGE_SECONDS = 10
+"""The limit for the complete exchange. A target that answers slowly must not delay other deliveries."""
 
 _LONGEST_URL = 2048
-_MILLISECONDS = 1000
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where to post, and what to sign with; both may open doors."""
+    """A target's URL and signing secret. Both are secret."""
 
     url: str = field(repr=False)
     secret: str = field(repr=False)
 
     @property
     def label(self) -> str:
-        """What may be shown of it."""
+        """Scheme, host and port of the URL, which may be shown."""
         parts = urlsplit(self.url)
         port = "" if parts.port is None else f":{parts.port}"
         host = parts.hostname or ""
         return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
 
     def as_text(self) -> str:
-        """For the vault."""
+        """Return the text that the vault encrypts."""
         return json.dumps({"url": self.url, "secret": self.secret})
 
     @classmethod
     def from_text(cls, text: str) -> "Destination":
-        """What `as_text` made."""
+        """Return the destination that `as_text` described."""
         members = json.loads(text)
         return cls(members["url"], members["secret"])
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of an attempt. `status` is None where there was no answer; `outcome` may be shown."""
+    """The result of an attempt.
+
+    Attributes:
+        status: the HTTP status; None: there was no answer.
+        outcome: a short description, without secrets.
+    """
 
     status: int | None
     outcome: str
 
     @property
     def is_taken(self) -> bool:
-        """Whether the target has it now."""
+        """Whether the target accepted the message."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
     def is_gone(self) -> bool:
-        """Whether the target wants nothing any more."""
+        """Whether the target accepts no further messages."""
         return self.status == HTTPStatus.GONE
 
 
 def require_usable(url: str) -> None:
-    """Raises ArgumentError where nothing may be posted there. Never shows the URL, which may hold a secret."""
+    """Raise ArgumentError if the URL cannot be a target. The text never shows the URL, which may hold a secret."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -74,50 +84,47 @@ def require_usable(url: str) -> None:
         raise ArgumentError("This is not a URL.") from None
     host = parts.hostname or ""
     if not url.isascii() or not url.isprintable() or " " in url or len(url) > _LONGEST_URL or not host or port == 0:
-        raise ArgumentError("This is not a URL, such as https://hooks.example.org/cliniko, in plain letters.")
+        raise ArgumentError("This is not an ASCII URL such as https://hooks.example.org/cliniko.")
     if parts.username is not None or parts.password is not None:
-        raise ArgumentError("The URL must hold no user and no password: what is posted is signed instead.")
+        raise ArgumentError("The URL must hold no user and no password: deliveries are signed instead.")
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
-        raise ArgumentError("The URL must begin with https://, or, on this machine only, with http://.")
+        raise ArgumentError("The URL must begin with https://. Only targets on this machine may use http://.")
 
 
 def post(to: Destination, message_id: str, body: str, now: datetime) -> Answer:
-    """Posts the message, signed as of `now`. Takes `WHOLE_SECONDS` at most, and raises nothing. Redirects are not
-    followed, and of the answer nothing but its status is read.
+    """Post the message, signed as of `now`, within `EXCHANGE_SECONDS`; raise nothing.
+
+    Redirects are not followed. The answer's body is not read.
     """
-    curl = pycurl.Curl()
-    try:
-        for option, value in _options(to, message_id, body, now).items():
-            curl.setopt(option, value)
-        curl.perform()
-        return _answered(curl)
-    except pycurl.error as error:
-        code = int(error.args[0])
-        # The body was refused, by us: the status had come.
-        return _answered(curl) if code == pycurl.E_WRITE_ERROR else Answer(None, _FAILURES.get(code, "no answer"))
-    finally:
-        curl.close()
+    # Not asyncio.run: it waits for a name lookup that has outlived the limit.
+    with closing(asyncio.new_event_loop()) as loop:
+        try:
+            status = loop.run_until_complete(_exchange(to.url, _headers(to.secret, message_id, body, now), body))
+        # A proxy that the environment names wrongly raises ImportError or ValueError.
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ImportError, ValueError) as error:
+            return Answer(None, _failure(error))
+    return Answer(status, f"HTTP {status}")
 
 
-def _options(to: Destination, message_id: str, body: str, now: datetime) -> Mapping[int, object]:
-    return {
-        pycurl.URL: to.url,
-        pycurl.HTTPHEADER: [f"{name}: {value}" for name, value in _headers(to.secret, message_id, body, now).items()],
-        pycurl.POSTFIELDS: body,
-        pycurl.WRITEFUNCTION: _refuse,
-        pycurl.HEADERFUNCTION: _pass_over,
-        pycurl.FOLLOWLOCATION: 0,
-        pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
-        pycurl.CONNECTTIMEOUT_MS: CONNECT_SECONDS * _MILLISECONDS,
-        pycurl.TIMEOUT_MS: WHOLE_SECONDS * _MILLISECONDS,
-        pycurl.NOSIGNAL: 1,
-        pycurl.CAINFO: certifi.where(),
-        pycurl.NETRC: pycurl.NETRC_IGNORED,
-    }
+async def _exchange(url: str, headers: Mapping[str, str], body: str) -> int:
+    # At this client's level of INFO, URLs with their secrets would be logged.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    timeout = httpx.Timeout(EXCHANGE_SECONDS, connect=CONNECT_SECONDS)
+    async with (
+        asyncio.timeout(EXCHANGE_SECONDS),
+        httpx.AsyncClient(verify=_trusted_certificates(), timeout=timeout, headers=headers) as client,
+        client.stream("POST", url, content=body) as response,
+    ):
+        return response.status_code
+
+
+@cache
+def _trusted_certificates() -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=certifi.where())
 
 
 def _headers(secret: str, message_id: str, body: str, now: datetime) -> Mapping[str, str]:
-    # Only who sends needs it.
+    # Imported here to spare other commands its import.
     from standardwebhooks import Webhook  # noqa: PLC0415
 
     return {
@@ -126,29 +133,27 @@ def _headers(secret: str, message_id: str, body: str, now: datetime) -> Mapping[
         "webhook-id": message_id,
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": Webhook(secret).sign(message_id, now, body),
-        # Otherwise curl may wait for a 100.
-        "Expect": "",
     }
 
 
-def _answered(curl: pycurl.Curl) -> Answer:
-    status = int(curl.getinfo(pycurl.RESPONSE_CODE))
-    return Answer(status, f"HTTP {status}") if status else Answer(None, "no answer")
+def _failure(error: BaseException) -> str:
+    """Describe the failure without the error's own text, which may hold the URL."""
+    texts: tuple[tuple[type[BaseException], str], ...] = (
+        (ssl.SSLCertVerificationError, "the certificate is not trusted"),
+        (ssl.SSLError, "no TLS connection"),
+        (socket.gaierror, "the host name is unknown"),
+        (ConnectionRefusedError, "the connection was refused"),
+        (TimeoutError, f"no answer within {EXCHANGE_SECONDS} s"),
+        (httpx.TimeoutException, f"no answer within {EXCHANGE_SECONDS} s"),
+    )
+    causes = list(_causes(error))
+    return next((text for kind, text in texts if any(isinstance(cause, kind) for cause in causes)), "no answer")
 
 
-def _refuse(_chunk: bytes) -> int:
-    return 0
-
-
-def _pass_over(_line: bytes) -> None:
-    """Nothing in them is needed."""
-
-
-# curl's own text may hold the address.
-_FAILURES = {
-    pycurl.E_COULDNT_RESOLVE_HOST: "the host name is unknown",
-    pycurl.E_COULDNT_CONNECT: "the connection was refused",
-    pycurl.E_SSL_CONNECT_ERROR: "no TLS connection",
-    pycurl.E_PEER_FAILED_VERIFICATION: "the certificate is not trusted",
-    pycurl.E_OPERATION_TIMEDOUT: f"no answer within {WHOLE_SECONDS} s",
-}
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for member in error.exceptions:
+                yield from _causes(member)
+        error = error.__cause__ or error.__context__

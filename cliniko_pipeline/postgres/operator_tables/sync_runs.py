@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.postgres.engine import sql, statement
+from cliniko_pipeline.sync_options import SYNC_ASSETS
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,17 @@ def finished(
 def syncs(connection: Connection, limit: int, before: tuple[datetime, str] | None = None) -> list[StoredSync]:
     """The organization's syncs, the latest first; those before the one with that start and id."""
     before_at, before_id = before or (None, None)
-    parameters = {"run_id": None, "before_at": before_at, "before_id": before_id, "limit": limit}
-    rows = connection.execute(statement(sql("runs/syncs")), parameters).mappings()
-    return [StoredSync(**row) for row in rows]
+    return _stored_syncs(connection, run_id=None, before_at=before_at, before_id=before_id, limit=limit)
 
 
 def sync(connection: Connection, run_id: str) -> StoredSync | None:
     """One of them; None: the run has noted nothing, or is none of everything."""
-    parameters = {"run_id": run_id, "before_at": None, "before_id": None, "limit": 1}
-    row = connection.execute(statement(sql("runs/syncs")), parameters).mappings().one_or_none()
-    return None if row is None else StoredSync(**row)
+    return next(iter(_stored_syncs(connection, run_id=run_id, before_at=None, before_id=None, limit=1)), None)
+
+
+def _stored_syncs(connection: Connection, **parameters: object) -> list[StoredSync]:
+    rows = connection.execute(statement(sql("runs/syncs")), parameters | {"sync_assets": sorted(SYNC_ASSETS)})
+    return [StoredSync(**row) for row in rows.mappings()]
 
 
 def trend(connection: Connection, days: int) -> list[DayOfTrend]:
@@ -145,5 +147,5 @@ def trend(connection: Connection, days: int) -> list[DayOfTrend]:
 
 def organization_status(connection: Connection) -> OrganizationStatus:
     """The organization's last run, counts and problems."""
-    row = connection.execute(sa.text(sql("runs/organization_status"))).mappings().one()
-    return OrganizationStatus(**row)
+    found = connection.execute(statement(sql("runs/organization_status")), {"sync_assets": sorted(SYNC_ASSETS)})
+    return OrganizationStatus(**found.mappings().one())

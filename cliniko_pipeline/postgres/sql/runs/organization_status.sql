@@ -8,7 +8,7 @@ last_success as (
     select max(finished_at) as finished_at
     from cliniko.sync_runs
     where status = 'succeeded'
-        and planned @> array['cliniko/patients', 'cliniko/appointments', 'contact_mapping', 'active_patients']
+        and planned @> cast(:sync_assets as text[])
 ),
 
 mapping as (

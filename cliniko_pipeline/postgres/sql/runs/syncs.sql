@@ -11,7 +11,7 @@ select
     assets,
     case when status = 'running' then progress end as progress
 from cliniko.sync_runs
-where planned @> array['cliniko/patients', 'cliniko/appointments', 'contact_mapping', 'active_patients']
+where planned @> cast(:sync_assets as text[])
     and (cast(:run_id as text) is null or run_id = :run_id)
     and (
         cast(:before_at as timestamptz) is null

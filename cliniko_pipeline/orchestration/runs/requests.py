@@ -1,0 +1,17 @@
+"""Requests of syncs by schedules and sensors."""
+
+import dagster as dg
+
+from cliniko_pipeline.sync_options import SyncOptions, run_config, run_tags
+
+
+def sync_request(organization_id: str, run_key: str, *, is_full: bool = False) -> dg.RunRequest:
+    """Return the request of a sync. Dagster launches one run per key."""
+    options = SyncOptions(full=is_full)
+    return dg.RunRequest(
+        run_key=run_key,
+        partition_key=organization_id,
+        run_config=run_config(options),
+        # The partition's tag spares Dagster a query per request.
+        tags=run_tags(organization_id, options),
+    )
