@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from http import HTTPStatus
+from typing import cast
 from urllib.parse import urlsplit
 
 import certifi
@@ -154,6 +155,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):
-            for member in error.exceptions:
+            for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
                 yield from _causes(member)
         error = error.__cause__ or error.__context__
