@@ -50,7 +50,7 @@ def _tell(done: Migration, where: str) -> None:
         click.echo(
             "public.active_patients, which had rows, is now under row-level security: whoever reads it sets"
             " app.organization_id first,\nor gets a policy of its own"
-            ' (docs/operations.md, "How the application reads active_patients").'
+            ' (docs/database.md, "Read active_patients from the application").'
             "\npg_dump needs a role with BYPASSRLS from now on."
         )
     for warning in done.warnings:

@@ -57,8 +57,8 @@ def test_unmigrated_database_is_reported(database_url: URL, tmp_path: Path) -> N
     assert "is up to date" in second.stdout
     assert "app.organization_id" in first.stdout
     assert "app.organization_id" not in second.stdout
-    heading = first.stdout.partition('docs/operations.md, "')[2].partition('"')[0]
-    assert f"### {heading}\n" in (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    heading = first.stdout.partition('docs/database.md, "')[2].partition('"')[0]
+    assert f"## {heading}\n" in (Path(__file__).parents[2] / "docs" / "database.md").read_text()
 
 
 def test_contacts_filter_is_checked_and_taken_over(database_url: URL, tmp_path: Path) -> None:

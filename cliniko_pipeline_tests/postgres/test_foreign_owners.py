@@ -26,13 +26,13 @@ from cliniko_pipeline_tests.support.schemas import (
     schema_objects,
 )
 
-OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "database.md").read_text()
 APPLICATION_TABLES = ("organizations", "api_credentials", "contacts")
 
 
 def documented(beginning: str, user: str) -> str:
     """Return the SQL of the documentation that begins so, for the user."""
-    (block,) = [each for each in re.findall(r"```sql\n(.*?)```", OPERATIONS, re.DOTALL) if each.startswith(beginning)]
+    (block,) = [each for each in re.findall(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL) if each.startswith(beginning)]
     return block.replace("PIPELINE_USER", user)
 
 
@@ -140,8 +140,8 @@ def test_pipeline_of_a_superuser_passes_to_an_owner(owned: Owned) -> None:
     before = schema_objects(superuser)
     with pytest.raises(DatabaseSetupError) as raised:
         schema.migrate(owned.database)
-    assert_one_line(raised.value, "schema cliniko", owned.user, '"Another database user"', "Nothing was changed")
-    assert "### Another database user" in OPERATIONS
+    assert_one_line(raised.value, "schema cliniko", owned.user, '"Change the database user"', "Nothing was changed")
+    assert "## Change the database user" in DOCUMENT
     assert schema_objects(superuser) == before
     statements = documented("-- What is the pipeline's", owned.user).removesuffix("\\gexec\n")
     with superuser.operator() as connection:

@@ -50,7 +50,7 @@ _CHECK_ADVICE = {
         " PATIENT_ID` reckons one patient before your eyes. If it comes back, report it."
     ),
     "is_not_older_than_promised": (
-        "Check that Dagster's daemon runs and has room for more runs (docs/operations.md), then the organization's last"
+        "Check that Dagster's daemon runs and has room for more runs (docs/scaling.md), then the organization's last"
         " runs."
     ),
 }

@@ -60,8 +60,8 @@ def require_own_objects(connection: Connection) -> None:
     if foreign is not None:
         raise DatabaseSetupError(
             f"Objects in the schema cliniko belong to {foreign.owner}, and {foreign.database_user} may not change them:"
-            f" migrate as {foreign.owner}, or make {foreign.database_user} their owner (docs/operations.md,"
-            ' "Another database user"). Nothing was changed.'
+            f" migrate as {foreign.owner}, or make {foreign.database_user} their owner (docs/database.md,"
+            ' "Change the database user"). Nothing was changed.'
         )
 
 
@@ -123,6 +123,6 @@ def views_to_review(connection: Connection) -> list[str]:
         f"The view {row.name} reads {_NAME} with the rights of {row.reader}: it shows rows only where"
         " app.organization_id is set. To show all, run"
         f" `create policy application_reads on {_NAME} for select to {row.reader} using (true)`"
-        ' (docs/operations.md, "How the application reads active_patients").'
+        ' (docs/database.md, "Read active_patients from the application").'
         for row in rows
     ]

@@ -176,8 +176,8 @@ def unbound_user(connection: Connection) -> str | None:
         return None
     return (
         f"The database user {user.name} {' and '.join(powers)}: row-level security does not hold it outside of an"
-        " organization's context. Make a user without these rights the owner of the tables (docs/operations.md,"
-        ' "The database"), and put it into DATABASE_URL.'
+        " organization's context. Make a user without these rights the owner of the tables (docs/database.md,"
+        ' "Change the database user"), and put it into DATABASE_URL.'
     )
 
 

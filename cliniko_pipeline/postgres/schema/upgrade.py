@@ -358,7 +358,7 @@ def _require_application_tables(connection: Connection) -> None:
         if table not in found:
             raise DatabaseSetupError(
                 f"The table public.{table} is missing: point DATABASE_URL at the application's database, or create the"
-                " table there (docs/operations.md lists its columns)."
+                " table there (docs/database.md lists its columns)."
             )
         _require_columns(table, needed, found[table].column_names)
     require_usable_types(
@@ -387,5 +387,5 @@ def _require_columns(table: str, needed: Sequence[str], found: Sequence[str]) ->
     if missing:
         raise DatabaseSetupError(
             f"The table public.{table} lacks {', '.join(missing)}: add what is missing"
-            " (docs/operations.md lists its columns)."
+            " (docs/database.md lists its columns)."
         )

@@ -297,7 +297,7 @@ STATEMENTS = (
     ),
     Fault(
         "a table is not as the pipeline expects it",
-        "docs/operations.md lists the columns of the application's tables. Where it is a table of the schema cliniko,"
+        "docs/database.md lists the columns of the application's tables. Where it is a table of the schema cliniko,"
         " restore that schema from a backup.",
         ("42703", "42804", "42830"),
         kind=DatabaseSetupError,
@@ -333,7 +333,7 @@ STATEMENTS = (
     ),
     Fault(
         "a value does not fit its column",
-        "docs/operations.md lists the columns and their types.",
+        "docs/database.md lists the columns and their types.",
         ("22",),
         kind=DataError,
     ),

@@ -28,7 +28,7 @@ from cliniko_pipeline_tests.support.waiting import wait_until
 PROBLEM = "application/problem+json"
 NO_TIMESTAMPS = ("nan", "inf", "-1", "1e400", "9" * 400, "")
 BODY = b'{"type": "appointment.updated"}'
-OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "webhooks.md"
 
 
 class Webhooks:
@@ -244,7 +244,7 @@ def test_description_names_every_answer_and_header(hooks: Webhooks) -> None:
 
 @pytest.mark.parametrize("language", ["python", "javascript"])
 def test_documented_code_is_accepted(hooks: Webhooks, language: str) -> None:
-    _, _, code = OPERATIONS.read_text(encoding="utf-8").partition(f"```{language}\n")
+    _, _, code = DOCUMENT.read_text(encoding="utf-8").partition(f"```{language}\n")
     code = code.partition("```")[0].replace("https://HOST", hooks.url).replace("/ORG", "/alpha")
     assert code.count("whsec_...") == 1
     code = code.replace("whsec_...", hooks.secret)
