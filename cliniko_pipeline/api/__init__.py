@@ -1,4 +1,5 @@
-"""The HTTP service: active patients to read, syncs to request and follow, webhooks to receive, a page to look at.
+"""The HTTP service: active patients, syncs, webhooks, monitoring, and the web page.
 
-Knows no Dagster: runs are requested of its webserver over GraphQL. `application.create_application` puts all together.
+`application.py` puts it together; `routes/` has one file for each resource. It imports no Dagster: syncs are requested
+from Dagster's webserver over GraphQL.
 """

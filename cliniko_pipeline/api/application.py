@@ -1,4 +1,4 @@
-"""The application: routes, gate, problems, and what every request and answer passes through, put together."""
+"""The FastAPI application: routes, gate, problem details, and the middleware of every request."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -10,29 +10,28 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cliniko_pipeline.api import watching
 from cliniko_pipeline.api.dagster_runs import DagsterRuns
 from cliniko_pipeline.api.gate import Gate
 from cliniko_pipeline.api.problems import answer_problems
-from cliniko_pipeline.api.routes import active_patients, organizations, syncs, webhooks
+from cliniko_pipeline.api.routes import active_patients, health, metrics, organizations, syncs, webhooks
 from cliniko_pipeline.api.routes.page import page_router
 from cliniko_pipeline.runtime import Runtime
 
 DESCRIPTION = """
 The active patients of each organization, and the syncs that keep them current.
 
-Send a token of `cliniko-pipeline tokens create` as `Authorization: Bearer TOKEN`. What is another organization's is
-404, like what does not exist. Errors are problem details (RFC 9457). All instants are UTC.
+Send a token of `cliniko-pipeline tokens create` as `Authorization: Bearer TOKEN`. Another organization's resources
+answer 404, like resources that do not exist. Errors are problem details (RFC 9457). All instants are UTC.
 """
 
-LARGEST_BODY = 64 * 1024
-"""In bytes; webhooks have a limit of their own."""
+MAX_BODY_BYTES = 64 * 1024
+"""Limit of every route but the webhooks, which have their own."""
 
-ROUTERS = (organizations.router, active_patients.router, syncs.router, webhooks.router, watching.router)
+ROUTERS = (organizations.router, active_patients.router, syncs.router, webhooks.router, health.router, metrics.router)
 
 
 def create_application(runtime: Runtime) -> FastAPI:
-    """The service on this runtime. Nothing is asked of the database or Dagster before a request comes."""
+    """Return the service on this runtime. It connects to the database and to Dagster with the first request only."""
     dagster = DagsterRuns(runtime.settings.dagster_url)
 
     @asynccontextmanager
@@ -44,29 +43,28 @@ def create_application(runtime: Runtime) -> FastAPI:
         title="cliniko_pipeline",
         version=version("cliniko_pipeline"),
         description=DESCRIPTION,
-        # Their pages load scripts from other hosts; /openapi.json stays.
+        # FastAPI's documentation pages load scripts from other hosts; /openapi.json stays.
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
     )
-    measurements = watching.Measurements()
     application.state.runtime = runtime
     application.state.dagster = dagster
     application.state.gate = Gate(runtime)
-    application.state.measurements = measurements
-    application.state.readiness = watching.ReadinessLooks()
+    application.state.metrics = metrics.RequestMetrics()
+    application.state.readiness = health.ReadinessProbe()
     for router in ROUTERS:
         application.include_router(router)
     application.include_router(page_router())
     answer_problems(application)
-    application.add_middleware(_ShortBodies)
+    application.add_middleware(_LimitedBodies)
     application.add_middleware(_SafeHeaders)
-    application.add_middleware(watching.MeasuredRequests, measurements=measurements)
+    application.add_middleware(metrics.MeasuredRequests, metrics=application.state.metrics)
     return application
 
 
-class _ShortBodies:
-    """Keeps a body from being gathered without an end: that is done before anybody asks whose it is."""
+class _LimitedBodies:
+    """Refuses large bodies. FastAPI reads a body before it checks the token."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
@@ -74,25 +72,25 @@ class _ShortBodies:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         size = 0
 
-        async def receive_little() -> Message:
+        async def receive_limited() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > LARGEST_BODY:
-                # Otherwise the server reads the rest, however much that is.
+            if size > MAX_BODY_BYTES:
+                # Without "close" the server would read the rest of the body.
                 raise HTTPException(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"The body is larger than {LARGEST_BODY // 1024} KiB: send less.",
+                    f"The body is larger than {MAX_BODY_BYTES // 1024} KiB: send less.",
                     {"Connection": "close"},
                 )
             return message
 
         is_limited = scope["type"] == "http" and not scope["path"].startswith(webhooks.PATH)
-        await self._application(scope, receive_little if is_limited else receive, send)
+        await self._application(scope, receive_limited if is_limited else receive, send)
 
 
 class _SafeHeaders:
-    """No cache on the way keeps health data, and no browser takes an answer for something else than it is."""
+    """Adds headers that keep health data out of caches, and browsers from guessing another content type."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application

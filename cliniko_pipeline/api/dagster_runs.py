@@ -1,6 +1,6 @@
-"""Dagster's runs of the main job, as its webserver tells of them over GraphQL: launched, looked up and ended.
+"""Client of Dagster's webserver: runs of `cliniko_sync` are launched, found and cancelled over GraphQL.
 
-Its own client would import Dagster, which takes seconds and 100 MB that a service for reading need not have.
+`dagster_graphql` would import Dagster, which costs seconds and 100 MB of memory.
 """
 
 import logging
@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import anyio
 import httpx
+from fastapi import Depends, Request
 
 from cliniko_pipeline.errors import TransientError
 from cliniko_pipeline.sync_options import (
@@ -33,26 +34,26 @@ REPOSITORY = "__repository__"
 IDEMPOTENCY_TAG = "cliniko_pipeline/idempotency"
 
 TIMEOUT_SECONDS = 20
-MOST_WAITING = 10
-"""So many requests wait for an answer at a time, each in a thread, some with a connection to the database: where none
-comes, enough of both are left for all that needs no Dagster.
+MAX_CONCURRENT_REQUESTS = 10
+"""Requests that may wait for Dagster at a time. Each holds a thread, some a database connection: if Dagster hangs, the
+others are left for requests that do not need it.
 """
 
-MOST_GOING_ON = 50
+MAX_UNFINISHED_RUNS = 50
 
 _LOG = logging.getLogger(__name__)
 
 
 class DagsterUnavailableError(TransientError):
-    """Dagster's webserver cannot be asked."""
+    """Dagster's webserver cannot be reached, or refuses."""
 
 
-class RunNotEndedError(Exception):
-    """Dagster cannot end the run."""
+class CancellationRefusedError(Exception):
+    """Dagster cannot cancel the run."""
 
 
 class SyncStatus(StrEnum):
-    """Where a sync stands."""
+    """The status of a sync."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -63,7 +64,7 @@ class SyncStatus(StrEnum):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing of it is still to come."""
+        """Whether the status is final."""
         return self in {SyncStatus.SUCCEEDED, SyncStatus.FAILED, SyncStatus.CANCELLED}
 
 
@@ -82,9 +83,13 @@ _STATUSES = {
 
 @dataclass(frozen=True)
 class DagsterRun:
-    """A run of the main job. Times are UTC; None where it has not come so far.
+    """A run of the main job, or of all its assets.
 
-    `organization_id` is None where it was launched without a partition.
+    Attributes:
+        organization_id: the partition; None: the run has none.
+        is_full: None: unknown, the run was launched without the tag.
+        is_terminal: whether a terminal executes the run.
+        started_at: in UTC, as all times; None: not started.
     """
 
     run_id: str
@@ -125,54 +130,51 @@ _TERMINATE = "mutation ($id: String!) { terminateRun(runId: $id) { __typename } 
 
 
 class DagsterRuns:
-    """Asks the webserver at the address. Thread-safe. Every method raises DagsterUnavailableError.
+    """Client of the webserver at this URL. Thread-safe. Every method raises DagsterUnavailableError.
 
     Attributes:
-        turns: whoever is about to ask takes one, and waits for it without a thread.
+        slots: limit of concurrent requests; callers take a slot before they take a thread.
     """
 
     def __init__(self, url: str) -> None:
-        self.turns = anyio.CapacityLimiter(MOST_WAITING)
-        # What is on the way to a webserver of one's own is not sent through a proxy for the world outside.
+        self.slots = anyio.CapacityLimiter(MAX_CONCURRENT_REQUESTS)
+        # The webserver is in the operator's network: no proxy of the environment is used.
         self._client = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, trust_env=False)
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._client.close()
 
-    def going_on(self, organization_id: str) -> DagsterRun | None:
-        """The organization's run that has not ended, the first of several; None: there is none."""
-        found = self._find(
-            {"tags": [_tag(PARTITION_TAG, organization_id)], "statuses": UNFINISHED_STATUSES}, MOST_GOING_ON
-        )
-        return min(found, key=lambda run: run.created_at, default=None)
+    def find_unfinished(self, organization_id: str) -> DagsterRun | None:
+        """Return the organization's oldest run that has not ended."""
+        conditions = {"tags": [_tag(PARTITION_TAG, organization_id)], "statuses": UNFINISHED_STATUSES}
+        runs = self._find(conditions, MAX_UNFINISHED_RUNS)
+        return min(runs, key=lambda run: run.created_at, default=None)
 
-    def requested_before(self, organization_id: str, idempotency: str) -> DagsterRun | None:
-        """The run that was launched for the same request."""
+    def find_requested(self, organization_id: str, idempotency: str) -> DagsterRun | None:
+        """Return the run that was launched with this idempotency tag."""
         tags = [_tag(PARTITION_TAG, organization_id), _tag(IDEMPOTENCY_TAG, idempotency)]
         return next(iter(self._find({"tags": tags}, 1)), None)
 
-    def latest(self, organization_id: str, limit: int) -> list[DagsterRun]:
-        """The organization's runs, the latest first."""
+    def list_latest(self, organization_id: str, limit: int) -> list[DagsterRun]:
+        """Return the organization's runs, the latest first."""
         return self._find({"tags": [_tag(PARTITION_TAG, organization_id)]}, limit)
 
-    def run(self, run_id: str) -> DagsterRun | None:
-        """The sync with that id; None: there is none."""
-        found = self._ask(_GET, {"id": run_id})["runOrError"]
-        return _run(found) if found["__typename"] == "Run" and _is_sync(found) else None
+    def find(self, run_id: str) -> DagsterRun | None:
+        """Return the run; None: it does not exist, or is no sync."""
+        found = self._query(_GET, {"id": run_id})["runOrError"]
+        return _parse_run(found) if found["__typename"] == "Run" and _is_sync(found) else None
 
     def launch(self, organization_id: str, options: SyncOptions, idempotency: str | None) -> str:
-        """Launches a run for the organization; returns its id."""
+        """Launch a run for the organization and return its id. Add the partition if Dagster does not know it."""
         repository = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY}
-        # A run of a partition that Dagster does not know fails in its middle.
-        added = self._ask(_ADD_PARTITION, {"repository": repository, "partitions": PARTITIONS, "key": organization_id})[
-            "addDynamicPartition"
-        ]["__typename"]
+        partition = {"repository": repository, "partitions": PARTITIONS, "key": organization_id}
+        added = self._query(_ADD_PARTITION, partition)["addDynamicPartition"]["__typename"]
         if added not in {"AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError"}:
-            raise _refused(added)
-        tags = [_tag(key, value) for key, value in run_tags(organization_id, options).items()]
+            raise _refusal(added)
+        tags = [_tag(PARTITION_TAG, organization_id), _tag(FULL_TAG, str(options.full).lower())]
         tags += [] if idempotency is None else [_tag(IDEMPOTENCY_TAG, idempotency)]
-        launched = self._ask(
+        launched = self._query(
             _LAUNCH,
             {
                 "parameters": {
@@ -184,80 +186,88 @@ class DagsterRuns:
             },
         )["launchRun"]
         if launched["__typename"] != "LaunchRunSuccess":
-            raise _refused(launched["__typename"])
+            raise _refusal(launched["__typename"])
         return launched["run"]["runId"]
 
-    def end(self, run_id: str) -> None:
-        """Has the run ended: at once where it waits, after what it is doing where it goes on. Raises RunNotEndedError
-        where Dagster cannot.
+    def cancel(self, run_id: str) -> None:
+        """Cancel the run: a queued run ends immediately, a running one after its current step. Raise
+        CancellationRefusedError.
         """
-        answer = self._ask(_TERMINATE, {"id": run_id})["terminateRun"]["__typename"]
+        answer = self._query(_TERMINATE, {"id": run_id})["terminateRun"]["__typename"]
         if answer != "TerminateRunSuccess":
-            raise RunNotEndedError
+            raise CancellationRefusedError
 
     def is_reachable(self) -> bool:
-        """Whether the webserver answers."""
+        """Return whether the webserver answers."""
         try:
-            self._ask("query { version }", {})
+            self._query("query { version }", {})
         except DagsterUnavailableError:
             return False
         return True
 
     def _find(self, conditions: Mapping[str, object], limit: int) -> list[DagsterRun]:
-        found = self._ask(_FIND, {"filter": conditions, "limit": limit})["runsOrError"]
+        found = self._query(_FIND, {"filter": conditions, "limit": limit})["runsOrError"]
         if found["__typename"] != "Runs":
-            raise _refused(found["__typename"])
-        return [_run(each) for each in cast("Sequence[dict[str, Any]]", found["results"]) if _is_sync(each)]
+            raise _refusal(found["__typename"])
+        return [_parse_run(run) for run in cast("Sequence[dict[str, Any]]", found["results"]) if _is_sync(run)]
 
-    def _ask(self, query: str, variables: Mapping[str, object]) -> dict[str, Any]:
+    def _query(self, query: str, variables: Mapping[str, object]) -> dict[str, Any]:
         try:
             response = self._client.post("/graphql", json={"query": query, "variables": variables})
             response.raise_for_status()
             data: object = response.json().get("data")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
-            # Its text holds the address, which is the operator's business.
-            _LOG.warning("Dagster's webserver could not be asked: %s", type(error).__name__)
+            # The error's text holds the webserver's address.
+            _LOG.warning("Dagster's webserver cannot be reached: %s", type(error).__name__)
             data = None
         if not isinstance(data, dict):
             raise DagsterUnavailableError(
-                "Dagster cannot be reached at present: try again in a moment; the operator checks that its webserver"
-                " runs and that API_DAGSTER_URL is right."
+                "Dagster cannot be reached: try again in a moment. Operators: check that Dagster's webserver runs and"
+                " that API_DAGSTER_URL is its address."
             )
         return cast("dict[str, Any]", data)
 
 
-def _is_sync(found: Mapping[str, Any]) -> bool:
-    """Whether the run is one of everything: of the main job, or, as backfills are, of its assets."""
-    selection = found["assetSelection"]
+def _is_sync(run: Mapping[str, Any]) -> bool:
+    """Return whether it is a run of the main job or, as in a backfill, of all its assets."""
+    selection = run["assetSelection"]
     if selection is None:
-        return found["jobName"] == JOB
-    return {"/".join(each["path"]) for each in selection} >= SYNC_ASSETS
+        return run["jobName"] == JOB
+    return {"/".join(key["path"]) for key in selection} >= SYNC_ASSETS
 
 
 def _tag(key: str, value: str) -> dict[str, str]:
     return {"key": key, "value": value}
 
 
-def _refused(kind: str) -> DagsterUnavailableError:
+def _refusal(kind: str) -> DagsterUnavailableError:
     _LOG.warning("Dagster refused: %s", kind)
     return DagsterUnavailableError(
-        f"Dagster refuses ({kind}): try again in a moment; the operator checks that its code location has loaded."
+        f"Dagster refuses ({kind}): try again in a moment. Operators: check that the code location has loaded."
     )
 
 
-def _run(found: Mapping[str, Any]) -> DagsterRun:
-    tags = {each["key"]: each["value"] for each in found["tags"]}
+def _parse_run(run: Mapping[str, Any]) -> DagsterRun:
+    tags = {tag["key"]: tag["value"] for tag in run["tags"]}
     return DagsterRun(
-        run_id=found["runId"],
+        run_id=run["runId"],
         organization_id=tags.get(PARTITION_TAG),
-        status=_STATUSES[found["status"]],
+        status=_STATUSES[run["status"]],
         is_full=tags[FULL_TAG] == "true" if FULL_TAG in tags else None,
         is_terminal=TERMINAL_TAG in tags,
-        created_at=datetime.fromtimestamp(found["creationTime"], UTC),
-        started_at=_instant(found["startTime"]),
-        ended_at=_instant(found["endTime"]),
+        created_at=datetime.fromtimestamp(run["creationTime"], UTC),
+        started_at=_instant(run["startTime"]),
+        ended_at=_instant(run["endTime"]),
     )
 
 
 def _instant(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def dagster_of(request: Request) -> DagsterRuns:
+    """Return the application's client of Dagster."""
+    return request.app.state.dagster
+
+
+DagsterDependency = Annotated[DagsterRuns, Depends(dagster_of)]

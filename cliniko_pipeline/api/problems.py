@@ -1,6 +1,6 @@
-"""Errors as problem details (RFC 9457), each of one shape, whatever raised them.
+"""Errors as problem details (RFC 9457), in one shape for all exceptions.
 
-A problem never holds a secret, a patient's data, or what the request said.
+A problem never holds a secret, a patient's data, or a part of the request.
 """
 
 import logging
@@ -29,44 +29,44 @@ RETRY_AFTER_SECONDS = 10
 _LOG = logging.getLogger(__name__)
 
 MEANINGS = {
-    400: "The request cannot be read, or lacks a header.",
+    400: "The request is malformed, or lacks a header.",
     401: "The token or the signature is missing, wrong, expired or revoked.",
     403: "The token's scopes do not include this.",
-    404: "It does not exist, or the token does not open that organization; neither is told apart.",
-    405: "The address does not take that method; the header Allow lists those it takes.",
-    408: "The body did not come in time.",
-    409: "It cannot be done in the present state: the organization is disabled, or the sync cannot be cancelled.",
+    404: "It does not exist, or the token does not open its organization: the answer is the same.",
+    405: "The route does not take that method; the header Allow lists those it takes.",
+    408: "The body did not arrive in time.",
+    409: "The state does not allow it: the organization is disabled, or the sync cannot be cancelled.",
     413: "The body is too large.",
-    422: "A part of the request has a value that is not allowed; `errors` names it.",
-    429: "The token has sent too many requests; the header Retry-After says when to go on.",
-    500: "A defect, or the service is not set up as it must be; its log says more.",
-    503: "The database or Dagster cannot be used at present, or the database is read-only; try again after the header"
-    " Retry-After.",
+    422: "A parameter or a field has a value that is not allowed; `errors` names it.",
+    429: "The token has sent too many requests; the header Retry-After says when to try again.",
+    500: "A defect, or the service is not set up correctly; its log says more.",
+    503: "The database or Dagster is unavailable, or the database is read-only; the header Retry-After says when to try"
+    " again.",
 }
-"""What each status means: in the API's description and docs/errors.md."""
+"""The meaning of each status, for the API's description and docs/errors.md."""
 
 
 class WrongParameter(BaseModel):
-    """What is wrong with one part of a request."""
+    """An invalid parameter or field of a request."""
 
     where: str = Field(examples=["query.limit"])
     reason: str = Field(examples=["Input should be less than or equal to 1000"])
 
 
 class ProblemDetails(BaseModel):
-    """What went wrong, by RFC 9457."""
+    """A problem by RFC 9457."""
 
     type: str = Field(default="about:blank", examples=["about:blank"])
-    title: str = Field(examples=["Not Found"], description="The same for every problem of this status.")
+    title: str = Field(examples=["Not Found"], description="The name of the status.")
     status: int = Field(examples=[404])
     detail: str = Field(examples=["There is no such organization."], description="What happened and what to do next.")
     errors: list[WrongParameter] | None = Field(
-        default=None, description="What is wrong with the request's parts; never what they held."
+        default=None, description="The invalid parameters and fields, without their values."
     )
 
 
 class ProblemError(Exception):
-    """A request that is answered with a problem."""
+    """A problem to answer the request with."""
 
     def __init__(self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -76,12 +76,12 @@ class ProblemError(Exception):
 
 
 def not_found(detail: str = "There is nothing here that this token may see.") -> ProblemError:
-    """The same for what does not exist and for what is another organization's: neither is told apart."""
+    """Return the problem both for resources that do not exist and for those of another organization."""
     return ProblemError(HTTPStatus.NOT_FOUND, detail)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problems that a route answers with, for its description."""
+    """Return the problems of a route, for its OpenAPI description."""
     return {
         status: {
             "model": ProblemDetails,
@@ -93,9 +93,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def answer_problems(application: FastAPI) -> None:
-    """Has whatever is raised answered with a problem."""
+    """Register handlers that answer every exception with a problem."""
     application.add_exception_handler(ProblemError, _answer_problem)
-    application.add_exception_handler(ClinikoPipelineError, _answer_ours)
+    application.add_exception_handler(ClinikoPipelineError, _answer_pipeline_error)
     application.add_exception_handler(RequestValidationError, _answer_invalid)
     application.add_exception_handler(HTTPException, _answer_http)
     application.add_middleware(AnsweredDefects)
@@ -107,7 +107,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     errors: list[WrongParameter] | None = None,
 ) -> JSONResponse:
-    """The answer that tells of a problem."""
+    """Return the response of a problem."""
     problem = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
     return JSONResponse(
         problem.model_dump(exclude_none=True),
@@ -122,7 +122,7 @@ def _answer_problem(_request: Request, error: Exception) -> JSONResponse:
     return problem_response(error.status, error.detail, error.headers)
 
 
-def _answer_ours(_request: Request, error: Exception) -> JSONResponse:
+def _answer_pipeline_error(_request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, TransientError):
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers)
@@ -133,22 +133,20 @@ def _answer_ours(_request: Request, error: Exception) -> JSONResponse:
     _LOG.error("%s: %s", type(error).__name__, error)
     return problem_response(
         HTTPStatus.INTERNAL_SERVER_ERROR,
-        "The service is not set up as it must be; its log says how, and `cliniko-pipeline doctor` what to do.",
+        "The service is not set up correctly. Operators: read its log, and run `cliniko-pipeline doctor`.",
     )
 
 
 def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 (by registration)
-    # Without the input, which may be anything.
-    wrong = [WrongParameter(where=".".join(map(str, each["loc"])), reason=_reason(each)) for each in error.errors()]
-    return problem_response(
-        HTTPStatus.UNPROCESSABLE_ENTITY, "The request cannot be understood: see `errors`, mend it, send it again.",
-        errors=wrong,
-    )  # fmt: skip
+    # Without the values: they may hold anything.
+    errors = [WrongParameter(where=".".join(map(str, found["loc"])), reason=_reason(found)) for found in error.errors()]
+    detail = "The request is invalid: correct what `errors` lists, then send it again."
+    return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
 
 
 def _reason(error: Mapping[str, Any]) -> str:
-    # A body that was not sent as JSON is taken for a text.
+    # FastAPI takes a body without a JSON content type for a string.
     if tuple(error["loc"]) == ("body",):
         return "Send a JSON object, with the header Content-Type: application/json"
     return str(error["msg"]).removeprefix("Value error, ")
@@ -158,43 +156,45 @@ def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 (by registration)
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(sorted(_methods_here(request)))
+        headers["Allow"] = ", ".join(sorted(_allowed_methods(request)))
     return problem_response(error.status_code, _HTTP_DETAILS.get(error.status_code, error.detail), headers)
 
 
-def _methods_here(request: Request) -> set[str]:
-    """What the address takes: the routes of one address are told apart by their methods."""
+def _allowed_methods(request: Request) -> set[str]:
+    """Return the methods of all routes with the request's path; Starlette knows those of the first route only."""
     paths: dict[str, dict[str, object]] = request.app.openapi()["paths"]
-    here = getattr(request.scope.get("route"), "path", request.url.path)
-    return {method.upper() for method in paths.get(here, {})}
+    path = getattr(request.scope.get("route"), "path", request.url.path)
+    return {method.upper() for method in paths.get(path, {})}
 
 
 _HTTP_DETAILS = {
-    404: "There is nothing at this address; /openapi.json lists what there is.",
-    405: "This address does not take that method; /openapi.json lists which it does.",
+    404: "There is nothing at this address; /openapi.json lists all routes.",
+    405: "This route does not take that method; /openapi.json lists its methods.",
 }
 
 
 class AnsweredDefects:
-    """Has a defect answered with a problem, and logged without its text, which may hold anything."""
+    """Middleware that answers a defect with a problem. It logs the traceback without the error's text, which may hold
+    a patient's data.
+    """
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        has_begun = False
+        """Serve one request."""
+        has_started = False
 
-        async def send_noted(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = has_begun or message["type"] == "http.response.start"
+        async def send_recorded(message: Message) -> None:
+            nonlocal has_started
+            has_started = has_started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self._application(scope, receive, send_noted)
-        except Exception as error:  # noqa: BLE001 (whatever it is)
+            await self._application(scope, receive, send_recorded)
+        except Exception as error:  # noqa: BLE001 (any defect)
             where = "".join(traceback.format_tb(error.__traceback__))
             _LOG.error("A defect, %s:\n%s", type(error).__name__, where)
-            if scope["type"] == "http" and not has_begun:
-                detail = "Something unexpected happened in the service; this is a defect."
+            if scope["type"] == "http" and not has_started:
+                detail = "The service has a defect: tell the operator, whose log says more."
                 await problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, detail)(scope, receive, send)

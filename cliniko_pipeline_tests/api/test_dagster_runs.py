@@ -1,4 +1,4 @@
-"""A Dagster that accepts requests and does not answer: what does not need it is answered all the same."""
+"""Requests while Dagster accepts connections and does not answer."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +35,7 @@ def test_requests_waiting_for_dagster_do_not_block_others(
 ) -> None:
     monkeypatch.setattr(dagster_runs, "TIMEOUT_SECONDS", 600)
     monkeypatch.setattr(authentication, "MAX_FOLLOWERS", REQUESTS)
-    # Connections wait in its backlog: it never accepts one.
+    # It accepts no connection: they wait in its backlog.
     silent = socket.create_server(("127.0.0.1", 0), backlog=200)
     address = f"http://127.0.0.1:{silent.getsockname()[1]}"
     environ = environment(service.database.url, tmp_path) | {"API_DAGSTER_URL": address}
@@ -43,7 +43,7 @@ def test_requests_waiting_for_dagster_do_not_block_others(
     with open_runtime(load_settings(environ)) as runtime:
         secret, _ = add_secret(runtime, "beta")
         application = create_application(runtime)
-        turns = application.state.dagster.turns
+        slots = application.state.dagster.slots
         with (
             served(runtime, application) as url,
             client(url, waiting) as patient,
@@ -56,15 +56,15 @@ def test_requests_waiting_for_dagster_do_not_block_others(
                 for method, path in NEED_DAGSTER * (REQUESTS // len(NEED_DAGSTER))
             ]
             wait_until(
-                lambda: turns.statistics().tasks_waiting == REQUESTS - dagster_runs.MOST_WAITING,
-                lambda: f"only {turns.statistics().tasks_waiting} requests wait for Dagster",
+                lambda: slots.statistics().tasks_waiting == REQUESTS - dagster_runs.MAX_CONCURRENT_REQUESTS,
+                lambda: f"only {slots.statistics().tasks_waiting} requests wait for Dagster",
             )
             answers = [
                 httpx.get(f"{url}/healthz", trust_env=False, timeout=60).status_code,
                 reader.get("/v1/organizations/beta/active-patients").status_code,
                 send(url, "beta", secret).status_code,
             ]
-            assert not any(each.done() for each in sent)
+            assert not any(request.done() for request in sent)
             silent.close()
-            assert {each.result().status_code for each in sent} <= {200, 404, 503}
+            assert {request.result().status_code for request in sent} <= {200, 404, 503}
     assert answers == [200, 200, 202]

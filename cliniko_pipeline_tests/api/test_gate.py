@@ -1,4 +1,4 @@
-"""Tokens: their limits, how their use is noted, and what is noted of a refusal."""
+"""Tokens: their limits, and what is stored of their use and of refusals."""
 
 from contextlib import ExitStack
 
@@ -13,7 +13,7 @@ from cliniko_pipeline_tests.support.services import ServiceAlone, add_organizati
 
 def test_token_sees_its_own_organizations_only(service: ServiceAlone) -> None:
     with service.client("read", organizations=["alpha"]) as caller:
-        assert [each["id"] for each in caller.get("/v1/organizations").json()["items"]] == ["alpha"]
+        assert [row["id"] for row in caller.get("/v1/organizations").json()["items"]] == ["alpha"]
     with service.client("admin", organizations=["alpha"]) as caller:
         metrics = caller.get("/metrics").text
     assert 'cliniko_pending_webhooks{organization="alpha"} 0.0' in metrics
@@ -24,27 +24,27 @@ def test_token_sees_its_own_organizations_only(service: ServiceAlone) -> None:
 def test_request_limit_is_per_token(service: ServiceAlone) -> None:
     with service.client(requests_per_minute=5) as caller:
         answers = [caller.get("/v1/organizations") for _ in range(9)]
-    assert [each.status_code for each in answers] == [200] * 5 + [429] * 4
+    assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 4
     assert 0 < int(answers[-1].headers["retry-after"]) <= 60
     with service.client(requests_per_minute=5) as another:
         assert another.get("/v1/organizations").status_code == 200
 
 
-def test_token_use_is_noted_and_its_text_not_stored(service: ServiceAlone) -> None:
+def test_token_use_is_stored_without_its_text(service: ServiceAlone) -> None:
     text = token(service.database)
     with client(service.url, text) as caller:
         caller.get("/v1/organizations")
     with service.database.operator() as connection:
-        (found,) = (each for each in api_tokens.tokens(connection) if each.id == text.split("_")[1])
-        stored = connection.exec_driver_sql("select string_agg(t::text, ' ') from cliniko.api_tokens as t").scalar_one()
+        (found,) = (row for row in api_tokens.tokens(connection) if row.id == text.split("_")[1])
+        rows = connection.exec_driver_sql("select string_agg(t::text, ' ') from cliniko.api_tokens as t").scalar_one()
     assert found.last_used_at is not None
-    assert found.id in stored
-    assert text.rpartition("_")[2] not in stored
+    assert found.id in rows
+    assert text.rpartition("_")[2] not in rows
     assert text not in repr(found)
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Basic YTpi", "bearer x", "Bearer ~", "Bearer " + "a" * 5000])
-def test_refusal_is_401_and_its_note_short_and_printable(service: ServiceAlone, header: str) -> None:
+def test_stored_refusal_is_short_and_printable(service: ServiceAlone, header: str) -> None:
     with service.database.operator() as connection:
         connection.exec_driver_sql("delete from cliniko.api_refusals")
     with service.client(organizations=["alpha"]) as caller:
@@ -52,15 +52,15 @@ def test_refusal_is_401_and_its_note_short_and_printable(service: ServiceAlone, 
     headers = {"Authorization": header, "X-Forwarded-For": "a" * 5000}
     assert httpx.get(f"{service.url}/v1/organizations", headers=headers, trust_env=False).status_code == 401
     with service.database.operator() as connection:
-        noted = api_tokens.refusals(connection, 10)
-    assert len(noted) == 2
-    for each in noted:
-        assert (each.refusal.organization_id, each.refusal.address) == ("", "127.0.0.1")
+        stored = api_tokens.refusals(connection, 10)
+    assert len(stored) == 2
+    for row in stored:
+        assert (row.refusal.organization_id, row.refusal.address) == ("", "127.0.0.1")
 
 
 def test_refusals_take_a_bounded_number_of_rows(service: ServiceAlone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the caller sends: names of organizations, addresses, and more requests than the token may."""
-    monkeypatch.setattr(authentication, "MAX_REFUSALS_A_MINUTE", 3)
+    """Callers may vary the names of organizations and addresses, and send more requests than the token may."""
+    monkeypatch.setattr(authentication, "MAX_REFUSALS_PER_MINUTE", 3)
     with service.database.operator() as connection:
         connection.exec_driver_sql("delete from cliniko.api_refusals")
     with service.client(organizations=["alpha"], requests_per_minute=20) as caller:
@@ -73,12 +73,12 @@ def test_refusals_take_a_bounded_number_of_rows(service: ServiceAlone, monkeypat
         with service.client("sync", organizations=["alpha"]) as caller:
             assert caller.get("/v1/organizations").status_code == 403
     with service.database.operator() as connection:
-        noted = api_tokens.refusals(connection, 100)
-    # Refusals of other tests may have been noted by this process in the same minute.
-    assert len(noted) <= 4
-    assert sum(each.attempts for each in noted) == 20 + 10 + 3
-    assert {each.refusal.organization_id for each in noted} <= {"", "beta"}
-    assert "others" in {each.refusal.reason for each in noted}
+        stored = api_tokens.refusals(connection, 100)
+    # This process may have stored refusals of other tests in the same minute.
+    assert len(stored) <= 4
+    assert sum(row.attempts for row in stored) == 20 + 10 + 3
+    assert {row.refusal.organization_id for row in stored} <= {"", "beta"}
+    assert "others" in {row.refusal.reason for row in stored}
 
 
 def test_followed_syncs_are_limited_per_token(service: ServiceAlone) -> None:

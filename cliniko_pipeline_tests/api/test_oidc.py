@@ -1,4 +1,4 @@
-"""Tokens of an issuer, signed by its keys and fetched from a server of the test's own."""
+"""Tokens of an OpenID Connect issuer that the test serves."""
 
 import hmac
 import json
@@ -31,7 +31,7 @@ OTHER = rsa.generate_private_key(65537, 2048)
 
 @dataclass
 class Issuer:
-    """Serves its keys; `fetches` counts how often they were fetched."""
+    """An issuer. `fetches` counts how often its keys were fetched."""
 
     url: str
     keys: list[dict[str, Any]] = field(default_factory=list)
@@ -70,7 +70,7 @@ def issuer() -> Iterator[Issuer]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     with serving(Handler) as server:
         opened = Issuer(f"http://127.0.0.1:{server.server_port}")
@@ -126,8 +126,8 @@ def test_expired_early_or_incomplete_token_is_refused(issuer: Issuer) -> None:
         assert refusal(found, issuer.token(exp=exp)) == "that is good for too long"
 
 
-def test_hung_issuer_keeps_no_other_request_waiting(issuer: Issuer) -> None:
-    """Anybody can name an unknown key, without a valid token: one request waits for the issuer, no other."""
+def test_hung_issuer_blocks_one_request_only(issuer: Issuer) -> None:
+    """Forged tokens may name unknown keys: at most one request waits for the issuer."""
     now = [0.0]
     found = verifier(issuer, lambda: now[0])
     found.verify(issuer.token())
@@ -159,7 +159,7 @@ def test_forged_or_malformed_token_is_refused(issuer: Issuer) -> None:
 
 
 def test_keys_are_fetched_after_a_minute_or_an_hour(issuer: Issuer) -> None:
-    """After a minute for an unknown key, after an hour at any rate: withdrawn keys are refused then."""
+    """Unknown keys are fetched after a minute, known ones again after an hour: withdrawn keys are refused then."""
     now = [0.0]
     found = verifier(issuer, lambda: now[0])
     found.verify(issuer.token())
@@ -189,7 +189,7 @@ def test_issuer_with_invalid_answers_is_unavailable(issuer: Issuer, answer: byte
 def test_jwt_opens_its_organization_if_the_issuer_answers(issuer: Issuer, database: Database, tmp_path: Path) -> None:
     with opened_service(database, tmp_path, API_OIDC_ISSUER=issuer.url) as service:
         with client(service.url, issuer.token()) as caller:
-            assert [each["id"] for each in caller.get("/v1/organizations").json()["items"]] == ["alpha"]
+            assert [row["id"] for row in caller.get("/v1/organizations").json()["items"]] == ["alpha"]
             assert caller.get("/v1/organizations/alpha").status_code == 200
             assert caller.get("/v1/organizations/beta").status_code == 404
             assert caller.post("/v1/organizations/alpha/syncs").status_code == 403

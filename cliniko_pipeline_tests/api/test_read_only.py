@@ -1,4 +1,4 @@
-"""The service on a database that takes no writes for a while: a full disk, a failover, a provider's limit."""
+"""The service on a database that is read-only for a while, as after a full disk or a failover."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +21,13 @@ PARTITIONS = "organizations"
 
 @pytest.fixture
 def alone(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceAlone]:
-    monkeypatch.setattr("cliniko_pipeline.api.watching.READINESS_SECONDS", 0)
+    monkeypatch.setattr("cliniko_pipeline.api.routes.health.READINESS_SECONDS", 0)
     with opened_service(database, tmp_path) as opened:
         yield opened
 
 
 def begin_read_only(service: ServiceAlone, server_url: URL) -> None:
-    """As a provider does it: by a setting, and by ending the sessions that are without it."""
+    """Set the database read-only and end its sessions, as a provider does."""
     name = service.database.url.database
     administer(
         server_url,
@@ -45,8 +45,8 @@ def readiness(caller: httpx.Client) -> tuple[int, str]:
     return answer.status_code, answer.json()["database"]
 
 
-def test_read_only_database_is_read_and_heals(alone: ServiceAlone, server_url: URL) -> None:
-    """The caller's token is new: that it was used cannot be noted."""
+def test_read_only_database_is_read_and_recovers(alone: ServiceAlone, server_url: URL) -> None:
+    """The token is new: the time of its first use cannot be stored."""
     run_id = str(uuid4())
     with alone.database.organization("alpha") as connection:
         sync_runs.started(connection, run_id=run_id, asset="active_patients", planned=[], is_full=False)
@@ -67,10 +67,10 @@ def test_read_only_database_is_read_and_heals(alone: ServiceAlone, server_url: U
         assert caller.get("/v1/organizations", headers={"Authorization": "Bearer wrong"}).status_code == 401
         for answer in refused:
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "10"), answer.text
-        assert all("read-only" in each.json()["detail"] for each in (refused[0], refused[2]))
+        assert all("read-only" in answer.json()["detail"] for answer in (refused[0], refused[2]))
         end_read_only(alone, server_url)
         assert readiness(caller) == (200, "ok")
-        # The first write after the end succeeds: no connection is left that began before it.
+        # The first write succeeds: no read-only connection is left in the pool.
         assert send(alone.url, "alpha", secret).status_code == 202
         assert "Dagster" in caller.post("/v1/organizations/alpha/syncs").json()["detail"]
     with alone.database.operator() as connection:
@@ -79,7 +79,7 @@ def test_read_only_database_is_read_and_heals(alone: ServiceAlone, server_url: U
         assert connection.exec_driver_sql("select count(*) from cliniko.webhook_events").scalar_one() == 1
 
 
-def test_storage_of_dagster_heals_after_a_read_only_database(
+def test_dagster_storage_recovers_from_a_read_only_database(
     alone: ServiceAlone, server_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DAGSTER_HOME", "CLINIKO_DAGSTER_DATABASE_URL"):

@@ -1,4 +1,4 @@
-"""What a connection may hold open before anybody is known, on sockets."""
+"""Limits on connections, tested on sockets."""
 
 import logging
 import socket
@@ -25,7 +25,7 @@ def connected(service: ServiceAlone) -> Iterator[socket.socket]:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """Return all that comes until the service ends the connection."""
+    """Return everything that arrives until the service closes the connection."""
     found = b""
     try:
         while more := connection.recv(65536):
@@ -72,8 +72,8 @@ def test_too_many_connections_are_closed_and_logged(
     with caplog.at_level(logging.WARNING), ExitStack() as opened:
         connections = [opened.enter_context(connected(service)) for _ in range(4)]
         assert rest(connections[-1]) == b""
-    assert [each.message[:23] for each in caplog.records] == ["3 connections are open,"]
-    wait_until(lambda: _is_healthy(service), "the service took no connection any more")
+    assert [record.message[:23] for record in caplog.records] == ["3 connections are open,"]
+    wait_until(lambda: _is_healthy(service), "the service accepts no connection")
 
 
 def _is_healthy(service: ServiceAlone) -> bool:

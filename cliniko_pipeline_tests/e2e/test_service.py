@@ -1,4 +1,4 @@
-"""The HTTP service with a real Dagster: scopes of every route, syncs from request to end, and the page's main way."""
+"""The HTTP service with a real Dagster: scopes of all routes, syncs from request to end, and a tour of the page."""
 
 import json
 import os
@@ -36,7 +36,7 @@ from cliniko_pipeline_tests.support.waiting import wait_until
 
 OPEN, READ, SYNC, ADMIN, READ_OR_SYNC = "open", "read", "sync", "admin", "read or sync"
 SIGNED = "signed"
-"""Opened by no token but by a signature (api/test_webhooks.py)."""
+"""Needs a signature instead of a token (api/routes/test_webhooks.py)."""
 ROUTES = {
     ("GET", "/healthz"): OPEN,
     ("GET", "/readyz"): OPEN,
@@ -54,7 +54,7 @@ ROUTES = {
     ("DELETE", "/v1/syncs/{sync_id}"): SYNC,
     ("POST", "/v1/webhooks/{organization_id}"): SIGNED,
 }
-"""Every route, and the scope it needs. One that is missing here fails the test."""
+"""The scope of every route. A route that is missing here fails the test."""
 TOO_SMALL = {READ: [SYNC], SYNC: [READ], ADMIN: [READ, SYNC]}
 STATUSES = ["queued", "running", "succeeded"]
 
@@ -75,7 +75,7 @@ def no_faults(service: ServiceWithDagster) -> Iterator[None]:
 
 
 def test_dagster_ui_of_the_command_is_guarded(service: ServiceWithDagster) -> None:
-    """The rules themselves: orchestration/test_webserver.py."""
+    """All rules: orchestration/test_webserver.py."""
     query = 'mutation { deletePipelineRun(runId: "none") { __typename } }'
     with client(service.dagster_url) as browser:
         assert browser.get("/graphql", params={"query": query}).status_code == 405
@@ -83,7 +83,7 @@ def test_dagster_ui_of_the_command_is_guarded(service: ServiceWithDagster) -> No
 
 
 def test_routes_admit_their_scope_only(service: ServiceWithDagster) -> None:
-    """Every route refuses tokens that are missing, wrong, expired, revoked or too small, and other organizations."""
+    """Every route refuses invalid tokens, tokens without its scope, and other organizations."""
     described = httpx.get(f"{service.url}/openapi.json", trust_env=False).json()["paths"]
     assert {(method.upper(), path) for path in described for method in described[path]} == set(ROUTES)
     with service.client(SYNC) as caller:
@@ -105,10 +105,10 @@ def test_routes_admit_their_scope_only(service: ServiceWithDagster) -> None:
                 with service.client(small) as caller:
                     assert caller.request(method, address).status_code == 403, (method, path, small)
             if "{" in path:
-                refused, missing = (another.request(method, path.format(**each)) for each in (ids, unknown))
+                refused, missing = (another.request(method, path.format(**values)) for values in (ids, unknown))
                 assert refused.status_code == (401 if scope == SIGNED else 404), (method, path)
                 assert (refused.content, set(refused.headers)) == (missing.content, set(missing.headers)), path
-    _assert_refusals_are_noted(service)
+    _assert_refusals_are_stored(service)
 
 
 def _invalid_tokens(service: ServiceWithDagster) -> list[str | None]:
@@ -122,7 +122,7 @@ def _invalid_tokens(service: ServiceWithDagster) -> list[str | None]:
     return [None, wrong, f"clinikopipeline_{'0' * 12}_{'A' * 43}", expired, revoked]
 
 
-def _assert_refusals_are_noted(service: ServiceWithDagster) -> None:
+def _assert_refusals_are_stored(service: ServiceWithDagster) -> None:
     with service.database.operator() as connection:
         notes = connection.exec_driver_sql("select reason, r::text from cliniko.api_refusals as r").all()
     tokens = {"no token", "unknown token", "expired token", "revoked token"}
@@ -132,7 +132,7 @@ def _assert_refusals_are_noted(service: ServiceWithDagster) -> None:
 
 def test_sync_is_launched_once_and_followed_to_its_end(service: ServiceWithDagster) -> None:
     sandbox = service.clinics.sandbox
-    # Progress is noted once a second at most: the page before the held one takes longer.
+    # Progress is stored once a second at most: the page before the held one takes longer.
     sandbox.faults = Faults(latency_ms=1100, accounts=("alpha",))
     with (
         service.client(SYNC, READ, organizations=["alpha"]) as caller,
@@ -140,8 +140,8 @@ def test_sync_is_launched_once_and_followed_to_its_end(service: ServiceWithDagst
         ThreadPoolExecutor(8) as threads,
     ):
         requested = list(threads.map(lambda _: request_sync(caller, "alpha", full=True), range(8)))
-        (sync_id,) = {each["id"] for each in requested}
-        assert sorted(each["is_new"] for each in requested) == [False] * 7 + [True]
+        (sync_id,) = {sync["id"] for sync in requested}
+        assert sorted(sync["is_new"] for sync in requested) == [False] * 7 + [True]
         seen: list[tuple[str, Any]] = []
         for event in events(caller, sync_id):
             seen.append(event)
@@ -157,12 +157,12 @@ def test_sync_is_launched_once_and_followed_to_its_end(service: ServiceWithDagst
         assert sync == seen[-1][1]
         assert (sync["full"], sync["error"]) == (True, None)
         assert sync["requests"] >= 4
-        assert [each["status"] for each in sync["tables"]] == ["succeeded"] * 4
+        assert [table["status"] for table in sync["tables"]] == ["succeeded"] * 4
         listed = caller.get("/v1/organizations/alpha/syncs").json()["items"]
-        assert [each["id"] for each in listed].count(sync_id) == 1
+        assert [row["id"] for row in listed].count(sync_id) == 1
         assert caller.get("/v1/organizations/alpha").json()["last_sync_id"] == listed[0]["id"]
         trend = caller.get("/v1/organizations/alpha/active-patients-trend").json()["items"]
-        assert [each["day"] for each in trend] == [datetime.now(UTC).date().isoformat()]
+        assert [row["day"] for row in trend] == [datetime.now(UTC).date().isoformat()]
 
 
 def test_failed_sync_says_why_without_the_key(service: ServiceWithDagster) -> None:
@@ -174,21 +174,21 @@ def test_failed_sync_says_why_without_the_key(service: ServiceWithDagster) -> No
     assert failed["status"] == "failed"
     assert "API key" in failed["error"]
     assert account.api_key not in json.dumps(failed)
-    assert any("only if Cliniko refuses a later attempt" in each for each in problems)
+    assert any("only if Cliniko refuses a later attempt" in problem for problem in problems)
 
 
 def test_page_in_a_browser_from_login_to_an_ended_sync(service: ServiceWithDagster, tmp_path: Path) -> None:
-    """The smoke tour; every part of the page has its tests in e2e/page."""
+    """A short tour; e2e/page tests every part of the page."""
     add_appointment(service.clinics.sandbox.accounts["beta"], 1)
     with opened_ui(service.url, tmp_path) as ui:
         page = ui.page
         ui.open("/")
         page.get_by_label("Token").fill("clinikopipeline_wrong")
         page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("alert")).to_contain_text("This token is not good")
+        expect(page.get_by_role("alert")).to_contain_text("This token is invalid")
         refused, ui.complaints = ui.complaints, []
         assert refused
-        assert all("401" in each for each in refused)
+        assert all("401" in complaint for complaint in refused)
         page.get_by_label("Token").fill(token(service.database, READ, SYNC, organizations=["beta"]))
         page.get_by_role("button", name="Log in").click()
         ui.see_text("Organizations")
@@ -198,10 +198,10 @@ def test_page_in_a_browser_from_login_to_an_ended_sync(service: ServiceWithDagst
         ui.see(page.get_by_role("heading", name="The sync has succeeded"))
         expect(page.locator(".sync")).to_contain_text("1 active patient")
         expect(page.get_by_role("definition").first).to_have_text("1")
-        expect(page.get_by_role("link", name="The run in Dagster")).to_have_attribute(
+        expect(page.get_by_role("link", name="Run in Dagster")).to_have_attribute(
             "href", re.compile(rf"^{re.escape(service.dagster_url)}/runs/[0-9a-f-]{{36}}$")
         )
-        # Neither errors on the console nor requests to another host.
+        # No errors on the console, and no requests to other hosts.
         assert ui.complaints == []
 
 
@@ -237,7 +237,7 @@ def test_sync_whose_process_is_killed_has_failed(service: ServiceWithDagster) ->
     with service.client(SYNC) as caller, held(service.clinics.sandbox.accounts["alpha"]) as hold:
         sync_id = request_sync(caller, "alpha", full=True)["id"]
         wait_until(hold.reached.is_set, "the sync reads nothing")
-        # The process that runs the sync says so.
+        # The run's heartbeat names its process.
         (worker,) = (
             number for number in workers_of(service.home) if sync_id in service.clinics.runs_of_process(number)
         )
@@ -251,6 +251,6 @@ def test_sync_whose_process_is_killed_has_failed(service: ServiceWithDagster) ->
 @pytest.mark.parametrize("has_token", [True, False])
 def test_answers_conform_to_the_description(service: ServiceWithDagster, tmp_path: Path, has_token: bool) -> None:
     text = token(service.database, ADMIN, organizations=["alpha"], requests_per_minute=100_000) if has_token else None
-    # Without a token there is little to find behind the gate.
+    # Without a token, all answers are refusals.
     phases = "examples,coverage,fuzzing" if has_token else "examples,coverage"
     assert_answers_conform(service.url, tmp_path, text, f"--phases={phases}", f"--max-examples={examples(8, 20)}")

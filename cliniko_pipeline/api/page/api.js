@@ -1,16 +1,16 @@
-// The API: the token, requests that wait where they are told to, and syncs followed as they go on.
+// Client of the HTTP API: token, requests with retries, followed syncs, and CSV files.
 
 const TOKEN = "cliniko_pipeline.token";
 const SENDABLE = /^[\x21-\x7e]+$/;
-const MOST_WAITS = 3;
-const LONGEST_WAIT_SECONDS = 120;
-const USUAL_WAIT_SECONDS = 10;
-const MOST_BREAKS = 20;
-const LONGEST_PAUSE_SECONDS = 15;
-const SECONDS_OF_SILENCE = 60;
-const PAGES_OF_CSV = 500;
+const MAX_RETRIES = 3;
+const MAX_WAIT_SECONDS = 120;
+const DEFAULT_WAIT_SECONDS = 10;
+const MAX_RECONNECTS = 20;
+const MAX_RECONNECT_SECONDS = 15;
+const SILENCE_SECONDS = 60;
+const MAX_CSV_PAGES = 500;
 
-/** What went wrong, as the API's problem details tell it. */
+/** An error, with the text of the API's problem details. `wait`: seconds until a retry may help, or null. */
 export class Problem extends Error {
   constructor(status, detail, wait = null) {
     super(detail);
@@ -19,61 +19,61 @@ export class Problem extends Error {
   }
 }
 
-/** The token is not good, or no longer. */
+/** There is no token, or the API refuses it. */
 export class LoggedOut extends Error {}
 
-// Where the browser keeps nothing, the token lasts until the page is loaded anew.
-let kept = null;
+// In a browser without session storage the token lasts until the page is reloaded.
+let currentToken = null;
 try {
-  kept = sessionStorage.getItem(TOKEN);
+  currentToken = sessionStorage.getItem(TOKEN);
 } catch {
-  // As if there were none.
+  // No token is stored.
 }
 
-export const hasToken = () => kept !== null;
+export const hasToken = () => currentToken !== null;
 
-/** False where no header could hold it. */
-export function keepToken(text) {
+/** Stores the token; returns false if it cannot be sent in a header. */
+export function storeToken(text) {
   const token = text.trim();
   if (!SENDABLE.test(token)) return false;
-  kept = token;
+  currentToken = token;
   try {
     sessionStorage.setItem(TOKEN, token);
   } catch {
-    // Kept above.
+    // The variable holds it.
   }
   return true;
 }
 
 export function forgetToken() {
-  kept = null;
+  currentToken = null;
   try {
     sessionStorage.removeItem(TOKEN);
   } catch {
-    // Forgotten above.
+    // There is no storage.
   }
 }
 
-/** A random text for an Idempotency-Key. randomUUID is there on https and on this machine only. */
+/** A random text for an Idempotency-Key. Browsers offer randomUUID on https and on localhost only. */
 export function randomKey() {
   if (typeof crypto.randomUUID === "function") return crypto.randomUUID();
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((each) => each.toString(16).padStart(2, "0")).join("");
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 export const organizationPath = (id, rest = "") => `v1/organizations/${encodeURIComponent(id)}${rest}`;
 
-/** The answer to a GET, from JSON. Throws Problem, LoggedOut, and AbortError where the signal says so. */
+/** Returns the JSON answer to a GET. Throws Problem, LoggedOut, or AbortError once the signal is aborted. */
 export async function get(path, query = {}, { signal } = {}) {
   return (await request("GET", path, { query, signal })).json();
 }
 
-/** Asks again, after as long as it was told, where the service is busy (429, 503). Throws as `get` does. */
+/** Sends a request, and again after the time in Retry-After if the answer is 429 or 503. Throws as `get` does. */
 export async function request(method, path, { query = {}, body, headers = {}, signal } = {}) {
-  for (let waits = 0; ; waits += 1) {
+  for (let retries = 0; ; retries += 1) {
     const response = await send(method, path, { query, body, headers, signal });
     if (response.ok) return response;
     const problem = await problemOf(response);
-    if (problem.wait === null || waits === MOST_WAITS) throw problem;
+    if (problem.wait === null || retries === MAX_RETRIES) throw problem;
     await waitFor(problem, signal);
   }
 }
@@ -83,14 +83,14 @@ async function send(method, path, { query, body, headers, signal }) {
   for (const [name, value] of Object.entries(query)) {
     if (value !== null && value !== undefined && value !== "") url.searchParams.append(name, value);
   }
-  const token = kept;
+  const token = currentToken;
   if (token === null) throw new LoggedOut("You have logged out.");
-  const sent = { ...headers, Authorization: `Bearer ${token}` };
-  if (body !== undefined) sent["Content-Type"] = "application/json";
+  const allHeaders = { ...headers, Authorization: `Bearer ${token}` };
+  if (body !== undefined) allHeaders["Content-Type"] = "application/json";
   let response;
   try {
     response = await fetch(url, {
-      method, signal, headers: sent, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store",
+      method, signal, headers: allHeaders, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store",
       redirect: "error",
     });
   } catch (error) {
@@ -98,9 +98,9 @@ async function send(method, path, { query, body, headers, signal }) {
     throw new Problem(0, "The service cannot be reached: check that it runs and that you are online, then try again.");
   }
   if (response.status === 401) {
-    // Unless somebody has logged in anew meanwhile.
-    if (kept === token) forgetToken();
-    throw new LoggedOut("This token is not good, or no longer: ask whoever operates the pipeline for another.");
+    // Another token may have been entered since the request was sent.
+    if (currentToken === token) forgetToken();
+    throw new LoggedOut("This token is invalid, expired or revoked: ask the operator for a new one.");
   }
   return response;
 }
@@ -108,17 +108,17 @@ async function send(method, path, { query, body, headers, signal }) {
 async function problemOf(response) {
   let detail = `The service answered ${response.status}.`;
   try {
-    const told = await response.json();
-    if (typeof told.detail === "string" && told.detail !== "") detail = told.detail;
+    const body = await response.json();
+    if (typeof body.detail === "string" && body.detail !== "") detail = body.detail;
   } catch {
-    // A proxy's page, perhaps.
+    // Not JSON: probably a proxy's error page.
   }
   if (![429, 503].includes(response.status)) return new Problem(response.status, detail);
   const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
-  return new Problem(response.status, detail, Math.min(Math.max(wait || USUAL_WAIT_SECONDS, 1), LONGEST_WAIT_SECONDS));
+  return new Problem(response.status, detail, Math.min(Math.max(wait || DEFAULT_WAIT_SECONDS, 1), MAX_WAIT_SECONDS));
 }
 
-// Waiting: one notice for all requests that wait.
+// One notice for all requests that wait for a retry.
 
 const waiting = new Map();
 let ticking = null;
@@ -129,30 +129,30 @@ function waitFor(problem, signal) {
       waiting.delete(leave);
       showWaiting();
     };
-    waiting.set(leave, { detail: problem.message, until: Date.now() + problem.wait * 1000, go: () => { leave(); resolve(); } });
+    waiting.set(leave, { detail: problem.message, until: Date.now() + problem.wait * 1000, retry: () => { leave(); resolve(); } });
     signal?.addEventListener("abort", () => { leave(); reject(signal.reason); }, { once: true });
     showWaiting();
   });
 }
 
 function showWaiting() {
-  for (const each of [...waiting.values()]) if (each.until <= Date.now()) return each.go();
+  for (const entry of [...waiting.values()]) if (entry.until <= Date.now()) return entry.retry();
   const last = [...waiting.values()].at(-1);
   document.getElementById("waiting").hidden = last === undefined;
-  const told = document.getElementById("waiting-for");
-  if (told.textContent !== (last?.detail ?? "")) told.textContent = last?.detail ?? "";
+  const reason = document.getElementById("waiting-for");
+  if (reason.textContent !== (last?.detail ?? "")) reason.textContent = last?.detail ?? "";
   if (last === undefined) {
     clearInterval(ticking);
     ticking = null;
     return undefined;
   }
-  document.getElementById("waiting-seconds").textContent = `Trying again in ${Math.ceil((last.until - Date.now()) / 1000)} s.`;
+  document.getElementById("waiting-seconds").textContent = `Retrying in ${Math.ceil((last.until - Date.now()) / 1000)} s.`;
   ticking ??= setInterval(showWaiting, 500);
   return undefined;
 }
 
-export function goOnNow() {
-  for (const each of [...waiting.values()]) each.go();
+export function retryNow() {
+  for (const entry of [...waiting.values()]) entry.retry();
 }
 
 const pause = (seconds, signal) =>
@@ -162,45 +162,45 @@ const pause = (seconds, signal) =>
   });
 
 /**
- * Follows a sync until it has ended, and returns it as it then is. `onSync` gets each state, `onBreak` is told whenever
- * the connection is lost, for it is opened again. Throws as `get` does.
+ * Follows a sync until it has ended, and returns its final state. Calls `onSync` with every state, and `onReconnect`
+ * before it reopens a lost connection. Throws as `get` does.
  */
-export async function follow(id, { signal, onSync, onBreak }) {
-  for (let breaks = 0; ; breaks += 1) {
+export async function follow(id, { signal, onSync, onReconnect }) {
+  for (let reconnects = 0; ; reconnects += 1) {
     try {
       const response = await request("GET", `v1/syncs/${encodeURIComponent(id)}/events`, { signal });
-      for await (const { name, data } of events(response.body, signal)) {
-        breaks = 0;
+      for await (const { name, data } of readEvents(response.body, signal)) {
+        reconnects = 0;
         const sync = JSON.parse(data);
         onSync(sync);
         if (name === "ended") return sync;
       }
     } catch (error) {
       if (signal.aborted) throw signal.reason;
-      const isPassing = error instanceof TypeError || error instanceof SyntaxError || error.status === 0 || error.status >= 500;
-      if (!isPassing || breaks >= MOST_BREAKS) throw error;
+      const isTransient = error instanceof TypeError || error instanceof SyntaxError || error.status === 0 || error.status >= 500;
+      if (!isTransient || reconnects >= MAX_RECONNECTS) throw error;
     }
-    if (breaks >= MOST_BREAKS) throw new Problem(0, "The progress is told no longer: load the page anew to see it.");
-    onBreak();
-    await pause(Math.min(2 ** breaks, LONGEST_PAUSE_SECONDS), signal);
+    if (reconnects >= MAX_RECONNECTS) throw new Problem(0, "The connection was lost too often: reload the page to follow the sync.");
+    onReconnect();
+    await pause(Math.min(2 ** reconnects, MAX_RECONNECT_SECONDS), signal);
   }
 }
 
-/** The server-sent events of a stream. EventSource could not send the token. */
-async function* events(stream, signal) {
+/** Yields the server-sent events of a stream. EventSource cannot send the token. */
+async function* readEvents(stream, signal) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   try {
     for (;;) {
-      const { value, done } = await withinSilence(reader.read(), signal);
+      const { value, done } = await readWithTimeout(reader.read(), signal);
       if (done) return;
       text = (text + value).replaceAll("\r\n", "\n");
       const blocks = text.split("\n\n");
       text = blocks.pop();
       for (const block of blocks) {
-        const lines = block.split("\n").map((line) => /^([a-z]+):\s?(.*)$/.exec(line)).filter((found) => found !== null);
-        const data = lines.filter((found) => found[1] === "data").map((found) => found[2]).join("\n");
-        if (data !== "") yield { name: lines.find((found) => found[1] === "event")?.[2] ?? "message", data };
+        const fields = block.split("\n").map((line) => /^([a-z]+):\s?(.*)$/.exec(line)).filter((field) => field !== null);
+        const data = fields.filter((field) => field[1] === "data").map((field) => field[2]).join("\n");
+        if (data !== "") yield { name: fields.find((field) => field[1] === "event")?.[2] ?? "message", data };
       }
     }
   } finally {
@@ -208,28 +208,28 @@ async function* events(stream, signal) {
   }
 }
 
-/** A connection on which nothing comes for long, not even a sign of life, is as good as broken. */
-function withinSilence(read, signal) {
+/** Waits for a read, at most SILENCE_SECONDS: the service sends a ping more often than that. */
+function readWithTimeout(read, signal) {
   const timer = new AbortController();
-  const silence = pause(SECONDS_OF_SILENCE, timer.signal).then(() => { throw new TypeError("silence"); });
+  const silence = pause(SILENCE_SECONDS, timer.signal).then(() => { throw new TypeError("silence"); });
   silence.catch(() => {});
   return Promise.race([read, silence]).finally(() => {
     timer.abort(signal.reason ?? new TypeError("read"));
   });
 }
 
-/** All pages as one CSV text, and whether that is all there is. */
-export async function csv(path, query, { signal }) {
+/** Loads all pages as one CSV text. `isComplete`: false if MAX_CSV_PAGES were not enough. */
+export async function loadCsv(path, query, { signal }) {
   const parts = [];
   let cursor = null;
-  for (let page = 0; page < PAGES_OF_CSV; page += 1) {
+  for (let page = 0; page < MAX_CSV_PAGES; page += 1) {
     const response = await request("GET", path, { query: { ...query, cursor }, signal, headers: { Accept: "text/csv" } });
     const text = await response.text();
     parts.push(page === 0 ? text : text.slice(text.indexOf("\n") + 1));
     cursor = nextCursor(response.headers.get("Link"));
-    if (cursor === null) return { text: parts.join(""), whole: true };
+    if (cursor === null) return { text: parts.join(""), isComplete: true };
   }
-  return { text: parts.join(""), whole: false };
+  return { text: parts.join(""), isComplete: false };
 }
 
 function nextCursor(link) {

@@ -1,42 +1,42 @@
-// The page: who is logged in, which view is shown, and what all views share.
+// The page: login, the choice of the view, and what all views share.
 
-import { forgetToken, get, goOnNow, hasToken, keepToken, LoggedOut } from "./api.js";
+import { forgetToken, get, hasToken, LoggedOut, retryNow, storeToken } from "./api.js";
 import { make } from "./elements.js";
-import { keepTimesTrue } from "./formats.js";
+import { refreshTimes } from "./formats.js";
 import { showOrganization } from "./organization.js";
 import { showOverview } from "./overview.js";
-import { isForOthers, problem } from "./panels.js";
+import { isHandledElsewhere, makeProblem } from "./panels.js";
 
 const ORGANIZATION = /^#\/organizations\/([^/]+)$/;
 
 const main = document.getElementById("main");
-const leave = document.getElementById("log-out");
-let shown = new AbortController();
+const logOut = document.getElementById("log-out");
+let view = new AbortController();
 
 function show({ message = null, hasMoved = true } = {}) {
-  shown.abort(new DOMException("Another view is shown.", "AbortError"));
-  shown = new AbortController();
-  const { signal } = shown;
+  view.abort(new DOMException("Another view is shown.", "AbortError"));
+  view = new AbortController();
+  const { signal } = view;
   const dialog = document.getElementById("question");
   if (dialog.open) dialog.close();
-  leave.hidden = !hasToken();
+  logOut.hidden = !hasToken();
   if (!hasToken()) {
     showLogin(signal, message);
     return;
   }
   const options = { signal, onLoggedOut: (error) => show({ message: error.message }) };
   const organization = ORGANIZATION.exec(location.hash);
-  const id = organization === null ? null : decoded(organization[1]);
+  const id = organization === null ? null : decode(organization[1]);
   if (id !== null) showOrganization(main, { id, ...options });
   else if (["", "#", "#/"].includes(location.hash)) showOverview(main, options);
-  else showNothing();
+  else showNotFound();
   if (hasMoved) {
     window.scrollTo(0, 0);
     main.querySelector("h1")?.focus();
   }
 }
 
-function decoded(text) {
+function decode(text) {
   try {
     return decodeURIComponent(text);
   } catch {
@@ -44,7 +44,7 @@ function decoded(text) {
   }
 }
 
-function showNothing() {
+function showNotFound() {
   document.title = "Not found · Cliniko pipeline";
   main.replaceChildren(
     make("h1", { tabindex: -1 }, "There is nothing at this address"),
@@ -57,15 +57,15 @@ function showLogin(signal, message) {
   const field = make("input", {
     type: "password", id: "token", name: "token", autocomplete: "off", required: true, spellcheck: "false", "aria-describedby": "token-about",
   });
-  const told = make("div", { role: "alert" }, message && make("p", { class: "notice bad" }, message));
+  const alert = make("div", { role: "alert" }, message && make("p", { class: "notice bad" }, message));
   const button = make("button", { type: "submit", class: "main" }, "Log in");
   const form = make("form", { class: "panel login", onsubmit: logIn },
     make("h1", { tabindex: -1 }, "Log in"),
-    told,
+    alert,
     make("label", { for: "token" }, "Token"),
     field,
-    make("p", { class: "faint", id: "token-about" }, "The operator makes one with ", make("code", {}, "cliniko-pipeline tokens create"),
-      ". It is kept in this tab only, until you log out or close it."),
+    make("p", { class: "faint", id: "token-about" }, "The operator creates tokens with ", make("code", {}, "cliniko-pipeline tokens create"),
+      ". The token stays in this tab until you log out or close it."),
     button,
   );
   main.replaceChildren(form);
@@ -73,9 +73,9 @@ function showLogin(signal, message) {
 
   async function logIn(event) {
     event.preventDefault();
-    told.replaceChildren();
-    if (!keepToken(field.value)) {
-      tell(make("p", { class: "notice bad" }, "That is no token: copy the whole line that was printed, and nothing else."));
+    alert.replaceChildren();
+    if (!storeToken(field.value)) {
+      showAlert(make("p", { class: "notice bad" }, "This is not a token: copy the complete line that the command printed."));
       return;
     }
     button.disabled = true;
@@ -83,22 +83,22 @@ function showLogin(signal, message) {
       await get("v1/organizations", { limit: 1 }, { signal });
       show();
     } catch (error) {
-      if (isForOthers(error, signal) && !(error instanceof LoggedOut)) return;
+      if (isHandledElsewhere(error, signal) && !(error instanceof LoggedOut)) return;
       forgetToken();
-      tell(error instanceof LoggedOut ? make("p", { class: "notice bad" }, error.message) : problem(error));
+      showAlert(error instanceof LoggedOut ? make("p", { class: "notice bad" }, error.message) : makeProblem(error));
     } finally {
       button.disabled = false;
     }
   }
 
-  function tell(node) {
-    told.replaceChildren(node);
+  function showAlert(node) {
+    alert.replaceChildren(node);
     field.focus();
     field.select();
   }
 }
 
-leave.addEventListener("click", () => {
+logOut.addEventListener("click", () => {
   forgetToken();
   show({ message: null });
 });
@@ -106,7 +106,7 @@ document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
 });
-document.getElementById("waiting-now").addEventListener("click", goOnNow);
+document.getElementById("waiting-now").addEventListener("click", retryNow);
 window.addEventListener("hashchange", () => show());
-keepTimesTrue();
+refreshTimes();
 show({ hasMoved: false });

@@ -1,13 +1,13 @@
-// Elements made of text. Whatever the API tells may be hostile: here nothing of it ever becomes markup.
+// DOM elements made of text. Texts of the API may be hostile: they never become markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An HTML element; children are nodes or texts, and null and false are left out. `onclick` and the like are functions. */
+/** Makes an HTML element. Children are nodes or texts; null and false are skipped. `onclick` and the like are functions. */
 export function make(name, attributes = {}, ...children) {
   return fill(document.createElement(name), attributes, children);
 }
 
-/** The same of SVG. */
+/** Makes an SVG element. */
 export function draw(name, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, name), attributes, children);
 }
@@ -30,37 +30,37 @@ export function put(element, ...children) {
   }
 }
 
-/** Text from outside, kept from turning around what stands beside it (right-to-left marks). */
-export function told(text) {
+/** Isolates a text of the API: its right-to-left marks do not reorder the text around it. */
+export function isolate(text) {
   return make("bdi", {}, text);
 }
 
-/** A link to an address that the API told; no link where it is none of http. */
-export function linkOut(address, label) {
+/** Makes a link to an address of the API, or plain text if it is not an http address. */
+export function makeLink(address, label) {
   let url = null;
   try {
     url = new URL(address);
   } catch {
-    // Shown as text below.
+    // Shown as text.
   }
   if (url === null || !["http:", "https:"].includes(url.protocol)) return make("span", {}, label);
   return make("a", { href: url.href, target: "_blank", rel: "noopener noreferrer" }, label);
 }
 
 /**
- * A table that becomes a list of cards on narrow screens; its roles are written out, since those get lost there.
- * Columns: {title, cell(row), number, heading}.
+ * Makes a table that becomes a list of cards on narrow screens. The cards' CSS removes the implicit roles, so they are
+ * set. Columns: {title, cell(row), number, heading}.
  */
-export function table(caption, columns, rows) {
-  const head = columns.map((each) =>
-    make("th", { scope: "col", role: "columnheader", class: each.number && "number" }, each.title),
+export function makeTable(caption, columns, rows) {
+  const head = columns.map((column) =>
+    make("th", { scope: "col", role: "columnheader", class: column.number && "number" }, column.title),
   );
   const body = rows.map((row) =>
-    make("tr", { role: "row" }, columns.map((each) => {
-      const attributes = { "data-title": each.title, class: each.number && "number" };
-      return each.heading
-        ? make("th", { ...attributes, scope: "row", role: "rowheader" }, make("div", {}, each.cell(row)))
-        : make("td", { ...attributes, role: "cell" }, make("div", {}, each.cell(row)));
+    make("tr", { role: "row" }, columns.map((column) => {
+      const attributes = { "data-title": column.title, class: column.number && "number" };
+      return column.heading
+        ? make("th", { ...attributes, scope: "row", role: "rowheader" }, make("div", {}, column.cell(row)))
+        : make("td", { ...attributes, role: "cell" }, make("div", {}, column.cell(row)));
     })),
   );
   return make("table", { role: "table", class: "cards" },
@@ -70,8 +70,8 @@ export function table(caption, columns, rows) {
   );
 }
 
-/** Asks in a dialog; true where the answer is yes. */
-export function ask(title, text, yes) {
+/** Asks in a dialog, and returns whether the answer is yes. */
+export function askConfirmation(title, text, yes) {
   const dialog = document.getElementById("question");
   document.getElementById("question-title").textContent = title;
   document.getElementById("question-text").textContent = text;
@@ -87,7 +87,7 @@ export function ask(title, text, yes) {
     };
     agree.addEventListener("click", () => close(true), { signal: answers.signal });
     refuse.addEventListener("click", () => close(false), { signal: answers.signal });
-    // Escape, and the view going away.
+    // Escape was pressed, or another view is shown.
     dialog.addEventListener("close", () => close(false), { signal: answers.signal });
     dialog.showModal();
     refuse.focus();

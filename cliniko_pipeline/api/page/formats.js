@@ -1,4 +1,4 @@
-// Numbers and instants in words.
+// Numbers, durations and instants as texts.
 
 import { make } from "./elements.js";
 
@@ -7,15 +7,14 @@ const AGO = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
 const FULL_DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric", timeZone: "UTC" });
 const UNITS = [["year", 31536000], ["month", 2592000], ["week", 604800], ["day", 86400], ["hour", 3600], ["minute", 60]];
-const SECONDS_BETWEEN_LOOKS = 20;
-
+const REFRESH_SECONDS = 20;
 
 export const number = (value) => NUMBER.format(value);
 
-/** One thing, several things. */
-export const counted = (value, one, many = `${one}s`) => `${number(value)} ${value === 1 ? one : many}`;
+/** "1 sync", "3 syncs". */
+export const count = (value, one, many = `${one}s`) => `${number(value)} ${value === 1 ? one : many}`;
 
-export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+export const capitalize = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 /** "4 minutes ago", "in 3 days". */
 export function relative(instant, now = Date.now()) {
@@ -30,10 +29,10 @@ export function relative(instant, now = Date.now()) {
 export const day = (text) => DAY.format(new Date(`${text}T00:00:00Z`));
 export const fullDay = (text) => FULL_DAY.format(new Date(`${text}T00:00:00Z`));
 
-/** The instant as it is in the data, to the second. */
+/** The instant in UTC, to the second. */
 export const exact = (instant) => `${instant.toISOString().slice(0, 19).replace("T", " ")} UTC`;
 
-/** How long something took. */
+/** "12 s", "3 min 5 s", "2 h 10 min". */
 export function duration(seconds) {
   if (seconds < 1) return "under 1 s";
   if (seconds < 60) return `${Math.round(seconds)} s`;
@@ -42,18 +41,18 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** An instant in relative words that stay true while the page stands open, with the exact one as its title. */
-export function when(text, otherwise = "never") {
+/** Makes a relative time that is kept current, with the exact instant as its title. */
+export function makeTime(text, otherwise = "never") {
   if (text === null || text === undefined) return make("span", { class: "faint" }, otherwise);
   const instant = new Date(text);
   return make("time", { datetime: instant.toISOString(), title: exact(instant), "data-relative": true }, relative(instant));
 }
 
-/** Keeps the relative times true. */
-export function keepTimesTrue() {
+/** Refreshes all relative times from now on. */
+export function refreshTimes() {
   setInterval(() => {
-    for (const each of document.querySelectorAll("time[data-relative]")) {
-      each.textContent = relative(new Date(each.dateTime));
+    for (const time of document.querySelectorAll("time[data-relative]")) {
+      time.textContent = relative(new Date(time.dateTime));
     }
-  }, SECONDS_BETWEEN_LOOKS * 1000);
+  }, REFRESH_SECONDS * 1000);
 }

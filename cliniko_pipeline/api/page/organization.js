@@ -1,27 +1,27 @@
-// One organization: how it stands, its charts, its syncs, its active patients, and people without a contact.
+// One organization: problems, counts, charts, syncs, active patients, and patients without a contact.
 
-import { csv, get, LoggedOut, organizationPath } from "./api.js";
-import { axisOf, barChart, lineChart } from "./charts.js";
-import { make, table, told } from "./elements.js";
-import { counted, exact, number, relative, sentence, when } from "./formats.js";
-import { isForOthers, Panel, problem } from "./panels.js";
-import { isOld } from "./standings.js";
-import { isGoingOn, SyncControl, syncTable } from "./syncs.js";
+import { get, loadCsv, LoggedOut, organizationPath } from "./api.js";
+import { chooseAxis, makeBarChart, makeLineChart } from "./charts.js";
+import { isolate, make, makeTable } from "./elements.js";
+import { capitalize, count, exact, makeTime, number, relative } from "./formats.js";
+import { isHandledElsewhere, makeProblem, Panel } from "./panels.js";
+import { isOld } from "./states.js";
+import { isUnfinished, makeSyncTable, SyncControl } from "./syncs.js";
 
-const ROWS_A_PAGE = { wide: 25, narrow: 10 };
+const ROWS_PER_PAGE = { wide: 25, narrow: 10 };
 const NARROW = matchMedia("(max-width: 40rem)");
 const SYNCS_SHOWN = 10;
 const TREND_DAYS = 90;
-const CHARTED_A_PAGE = 1000;
-const PAGES_CHARTED = 2;
-const MOST_APART = 9;
+const CHART_PAGE_ROWS = 1000;
+const MAX_CHART_PAGES = 2;
+const MAX_SINGLE_BAR = 9;
 
 export async function showOrganization(main, { id, signal, onLoggedOut }) {
   document.title = `${id} · Cliniko pipeline`;
   const path = (rest) => organizationPath(id, rest);
-  const ask = (rest, query) => get(path(rest), query, { signal });
+  const load = (rest, query) => get(path(rest), query, { signal });
   const back = make("p", { class: "back" }, make("a", { href: "#/" }, "All organizations"));
-  const heading = make("h1", { tabindex: -1 }, told(id));
+  const heading = make("h1", { tabindex: -1 }, isolate(id));
   const lead = make("p", { class: "lead" }, "Loading …");
   const control = new SyncControl(id, { signal, onLoggedOut, onEnded: () => loadAll() });
   const actions = make("div", { class: "actions" }, control.buttons, control.why);
@@ -32,58 +32,58 @@ export async function showOrganization(main, { id, signal, onLoggedOut }) {
   const spread = panel("Recent appointments");
   const syncs = panel("Last syncs", { wide: true });
   const patients = panel("Active patients", { wide: true });
-  const people = panel("People without a contact", { wide: true });
+  const people = panel("Patients without a contact", { wide: true });
   const rest = make("div", { class: "grid" });
   main.replaceChildren(
     make("div", { class: "heading" }, make("div", {}, back, heading, lead), actions), control.node, rest,
   );
 
-  const showPatients = activePatients(patients, { ask, path, id, signal, onLoggedOut });
-  const showPeople = peopleWithout(people, ask);
+  const showPatients = fillActivePatients(patients, { load, path, id, signal, onLoggedOut });
+  const showPeople = fillPeople(people, load);
 
-  async function loadStanding() {
-    const standing = await ask("");
-    document.title = `${standing.name} · Cliniko pipeline`;
-    heading.replaceChildren(told(standing.name));
-    lead.replaceChildren(make("code", {}, told(standing.id)), " · last success ", when(standing.last_success_at));
-    if (!standing.is_active) {
+  async function loadOrganization() {
+    const organization = await load("");
+    document.title = `${organization.name} · Cliniko pipeline`;
+    heading.replaceChildren(isolate(organization.name));
+    lead.replaceChildren(make("code", {}, isolate(organization.id)), " · last success ", makeTime(organization.last_success_at));
+    if (!organization.is_active) {
       lead.append(" · disabled");
-      control.disable("The organization is disabled, so it is not synced: the operator can enable it.");
+      control.disable("The organization is disabled: ask the operator to enable it.");
     }
-    problems.show(() => [...ageProblems(standing), ...standing.problems], drawnProblems);
-    counts.show(() => standing.counts, drawnCounts);
+    problems.show(() => [...ageProblems(organization), ...organization.problems], renderProblems);
+    counts.show(() => organization.counts, renderCounts);
   }
 
   async function loadSyncs() {
-    await syncs.show(() => ask("/syncs", { limit: SYNCS_SHOWN }), (page) => {
-      // One that was requested elsewhere, or before this was opened.
-      const goingOn = page.items.find(isGoingOn);
-      if (goingOn !== undefined) control.follow(goingOn.id);
-      return syncTable(page.items);
+    await syncs.show(() => load("/syncs", { limit: SYNCS_SHOWN }), (page) => {
+      // It may have been requested elsewhere, or before the page was opened.
+      const unfinished = page.items.find(isUnfinished);
+      if (unfinished !== undefined) control.follow(unfinished.id);
+      return makeSyncTable(page.items);
     });
   }
 
   async function loadAll() {
     try {
-      await loadStanding();
+      await loadOrganization();
     } catch (error) {
       if (error instanceof LoggedOut) onLoggedOut(error);
-      if (isForOthers(error, signal)) return;
+      if (isHandledElsewhere(error, signal)) return;
       lead.replaceChildren();
       actions.hidden = true;
-      rest.replaceChildren(problem(error, loadAll));
+      rest.replaceChildren(makeProblem(error, loadAll));
       return;
     }
     actions.hidden = false;
     if (!syncs.node.isConnected) {
-      const each = [problems, counts, trend, spread, syncs, patients, people];
-      rest.replaceChildren(...each.map((one) => one.node));
+      const panels = [problems, counts, trend, spread, syncs, patients, people];
+      rest.replaceChildren(...panels.map(({ node }) => node));
     }
     const days = { days: TREND_DAYS };
     await Promise.all([
       loadSyncs(),
-      trend.show(() => ask("/active-patients-trend", days), drawnTrend),
-      spread.show(() => firstPatients(ask), drawnSpread),
+      trend.show(() => load("/active-patients-trend", days), renderTrend),
+      spread.show(() => loadLatestPatients(load), renderSpread),
       showPatients(),
       showPeople(),
     ]);
@@ -92,16 +92,16 @@ export async function showOrganization(main, { id, signal, onLoggedOut }) {
   await loadAll();
 }
 
-/** What the API tells as an age, and somebody should look at all the same: where no daemon runs, nothing notes it. */
+/** Problems of age. The API reports them only if a daemon runs. */
 function ageProblems({ is_active: isActive, last_success_at: last }) {
-  if (!isActive) return ["It is disabled: it is not synced."];
-  if (last === null) return ["It was not synced yet, or never whole."];
-  return isOld(last) ? [`What is shown is old: the last sync that succeeded was ${relative(new Date(last))}.`] : [];
+  if (!isActive) return ["The organization is disabled: it is not synced."];
+  if (last === null) return ["There was no successful sync yet."];
+  return isOld(last) ? [`The data are old: the last successful sync was ${relative(new Date(last))}.`] : [];
 }
 
-function drawnProblems(found) {
-  if (found.length === 0) return make("p", { class: "fine" }, make("span", { "aria-hidden": "true" }, "✓ "), "Nothing to look at.");
-  return make("ul", { class: "problems" }, found.map((each) => make("li", {}, told(sentence(each)))));
+function renderProblems(found) {
+  if (found.length === 0) return make("p", { class: "fine" }, make("span", { "aria-hidden": "true" }, "✓ "), "No problems.");
+  return make("ul", { class: "problems" }, found.map((text) => make("li", {}, isolate(capitalize(text)))));
 }
 
 const COUNTS = [
@@ -115,51 +115,51 @@ const COUNTS = [
   ["rejected_records", "Rejected records"],
 ];
 
-function drawnCounts(counts) {
+function renderCounts(counts) {
   const tiles = COUNTS.map(([key, title]) => make("div", {}, make("dt", {}, title), make("dd", {}, number(counts[key]))));
   return make("dl", { class: "tiles" }, tiles);
 }
 
-function drawnTrend(trend) {
-  const points = trend.items.map((each) => ({ day: each.day, value: each.active_patients }));
-  const chart = lineChart("Active patients at the end of each day", points, "Active patients");
-  const isGappy = points.some((each, i) => i > 0 && Date.parse(each.day) - Date.parse(points[i - 1].day) > 86400000);
+function renderTrend(trend) {
+  const points = trend.items.map((item) => ({ day: item.day, value: item.active_patients }));
+  const chart = makeLineChart("Active patients at the end of each day", points, "Active patients");
+  const isGappy = points.some((point, i) => i > 0 && Date.parse(point.day) - Date.parse(points[i - 1].day) > 86400000);
   const note = isGappy ? " A dashed line spans days without a sync." : "";
-  const isLifted = points.length > 0 && axisOf(points.map((each) => each.value)).low > 0;
-  const axis = isLifted ? " The axis does not begin at zero." : "";
-  return [make("p", { class: "faint" }, `At the end of each day with a sync, the last ${TREND_DAYS} days.${note}${axis}`), chart];
+  const isLifted = points.length > 0 && chooseAxis(points.map((point) => point.value)).low > 0;
+  const axis = isLifted ? " The axis does not start at zero." : "";
+  return [make("p", { class: "faint" }, `At the end of each day with a sync, in the last ${TREND_DAYS} days.${note}${axis}`), chart];
 }
 
-const rowsAPage = () => (NARROW.matches ? ROWS_A_PAGE.narrow : ROWS_A_PAGE.wide);
+const rowsPerPage = () => (NARROW.matches ? ROWS_PER_PAGE.narrow : ROWS_PER_PAGE.wide);
 
-/** Those who came last, as many as fit into the first pages. */
-async function firstPatients(ask) {
+/** The patients with the latest appointments, as many as MAX_CHART_PAGES hold. */
+async function loadLatestPatients(load) {
   const found = [];
   let cursor = null;
-  for (let page = 0; page < PAGES_CHARTED; page += 1) {
-    const read = await ask("/active-patients", { limit: CHARTED_A_PAGE, cursor });
-    found.push(...read.items);
-    cursor = read.next_cursor;
+  for (let page = 0; page < MAX_CHART_PAGES; page += 1) {
+    const result = await load("/active-patients", { limit: CHART_PAGE_ROWS, cursor });
+    found.push(...result.items);
+    cursor = result.next_cursor;
     if (cursor === null) break;
   }
   return { items: found, isAll: cursor === null };
 }
 
-function drawnSpread({ items, isAll }) {
+function renderSpread({ items, isAll }) {
   const values = new Map();
-  for (const each of items) {
-    const kind = Math.min(each.recent_appointment_count, MOST_APART + 1);
+  for (const patient of items) {
+    const kind = Math.min(patient.recent_appointment_count, MAX_SINGLE_BAR + 1);
     values.set(kind, (values.get(kind) ?? 0) + 1);
   }
   const longest = Math.max(...values.keys(), 4);
   const bars = Array.from({ length: longest }, (_, i) => ({
-    label: i === MOST_APART ? `${MOST_APART + 1}+` : String(i + 1),
+    label: i === MAX_SINGLE_BAR ? `${MAX_SINGLE_BAR + 1}+` : String(i + 1),
     value: values.get(i + 1) ?? 0,
   }));
-  const whom = isAll ? "All active patients" : `Only the ${number(items.length)} active patients who came last`;
+  const scope = isAll ? "All active patients" : `The ${number(items.length)} active patients with the latest appointments`;
   return [
-    make("p", { class: "faint" }, `${whom}, by their number of recent appointments.`),
-    barChart("Active patients by recent appointments", bars, ["Recent appointments", "Active patients"]),
+    make("p", { class: "faint" }, `${scope}, by their number of recent appointments.`),
+    makeBarChart("Active patients by recent appointments", bars, ["Recent appointments", "Active patients"]),
   ];
 }
 
@@ -168,21 +168,21 @@ const SORTS = [
   ["last_appointment_date asc", "Last appointment, earliest first"],
   ["recent_appointment_count desc", "Most recent appointments"],
   ["upcoming_appointment_count desc", "Most upcoming appointments"],
-  ["total_appointment_count desc", "Most appointments at all"],
-  ["total_appointment_count asc", "Fewest appointments at all"],
+  ["total_appointment_count desc", "Most appointments in total"],
+  ["total_appointment_count asc", "Fewest appointments in total"],
   ["contact_id asc", "Contact id"],
 ];
 const UPCOMING = [["", "All"], ["true", "With an upcoming appointment"], ["false", "Without one"]];
 
-function choice(id, label, options, onchange) {
+function makeChoice(id, label, options, onchange) {
   const select = make("select", { id, onchange }, options.map(([value, text]) => make("option", { value }, text)));
   return { select, node: make("p", { class: "choice" }, make("label", { for: id }, label), select) };
 }
 
-/** The list with its choices; returns what shows it from the first page. */
-function activePatients(panel, { ask, path, id, signal, onLoggedOut }) {
-  const sorted = choice("sort", "Sort by", SORTS, () => first());
-  const filtered = choice("upcoming", "Show", UPCOMING, () => first());
+/** Fills the panel; returns a function that shows the first page. */
+function fillActivePatients(panel, { load, path, id, signal, onLoggedOut }) {
+  const sorted = makeChoice("sort", "Sort by", SORTS, () => first());
+  const filtered = makeChoice("upcoming", "Show", UPCOMING, () => first());
   const download = make("button", { type: "button", onclick: () => save() }, "Download CSV");
   const status = make("p", { class: "faint", role: "status" });
   const bar = make("div", { class: "choices" }, sorted.node, filtered.node, download);
@@ -192,25 +192,25 @@ function activePatients(panel, { ask, path, id, signal, onLoggedOut }) {
     const [sort, order] = sorted.select.value.split(" ");
     return { sort, order, has_upcoming: filtered.select.value };
   };
-  const pages = paged(panel, (cursor) => ask("/active-patients", { ...query(), limit: rowsAPage(), cursor }), (items) =>
+  const pages = makePages(panel, (cursor) => load("/active-patients", { ...query(), limit: rowsPerPage(), cursor }), (items) =>
     items.length === 0
       ? make("p", { class: "faint" }, "None.")
-      : table("Active patients", PATIENT_COLUMNS, items),
+      : makeTable("Active patients", PATIENT_COLUMNS, items),
   );
   const first = () => pages.first();
 
   async function save() {
     download.disabled = true;
-    status.textContent = "The file is made …";
+    status.textContent = "Preparing the file …";
     try {
-      const { text, whole } = await csv(path("/active-patients"), { ...query(), limit: CHARTED_A_PAGE }, { signal });
+      const { text, isComplete } = await loadCsv(path("/active-patients"), { ...query(), limit: CHART_PAGE_ROWS }, { signal });
       const url = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
       make("a", { href: url, download: `active-patients-${id.replaceAll(/[^\w.-]/g, "_")}.csv` }).click();
       setTimeout(() => URL.revokeObjectURL(url), 60000);
-      status.textContent = whole ? "The file is made." : "The file is made; it is not whole: there are too many for this page.";
+      status.textContent = isComplete ? "The file is ready." : "The file is incomplete: there are too many patients for this page. Use the API.";
     } catch (error) {
       if (error instanceof LoggedOut) onLoggedOut(error);
-      if (isForOthers(error, signal)) return;
+      if (isHandledElsewhere(error, signal)) return;
       status.textContent = error.message;
     } finally {
       download.disabled = false;
@@ -221,43 +221,43 @@ function activePatients(panel, { ask, path, id, signal, onLoggedOut }) {
 }
 
 const PATIENT_COLUMNS = [
-  { title: "Contact", heading: true, cell: (each) => make("code", {}, each.contact_id) },
-  { title: "Recent", number: true, cell: (each) => number(each.recent_appointment_count) },
-  { title: "Upcoming", number: true, cell: (each) => number(each.upcoming_appointment_count) },
-  { title: "Total", number: true, cell: (each) => number(each.total_appointment_count) },
-  { title: "Last appointment", cell: (each) => lastAppointment(each.last_appointment_date) },
+  { title: "Contact", heading: true, cell: (patient) => make("code", {}, patient.contact_id) },
+  { title: "Recent", number: true, cell: (patient) => number(patient.recent_appointment_count) },
+  { title: "Upcoming", number: true, cell: (patient) => number(patient.upcoming_appointment_count) },
+  { title: "Total", number: true, cell: (patient) => number(patient.total_appointment_count) },
+  { title: "Last appointment", cell: (patient) => makeDate(patient.last_appointment_date) },
 ];
 
-function lastAppointment(text) {
+function makeDate(text) {
   if (text === null) return "";
   const instant = new Date(text);
   return make("time", { datetime: instant.toISOString(), title: exact(instant) }, text.slice(0, 10));
 }
 
-const STATUSES = [["unmatched", "Unmatched: no contact could be found"], ["ambiguous", "Ambiguous: more than one could be meant"]];
+const STATUSES = [["unmatched", "Unmatched: no contact found"], ["ambiguous", "Ambiguous: more than one possible contact"]];
 
-function peopleWithout(panel, ask) {
-  const chosen = choice("without-contact", "Show", STATUSES, () => pages.first());
+function fillPeople(panel, load) {
+  const chosen = makeChoice("without-contact", "Show", STATUSES, () => pages.first());
   panel.heading.after(make("div", { class: "choices" }, chosen.node));
-  const query = (cursor) => ({ status: chosen.select.value, limit: rowsAPage(), cursor });
-  const pages = paged(panel, (cursor) => ask("/people-without-contact", query(cursor)), (items) =>
+  const query = (cursor) => ({ status: chosen.select.value, limit: rowsPerPage(), cursor });
+  const pages = makePages(panel, (cursor) => load("/people-without-contact", query(cursor)), (items) =>
     items.length === 0
-      ? make("p", { class: "faint" }, "Nobody.")
-      : table("People without a contact", PEOPLE_COLUMNS[chosen.select.value], items),
+      ? make("p", { class: "faint" }, "None.")
+      : makeTable("Patients without a contact", PEOPLE_COLUMNS[chosen.select.value], items),
   );
   return () => pages.first();
 }
 
-const PATIENT = { title: "Patient in Cliniko", heading: true, cell: (each) => make("code", {}, told(each.patient_id)) };
+const PATIENT = { title: "Patient in Cliniko", heading: true, cell: (person) => make("code", {}, isolate(person.patient_id)) };
 const CANDIDATES = {
-  title: "Contacts it could be",
+  title: "Possible contacts",
   number: true,
-  cell: (each) => (each.candidate_count === null ? "" : counted(each.candidate_count, "contact")),
+  cell: (person) => (person.candidate_count === null ? "" : count(person.candidate_count, "contact")),
 };
 const PEOPLE_COLUMNS = { unmatched: [PATIENT], ambiguous: [PATIENT, CANDIDATES] };
 
-/** Pages of a list, forwards by the cursors that the API gives and back by those it gave. */
-function paged(panel, load, drawn) {
+/** Makes the pages of a list: forward by the API's cursors, back by the earlier ones. */
+function makePages(panel, load, render) {
   const cursors = [null];
 
   async function show(focused = null) {
@@ -267,10 +267,10 @@ function paged(panel, load, drawn) {
       const isAlone = cursors.length === 1 && page.next_cursor === null;
       const place = make("span", { class: "faint", role: "status" }, `Page ${number(cursors.length)}`);
       const buttons = isAlone ? null : make("nav", { class: "paging", "aria-label": "Pages" }, back, place, next);
-      // What was pressed is drawn anew: the focus stays with it, or goes to the other where it is of no use now.
+      // The buttons are replaced: the focus returns to the pressed one, or to the other if it is disabled.
       const pressed = focused === "next" ? [next, back] : [back, next];
-      if (focused !== null) queueMicrotask(() => requestAnimationFrame(() => pressed.find((each) => !each.disabled)?.focus()));
-      return [drawn(page.items), buttons];
+      if (focused !== null) queueMicrotask(() => requestAnimationFrame(() => pressed.find((button) => !button.disabled)?.focus()));
+      return [render(page.items), buttons];
     });
   }
 

@@ -1,27 +1,27 @@
-// Parts of a view that load by themselves: one that cannot be loaded says why, and the others go on working.
+// Sections of a view. Each loads by itself: if one fails, it shows the problem, and the others still work.
 
 import { LoggedOut } from "./api.js";
 import { make } from "./elements.js";
 
-/** Whether it is none of the view's own business: another view is shown, or nobody is logged in. */
-export const isForOthers = (error, signal) => signal.aborted || error.name === "AbortError" || error instanceof LoggedOut;
+/** Whether the error needs no message in this view: another view is shown, or the token was refused. */
+export const isHandledElsewhere = (error, signal) => signal.aborted || error.name === "AbortError" || error instanceof LoggedOut;
 
-/** What went wrong, with a button to try again where there is something to try. */
-export function problem(error, again = null) {
-  const what = error.status === undefined ? "This page could not do that; this is a defect." : error.message;
+/** Makes the notice of an error, with a button if it can be retried. */
+export function makeProblem(error, retry = null) {
+  const what = error.status === undefined ? "The page has a defect: tell the operator." : error.message;
   if (error.status === undefined) console.error(error);
   return make("div", { class: "notice bad", role: "alert" },
     make("p", {}, what),
-    again && make("button", { type: "button", onclick: again }, "Try again"),
+    retry && make("button", { type: "button", onclick: retry }, "Try again"),
   );
 }
 
 /**
- * A section with a heading. `show(load, drawn)` fills it: `load` asks the API, `drawn` makes nodes of what it told.
- * Only what was asked for last is shown.
+ * A section with a heading. `show(load, render)` fills it: `load` returns data of the API, `render` makes nodes of it.
+ * Of several calls only the last is shown.
  */
 export class Panel {
-  #asked = 0;
+  #calls = 0;
 
   constructor(title, signal, onLoggedOut, { wide = false } = {}) {
     const id = `section-${title.toLowerCase().replaceAll(/[^a-z]+/g, "-")}`;
@@ -32,20 +32,20 @@ export class Panel {
     this.onLoggedOut = onLoggedOut;
   }
 
-  async show(load, drawn) {
-    this.#asked += 1;
-    const asked = this.#asked;
+  async show(load, render) {
+    this.#calls += 1;
+    const call = this.#calls;
     this.content.setAttribute("aria-busy", "true");
     let nodes;
     try {
-      nodes = [drawn(await load())].flat();
+      nodes = [render(await load())].flat();
     } catch (error) {
       if (error instanceof LoggedOut) this.onLoggedOut(error);
-      if (isForOthers(error, this.signal)) return;
-      nodes = [problem(error, () => this.show(load, drawn))];
+      if (isHandledElsewhere(error, this.signal)) return;
+      nodes = [makeProblem(error, () => this.show(load, render))];
     }
-    if (asked !== this.#asked || this.signal.aborted) return;
-    this.content.replaceChildren(...nodes.filter((each) => each !== null));
+    if (call !== this.#calls || this.signal.aborted) return;
+    this.content.replaceChildren(...nodes.filter((node) => node !== null));
     this.content.removeAttribute("aria-busy");
   }
 }

@@ -1,22 +1,22 @@
-// Syncs: requested, followed while they go on, cancelled, and listed.
+// Syncs: requested, followed, cancelled and listed.
 
 import { follow, LoggedOut, organizationPath, Problem, randomKey, request } from "./api.js";
-import { ask, linkOut, make, table, told } from "./elements.js";
-import { counted, duration, number, sentence, when } from "./formats.js";
-import { isForOthers, problem } from "./panels.js";
+import { askConfirmation, isolate, make, makeLink, makeTable } from "./elements.js";
+import { capitalize, count, duration, makeTime, number } from "./formats.js";
+import { isHandledElsewhere, makeProblem } from "./panels.js";
 
-const GOING_ON = ["queued", "running", "cancelling"];
-const SECONDS_OF_SILENCE = 8;
+const UNFINISHED = ["queued", "running", "cancelling"];
+const SILENCE_SECONDS = 8;
 const STEPS = {
-  "cliniko/patients": "Patients are read",
-  "cliniko/appointments": "Appointments are read",
-  contact_mapping: "Patients are mapped to contacts",
-  active_patients: "Active patients are counted",
+  "cliniko/patients": "Reading patients",
+  "cliniko/appointments": "Reading appointments",
+  contact_mapping: "Mapping patients to contacts",
+  active_patients: "Computing active patients",
 };
 
-export const isGoingOn = (sync) => GOING_ON.includes(sync.status);
+export const isUnfinished = (sync) => UNFINISHED.includes(sync.status);
 
-/** The buttons, the progress of what they started, and what came of it. `onEnded` is called when a sync has ended. */
+/** The buttons, and the progress and result of a followed sync. Calls `onEnded` when it has ended. */
 export class SyncControl {
   constructor(organizationId, { signal, onLoggedOut, onEnded }) {
     this.organizationId = organizationId;
@@ -24,7 +24,7 @@ export class SyncControl {
     this.onLoggedOut = onLoggedOut;
     this.onEnded = onEnded;
     this.followed = null;
-    // What has ended is not followed again where a list that was made a moment earlier has it as going on.
+    // A list loaded just before the end of a sync must not make it followed again.
     this.ended = new Set();
     this.sync = make("button", { type: "button", class: "main", onclick: () => this.#start(false) }, "Sync now");
     this.full = make("button", { type: "button", onclick: () => this.#askForFull() }, "Full sync …");
@@ -36,21 +36,21 @@ export class SyncControl {
     this.details = make("p", { class: "faint" });
     this.cancel = make("button", { type: "button", onclick: () => this.#cancel() }, "Cancel");
     this.progress = make("div", { class: "progress", hidden: true }, this.bar, this.line, this.details, make("div", { class: "buttons" }, this.cancel));
-    // Read out only where something else is going on, not with every number.
-    this.spoken = make("p", { class: "unseen", "aria-live": "polite" });
+    // Screen readers announce each new step, not every number.
+    this.announcement = make("p", { class: "unseen", "aria-live": "polite" });
     this.result = make("div", { tabindex: -1, class: "result" });
     this.node = make("section", { class: "panel wide sync", "aria-labelledby": "sync-heading", hidden: true },
-      this.heading, this.progress, this.result, this.spoken);
+      this.heading, this.progress, this.result, this.announcement);
   }
 
-  /** No sync can be requested; says why. */
-  disable(why) {
+  /** Disables the buttons and shows the reason. */
+  disable(reason) {
     this.isDisabled = true;
-    this.why.textContent = why;
+    this.why.textContent = reason;
     this.why.hidden = false;
-    for (const each of [this.sync, this.full]) {
-      each.disabled = true;
-      each.setAttribute("aria-describedby", "why-no-sync");
+    for (const button of [this.sync, this.full]) {
+      button.disabled = true;
+      button.setAttribute("aria-describedby", "why-no-sync");
     }
   }
 
@@ -58,17 +58,17 @@ export class SyncControl {
   async follow(id, { isNew = true, hasFocus = false } = {}) {
     if (this.followed !== null || this.ended.has(id)) return;
     this.followed = id;
-    this.#busy(true);
+    this.#setBusy(true);
     this.node.hidden = false;
     this.progress.hidden = false;
-    this.result.replaceChildren(...(isNew ? [] : [make("p", {}, "A sync was going on already; this is it.")]));
-    this.heading.textContent = "A sync is going on";
+    this.result.replaceChildren(...(isNew ? [] : [make("p", {}, "This sync was queued or running already.")]));
+    this.heading.textContent = "A sync is running";
     this.bar.removeAttribute("value");
-    this.line.textContent = "Waiting for its turn.";
+    this.line.textContent = "Queued.";
     this.details.textContent = "";
-    this.known = "";
-    this.heardAt = null;
-    this.spoken.textContent = "";
+    this.facts = "";
+    this.updatedAt = null;
+    this.announcement.textContent = "";
     this.cancel.disabled = false;
     const ticking = setInterval(() => this.#showSilence(), 1000);
     if (hasFocus) this.heading.focus();
@@ -78,93 +78,93 @@ export class SyncControl {
       ended = await follow(id, {
         signal: this.signal,
         onSync: (sync) => this.#show(sync),
-        onBreak: () => {
-          this.known = "The connection was lost; it is opened again.";
-          this.heardAt = null;
+        onReconnect: () => {
+          this.facts = "The connection was lost: reconnecting.";
+          this.updatedAt = null;
           this.#showSilence();
         },
       });
     } catch (error) {
       if (error instanceof LoggedOut) this.onLoggedOut(error);
-      if (isForOthers(error, this.signal)) return;
-      failure = problem(error, () => this.follow(id));
+      if (isHandledElsewhere(error, this.signal)) return;
+      failure = makeProblem(error, () => this.follow(id));
     } finally {
       clearInterval(ticking);
     }
     const hadFocus = this.node.contains(document.activeElement);
     this.followed = null;
     this.progress.hidden = true;
-    this.#busy(false);
-    this.heading.textContent = failure === null ? `The sync ${WORDS[ended.status]}` : "Sync";
-    this.result.replaceChildren(...(failure === null ? outcome(ended) : [failure]));
-    this.#say(failure === null ? `The sync ${WORDS[ended.status]}.` : "");
+    this.#setBusy(false);
+    this.heading.textContent = failure === null ? `The sync ${OUTCOMES[ended.status]}` : "Sync";
+    this.result.replaceChildren(...(failure === null ? resultOf(ended) : [failure]));
+    this.#announce(failure === null ? `The sync ${OUTCOMES[ended.status]}.` : "");
     if (hadFocus) this.heading.focus();
-    // Where it cannot be followed, whoever looks at it tries again: loading all would begin to follow it at once.
+    // After a failure the user may retry: reloading everything would follow the sync again immediately.
     if (failure !== null) return;
     this.ended.add(id);
     this.onEnded();
   }
 
   #show(sync) {
-    const now = sync.progress;
-    this.heading.textContent = sync.full ? "A full sync is going on" : "A sync is going on";
+    const progress = sync.progress;
+    this.heading.textContent = sync.full ? "A full sync is running" : "A sync is running";
     this.cancel.disabled = sync.status === "cancelling";
-    const told = [];
-    if (sync.status === "queued") this.line.textContent = "Waiting for its turn.";
-    else if (sync.status === "cancelling") this.line.textContent = "It is being cancelled: what it is doing is brought to an end.";
+    const facts = [];
+    if (sync.status === "queued") this.line.textContent = "Queued.";
+    else if (sync.status === "cancelling") this.line.textContent = "Cancelling: the current step is finished first.";
     else {
-      const table = sync.tables.find((each) => each.status === "running");
-      const step = STEPS[table?.name] ?? "It is at work";
-      const isReading = now !== null && table !== undefined && table.name.startsWith("cliniko/");
+      const table = sync.tables.find(({ status }) => status === "running");
+      const step = STEPS[table?.name] ?? "Running";
+      const isReading = progress !== null && table !== undefined && table.name.startsWith("cliniko/");
       this.line.textContent = isReading
-        ? `${words(now.resource)}: ${number(Math.min(now.records_read, now.records))} of ${number(now.records)} records`
+        ? `${resourceName(progress.resource)}: ${number(Math.min(progress.records_read, progress.records))} of ${number(progress.records)} records`
         : `${step}.`;
-      if (isReading && now.records > 0) {
-        this.bar.max = now.records;
-        this.bar.value = Math.min(now.records_read, now.records);
+      if (isReading && progress.records > 0) {
+        this.bar.max = progress.records;
+        this.bar.value = Math.min(progress.records_read, progress.records);
       } else {
         this.bar.removeAttribute("value");
       }
-      if (isReading && now.seconds_left >= 1) told.push(`about ${duration(now.seconds_left)} left for these`);
-      this.#say(isReading ? `${words(now.resource)} are read.` : `${step}.`);
+      if (isReading && progress.seconds_left >= 1) facts.push(`about ${duration(progress.seconds_left)} left for this resource`);
+      this.#announce(isReading ? `Reading ${resourceName(progress.resource).toLowerCase()}.` : `${step}.`);
     }
-    const requests = Math.max(now?.requests ?? 0, sync.requests);
-    if (requests > 0) told.unshift(`${counted(requests, "request")} to Cliniko`);
-    if (sync.seconds_waited >= 1) told.push(`${duration(sync.seconds_waited)} waited for Cliniko's limit`);
-    this.known = told.length > 0 ? `${told.join(", ")}.` : "";
-    this.heardAt = sync.status === "running" ? Date.now() : null;
+    const requests = Math.max(progress?.requests ?? 0, sync.requests);
+    if (requests > 0) facts.unshift(`${count(requests, "request")} to Cliniko`);
+    if (sync.seconds_waited >= 1) facts.push(`${duration(sync.seconds_waited)} waited for Cliniko's rate limit`);
+    this.facts = facts.length > 0 ? `${facts.join(", ")}.` : "";
+    this.updatedAt = sync.status === "running" ? Date.now() : null;
     this.#showSilence();
   }
 
-  /** The API tells of changes only: what stands still for long is said to, and why that may be. */
+  /** Says how long nothing has changed: the API sends changes only. */
   #showSilence() {
-    const seconds = this.heardAt === null ? 0 : Math.floor((Date.now() - this.heardAt) / 1000);
-    const silence = `Nothing new for ${duration(seconds)}: it may be waiting for Cliniko's limit of requests.`;
-    this.details.textContent = [this.known, seconds >= SECONDS_OF_SILENCE && silence].filter(Boolean).join(" ");
+    const seconds = this.updatedAt === null ? 0 : Math.floor((Date.now() - this.updatedAt) / 1000);
+    const silence = `No progress for ${duration(seconds)}: the sync may be waiting for Cliniko's rate limit.`;
+    this.details.textContent = [this.facts, seconds >= SILENCE_SECONDS && silence].filter(Boolean).join(" ");
   }
 
-  #say(text) {
-    if (this.spoken.textContent !== text) this.spoken.textContent = text;
+  #announce(text) {
+    if (this.announcement.textContent !== text) this.announcement.textContent = text;
   }
 
-  #busy(isBusy) {
+  #setBusy(isBusy) {
     if (this.isDisabled) return;
-    for (const each of [this.sync, this.full]) each.disabled = isBusy;
+    for (const button of [this.sync, this.full]) button.disabled = isBusy;
   }
 
   async #askForFull() {
     const text =
-      "Everything is read from the beginning, and what Cliniko no longer has is marked as deleted. For a large clinic that " +
-      "takes many minutes and many requests. A sync finds what has changed without it.";
-    if (await ask("Sync everything?", text, "Yes, sync everything")) await this.#start(true);
+      "A full sync reads everything from the beginning and marks records that were deleted in Cliniko. For a large clinic " +
+      "this takes many minutes and many requests. A normal sync reads what has changed.";
+    if (await askConfirmation("Start a full sync?", text, "Start full sync")) await this.#start(true);
   }
 
   async #start(full) {
-    this.#busy(true);
+    this.#setBusy(true);
     this.node.hidden = false;
     this.heading.textContent = "Sync";
-    this.result.replaceChildren(make("p", {}, "The sync is requested …"));
-    // One key for one press of the button: what is sent again after a wait leads to no second sync.
+    this.result.replaceChildren(make("p", {}, "Requesting the sync …"));
+    // A retried request has the same key, so it starts no second sync.
     const headers = { "Idempotency-Key": randomKey() };
     try {
       const path = organizationPath(this.organizationId, "/syncs");
@@ -173,12 +173,12 @@ export class SyncControl {
       await this.follow(accepted.id, { isNew: accepted.is_new, hasFocus: true });
     } catch (error) {
       if (error instanceof LoggedOut) this.onLoggedOut(error);
-      if (isForOthers(error, this.signal)) return;
-      this.#busy(false);
+      if (isHandledElsewhere(error, this.signal)) return;
+      this.#setBusy(false);
       if (error instanceof Problem && error.status === 403) {
-        this.disable("This token may look, and not request syncs: the operator makes tokens with the scope sync.");
+        this.disable("This token may not request syncs: ask the operator for a token with the scope sync.");
       }
-      this.result.replaceChildren(problem(error));
+      this.result.replaceChildren(makeProblem(error));
     }
   }
 
@@ -188,57 +188,57 @@ export class SyncControl {
       await request("DELETE", `v1/syncs/${encodeURIComponent(this.followed)}`, { signal: this.signal });
     } catch (error) {
       if (error instanceof LoggedOut) this.onLoggedOut(error);
-      if (isForOthers(error, this.signal)) return;
+      if (isHandledElsewhere(error, this.signal)) return;
       this.cancel.disabled = false;
-      this.result.replaceChildren(problem(error));
+      this.result.replaceChildren(makeProblem(error));
     }
   }
 }
 
-const WORDS = { succeeded: "has succeeded", failed: "has failed", cancelled: "was cancelled" };
+const OUTCOMES = { succeeded: "has succeeded", failed: "has failed", cancelled: "was cancelled" };
 
-function outcome(sync) {
-  const facts = [counted(sync.requests, "request")];
-  const seconds = lasted(sync);
-  if (seconds !== null) facts.unshift(`It took ${duration(seconds)}`);
-  const rows = sync.tables.find((each) => each.name === "active_patients")?.counts.rows;
-  if (rows !== undefined) facts.push(counted(rows, "active patient"));
+function resultOf(sync) {
+  const facts = [count(sync.requests, "request")];
+  const seconds = secondsOf(sync);
+  if (seconds !== null) facts.unshift(`Finished in ${duration(seconds)}`);
+  const rows = sync.tables.find(({ name }) => name === "active_patients")?.counts.rows;
+  if (rows !== undefined) facts.push(count(rows, "active patient"));
   return [
-    make("p", {}, `${facts.join(", ")}. `, linkOut(sync.url, "The run in Dagster")),
-    sync.error === null ? null : make("p", { class: "bad-text" }, told(sync.error)),
-  ].filter((each) => each !== null);
+    make("p", {}, `${facts.join(", ")}. `, makeLink(sync.url, "Run in Dagster")),
+    sync.error === null ? null : make("p", { class: "bad-text" }, isolate(sync.error)),
+  ].filter((node) => node !== null);
 }
 
-/** Seconds, or null where it has not begun or not ended. */
-function lasted(sync) {
+/** Duration in seconds; null: not started or not ended. */
+function secondsOf(sync) {
   if (sync.started_at === null || sync.finished_at === null) return null;
   return (Date.parse(sync.finished_at) - Date.parse(sync.started_at)) / 1000;
 }
 
-const words = (resource) => sentence(resource.replaceAll("_", " "));
+const resourceName = (resource) => capitalize(resource.replaceAll("_", " "));
 
-export function syncTable(syncs) {
-  if (syncs.length === 0) return make("p", { class: "faint" }, "It was not synced yet.");
-  return table("The last syncs, the latest first", COLUMNS, syncs);
+export function makeSyncTable(syncs) {
+  if (syncs.length === 0) return make("p", { class: "faint" }, "Not synced yet.");
+  return makeTable("Last syncs, the latest first", COLUMNS, syncs);
 }
 
 const SIGNS = { succeeded: "✓", failed: "✕", cancelled: "–", queued: "…", running: "…", cancelling: "…" };
 
 const COLUMNS = [
   {
-    title: "Begun",
+    title: "Started",
     heading: true,
-    cell: (each) => when(each.started_at, "not yet"),
+    cell: (sync) => makeTime(sync.started_at, "not yet"),
   },
   {
     title: "Status",
-    cell: (each) => [
-      make("span", { class: `badge sync-${each.status}` }, make("span", { "aria-hidden": "true" }, SIGNS[each.status] ?? ""), ` ${each.status}`),
-      each.full ? make("span", { class: "aside" }, " full") : null,
-      each.error === null ? null : make("div", { class: "bad-text" }, told(each.error)),
+    cell: (sync) => [
+      make("span", { class: `badge sync-${sync.status}` }, make("span", { "aria-hidden": "true" }, SIGNS[sync.status] ?? ""), ` ${sync.status}`),
+      sync.full ? make("span", { class: "aside" }, " full") : null,
+      sync.error === null ? null : make("div", { class: "bad-text" }, isolate(sync.error)),
     ],
   },
-  { title: "Took", number: true, cell: (each) => { const seconds = lasted(each); return seconds === null ? "" : duration(seconds); } },
-  { title: "Requests", number: true, cell: (each) => number(each.requests) },
-  { title: "Run", cell: (each) => linkOut(each.url, "Dagster") },
+  { title: "Duration", number: true, cell: (sync) => { const seconds = secondsOf(sync); return seconds === null ? "" : duration(seconds); } },
+  { title: "Requests", number: true, cell: (sync) => number(sync.requests) },
+  { title: "Run", cell: (sync) => makeLink(sync.url, "Dagster") },
 ];

@@ -1,9 +1,8 @@
-"""Active patients, a page at a time, as JSON or CSV."""
+"""Active patients in pages, as JSON or CSV, and their number over time."""
 
 import base64
 import binascii
 import csv
-import hashlib
 import io
 import json
 import re
@@ -15,6 +14,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
+from cliniko_pipeline.api.etags import etag, etag_matches
 from cliniko_pipeline.api.gate import ReadableOrganization, RuntimeDependency
 from cliniko_pipeline.api.problems import documented, not_found
 from cliniko_pipeline.errors import ArgumentError
@@ -22,35 +22,35 @@ from cliniko_pipeline.postgres.operator_tables import sync_runs
 from cliniko_pipeline.postgres.reads import active_patients
 from cliniko_pipeline.postgres.reads.active_patients import Filters, Order, Place
 
-LONGEST_PAGE = 1000
-LONGEST_CURSOR = 400
-MOST_CONTACTS = 100
+MAX_PAGE_ROWS = 1000
+MAX_CURSOR_LENGTH = 400
+MAX_CONTACTS = 100
 JSON, CSV = "application/json", "text/csv"
 
 router = APIRouter(prefix="/v1/organizations/{organization_id}", tags=["active patients"])
 
 
-def _written_instant(value: object) -> object:
-    # A number would be taken for seconds since 1970.
+def _require_instant(value: object) -> object:
+    # pydantic takes a number for seconds since 1970.
     if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value):
         raise ValueError("must be an instant such as 2026-01-31T09:30:00Z")
     return value
 
 
-def _in_utc(value: datetime) -> datetime:
+def _to_utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise ValueError("must be an instant of the years 1 to 9999, UTC") from None
+        raise ValueError("must be an instant of the years 1 to 9999 in UTC") from None
 
 
-Instant = Annotated[AwareDatetime, BeforeValidator(_written_instant), AfterValidator(_in_utc)]
+Instant = Annotated[AwareDatetime, BeforeValidator(_require_instant), AfterValidator(_to_utc)]
 
 
 class Attendance(BaseModel):
     """An individual appointment, or a place in a group appointment."""
 
-    id: str = Field(examples=["1234567890123"], description="Of the individual or the group appointment in Cliniko.")
+    id: str = Field(examples=["1234567890123"], description="Cliniko's id of the individual or group appointment.")
     kind: Literal["individual", "group"]
     starts_at: AwareDatetime
     ends_at: AwareDatetime | None
@@ -64,7 +64,7 @@ class ActivePatient(BaseModel):
 
     contact_id: UUID
     recent_appointment_count: int = Field(
-        examples=[3], description="From `search_date_from` to `search_date_to`: 60 days, unless set otherwise."
+        examples=[3], description="From `search_date_from` to `search_date_to`: 60 days by default."
     )
     upcoming_appointment_count: int = Field(examples=[1], description="After `search_date_to`.")
     total_appointment_count: int = Field(examples=[17], description="At any time.")
@@ -72,86 +72,90 @@ class ActivePatient(BaseModel):
     recent_appointments: list[Attendance] = Field(description="The latest first.")
     upcoming_appointments: list[Attendance] = Field(description="The soonest first.")
     search_date_from: AwareDatetime
-    search_date_to: AwareDatetime = Field(description="The moment that the sync judged by.")
+    search_date_to: AwareDatetime = Field(description="The instant that the sync counted as now.")
 
 
 class ActivePatientsPage(BaseModel):
-    """A page of active patients: what one sync wrote, never a mixture of two."""
+    """A page of active patients, all written by one sync."""
 
     items: list[ActivePatient]
-    next_cursor: str | None = Field(description="For the next page; none after the last.")
+    next_cursor: str | None = Field(description="Of the next page; null: this is the last one.")
 
 
 class DayOfTrend(BaseModel):
-    """How many active patients there were at the end of a day, UTC."""
+    """The number of active patients at the end of a day, UTC."""
 
     day: str = Field(examples=["2026-06-15"])
     active_patients: int = Field(examples=[225])
 
 
 class Trend(BaseModel):
-    """The days on which the organization was synced, the earliest first."""
+    """The days with a sync, the earliest first."""
 
     items: list[DayOfTrend]
 
 
 class PageQuery(BaseModel):
-    """Which active patients, in which order."""
+    """Filters, order and page of a request."""
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=100, ge=1, le=LONGEST_PAGE)
+    limit: int = Field(default=100, ge=1, le=MAX_PAGE_ROWS)
     cursor: str | None = Field(
         default=None,
-        max_length=LONGEST_CURSOR,
-        description="`next_cursor` of the page before, with the same sort and order.",
+        max_length=MAX_CURSOR_LENGTH,
+        description="`next_cursor` of the previous page, with the same sort and order.",
     )
     sort: Order = Order.LAST_APPOINTMENT
     order: Literal["asc", "desc"] = "desc"
-    has_upcoming: bool | None = Field(default=None, description="With an upcoming appointment, or without one.")
+    has_upcoming: bool | None = Field(
+        default=None, description="Only patients with (true) or without (false) an upcoming appointment."
+    )
     last_appointment_from: Instant | None = Field(
-        default=None, description="Whose last appointment was then or later.", examples=["2026-05-01T00:00:00Z"]
+        default=None,
+        description="Only patients whose last appointment was then or later.",
+        examples=["2026-05-01T00:00:00Z"],
     )
     last_appointment_before: Instant | None = Field(
-        default=None, description="Whose last appointment was earlier.", examples=["2026-06-01T00:00:00Z"]
+        default=None, description="Only patients whose last appointment was earlier.", examples=["2026-06-01T00:00:00Z"]
     )
     contact_id: list[UUID] | None = Field(
-        default=None, max_length=MOST_CONTACTS, description="Of these contacts; may be given several times."
+        default=None, max_length=MAX_CONTACTS, description="Only these contacts; may be given several times."
     )
 
     @property
     def filters(self) -> Filters:
-        """As the database takes them."""
+        """The filters of the database query."""
         contacts = None if self.contact_id is None else tuple(self.contact_id)
         return Filters(self.has_upcoming, self.last_appointment_from, self.last_appointment_before, contacts)
 
 
 class _Cursor(BaseModel):
-    """Where a page ended; opaque for whoever sends it back."""
+    """The end of a page; opaque to clients."""
 
     sort: Order
     order: Literal["asc", "desc"]
-    value: Annotated[AwareDatetime, AfterValidator(_in_utc)] | int | None
+    value: Annotated[AwareDatetime, AfterValidator(_to_utc)] | int | None
     contact_id: UUID
 
-    def written(self) -> str:
+    def encode(self) -> str:
         return base64.urlsafe_b64encode(self.model_dump_json().encode()).decode().rstrip("=")
 
     @classmethod
-    def read(cls, text: str, query: PageQuery) -> Self:
-        """Raises ArgumentError where it is none, or one of another order."""
+    def decode(cls, text: str, query: PageQuery) -> Self:
+        """Return the cursor. Raise ArgumentError if it is malformed, or of another sort or order."""
         try:
-            found = cls.model_validate_json(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            cursor = cls.model_validate_json(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
         except (ValueError, binascii.Error):
-            found = None
-        if found is None or found.sort != query.sort or found.order != query.order or not found.fits():
+            cursor = None
+        if cursor is None or cursor.sort != query.sort or cursor.order != query.order or not cursor.has_valid_value():
             raise ArgumentError(
-                "The cursor is not one of these pages: send `next_cursor` as it was, with the same sort and order."
+                "The cursor is invalid: send `next_cursor` of the previous page, with the same sort and order."
             )
-        return found
+        return cursor
 
-    def fits(self) -> bool:
-        """Whether what it holds can be what it is sorted by."""
+    def has_valid_value(self) -> bool:
+        """Return whether the value has the type of the column it is sorted by."""
         match self.sort:
             case Order.CONTACT:
                 return self.value is None
@@ -164,10 +168,10 @@ class _Cursor(BaseModel):
 PAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ActivePatientsPage,
-        "description": "The page. `Link` leads to the next one.",
+        "description": "The page. The header `Link` names the next one.",
         "content": {CSV: {"schema": {"type": "string"}}},
     },
-    304: {"description": "The page is still what the ETag was given for."},
+    304: {"description": "The page has not changed since it had this ETag."},
     **documented(401, 403, 404, 422, 429, 503),
 }
 
@@ -178,11 +182,11 @@ def list_active_patients(
     runtime: RuntimeDependency,
     organization: ReadableOrganization,
     query: Annotated[PageQuery, Query()],
-    accept: Annotated[str, Header(description="text/csv: as CSV, with the same pages.")] = JSON,
-    if_none_match: Annotated[str, Header(description="An ETag: 304 while the page is the same.")] = "",
+    accept: Annotated[str, Header(description="text/csv: the same page as CSV.")] = JSON,
+    if_none_match: Annotated[str, Header(description="An ETag: the answer is 304 if the page has not changed.")] = "",
 ) -> Response:
-    """The organization's active patients, with keyset pages: none is missed or seen twice while nothing changes."""
-    cursor = None if query.cursor is None else _Cursor.read(query.cursor, query)
+    """List the organization's active patients in pages. Between two syncs, the pages hold every patient once."""
+    cursor = None if query.cursor is None else _Cursor.decode(query.cursor, query)
     after = None if cursor is None else Place(cursor.value, cursor.contact_id)
     with runtime.database.organization(organization.id) as connection:
         found = active_patients.page(
@@ -194,15 +198,15 @@ def list_active_patients(
             limit=query.limit + 1,
         )
     rows = [dict(row) for row in found[: query.limit]]
-    following = _cursor_after(rows[-1], query) if len(found) > query.limit else None
+    next_cursor = _cursor_after(rows[-1], query) if len(found) > query.limit else None
     as_csv = _prefers_csv(accept)
-    body = _csv(rows) if as_csv else _json({"items": rows, "next_cursor": following})
-    headers = {"ETag": _etag(body), "Vary": "Accept, Authorization", "Cache-Control": "private, no-cache"}
-    if following is not None:
-        # Encoded again: an organization's id may hold what no header and no path can.
+    body = _csv(rows) if as_csv else _json({"items": rows, "next_cursor": next_cursor})
+    headers = {"ETag": etag(body), "Vary": "Accept, Authorization", "Cache-Control": "private, no-cache"}
+    if next_cursor is not None:
+        # The server decodes the path, but an id may hold characters that a header cannot.
         path = quote(request.scope["path"], safe="/")
-        headers["Link"] = f'<{path}?{request.url.include_query_params(cursor=following).query}>; rel="next"'
-    if headers["ETag"] in {each.strip().removeprefix("W/") for each in if_none_match.split(",")}:
+        headers["Link"] = f'<{path}?{request.url.include_query_params(cursor=next_cursor).query}>; rel="next"'
+    if etag_matches(headers["ETag"], if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(body, media_type=CSV if as_csv else JSON, headers=headers)
 
@@ -211,7 +215,7 @@ def list_active_patients(
     "/active-patients/{contact_id}", response_model=ActivePatient, responses=documented(401, 403, 404, 422, 429, 503)
 )
 def get_active_patient(runtime: RuntimeDependency, organization: ReadableOrganization, contact_id: UUID) -> Any:
-    """One of them, by its contact."""
+    """Return an active patient by its contact."""
     with runtime.database.organization(organization.id) as connection:
         row = active_patients.one(connection, contact_id)
     if row is None:
@@ -225,24 +229,24 @@ def get_trend(
     organization: ReadableOrganization,
     days: Annotated[int, Query(ge=1, le=730)] = 90,
 ) -> Trend:
-    """How many active patients there were, day by day."""
+    """Return the number of active patients day by day."""
     with runtime.database.organization(organization.id) as connection:
         found = sync_runs.trend(connection, days)
-    return Trend(items=[DayOfTrend(day=each.day.isoformat(), active_patients=each.active_patients) for each in found])
+    return Trend(items=[DayOfTrend(day=row.day.isoformat(), active_patients=row.active_patients) for row in found])
 
 
 def _cursor_after(row: dict[str, Any], query: PageQuery) -> str:
     value = None if query.sort is Order.CONTACT else row[query.sort.value]
-    return _Cursor(sort=query.sort, order=query.order, value=value, contact_id=row["contact_id"]).written()
+    return _Cursor(sort=query.sort, order=query.order, value=value, contact_id=row["contact_id"]).encode()
 
 
 def _prefers_csv(accept: str) -> bool:
-    kinds = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
+    kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
     return CSV in kinds and (JSON not in kinds or kinds.index(CSV) < kinds.index(JSON))
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    # Not by way of the models: they describe what the database holds already, and take ten times as long.
+    # Without the models: they would take ten times as long to write what the database holds already.
     return json.dumps(content, default=_text, separators=(",", ":")).encode()
 
 
@@ -265,7 +269,3 @@ def _text(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     return str(value)
-
-
-def _etag(body: bytes) -> str:
-    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'

@@ -1,4 +1,4 @@
-"""Organizations: how fresh, how much, and what is wrong; and who of their patients has no contact."""
+"""Organizations: freshness, counts and problems, and their patients without a contact."""
 
 from typing import Annotated
 
@@ -18,14 +18,14 @@ router = APIRouter(prefix="/v1/organizations", tags=["organizations"])
 
 
 class OrganizationSummary(BaseModel):
-    """An organization, and whether it is well."""
+    """An organization and the state of its syncs."""
 
     id: str = Field(examples=["surf-rehab"])
     name: str = Field(examples=["Surf Rehab"])
-    is_active: bool = Field(description="False: disabled, not synced.")
-    is_paused: bool = Field(description="Not synced until its credentials change.")
+    is_active: bool = Field(description="false: disabled, not synced.")
+    is_paused: bool = Field(description="true: not synced until its credentials change.")
     last_success_at: AwareDatetime | None
-    failures: int = Field(examples=[0], description="How many syncs in a row have failed.")
+    failures: int = Field(examples=[0], description="Consecutive failed syncs.")
     failed_checks: list[str]
 
 
@@ -33,24 +33,24 @@ class OrganizationsPage(BaseModel):
     """The organizations that the token opens, by id."""
 
     items: list[OrganizationSummary]
-    next_cursor: str | None = Field(description="For the next page; none after the last.")
+    next_cursor: str | None = Field(description="Of the next page; null: this is the last one.")
 
 
 class OrganizationCounts(BaseModel):
-    """What is stored of it. Of Cliniko's records, those that Cliniko still has."""
+    """Counts of stored rows, without records that were deleted in Cliniko."""
 
     patients: int
     appointments: int = Field(description="Individual and group appointments.")
-    attendees: int = Field(description="Of individual and of group appointments.")
+    attendees: int = Field(description="Attendees of individual and of group appointments.")
     matched: int = Field(description="People with a contact.")
     unmatched: int
-    ambiguous: int = Field(description="People for whom more than one contact could be meant.")
+    ambiguous: int = Field(description="People with more than one possible contact.")
     active_patients: int
-    rejected_records: int = Field(description="Set aside, since they could not be understood.")
+    rejected_records: int = Field(description="Records that could not be understood.")
 
 
-class OrganizationStanding(BaseModel):
-    """Where an organization stands."""
+class OrganizationDetails(BaseModel):
+    """An organization with its counts and problems."""
 
     id: str = Field(examples=["surf-rehab"])
     name: str = Field(examples=["Surf Rehab"])
@@ -58,24 +58,24 @@ class OrganizationStanding(BaseModel):
     last_sync_id: str | None
     last_sync_status: str | None = Field(examples=["succeeded"])
     last_success_at: AwareDatetime | None
-    age_seconds: float | None = Field(description="How long ago the last sync that succeeded ended.", examples=[1260.5])
+    age_seconds: float | None = Field(description="Age of the last successful sync.", examples=[1260.5])
     counts: OrganizationCounts
-    problems: list[str] = Field(description="What somebody should look at, in words.", examples=[[]])
+    problems: list[str] = Field(description="What needs attention, in words.", examples=[[]])
 
 
 class Person(BaseModel):
     """A patient without a contact."""
 
-    patient_id: str = Field(examples=["1234567890123"], description="In Cliniko.")
+    patient_id: str = Field(examples=["1234567890123"], description="The id in Cliniko.")
     status: WithoutContact
-    candidate_count: int | None = Field(description="How many contacts an ambiguous one could be.", examples=[2])
+    candidate_count: int | None = Field(description="Possible contacts of an ambiguous patient.", examples=[2])
 
 
 class PeoplePage(BaseModel):
     """Patients without a contact, by id."""
 
     items: list[Person]
-    next_cursor: str | None = Field(description="For the next page; none after the last.")
+    next_cursor: str | None = Field(description="Of the next page; null: this is the last one.")
 
 
 @router.get("", responses=documented(401, 403, 422, 429, 503))
@@ -85,33 +85,33 @@ def list_organizations(
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     cursor: Annotated[str | None, Query(max_length=500, pattern=r"^[^\x00]*$")] = None,
 ) -> OrganizationsPage:
-    """The organizations that the token opens, those that have Cliniko credentials."""
+    """List the organizations that the token opens and that have Cliniko credentials, by id."""
     with runtime.database.operator() as connection:
-        states = {each.organization_id: each for each in scheduling.schedulings(connection)}
-        found = [each for each in organizations.organizations(connection) if principal.sees(each.id)]
-    found = sorted((each for each in found if cursor is None or each.id > cursor), key=lambda each: each.id)
+        states = {state.organization_id: state for state in scheduling.schedulings(connection)}
+        found = [row for row in organizations.organizations(connection) if principal.sees(row.id)]
+    found = sorted((row for row in found if cursor is None or row.id > cursor), key=lambda row: row.id)
     items = [
         OrganizationSummary(
-            id=each.id,
-            name=each.name,
-            is_active=each.is_active,
-            is_paused=each.pause_reason is not None,
-            last_success_at=states[each.id].succeeded_at if each.id in states else None,
-            failures=states[each.id].failures if each.id in states else 0,
-            failed_checks=each.failed_checks,
+            id=row.id,
+            name=row.name,
+            is_active=row.is_active,
+            is_paused=row.pause_reason is not None,
+            last_success_at=states[row.id].succeeded_at if row.id in states else None,
+            failures=states[row.id].failures if row.id in states else 0,
+            failed_checks=row.failed_checks,
         )
-        for each in found[:limit]
+        for row in found[:limit]
     ]
     return OrganizationsPage(items=items, next_cursor=items[-1].id if len(found) > limit else None)
 
 
 @router.get("/{organization_id}", responses=documented(401, 403, 404, 422, 429, 503))
-def get_organization(runtime: RuntimeDependency, organization: ReadableOrganization) -> OrganizationStanding:
-    """How fresh it is, what is stored of it, and what is wrong."""
+def get_organization(runtime: RuntimeDependency, organization: ReadableOrganization) -> OrganizationDetails:
+    """Return the organization's freshness, counts and problems."""
     with runtime.database.organization(organization.id) as connection:
         state = organization_status(connection)
     last, copied = state.last_success_at, copy_problem(runtime.database)
-    return OrganizationStanding(
+    return OrganizationDetails(
         id=organization.id,
         name=organization.name,
         is_active=organization.is_active,
@@ -141,11 +141,11 @@ def list_people_without_contact(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, Query(max_length=100, pattern=r"^[^\x00]*$")] = None,
 ) -> PeoplePage:
-    """The patients that no contact could be found for, or more than one."""
+    """List unmatched or ambiguous patients, by id."""
     with runtime.database.organization(organization.id) as connection:
         found = people.without_contact(connection, status, after=cursor, limit=limit + 1)
     items = [
-        Person(patient_id=each.patient_id, status=each.status, candidate_count=each.candidate_count)
-        for each in found[:limit]
+        Person(patient_id=person.patient_id, status=person.status, candidate_count=person.candidate_count)
+        for person in found[:limit]
     ]
     return PeoplePage(items=items, next_cursor=items[-1].patient_id if len(found) > limit else None)

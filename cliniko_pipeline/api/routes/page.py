@@ -1,13 +1,13 @@
-"""The page for people who want to look: static files and the headers that confine them. It reads the API as any other
-program does, with a token that whoever looks at it enters; nothing here is anybody's, so no token is asked for.
+"""The web page: static files, and the headers that confine them. The page reads the HTTP API with the token that its
+user enters; the files hold no data and need no token.
 """
 
-import hashlib
 from dataclasses import dataclass
 from importlib import resources
 
 from fastapi import APIRouter, Header, Response
 
+from cliniko_pipeline.api.etags import etag, etag_matches
 from cliniko_pipeline.api.problems import not_found
 
 INDEX = "index.html"
@@ -27,7 +27,7 @@ POLICY = "; ".join(
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        # Where a browser knows it, no text ever becomes HTML.
+        # Browsers that know trusted types refuse to turn text into HTML.
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     )
@@ -37,7 +37,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
-    # Kept, but asked for anew each time: after an upgrade no browser mixes the files of two versions.
+    # Browsers revalidate each file: after an upgrade none mixes the files of two versions.
     "Cache-Control": "no-cache",
 }
 
@@ -50,8 +50,8 @@ class _File:
 
 
 def page_router() -> APIRouter:
-    """The routes `/` and `/page/NAME`, with the files as they are now."""
-    files = _files()
+    """Return the routes `/` and `/page/NAME`, with the files read now."""
+    files = _read_files()
     router = APIRouter(include_in_schema=False)
 
     @router.api_route("/", methods=["GET", "HEAD"])
@@ -60,26 +60,26 @@ def page_router() -> APIRouter:
 
     @router.api_route("/page/{name}", methods=["GET", "HEAD"])
     def get_file(name: str, if_none_match: str = Header(default="")) -> Response:  # pyright: ignore[reportUnusedFunction]
-        # Looked up among what there is: a name is never a path.
+        # A name is looked up among the files and never used as a path.
         if name == INDEX or name not in files:
-            raise not_found("The page has no such file: open it at its address, without a path.")
+            raise not_found("The page has no such file: open the page at its address, without a path.")
         return _answer(files[name], if_none_match)
 
     return router
 
 
-def _files() -> dict[str, _File]:
-    found: dict[str, _File] = {}
-    for each in (resources.files("cliniko_pipeline.api") / "page").iterdir():
-        media_type = MEDIA_TYPES.get("." + each.name.rpartition(".")[2])
+def _read_files() -> dict[str, _File]:
+    files: dict[str, _File] = {}
+    for file in (resources.files("cliniko_pipeline.api") / "page").iterdir():
+        media_type = MEDIA_TYPES.get("." + file.name.rpartition(".")[2])
         if media_type is not None:
-            content = each.read_bytes()
-            found[each.name] = _File(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
-    return found
+            content = file.read_bytes()
+            files[file.name] = _File(content, media_type, etag(content))
+    return files
 
 
 def _answer(file: _File, if_none_match: str) -> Response:
     headers = HEADERS | {"ETag": file.etag}
-    if file.etag in {each.strip().removeprefix("W/") for each in if_none_match.split(",")}:
+    if etag_matches(file.etag, if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(file.content, media_type=file.media_type, headers=headers)

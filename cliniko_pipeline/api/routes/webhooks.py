@@ -1,6 +1,7 @@
-"""Webhooks that say an organization's account has changed: signed, kept before they are answered, synced later.
+"""Inbound webhooks: each announces that an organization's Cliniko account has changed.
 
-What changed is not asked and not kept: the sync finds out by itself, and what a relay sends may be of a patient.
+An event is stored before the answer, and a sync follows. Bodies are not stored: they may hold a patient's data, and the
+sync finds the changes by itself.
 """
 
 import asyncio
@@ -25,34 +26,34 @@ from cliniko_pipeline.postgres.operator_tables import webhooks
 from cliniko_pipeline.runtime import Runtime
 
 PATH = "/v1/webhooks/"
-LARGEST_BODY = 256 * 1024  # bytes
-READ_ON = 4 * LARGEST_BODY
-"""So much of a body that is too large is read and thrown away: whoever sends it then gets the answer."""
+MAX_BODY_BYTES = 256 * 1024
+MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES
+"""Size up to which a too large body is read and discarded: clients then see the answer, not a closed connection."""
 
-SECONDS_TO_SEND = 10
-"""For a whole body."""
+BODY_SECONDS = 10
+"""Time limit for the complete body."""
 
-NOT_SIGNED = "webhook not signed as it must be"
-"""The reason that refusals are noted with."""
+NOT_SIGNED = "webhook without a valid signature"
+"""The reason stored with a refusal."""
 
 _LOG = logging.getLogger(__name__)
 
-# Otherwise the server reads the rest, however much that is.
-_HANGING_UP = {"Connection": "close"}
+# Without it the server would read the rest of the body.
+_CLOSE = {"Connection": "close"}
 
 _MESSAGE_ID = re.compile(r"[!-~]{1,256}")
 _SIGNATURE = re.compile(r"v1,[A-Za-z0-9+/]{43}=")
-# A name has a capital letter, a number or an address something else.
+# Matches neither names (capital letters) nor numbers nor addresses.
 _TYPE = re.compile(r"[a-z]+([._][a-z]+){0,5}")
-_LONGEST_TYPE = 64
+_MAX_TYPE_LENGTH = 64
 
 _REQUEST_BODY: dict[str, Any] = {
     "required": True,
-    "description": "Any JSON object of at most 256 KiB. Of it only `type` is kept, where that is a short plain word.",
+    "description": "Any JSON object of at most 256 KiB. Only `type` is stored, and only if it is a short plain word.",
     "content": {
         "application/json": {
             "schema": {"type": "object"},
-            "examples": {"changed": {"value": {"type": "appointment.updated"}}, "nothing said": {"value": {}}},
+            "examples": {"changed": {"value": {"type": "appointment.updated"}}, "empty": {"value": {}}},
         }
     },
 }
@@ -61,14 +62,14 @@ router = APIRouter(tags=["webhooks"])
 
 
 class AcceptedWebhook(BaseModel):
-    """What was announced is kept, and will be synced."""
+    """The event is stored, and a sync will follow."""
 
     accepted: bool = Field(default=True, examples=[True])
-    duplicate: bool = Field(examples=[False], description="Whether a message of this `webhook-id` had come before.")
+    duplicate: bool = Field(examples=[False], description="Whether this `webhook-id` had been received before.")
 
 
 class _BodyTooLargeError(Exception):
-    """The body is beyond the limit."""
+    """The body is larger than MAX_BODY_BYTES."""
 
 
 @router.post(
@@ -77,7 +78,7 @@ class _BodyTooLargeError(Exception):
     summary="Say that something has changed in an organization's Cliniko account",
     responses={
         **documented(400, 401, 408, 413, 422, 503),
-        202: {"description": "It is kept: the organization is synced within seconds, and no later than it can be."},
+        202: {"description": "The event is stored. A sync starts within seconds, or after the one that is running."},
     },
     openapi_extra={"requestBody": _REQUEST_BODY},
 )
@@ -90,7 +91,7 @@ async def receive(
         str,
         Header(
             alias="webhook-id",
-            description="The message's own id, the same when it is sent again: 1 to 256 visible ASCII characters.",
+            description="Id of the message, the same when it is sent again: 1 to 256 visible ASCII characters.",
             examples=["msg_2KWPBgLlAfxdpx2AI54pPJ85f4W"],
         ),
     ] = "",
@@ -98,7 +99,7 @@ async def receive(
         str,
         Header(
             alias="webhook-timestamp",
-            description="When it was signed: seconds since 1970, no more than five minutes ago.",
+            description="Time of the signature in seconds since 1970, at most five minutes ago.",
             examples=["1789000000"],
         ),
     ] = "",
@@ -111,72 +112,73 @@ async def receive(
         ),
     ] = "",
 ) -> AcceptedWebhook:
-    """Signed by [Standard Webhooks](https://www.standardwebhooks.com) with a secret of `cliniko-pipeline webhooks
-    secrets create`; there is no token. Whatever gathers while a sync goes on is read by one sync after it.
+    """Needs no token, but a signature by [Standard Webhooks](https://www.standardwebhooks.com) with a secret of
+    `cliniko-pipeline webhooks secrets create`. All events received during a sync lead to one sync after it.
     """
     if message_id and _MESSAGE_ID.fullmatch(message_id) is None:
         raise ProblemError(
             HTTPStatus.BAD_REQUEST, "The header webhook-id must be 1 to 256 visible ASCII characters: send another."
         )
-    body = await _body(request)
+    body = await _read_body(request)
     headers = {"webhook-id": message_id, "webhook-timestamp": timestamp, "webhook-signature": signature}
-    is_new = await run_in_threadpool(_keep, runtime, gate, request, organization_id, headers, body)
+    is_new = await run_in_threadpool(_store, runtime, gate, request, organization_id, headers, body)
     return AcceptedWebhook(duplicate=not is_new)
 
 
-def _keep(
+def _store(
     runtime: Runtime, gate: Gate, request: Request, organization_id: str, headers: Mapping[str, str], body: bytes
 ) -> bool:
-    """Whether the message had not come before; it is kept now. Raises ProblemError (400, 401)."""
-    vault = runtime.vault
+    """Store the event and return whether it is new. Raise ProblemError (400, 401)."""
     with runtime.database.operator() as connection:
         found = [] if "\0" in organization_id else webhooks.webhook_secrets(connection, organization_id)
-        # One that fits nothing: none and one take the same time. More take longer, which tells how many there are.
-        stored = [each.encrypted for each in found if each.is_valid] or [vault.encrypt_text(_new_secret())]
-        is_signed = any([_is_signed(_opened(runtime, each), headers, body) for each in stored])  # noqa: C419 (all)
-        if is_signed:
+        encrypted = [secret.encrypted for secret in found if secret.is_valid]
+        # Without a secret a random one is tried, so that the time does not reveal whether there is one.
+        encrypted = encrypted or [runtime.vault.encrypt_text(secrets.token_urlsafe(32))]
+        # All are tried, for the same reason.
+        is_signed = [_is_signed(_decrypt(runtime, secret), headers, body) for secret in encrypted]
+        if any(is_signed):
             return webhooks.note_event(connection, organization_id, headers["webhook-id"], _type(body))
     gate.refused(request, NOT_SIGNED, HTTPStatus.UNAUTHORIZED)
     raise ProblemError(
         HTTPStatus.UNAUTHORIZED,
-        "The webhook is not signed with a secret of this organization, or not within the last five minutes: sign it by"
-        " Standard Webhooks with a secret of `cliniko-pipeline webhooks secrets create`, and look at the clock.",
+        "The webhook has no signature by a secret of this organization within the last five minutes: sign it by"
+        " Standard Webhooks with a secret of `cliniko-pipeline webhooks secrets create`, and check the clock.",
         {"WWW-Authenticate": "Webhook-Signature"},
     )
 
 
-async def _body(request: Request) -> bytes:
+async def _read_body(request: Request) -> bytes:
     try:
-        async with asyncio.timeout(SECONDS_TO_SEND):
-            return await _whole_body(request)
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _read_limited(request)
     except TimeoutError:
         raise ProblemError(
             HTTPStatus.REQUEST_TIMEOUT,
-            f"The body did not come within {SECONDS_TO_SEND} seconds: send it again.",
-            _HANGING_UP,
+            f"The body did not arrive within {BODY_SECONDS} seconds: send it again.",
+            _CLOSE,
         ) from None
     except _BodyTooLargeError:
         raise ProblemError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"The body is larger than {LARGEST_BODY // 1024} KiB: send less, nothing of it is needed.",
-            _HANGING_UP,
+            f"The body is larger than {MAX_BODY_BYTES // 1024} KiB: send less; none of it is needed.",
+            _CLOSE,
         ) from None
     except ClientDisconnect:
         raise ProblemError(HTTPStatus.BAD_REQUEST, "The body ended too early: send it again.") from None
 
 
-async def _whole_body(request: Request) -> bytes:
+async def _read_limited(request: Request) -> bytes:
     body = bytearray()
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size <= LARGEST_BODY:
+        if size <= MAX_BODY_BYTES:
             body += chunk
-        elif size > READ_ON:
+        elif size > MAX_DISCARDED_BYTES:
             break
         else:
             body.clear()
-    if size > LARGEST_BODY:
+    if size > MAX_BODY_BYTES:
         raise _BodyTooLargeError
     return bytes(body)
 
@@ -184,8 +186,8 @@ async def _whole_body(request: Request) -> bytes:
 def _is_signed(secret: str | None, headers: Mapping[str, str], body: bytes) -> bool:
     if secret is None:
         return False
-    # What is of another kind or none at all must not keep a good one beside it from being looked at.
-    signatures = [each for each in headers["webhook-signature"].split(" ") if _SIGNATURE.fullmatch(each)]
+    # The library fails at signatures of other kinds: without them it verifies the valid one beside them.
+    signatures = [part for part in headers["webhook-signature"].split(" ") if _SIGNATURE.fullmatch(part)]
     try:
         Webhook(secret).verify(body, {**headers, "webhook-signature": " ".join(signatures)}, json_parse=False)
     except (WebhookVerificationError, ValueError, OverflowError):  # e.g. a body that is not UTF-8
@@ -193,31 +195,25 @@ def _is_signed(secret: str | None, headers: Mapping[str, str], body: bytes) -> b
     return True
 
 
-def _opened(runtime: Runtime, encrypted: object) -> str | None:
+def _decrypt(runtime: Runtime, encrypted: object) -> str | None:
     try:
         return runtime.vault.decrypt_text(encrypted)
     except CredentialsError as error:
-        _LOG.error("A webhook secret cannot be used: %s", error)
+        _LOG.error("A webhook secret cannot be decrypted: %s", error)
         return None
 
 
 def _type(body: bytes) -> str | None:
-    """What the body calls itself. Raises ProblemError (400) where it is not a JSON object."""
-    members = _json_or_none(body)
+    """Return the event's type; None: it has none that may be stored. Raise ProblemError (400) if the body is no JSON
+    object.
+    """
+    try:
+        members: object = json.loads(body)
+    except (ValueError, RecursionError):
+        members = None
     if not isinstance(members, dict):
         raise ProblemError(HTTPStatus.BAD_REQUEST, "The body must be a JSON object, such as {}: send one.")
-    named = cast("dict[str, Any]", members).get("type")
-    if not isinstance(named, str) or len(named) > _LONGEST_TYPE or _TYPE.fullmatch(named) is None:
+    name = cast("dict[str, Any]", members).get("type")
+    if not isinstance(name, str) or len(name) > _MAX_TYPE_LENGTH or _TYPE.fullmatch(name) is None:
         return None
-    return named
-
-
-def _json_or_none(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _new_secret() -> str:
-    return secrets.token_urlsafe(32)
+    return name

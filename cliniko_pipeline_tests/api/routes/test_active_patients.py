@@ -63,7 +63,7 @@ def patients(service: ServiceAlone) -> ServiceAlone:
 
 @contextmanager
 def replacing(service: ServiceAlone, organization: str, rows: int, now: datetime = NOW) -> Iterator[Connection]:
-    """What a sync does to the table: replace all of the organization's rows in one transaction, open in the block."""
+    """Replace all rows of the organization as a sync does, in a transaction that is open in the block."""
     with service.database.organization(organization) as connection:
         connection.exec_driver_sql("delete from public.active_patients")
         values = {"organization": organization, "rows": rows, "now": now.replace(tzinfo=None)}
@@ -141,7 +141,7 @@ def _matches(row: dict[str, Any], filters: dict[str, Any]) -> bool:
 def test_page_holds_what_the_table_holds(rows: list[dict[str, Any]], patients: ServiceAlone) -> None:
     with patients.database.organization("alpha") as connection:
         stored = connection.exec_driver_sql("select * from public.active_patients order by id limit 1").mappings().one()
-    (row,) = (each for each in rows if each["contact_id"] == str(stored["contact_id"]))
+    (row,) = (item for item in rows if item["contact_id"] == str(stored["contact_id"]))
     assert row["recent_appointments"] == stored["recent_appointments"] == APPOINTMENTS
     assert row["search_date_to"] == "2026-06-15T09:30:00Z"
     assert datetime.fromisoformat(row["last_appointment_date"]) == stored["last_appointment_date"].replace(tzinfo=UTC)
@@ -152,20 +152,20 @@ def test_pages_are_linked_for_any_organization_id(patients: ServiceAlone) -> Non
     organization = "clínica 诊所 a?b#c>d %41 line\u2028end"
     add_organization(patients.database, organization)
     replace(patients, organization, 5)
-    following = f"/v1/organizations/{quote(organization)}/active-patients?limit=2"
+    url = f"/v1/organizations/{quote(organization)}/active-patients?limit=2"
     found: list[str] = []
     with patients.client("read", organizations=[organization]) as caller:
-        while following:
-            answer = caller.get(following)
+        while url:
+            answer = caller.get(url)
             assert answer.status_code == 200, answer.text
             found += [row["contact_id"] for row in answer.json()["items"]]
-            following = answer.links.get("next", {}).get("url", "")
-            assert httpx.URL(following).params.get("cursor") == answer.json()["next_cursor"]
+            url = answer.links.get("next", {}).get("url", "")
+            assert httpx.URL(url).params.get("cursor") == answer.json()["next_cursor"]
     assert len(set(found)) == len(found) == 5
 
 
 def test_readers_see_committed_rows_only(caller: httpx.Client, patients: ServiceAlone) -> None:
-    """While a sync replaces the rows they see the earlier ones, afterwards the later ones, and never a mixture."""
+    """During the transaction of a sync they see the earlier rows, after it the later ones."""
 
     def seen(_reader: int) -> tuple[int, set[str]]:
         items = caller.get(PATH.replace("alpha", "empty"), params={"limit": 1000}).json()["items"]

@@ -52,7 +52,7 @@ def test_file_is_served_with_its_type_and_policy(client: httpx.Client, path: str
     assert answer.content == stored.read_bytes()
     kinds = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
     assert answer.headers["Content-Type"].partition(";")[0] == kinds[stored.suffix[1:]]
-    policy = dict(each.split(" ", 1) for each in answer.headers["Content-Security-Policy"].split("; "))
+    policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
     assert policy == POLICY
     assert dict(answer.headers).items() >= SAFE
     head = client.head(path)
@@ -101,11 +101,11 @@ def test_unknown_path_is_404(client: httpx.Client, path: str) -> None:
     assert b"root:" not in answer
 
 
-def test_files_refer_to_no_other_host_and_make_no_markup() -> None:
+def test_files_use_no_other_host_and_no_markup_from_text() -> None:
     makes_markup = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function")
     for path in PAGE.iterdir():
         text = path.read_text(encoding="utf-8")
-        referred = {each.removeprefix("page/").removeprefix("./") for each in REFERENCE.findall(text)}
+        referred = {name.removeprefix("page/").removeprefix("./") for name in REFERENCE.findall(text)}
         assert referred <= set(FILES), path.name
         others = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text.replace("http://www.w3.org/2000/svg", ""))
         assert others == [], path.name
@@ -114,6 +114,6 @@ def test_files_refer_to_no_other_host_and_make_no_markup() -> None:
             assert re.findall(r"<script(?![^>]* src=)|<style|\son\w+=|\sstyle=", text) == []
 
 
-def test_page_is_not_described(client: httpx.Client) -> None:
+def test_page_is_not_in_the_description(client: httpx.Client) -> None:
     described = client.get("/openapi.json").json()
     assert not [path for path in described["paths"] if path == "/" or path.startswith("/page")]

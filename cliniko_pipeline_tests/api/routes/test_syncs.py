@@ -1,4 +1,4 @@
-"""Syncs over HTTP where Dagster is away: listed, read and followed. With a real Dagster: e2e/test_service.py."""
+"""Syncs over HTTP while Dagster is unreachable. With a real Dagster: e2e/test_service.py."""
 
 from pathlib import Path
 from uuid import uuid4
@@ -18,7 +18,7 @@ PLANNED = ["cliniko/patients", "cliniko/appointments", "contact_mapping", "activ
 
 
 def note_sync(database: Database, organization_id: str, number: int) -> None:
-    """Store a sync that has succeeded. Two at a time began in the same moment."""
+    """Store a successful sync. Numbers 2n and 2n + 1 start at the same time."""
     with database.organization(organization_id) as connection:
         statement = """
             insert into cliniko.sync_runs (organization_id, run_id, planned, status, started_at, finished_at, assets)
@@ -32,7 +32,7 @@ def note_sync(database: Database, organization_id: str, number: int) -> None:
         connection.execute(sa.text(statement), values)
 
 
-def test_without_dagster_syncs_are_read_and_not_requested(service: ServiceAlone) -> None:
+def test_syncs_are_read_without_dagster(service: ServiceAlone) -> None:
     with service.client("read", "sync") as caller:
         assert caller.get("/readyz").json() == {"database": "ok", "dagster": "unreachable"}
         assert caller.get("/v1/organizations/alpha/syncs").json()["items"] == []
@@ -43,7 +43,7 @@ def test_without_dagster_syncs_are_read_and_not_requested(service: ServiceAlone)
         assert caller.get(f"/v1/syncs/{listed['id']}").json() == listed
         assert (listed["status"], listed["tables"][0]["counts"]) == ("succeeded", {"rows": 3})
     with service.client(organizations=["beta"]) as another:
-        # Another's sync and one that does not exist are answered alike.
+        # The answer is the same for a sync that does not exist.
         assert another.get(f"/v1/syncs/{listed['id']}").status_code == 503
 
 
@@ -56,8 +56,8 @@ def test_syncs_are_paged_latest_first(service: ServiceAlone) -> None:
         pages = list(every_page(caller, path, {"limit": 2}))
         refused = [caller.get(path, params={"cursor": wrong}) for wrong in ("", "x", "MjAyNg", "a" * 100)]
     assert [len(page) for page in pages] == [2, 2, 2, 1]
-    assert "".join(each["id"][-1] for page in pages for each in page) == "1032546"
-    assert [each.status_code for each in refused] == [422] * 4
+    assert "".join(sync["id"][-1] for page in pages for sync in page) == "1032546"
+    assert [answer.status_code for answer in refused] == [422] * 4
 
 
 def test_followed_sync_survives_a_lost_database(
@@ -67,10 +67,10 @@ def test_followed_sync_survives_a_lost_database(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The stream of events goes on once the database is back, and tells the end."""
-    run_id, looks, require = str(uuid4()), [], Gate.require_still_known
-    monkeypatch.setattr(Gate, "require_still_known", lambda *args: looks.append(args) or require(*args))
-    monkeypatch.setattr("cliniko_pipeline.api.routes.syncs.SECONDS_BETWEEN_LOOKS", 0.02)
+    """The stream of events continues when the database is back, and sends the end."""
+    run_id, polls, require = str(uuid4()), [], Gate.require_valid_token
+    monkeypatch.setattr(Gate, "require_valid_token", lambda *args: polls.append(args) or require(*args))
+    monkeypatch.setattr("cliniko_pipeline.api.routes.syncs.EVENT_INTERVAL_SECONDS", 0.02)
     name = database.url.database
     with opened_service(database, tmp_path) as service, service.client() as caller:
         with database.organization("alpha") as connection:
@@ -83,8 +83,8 @@ def test_followed_sync_survives_a_lost_database(
                 f'alter database "{name}" allow_connections false',
                 f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'",
             )
-            before = len(looks)
-            wait_until(lambda: len(looks) > before + 1, "no look has ended while the database was gone")
+            before = len(polls)
+            wait_until(lambda: len(polls) > before + 1, "nothing was polled while the database was gone")
             administer(server_url, f'alter database "{name}" allow_connections true')
             with database.organization("alpha") as connection:
                 connection.exec_driver_sql("update cliniko.sync_runs set status = 'failed', finished_at = now()")

@@ -1,4 +1,4 @@
-"""Webhooks to the service over HTTP: signatures, timestamps, secrets, bodies, and what is stored of them."""
+"""Inbound webhooks over HTTP: signatures, timestamps, secrets, bodies, and stored events."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from cliniko_pipeline.api.routes import webhooks as webhooks_route
-from cliniko_pipeline.api.routes.webhooks import LARGEST_BODY, READ_ON
+from cliniko_pipeline.api.routes.webhooks import MAX_BODY_BYTES, MAX_DISCARDED_BYTES
 from cliniko_pipeline.postgres.operator_tables import api_tokens, organizations, webhooks
 from cliniko_pipeline_tests.support.services import ServiceAlone, add_organization
 from cliniko_pipeline_tests.support.signatures import CLIENT, add_secret, new_secret, send, signed
@@ -32,7 +32,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "webhooks.md"
 
 
 class Webhooks:
-    """The service, where the organization `alpha` has a secret and `beta` none."""
+    """The service, with a webhook secret for the organization `alpha` and none for `beta`."""
 
     def __init__(self, service: ServiceAlone) -> None:
         self.url = service.url
@@ -48,8 +48,8 @@ class Webhooks:
         return CLIENT.post(url, content=body, headers=headers)
 
     @contextmanager
-    def begun_post(self) -> Iterator[socket.socket]:
-        """A connection on which the first byte of a hundred has been sent."""
+    def started_post(self) -> Iterator[socket.socket]:
+        """Open a connection and send the first byte of a body of a hundred."""
         parts = urlsplit(self.url)
         with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
             connection.sendall(b"POST /v1/webhooks/alpha HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
@@ -92,7 +92,7 @@ def test_signature_is_found_among_others(hooks: Webhooks) -> None:
 
 
 def test_signature_refusal_does_not_reveal_organizations(hooks: Webhooks) -> None:
-    """Every reason for a refusal has the same answer, byte for byte, and the note holds nothing that was sent."""
+    """All refusals have the same answer, and the stored row holds nothing of the request."""
     wrong = new_secret()
     answers = [
         hooks.post(organization_id, body, headers)
@@ -111,14 +111,14 @@ def test_signature_refusal_does_not_reveal_organizations(hooks: Webhooks) -> Non
     for answer in answers:
         assert (answer.status_code, answer.headers["content-type"]) == (401, PROBLEM)
         answer.headers.pop("date")
-    assert len({(each.text, str(sorted(each.headers.items()))) for each in answers}) == 1
+    assert len({(answer.text, str(sorted(answer.headers.items()))) for answer in answers}) == 1
     assert hooks.events() == []
-    (noted,) = hooks.change(api_tokens.refusals, 10)
-    assert noted.attempts == len(answers)
-    assert noted.refusal.reason == "webhook not signed as it must be"
-    assert noted.refusal.route == "/v1/webhooks/{organization_id}"
-    assert "unknown" not in str(noted)
-    assert "appointment" not in str(noted)
+    (stored,) = hooks.change(api_tokens.refusals, 10)
+    assert stored.attempts == len(answers)
+    assert stored.refusal.reason == webhooks_route.NOT_SIGNED
+    assert stored.refusal.route == "/v1/webhooks/{organization_id}"
+    assert "unknown" not in str(stored)
+    assert "appointment" not in str(stored)
 
 
 def test_timestamp_may_differ_by_five_minutes(hooks: Webhooks) -> None:
@@ -156,8 +156,8 @@ def test_secret_of_removed_organization_is_refused(hooks: Webhooks) -> None:
 def test_message_id_is_stored_once_per_organization(hooks: Webhooks) -> None:
     with ThreadPoolExecutor(20) as threads:
         answers = list(threads.map(lambda _: hooks.send(message_id="m"), range(20)))
-    assert {each.status_code for each in answers} == {202}
-    assert sorted(each.json()["duplicate"] for each in answers) == [False, *[True] * 19]
+    assert {answer.status_code for answer in answers} == {202}
+    assert sorted(answer.json()["duplicate"] for answer in answers) == [False, *[True] * 19]
     assert len(hooks.events()) == 1
     other, _ = add_secret(hooks.runtime, "beta")
     assert send(hooks.url, "beta", other, message_id="m").json()["duplicate"] is False
@@ -166,7 +166,7 @@ def test_message_id_is_stored_once_per_organization(hooks: Webhooks) -> None:
 
 def test_type_that_is_no_plain_word_is_not_stored(hooks: Webhooks) -> None:
     odd = ["Jane Doe", "Jane", "a@b.org", "a" * 65, 7, nan, ["a"], {"a": "\0"}, "0412", "a.", "\0", "\ud800", "é"]
-    assert [hooks.send({"type": each}).status_code for each in odd] == [202] * len(odd)
+    assert [hooks.send({"type": name}).status_code for name in odd] == [202] * len(odd)
     assert [event[2] for event in hooks.events()] == [None] * len(odd)
 
 
@@ -179,7 +179,7 @@ def test_malformed_message_id_or_body_is_400(hooks: Webhooks) -> None:
     for body in (b"", b"[]", b"[" * 100_000, b"9" * 10_000, b"null", b'{"a":1}x'):
         answers.append(hooks.post("alpha", body, signed(hooks.secret, body)))
         assert "JSON object" in answers[-1].json()["detail"]
-    assert {(each.status_code, each.headers["content-type"]) for each in answers} == {(400, PROBLEM)}
+    assert {(answer.status_code, answer.headers["content-type"]) for answer in answers} == {(400, PROBLEM)}
     assert hooks.events() == []
     assert hooks.send(message_id="a" * 256).status_code == 202
 
@@ -191,35 +191,35 @@ def test_body_over_the_limit_is_413(hooks: Webhooks, is_chunked: bool) -> None:
         content = iter([body[:1000], body[1000:]]) if is_chunked else body
         return hooks.post("alpha", content, signed(hooks.secret, body))
 
-    assert answer(LARGEST_BODY).status_code == 202
-    too_large = answer(LARGEST_BODY + 1)
+    assert answer(MAX_BODY_BYTES).status_code == 202
+    too_large = answer(MAX_BODY_BYTES + 1)
     assert (too_large.status_code, too_large.headers["content-type"]) == (413, PROBLEM)
-    assert answer(READ_ON).status_code == 413
+    assert answer(MAX_DISCARDED_BYTES).status_code == 413
     assert len(hooks.events()) == 1
 
 
 def test_body_that_never_ends_is_408(hooks: Webhooks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cliniko_pipeline.api.routes.webhooks.SECONDS_TO_SEND", 0.2)
-    with hooks.begun_post() as connection:
+    monkeypatch.setattr("cliniko_pipeline.api.routes.webhooks.BODY_SECONDS", 0.2)
+    with hooks.started_post() as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
 def test_client_that_disconnects_is_no_defect(
     hooks: Webhooks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read, endings = webhooks_route._whole_body, []
+    read, steps = webhooks_route._read_limited, []
 
-    async def noted_body(request: Any) -> bytes:
-        endings.append("begun")
+    async def recorded_body(request: Any) -> bytes:
+        steps.append("started")
         try:
             return await read(request)
         finally:
-            endings.append("ended")
+            steps.append("ended")
 
-    monkeypatch.setattr(webhooks_route, "_whole_body", noted_body)
-    with hooks.begun_post():
-        wait_until(lambda: endings == ["begun"], "the service does not read the body")
-    wait_until(lambda: endings == ["begun", "ended"], "the service still reads the body")
+    monkeypatch.setattr(webhooks_route, "_read_limited", recorded_body)
+    with hooks.started_post():
+        wait_until(lambda: steps == ["started"], "the service does not read the body")
+    wait_until(lambda: steps == ["started", "ended"], "the service still reads the body")
     assert hooks.send().status_code == 202
     assert "defect" not in caplog.text
 
@@ -238,7 +238,7 @@ def test_description_names_every_answer_and_header(hooks: Webhooks) -> None:
     assert set(route["responses"]) == {"202", "400", "401", "408", "413", "422", "503"}
     assert "security" not in route
     names = {"organization_id", "webhook-id", "webhook-timestamp", "webhook-signature"}
-    assert {each["name"] for each in route["parameters"] if "examples" in json.dumps(each)} == names
+    assert {header["name"] for header in route["parameters"] if "examples" in json.dumps(header)} == names
     assert route["requestBody"]["content"]["application/json"]["examples"]
 
 
@@ -253,7 +253,7 @@ def test_documented_code_is_accepted(hooks: Webhooks, language: str) -> None:
     elif shutil.which("node") is None:
         pytest.skip("no JavaScript here: install Debian's package nodejs")
     else:
-        # As a code step is run: inside of a function that may wait.
+        # Automation tools run such code inside an async function.
         command = ["node", "--eval", f"(async () => {{ {code} }})()"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

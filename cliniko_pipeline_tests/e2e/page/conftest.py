@@ -1,4 +1,4 @@
-"""A browser tab on the service, where no Dagster answers it."""
+"""A browser tab on the service, without Dagster."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,19 +32,19 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused() -> set[int]:
-    """Statuses that a test expects; the browser complains of each."""
+    """Statuses that a test expects: the browser logs each as an error."""
     return set()
 
 
 @pytest.fixture
 def surf_rehab(pipeline: PipelineUnderTest) -> None:
-    """An organization that was not synced yet."""
+    """An organization without a sync."""
     add_organization(pipeline.database, SURF, "Surf Rehab")
 
 
 @pytest.fixture
 def ui(pipeline: PipelineUnderTest, pictures: Path, refused: set[int]) -> Iterator[DagsterUI]:
-    """A tab on the service; in the end nothing unexpected may have been complained of."""
+    """A tab on the service. At the end the browser may have logged expected errors only."""
     with served(pipeline.runtime) as address, opened_ui(address, pictures) as opened:
         yield opened
         assert complaints(opened, refused) == []

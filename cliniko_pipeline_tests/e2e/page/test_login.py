@@ -25,9 +25,9 @@ def test_keyboard_alone_leads_from_login_to_logout(
     expect(page.get_by_label("Token")).to_have_attribute("type", "password")
     page.keyboard.type("clinikopipeline_wrong")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("This token is not good")
+    expect(page.get_by_role("alert")).to_contain_text("This token is invalid")
     refused.add(401)
-    # The wrong one is marked, so that what is typed takes its place.
+    # The wrong token is selected: typing replaces it.
     page.keyboard.type(token(pipeline.database, organizations=[SURF]))
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", level=1)).to_be_focused()
@@ -45,7 +45,7 @@ def test_keyboard_alone_leads_from_login_to_logout(
 
     page.evaluate("document.activeElement.blur()")
     page.evaluate("getSelection().removeAllRanges()")
-    page.reload()  # the token is this tab's
+    page.reload()  # the tab keeps the token
     expect(page.get_by_role("link", name="Surf Rehab")).to_be_visible()
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
@@ -63,14 +63,14 @@ def test_request_limit_shows_a_wait_and_a_retry(ui: DagsterUI, pipeline: Pipelin
     log_in(ui, token(pipeline.database, organizations=[SURF], requests_per_minute=4))
     page.get_by_role("link", name="Surf Rehab").click()
     notice = page.locator("#waiting")
-    expect(notice).to_contain_text("This token has sent as many requests as it may in a minute")
-    expect(notice).to_contain_text(re.compile(r"Trying again in (60|5\d) s\."))
+    expect(notice).to_contain_text("This token has reached its limit of requests per minute")
+    expect(notice).to_contain_text(re.compile(r"Retrying in (60|5\d) s\."))
     refused.add(429)
     with pipeline.database.operator() as connection:
         connection.exec_driver_sql("update cliniko.api_tokens set requests_per_minute = 1000")
     page.get_by_role("button", name="Try now").click()
     expect(notice).to_be_hidden()
-    expect(page.get_by_role("region", name="People without a contact")).to_contain_text("Nobody.")
+    expect(page.get_by_role("region", name="Patients without a contact")).to_contain_text("None.")
 
 
 def test_refused_sync_and_revoked_token_are_shown(
@@ -83,7 +83,7 @@ def test_refused_sync_and_revoked_token_are_shown(
     expect(page.get_by_role("alert")).to_contain_text("The token's scopes do not include this")
     expect(page.get_by_role("button", name="Sync now")).to_be_disabled()
     expect(page.get_by_role("button", name="Full sync")).to_be_disabled()
-    expect(page.get_by_text("This token may look, and not request syncs")).to_be_visible()
+    expect(page.get_by_text("This token may not request syncs")).to_be_visible()
     refused.add(403)
 
     page.get_by_role("button", name="Log out").click()
@@ -94,15 +94,15 @@ def test_refused_sync_and_revoked_token_are_shown(
     )
     log_in(ui, token(pipeline.database, "read", "sync", organizations=[SURF]))
     page.get_by_role("button", name="Sync now").click()
-    expect(page.locator("#waiting")).to_contain_text("Dagster cannot be reached at present")
-    expect(page.locator("#waiting")).to_contain_text(re.compile(r"Trying again in (10|\d) s\."))
-    # Everything else is there all the same.
-    expect(page.get_by_role("region", name="Last syncs")).to_contain_text("It was not synced yet.")
+    expect(page.locator("#waiting")).to_contain_text("Dagster cannot be reached")
+    expect(page.locator("#waiting")).to_contain_text(re.compile(r"Retrying in (10|\d) s\."))
+    # The other sections are shown.
+    expect(page.get_by_role("region", name="Last syncs")).to_contain_text("Not synced yet.")
     with page.expect_request(lambda request: request.method == "POST"):
         page.get_by_role("button", name="Try now").click()
     assert len(keys) == 2
     assert keys[0] != ""
-    assert len(set(keys)) == 1  # it can be sent again without a second sync
+    assert len(set(keys)) == 1  # the retry starts no second sync
     refused.add(503)
     page.get_by_role("link", name="All organizations").click()
     expect(page.get_by_role("heading", name="Organizations")).to_be_visible()
@@ -111,13 +111,13 @@ def test_refused_sync_and_revoked_token_are_shown(
     with pipeline.database.operator() as connection:
         connection.exec_driver_sql("update cliniko.api_tokens set revoked_at = now()")
     page.get_by_role("link", name="Surf Rehab").click()
-    expect(page.get_by_role("alert")).to_contain_text("This token is not good, or no longer")
+    expect(page.get_by_role("alert")).to_contain_text("This token is invalid, expired or revoked")
     assert page.evaluate("sessionStorage.length") == 0
     refused.add(401)
 
 
 def _tab_to(page: Page, name: str, key: str = "Tab") -> None:
-    """By the key alone; where the focus is can be seen."""
+    """Press the key until the element has the focus; its outline must be visible."""
     expect(page.locator("[aria-busy]")).to_have_count(0)
     passed: list[str] = []
     for _ in range(6):

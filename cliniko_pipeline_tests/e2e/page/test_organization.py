@@ -1,4 +1,4 @@
-"""The page of one organization: charts, active patients, people without a contact and past syncs, as stored.
+"""The page of one organization: charts, active patients, patients without a contact, and past syncs.
 
 CLINIKO_TEST_PICTURES names a folder for the screenshots (`make screenshots`: those of the documentation).
 """
@@ -26,7 +26,7 @@ from cliniko_pipeline_tests.support.services import add_organization, token
 pytestmark = pytest.mark.slow
 
 PAST = (180, 184, 183, 188, 192, 191, 195, 202, 206, 204, 210, 213, 218, 217)
-"""Active patients on the days of a made-up past."""
+"""Active patients on past days."""
 LONG_LISTS = "**/active-patients?*limit=1000*"
 
 
@@ -51,7 +51,7 @@ def test_organization_is_shown_as_it_is_stored(
 
     tile = page.get_by_role("definition").first
     expect(tile).to_have_text(str(len(stored)))
-    expect(page.get_by_text("Nothing to look at.")).to_be_visible()
+    expect(page.get_by_text("No problems.")).to_be_visible()
     _assert_charts_show_what_is_stored(page, pipeline, stored)
     _assert_list_is_sorted_paged_and_filtered(page, stored)
     _assert_csv_file_holds_all(page, stored, tmp_path)
@@ -81,7 +81,7 @@ def _assert_charts_show_what_is_stored(page: Page, pipeline: PipelineUnderTest, 
 
     over_time = page.get_by_role("region", name="Active patients over time")
     days = _rows_of_the_table(over_time)
-    # Two weeks with a sync each day, a gap before and behind the second, then today's.
+    # Two weeks with daily syncs, a gap before and after the second, then today's.
     assert len(days) == over_time.locator("circle").count() == 15
     assert next(iter(days.values())) == len(stored)
     assert over_time.locator("line.line").count() + over_time.locator("line.gap").count() == 14
@@ -115,7 +115,7 @@ def _assert_list_is_sorted_paged_and_filtered(page: Page, stored: list[dict[str,
 def _assert_csv_file_holds_all(page: Page, stored: list[dict[str, Any]], tmp_path: Path) -> None:
     patients = page.get_by_role("region", name="Active patients", exact=True)
     patients.get_by_label("Show").select_option("All")
-    # Several pages become one file, with one head.
+    # Several pages become one file with one header.
     _limit_pages(page, 100)
     with page.expect_download() as download:
         patients.get_by_role("button", name="Download CSV").click()
@@ -128,11 +128,11 @@ def _assert_csv_file_holds_all(page: Page, stored: list[dict[str, Any]], tmp_pat
     assert {row["contact_id"]: int(row["total_appointment_count"]) for row in rows} == {
         str(row["contact_id"]): row["total_appointment_count"] for row in stored
     }
-    expect(patients.get_by_text("The file is made.")).to_be_visible()
+    expect(patients.get_by_text("The file is ready.")).to_be_visible()
 
 
 def _assert_people_without_a_contact_are_listed(page: Page, pipeline: PipelineUnderTest) -> None:
-    people = page.get_by_role("region", name="People without a contact")
+    people = page.get_by_role("region", name="Patients without a contact")
     mapped = pipeline.contact_mapping(SURF)
     ambiguous = sorted((patient for patient, match in mapped.items() if match.status == "ambiguous"), key=int)
     people.get_by_label("Show").select_option("ambiguous")
@@ -149,29 +149,29 @@ def test_charts_of_few_and_of_no_patients(ui: DagsterUI, pipeline: PipelineUnder
     log_in(ui, token(pipeline.database))
     page.get_by_role("link", name=small.name).click()
     charts = page.get_by_role("region", name="Recent appointments")
-    expect(charts).to_contain_text("Only the 10 active patients who came last")
+    expect(charts).to_contain_text("The 10 active patients with the latest appointments")
     assert sum(_rows_of_the_table(charts).values()) == 10
     over_time = page.get_by_role("region", name="Active patients over time")
     expect(over_time.get_by_role("img", name=re.compile("one day so far"))).to_be_visible()
     assert over_time.locator("circle").count() == 1
     assert over_time.locator("line.line, line.gap").count() == 0
     ui.open("/#/organizations/new")
-    expect(over_time).to_contain_text("No sync has ended yet")
-    expect(charts).to_contain_text("No active patients")
-    expect(page.get_by_role("region", name="Last syncs")).to_contain_text("It was not synced yet.")
+    expect(over_time).to_contain_text("No sync has finished yet")
+    expect(charts).to_contain_text("There are no active patients")
+    expect(page.get_by_role("region", name="Last syncs")).to_contain_text("Not synced yet.")
 
 
 def _rows_of_the_table(chart: Locator) -> dict[str, int]:
-    """The table that stands in for a chart."""
-    chart.get_by_text("The same as a table").click()
+    """Return the rows of the chart's table."""
+    chart.get_by_text("Show as a table").click()
     rows = chart.locator("details tbody tr").all()
     found = {row.locator("th").inner_text(): int(row.locator("td").inner_text().replace(",", "")) for row in rows}
-    chart.get_by_text("The same as a table").click()
+    chart.get_by_text("Show as a table").click()
     return found
 
 
 def _limit_pages(page: Page, rows: int) -> None:
-    """Ask the service for shorter pages than the page does."""
+    """Make the page request fewer rows at a time."""
     page.route(LONG_LISTS, lambda route: route.continue_(url=route.request.url.replace("limit=1000", f"limit={rows}")))
 
 
@@ -185,7 +185,7 @@ def _sync(pipeline: PipelineUnderTest, demo: DemoOrganization) -> None:
 
 
 def _add_scheduling_states(database: Database, ids: list[str]) -> None:
-    """One organization that fails, one that was not synced for long."""
+    """Store the state of a failing and of a stale organization."""
     statement = sa.text(
         "insert into cliniko.scheduling (organization_id, failures, succeeded_at)"
         " values (:id, :failures, now() - make_interval(hours => :hours))"
@@ -196,7 +196,7 @@ def _add_scheduling_states(database: Database, ids: list[str]) -> None:
 
 
 def _add_past_syncs(database: Database, organization_id: str) -> None:
-    """Syncs of earlier days, with two gaps: before a week, and of the days before today."""
+    """Store syncs of earlier days with two gaps: one before the last week, one before today."""
     today = datetime.now(UTC)
     days = [*range(24, 17, -1), *range(10, 3, -1)]
     with database.organization(organization_id) as connection:

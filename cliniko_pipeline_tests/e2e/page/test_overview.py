@@ -1,4 +1,4 @@
-"""The page's list of organizations: order, search, pages, hostile names, and addresses of others."""
+"""The page's list of organizations: order, search, paging, hostile names, and other organizations' addresses."""
 
 import re
 from datetime import UTC, datetime
@@ -54,7 +54,7 @@ def test_hostile_names_are_shown_as_text(ui: DagsterUI, pipeline: PipelineUnderT
     link.click()
     expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
     expect(page.get_by_role("listitem")).to_contain_text(
-        ["It was not synced yet", f"The last sync failed. It broke: {HOSTILE}"]
+        ["There was no successful sync yet", f"The last sync failed. It broke: {HOSTILE}"]
     )
     expect(page.get_by_role("cell").filter(has_text=HOSTILE)).to_be_visible()
     assert page.title() == f"{' '.join(HOSTILE.split())} · Cliniko pipeline"
@@ -94,7 +94,7 @@ def test_many_organizations_are_paged_sorted_and_searched(ui: DagsterUI, pipelin
         for statement in STATES_OF_MANY:
             connection.exec_driver_sql(statement)
     log_in(ui, token(pipeline.database))
-    # 225 were ever synced; of them two are old, and three stand otherwise. Two pages of the API.
+    # 225 were synced; of them two are old, and three have another state. The API returns two pages.
     expect(page.get_by_text("230 organizations: 1 failing, 1 paused, 7 stale, 220 fresh, 1 disabled.")).to_be_visible()
     rows = page.locator("tbody tr")
     expect(rows).to_have_count(100)
@@ -116,7 +116,7 @@ def test_many_organizations_are_paged_sorted_and_searched(ui: DagsterUI, pipelin
     page.get_by_label("Search by name or id").fill("CLINIC-21")
     expect(rows).to_have_count(10)
     expect(rows.filter(has_text="Clinic 217")).to_contain_text("! stale")
-    expect(rows.filter(has_text="Clinic 216")).to_contain_text("✓ fresh 1 check not held")
+    expect(rows.filter(has_text="Clinic 216")).to_contain_text("✓ fresh 1 failed check")
     page.get_by_label("Search by name or id").fill("nothing of that name")
-    expect(page.get_by_text("No organization is called that.")).to_be_visible()
+    expect(page.get_by_text("No organization has this name or id.")).to_be_visible()
     assert_fits_a_phone(page, lambda: page.get_by_label("Search by name or id").fill(""))

@@ -1,4 +1,4 @@
-"""A sync requested on the page of `cliniko-pipeline ui`: followed, seen from its middle, cancelled."""
+"""Syncs requested on the page of `cliniko-pipeline ui`: followed, reloaded, cancelled."""
 
 import os
 import re
@@ -24,17 +24,17 @@ from cliniko_pipeline_tests.support.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 PAGES_BEFORE_THE_HOLD = 40
-"""All of the patients, and some of the individual appointments."""
+"""All patients and some of the individual appointments."""
 
 
 def test_sync_is_followed_through_broken_connections(environ: dict[str, str], tmp_path: Path, pictures: Path) -> None:
-    browser_program()  # before anything is started for it
-    del environ["API_DAGSTER_URL"]  # this is the UI's own address here
+    browser_program()  # fail before anything is started
+    del environ["API_DAGSTER_URL"]  # the default is the UI's address
     port, api_port = free_port(), free_port()
     with opened_clinics(environ) as clinics:
-        for each in demo_organizations(datetime.now(UTC)):
-            add_demo_clinic(clinics, each)
-        # Progress is noted once a second at most.
+        for organization in demo_organizations(datetime.now(UTC)):
+            add_demo_clinic(clinics, organization)
+        # Progress is stored once a second at most.
         clinics.sandbox.faults = Faults(latency_ms=300)
         with CommandLine(environ, tmp_path).start("ui", "--port", str(port), "--api-port", str(api_port)) as running:
             try:
@@ -51,7 +51,7 @@ def test_sync_is_followed_through_broken_connections(environ: dict[str, str], tm
                     running.interrupt(signal.SIGTERM)
                     running.wait(60)
         assert tracebacks(running.output) == []
-    wait_until(lambda: not processes_of(tmp_path), lambda: f"they never ended: {processes_of(tmp_path)}")
+    wait_until(lambda: not processes_of(tmp_path), lambda: f"processes still run: {processes_of(tmp_path)}")
 
 
 def _assert_sync_is_followed(ui: DagsterUI, clinics: Clinics, port: int) -> None:
@@ -65,19 +65,19 @@ def _assert_sync_is_followed(ui: DagsterUI, clinics: Clinics, port: int) -> None
     page.get_by_role("link", name="Surf Rehab").click()
     panel = page.locator(".sync")
     with held(clinics.sandbox.accounts[SURF], after=PAGES_BEFORE_THE_HOLD):
-        # Until Dagster has loaded the code, a sync cannot be launched, and the page tries again by itself.
+        # Until Dagster has loaded the code location, the launch fails, and the page retries.
         page.get_by_role("button", name="Sync now").click()
-        expect(page.get_by_role("heading", name="sync is going on")).to_be_focused()
+        expect(page.get_by_role("heading", name="sync is running")).to_be_focused()
         expect(panel).to_contain_text(re.compile(r"Individual appointments: [\d,]+ of 6,\d\d\d records"))
-        expect(panel.locator("[aria-live=polite]")).to_have_text("Individual appointments are read.")
+        expect(panel.locator("[aria-live=polite]")).to_have_text("Reading individual appointments.")
         assert 0 < panel.get_by_role("progressbar").evaluate("bar => bar.position") < 1
         expect(panel).to_contain_text(re.compile(r"\d+ requests to Cliniko"))
         expect(page.get_by_role("button", name="Sync now")).to_be_disabled()
     clinics.sandbox.faults = Faults()
     expect(page.get_by_role("heading", name="The sync has succeeded")).to_be_focused()
     assert len(tokens) >= 3
-    assert all(each.startswith("Bearer clinikopipeline_") for each in tokens)
-    # Everything was loaded again, once.
+    assert all(header.startswith("Bearer clinikopipeline_") for header in tokens)
+    # Everything was reloaded once.
     expect(page.get_by_role("region", name="Active patients over time").get_by_role("img")).to_be_visible()
     assert len(loaded) == 2
     active = clinics.active(SURF)
@@ -85,7 +85,7 @@ def _assert_sync_is_followed(ui: DagsterUI, clinics: Clinics, port: int) -> None
     expect(panel).to_contain_text(f"{active} active patients")
     expect(page.get_by_role("definition").first).to_have_text(str(active))
     expect(page.get_by_role("region", name="Last syncs").get_by_role("row").nth(1)).to_contain_text("✓ succeeded")
-    expect(panel.get_by_role("link", name="The run in Dagster")).to_have_attribute(
+    expect(panel.get_by_role("link", name="Run in Dagster")).to_have_attribute(
         "href", re.compile(rf"^http://127\.0\.0\.1:{port}/runs/[0-9a-f-]{{36}}$")
     )
     page.get_by_role("link", name="All organizations").click()
@@ -93,7 +93,7 @@ def _assert_sync_is_followed(ui: DagsterUI, clinics: Clinics, port: int) -> None
 
 
 def _break_the_first_two_streams(page: Page) -> list[str]:
-    """Return the list to which the token of each stream of events is added."""
+    """Return a list that collects the token of every stream of events."""
     tokens: list[str] = []
 
     def break_twice(route: Route) -> None:
@@ -114,7 +114,7 @@ def _assert_full_sync_is_confirmed_and_cancelled(ui: DagsterUI, clinics: Clinics
     page.get_by_role("link", name="Surf Rehab").click()
     dialog = page.get_by_role("dialog")
     page.get_by_role("button", name="Full sync").click()
-    expect(dialog).to_contain_text("what Cliniko no longer has is marked as deleted")
+    expect(dialog).to_contain_text("marks records that were deleted in Cliniko")
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(page.get_by_role("button", name="Full sync")).to_be_focused()
@@ -122,11 +122,11 @@ def _assert_full_sync_is_confirmed_and_cancelled(ui: DagsterUI, clinics: Clinics
     page.get_by_role("button", name="Full sync").click()
     clinics.sandbox.faults = Faults(latency_ms=300)
     with held(clinics.sandbox.accounts[SURF], after=PAGES_BEFORE_THE_HOLD):
-        dialog.get_by_role("button", name="Yes, sync everything").click()
-        expect(page.get_by_role("heading", name="sync is going on")).to_be_focused()
-        # A page that is opened later shows it too.
+        dialog.get_by_role("button", name="Start full sync").click()
+        expect(page.get_by_role("heading", name="sync is running")).to_be_focused()
+        # A reloaded page follows it, too.
         page.reload()
-        expect(page.get_by_role("heading", name="A full sync is going on")).to_be_visible()
+        expect(page.get_by_role("heading", name="A full sync is running")).to_be_visible()
         expect(page.locator(".sync")).to_contain_text(re.compile(r"[\d,]+ of [\d,]+ records"))
         page.get_by_role("button", name="Cancel").click()
         wait_until(lambda: clinics.dagster_runs(SURF)[-1] in {"CANCELING", "CANCELED"}, "nothing was cancelled")

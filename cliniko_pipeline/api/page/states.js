@@ -1,4 +1,4 @@
-// How an organization stands, in a word, a sign and a colour.
+// The state of an organization: a word, a sign and a colour.
 
 import { make } from "./elements.js";
 
@@ -13,12 +13,12 @@ export const STATES = {
   disabled: { word: "disabled", sign: "–", rank: 4 },
 };
 
-/** Whether a last success is so long ago that it should be looked at, whatever the schedule promises. */
+/** Whether the last success is older than a day, whatever the schedule. */
 export const isOld = (last, now = Date.now()) => last === null || now - Date.parse(last) > OLD_HOURS * 3600000;
 
 /**
- * The key in STATES. Stale is what the pipeline has noted as older than promised; and what is older than a day, for
- * where its daemon does not run nothing is noted.
+ * Returns the key in STATES. Stale: the check of the daemon has failed, or the last success is older than a day, as
+ * happens while the daemon does not run.
  */
 export function stateOf(organization) {
   if (!organization.is_active) return "disabled";
@@ -28,11 +28,11 @@ export function stateOf(organization) {
   return organization.failed_checks.some((check) => check.startsWith(`${FRESHNESS}:`)) ? "stale" : "fresh";
 }
 
-/** The checks that do not hold, without the one that the state tells. */
-export const otherChecks = (organization) => organization.failed_checks.filter((check) => !check.startsWith(`${FRESHNESS}:`));
+/** The failed asset checks without the freshness check, which the state shows. */
+export const otherFailedChecks = (organization) => organization.failed_checks.filter((check) => !check.startsWith(`${FRESHNESS}:`));
 
-/** The state as a badge. */
-export function badge(state) {
+/** Makes the badge of a state. */
+export function makeBadge(state) {
   const { word, sign } = STATES[state];
   return make("span", { class: `badge ${state}` }, make("span", { "aria-hidden": "true" }, sign), ` ${word}`);
 }
