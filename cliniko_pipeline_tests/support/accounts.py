@@ -1,4 +1,4 @@
-"""Accounts of the sandbox that change, or stop answering, at a moment that the test chooses."""
+"""Sandbox accounts that change, or stop answering, when the test says so."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 def add_appointment(account: Account, number: int) -> None:
     """Give the account's patient 1 an appointment of yesterday, entered now."""
     at = datetime.now(UTC)
-    now, yesterday = (f"{each:%Y-%m-%dT%H:%M:%SZ}" for each in (at, at - timedelta(days=1)))
+    now, yesterday = (f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in (at, at - timedelta(days=1)))
     record = individual_appointment(str(1000 + number), "1", yesterday, created_at=now, updated_at=now)
     account.put("individual_appointments", record)
 
 
 class Hold:
-    """`reached` is set when a request waits; `release` has it and all later ones answered."""
+    """A stop for requests. `reached` is set when one waits; `release` lets it and all later ones pass."""
 
     def __init__(self) -> None:
         self.reached = Event()

@@ -12,7 +12,7 @@ from cliniko_pipeline_tests.support.webhook_targets import serving
 
 @dataclass
 class WebhookChannel:
-    """`received` are the messages in order; `is_down` makes it refuse them."""
+    """A channel. `received` are the messages in order; `is_down` makes it refuse them."""
 
     url: str
     received: list[dict[str, Any]] = field(default_factory=list)

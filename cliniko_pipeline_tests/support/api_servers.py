@@ -1,4 +1,4 @@
-"""The HTTP service on a free port of this machine, by the server that serves it for operators."""
+"""The HTTP service on a free port, with the server configuration of operators."""
 
 import threading
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from cliniko_pipeline_tests.support.waiting import wait_until
 
 @contextmanager
 def served(runtime: Runtime, application: FastAPI | None = None) -> Iterator[str]:
-    """Yield the service's address, without a slash at its end. It runs in a thread of this process."""
+    """Serve in a thread of this process; yield the address without a trailing slash."""
     configuration = server_configuration(
         application or create_application(runtime), runtime.settings, host="127.0.0.1", port=0
     )

@@ -1,6 +1,6 @@
-"""A Chromium on the Dagster UI or the service's page, used as people do: by what is written there.
+"""A Chromium on the Dagster UI or the service's page. Tests find elements by their visible texts and roles.
 
-The browser is the machine's own. CLINIKO_TEST_BROWSER names another program, or `none` where there shall be none.
+The machine's browser is used. CLINIKO_TEST_BROWSER names another program, or `none` to skip these tests.
 CLINIKO_TEST_BROWSER_VISIBLE=1 opens a window; otherwise the browser is headless.
 """
 
@@ -18,14 +18,14 @@ from playwright.sync_api import ConsoleMessage, Locator, Page, Request, Viewport
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 WINDOW: ViewportSize = {"width": 1400, "height": 900}
 SECONDS = 60
-"""A generous limit for what is shown after a click."""
+"""Time limit for what is shown after a click."""
 
 ARGUMENTS = (
-    "--no-sandbox",  # root's Chromium starts only so; it sees no page but ours
+    "--no-sandbox",  # Chromium needs it as root; it loads only our pages
     "--disable-dev-shm-usage",  # containers have little shared memory
     "--disable-gpu",
     "--no-proxy-server",
-    # The UI has to work where there is no internet.
+    # The UI must work without internet access.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
@@ -38,14 +38,14 @@ DRAWN = """canvas => {
     }
     return columns.size / width;
 }"""
-"""The share of a plot's columns of pixels that the blue line passes."""
+"""Returns the share of the plot's pixel columns that the blue line covers."""
 
 
 def browser_program() -> str:
-    """Return the Chromium to drive. Fail the test where there is none; skip it with CLINIKO_TEST_BROWSER=none."""
+    """Return the Chromium to drive. Fail the test if there is none; skip it with CLINIKO_TEST_BROWSER=none."""
     wanted = os.environ.get("CLINIKO_TEST_BROWSER", "")
     if wanted == "none":
-        pytest.skip("CLINIKO_TEST_BROWSER=none: without a browser, as asked")
+        pytest.skip("CLINIKO_TEST_BROWSER=none: no browser wanted")
     found = next(filter(None, map(shutil.which, (wanted,) if wanted else PROGRAMS)), None)
     if found is None:
         pytest.fail(
@@ -57,7 +57,7 @@ def browser_program() -> str:
 
 
 class DagsterUI:
-    """One tab, and the complaints of its pages: errors on the console, failed requests, requests to other hosts."""
+    """A browser tab. `complaints` are console errors, failed requests and requests to other hosts."""
 
     def __init__(self, page: Page, address: str, pictures: Path) -> None:
         self.page = page
@@ -100,12 +100,12 @@ class DagsterUI:
         self.see(self.page.get_by_text(text, exact=True).first, seconds=seconds)
 
     def plotted(self, name: str) -> float:
-        """Return the share of the plot's width that its line takes, once it is drawn."""
+        """Return the share of the plot's width that its line covers, once the animation has ended."""
         heading = self.page.get_by_text(name, exact=True)
         canvas = heading.locator("xpath=following::canvas[1]")
         self.see(canvas)
         shares = [0.0]
-        # The line grows into its place: two equal looks in a row see all of it.
+        # The line is animated: it is complete when two samples are equal.
         for _ in range(SECONDS * 2):
             shares.append(canvas.evaluate(DRAWN))
             if shares[-1] == shares[-2] > 0:
@@ -117,13 +117,13 @@ class DagsterUI:
         self.page.screenshot(path=self.pictures / f"{name}.png", animations="disabled")
 
     def _note_console(self, message: ConsoleMessage) -> None:
-        # Warnings are Dagster's own: its GraphQL client warns of options that its next version drops.
+        # Warnings are ignored: Dagster's GraphQL client logs deprecations.
         self._note(message.type == "error", message.text)
 
     def _note_request(self, request: Request) -> None:
         elsewhere = urlsplit(request.url)
         is_foreign = elsewhere.scheme not in {"data", "blob"} and not request.url.startswith(self.address + "/")
-        self._note(is_foreign, f"asks {elsewhere.scheme}://{elsewhere.netloc}")
+        self._note(is_foreign, f"requests {elsewhere.scheme}://{elsewhere.netloc}")
 
     def _note(self, is_complaint: bool, text: str) -> None:
         if is_complaint:
@@ -131,16 +131,16 @@ class DagsterUI:
 
 
 def answers(address: str) -> bool:
-    """Return whether the webserver at the address answers yet."""
+    """Return whether the webserver answers."""
     try:
-        # Without certificates: to load them takes longer than the question, which is asked often.
+        # Without certificates: loading them takes longer than the request.
         return httpx.get(f"{address}/server_info", trust_env=False, verify=False, timeout=10).is_success
     except httpx.HTTPError:
         return False
 
 
 def pictures_folder(tmp_path: Path) -> Path:
-    """The folder that CLINIKO_TEST_PICTURES names (`make screenshots`), otherwise one that goes with the test."""
+    """Return the folder named by CLINIKO_TEST_PICTURES (`make screenshots`), or a temporary one."""
     folder = Path(os.environ.get("CLINIKO_TEST_PICTURES") or tmp_path / "pictures").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -148,7 +148,7 @@ def pictures_folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def opened_ui(address: str, pictures: Path) -> Iterator[DagsterUI]:
-    """A tab on the address. A test that fails inside says what the page showed."""
+    """Open a tab on the address. A failing test reports what the page showed."""
     expect.set_options(timeout=SECONDS * 1000)
     with sync_playwright() as driver:
         is_headless = os.environ.get("CLINIKO_TEST_BROWSER_VISIBLE") != "1"

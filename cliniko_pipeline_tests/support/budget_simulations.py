@@ -1,4 +1,4 @@
-"""A simulation, in one thread, of processes that share a request budget: the database is real, the time is not."""
+"""Simulated processes that share a request budget, in one thread, with a real database and simulated time."""
 
 import heapq
 import itertools
@@ -21,21 +21,22 @@ WINDOW = 60.0
 
 @dataclass
 class Sent:
-    """When a request was permitted, and when it was answered: later than anything while it is not."""
+    """Times of a request's permission and answer; infinity: not answered."""
 
     permitted: float
     answered: float = float("inf")
 
 
 def max_in_a_window(sent: Iterable[Sent]) -> int:
-    """Return the most requests that Cliniko, which counts between permission and answer, can have in a window."""
-    # The database does not know the last microseconds.
-    changes = [(one.permitted, 1) for one in sent] + [(one.answered + WINDOW - 5e-6, -1) for one in sent]
+    """Return the most requests that Cliniko can count in a window: at any time between permission and answer."""
+    # The database rounds to microseconds.
+    changes = [(request.permitted, 1) for request in sent]
+    changes += [(request.answered + WINDOW - 5e-6, -1) for request in sent]
     return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
 
 
-class WouldSleep(Exception):  # noqa: N818 -- no error
-    """Raised instead of sleeping: a simulated process comes back later."""
+class WouldSleep(Exception):  # noqa: N818 (not an error)
+    """Raised instead of sleeping: the simulation continues the process later."""
 
     def __init__(self, seconds: float) -> None:
         assert 0 < seconds <= request_budgets.LONGEST_SLEEP_SECONDS
@@ -47,7 +48,7 @@ def would_sleep(seconds: float) -> None:
 
 
 class MovableClock:
-    """The clock of PostgreSQL and of the processes, and for a budget the database: seconds since the beginning."""
+    """The clock of PostgreSQL and of all processes, in seconds since the start. A budget takes it for its database."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -77,7 +78,7 @@ class MovableClock:
 
 @contextmanager
 def movable_database(url: URL) -> Iterator[Database]:
-    """Open the database so that its `clock_timestamp` is found in a schema of the test first."""
+    """Open the database with a `clock_timestamp` of the test's own, first in the search path."""
     administer(
         url,
         "create schema movable",
@@ -103,7 +104,7 @@ class Process:
         self.is_killed = False
 
     def ask(self) -> "Request | float":
-        """Return a request that was permitted, or the seconds that the process sleeps before it asks again."""
+        """Return a permitted request, or the seconds to sleep before the next attempt."""
         permission = self.budget.request()
         try:
             permission.__enter__()
@@ -111,32 +112,32 @@ class Process:
             return asleep.seconds
         one = Sent(self.clock.now)
         self.sent.append(one)
-        # A permission that is garbage would be given back.
+        # Kept: a permission that is garbage-collected would be given back.
         self.requests.append(Request(self, one, permission))
         return self.requests[-1]
 
     def may_send(self) -> bool:
-        """Begin a request if one is permitted."""
+        """Start a request if one is permitted; return whether it was."""
         return isinstance(self.ask(), Request)
 
     def begin(self) -> "Request":
-        """Begin a request, which must be permitted."""
+        """Start a request, which must be permitted."""
         outcome = self.ask()
         assert isinstance(outcome, Request)
         return outcome
 
     def send(self) -> float:
-        """Ask until a request is permitted, and answer it at once; return the seconds that took."""
-        began = self.clock.now
+        """Wait until a request is permitted, and answer it immediately; return the seconds waited."""
+        started = self.clock.now
         while isinstance(outcome := self.ask(), float):
             self.clock.now += outcome
         outcome.answer()
-        return self.clock.now - began
+        return self.clock.now - started
 
 
 @dataclass
 class Request:
-    """A request on its way."""
+    """A request in flight."""
 
     process: Process
     sent: Sent
@@ -150,7 +151,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """What each thread of a process does: pauses and how long answers take, alternately."""
+    """The work of a process: for each thread, pairs of a pause and the latency of the answer."""
 
     threads: tuple[tuple[tuple[float, float], ...], ...]
     killed_at: float | None = None
@@ -166,7 +167,7 @@ class Simulation:
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def run(self, plans: list[Plan], blocks: list[tuple[float, float]]) -> list[Sent]:
-        """Carry out the plans and the blocks (moment, seconds); return all requests."""
+        """Run the plans and the blocks (moment, seconds); return all requests."""
         self.clock.now = 0.0
         processes = [Process(self.clock, self.limit, self.key) for _ in plans]
         for process, plan in zip(processes, plans, strict=True):
@@ -181,7 +182,7 @@ class Simulation:
         while self.events:
             self.clock.now, _, happens = heapq.heappop(self.events)
             happens()
-        return [one for process in processes for one in process.sent]
+        return [request for process in processes for request in process.sent]
 
     def _after(self, seconds: float, happens: Callable[[], None]) -> None:
         heapq.heappush(self.events, (self.clock.now + seconds, next(self.numbers), happens))

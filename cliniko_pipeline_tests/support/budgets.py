@@ -1,4 +1,4 @@
-"""A request budget of one process, with a clock that tests may move: the real one uses the database's."""
+"""A request budget of one process, with a clock that tests may move. The real one uses the database's clock."""
 
 import math
 import threading
@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SHORTEST_WAIT = 0.001
-"""Seconds; a clock of limited resolution might not move by less."""
+MIN_WAIT_SECONDS = 0.001
+"""Clocks of limited resolution might not move by less."""
 
 
 class SlidingWindowBudget:
@@ -34,7 +34,7 @@ class SlidingWindowBudget:
     def request(self) -> Iterator[float]:
         """Wait until a request is allowed, count it, and yield the seconds waited."""
         waited = 0.0
-        # A block that begins during a sleep holds for this request too.
+        # A block that starts during the sleep holds for this request, too.
         while (wait := self._try_to_take()) > 0:
             self._sleep(wait)
             waited += wait
@@ -59,9 +59,9 @@ class SlidingWindowBudget:
             now = self._clock()
             self._forget_before(now - self._window)
             if now < self._blocked_until:
-                return max(self._blocked_until - now, SHORTEST_WAIT)
+                return max(self._blocked_until - now, MIN_WAIT_SECONDS)
             if len(self._taken) >= self._limit:
-                return max(self._taken[0] + self._window - now, SHORTEST_WAIT)
+                return max(self._taken[0] + self._window - now, MIN_WAIT_SECONDS)
             self._taken.append(now)
             return 0.0
 

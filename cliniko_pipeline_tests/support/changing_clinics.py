@@ -1,11 +1,10 @@
-"""A clinic whose Cliniko account changes, and what the pipeline must have stored of it after a sync.
+"""A clinic whose Cliniko account changes, and the rows that the pipeline must have stored after a sync.
 
-Belongs here: the changes that a history is made of, and the account they leave. What does not: running syncs, and the
-numbers (see independent).
+Syncs are run in `history_runs`, and the numbers are computed in `independent`.
 
-What is hard-deleted is known to the pipeline until a full sync misses it, and is a deleted record from then on; what
-can no longer be understood is as it was last understood. So both may happen only to a record that is as the last quiet
-sync found it: then what is stored of it is known.
+The pipeline keeps a hard-deleted record until a full sync misses it, and then marks it as deleted. It keeps the last
+readable version of an unreadable record. Both changes are applied only to records that have not changed since the last
+quiet sync: otherwise the stored version would be unknown.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,8 +28,8 @@ from cliniko_pipeline_tests.support.hostile_accounts import (
 )
 
 START = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
-MOST_SECONDS_AHEAD = 60
-"""As much the server's clock may be ahead of the true time, or behind it."""
+MAX_CLOCK_SKEW_SECONDS = 60
+"""How far the server's clock may be ahead of the true time, or behind it."""
 
 RESOURCES = ("patients", "individual_appointments", "group_appointments", "attendees")
 NAMES = ("appointment_types", "practitioners")
@@ -38,7 +37,7 @@ NAMES = ("appointment_types", "practitioners")
 _FIRST_NAMES = ("Ann", "Bo", "Cy", "Ann")
 _LAST_NAMES = ("Lee", "Fam", "Gross")
 _EMAILS = (None, "ann@example.org", " ANN@example.org", "fam@example.org", "bo@example.org", None)
-# From the true beginning: around the window's start, around now, and far from both.
+# Relative to START: around the window's start, around now, and far from both.
 _STARTS = (
     timedelta(days=-1),
     timedelta(days=-59, hours=-23),
@@ -60,7 +59,7 @@ Key = tuple[str, str]
 
 @dataclass
 class ServerClock:
-    """The server's clock: `passed` true seconds since START, and so many seconds ahead of the true time."""
+    """The server's clock: `passed` true seconds since START, and `ahead` seconds ahead of the true time."""
 
     passed: float = 0.0
     ahead: int = 0
@@ -73,12 +72,12 @@ class ServerClock:
         return START + timedelta(seconds=self.passed + self.ahead)
 
     def set_ahead(self, seconds: int) -> None:
-        self.ahead = max(-MOST_SECONDS_AHEAD, min(MOST_SECONDS_AHEAD, seconds))
+        self.ahead = max(-MAX_CLOCK_SKEW_SECONDS, min(MAX_CLOCK_SKEW_SECONDS, seconds))
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that happens at a clinic. `which` chooses the record, `value` everything else; both wrap around."""
+    """A change at a clinic. `which` chooses the record, `value` everything else; both wrap around."""
 
     kind: str
     which: int = 0
@@ -87,7 +86,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What the account holds at first: so many of each, all old and unchanged since."""
+    """The numbers of old, unchanged records in the account at the start."""
 
     patients: int = 0
     individual_appointments: int = 0
@@ -96,7 +95,7 @@ class Beginning:
 
 
 class ChangingClinic:
-    """A clinic's account and the application's contacts; every change stamps by the server's clock."""
+    """A clinic's account and the application's contacts. Changes are stamped with the server's clock."""
 
     def __init__(self, organization_id: str, clock: ServerClock) -> None:
         self.id = organization_id
@@ -108,12 +107,12 @@ class ChangingClinic:
         self.gone: dict[Key, WireRecord | None] = {}
         self._understood: dict[Key, WireRecord] = {}
         self._unsettled: set[Key] = set()
-        self._made = 90  # ids of two and three digits: text does not sort as numbers do
+        self._made = 90  # ids get two and three digits, which sort differently as text
 
-    # --- What must be stored ---------------------------------------------------------------------------------
+    # --- Due rows -------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Everything there is has been read now."""
+        """Note that a sync has read the current records."""
         for resource in RESOURCES:
             for record_id, record in self.records[resource].items():
                 if (resource, record_id) not in self.bad:
@@ -121,7 +120,7 @@ class ChangingClinic:
         self._unsettled.clear()
 
     def stored(self, resource: str, vanished: Iterable[Key]) -> dict[str, WireRecord]:
-        """What is known of the resource by id; of what is gone, what has `vanished` is deleted."""
+        """Return the due records of the resource by id; those in `vanished` are marked as deleted."""
         known: dict[str, WireRecord | None] = {
             record_id: self._understood.get((resource, record_id)) if (resource, record_id) in self.bad else record
             for record_id, record in self.records[resource].items()
@@ -135,14 +134,14 @@ class ChangingClinic:
         }
 
     def wire(self, vanished: Iterable[Key]) -> dict[str, list[WireRecord]]:
-        """The account as the independent computation is to see it."""
+        """Return the account for the independent computation."""
         found = {resource: list(self.stored(resource, vanished).values()) for resource in RESOURCES}
         return found | {resource: list(self.records[resource].values()) for resource in NAMES}
 
-    # --- What happens ----------------------------------------------------------------------------------------
+    # --- Changes ---------------------------------------------------------------------------------------------
 
     def begin(self, beginning: Beginning) -> None:
-        """Fills the account with records of the past two years, several in each of some seconds."""
+        """Fill the account with records of the past two years, several of them in the same second."""
         for number in range(beginning.patients):
             record = patient(self._new_id(), f"Old{number}", "Hand", f"old{number}@example.org")
             self._add_old("patients", record, number)
@@ -161,12 +160,12 @@ class ChangingClinic:
             self.account.fill(resource, list(self.records[resource].values()))
         for number, person in enumerate([*people[:5], *people[-3:]]):
             self._save_contact(number, cliniko_patient_id=person)
-        self._unsettled = {(resource, each) for resource in RESOURCES for each in self.records[resource]}
+        self._unsettled = {(resource, record_id) for resource in RESOURCES for record_id in self.records[resource]}
 
     def happen(self, change: Change) -> str:
-        """Lets it happen, and tells in words what did."""
+        """Apply the change, and describe it in words."""
         done = CHANGES[change.kind](self, change.which, change.value)
-        return f"{change.kind}: {done or 'nobody to happen to'}"
+        return f"{change.kind}: {done or 'no record for it'}"
 
     def _new_id(self) -> str:
         self._made += 1
@@ -198,7 +197,7 @@ class ChangingClinic:
     def _pick(
         self, resource: str, which: int, condition: Callable[[WireRecord], object] = lambda _: True
     ) -> WireRecord | None:
-        """One of the records that are well."""
+        """Return a readable record."""
         found = [
             record
             for record_id, record in self.records[resource].items()
@@ -207,7 +206,7 @@ class ChangingClinic:
         return found[which % len(found)] if found else None
 
     def _settled(self, resource: str, which: int) -> WireRecord | None:
-        """One that is as the last quiet sync found it; of attendees one of a group, for others need not be stored."""
+        """Return a record unchanged since the last quiet sync; of attendees, one of a group, which must be stored."""
         found = [
             record
             for record_id, record in self.records[resource].items()
@@ -219,7 +218,7 @@ class ChangingClinic:
         return self.is_group(linked(record, "booking"))
 
     def is_group(self, booking_id: str | None) -> bool:
-        """Whether there is such a group appointment, or was."""
+        """Return whether this is, or was, a group appointment."""
         return booking_id in self.records["group_appointments"] or ("group_appointments", booking_id) in self.gone
 
     def _patient_id(self, which: int) -> str:
@@ -227,7 +226,7 @@ class ChangingClinic:
         return found["id"] if found else "1"
 
     def _names(self, value: int = 1) -> dict[str, Any]:
-        """An appointment type and a practitioner, now and then of those that nobody has used before."""
+        """Return links to an appointment type and a practitioner, sometimes to new ones."""
         found: dict[str, Any] = {}
         for place, resource in enumerate(NAMES):
             known = self.records[resource]
@@ -266,7 +265,7 @@ class ChangingClinic:
     # --- Appointments ----------------------------------------------------------------------------------------
 
     def book(self, which: int, value: int) -> str:
-        """Mostly with the attendee that Cliniko keeps beside it."""
+        """Add an individual appointment, mostly with the attendee that Cliniko adds to it."""
         booking = individual_appointment(self._new_id(), self._patient_id(which), self._start(value))
         if value % 3:
             self._add("attendees", attendee(self._new_id(), booking["id"], self._patient_id(which)))
@@ -367,7 +366,7 @@ class ChangingClinic:
         self.bad.add((resource, record["id"]))
         return self._set(resource, record, archived_at=_UNREADABLE)
 
-    def mend(self, which: int, value: int) -> str | None:
+    def repair(self, which: int, value: int) -> str | None:
         bad = sorted(key for key in self.bad if key not in self.gone)
         if not bad:
             return None
@@ -406,7 +405,7 @@ CHANGES: dict[str, _Happens] = {
     "contact added": ChangingClinic.add_contact,
     "contact changed": ChangingClinic.change_contact,
     "contact removed": ChangingClinic.remove_contact,
-    "bad record set right": ChangingClinic.mend,
+    "bad record set right": ChangingClinic.repair,
 }
 
 
@@ -425,11 +424,13 @@ def _moving(resource: str) -> _Happens:
     )
 
 
-def _many_at_once(resource: str, field: str) -> _Happens:
+def _toggling_many(resource: str, field: str) -> _Happens:
     def happens(clinic: ChangingClinic, which: int, value: int) -> str | None:
         found = list(clinic.records[resource])
         touched = [
-            each for each in found[which % max(1, len(found)) :][: _many(value)] if (resource, each) not in clinic.bad
+            record_id
+            for record_id in found[which % max(1, len(found)) :][: _many(value)]
+            if (resource, record_id) not in clinic.bad
         ]
         for record_id in touched:
             record = clinic.records[resource][record_id]
@@ -439,31 +440,31 @@ def _many_at_once(resource: str, field: str) -> _Happens:
     return happens
 
 
-for _resource, _one in zip(RESOURCES, ("patient", "individual appointment", "group", "attendee"), strict=True):
+for _resource, _name in zip(RESOURCES, ("patient", "individual appointment", "group", "attendee"), strict=True):
     CHANGES |= {
-        f"{_one} archived, or back": _toggling(_resource, "archived_at"),
-        f"{_one} deleted, or back": _toggling(_resource, "deleted_at"),
-        f"{_one} deleted for good": lambda clinic, which, _value, of=_resource: clinic.hard_delete(of, which),
-        f"{_one} gone bad": lambda clinic, which, _value, of=_resource: clinic.spoil(of, which),
+        f"{_name} archived, or back": _toggling(_resource, "archived_at"),
+        f"{_name} deleted, or back": _toggling(_resource, "deleted_at"),
+        f"{_name} deleted for good": lambda clinic, which, _value, of=_resource: clinic.hard_delete(of, which),
+        f"{_name} gone bad": lambda clinic, which, _value, of=_resource: clinic.spoil(of, which),
     }
-    if _one in {"individual appointment", "attendee"}:
-        CHANGES[f"{_one} cancelled, or back"] = _toggling(_resource, "cancelled_at")
-    if _one in {"individual appointment", "group"}:
-        CHANGES[f"{_one} moved"] = _moving(_resource)
-    if _one != "attendee":
-        CHANGES[f"bad {_one} added"] = lambda clinic, which, value, of=_resource: clinic.add_bad(of, which, value)
-CHANGES["many individual appointments cancelled, or back"] = _many_at_once("individual_appointments", "cancelled_at")
-CHANGES["many patients archived, or back"] = _many_at_once("patients", "archived_at")
+    if _name in {"individual appointment", "attendee"}:
+        CHANGES[f"{_name} cancelled, or back"] = _toggling(_resource, "cancelled_at")
+    if _name in {"individual appointment", "group"}:
+        CHANGES[f"{_name} moved"] = _moving(_resource)
+    if _name != "attendee":
+        CHANGES[f"bad {_name} added"] = lambda clinic, which, value, of=_resource: clinic.add_bad(of, which, value)
+CHANGES["many individual appointments cancelled, or back"] = _toggling_many("individual_appointments", "cancelled_at")
+CHANGES["many patients archived, or back"] = _toggling_many("patients", "archived_at")
 
 
 def linked(record: Mapping[str, Any], relation: str) -> str | None:
-    """The id that the record's link leads to."""
+    """Return the id in the record's link."""
     related = record.get(relation)
     return None if related is None else related["links"]["self"].rsplit("/", 1)[-1]
 
 
 def instant(record: Mapping[str, Any], field: str) -> datetime | None:
-    """The instant that the field holds."""
+    """Return the instant in the field."""
     return None if record.get(field) is None else datetime.fromisoformat(record[field])
 
 

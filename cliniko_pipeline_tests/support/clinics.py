@@ -1,4 +1,4 @@
-"""Small clinics on a sandbox in the test's process, and the organizations made of them."""
+"""Small clinics on a sandbox in the test's process, and their organizations."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 
 
 def small_clinic(name: str) -> Account:
-    """An account with two patients, one of whom came two weeks before AS_OF."""
+    """Return an account with two patients, of whom one has an appointment two weeks before AS_OF."""
     records = {
         "patients": [patient("1", email="one@clinic.example"), patient("2", email="two@clinic.example")],
         "individual_appointments": [individual_appointment("10", "1", "2026-06-01T09:00:00Z")],
@@ -25,7 +25,7 @@ def small_clinic(name: str) -> Account:
 
 
 class Clinics:
-    """A sandbox's clinics, of which organizations are made."""
+    """The clinics of a sandbox, stored as organizations."""
 
     def __init__(self, sandbox: Sandbox, database: Database, vault: Vault) -> None:
         self.sandbox = sandbox
@@ -54,7 +54,7 @@ class Clinics:
             return connection.exec_driver_sql(f"select count(*) from {table}").scalar_one()
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
-        """Return what the operator sees."""
+        """Return the rows of a statement that runs as the operator."""
         with self.database.operator() as connection:
             return [tuple(row) for row in connection.exec_driver_sql(statement)]
 
@@ -65,7 +65,7 @@ class Clinics:
             return [tuple(row) for row in rows]
 
     def runs_of_process(self, process: int) -> list[str]:
-        """Return the runs that the process has said to be alive in it."""
+        """Return the runs with a heartbeat of this process."""
         with self.database.operator() as connection:
             rows = connection.exec_driver_sql(
                 "select run_id from cliniko.run_heartbeats where split_part(process, ' ', 3) = %s", (str(process),)

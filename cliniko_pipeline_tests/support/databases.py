@@ -1,4 +1,4 @@
-"""Databases for tests: administered as a superuser, and dropped when the test is over."""
+"""Databases for tests, created by a superuser and dropped after the test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def created_database(server_url: URL, template: str = "template1", options: str 
     role = organization_role_of(url)
     try:
         if not template.startswith("template"):
-            _migrate(url)  # Role and identity are the copied database's.
+            _migrate(url)  # The copy has the role and the identity of the template.
         yield url
     finally:
         administer(server_url, f"drop database {name} with (force)", f"drop role if exists {role}")
@@ -40,7 +40,7 @@ def created_database(server_url: URL, template: str = "template1", options: str 
 
 @contextmanager
 def owned_database(server: URL) -> Iterator[Database]:
-    """Create a database, with the application's tables, of a user who may log in and create roles."""
+    """Create a database with the application's tables, owned by a user that may log in and create roles."""
     owner = f"owner_{uuid4().hex}"
     administer(server, f"create role {owner} login createrole password 'owner'")
     with created_database(server, "template0", f"encoding 'UTF8' owner {owner}") as url:

@@ -9,10 +9,10 @@ from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization
 from cliniko_pipeline_tests.support.clinics import Clinics
 
 
-def add_demo_clinic(clinics: Clinics, each: DemoOrganization) -> None:
+def add_demo_clinic(clinics: Clinics, demo: DemoOrganization) -> None:
     """Serve the account, and store the organization with its credentials and contacts."""
-    clinics.sandbox.add(each.account)
-    credentials = ClinikoCredentials(each.account.api_key, None, clinics.sandbox.base_url(each.account))
+    clinics.sandbox.add(demo.account)
+    credentials = ClinikoCredentials(demo.account.api_key, None, clinics.sandbox.base_url(demo.account))
     with clinics.database.operator() as connection:
-        organizations.save(connection, each.id, each.name, clinics.vault.encrypt(credentials), validated=False)
-        connection.execute(sa.text(sql("demo/save_contact")), each.contacts)
+        organizations.save(connection, demo.id, demo.name, clinics.vault.encrypt(credentials), validated=False)
+        connection.execute(sa.text(sql("demo/save_contact")), demo.contacts)

@@ -1,4 +1,4 @@
-"""Two organizations on a Dagster instance in memory, the daemon's part played by the test."""
+"""Two organizations on a Dagster instance in memory. The test acts as the daemon."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -77,7 +77,7 @@ class Deployment:
         """Sync the organization, and report a failure to the sensor of failed runs."""
         result = self.pipeline.sync(name, **options)
         if not result.success:
-            event = next(each for each in result.all_events if each.event_type_value == "PIPELINE_FAILURE")
+            event = next(event for event in result.all_events if event.event_type_value == "PIPELINE_FAILURE")
             context = dg.build_run_status_sensor_context(
                 sensor_name="failed_runs",
                 dagster_event=event,
@@ -95,14 +95,14 @@ class Deployment:
 
     def scheduling(self, name: str) -> scheduling.Scheduling:
         with self.database.operator() as connection:
-            return next(each for each in scheduling.schedulings(connection) if each.organization_id == name)
+            return next(row for row in scheduling.schedulings(connection) if row.organization_id == name)
 
     def pause(self, name: str, reason: str = "a reason", run_id: str = "run") -> None:
         with self.database.operator() as connection:
             paused(connection, name, reason=reason, run_id=run_id)
 
     def let_refusals_age(self) -> None:
-        """Move refusals so far back that the next one of the same credentials confirms them."""
+        """Date refusals back, so that the next one of the same credentials confirms them."""
         self.execute(
             "update cliniko.scheduling set refused_at = refused_at - cast(:age as interval)",
             age=scheduling.REFUSAL_CONFIRMED_AFTER,

@@ -1,4 +1,4 @@
-"""A clinic whose tables are written as a sync writes them, or by hand, and derived from each other."""
+"""A clinic whose tables are written as by a sync, or by hand, and derived from one another."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 @dataclass
 class DerivedClinic:
-    """An organization; its settings are those the next sync derives by."""
+    """An organization, with the settings of its next sync."""
 
     database: Database
     id: str = field(default_factory=lambda: f"clinic-{uuid4()}")
@@ -48,7 +48,7 @@ class DerivedClinic:
             return derivations.write(connection, self.mapping(), force=full) is not None
 
     def sync(self, *, full: bool = False) -> bool:
-        """Return whether the mapping was computed; check what is stored."""
+        """Derive both tables and check them; return whether the mapping was computed."""
         is_computed = self.derive(full=full)
         with self.database.organization(self.id) as connection:
             replace_by_query(connection, ACTIVE_PATIENTS, sql("transforms/active_patients"), self.parameters)
@@ -56,7 +56,7 @@ class DerivedClinic:
         return is_computed
 
     def check(self) -> None:
-        """Both tables hold exactly what their queries compute, and the kept row counts are right."""
+        """Assert that both tables hold what their queries compute, and that the stored row counts are right."""
         with self.database.organization(self.id) as connection:
             for table, query, parameters in (
                 (CONTACT_MAPPING, "contact_mapping", {}),
@@ -78,7 +78,7 @@ class DerivedClinic:
             return sorted((dict(row) for row in rows), key=lambda row: str(row.get("id", row)))
 
     def execute(self, statement: str, **values: object) -> None:
-        """In the organization's context, or as the operator, who owns the contacts."""
+        """Execute in the organization context, or for contacts as the operator, who owns them."""
         of_contacts = "public.contacts" in statement
         with self.database.operator() if of_contacts else self.database.organization(self.id) as connection:
             connection.execute(sa.text(statement), {"organization_id": self.id, **values})
@@ -103,7 +103,7 @@ class DerivedClinic:
             "insert into public.contacts (id, organization_id, cliniko_patient_id, name, email)"
             " values (:id, :organization_id, :of, :name, :email) on conflict (id) do update"
             " set cliniko_patient_id = excluded.cliniko_patient_id, name = excluded.name, email = excluded.email",
-            # Ids of contacts are unique over all organizations.
+            # Contact ids are unique across organizations.
             id=UUID(int=UUID(self.id.removeprefix("clinic-")).int ^ number),
             of=of,
             name=name,

@@ -1,4 +1,4 @@
-"""Databases as earlier versions of the pipeline left them."""
+"""Databases of earlier versions of the pipeline."""
 
 import pytest
 from alembic import command
@@ -14,7 +14,7 @@ _LATER_TABLES = ("crawled_ids", "table_states")
 
 
 def migrate_with_shared_role(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Migrate as the versions did that had one organization role for all databases of a server."""
+    """Migrate as the versions with one organization role for all databases of a server."""
     with monkeypatch.context() as patch:
         _share_role(patch)
         patch.setattr(schema, "expected_version", lambda: "earlier")
@@ -22,17 +22,17 @@ def migrate_with_shared_role(database: Database, monkeypatch: pytest.MonkeyPatch
 
 
 def migrate_as_first_version(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the schema of the first version, and the application's tables where they are missing."""
+    """Create the schema of the first version, and missing tables of the application."""
     upgrade = command.upgrade
     with monkeypatch.context() as patch:
         _share_role(patch)
         patch.setattr(command, "upgrade", lambda config, _: upgrade(config, FIRST_VERSION))
-        tables = tuple(each for each in TENANT_TABLES if not each.endswith(_LATER_TABLES))
+        tables = tuple(table for table in TENANT_TABLES if not table.endswith(_LATER_TABLES))
         patch.setattr(isolation, "TENANT_TABLES", tables)
         patch.setattr(schema, "WATCHED", ())
         patch.setattr(schema.identity, "adopt", lambda _, **__: None)
         patch.setattr(schema.filters, "store", lambda *_: False)
-        patch.setattr(schema, "FUNCTIONS", tuple(each for each in schema.FUNCTIONS if each != "take_requests"))
+        patch.setattr(schema, "FUNCTIONS", tuple(name for name in schema.FUNCTIONS if name != "take_requests"))
         patch.setattr(schema, "expected_version", lambda: FIRST_VERSION)
         schema.migrate(database, create_application_tables=True)
 

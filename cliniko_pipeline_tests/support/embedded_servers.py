@@ -1,4 +1,4 @@
-"""Embedded servers as tests see them: their processes, their answers, and whether they are gone afterwards."""
+"""Embedded servers under test: their processes, their answers, and their end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from cliniko_pipeline.postgres.server import embedded
 from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.waiting import wait_until
 
-# The socket of such a folder stands in the temporary folder.
+# The path is too long for a socket, which is put into the temporary folder.
 UNUSUAL_NAME = 'it\'s "so", $HOME `id` \\x %d;# = & ?/gr\xf6\xdfe \u540d\u524d \U0001f600/' + "deep/" * 30 + "end"
 
 
@@ -44,13 +44,13 @@ def postmaster(root: Path) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process that has not ended."""
+    """Return whether the process runs."""
     return bool(embedded._command_of(pid))
 
 
 @contextmanager
 def used(root: Path) -> Iterator[EmbeddedServer]:
-    """The server, which must answer inside and be gone, with all its processes, afterwards."""
+    """Run a server, which must answer in the block, and whose processes must have ended after it."""
     with EmbeddedServer(root) as server:
         assert answers(server.url)
         pid = postmaster(root)

@@ -1,7 +1,7 @@
-"""A process that has imported the pipeline, and forks itself for each command or sync of the tests.
+"""A process that has imported the pipeline, and forks for every command or sync of the tests.
 
-Starting Python and importing Dagster takes two seconds of processor time; a fork takes milliseconds. pytest's own
-process, which has threads, is never forked. The server ends with pytest, however that ends.
+Starting Python and importing Dagster takes two seconds of processor time; a fork takes milliseconds. pytest itself
+has threads and is never forked. The server ends with pytest, even if pytest is killed.
 """
 
 import atexit
@@ -39,7 +39,7 @@ START_SECONDS = 120.0
 
 
 class Fork:
-    """A forked process. Its id stays its own until the block ends, also when it has ended before."""
+    """A forked process. Its id is not reused before the block ends."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -72,7 +72,7 @@ class Fork:
 
 
 class ForkServer:
-    """The server, seen from the tests."""
+    """The tests' connection to the server."""
 
     def __init__(self) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -95,7 +95,7 @@ class ForkServer:
         argv: Sequence[str] = (SCRIPT,),
         streams: tuple[int, int, int],
     ) -> Fork:
-        """Run `module:function` with JSON arguments in a fork that has these variables, streams and no others."""
+        """Run `module:function` with JSON arguments in a fork that has only these variables and streams."""
         order = {"target": target, "arguments": arguments, "environ": dict(environ), "folder": str(folder)}
         message = json.dumps({**order, "argv": list(argv)}).encode()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -117,7 +117,7 @@ def fork_server() -> ForkServer:
 
 
 def _next_order(channel: socket.socket) -> dict[str, Any]:
-    """Wait for orders. Return in a fork only, once for each."""
+    """Wait for orders, and return each one in a fork of its own."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave no zombies
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, 4)
@@ -141,8 +141,8 @@ def _next_order(channel: socket.socket) -> dict[str, Any]:
 def _report(process_id: int, streams: list[int], reply: socket.socket) -> NoReturn:
     """Send the process's id, then its exit code; release the id when the test has read both."""
     try:
-        for each in (0, 1, 2, *streams):
-            os.close(each)
+        for descriptor in (0, 1, 2, *streams):
+            os.close(descriptor)
         reply.send(str(process_id).encode())
         ended = os.waitid(os.P_PID, process_id, os.WEXITED | os.WNOWAIT)
         assert ended is not None
@@ -153,13 +153,13 @@ def _report(process_id: int, streams: list[int], reply: socket.socket) -> NoRetu
         os._exit(0)
 
 
-def _carry_out(order: Mapping[str, Any]) -> None:
+def _execute(order: Mapping[str, Any]) -> None:
     os.chdir(order["folder"])
     os.environ.clear()
     os.environ.update(order["environ"])
     time.tzset()
     sys.argv = order["argv"]
-    # What click and multiprocessing take for the program: a worker that it spawns imports this, as the real one's does.
+    # click and multiprocessing take this for the program: spawned workers import it, as in reality.
     program = ModuleType("__main__")
     program.__file__ = SCRIPT
     sys.modules["__main__"] = program
@@ -168,14 +168,14 @@ def _carry_out(order: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Import everything, then fork for each order."""
-    for each in IMPORTED:
-        import_module(each)
+    """Import all modules, then fork for every order."""
+    for name in IMPORTED:
+        import_module(name)
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"a process with {threads} threads cannot be forked"
     gc.freeze()
     channel = socket.socket(fileno=os.dup(0))
-    _carry_out(_next_order(channel))
+    _execute(_next_order(channel))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a history of a clinic is made of: changes, clocks and syncs, and how random ones are drawn."""
+"""The steps of a clinic's history (changes, clocks, syncs), and strategies that draw random ones."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from cliniko_pipeline_tests.support.changing_clinics import CHANGES, NAMES, RESO
 
 @dataclass(frozen=True)
 class Clock:
-    """So many true seconds pass, and the server's clock is set to be so many ahead."""
+    """A step in which true seconds pass, and the server's clock is set ahead by `ahead` seconds."""
 
     seconds: int = 0
     ahead: int = 0
@@ -24,8 +24,8 @@ class Sync:
         hours: from the server's clock to `as_of`.
         pace: seconds between two requests.
         between_requests: what happens before its second, third, ... request.
-        faults: the seed of faults that pass.
-        broken: the resource and the number of a page that cannot be read.
+        faults: seed of transient faults.
+        broken: resource and number of a page that cannot be read.
         killed_at_request, killed_at_commit: the process ends before this request, or instead of this commit of a write.
     """
 
@@ -41,7 +41,7 @@ class Sync:
 
     @property
     def is_quiet(self) -> bool:
-        return not any(isinstance(one, Change) for gap in self.between_requests for one in gap)
+        return not any(isinstance(step, Change) for gap in self.between_requests for step in gap)
 
 
 Step = Change | Clock | Sync
@@ -51,7 +51,7 @@ Step = Change | Clock | Sync
 class History:
     """`page_size`: Cliniko's pages hold 100 records; small ones have as many boundaries with fewer records.
 
-    Unless pages are `ahead`, one request is sent after the other, so that the same happens each time.
+    Without `ahead`, requests are sent one after the other, so that a history can be repeated exactly.
     """
 
     page_size: int
@@ -72,7 +72,7 @@ def changes(kinds: list[str]) -> st.SearchStrategy[Change]:
 
 
 def syncs(happening: st.SearchStrategy[Change | Clock]) -> st.SearchStrategy[Sync]:
-    """Those that something happens to."""
+    """Draw syncs that are disturbed by changes, faults or kills."""
     often = {
         "full": st.sampled_from([False, False, True]),
         "accept_deletions": st.sampled_from([True, True, True, False]),
@@ -102,7 +102,7 @@ quiet_syncs = st.builds(
 
 @st.composite
 def histories(draw: st.DrawFn) -> History:
-    """Twice: changes, syncs that something happens to, more changes, a quiet sync."""
+    """Draw twice: changes, disturbed syncs, more changes, a quiet sync."""
     page_size = draw(st.sampled_from([10, 10, 100]))
     sizes = st.sampled_from([0, page_size - 1, page_size + 1, 2 * page_size + page_size // 2, 3 * page_size])
     beginning = Beginning(
@@ -111,7 +111,7 @@ def histories(draw: st.DrawFn) -> History:
         group_appointments=draw(st.sampled_from([0, 0, 2, page_size + 2])),
         attendees_of_each=draw(st.integers(0, 3)),
     )
-    # Not all kinds in one history, so that the same kind happens several times.
+    # A subset of the kinds, so that a kind occurs several times.
     kinds = draw(st.lists(st.sampled_from(sorted(CHANGES)), min_size=5, max_size=15, unique=True))
     happening = st.one_of(changes(kinds), changes(kinds), changes(kinds), clocks)
     steps: list[Step] = []

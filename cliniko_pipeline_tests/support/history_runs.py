@@ -1,4 +1,4 @@
-"""Runs a history against a real pipeline, and compares what is stored after each quiet sync with the account."""
+"""Histories run on a real pipeline: after every quiet sync, the stored rows are compared with the account."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -33,11 +33,11 @@ from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest
 
 
 class Killed(BaseException):
-    """Nothing that would catch it can do anything any more: see KillableDatabase."""
+    """The end of a simulated process. Code that catches it cannot reach the database (see KillableDatabase)."""
 
 
 class KillableDatabase(Database):
-    """A database for a process that may end instead of a commit; from its end on, nothing reaches the database."""
+    """A database whose process may be killed instead of a commit; afterwards nothing reaches the database."""
 
     commits_left: int | None = None
     is_dead = False
@@ -67,9 +67,9 @@ class KillableDatabase(Database):
 
 
 class Requests:
-    """A request budget without a limit, that tells of each request before it is sent.
+    """A request budget without a limit, which calls `before_each` before a request is sent.
 
-    With several on their way, something happens before one while Cliniko answers another.
+    With several requests in flight, changes happen before one while Cliniko answers another.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Requests:
 
 @dataclass
 class World:
-    """What all histories of a test have in common."""
+    """Objects shared by all histories of a test."""
 
     pipeline: PipelineUnderTest
     database: KillableDatabase
@@ -108,7 +108,7 @@ class World:
 
 
 class HistoryRun:
-    """A history as it happens. `gone` tells of what was hard-deleted whether it must be marked, may be, or may not."""
+    """A history in progress. Records that were hard-deleted must, may or may not be marked as deleted: see the sets."""
 
     def __init__(self, world: World, instance: dg.DagsterInstance) -> None:
         world.clock.passed, world.clock.ahead = 0.0, 0
@@ -166,13 +166,13 @@ class HistoryRun:
             if step.full:
                 assert step.accept_deletions or not doubtful
                 self.must_be_marked |= self._older(self.clinic.gone.keys())
-            # What a full sync did not come to, the next one does.
+            # The next full sync marks what a failed one did not reach.
             self.must_be_marked |= self.left_by_a_full_sync
             self.assert_right(as_of)
             self.clinic.settle()
 
     def assert_right(self, as_of: datetime) -> None:
-        """Everything stored is the account as it is, and the tables are what is computed of it independently."""
+        """Assert that the stored rows equal the account, and the derived tables the independent computation."""
         clinic, vanished = self.clinic, self.stored.vanished
         assert vanished >= self.must_be_marked
         for resource in RESOURCES:
@@ -185,7 +185,7 @@ class HistoryRun:
     # --- Running ---------------------------------------------------------------------------------------------
 
     def _run(self, step: Sync, as_of: datetime) -> dg.ExecuteInProcessResult | None:
-        """None where it was killed."""
+        """Sync; return None if the process was killed."""
         world = self.world
 
         def before_each(number: int) -> None:
@@ -193,8 +193,8 @@ class HistoryRun:
                 world.database.die()
             if number > 1:
                 world.clock.passed += step.pace
-                for one in step.between_requests[number - 2] if number - 2 < len(step.between_requests) else ():
-                    self.apply(one)
+                for change in step.between_requests[number - 2] if number - 2 < len(step.between_requests) else ():
+                    self.apply(change)
             self.earliest = min(self.earliest, world.clock.now)
 
         world.syncs += 1
@@ -211,7 +211,7 @@ class HistoryRun:
                 accept_unmatched=True,
                 log_level="CRITICAL",
             )
-            # Dagster catches whatever is raised; a process that was killed would have no result.
+            # Dagster catches Killed, too; a killed process has no result.
             return None if world.database.is_dead else result
         finally:
             world.database.revive()
@@ -232,19 +232,21 @@ class HistoryRun:
     # --- What is gone -----------------------------------------------------------------------------------------
 
     def _older(self, gone: Iterable[Key]) -> set[Key]:
-        """Of these what a full sync misses: what was created when it began, or later by the server's clock, was none
-        of its business.
-        """
+        """Return those that a full sync misses. It ignores records created after its start by the server's clock."""
         records = {key: self.clinic.gone[key] for key in gone}
-        return {key for key, one in records.items() if one is not None and instant(one, "created_at") < self.earliest}
+        return {
+            key
+            for key, record in records.items()
+            if record is not None and instant(record, "created_at") < self.earliest
+        }
 
     def _doubtful(self, before: "Stored", gone: set[Key]) -> set[str]:
-        """The resources of which a full sync misses more than it believes."""
+        """Return the resources of which a full sync misses a suspicious share."""
         limit = self.pipeline.runtime.settings.vanished_share_limit
         doubtful = set()
         for resource in RESOURCES:
-            old = [each for each, row in before.live(resource).items() if row["created_at"] < self.earliest]
-            missed = [each for each in old if (resource, each) in gone]
+            old = [row_id for row_id, row in before.live(resource).items() if row["created_at"] < self.earliest]
+            missed = [row_id for row_id in old if (resource, row_id) in gone]
             if len(missed) > limit * len(old):
                 doubtful.add(resource)
         return doubtful
@@ -270,7 +272,7 @@ class HistoryRun:
             if (resource, record_id) not in self.stored.vanished
         }
         if resource == "attendees":
-            # Those of individual appointments may be left out.
+            # Attendees of individual appointments need not be stored.
             groups = {record_id for record_id, row in due.items() if self.clinic.is_group(row["booking_id"])}
             due = {record_id: row for record_id, row in due.items() if record_id in groups or record_id in live}
         found = {row_id: {c: row[c] for c in due.get(row_id, row)} for row_id, row in live.items()}
@@ -285,7 +287,7 @@ class HistoryRun:
 
 
 class Stored:
-    """What is stored of an organization's records: the rows by resource and id."""
+    """The stored rows of an organization's records, by resource and id."""
 
     def __init__(self, pipeline: PipelineUnderTest, organization_id: str) -> None:
         appointments = pipeline.rows(organization_id, "cliniko.appointments")
@@ -306,16 +308,16 @@ class Stored:
 
 
 def differences(found: dict[str, Any], due: dict[str, Any]) -> dict[str, Any]:
-    """Of each record that is not as it should be, what is stored and what is due."""
+    """Return the stored and the due row of every record that differs."""
     return {
-        each: {"stored": found.get(each), "due": due.get(each)}
-        for each in found.keys() | due.keys()
-        if found.get(each) != due.get(each)
+        record_id: {"stored": found.get(record_id), "due": due.get(record_id)}
+        for record_id in found.keys() | due.keys()
+        if found.get(record_id) != due.get(record_id)
     }
 
 
 def as_stored(resource: str, record: WireRecord) -> dict[str, Any]:
-    """The columns of a record that is well."""
+    """Return the due columns of a readable record."""
     stamps = ("created_at", "updated_at", "archived_at", "deleted_at")
     row: dict[str, Any] = {field: instant(record, field) for field in stamps}
     match resource:
@@ -337,10 +339,11 @@ def as_stored(resource: str, record: WireRecord) -> dict[str, Any]:
 
 
 def _errors(result: dg.ExecuteInProcessResult) -> str:
-    """What the failed steps say, in a line each where the pipeline raised it on purpose."""
+    """Return the errors of the failed steps, as one line for errors of the pipeline."""
     failures = [event.step_failure_data for event in result.filter_events(lambda event: event.is_step_failure)]
     return "; ".join(
-        (one.user_failure_data and one.user_failure_data.description) or one.error_display_string for one in failures
+        (failure.user_failure_data and failure.user_failure_data.description) or failure.error_display_string
+        for failure in failures
     )
 
 
@@ -350,7 +353,7 @@ def _faults(step: Sync) -> Faults:
     if step.faults is not None:
         return Faults(
             seed=step.faults,
-            # Six attempts must do.
+            # Low enough for six attempts to succeed.
             server_error_rate=0.03,
             reset_before_body_rate=0.01,
             reset_in_body_rate=0.02,
@@ -364,7 +367,7 @@ def _faults(step: Sync) -> Faults:
 @contextmanager
 def small_pages(size: int, *, ahead: bool = False) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        # One at a time however long it takes, or at once as many as may be.
+        # One page in flight, however long it takes, or as many as allowed.
         patched.setattr(pagination, "FEWEST_AT_ONCE", pagination.MOST_AT_ONCE if ahead else 1)
         patched.setattr(pagination, "LONG_WAIT_SECONDS", float("inf"))
         patched.setattr(pagination, "PAGE_SIZE", size)

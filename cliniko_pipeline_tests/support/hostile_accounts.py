@@ -1,6 +1,6 @@
-"""Hostile accounts: small sets of Cliniko records and contacts made to collide; no answers, no code of the pipeline.
+"""Hostile accounts: small sets of Cliniko records and contacts that collide. No code of the pipeline is used.
 
-Every record looks like a full one of Cliniko's, its id unique within its resource, unless ``bad_records`` breaks it.
+Records have all fields of Cliniko's, and ids that are unique within the resource, unless ``bad_records`` breaks them.
 Contacts hold only what PostgreSQL can hold. Names are invented, addresses are under example.org.
 """
 
@@ -29,10 +29,10 @@ _RECENTLY = "2026-03-01T00:00:00Z"
 
 @dataclass(frozen=True)
 class Account:
-    """What Cliniko has of one organization, all organizations' contacts, and the moment to judge by.
+    """One organization's records in Cliniko, the contacts of all organizations, and the instant that counts as now.
 
-    ``records``: resource name to wire records, everything included. ``contacts``: rows of public.contacts,
-    their ids as UUID.
+    ``records``: resource name to wire records, with archived and cancelled ones. ``contacts``: rows of
+    public.contacts, with ids as UUID.
     """
 
     records: Mapping[str, Sequence[WireRecord]]
@@ -42,7 +42,7 @@ class Account:
 
 
 def link(resource: str, record_id: str | int) -> dict[str, Any]:
-    """A link to another record, as in ``patient``, ``booking`` or ``merged_with_patient``."""
+    """Return a link to another record, as in ``patient``, ``booking`` or ``merged_with_patient``."""
     return {"links": {"self": f"{API}/{resource}/{record_id}"}}
 
 
@@ -65,7 +65,7 @@ def patient(
     merged_into: str | None = None,
     **changes: Any,
 ) -> WireRecord:
-    """A patient; ``merged_into`` sets the merged_with_patient link."""
+    """Return a patient; ``merged_into`` sets the merged_with_patient link."""
     fields = {
         "first_name": first_name,
         "last_name": last_name,
@@ -84,7 +84,7 @@ def patient(
 def individual_appointment(
     record_id: str | int, patient_id: str | int | None, starts_at: str, **changes: Any
 ) -> WireRecord:
-    """An individual appointment, not cancelled; without a patient its link is null."""
+    """Return an individual appointment, not cancelled; without a patient its link is null."""
     fields = {
         "starts_at": starts_at,
         "ends_at": None,
@@ -102,7 +102,7 @@ def individual_appointment(
 
 
 def group_appointment(record_id: str | int, starts_at: str, **changes: Any) -> WireRecord:
-    """A group appointment; who comes is in its attendees' records."""
+    """Return a group appointment; its attendees are records of their own."""
     fields = {
         "starts_at": starts_at,
         "ends_at": None,
@@ -120,7 +120,7 @@ def group_appointment(record_id: str | int, starts_at: str, **changes: Any) -> W
 def attendee(
     record_id: str | int, booking_id: str | int | None, patient_id: str | int | None, **changes: Any
 ) -> WireRecord:
-    """An attendee of a group appointment or, as in reality, of an individual appointment."""
+    """Return an attendee of a group appointment or, as in reality, of an individual appointment."""
     fields = {
         "arrived": None,
         "cancelled_at": None,
@@ -133,25 +133,25 @@ def attendee(
 
 
 def appointment_type(record_id: str | int, name: str | None, **changes: Any) -> WireRecord:
-    """An appointment type."""
+    """Return an appointment type."""
     fields = {"name": name, "duration_in_minutes": 30, "archived_at": None}
     return _record("appointment_types", record_id, fields, changes)
 
 
 def practitioner(record_id: str | int, **changes: Any) -> WireRecord:
-    """A practitioner, nameless unless told."""
+    """Return a practitioner, without names unless given."""
     fields = {"display_name": None, "label": None, "first_name": None, "last_name": None, "active": True}
     return _record("practitioners", record_id, fields, changes)
 
 
 def contact(number: int, organization_id: str = ORGANIZATION, **columns: str | None) -> ContactRow:
-    """A row of public.contacts; its id is the UUID of that number (``contact_id``)."""
+    """Return a row of public.contacts; its id is the UUID of the number (``contact_id``)."""
     unset = dict.fromkeys(["cliniko_patient_id", "name", "first_name", "last_name", "email"])
     return {"id": contact_id(number), "organization_id": organization_id, **unset, **columns}
 
 
 def contact_id(number: int) -> UUID:
-    """The id of the contact made with this number."""
+    """Return the id of the contact with this number."""
     return UUID(int=number)
 
 
@@ -163,7 +163,7 @@ def _site(appointment_type_id: int, practitioner_id: int) -> WireRecord:
 
 
 def hand_written_account() -> Account:
-    """One account in which every rule about the numbers occurs at least once, as of 2026-03-31T12:00:00Z."""
+    """Return an account in which every rule about the numbers occurs, as of 2026-03-31T12:00:00Z."""
     records = {
         "patients": _patients_by_hand(),
         "individual_appointments": _individual_appointments_by_hand(),
@@ -291,7 +291,7 @@ def _individual_appointments_by_hand() -> list[WireRecord]:
         individual_appointment("9", "82", "2026-03-10T09:00:00.5Z", ends_at="2026-03-10T19:30:00+10:00"),
         individual_appointment("28", "82", "2026-03-08T10:00:00Z"),
         individual_appointment("31", "82", "2026-04-02T10:00:00Z"),
-        # Set aside, and nobody's.
+        # Rejected, and without a patient.
         individual_appointment("11", "82", ""),
         individual_appointment("12", "82", "soon"),
         individual_appointment("13", None, _RECENTLY),
@@ -299,7 +299,7 @@ def _individual_appointments_by_hand() -> list[WireRecord]:
         patientless,
         individual_appointment("16", "9999", _RECENTLY),
         individual_appointment("17", "95", _RECENTLY),
-        # One each of other people.
+        # One for every other person.
         individual_appointment("40", "100", _RECENTLY),
         individual_appointment("41", "110", _RECENTLY, did_not_arrive=True),
         individual_appointment("42", "102", _RECENTLY),
@@ -342,14 +342,14 @@ def _attendees_by_hand() -> list[WireRecord]:
         attendee("205", "22", "82"),
         attendee("206", "23", "82", archived_at=_ENDED),
         attendee("207", "24", "82", deleted_at=_ENDED),
-        # Nobody arrived; one did not and of one it is unknown; not begun yet.
+        # None arrived; one did not arrive and one is unknown; not started yet.
         attendee("208", "25", "82", arrived=False),
         attendee("209", "25", "80", arrived=False),
         attendee("210", "26", "82", arrived=False),
         attendee("211", "26", "82", arrived=""),
         attendee("212", "27", "82", arrived=False),
         attendee("213", "28", "82"),
-        # Nobody's, set aside, of an individual appointment, of nothing known, of a group that was set aside.
+        # Without a patient, rejected, of an individual appointment, of an unknown booking, of a rejected group.
         attendee("214", "30", None),
         attendee("215", "30", "82", cancelled_at="soon"),
         attendee("216", "1", "82", cancelled_at=_ENDED),
@@ -364,7 +364,7 @@ def _attendees_by_hand() -> list[WireRecord]:
 
 Name = tuple[str | None, str | None]
 
-# Spellings of a few people. Within a group most are one name, and some only look like it.
+# Spellings of a few people. Within a list most are the same name, and some only look like it.
 _PEOPLE: list[list[Name]] = [
     [
         ("Ann", "Lee"),
@@ -412,7 +412,7 @@ _ENDS = {
     "appointment_types": ["archived_at"],
 }
 _REFERENCES = ["{}", "{}", "{}", " {}\u00a0", "0{}", "{}.0", "#{}"]
-"""How contacts name a patient, some of them nearly."""
+"""Spellings of a patient id in contacts; some do not match."""
 
 _AS_OFS = [
     datetime(2026, 3, 31, 12, 0, 0, tzinfo=UTC),
@@ -427,7 +427,7 @@ _IDS = st.sampled_from([f"{family}{digit}" for family in _FAMILIES for digit in 
 
 @st.composite
 def accounts(draw: st.DrawFn, *, activity_window_days: int = 60, bad_records: bool = False) -> Account:
-    """Small, nasty accounts, shrinking towards an empty one.
+    """Draw small hostile accounts, which shrink towards an empty one.
 
     `activity_window_days` puts instants around that window's start. `bad_records` breaks some records (no id, no or
     unreadable instants).
@@ -448,7 +448,7 @@ def accounts(draw: st.DrawFn, *, activity_window_days: int = 60, bad_records: bo
 
 
 class _Drawing:
-    """Draws one account from few names, addresses, ids and instants, so that they collide."""
+    """Draws an account from few names, addresses, ids and instants, so that they collide."""
 
     def __init__(self, draw: st.DrawFn, instants: list[str]) -> None:
         self.draw = draw
@@ -471,29 +471,31 @@ class _Drawing:
         return self.draw(st.lists(_IDS, unique=True, min_size=size, max_size=size))
 
     def records(self) -> dict[str, list[WireRecord]]:
-        """Individual and group appointments take their ids from one pool, so that some have the same."""
-        kinds = {each: self.one_of(["individual", "individual", "group", "both"]) for each in self.booking_ids}
+        """Draw the records. Individual and group appointments share a pool of ids, so that some are equal."""
+        kinds = {booking: self.one_of(["individual", "individual", "group", "both"]) for booking in self.booking_ids}
         return {
-            "patients": [self.patient(each) for each in self.own_ids],
+            "patients": [self.patient(record_id) for record_id in self.own_ids],
             "individual_appointments": [
-                self.individual_appointment(each) for each, kind in kinds.items() if kind != "group"
+                self.individual_appointment(booking) for booking, kind in kinds.items() if kind != "group"
             ],
             "group_appointments": [
-                group_appointment(each, self.one_of(self.instants), **self.booked("group_appointments"))
-                for each, kind in kinds.items()
+                group_appointment(booking, self.one_of(self.instants), **self.booked("group_appointments"))
+                for booking, kind in kinds.items()
                 if kind != "individual"
             ],
-            "attendees": [self.attendee(each) for each in self.unique_ids(12)],
+            "attendees": [self.attendee(record_id) for record_id in self.unique_ids(12)],
             "appointment_types": [
-                appointment_type(each, self.one_of(_LABELS), **self.times("appointment_types"))
-                for each in _TYPE_IDS
+                appointment_type(type_id, self.one_of(_LABELS), **self.times("appointment_types"))
+                for type_id in _TYPE_IDS
                 if self.one_of([False, True])
             ],
-            "practitioners": [self.practitioner(each) for each in _PRACTITIONER_IDS if self.one_of([False, True])],
+            "practitioners": [
+                self.practitioner(record_id) for record_id in _PRACTITIONER_IDS if self.one_of([False, True])
+            ],
         }
 
     def patient(self, record_id: str) -> WireRecord:
-        # Links among so few patients make chains, merges into oneself and into an absent id, and now and then a loop.
+        # Links among few patients make chains, self-merges, merges into an absent id, and sometimes a loop.
         links = [link("patients", patient_id) for patient_id in dict.fromkeys(self.patient_ids)]
         merged = self.one_of(_NO_LINKS + [None] * 2 * len(links) + links)
         changes = {"merged_with_patient": merged, **self.times("patients")}
@@ -529,7 +531,7 @@ class _Drawing:
         }
 
     def times(self, resource: str) -> WireRecord:
-        """Ends are mostly all null in one of the two ways, sometimes one or all set; creations share few seconds."""
+        """Draw ends, mostly null in either way, sometimes one or all set, and creation times within few seconds."""
         fields = _ENDS.get(resource, [])
         nulls: list[WireRecord] = [dict.fromkeys(fields), dict.fromkeys(fields, "")]
         one_set = [null | {field: _ENDED} for null in nulls for field in fields]
@@ -538,7 +540,7 @@ class _Drawing:
         return ends | {"created_at": f"2025-06-01T08:00:0{created}Z", "updated_at": f"2025-06-01T08:00:0{updated}Z"}
 
     def link_or_none(self, resource: str, ids: Sequence[str]) -> Any:
-        """Mostly a link to one of the ids, sometimes one of the shapes of no link."""
+        """Draw a link to one of the ids or, less often, a null link in any shape."""
         return self.one_of([link(resource, record_id) for record_id in ids] * 4 + _NO_LINKS)
 
     def contacts(self) -> list[ContactRow]:
@@ -548,7 +550,7 @@ class _Drawing:
         ]
 
     def columns(self) -> dict[str, str | None]:
-        """Text as PostgreSQL can hold it; half of the contacts name a patient."""
+        """Draw columns that PostgreSQL can hold; half of the contacts name a patient."""
         first_name, last_name = self.one_of(self.names)
         name: dict[str, str | None] = {"name": self.one_of([None, "", " \u00a0"])}
         name |= {"first_name": first_name, "last_name": last_name}
@@ -564,7 +566,7 @@ class _Drawing:
         }
 
     def break_some(self, records: Mapping[str, list[WireRecord]]) -> None:
-        """Break up to four of the records in place, each in one field, so that they cannot be understood."""
+        """Make up to four records unreadable, in one field each."""
         places = [(resource, record) for resource, found in records.items() for record in found]
         chosen = self.draw(st.lists(st.integers(0, len(places) - 1), unique=True, max_size=4)) if places else []
         for resource, record in (places[index] for index in chosen):
@@ -579,7 +581,7 @@ class _Drawing:
 
 
 def _instants(as_of: datetime, activity_window_days: int) -> list[str]:
-    """At both boundaries, just within and just beyond them, and at the ends of the calendar."""
+    """Return instants at both boundaries, just inside and outside of them, and at the ends of the calendar."""
     window = timedelta(days=activity_window_days)
     steps = [timedelta(0), timedelta(seconds=1), timedelta(microseconds=500_000), timedelta(microseconds=1)]
     boundaries = (as_of, as_of - window)
@@ -592,6 +594,6 @@ def _instants(as_of: datetime, activity_window_days: int) -> list[str]:
 
 
 def _close_a_loop(patients: Sequence[WireRecord]) -> None:
-    """Merge each of them into the next and the last into the first: chance alone seldom does."""
-    for one, following in zip(patients, [*patients[1:], *patients[:1]], strict=True):
-        one["merged_with_patient"] = link("patients", following["id"])
+    """Merge every patient into the next, and the last into the first: chance alone rarely does."""
+    for merged, target in zip(patients, [*patients[1:], *patients[:1]], strict=True):
+        merged["merged_with_patient"] = link("patients", target["id"])

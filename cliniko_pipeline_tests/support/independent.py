@@ -1,37 +1,36 @@
-"""The same numbers, computed a second time: the yardstick that the pipeline's results are held against.
+"""An independent computation of the numbers, with which the pipeline's results are compared.
 
-Plain Python over an account's raw wire records, written from the meaning of the numbers alone. What belongs
-here: that computation and the meaning it follows. What does not: anything of the pipeline's code (sharing
-it would let both be wrong together), any database, any HTTP, any assertion.
+It is plain Python over an account's wire records, written from the definition of the numbers. It shares no code with
+the pipeline (or both could be wrong together), and needs no database and no HTTP.
 
-The meaning, where there was something to decide:
+The definition in detail:
 
 **Wire records.** Ids are strings of 1 to 20 digits, compared as numbers; an integer is the same id. ``""``
 is null everywhere. NUL characters are dropped from every text before anything else, and a lone surrogate
 becomes U+FFFD: PostgreSQL can hold neither. Instants are ISO 8601 with ``Z`` or an offset and up to six
 digits of fraction. A record that misses its id, ``created_at``, ``updated_at`` or (appointments)
-``starts_at``, or that holds an instant that cannot be read, is set aside: it does not exist here. A linked
+``starts_at``, or that holds an unreadable instant, is rejected: it does not exist here. A linked
 id is the last segment of the link's path; a link that is missing or null links to nothing. Of several
 records with one id the last one given holds.
 
 **The person.** A patient is merged if it has a ``merged_with_patient`` link, whatever its ``merged_at``
 says, and is then the patient it was merged into, followed to the end of the chain. A chain that ends at an
-id without a patient record ends at a person without a record, who is neither active nor mapped, and whom no
-contact can name. A loop ends at its lowest id, and so do the chains that lead into it. Names, e-mail and
+id without a patient record ends at a person without a record, who is neither active nor mapped. No contact can
+name that person. A loop ends at its lowest id, and so do the chains that lead into it. Names, e-mail and
 whether a person is archived or deleted are those of the person's own patient record.
 
 **Attendances.** One individual appointment, or one group appointment of one person however many of the
 person's attendees it has: it counts if any of them counts. An attendance counts unless it was cancelled
 (``cancelled_at`` of the individual appointment or of the attendee), archived or deleted (itself or its
-group appointment). Attendees of anything but a known group appointment have no say. An appointment without
+group appointment). Attendees of other bookings than known group appointments are ignored. An appointment without
 a patient, or of a person without a record, counts for nobody. An individual appointment's
-``did_not_arrive`` is true or it is false; a group attendance's is true if it has begun and every counting
+``did_not_arrive`` is true or it is false; a group attendance's is true if it has started and every counting
 attendee of the person has ``arrived`` false, not null. With ``count_no_shows=False`` individual no-shows
-are left out, and in a group the attendees that did not arrive are left out before the attendance is judged.
+are left out, and in a group the attendees that did not arrive are left out first.
 
 **Details.** At equal ``starts_at`` the lower id comes first, an individual appointment before a group
 appointment. Instants are rendered in UTC with as many digits of fraction as they need. The appointment type
-is its record's name as it stands, archived or not, or null where that is blank; the practitioner is the
+is its record's unchanged name, archived or not, or null if that is blank; the practitioner is the
 first of ``display_name``, ``label`` and ``first_name last_name`` that is not blank, trimmed.
 
 **Names and e-mails.** A name's key is NFKC, then case-folded, then with white space collapsed; an e-mail's
@@ -67,7 +66,7 @@ Method = Literal["cliniko_patient_id", "email", "name"]
 
 @dataclass(frozen=True)
 class ExpectedMapping:
-    """What became of one person: matched by a method to a contact, or ambiguous with so many candidates."""
+    """The mapping of a person: matched to a contact by a method, or ambiguous with a number of candidates."""
 
     status: Status
     contact_id: Any = None
@@ -81,9 +80,9 @@ UNMATCHED = ExpectedMapping("unmatched")
 def expected_contact_mapping(
     records: Records, contacts: Iterable[Contact], organization_id: str
 ) -> dict[str, ExpectedMapping]:
-    """Person id to mapping, for every person that has a patient record.
+    """Return the mapping by person id, for every person that has a patient record.
 
-    ``contacts`` are those of all organizations; only the organization's own are looked at.
+    ``contacts`` may belong to any organization; only the organization's own count.
     """
     patients = _read_all(records, "patients", _read_patient)
     person_of, _ = _follow_merges(patients)
@@ -118,7 +117,7 @@ def expected_active_patients(
     activity_window_days: int = 60,
     count_no_shows: bool = True,
 ) -> dict[Any, dict[str, Any]]:
-    """Contact id to the row of public.active_patients, without ``id``, ``created_at`` and ``updated_at``.
+    """Return the rows of public.active_patients by contact id, without ``id``, ``created_at`` and ``updated_at``.
 
     Timestamps are naive and in UTC, as the columns are; the two JSON columns are lists of dicts. ``as_of``
     must be aware (ValueError).
@@ -150,13 +149,13 @@ def expected_active_patients(
 
 
 def merge_loops(records: Records) -> frozenset[str]:
-    """The lowest id of every loop of merges: the id that stands in for all of the loop."""
+    """Return the lowest id of every loop of merges, which is the person of all patients in the loop."""
     _, loops = _follow_merges(_read_all(records, "patients", _read_patient))
     return frozenset(loops)
 
 
-class _SetAsideError(Exception):
-    """The record misses something that is required, or holds an instant that cannot be read."""
+class _RejectedError(Exception):
+    """The record lacks a required field, or holds an unreadable instant."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ class _Patient:
 
 @dataclass(frozen=True)
 class _Appointment:
-    """An individual or a group appointment; a group's own ``patient_id``, ``did_not_arrive`` say nothing."""
+    """An individual or a group appointment; ``patient_id`` and ``did_not_arrive`` of a group mean nothing."""
 
     id: str
     patient_id: str | None
@@ -202,7 +201,7 @@ class _Attendee:
 
 @dataclass(frozen=True)
 class _Named:
-    """An appointment type or a practitioner: all that is wanted of it is what to call it."""
+    """An appointment type or a practitioner, of which only the name counts."""
 
     id: str
     name: str | None
@@ -216,7 +215,7 @@ def _read_all(records: Records, resource: str, read: Callable[[Mapping[str, Any]
     for wire in records.get(resource, ()):
         try:
             record = read(wire)
-        except _SetAsideError:
+        except _RejectedError:
             continue
         readable[record.id] = record
     return readable
@@ -287,7 +286,7 @@ def _require_own_facts(wire: Mapping[str, Any]) -> None:
 def _own_id(wire: Mapping[str, Any]) -> str:
     own_id = _canonical_id(wire.get("id"))
     if own_id is None:
-        raise _SetAsideError
+        raise _RejectedError
     return own_id
 
 
@@ -300,7 +299,7 @@ def _canonical_id(value: Any) -> str | None:
 
 
 def _linked_id(wire: Mapping[str, Any], name: str) -> str | None:
-    """The id that ``{name: {"links": {"self": url}}}`` ends with."""
+    """Return the id at the end of ``{name: {"links": {"self": url}}}``."""
     link = wire.get(name)
     links = link.get("links") if isinstance(link, dict) else None
     url = links.get("self") if isinstance(links, dict) else None
@@ -311,14 +310,14 @@ def _linked_id(wire: Mapping[str, Any], name: str) -> str | None:
 
 
 def _has_any(wire: Mapping[str, Any], *fields: str) -> bool:
-    """Whether any of the instants is set; all of them must be readable."""
+    """Return whether any of the instants is set; all must be readable."""
     return len([field for field in fields if _instant(wire, field) is not None]) > 0
 
 
 def _required_instant(wire: Mapping[str, Any], field: str) -> datetime:
     instant = _instant(wire, field)
     if instant is None:
-        raise _SetAsideError
+        raise _RejectedError
     return instant
 
 
@@ -330,16 +329,16 @@ def _instant(wire: Mapping[str, Any], field: str) -> datetime | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise _SetAsideError
+        raise _RejectedError
     text = _clean(value)
     if text == "":
         return None
     if not _INSTANT.fullmatch(text):
-        raise _SetAsideError
+        raise _RejectedError
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise _SetAsideError from None
+        raise _RejectedError from None
 
 
 def _text(wire: Mapping[str, Any], field: str) -> str:
@@ -347,18 +346,18 @@ def _text(wire: Mapping[str, Any], field: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _SetAsideError
+        raise _RejectedError
     return _clean(value)
 
 
 def _clean(text: str) -> str:
-    """The text as PostgreSQL can hold it."""
+    """Return the text as PostgreSQL can hold it."""
     text = text.replace("\0", "")
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _follow_merges(patients: Mapping[str, _Patient]) -> tuple[dict[str, str], set[str]]:
-    """Patient id to person id (absent ends of chains are in it, too), and the ids standing in for loops."""
+    """Return person ids by patient id (also for absent ends of chains), and the persons of loops."""
     person_of: dict[str, str] = {}
     loops: set[str] = set()
     for start in patients:
@@ -396,7 +395,7 @@ class _Attendance:
 def _attendances_by_person(
     records: Records, patients: Mapping[str, _Patient], as_of: datetime, *, count_no_shows: bool
 ) -> defaultdict[str, list[_Attendance]]:
-    """Person id to every attendance of the person that counts, at any time, in no particular order."""
+    """Return all counting attendances by person id, in no particular order."""
     person_of, _ = _follow_merges(patients)
     name_type = _names(_read_all(records, "appointment_types", _read_appointment_type))
     name_practitioner = _names(_read_all(records, "practitioners", _read_practitioner))
@@ -435,7 +434,7 @@ def _attendances_by_person(
 def _counting_attendees(
     records: Records, groups: Mapping[str, _Appointment], person_of: Mapping[str, str]
 ) -> dict[tuple[str, str], list[_Attendee]]:
-    """(group appointment id, person id) to the person's attendees in it that count; never an empty list."""
+    """Return the counting attendees by (group appointment id, person id); no list is empty."""
     counting: defaultdict[tuple[str, str], list[_Attendee]] = defaultdict(list)
     for attendee in _read_all(records, "attendees", _read_attendee).values():
         group = groups.get(attendee.booking_id or "")
@@ -446,7 +445,7 @@ def _counting_attendees(
 
 
 def _names(named: Mapping[str, _Named]) -> dict[str | None, str | None]:
-    return {one.id: one.name for one in named.values()}
+    return {record.id: record.name for record in named.values()}
 
 
 @dataclass(frozen=True)
@@ -512,7 +511,7 @@ def _match_by_name(people: Sequence[_Patient], free: Sequence[_Contact]) -> dict
 def _settle_with_names(
     patients: Sequence[_Patient], contacts: Sequence[_Contact], method: Method
 ) -> dict[str, ExpectedMapping]:
-    """Settle one group that shares an id or an e-mail; people not in the answer go on to the next pass."""
+    """Settle a group that shares an id or an e-mail; people not in the result go on to the next pass."""
     if len(patients) == len(contacts) == 1:
         return {patients[0].id: ExpectedMapping("matched", contacts[0].id, method)}
 
@@ -552,7 +551,7 @@ def _soonest_first(attendances: Iterable[_Attendance]) -> list[_Attendance]:
 
 
 def _latest_first(attendances: Iterable[_Attendance]) -> list[_Attendance]:
-    # A reversed sort keeps the order of equals, so that ids still ascend within one starts_at.
+    # A reversed sort is stable: within one starts_at, ids still ascend.
     return sorted(_soonest_first(attendances), key=lambda a: a.starts_at, reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""The service's page in a browser: logging in, and what the browser complained of."""
+"""The service's page in a browser: login, browser errors, and small screens."""
 
 import re
 from collections.abc import Callable
@@ -24,13 +24,17 @@ def log_in(ui: DagsterUI, token: str) -> None:
 
 
 def complaints(ui: DagsterUI, refused: set[int]) -> list[str]:
-    """Return the complaints but those of expected statuses and of connections that a test broke."""
-    expected = re.compile("|".join([rf": {each} http|status of {each} " for each in refused] or ["(?!)"]))
-    return [each for each in ui.complaints if not expected.search(each) and "ERR_CONNECTION_RESET" not in each]
+    """Return the complaints except for expected statuses and connections that a test broke."""
+    expected = re.compile("|".join([rf": {status} http|status of {status} " for status in refused] or ["(?!)"]))
+    return [
+        complaint
+        for complaint in ui.complaints
+        if not expected.search(complaint) and "ERR_CONNECTION_RESET" not in complaint
+    ]
 
 
 def assert_fits_a_phone(page: Page, show: Callable[[], object]) -> None:
-    """Show the page on a phone: nothing is wider than the window, and each value has its column's name."""
+    """Assert that on a phone nothing is wider than the window, and that cells show their column's title."""
     page.set_viewport_size(PHONE)
     show()
     page.get_by_role("cell").first.wait_for()

@@ -1,7 +1,7 @@
-"""A pipeline to be tested: the real definitions on a real database, reading a sandbox over real HTTP.
+"""A pipeline under test: the real definitions on a real database, with a sandbox over real HTTP.
 
 `python -m cliniko_pipeline_tests.support.pipelines AS_OF ORGANIZATION ...` runs the main job in a process of its own,
-on the Dagster instance in DAGSTER_HOME where that is set.
+on the Dagster instance in DAGSTER_HOME if that is set.
 """
 
 import os
@@ -34,7 +34,7 @@ from cliniko_pipeline_tests.support.independent import ExpectedMapping
 
 CONTACT_COLUMNS = ("id", "organization_id", "cliniko_patient_id", "name", "first_name", "last_name", "email")
 
-# What tells when and in which order a row was written, and nothing of what is in it.
+# Columns that depend on when and in which order rows were written.
 BOOKKEEPING = {
     "cliniko.contact_mapping": ("created_at", "updated_at"),
     "public.active_patients": ("id", "created_at", "updated_at"),
@@ -43,7 +43,7 @@ BOOKKEEPING = {
 }
 
 KEPT = frozenset({"cliniko.table_states"})
-"""What syncs keep for later ones: how much of it depends on how many there were in which nothing had changed."""
+"""Tables whose rows depend on how many syncs there were."""
 
 Table = list[dict[str, Any]]
 
@@ -60,7 +60,7 @@ class PipelineUnderTest:
 
     @contextmanager
     def sandbox(self, accounts: Iterable[Account], **options: Any) -> Iterator[Sandbox]:
-        """A sandbox at the address that the settings allow."""
+        """Run a sandbox at the address that the settings allow."""
         (host,) = self.runtime.settings.allowed_hosts
         with running_sandbox(accounts, port=int(host.rpartition(":")[2]), **options) as sandbox:
             yield sandbox
@@ -96,7 +96,7 @@ class PipelineUnderTest:
         accept_unmatched: bool = False,
         log_level: str = "DEBUG",
     ) -> dg.ExecuteInProcessResult:
-        """The main job, as Dagster runs it; a failure is in the result, not raised."""
+        """Run the main job as Dagster does; a failure is in the result, not raised."""
         ensure_partitions(self.instance, [organization_id])
         return self.definitions.resolve_job_def("cliniko_sync").execute_in_process(
             instance=self.instance,
@@ -109,14 +109,14 @@ class PipelineUnderTest:
         )
 
     def compare_counts(self, organization_id: str | None) -> dg.ExecuteInProcessResult:
-        """The job that compares the numbers of records with Cliniko's; None: as the UI's button starts it."""
+        """Run the job that compares record counts with Cliniko's; None: for all organizations, as from the UI."""
         tags = {} if organization_id is None else {"dagster/partition": organization_id}
         return self.definitions.resolve_job_def("cliniko_counts").execute_in_process(
             instance=self.instance, tags=tags, raise_on_error=False
         )
 
     def contact_mapping(self, organization_id: str) -> dict[str, ExpectedMapping]:
-        """The stored mapping in the form of the independent computation, which says of a match only how it was made."""
+        """Return the stored mapping in the form of the independent computation."""
         rows = self.rows(organization_id, "cliniko.contact_mapping")
         return {
             row["patient_id"]: ExpectedMapping(
@@ -129,7 +129,7 @@ class PipelineUnderTest:
         }
 
     def active_patients(self, organization_id: str) -> dict[UUID, dict[str, Any]]:
-        """The stored rows by contact, without what says when and in which order they were written."""
+        """Return the stored rows by contact, without bookkeeping columns."""
         rows = self.rows(organization_id, "public.active_patients")
         bookkeeping = {"id", "created_at", "updated_at"}
         return {
@@ -138,19 +138,19 @@ class PipelineUnderTest:
         }
 
     def rows(self, organization_id: str, table: str) -> list[dict[str, Any]]:
-        """All rows of a tenant table that the organization's context shows."""
+        """Return all rows of a tenant table that are visible in the organization context."""
         with self.database.organization(organization_id) as connection:
             return [dict(row) for row in connection.execute(sa.text(f"select * from {table}")).mappings()]
 
     def tables(self, organization_id: str) -> dict[str, Table]:
-        """Everything stored for the organization, byte for byte, in an order that depends on nothing else."""
+        """Return everything stored for the organization, in a reproducible order."""
         return {
             name: sorted(self.rows(organization_id, name), key=repr)
             for name in (table.replace('"', "") for table in TENANT_TABLES)
         }
 
     def contents(self, organization_id: str) -> dict[str, Table]:
-        """The same without what tells when a row was written, and without the runs and what is kept for later ones."""
+        """Return the same without bookkeeping columns, sync runs and KEPT tables."""
         return {
             name: sorted(({c: row[c] for c in row if c not in _bookkeeping(name)} for row in rows), key=repr)
             for name, rows in self.tables(organization_id).items()
@@ -158,7 +158,7 @@ class PipelineUnderTest:
         }
 
     def materialize(self, organization_id: str, *keys: str, **config: Any) -> dg.ExecuteInProcessResult:
-        """Only these assets, as from the UI."""
+        """Materialize only these assets, as from the UI."""
         ensure_partitions(self.instance, [organization_id])
         job = self.definitions.resolve_job_def("cliniko_sync")
         return job.execute_in_process(
@@ -175,7 +175,7 @@ def _bookkeeping(table: str) -> tuple[str, ...]:
 
 
 class SkippedTime:
-    """A clock and a sleep for it: waits take no time and yet pass. Counts what was waited."""
+    """A clock whose sleeps take no time. `skipped` is the sum of the sleeps in seconds."""
 
     def __init__(self, on_sleep: Callable[[], None] = lambda: None) -> None:
         self.skipped = 0.0
@@ -193,7 +193,7 @@ class SkippedTime:
 def opened_pipeline(
     environ: Mapping[str, str], *, instance: dg.DagsterInstance | None = None, waits: SkippedTime | None = None
 ) -> Iterator[PipelineUnderTest]:
-    """On an instance of its own unless one is given; with `waits`, those of the client take no time."""
+    """Open a pipeline, by default on an instance of its own; with `waits`, the client's waits take no time."""
     settings = load_settings(environ)
     with ExitStack() as stack:
         if instance is None:
@@ -202,7 +202,7 @@ def opened_pipeline(
             yield PipelineUnderTest(stack.enter_context(open_runtime(settings)), instance)
             return
         runtime = stack.enter_context(open_runtime(settings, sleep=waits.sleep))
-        # The budgets measure time by themselves: with a sleep that does not last they would ask again and again.
+        # Real budgets measure real time: without real sleeps they would retry in a busy loop.
         runtime._budgets = BudgetRegistry(
             lambda _digest: SlidingWindowBudget(settings.requests_per_minute, clock=waits.clock, sleep=waits.sleep)
         )
@@ -210,13 +210,13 @@ def opened_pipeline(
 
 
 def errors_of(result: dg.ExecuteInProcessResult) -> list[str]:
-    """What the failed steps of a run say, as the UI shows it."""
+    """Return the errors of the failed steps, as the UI shows them."""
     events = result.filter_events(lambda event: event.is_step_failure)
     return [event.step_failure_data.error_display_string for event in events]
 
 
 def materializations_of(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
-    """The metadata of each materialization by asset, values as they are."""
+    """Return the metadata values of the materializations by asset."""
     return {
         event.asset_key.to_user_string(): {
             name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
@@ -242,7 +242,7 @@ def main() -> int:
 
 
 def sync_in_a_process(environ: Mapping[str, str], as_of: datetime, *organization_ids: str) -> subprocess.Popen[bytes]:
-    """Starts the main job for each in turn; the exit code is how many failed."""
+    """Run the main job for the organizations in turn; the exit code is the number of failures."""
     return subprocess.Popen(
         [sys.executable, "-m", "cliniko_pipeline_tests.support.pipelines", as_of.isoformat(), *organization_ids],
         env=os.environ | environ,

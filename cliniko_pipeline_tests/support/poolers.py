@@ -1,4 +1,4 @@
-"""PgBouncer between the tests and their server, as operators run it."""
+"""PgBouncer between the tests and their server."""
 
 import os
 import pwd
@@ -28,7 +28,7 @@ def _program() -> str:
 def pooler(server_url: URL, mode: str = "session", **settings: str) -> Iterator[URL]:
     """Run a PgBouncer in this mode before the server; yield the URL of the same database through it.
 
-    Skips the test where no PgBouncer is installed.
+    Skip the test if PgBouncer is not installed.
     """
     program = _program()
     account = _account(server_url)
@@ -59,7 +59,7 @@ def pooler(server_url: URL, mode: str = "session", **settings: str) -> Iterator[
 
 
 def _account(server_url: URL) -> pwd.struct_passwd:
-    """PgBouncer refuses to run as root, and the server's socket may be open to the server's own account only."""
+    """Return an account that may open the server's socket. PgBouncer refuses to run as root."""
     folder = server_url.query.get("host")
     if os.geteuid() != 0:
         return pwd.getpwuid(os.geteuid())

@@ -1,4 +1,4 @@
-"""A database that was filled once, and pipelines on copies of it."""
+"""A database that is filled once for a module, and pipelines on copies of it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

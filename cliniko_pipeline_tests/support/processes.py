@@ -1,4 +1,4 @@
-"""The command line as an operator runs it, each command in a process of its own."""
+"""The command line, with a process for every command."""
 
 import os
 import signal
@@ -19,11 +19,11 @@ OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_HOME", "CLINIKO_"
 
 
 class CommandLine:
-    """Runs commands under the variables given, and none of ours beside them."""
+    """Runs commands with the given variables, without those of the tests' environment."""
 
     def __init__(self, environ: Mapping[str, str], folder: Path) -> None:
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-        # Plain lines, whatever the terminal is that the tests run in.
+        # Plain lines, whatever the terminal of the tests.
         self.environ |= {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **environ}
         self.folder = folder
 
@@ -44,12 +44,12 @@ class CommandLine:
             return subprocess.CompletedProcess(argv, code, out.read().decode(), err.read().decode())
 
     def start(self, *arguments: str) -> "Running":
-        """Start the installed console script, which goes on."""
+        """Start the installed console script in the background."""
         return Running([SCRIPT, *arguments], self.environ, self.folder)
 
     @contextmanager
     def started_ui(self) -> Iterator["Running"]:
-        """Daemon, webserver and code server, which get Ctrl-C at the end."""
+        """Run daemon, webserver and code server, and send Ctrl-C at the end."""
         with self.start("ui", "--port", str(free_port())) as running:
             try:
                 yield running
@@ -64,7 +64,7 @@ class CommandLine:
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str, stdout: str = "") -> None:
-    """Assert that the command failed with one line on standard error, which has the words and is no traceback."""
+    """Assert that the command failed with one line on standard error that has all the words."""
     assert (done.returncode, done.stdout) == (1, stdout)
     (line,) = done.stderr.splitlines()
     assert line.startswith("Error: ")
@@ -74,7 +74,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str, stdout: 
 
 
 class Running:
-    """A command that goes on, in a process group of its own, as a shell starts it; its output as it comes."""
+    """A background command in a process group of its own, and its output so far."""
 
     def __init__(self, command: list[str], environ: dict[str, str], folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -111,19 +111,19 @@ class Running:
     def wait_until(
         self, condition: Callable[[], T], failure: str = "the state never came", seconds: float = LIMIT_SECONDS
     ) -> T:
-        """Return the first true result; fail with the output when the command ends before, or the time is up."""
+        """Return the first true result. Fail with the output if the command ends or the time is up."""
         found = wait_until(
-            lambda: [each] if (each := condition()) or self.process.poll() is not None else [],
+            lambda: [result] if (result := condition()) or self.process.poll() is not None else [],
             lambda: f"{failure}; output so far:\n{self.output}",
             seconds,
         )
-        # What the command did as its last act may be seen only now.
+        # The last action of the command may be visible only now.
         return found[0] or wait_until(
             condition, lambda: f"{failure}; it ended with {self.process.returncode}:\n{self.output}", 1
         )
 
     def interrupt(self, sign: signal.Signals = signal.SIGINT) -> None:
-        """As Ctrl-C in the terminal: the whole group gets it."""
+        """Send the signal to the process group, as Ctrl-C in a terminal does."""
         os.killpg(self.process.pid, sign)
 
     def wait(self, seconds: float) -> int:
@@ -139,7 +139,7 @@ class Running:
 
 
 def processes_of(home: Path) -> dict[int, str]:
-    """The command lines of all processes that know the home, by their arguments or their environment."""
+    """Return the command lines of all processes with this home in their arguments or environment."""
     needle = os.fsencode(home)
     found: dict[int, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -154,7 +154,7 @@ def processes_of(home: Path) -> dict[int, str]:
 
 
 def wait_until_processes_end(home: Path) -> None:
-    """A helper process of multiprocessing outlives its command for a moment."""
+    """Wait for the end of all processes: multiprocessing's resource tracker outlives its command."""
     wait_until(lambda: not processes_of(home), lambda: f"still there: {processes_of(home)}")
 
 
@@ -166,10 +166,10 @@ CODE_SERVER_IS_GONE = ("DagsterCodeLocationNotFoundError", "DagsterUserCodeUnrea
 
 
 def tracebacks(output: str) -> list[str]:
-    """Return all but those of Dagster's daemon whose code server ended before it, which may happen."""
+    """Return all tracebacks except for those of a daemon whose code server ended first, which may happen."""
     return [
-        each
-        for each in output.split("Traceback (most recent call last):\n")[1:]
-        if not any(part in each.partition("\n")[0] for part in ("/dagster/_daemon/", "/dagster/_grpc/"))
-        or not any(error in each for error in CODE_SERVER_IS_GONE)
+        text
+        for text in output.split("Traceback (most recent call last):\n")[1:]
+        if not any(part in text.partition("\n")[0] for part in ("/dagster/_daemon/", "/dagster/_grpc/"))
+        or not any(error in text for error in CODE_SERVER_IS_GONE)
     ]

@@ -1,4 +1,4 @@
-"""How many examples of a property are drawn: few in the quick tier, more (profile `thorough`) in the slow one."""
+"""Numbers of examples for property tests: few in the quick tier, more (profile `thorough`) in the slow one."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A server of raw sockets, which answers as no correct server would."""
+"""A server on raw sockets that violates HTTP."""
 
 import socket
 import struct
@@ -13,7 +13,7 @@ Behaviour = Callable[[socket.socket], None]
 
 
 class RawServer:
-    """Handles each connection by the next behaviour of its script, the last one for all that follow.
+    """A server that handles every connection by the next behaviour of its script; the last one is repeated.
 
     A behaviour starts when the first request of its connection has arrived: `requests` holds the heads received.
     """

@@ -27,7 +27,7 @@ def linked(path: str) -> dict[str, Any]:
 
 @cache
 def demo(*, empty_strings_for_nulls: bool = True) -> tuple[DemoOrganization, ...]:
-    """Return the demo's organizations at ANCHOR, which are built once and not to be changed."""
+    """Return the demo's organizations at ANCHOR. They are shared: do not change them."""
     return tuple(demo_organizations(ANCHOR, empty_strings_for_nulls=empty_strings_for_nulls))
 
 
@@ -40,13 +40,13 @@ class Caller:
         self.account = account
 
     def get(self, path: str, *filters: str, **parameters: Any) -> httpx.Response:
-        pairs = [*parameters.items(), *(("q[]", one) for one in filters)]
+        pairs = [*parameters.items(), *(("q[]", condition) for condition in filters)]
         return self._http.get(self._served.base_url(self.account) + path, params=pairs)
 
     def ids(self, path: str, *filters: str, **parameters: Any) -> list[str]:
         answer = self.get(path, *filters, **parameters)
         assert answer.status_code == 200, answer.text
-        return [one["id"] for one in answer.json()[path.removeprefix("/")]]
+        return [entry["id"] for entry in answer.json()[path.removeprefix("/")]]
 
     def request(self, method: str, path: str, **given: Any) -> httpx.Response:
         return self._http.request(method, self._served.base_url(self.account) + path, **given)

@@ -11,7 +11,7 @@ from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline_tests.support.tenants import row_versions
 
-# The statement of the application.
+# The application's own statement.
 ACTIVE_PATIENTS_TABLE = """
 create table public.active_patients (
   id bigserial not null, contact_id uuid not null, recent_appointment_count integer not null,
@@ -43,7 +43,7 @@ def schema_objects(database: Database) -> list[str]:
         return list(connection.execute(sa.text(OBJECTS)).scalars())
 
 
-# Of the tables that the pipeline must leave alone.
+# Definitions of the tables that the pipeline must not change.
 APPLICATION_TABLES = """
 select oid::regclass, relowner::regrole, relacl, relrowsecurity, relforcerowsecurity,
     (select array_agg(pg_get_constraintdef(oid) order by oid) from pg_constraint where conrelid = pg_class.oid),
@@ -56,15 +56,17 @@ from pg_class where oid in ('organizations'::regclass, 'api_credentials'::regcla
 
 
 def application_state(database: Database) -> list[Any]:
-    """Return all of the application's own tables: their rows, by the versions of the rows, and what they are."""
+    """Return the definitions and row versions of the application's tables."""
     with database.operator() as connection:
         tables = connection.execute(sa.text(APPLICATION_TABLES)).all()
-        rows = [row_versions(connection, f"public.{each}") for each in ("organizations", "api_credentials", "contacts")]
+        rows = [
+            row_versions(connection, f"public.{table}") for table in ("organizations", "api_credentials", "contacts")
+        ]
     return [list(map(str, tables)), rows]
 
 
 def migrate_concurrently(urls: list[URL]) -> list[bool]:
-    """Migrate all at the same moment; return for each whether it changed anything."""
+    """Migrate all concurrently; return for every URL whether anything changed."""
     start = Barrier(len(urls))
 
     def migrate(url: URL) -> bool:
@@ -80,7 +82,7 @@ def migrate_concurrently(urls: list[URL]) -> list[bool]:
 
 
 def has_pipeline_schema(database: Database) -> bool:
-    """Return whether anything of the pipeline is in the database."""
+    """Return whether the database has any object of the pipeline."""
     return any(name.startswith("cliniko") for name in schema_objects(database))
 
 

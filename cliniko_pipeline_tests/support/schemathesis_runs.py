@@ -1,4 +1,4 @@
-"""Schemathesis, which sends what the description allows and what it does not, and holds every answer against it."""
+"""Schemathesis: sends valid and invalid requests, and compares every answer with the OpenAPI description."""
 
 import subprocess
 import sysconfig

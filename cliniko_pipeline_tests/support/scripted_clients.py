@@ -1,4 +1,4 @@
-"""A client whose Cliniko answers by a script, and whose clock moves only when it waits."""
+"""A client with a scripted Cliniko and a clock that moves only when the client waits."""
 
 import random
 import traceback
@@ -37,7 +37,7 @@ def listing(request: httpx.Request, total: int = 3) -> httpx.Response:
 
 
 class ScriptedClient:
-    """A client with a scripted Cliniko, and everything the client did: requests, waits, events."""
+    """A client with a scripted Cliniko, and a record of its requests, waits and events."""
 
     def __init__(self, *script: Answer, limit: int = 200, then: Answer = listing, **options: Any) -> None:
         self.script = list(script)

@@ -1,4 +1,4 @@
-"""PostgreSQL servers of their own for tests that set one up in a special way, restart it or make a standby of it."""
+"""PostgreSQL servers for tests that need a special configuration, a restart or a standby."""
 
 import os
 import pwd
@@ -25,7 +25,7 @@ def chosen_programs() -> Path | None:
 
 
 def debian_programs() -> Path | None:
-    """Return the folder of the programs of Debian's newest PostgreSQL server; None where none is installed."""
+    """Return the programs' folder of Debian's newest PostgreSQL server; None: none is installed."""
     found = [path.parent for path in DEBIAN_VERSIONS.glob("*/bin/initdb")]
     return max(found, key=lambda folder: float(folder.parent.name), default=None)
 
@@ -53,7 +53,7 @@ class Server:
 
     @property
     def tcp_url(self) -> URL:
-        """The URL of the port. pg_hba.conf lets nobody in there, unless a test writes another."""
+        """The URL of the port. The default pg_hba.conf refuses it."""
         return URL.create("postgresql+psycopg", "postgres", host="127.0.0.1", port=self.port, database="postgres")
 
     def run(self, program: str, *arguments: str) -> None:
@@ -82,7 +82,7 @@ class Server:
         self.write("pg_hba.conf", LOCAL)
 
     def start(self) -> None:
-        """Start it with the settings in its folder; fsync is off, which matters to no server whose machine goes on."""
+        """Start it. fsync is off, which is safe as long as the machine runs."""
         settings = {
             "port": self.port,
             "unix_socket_directories": self.folder,
@@ -96,7 +96,7 @@ class Server:
         self.control("restart", f"--mode={mode}")
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file into the data folder that nobody else can read."""
+        """Write a file into the data folder, readable for the server's account only."""
         path = self.data / name
         path.write_text(text + "\n")
         path.chmod(0o600)
@@ -105,7 +105,7 @@ class Server:
 
     @contextmanager
     def standby(self) -> Iterator["Server"]:
-        """Run a hot standby of it, made with pg_basebackup."""
+        """Run a hot standby, created with pg_basebackup."""
         self.write("pg_hba.conf", f"{LOCAL}\nlocal replication all trust")
         self.control("reload")
         with _folder(self.programs) as (folder, account):
@@ -136,9 +136,9 @@ def running_server(programs: Path) -> Iterator[Server]:
 
 @contextmanager
 def _folder(programs: Path) -> Iterator[tuple[Path, pwd.struct_passwd]]:
-    """Make a folder for a server, and give it to the account that servers run as, which also may enter `programs`."""
+    """Create a folder owned by the server's account, and let that account enter `programs`."""
     account = embedded._server_account()
-    # Not in pytest's folders, which other accounts cannot enter.
+    # Other accounts cannot enter pytest's folders.
     with TemporaryDirectory(prefix="cliniko-server-") as name:
         if account is not None:
             os.chown(name, *account)

@@ -1,4 +1,4 @@
-"""The HTTP service for tests: alone on a database, or beside a real Dagster with webserver, daemon and sandbox."""
+"""The HTTP service for tests: without Dagster, or with a real Dagster and a sandbox."""
 
 import json
 import os
@@ -24,20 +24,20 @@ from cliniko_pipeline_tests.support.processes import CommandLine, processes_of
 from cliniko_pipeline_tests.support.waiting import wait_until
 
 NO_DAGSTER = {"API_DAGSTER_URL": "http://127.0.0.1:1"}
-"""A port on which nothing listens."""
+"""An address without a server."""
 
 BY_HAND = {
     "CLINIKO_SYNC_EVERY_MINUTES": "0",
     "CLINIKO_FULL_SYNC_AT": "off",
     "CLINIKO_COMPARE_COUNTS_EVERY_HOURS": "0",
 }
-"""Settings under which no sync runs but those requested."""
+"""Settings that turn all schedules off."""
 
 ENDED = {"succeeded", "failed", "cancelled"}
 
 
 def token(database: Database, *scopes: str, organizations: list[str] | None = None, **options: Any) -> str:
-    """Create a token, of all organizations unless some are named; return its text."""
+    """Create a token, by default for all organizations; return its text."""
     with database.operator() as connection:
         return api_tokens.create(
             connection,
@@ -62,20 +62,20 @@ def add_organization(database: Database, organization_id: str, name: str | None 
 
 
 class Service:
-    """The service at `url`, on `database`."""
+    """A service at `url` on `database`."""
 
     def __init__(self, url: str, database: Database) -> None:
         self.url = url
         self.database = database
 
     def client(self, *scopes: str, organizations: list[str] | None = None, **options: Any) -> httpx.Client:
-        """A client with a new token; without a limit of requests unless one is given."""
+        """Return a client with a new token, by default without a request limit."""
         options.setdefault("requests_per_minute", 100_000)
         return client(self.url, token(self.database, *scopes, organizations=organizations, **options))
 
 
 class ServiceAlone(Service):
-    """The service in this process, where no Dagster answers it."""
+    """The service in this process, without Dagster."""
 
     def __init__(self, url: str, runtime: Runtime) -> None:
         super().__init__(url, runtime.database)
@@ -84,7 +84,7 @@ class ServiceAlone(Service):
 
 @contextmanager
 def opened_service(database: Database, home: Path, **variables: str) -> Iterator[ServiceAlone]:
-    """The service alone, with the organizations alpha and beta."""
+    """Serve the organizations alpha and beta, without Dagster."""
     for name in ("alpha", "beta"):
         add_organization(database, name)
     settings = load_settings(environment(database.url, home) | NO_DAGSTER | variables)
@@ -93,7 +93,7 @@ def opened_service(database: Database, home: Path, **variables: str) -> Iterator
 
 
 class ServiceWithDagster(Service):
-    """The service, the clinics that Dagster syncs, Dagster's home and its webserver's address."""
+    """A service with a real Dagster: its clinics, its home and its webserver's address."""
 
     def __init__(self, url: str, clinics: Clinics, home: Path, dagster_url: str) -> None:
         super().__init__(url, clinics.database)
@@ -106,7 +106,7 @@ class ServiceWithDagster(Service):
 def opened_service_with_dagster(
     database_url: URL, folder: Path, organization_ids: list[str]
 ) -> Iterator[ServiceWithDagster]:
-    """Beside a real Dagster that syncs these organizations on request only."""
+    """Serve these organizations with a real Dagster that syncs on request only."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     environ = environment(database_url, folder / "home") | BY_HAND | {"CLINIKO_UI_URL": address}
@@ -119,7 +119,7 @@ def opened_service_with_dagster(
                     running.wait_until(lambda: _is_loaded(address), "the code location has not loaded")
                     yield ServiceWithDagster(url, clinics, folder / "home", address)
             finally:
-                # Their database goes with them: nothing need end in order.
+                # The database is dropped, too: an orderly end is not needed.
                 for process in processes_of(folder / "home"):
                     with suppress(ProcessLookupError):
                         os.kill(process, signal.SIGKILL)
@@ -133,7 +133,7 @@ def _is_loaded(address: str) -> bool:
 
 
 def request_sync(api: httpx.Client, organization_id: str, *, full: bool = False, key: str | None = None) -> Any:
-    """Request a sync; return what the service says of it."""
+    """Request a sync; return the answer."""
     headers = {} if key is None else {"Idempotency-Key": key}
     answer = api.post(f"/v1/organizations/{organization_id}/syncs", json={"full": full}, headers=headers)
     assert answer.status_code == 202, answer.text
@@ -166,7 +166,7 @@ def events(api: httpx.Client, sync_id: str) -> Iterator[tuple[str, Any]]:
 
 
 def every_page(api: httpx.Client, path: str, query: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the items of each page of a list."""
+    """Yield the items of a list, page by page."""
     cursor: str | None = None
     while True:
         answer = api.get(path, params={**query, **({} if cursor is None else {"cursor": cursor})})

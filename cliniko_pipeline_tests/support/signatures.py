@@ -1,4 +1,4 @@
-"""Webhooks as relays sign and send them."""
+"""Signed webhooks, as relays send them."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from cliniko_pipeline.postgres.operator_tables import webhooks
 from cliniko_pipeline.runtime import Runtime
 
 CLIENT = httpx.Client(timeout=60, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
-"""Shared: to make one takes longer than to send."""
+"""Shared: creating a client takes longer than sending."""
 
 
 def new_secret() -> str:

@@ -1,4 +1,4 @@
-"""A list that changes between two requests, simulated, and crawls of it.
+"""A simulated list that changes between requests, and crawls of it.
 
 It behaves as Cliniko documents its lists: offsets into live data in order of creation. Pages hold four records instead
 of a hundred (the test sets `pagination.PAGE_SIZE`), so that few records make many pages.
@@ -20,7 +20,7 @@ API = "https://api.au4.cliniko.com/v1"
 EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 START = 1000
 PAGE = 4
-MOST_REQUESTS = 1000
+MAX_REQUESTS = 1000
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Entry:
 class Account:
     """The records of a simulated Cliniko, and its clock in whole seconds.
 
-    With `dice`, records of one second come in another order with each request, whatever the sort order asks for;
+    With `dice`, records of one second change their order with every request, whatever the sort order;
     `refused` are the fields that may not be sorted ("sort:id") or filtered ("filter:id") by. `group_requests` counts
     the requests for the records of one second.
     """
@@ -57,36 +57,37 @@ class Account:
         self.changed.add(id_)
 
     def listed(self, *conditions: str) -> list[Entry]:
-        entries = sorted(self.records.values(), key=lambda one: one.id)
+        entries = sorted(self.records.values(), key=lambda entry: entry.id)
         if self.dice is not None:
             self.dice.shuffle(entries)
-        entries.sort(key=lambda one: one.created)
-        return [one for one in entries if all(_holds(one, condition) for condition in conditions)]
+        entries.sort(key=lambda entry: entry.created)
+        return [entry for entry in entries if all(_holds(entry, condition) for condition in conditions)]
 
     def answer(self, url: httpx.URL) -> FetchedPage[Patient]:
         self.requests += 1
-        assert self.requests <= MOST_REQUESTS
+        assert self.requests <= MAX_REQUESTS
         conditions = url.params.get_list("q[]")
         self._refuse(url.params.get("sort", ""), conditions)
         self.group_requests += _is_of_one_second(url)
-        listed = self.listed(*(one for one in conditions if one != "archived_at:*"))
+        listed = self.listed(*(condition for condition in conditions if condition != "archived_at:*"))
         page = int(url.params["page"])
-        shown = [Patient(str(one.id), _at(one.created), _at(one.updated)) for one in listed[(page - 1) * PAGE :][:PAGE]]
+        entries = listed[(page - 1) * PAGE :][:PAGE]
+        shown = [Patient(str(entry.id), _at(entry.created), _at(entry.updated)) for entry in entries]
         following = str(url.copy_set_param("page", str(page + 1))) if page * PAGE < len(listed) else None
         return FetchedPage(DecodedPage(shown, [], len(listed), following), _at(self.now))
 
     def _refuse(self, order: str, conditions: Sequence[str]) -> None:
-        used = [f"sort:{each}" for each in order.split(",")]
-        used += [f"filter:{each.partition(':')[0]}" for each in conditions]
-        for each in used:
-            if each in self.refused:
-                error = FieldRefusedError(f"{each} is refused")
-                error.use, error.field = ("sort" if each.startswith("sort") else "filter"), each.partition(":")[2]
+        used = [f"sort:{name}" for name in order.split(",")]
+        used += [f"filter:{condition.partition(':')[0]}" for condition in conditions]
+        for entry in used:
+            if entry in self.refused:
+                error = FieldRefusedError(f"{entry} is refused")
+                error.use, error.field = ("sort" if entry.startswith("sort") else "filter"), entry.partition(":")[2]
                 raise error
 
 
 def _is_of_one_second(url: httpx.URL) -> bool:
-    signs = {one.rstrip("Z:T-0123456789") for one in url.params.get_list("q[]")}
+    signs = {condition.rstrip("Z:T-0123456789") for condition in url.params.get_list("q[]")}
     return signs >= {"created_at:>=", "created_at:<"}
 
 
@@ -94,9 +95,9 @@ def _at(second: int) -> datetime:
     return EPOCH + timedelta(seconds=second)
 
 
-def _holds(one: Entry, condition: str) -> bool:
+def _holds(entry: Entry, condition: str) -> bool:
     name, _, comparison = condition.partition(":")
-    value = {"id": one.id, "created_at": one.created, "updated_at": one.updated}[name]
+    value = {"id": entry.id, "created_at": entry.created, "updated_at": entry.updated}[name]
     sign = comparison.rstrip("Z:T-0123456789")
     text = comparison.removeprefix(sign)
     bound = float(text) if name == "id" else (datetime.fromisoformat(text) - EPOCH).total_seconds()
@@ -107,9 +108,9 @@ Change = tuple[str, int, int]
 
 
 def apply(account: Account, change: Change) -> None:
-    """Apply one change: its kind, the place in the list, and how many records or seconds."""
+    """Apply a change: its kind, its place in the list, and a number of records or seconds."""
     kind, place, size = change
-    ids = [one.id for one in account.listed()]
+    ids = [entry.id for entry in account.listed()]
     here = place % max(1, len(ids))
     match kind:
         case "insert":
@@ -127,7 +128,7 @@ def apply(account: Account, change: Change) -> None:
 
 @dataclass
 class Outcome:
-    """`requests` without those for the records of one second."""
+    """The result of a crawl; `requests` without those for the records of one second."""
 
     at_first: set[int]
     yielded: set[int]
@@ -146,13 +147,13 @@ def crawl(
 ) -> Outcome:
     """Crawl the account: apply the next changes before every request but the first, and resume after interruptions.
 
-    Without `changes_within_groups`, the account stays as it is while the records of one second are read.
+    Without `changes_within_groups`, the account does not change while the records of one second are read.
     One page is in flight at a time, unless `order` says how several are answered.
     """
     next_changes, next_interruptions = iter(changes), iter(interruptions)
     listing = Listing(API, PATIENTS, None if since is None else _at(since))
     own = [] if since is None else [f"updated_at:>={_at(since).isoformat().removesuffix('+00:00')}Z"]
-    outcome = Outcome({one.id for one in account.listed(*own)}, set(), 0, 0)
+    outcome = Outcome({entry.id for entry in account.listed(*own)}, set(), 0, 0)
 
     def answer(url: str) -> FetchedPage[Patient]:
         if account.requests and (changes_within_groups or not _is_of_one_second(httpx.URL(url))):
@@ -180,9 +181,9 @@ def crawl(
 
 @dataclass(frozen=True)
 class AnswerOrder:
-    """How many pages are in flight, and in which order they are answered.
+    """The number of pages in flight, and the order of their answers.
 
-    Each of `answers`: whether a request is answered when it is sent, and which of the pending ones is answered next.
+    An item of `answers`: whether a request is answered when it is sent, and which of the pending ones is answered next.
     """
 
     at_once: int
@@ -190,7 +191,7 @@ class AnswerOrder:
 
 
 class Server:
-    """Answers requests in the given order, also those that the crawl does not wait for."""
+    """Answers requests in the given order, even if the crawl does not wait for them."""
 
     def __init__(self, answer: Callable[[str], FetchedPage[Patient]], order: AnswerOrder) -> None:
         self.order = order

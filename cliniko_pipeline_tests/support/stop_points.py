@@ -1,4 +1,4 @@
-"""Points inside PostgreSQL at which a session stops, so that the process behind it is killed exactly there."""
+"""Points inside PostgreSQL at which a session stops, so that its process can be killed exactly there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,9 +34,9 @@ end $$;
 
 
 class StopPoints:
-    """Triggers on the tables that stop the session of the nth write, or commit, until they are released.
+    """Triggers that stop the session of the nth write or commit until they are released.
 
-    A write that stops is undone when its process is killed; a commit that stops has been asked for, and is carried out.
+    If the process is killed, a stopped write is undone, but a stopped commit is completed.
     """
 
     def __init__(self, url: URL, tables: tuple[str, ...]) -> None:
@@ -69,7 +69,7 @@ class StopPoints:
 
     @contextmanager
     def at(self, event: Event | Literal["definitions"], number: int = 1) -> Iterator[Callable[[], bool]]:
-        """Stop at the nth event from now on; yield a function that says whether a session has stopped there."""
+        """Stop at the nth event from now; yield a function that returns whether a session has stopped there."""
         self._execute(f"select pg_advisory_lock({LOCK})")
         self._execute("select setval('stop_points.writes', 1, false), setval('stop_points.commits', 1, false)")
         self._execute(f"insert into stop_points.chosen values ('{event}', {number})")

@@ -1,4 +1,4 @@
-"""A clinic with stored records, a contact mapping and active patients, to be explained."""
+"""A clinic with stored records, contact mapping and active patients, for tests of `explain`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ class StoredClinic:
         self.id = f"clinic-{uuid4().hex}"
 
     def store(self, **wire: Sequence[WireRecord]) -> None:
-        """Upsert the records; afterwards every resource has a complete crawl."""
+        """Upsert the records, and store a complete crawl of every resource."""
         with self.database.organization(self.id) as connection:
             for resource, table, kind in SOURCES:
                 entries = list(wire.get(resource.name, ()))

@@ -1,6 +1,6 @@
-"""Syncs in processes of their own that may be killed, each started within a fifth of a second.
+"""Syncs in separate processes that may be killed, started within a fifth of a second.
 
-Each is a fork of the fork server, and runs the worker of `cliniko-pipeline sync`.
+They are forks of the fork server, and run the worker of `cliniko-pipeline sync`.
 """
 
 import json
@@ -22,13 +22,13 @@ from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support.fork_server import fork_server
 from cliniko_pipeline_tests.support.waiting import wait_until
 
-LONGEST_SECONDS = 120.0
+MAX_SECONDS = 120.0
 DEFAULTS = SyncOptions()
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a sync's process ended: the signal that killed it, or the error that it reported."""
+    """The end of a sync's process: the signal that killed it, or the error that it reported."""
 
     signal: signal.Signals | None
     error: str | None
@@ -39,7 +39,7 @@ class Ended:
 
 
 def home_with_files(folder: Path) -> Path:
-    """Return a home whose Dagster instance keeps its runs in files, which is seconds faster than in PostgreSQL."""
+    """Return a home whose Dagster instance stores runs in files, which is seconds faster than in PostgreSQL."""
     dagster_home = folder / "dagster"
     dagster_home.mkdir(parents=True)
     shipped = resources.files("cliniko_pipeline") / "orchestration" / "dagster.yaml"
@@ -50,13 +50,13 @@ def home_with_files(folder: Path) -> Path:
 
 
 class SyncProcesses:
-    """Starts one sync at a time. The first takes some seconds more; a context manager."""
+    """A context manager that runs one sync at a time. The first takes some seconds more."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """The fork server goes on: others use it too."""
+        """Leave the fork server running for other tests."""
 
     def run(
         self,
@@ -67,19 +67,19 @@ class SyncProcesses:
         kill_when: Callable[[], bool] | None = None,
         kill_at_page: int | None = None,
     ) -> Ended:
-        """Sync the organization until its end, or SIGKILL when `kill_when` is true or that many pages are read."""
+        """Sync the organization; kill the process when `kill_when` is true or `kill_at_page` pages are read."""
         as_of = options.as_of and options.as_of.isoformat()
         arguments = (organization_id, kill_at_page, {**asdict(options), "as_of": as_of})
         with TemporaryFile() as answer, Path(os.devnull).open() as nothing:
-            # What it prints belongs to pytest's standard error; its own standard output is for the answer.
+            # Its standard output carries the answer; what it prints goes to pytest's standard error.
             streams = (nothing.fileno(), answer.fileno(), 2)
             with fork_server().run(
                 f"{__name__}:sync", arguments, environ=os.environ | environ, streams=streams
             ) as fork:
                 if kill_when is not None:
-                    wait_until(kill_when, "the point of the kill never came", LONGEST_SECONDS)
+                    wait_until(kill_when, "the point of the kill was never reached", MAX_SECONDS)
                     fork.kill()
-                code = fork.wait(LONGEST_SECONDS)
+                code = fork.wait(MAX_SECONDS)
             answer.seek(0)
             error = json.loads(answer.read() or "null")
         assert code in {0, -signal.SIGKILL}, f"the process ended with {code}: {error}"
@@ -92,10 +92,10 @@ def sync_in_a_fork(environ: Mapping[str, str], organization_id: str, options: Sy
 
 
 class _Command:
-    """The worker's connection to the command: names one organization, and takes the messages."""
+    """The worker's connection to the command: sends one organization, and receives the messages."""
 
     def __init__(self, organization_id: str, kill_at_page: int | None) -> None:
-        self.error: str | None = "it told no end"
+        self.error: str | None = "it reported no end"
         self._waiting = [organization_id]
         self._pages_left = kill_at_page
 

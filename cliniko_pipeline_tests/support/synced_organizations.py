@@ -1,4 +1,4 @@
-"""One organization of a pipeline under test: its account on a sandbox, its contacts, and what must be stored of it."""
+"""One organization of a pipeline under test: its account on a sandbox, its contacts, and its due rows."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ TABLES = {
     "group_appointments": ("cliniko.appointments", {"kind": "group"}),
     "attendees": ("cliniko.attendees", {}),
 }
-"""Where the records of a resource are stored: the table, and what tells their rows from others."""
+"""The table of a resource, and the columns that select its rows."""
 
 
 def cliniko_text(moment: datetime) -> str:
@@ -56,7 +56,7 @@ class ManualClock:
 
 
 class SyncedOrganization:
-    """An organization whose account may change between its syncs; `as_of` is START unless the clock says otherwise."""
+    """An organization whose account may change between syncs. `as_of` is the clock's time, at first START."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class SyncedOrganization:
         return self.pipeline.rows(self.id, table)
 
     def problems(self) -> str:
-        """Return what is wrong with the organization, as `status` tells it."""
+        """Return the organization's problems, as `status` shows them."""
         return " ".join(problems(Organization(self.id, self.id, True, None, None, []), self.last_run()))
 
     def last_run(self) -> sync_runs.OrganizationStatus:
@@ -122,7 +122,7 @@ class SyncedOrganization:
 def synced_organization(
     pipeline: PipelineUnderTest, account: Account, contacts: Iterable[Mapping[str, Any]] = (), name: str = "clinic"
 ) -> Iterator[SyncedOrganization]:
-    """Serve the account on a sandbox and make an organization of it; its first sync is the caller's."""
+    """Serve the account on a sandbox and store its organization; the caller runs the first sync."""
     clock = ManualClock()
     with pipeline.sandbox([account], clock=clock) as sandbox:
         yield SyncedOrganization(pipeline, sandbox, account, contacts, name, clock)
@@ -132,18 +132,18 @@ def synced_organization(
 def synced_numbers(
     pipeline: PipelineUnderTest, patients: int, starts_at: str, **times: str
 ) -> Iterator[SyncedOrganization]:
-    """Make an organization of so many patients, each with an appointment and a contact; its first sync is the caller's.
+    """Make an organization of patients with an appointment and a contact each; the caller runs the first sync.
 
     Patients are numbered from 1000, appointments from 10000. `times` are fields of all of them.
     """
     numbers = range(1000, 1000 + patients)
     records: dict[str, list[dict[str, Any]]] = {resource: [] for resource in RESOURCES}
-    records["patients"] = [patient(str(each), "Ann", f"Lee {each}", **times) for each in numbers]
+    records["patients"] = [patient(str(number), "Ann", f"Lee {number}", **times) for number in numbers]
     records["individual_appointments"] = [
-        individual_appointment(str(each + 9000), str(each), starts_at, **times) for each in numbers
+        individual_appointment(str(number + 9000), str(number), starts_at, **times) for number in numbers
     ]
     account = Account.from_records("clinic", "au4", "Y2xpbmlj-au4", records)
-    contacts = [contact(each, "clinic", cliniko_patient_id=str(each)) for each in numbers]
+    contacts = [contact(number, "clinic", cliniko_patient_id=str(number)) for number in numbers]
     with synced_organization(pipeline, account, contacts) as organization:
         yield organization
 

@@ -46,7 +46,7 @@ def insertion(table: str, organization: str, *, row_of: str | None = None) -> st
 
 
 def sow(database: Database) -> None:
-    """Store a row of each organization in every tenant table, and a contact of each."""
+    """Store a row in every tenant table and a contact, for both organizations."""
     for organization in NUMBERS:
         with database.organization(organization) as connection:
             connection.exec_driver_sql(
@@ -60,7 +60,7 @@ def sow(database: Database) -> None:
 
 
 def row_versions(connection: Connection, table: str) -> list[Any]:
-    """Return the visible rows, each with the place and transaction of its version."""
+    """Return the visible rows with place and transaction of their versions."""
     return list(
         connection.execute(sa.text(f"select ctid::text, xmin::text, t::text from {table} as t order by 1")).all()
     )

@@ -1,4 +1,4 @@
-"""Drawn accounts contain every oddity that they promise."""
+"""Drawn accounts contain all oddities."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def statuses(account: Account) -> set[tuple[str, str | None]]:
     mapping = expected_contact_mapping(account.records, account.contacts, account.organization_id)
-    return {(one.status, one.method) for one in mapping.values()}
+    return {(entry.status, entry.method) for entry in mapping.values()}
 
 
 def active_rows(account: Account, **changes: Any) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ ODDITIES: dict[str, Callable[[Account], Any]] = {
     "nobody active": lambda a: a.records["patients"] and a.records["individual_appointments"] and not active_rows(a),
     "an appointment to come": lambda a: any(row["upcoming_appointment_count"] for row in active_rows(a)),
     "an active person in a group": lambda a: any(
-        one["kind"] == "group" for row in active_rows(a) for one in row["recent_appointments"]
+        appointment["kind"] == "group" for row in active_rows(a) for appointment in row["recent_appointments"]
     ),
     "a person active only by a no-show": lambda a: len(active_rows(a)) > len(active_rows(a, count_no_shows=False)),
     "matched by id": lambda a: ("matched", "cliniko_patient_id") in statuses(a),
@@ -53,7 +53,7 @@ ODDITIES: dict[str, Callable[[Account], Any]] = {
 
 
 def test_drawn_accounts_contain_every_oddity():
-    """Of the same 200 accounts in every run; where another version of hypothesis draws others, of many more."""
+    """The 200 accounts are the same in every run. Other versions of hypothesis may need more of them."""
     drawn: list[Account] = []
     same = settings(max_examples=200, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
 

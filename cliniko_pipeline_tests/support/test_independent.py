@@ -1,4 +1,4 @@
-"""The independent computation, compared with answers written by hand; no code of the pipeline runs here."""
+"""The independent computation, compared with results written by hand. No code of the pipeline is used."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""Waits for a state, with a generous limit: the only place where tests sleep."""
+"""Waits for a state. Tests sleep only here."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 LIMIT_SECONDS = 60.0
-"""Long enough for a machine that does other things too; a state that comes is seen within a fiftieth of a second."""
+"""Long enough for a busy machine; states are checked fifty times a second."""
 
 
 def wait_until(
@@ -15,9 +15,9 @@ def wait_until(
     failure: str | Callable[[], str] = "the state never came",
     seconds: float = LIMIT_SECONDS,
 ) -> T:
-    """Return the first true result of `condition`. Raise TimeoutError with `failure` when none comes in time.
+    """Return the first true result of `condition`. Raise TimeoutError with `failure` if there is none in time.
 
-    `failure` may be a function: it is called at the end, to say what was seen instead.
+    `failure` may be a function that describes the last state.
     """
     deadline = time.monotonic() + seconds
     while not (result := condition()):

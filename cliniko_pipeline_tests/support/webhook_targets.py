@@ -18,10 +18,10 @@ class WebhookTarget:
     """A target that receives deliveries.
 
     Attributes:
-        secret: what the posts are verified with.
-        status: what it answers.
-        drips: whether it sends its headers a byte at a time and never ends them.
-        received: headers and body of each post in order, whatever it was answered.
+        secret: verifies the posts.
+        status: of its answers.
+        drips: whether it sends endless headers, a byte at a time.
+        received: headers and bodies of all posts in order.
     """
 
     url: str
@@ -32,7 +32,7 @@ class WebhookTarget:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def verified(self) -> list[dict[str, Any]]:
-        """Return the messages. Raise where the signature of one is wrong, by the receivers' own library."""
+        """Return the messages. Raise if a signature is wrong; receivers use the same library."""
         return [Webhook(self.secret).verify(body, headers) for headers, body in self.received]
 
     @property
@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"x" * 1000)
         self.wfile.flush()
-        # The rest of the body never comes: a sender that reads it runs into its own time-out.
+        # The rest of the body is never sent: a sender that reads it times out.
         self.rfile.read(1)
 
     def _drip(self) -> None:
@@ -91,7 +91,7 @@ def opened_target() -> Iterator[WebhookTarget]:
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[ThreadingHTTPServer]:
-    """Serve on a free port of this machine, in threads that nobody waits for."""
+    """Serve on a free port, in daemon threads."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -102,7 +102,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[ThreadingHTTPServ
 
 
 def closed_port() -> int:
-    """Return a port where nobody listens."""
+    """Return a port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
