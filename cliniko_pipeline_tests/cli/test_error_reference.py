@@ -41,7 +41,7 @@ MAY_ADVISE_DOCTOR = {
     ("orchestration/alerts/messages.py", "_ADVICE"): "alerts",
     ("orchestration/instance/start_rehearsal.py", "rehearse_at_start"): "the daemon's log",
     ("orchestration/runs/backfills.py", "_launched"): "`backfill`, which asks Dagster only",
-    ("api/problems.py", "_answer_ours"): "the HTTP API",
+    ("api/problems.py", "_answer_pipeline_error"): "the HTTP API",
 }
 
 EVENT_TRIGGER = """

@@ -144,7 +144,7 @@ def list_syncs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> SyncsPage:
-    """List the organization's syncs, whoever launched them, the latest first."""
+    """List all syncs of the organization, the latest first."""
     runtime = finder.runtime
     before = None if cursor is None else _decode_cursor(cursor)
     with runtime.database.organization(organization.id) as connection:

@@ -107,6 +107,7 @@ def test_refused_sync_and_revoked_token_are_shown(
     page.get_by_role("link", name="All organizations").click()
     expect(page.get_by_role("heading", name="Organizations")).to_be_visible()
     expect(page.locator("#waiting")).to_be_hidden()
+    expect(page.get_by_role("link", name="Surf Rehab")).to_be_visible()
 
     with pipeline.database.operator() as connection:
         connection.exec_driver_sql("update cliniko.api_tokens set revoked_at = now()")
