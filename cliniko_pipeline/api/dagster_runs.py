@@ -172,7 +172,7 @@ class DagsterRuns:
         added = self._query(_ADD_PARTITION, partition)["addDynamicPartition"]["__typename"]
         if added not in {"AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError"}:
             raise _refusal(added)
-        tags = [_tag(PARTITION_TAG, organization_id), _tag(FULL_TAG, str(options.full).lower())]
+        tags = [_tag(key, value) for key, value in run_tags(organization_id, options).items()]
         tags += [] if idempotency is None else [_tag(IDEMPOTENCY_TAG, idempotency)]
         launched = self._query(
             _LAUNCH,
