@@ -30,7 +30,7 @@ from cliniko_pipeline.orchestration.assets.values import (
     TableQuery,
     TableReference,
 )
-from cliniko_pipeline.orchestration.checks.clocks import note_differences
+from cliniko_pipeline.orchestration.checks.clocks import store_clock_check
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.record_batches import WritingBehind
 from cliniko_pipeline.orchestration.runs.failures import failure
@@ -178,7 +178,7 @@ class PostgresIOManager(dg.IOManager):
                 "requests_retried": result.cost.retries,
                 "requests_rate_limited": result.cost.rate_limited,
                 "seconds_waited": round(result.cost.seconds_waited, 1),
-                **note_differences(self._runtime, organization_id, result.cost.clock_difference),
+                **store_clock_check(self._runtime, organization_id, result.cost.clock_difference),
             }
         return metadata
 

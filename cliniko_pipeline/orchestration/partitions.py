@@ -1,4 +1,4 @@
-"""How the assets are partitioned: by organization, one partition for each that has Cliniko credentials."""
+"""The partitions of the assets: one per organization that has Cliniko credentials."""
 
 import dagster as dg
 
@@ -8,7 +8,7 @@ ORGANIZATIONS = dg.DynamicPartitionsDefinition(name=PARTITIONS)
 
 
 def ensure_partitions(instance: dg.DagsterInstance, organization_ids: list[str]) -> None:
-    """Makes a partition for each organization that has none yet."""
+    """Add the partitions that are missing."""
     existing = set(instance.get_dynamic_partitions(PARTITIONS))
     missing = [organization_id for organization_id in organization_ids if organization_id not in existing]
     if missing:

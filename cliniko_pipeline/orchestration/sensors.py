@@ -11,7 +11,7 @@ import dagster as dg
 from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.orchestration.alerts.delivery import changed_freshness, decide, send_waiting
 from cliniko_pipeline.orchestration.assets.active_patients import active_patients
-from cliniko_pipeline.orchestration.checks.asset_checks import FRESHNESS
+from cliniko_pipeline.orchestration.checks.active_patients import FRESHNESS
 from cliniko_pipeline.orchestration.instance.start_rehearsal import rehearse_at_start
 from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 from sqlalchemy import event
 
-from cliniko_pipeline.orchestration.checks.asset_checks import UNCHANGED
+from cliniko_pipeline.orchestration.checks.definitions import REUSED
 from cliniko_pipeline.sandbox.accounts.generated import generated_account
 from cliniko_pipeline_tests.support.hostile_accounts import contact
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, materializations_of
@@ -54,7 +54,7 @@ def kept(result: dg.ExecuteInProcessResult) -> list[bool]:
     evaluations = result.get_asset_check_evaluations()
     assert all(each.passed for each in evaluations)
     by_name = {each.check_name: each for each in evaluations}
-    return [by_name[name].metadata[UNCHANGED].value for name in KEPT_CHECKS]
+    return [by_name[name].metadata[REUSED].value for name in KEPT_CHECKS]
 
 
 @contextmanager

@@ -105,10 +105,10 @@ def test_stale_organization_is_notified_until_synced(deployment: Deployment, cha
     assert [(each.partition, each.passed) for each in changed_freshness(deployment)] == [("alpha", False)]
     assert changed_freshness(deployment) == [], "the change is reported once"
     watch(deployment)
-    assert channel.titles == ["Clinic alpha (alpha): does not hold: is not older than promised (active_patients)"]
+    assert channel.titles == ["Clinic alpha (alpha): does not hold: is fresh (active_patients)"]
     assert deployment.sync("alpha").success
     watch(deployment)
-    assert channel.titles[1:] == ["Clinic alpha (alpha): holds again: is not older than promised (active_patients)"]
+    assert channel.titles[1:] == ["Clinic alpha (alpha): holds again: is fresh (active_patients)"]
 
 
 def test_notice_is_retried_later_and_in_order(

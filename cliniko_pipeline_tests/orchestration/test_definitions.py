@@ -58,7 +58,7 @@ def test_definitions_have_exactly_these_names(definitions: dg.Definitions, specs
     checks = [f"{key.asset_key.to_user_string()} {key.name}" for key in repository.asset_checks_defs_by_key]
     assert sorted(checks) == [
         "active_patients every_active_patient_with_a_contact_is_stored_once",
-        "active_patients is_not_older_than_promised",
+        "active_patients is_fresh",
         "cliniko/appointments counts_agree_with_cliniko",
         "cliniko/appointments nothing_was_rejected",
         "cliniko/patients counts_agree_with_cliniko",
@@ -72,8 +72,8 @@ def test_definitions_have_exactly_these_names(definitions: dg.Definitions, specs
 def test_sync_job_has_all_assets_in_order(definitions: dg.Definitions) -> None:
     job = definitions.resolve_job_def("cliniko_sync")
     assert {key.to_user_string() for key in job.asset_layer.selected_asset_keys} == set(TABLES)
-    claims = {"claims_of_what_was_read", "claims_of_contact_mapping", "claims_of_active_patients"}
-    steps = {key.replace("/", "__") for key in TABLES} | claims
+    checks = {"check_rejected_records", "check_contact_mapping", "check_active_patients"}
+    steps = {key.replace("/", "__") for key in TABLES} | checks
     assert {node.name for node in job.nodes} == steps, "a comparison of counts would cost a sync requests"
     assert job.executor_def.name == "in_process"
     graph = definitions.resolve_asset_graph()

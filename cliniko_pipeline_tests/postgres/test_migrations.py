@@ -16,6 +16,8 @@ from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.postgres import engine
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.operator_tables import scheduling
+from cliniko_pipeline.postgres.operator_tables.alerts import open_alerts
+from cliniko_pipeline.postgres.operator_tables.check_results import failed_checks
 from cliniko_pipeline.postgres.schema import isolation
 from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
@@ -247,12 +249,32 @@ def test_migration_without_privileges_changes_nothing(application: Database) -> 
         assert_one_line(raised.value, "lacks privileges", "grant select on public.contacts", "Nothing was changed")
 
 
-def test_migration_leaves_the_times_of_schedules_in_utc(application: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def migrate_to(version: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     upgrade = command.upgrade
     with monkeypatch.context() as patch:
-        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0012"))
-        patch.setattr(schema, "expected_version", lambda: "0012")
-        schema.migrate(application)
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, version))
+        patch.setattr(schema, "expected_version", lambda: version)
+        schema.migrate(database)
+
+
+def test_migration_renames_checks(application: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate_to("0015", application, monkeypatch)
+    old, new = ("active_patients is_not_older_than_promised", "active_patients is_fresh")
+    administer(
+        application.url,
+        "insert into cliniko.check_results (organization_id, asset, name, holds, remark)"
+        " values ('clinic', 'active_patients', 'is_not_older_than_promised', false, 'Old.')",
+        "insert into cliniko.alerts (organization_id, name, kind, reason, raised_at, told_at)"
+        f" values ('clinic', '{old}', 'check', 'Old.', now(), now())",
+    )
+    assert schema.migrate(application).changed
+    with application.operator() as connection:
+        assert [each.name for each in failed_checks(connection)] == ["is_fresh"]
+        assert [each.name for each in open_alerts(connection)] == [new]
+
+
+def test_migration_leaves_the_times_of_schedules_in_utc(application: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate_to("0012", application, monkeypatch)
     administer(
         application.url,
         "insert into public.api_credentials (organization_id, service_name, credentials_encrypted)"

@@ -2,7 +2,7 @@
 
 import { make } from "./elements.js";
 
-const FRESHNESS = "is_not_older_than_promised";
+const FRESHNESS = "is_fresh";
 const OLD_HOURS = 24;
 
 export const STATES = {

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from cliniko_pipeline.errors import NoOrganizationsError
 from cliniko_pipeline.orchestration.alerts.channels import channels, send
 from cliniko_pipeline.orchestration.alerts.messages import notices
-from cliniko_pipeline.orchestration.checks.asset_checks import FRESHNESS
+from cliniko_pipeline.orchestration.checks.active_patients import FRESHNESS
 from cliniko_pipeline.orchestration.plans.alerts import ALL_ORGANIZATIONS, MISSING, Problem, plan_alerts, problems
 from cliniko_pipeline.orchestration.plans.due_syncs import freshness
 from cliniko_pipeline.orchestration.schedule_settings import default_schedule

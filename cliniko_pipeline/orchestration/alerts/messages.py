@@ -49,7 +49,7 @@ _CHECK_ADVICE = {
         "Sync the organization again with `cliniko-pipeline sync {id} --full`; `cliniko-pipeline explain {id}"
         " PATIENT_ID` reckons one patient before your eyes. If it comes back, report it."
     ),
-    "is_not_older_than_promised": (
+    "is_fresh": (
         "Check that Dagster's daemon runs and has room for more runs (docs/scaling.md), then the organization's last"
         " runs."
     ),

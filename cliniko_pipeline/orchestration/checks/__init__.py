@@ -1,9 +1,12 @@
 """The asset checks, named as claims, each for one organization at a time.
 
-`claims` look at what is stored and are part of every sync; `counts` ask Cliniko, at the cost of requests.
+`SYNC_CHECKS` read only the database and are part of every sync. `COUNT_CHECKS` send requests to Cliniko.
 """
 
-from cliniko_pipeline.orchestration.checks.asset_checks import CLAIMS
-from cliniko_pipeline.orchestration.checks.counts import COUNTS
+from cliniko_pipeline.orchestration.checks.active_patients import ACTIVE_PATIENTS_CHECKS
+from cliniko_pipeline.orchestration.checks.contact_mapping import CONTACT_MAPPING_CHECKS
+from cliniko_pipeline.orchestration.checks.counts import COUNT_CHECKS
+from cliniko_pipeline.orchestration.checks.rejected_records import REJECTED_RECORD_CHECKS
 
-CHECKS = (*CLAIMS, *COUNTS)
+SYNC_CHECKS = (REJECTED_RECORD_CHECKS, CONTACT_MAPPING_CHECKS, ACTIVE_PATIENTS_CHECKS)
+CHECKS = (*SYNC_CHECKS, *COUNT_CHECKS)

@@ -1,6 +1,4 @@
-"""Clocks that differ more than they should: kept like the result of an asset check, so that status, the API and the
-alerts report it.
-"""
+"""The check that the clocks agree. It is no asset check of Dagster's, but its result is stored like one."""
 
 from collections.abc import Mapping
 
@@ -12,16 +10,16 @@ CLOCKS_AGREE = "clocks_agree"
 _ASSET = "cliniko/patients"
 
 
-def note_differences(runtime: Runtime, organization_id: str, cliniko: ClockDifference | None) -> Mapping[str, str]:
-    """Keep which clocks differ notably, or no longer do; return it as metadata, nothing where all agree."""
+def store_clock_check(runtime: Runtime, organization_id: str, cliniko: ClockDifference | None) -> Mapping[str, str]:
+    """Store whether the clocks agree; return notable differences as metadata of a materialization."""
     differences = [runtime.machine_clock(), *([] if cliniko is None else [cliniko])]
-    remarks = [f"{each}." for each in differences if each.is_notable]
+    remark = " ".join(f"{difference}." for difference in differences if difference.is_notable)
     with runtime.database.operator() as connection:
-        was_noted = any(
-            each.name == CLOCKS_AGREE and each.organization_id == organization_id for each in failed_checks(connection)
+        has_failed = any(
+            (check.name, check.organization_id) == (CLOCKS_AGREE, organization_id)
+            for check in failed_checks(connection)
         )
-        if remarks or was_noted:
-            remark = " ".join(remarks) or "The clocks of this machine, the database and Cliniko agree."
-            result = CheckResult(organization_id, _ASSET, CLOCKS_AGREE, not remarks, remark, run_id=None)
-            note_checks(connection, [result])
-    return {"clocks": " ".join(remarks)} if remarks else {}
+        if remark or has_failed:
+            text = remark or "The clocks of this machine, the database and Cliniko agree."
+            note_checks(connection, [CheckResult(organization_id, _ASSET, CLOCKS_AGREE, not remark, text, run_id=None)])
+    return {"clocks": remark} if remark else {}

@@ -1,4 +1,4 @@
-"""Whether the numbers of records agree with Cliniko's: one request a resource."""
+"""The asset checks that compare the numbers of records with Cliniko's, at one request a resource."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from cliniko_pipeline.orchestration.assets.extraction import Source
 from cliniko_pipeline.orchestration.assets.patients import SOURCE as PATIENTS
 from cliniko_pipeline.orchestration.assets.patients import patients
 from cliniko_pipeline.orchestration.checks.results import (
-    noted,
+    errors_as_failures,
     organization_of,
     partitioned_checks,
-    told_as_failures,
+    store_results,
 )
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
@@ -30,13 +30,16 @@ COUNTS_DIFFER = "Cliniko has another number of records"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A resource's number of records here and in Cliniko; `total` is None where they were not compared.
+    """The number of records of a resource, stored and in Cliniko.
 
-    `remark` says why not, or what is wrong; `holds` is whether the claim does, as far as it can.
+    Attributes:
+        passed: whether the numbers agree, or need not be compared.
+        remark: why they were not compared, or what follows from a difference.
+        total: the number in Cliniko; None if it is not known.
     """
 
     resource: str
-    holds: bool
+    passed: bool
     remark: str = ""
     stored: StoredCount | None = None
     total: int | None = None
@@ -47,8 +50,8 @@ def _counts_agree(asset: dg.AssetsDefinition, sources: Sequence[Source[Any]]) ->
         asset=asset,
         name="counts_agree_with_cliniko",
         description=(
-            "Cliniko has as many records as are stored, of those created before the last sync: one request a resource."
-            " If not, records were deleted for good or missed, and the next sync is a full one."
+            "As many records are stored as Cliniko has of those created before the last sync. If it fails, records were"
+            " deleted for good or missed, and the next sync reads the resource in full."
         ),
         partitions_def=ORGANIZATIONS,
     )
@@ -57,13 +60,14 @@ def _counts_agree(asset: dg.AssetsDefinition, sources: Sequence[Source[Any]]) ->
         runtime: dg.ResourceParam[Runtime],
         cliniko: dg.ResourceParam[ClinikoResource],
     ) -> dg.AssetCheckResult:
-        with told_as_failures():
+        with errors_as_failures():
             organization_id = organization_of(context)
             with runtime.database.turn(organization_id):
                 with cliniko.client(organization_id, context.log) as client:
-                    found = [_compare(runtime.database, organization_id, client, source) for source in sources]
-                _require_full(runtime.database, organization_id, found)
-            (result,) = noted(context, runtime, organization_id, [_result(found)])
+                    compared = [_compare(runtime.database, organization_id, client, source) for source in sources]
+                _require_full(runtime.database, organization_id, compared)
+            result = _result(compared)
+            store_results(context, runtime, organization_id, [result])
             return result
 
     return counts_agree_with_cliniko
@@ -74,46 +78,46 @@ def _compare(database: Database, organization_id: str, client: ClinikoClient, so
     with database.organization(organization_id) as connection:
         state = crawls.states(connection).get(name)
         if state is None or not state.is_complete or state.cursor is None:
-            return Comparison(name, holds=False, remark="not read to the end; sync it first")
+            return Comparison(name, passed=False, remark="its last crawl is incomplete; sync it first")
         if state.is_partial:
-            return Comparison(name, holds=True, remark="not read whole: there was no group appointment")
+            return Comparison(name, passed=True, remark="not compared, since there was no group appointment")
         stored = crawls.stored_count(connection, state)
     client.refusals.remember(name, state.refused_fields)
     try:
         total = client.total_entries(source.resource, created_before=state.cursor)
     except FieldRefusedError as error:
-        return Comparison(name, holds=True, remark=f"not known, since {error}", stored=stored)
+        return Comparison(name, passed=True, remark=f"not compared, since {error}", stored=stored)
     agrees = stored.agrees_with(total)
-    return Comparison(name, agrees, "" if agrees else "the next sync reads it whole", stored, total)
+    return Comparison(name, agrees, "" if agrees else "the next sync reads it in full", stored, total)
 
 
-def _require_full(database: Database, organization_id: str, found: Sequence[Comparison]) -> None:
+def _require_full(database: Database, organization_id: str, compared: Sequence[Comparison]) -> None:
     with database.organization(organization_id) as connection:
-        for each in found:
-            if each.total is not None and not each.holds:
-                crawls.require_full(connection, each.resource, COUNTS_DIFFER)
+        for comparison in compared:
+            if comparison.total is not None and not comparison.passed:
+                crawls.require_full(connection, comparison.resource, COUNTS_DIFFER)
 
 
-def _result(found: Sequence[Comparison]) -> dg.AssetCheckResult:
+def _result(compared: Sequence[Comparison]) -> dg.AssetCheckResult:
     rows = [
         dg.TableRecord(
             {
-                "resource": each.resource,
-                "stored": "" if each.stored is None else str(each.stored.stored),
-                "set aside": "" if each.stored is None else str(each.stored.set_aside),
-                "in Cliniko": "" if each.total is None else str(each.total),
-                "remark": each.remark,
+                "resource": one.resource,
+                "stored": "" if one.stored is None else str(one.stored.stored),
+                "rejected": "" if one.stored is None else str(one.stored.set_aside),
+                "in Cliniko": "" if one.total is None else str(one.total),
+                "remark": one.remark,
             }
         )
-        for each in found
+        for one in compared
     ]
     return dg.AssetCheckResult(
-        passed=all(each.holds for each in found),
+        passed=all(one.passed for one in compared),
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(f"{each.resource}: {each.remark}" for each in found if each.remark) or None,
+        description="; ".join(f"{one.resource}: {one.remark}" for one in compared if one.remark) or None,
         metadata={"counts": dg.MetadataValue.table(rows)},
     )
 
 
 with partitioned_checks():
-    COUNTS = (_counts_agree(patients, [PATIENTS]), _counts_agree(appointments, [INDIVIDUAL, GROUPS, IN_GROUPS]))
+    COUNT_CHECKS = (_counts_agree(patients, [PATIENTS]), _counts_agree(appointments, [INDIVIDUAL, GROUPS, IN_GROUPS]))

@@ -1,4 +1,4 @@
-"""What all checks share: whose they are, and that their results are kept for the alerts."""
+"""What all asset checks share: partitions, failures and stored results."""
 
 import warnings
 from collections.abc import Generator, Sequence
@@ -15,17 +15,15 @@ from cliniko_pipeline.runtime import Runtime
 
 @contextmanager
 def partitioned_checks() -> Generator[None, None, None]:
-    """Inside, checks may have partitions without a warning: only with them is a result told for each organization, and
-    Dagster warns that this may still change.
-    """
+    """Suppress Dagster's preview warning for checks with partitions, which keep a result per organization."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PreviewWarning)
         yield
 
 
 @contextmanager
-def told_as_failures() -> Generator[None, None, None]:
-    """Makes our errors Dagster's failures."""
+def errors_as_failures() -> Generator[None, None, None]:
+    """Raise errors of this package as Dagster's failures."""
     try:
         yield
     except ClinikoPipelineError as error:
@@ -33,37 +31,34 @@ def told_as_failures() -> Generator[None, None, None]:
 
 
 def organization_of(context: dg.AssetCheckExecutionContext) -> str:
-    """The organization that is checked. Raises DataError where none was chosen."""
+    """Return the organization that is checked. Raise DataError if the run has none."""
     if not context.has_partition_key:
-        # The UI's button on the asset's page knows no partitions.
+        # The button on the asset's page of the UI launches a run without a partition.
         raise DataError(
-            "The check is of one organization, and none was chosen: launch the job cliniko_sync or cliniko_counts with"
-            " the tag dagster/partition, the organization's id."
+            "The check needs an organization, and the run has none: launch the job cliniko_sync or cliniko_counts with"
+            " the tag dagster/partition set to the organization's id."
         )
     return context.partition_key
 
 
-def noted(
+def store_results(
     context: dg.AssetCheckExecutionContext,
     runtime: Runtime,
     organization_id: str,
     results: Sequence[dg.AssetCheckResult],
-) -> Sequence[dg.AssetCheckResult]:
-    """The same results, kept in `cliniko.check_results`."""
-    selected = list(context.selected_asset_check_keys)
-    with runtime.database.operator() as connection:
-        note_checks(
-            connection,
-            [
-                CheckResult(
-                    organization_id,
-                    asset=(each.asset_key or selected[0].asset_key).to_user_string(),
-                    name=each.check_name or selected[0].name,
-                    holds=each.passed,
-                    remark=each.description or "",
-                    run_id=context.run.run_id,
-                )
-                for each in results
-            ],
+) -> None:
+    """Store the results in `cliniko.check_results`, where alerts and status find them."""
+    selected = next(iter(context.selected_asset_check_keys))
+    stored = [
+        CheckResult(
+            organization_id,
+            asset=(result.asset_key or selected.asset_key).to_user_string(),
+            name=result.check_name or selected.name,
+            holds=result.passed,
+            remark=result.description or "",
+            run_id=context.run.run_id,
         )
-    return results
+        for result in results
+    ]
+    with runtime.database.operator() as connection:
+        note_checks(connection, stored)

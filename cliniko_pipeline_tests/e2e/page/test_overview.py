@@ -29,7 +29,7 @@ STATES_OF_MANY = (
     "update public.api_credentials set is_active = false where organization_id = 'clinic-218'",
     """
     insert into cliniko.check_results (organization_id, asset, name, holds, remark) values
-    ('clinic-217', 'active_patients', 'is_not_older_than_promised', false, 'Old.'),
+    ('clinic-217', 'active_patients', 'is_fresh', false, 'Old.'),
     ('clinic-216', 'contact_mapping', 'no_contact_is_used_twice', false, 'Twice.')
     """,
 )

@@ -26,12 +26,12 @@ ALL = {
     "matches_are_kept",
     "unmatched_share_is_below_the_limit",
     STORED_ONCE,
-    "is_not_older_than_promised",
+    "is_fresh",
 }
 
 
-def claimed_account() -> Account:
-    account = Account(CLINIC, "au4", "claims-au4")
+def clinic_account() -> Account:
+    account = Account(CLINIC, "au4", "checks-au4")
     for number in range(1, 5):
         account.put("patients", patient(str(number), "Pat", f"Number {number}", email=f"pat{number}@example.org"))
         account.put("individual_appointments", individual_appointment(f"1{number}", str(number), STARTED))
@@ -42,13 +42,13 @@ def claimed_account() -> Account:
 
 @pytest.fixture
 def account() -> Account:
-    return claimed_account()
+    return clinic_account()
 
 
 def prepare(pipeline: PipelineUnderTest) -> None:
     contacts = [{"id": each, "organization_id": CLINIC, "name": f"Pat Number {each.int}"} for each in CONTACTS]
     pipeline.add_contacts(contacts)
-    account = claimed_account()
+    account = clinic_account()
     with pipeline.sandbox([account]) as sandbox:
         pipeline.add_organization(CLINIC, sandbox, account)
         result = pipeline.sync(CLINIC)
@@ -74,9 +74,9 @@ def failed(result: dg.ExecuteInProcessResult) -> dict[str, str]:
 
 def evaluate(clinic: PipelineUnderTest, tags: Mapping[str, str] = CHOSEN) -> dg.ExecuteInProcessResult:
     checks = [key for key in clinic.definitions.resolve_asset_graph().asset_check_keys if key.name in ALL]
-    job = dg.define_asset_job("claims", selection=dg.AssetSelection.checks(*checks))
+    job = dg.define_asset_job("checks", selection=dg.AssetSelection.checks(*checks))
     definitions = dg.Definitions.merge(clinic.definitions, dg.Definitions(jobs=[job]))
-    return definitions.resolve_job_def("claims").execute_in_process(
+    return definitions.resolve_job_def("checks").execute_in_process(
         instance=clinic.instance, tags=dict(tags), raise_on_error=False
     )
 
@@ -91,15 +91,15 @@ def operate(clinic: PipelineUnderTest, statement: str) -> None:
         connection.execute(sa.text(statement))
 
 
-def noted(clinic: PipelineUnderTest) -> set[tuple[str, bool]]:
+def stored_results(clinic: PipelineUnderTest) -> set[tuple[str, bool]]:
     with clinic.database.operator() as connection:
         return {tuple(row) for row in connection.execute(sa.text("select name, holds from cliniko.check_results"))}
 
 
 def test_checks_hold_until_records_are_rejected_or_unmatched(clinic: PipelineUnderTest, account: Account) -> None:
-    assert noted(clinic) == {(name, True) for name in ALL}
+    assert stored_results(clinic) == {(name, True) for name in ALL}
     assert failed(evaluate(clinic)) == {}
-    assert "none was chosen" in errors_of(evaluate(clinic, {}))[0]
+    assert "the run has none" in errors_of(evaluate(clinic, {}))[0]
 
     account.put("patients", patient("9", "Pat", "Broken") | {"updated_at": "yesterday"})
     for number in range(20, 25):
@@ -107,7 +107,7 @@ def test_checks_hold_until_records_are_rejected_or_unmatched(clinic: PipelineUnd
     result = clinic.sync(CLINIC, full=True)
     assert result.success, errors_of(result)
     assert failed(result) == {
-        "nothing_was_rejected": "Set aside, since they could not be understood: 1 of patients.",
+        "nothing_was_rejected": "Rejected records: 1 of patients.",
         "unmatched_share_is_below_the_limit": "5 of 9 current people have no contact (56%; the limit is 50%).",
     }
     rejected = [each for each in result.get_asset_check_evaluations() if each.check_name == "nothing_was_rejected"]
@@ -119,7 +119,7 @@ def test_checks_hold_until_records_are_rejected_or_unmatched(clinic: PipelineUnd
 def test_missing_surplus_or_doubled_active_patient_is_found(clinic: PipelineUnderTest) -> None:
     change(clinic, "delete from cliniko.appointments where kind = 'individual' and patient_id = '1'")
     assert failed(evaluate(clinic)) == {}, "patient 1 attended the class"
-    remark = "Of 3 rows {} should not be there and 0 stand there twice; 1 are missing."
+    remark = "3 rows: {} too many, 0 stored twice, 1 missing."
     change(clinic, f"delete from public.active_patients where contact_id = '{CONTACTS[1]}'")
     assert failed(evaluate(clinic)) == {STORED_ONCE: remark.format(0)}
     change(clinic, "update cliniko.attendees set cancelled_at = now()")
@@ -130,20 +130,20 @@ def test_missing_surplus_or_doubled_active_patient_is_found(clinic: PipelineUnde
     operate(clinic, "drop index public.active_patients_organization_id_contact_id_key")
     doubled = f"set contact_id = '{CONTACTS[0]}' where contact_id = '{CONTACTS[2]}'"
     change(clinic, f"update public.active_patients {doubled}")
-    assert "1 stand there twice" in failed(evaluate(clinic))[STORED_ONCE]
+    assert "1 stored twice" in failed(evaluate(clinic))[STORED_ONCE]
 
 
 def test_contact_used_twice_keeps_active_patients_unchanged(
     clinic: PipelineUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a defect of the mapping could use one twice."""
+    """Only a defect of the mapping could use a contact twice."""
     before = clinic.active_patients(CLINIC)
     constraint = "contact_mapping_organization_id_contact_id_key"
     operate(clinic, f"alter table cliniko.contact_mapping drop constraint {constraint}")
     real = io_managers.sql
 
     def doubled(name: str) -> str:
-        if name != "contact_mapping":
+        if name != "transforms/contact_mapping":
             return real(name)
         return (
             f"select patient_id, '{CONTACTS[0]}'::uuid as contact_id, 'matched' as status, 'name' as method,"
@@ -151,27 +151,27 @@ def test_contact_used_twice_keeps_active_patients_unchanged(
         )
 
     monkeypatch.setattr(io_managers, "sql", doubled)
-    # Otherwise the mapping of unchanged records is not computed.
+    # A mapping of unchanged records is not computed without this.
     change(clinic, "delete from cliniko.table_states")
     result = clinic.sync(CLINIC)
     assert not result.success
     assert "no_contact_is_used_twice" in failed(result)
     assert clinic.active_patients(CLINIC) == before
     last = max(clinic.rows(CLINIC, "cliniko.sync_runs"), key=lambda row: row["started_at"])
-    assert last["error"] == "no_contact_is_used_twice does not hold: 3 contacts stand for more than one person."
+    assert last["error"] == "The check no_contact_is_used_twice failed: 3 contacts are used for more than one person."
 
     monkeypatch.undo()
     result = clinic.sync(CLINIC)
     assert result.success, errors_of(result)
     assert failed(result) == {}
-    assert ("no_contact_is_used_twice", False) not in noted(clinic)
+    assert ("no_contact_is_used_twice", False) not in stored_results(clinic)
 
 
 def test_stale_organization_is_fresh_after_a_complete_sync(clinic: PipelineUnderTest) -> None:
     past = "succeeded_at = now() - interval '4 hours', known_since = now() - interval '9 days'"
     operate(clinic, f"update cliniko.scheduling set {past}")
     remark = "Last synced 240 minutes ago; promised are 180 minutes."
-    assert failed(evaluate(clinic)) == {"is_not_older_than_promised": remark}
+    assert failed(evaluate(clinic)) == {"is_fresh": remark}
     assert clinic.materialize(CLINIC, "active_patients").success
-    assert "is_not_older_than_promised" in failed(evaluate(clinic)), "a partial sync makes nothing fresh"
+    assert "is_fresh" in failed(evaluate(clinic)), "a partial sync makes nothing fresh"
     assert failed(clinic.sync(CLINIC)) == {}

@@ -172,7 +172,7 @@ def test_failed_comparison_is_one_line_with_the_reason(clinic: CountedClinic) ->
     assert not result.success
     assert "401" in errors_of(result)[0]
     result = clinic.pipeline.compare_counts(None)
-    hint = "none was chosen: launch the job cliniko_sync or cliniko_counts with the tag dagster/partition"
+    hint = "the run has none: launch the job cliniko_sync or cliniko_counts with the tag dagster/partition"
     assert hint in errors_of(result)[0]
 
 
@@ -225,14 +225,14 @@ def test_unreadable_id_prevents_marking_deletions(clinic: CountedClinic) -> None
     assert "7" in clinic.live(PATIENTS)
 
 
-def test_counts_that_cannot_be_asked_for_are_not_known(clinic: CountedClinic) -> None:
+def test_counts_that_cliniko_refuses_are_not_compared(clinic: CountedClinic) -> None:
     clinic.account.delete("patients", "7")
     refusal = RefusedField("created_at", "filter", resource="patients")
     clinic.sandbox.faults = Faults(refused_fields=(refusal, RefusedField("id", "sort")))
     tables = clinic.pipeline.tables(NAME)
     patients, appointments = sorted(clinic.compare(), key=lambda each: each.asset_key, reverse=True)
     assert patients.passed
-    assert "patients: not known, since " in (patients.description or "")
+    assert "patients: not compared, since " in (patients.description or "")
     assert "refuses to filter this list by created_at" in (patients.description or "")
     assert (appointments.passed, appointments.description) == (True, None)
     assert clinic.pipeline.tables(NAME) == tables
