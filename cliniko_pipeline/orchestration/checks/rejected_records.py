@@ -19,7 +19,7 @@ def _nothing_was_rejected(asset: dg.AssetsDefinition, resources: Iterable[str]) 
         counts = {
             name: count for name, count in check_queries.rejected_counts(checked.connection).items() if name in own
         }
-        listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+        listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
         remark = f"Rejected records: {listed}." if counts else "No record was rejected."
         return CheckOutcome(not counts, remark, {"rejected_records": sum(counts.values())})
 
