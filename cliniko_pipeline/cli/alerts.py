@@ -1,13 +1,10 @@
-"""`cliniko-pipeline alerts`: what was told to the operator, and whether telling works."""
-
-from datetime import UTC
+"""`cliniko-pipeline alerts`: open alerts, and a test of the channels."""
 
 import click
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import session
-from cliniko_pipeline.cli.status import output_console
-from cliniko_pipeline.cli.terminal import shown
+from cliniko_pipeline.cli.terminal import output_console, shown, utc_text
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.orchestration.alerts.channels import channels, require_known, send
 from cliniko_pipeline.orchestration.alerts.messages import TEST
@@ -16,51 +13,51 @@ from cliniko_pipeline.postgres.operator_tables.alerts import Alert, Notice, open
 
 @click.group()
 def alerts() -> None:
-    """What is wrong, and whom it is told."""
+    """Show open alerts and test the channels."""
 
 
 @alerts.command("list")
 def list_() -> None:
-    """Show what is wrong at present, as far as it was told."""
+    """Show the open alerts."""
     with session() as runtime, runtime.database.operator() as connection:
         found = open_alerts(connection)
     if found:
         output_console().print(_table(found))
     else:
-        click.echo("Nothing is wrong, as far as the daemon has looked.")
+        click.echo("No open alerts.")
 
 
 @alerts.command("test")
 def try_() -> None:
-    """Send a test notice to every channel of CLINIKO_ALERT_URLS."""
+    """Send a test alert to every channel of CLINIKO_ALERT_URLS."""
     with session() as runtime:
         known = channels(runtime.settings.alert_urls)
     if not known:
         raise SettingsError(
-            "CLINIKO_ALERT_URLS is not set: alerts go nowhere. Set it to Apprise URLs, such as"
+            "CLINIKO_ALERT_URLS is not set, so no alert is sent. Set it to Apprise URLs, such as"
             " mailto://USER:PASSWORD@HOST?to=ADDRESS."
         )
-    notice = Notice(TEST, "A test of cliniko_pipeline's alerts", "Nothing is wrong. What to do: nothing.")
-    refused: list[str] = []
+    notice = Notice(TEST, "A test of cliniko_pipeline's alerts", "This is a test. No action is needed.")
+    failed: list[str] = []
     for channel in known:
         require_known(channel)
-        took = send(channel, notice)
-        click.echo(f"{channel.label}: {'took the notice' if took else 'did not take the notice'}")
-        refused += [] if took else [channel.label]
-    if refused:
+        is_sent = send(channel, notice)
+        click.echo(f"{channel.label}: {'sent' if is_sent else 'failed'}")
+        failed += [] if is_sent else [channel.label]
+    if failed:
         raise SettingsError(
-            f"{', '.join(refused)} of CLINIKO_ALERT_URLS did not take the notice: check that the URL is right and that"
-            " this machine reaches the service."
+            f"The test alert was not sent to {', '.join(failed)} of CLINIKO_ALERT_URLS: check the URL, and that this"
+            " machine reaches the service."
         )
 
 
 def _table(found: list[Alert]) -> Table:
     table = Table(title="Alerts", title_justify="left")
-    for heading in ("Organization", "What", "Since", "Last told"):
+    for heading in ("Organization", "Problem", "Since", "Last sent"):
         table.add_column(heading, no_wrap=True)
     table.add_column("Reason")
-    for each in found:
-        what = each.kind if each.name == "sync" else each.name
-        times = (f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" for moment in (each.raised_at, each.told_at))
-        table.add_row(shown(each.organization_id), shown(what), *times, shown(each.reason))
+    for alert in found:
+        problem = alert.kind if alert.name == "sync" else alert.name
+        times = map(utc_text, (alert.raised_at, alert.told_at))
+        table.add_row(shown(alert.organization_id), shown(problem), *times, shown(alert.reason))
     return table

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline doctor`: checks everything a sync needs, in the order it needs it, and says what to do."""
+"""`cliniko-pipeline doctor`: a check of everything that a sync needs, in that order, with remedies."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -25,24 +25,23 @@ from cliniko_pipeline.problems import refused_fields
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
-ASKED_AT_ONCE = 8
-"""So many organizations' keys are checked at a time."""
+MAX_CONCURRENT_KEY_CHECKS = 8
 
 
 @click.command()
 def doctor() -> None:
-    """Check settings, database, keys and reachability; say what to do."""
+    """Check settings, database, keys and reachability; advise on what fails."""
     try:
         with open_runtime(load_settings()) as runtime:
             click.secho("✓ The settings are valid", fg="green")
             healthy = _examine(runtime)
     except ClinikoPipelineError as error:
-        healthy = _shown("The settings are valid", error)
+        healthy = _report_failure("The settings are valid", error)
     raise SystemExit(0 if healthy else 1)
 
 
 def _examine(runtime: Runtime) -> bool:
-    """Whether all is well. What everything after it needs ends the examination; the other checks all take place."""
+    """Run all checks up to a failed one that the next ones need; return whether all passed."""
     has_key = _check("There is an encryption key", lambda: runtime.vault)
     where = runtime.database.location
     if not _check(f"PostgreSQL answers ({where})", runtime.database.require_supported_version):
@@ -53,28 +52,28 @@ def _examine(runtime: Runtime) -> bool:
     if not _check("The schema is up to date", lambda: _require_schema(runtime)):
         return False
     with already_set_up():
-        return _examine_set_up(runtime, has_key=has_key) and has_key and is_on_time
+        return _examine_migrated(runtime, has_key=has_key) and has_key and is_on_time
 
 
-def _examine_set_up(runtime: Runtime, *, has_key: bool) -> bool:
-    """Go on where the schema is up to date: from here on `migrate` has nothing to make."""
+def _examine_migrated(runtime: Runtime, *, has_key: bool) -> bool:
+    """Run the checks that need the current schema."""
     _show_risks(runtime)
-    is_own = _check("The database is no copy", partial(require_own, runtime.database))
+    is_own = _check("The database is not a copy", partial(require_own, runtime.database))
     is_isolated = _check("Organizations are kept apart", partial(schema.require_isolation, runtime.database))
     would_sync = _check("A rehearsed sync succeeds", partial(_rehearse, runtime.database))
     sees_contacts = _check("No policy hides contacts", partial(schema.require_visible_contacts, runtime.database))
     found: list[str] = []
-    if not _check("The organizations are there", lambda: found.extend(_organizations(runtime))):
+    if not _check("No organization has lost its credentials", lambda: found.extend(_organizations(runtime))):
         return False
     if not found:
         click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
     for warning in [*(_shared_keys(runtime, found) if has_key else []), *_refused_fields(runtime, found)]:
         click.secho(f"! {warning}", fg="yellow")
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        answers = {each: pool.submit(_ask, runtime, each) for each in found}
+    with ThreadPoolExecutor(MAX_CONCURRENT_KEY_CHECKS) as pool:
+        answers = [(organization_id, pool.submit(_validate, runtime, organization_id)) for organization_id in found]
         accepted = [
-            _check(f"Cliniko accepts the key of '{printable(each)}'", partial(_require_answer, answers[each]))
-            for each in found
+            _check(f"Cliniko accepts the key of '{printable(organization_id)}'", partial(_require_accepted, answer))
+            for organization_id, answer in answers
         ]
     return is_own and is_isolated and would_sync and sees_contacts and all(accepted)
 
@@ -95,15 +94,15 @@ def _organizations(runtime: Runtime) -> list[str]:
 
 
 def _shared_keys(runtime: Runtime, organization_ids: Sequence[str]) -> list[str]:
-    """Say which organizations have one API key: stored credentials do not tell whose they are."""
+    """Return a warning per API key that several organizations share."""
     sharing: dict[str, list[str]] = defaultdict(list)
     with runtime.database.operator() as connection:
-        for each in organization_ids:
-            with suppress(CredentialsError):  # said by the check of the key
-                key = runtime.vault.decrypt(stored.stored_credentials(connection, each)).api_key
-                sharing[key].append(printable(each))
+        for organization_id in organization_ids:
+            with suppress(CredentialsError):  # reported by the check of the key
+                key = runtime.vault.decrypt(stored.stored_credentials(connection, organization_id)).api_key
+                sharing[key].append(printable(organization_id))
     return [
-        f"The organizations {', '.join(names)} have the same API key, and so the same patients. Where that is wrong,"
+        f"The organizations {', '.join(names)} have the same API key, and so the same patients. If that is wrong,"
         " store the right key with `cliniko-pipeline organizations add ID --name NAME`."
         for names in sharing.values()
         if len(names) > 1
@@ -133,13 +132,13 @@ def _rehearse(database: Database) -> None:
         click.secho(f"! {untried}", fg="yellow")
 
 
-def _ask(runtime: Runtime, organization_id: str) -> ClockDifference | None:
+def _validate(runtime: Runtime, organization_id: str) -> ClockDifference | None:
     with runtime.client(organization_id, max_attempts=CHECK_ATTEMPTS) as client:
         client.validate()
         return client.clock_difference
 
 
-def _require_answer(answer: Future[ClockDifference | None]) -> None:
+def _require_accepted(answer: Future[ClockDifference | None]) -> None:
     if (difference := answer.result()) is not None:
         _require_clock(difference)
 
@@ -150,16 +149,16 @@ def _require_clock(difference: ClockDifference) -> None:
         click.secho(f"! {difference}: set the clock that is wrong (NTP)", fg="yellow")
 
 
-def _check(claim: str, check: Callable[[], object]) -> bool:
+def _check(title: str, check: Callable[[], object]) -> bool:
     try:
         check()
     except ClinikoPipelineError as error:
-        return _shown(claim, error)
-    click.secho(f"✓ {claim}", fg="green")
+        return _report_failure(title, error)
+    click.secho(f"✓ {title}", fg="green")
     return True
 
 
-def _shown(claim: str, error: ClinikoPipelineError) -> bool:
-    click.secho(f"✗ {claim}", fg="red")
+def _report_failure(title: str, error: ClinikoPipelineError) -> bool:
+    click.secho(f"✗ {title}", fg="red")
     click.echo(f"  {printable(str(error))}")
     return False

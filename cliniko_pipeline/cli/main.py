@@ -1,4 +1,4 @@
-"""`cliniko-pipeline`: the commands, and how every one of them ends when something is wrong."""
+"""The program `cliniko-pipeline`: its commands, and the message and exit code of every error."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    """Imports a command when it is used: `status` must not wait for Dagster."""
+    """A group that imports a command when it is used: `status` must not wait for Dagster."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         return sorted(COMMANDS)
@@ -52,12 +52,12 @@ def cli(context: click.Context, *, debug: bool) -> None:
 
 
 def main() -> None:
-    """The entry point.
+    """Run the command line.
 
-    Exit code 0: done; 1: something is wrong, one line on stderr says what; 2: wrong usage; 130: interrupted.
+    Exit code 0: success; 1: an error, described in one line on stderr; 2: wrong usage; 130: interrupted.
     """
-    _end_in_order_on_signals()
-    # An interruption may hit a connection in the middle of a statement: the pool drops it, and need not tell.
+    _treat_signals_as_ctrl_c()
+    # An interruption can hit a connection in the middle of a statement; the pool logs that it drops it.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     debug = "--debug" in sys.argv[1:]
     try:
@@ -71,45 +71,46 @@ def main() -> None:
     except ClinikoPipelineError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
-    except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+    except BrokenPipeError:  # the reader of the output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         if debug:
             raise
-        click.echo(f"Error: {_of_this_machine(error) if isinstance(error, OSError) else _defect(error)}", err=True)
+        click.echo(
+            f"Error: {_describe_os_error(error) if isinstance(error, OSError) else _describe_defect(error)}", err=True
+        )
         sys.exit(1)
 
 
-def _end_in_order_on_signals() -> None:
-    """Lets every signal that ends a program do so as Ctrl-C does: what was started is ended too."""
+def _treat_signals_as_ctrl_c() -> None:
+    """Raise KeyboardInterrupt at every signal that ends a program, so that its own processes are ended too."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(_signal: int, _frame: object) -> None:
-        # The end takes a moment, and waits for nothing without a limit: a second signal would cut it short.
-        for each in signals:
-            signal.signal(each, lambda _signal, _frame: None)
+        # The end takes a moment, with a limit: a second signal would cut it short.
+        for number in signals:
+            signal.signal(number, lambda _signal, _frame: None)
         raise KeyboardInterrupt
 
-    for each in signals:
-        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup
-            signal.signal(each, interrupt)
+    for number in signals:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
 
 
-def _of_this_machine(error: OSError) -> str:
-    """What to say of a file or folder that cannot be used, or whatever else this machine refuses."""
+def _describe_os_error(error: OSError) -> str:
     reason = error.strerror or type(error).__name__
     if not isinstance(error.filename, str):
-        return f"this machine refuses ({reason}); `cliniko-pipeline --debug ...` shows what."
+        return f"the operating system reports: {reason}. `cliniko-pipeline --debug ...` shows where."
     return (
         f"{error.filename} cannot be used ({reason}): CLINIKO_PIPELINE_HOME (default: .cliniko here) and DAGSTER_HOME"
         " must be folders that can be written."
     )
 
 
-def _defect(error: Exception) -> str:
+def _describe_defect(error: Exception) -> str:
     # Its text may hold anything, so it is shown on demand only.
     return (
         f"an unexpected {type(error).__name__}; this is a defect."
-        " `cliniko-pipeline --debug ...` shows where (mind that a traceback can hold data)."
+        " `cliniko-pipeline --debug ...` shows where (the traceback can hold personal data)."
     )

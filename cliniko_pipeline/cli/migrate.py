@@ -1,4 +1,4 @@
-"""`cliniko-pipeline migrate`."""
+"""`cliniko-pipeline migrate`: the schema of this version, and a rehearsed sync."""
 
 import click
 
@@ -12,11 +12,9 @@ from cliniko_pipeline.settings import load_settings
 
 
 @click.command()
-@click.option(
-    "--adopt", is_flag=True, help="Let this copy of a database, or a database renamed or moved, send and sync."
-)
+@click.option("--adopt", is_flag=True, help="Let this database, which was copied, renamed or moved, sync and send.")
 def migrate(*, adopt: bool) -> None:
-    """Bring the database's schema up to date, and rehearse a sync; safe to repeat."""
+    """Bring the database's schema up to date and rehearse a sync. Safe to repeat."""
     with already_set_up(), open_runtime(load_settings()) as runtime:
         embedded = runtime.settings.embedded_database
         done = schema.migrate(
@@ -26,7 +24,7 @@ def migrate(*, adopt: bool) -> None:
             contacts_filter=runtime.settings.contacts_filter,
         )
         where = runtime.database.location
-        _tell(done, where)
+        _report(done, where)
         for risk in [] if embedded else schema.risks(runtime.database):
             click.secho(f"! {risk}", fg="yellow")
         if (problem := copy_problem(runtime.database)) is not None:
@@ -35,23 +33,23 @@ def migrate(*, adopt: bool) -> None:
             click.secho(f"! {untried}", fg="yellow")
 
 
-def _tell(done: Migration, where: str) -> None:
+def _report(done: Migration, where: str) -> None:
     if done.made_again:
-        click.echo(f"Made again in {where} ({done.after}): {', '.join(done.made_again)}.")
+        click.echo(f"Restored in {where} ({done.after}): {', '.join(done.made_again)}.")
     elif done.changed and done.before == done.after:
-        click.echo(f"Mended what keeps organizations apart in {where} ({done.after}).")
+        click.echo(f"Repaired the isolation of organizations in {where} ({done.after}).")
     elif done.changed:
         click.echo(f"Migrated {where} from {done.before or 'nothing'} to {done.after}.")
     else:
         click.echo(f"{where} is up to date ({done.after}).")
     if done.filter_changed:
-        click.echo("CLINIKO_CONTACTS_FILTER is taken over: each organization's next sync matches by it.")
+        click.echo("Stored CLINIKO_CONTACTS_FILTER; each organization's next sync uses it.")
     if done.closed_to_readers:
         click.echo(
-            "public.active_patients, which had rows, is now under row-level security: whoever reads it sets"
-            " app.organization_id first,\nor gets a policy of its own"
+            "public.active_patients, which had rows, is now under row-level security: readers set"
+            " app.organization_id first,\nor get a policy of their own"
             ' (docs/database.md, "Read active_patients from the application").'
-            "\npg_dump needs a role with BYPASSRLS from now on."
+            "\npg_dump now needs a role with BYPASSRLS."
         )
     for warning in done.warnings:
         click.secho(f"! {warning}", fg="yellow")

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline organizations`: which clinics are synced, and their credentials."""
+"""`cliniko-pipeline organizations`: organizations, their credentials and schedules."""
 
 import sys
 from datetime import time
@@ -8,8 +8,7 @@ import click
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import CHECK_ATTEMPTS, session
-from cliniko_pipeline.cli.status import output_console
-from cliniko_pipeline.cli.terminal import printable, shown
+from cliniko_pipeline.cli.terminal import output_console, printable, shown, utc_text
 from cliniko_pipeline.cliniko.shards import resolve_api_url, shard_of
 from cliniko_pipeline.credentials.vault import ClinikoCredentials
 from cliniko_pipeline.errors import CredentialsFormatError
@@ -21,28 +20,28 @@ from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.settings import time_of_day
 from cliniko_pipeline.time_zones import iana_name
 
-LONGEST_KEY = 4096
+MAX_KEY_LENGTH = 4096
 
 
 @click.group()
 def organizations() -> None:
-    """Add, list, check, disable and remove organizations."""
+    """Add, list, validate, schedule, disable and remove organizations."""
 
 
 @organizations.command()
 @click.argument("organization_id", metavar="ID")
-@click.option("--name", required=True, help="The organization's name, where the application has none yet.")
-@click.option("--api-url", help="Cliniko's API, where the key does not tell: https://api.au4.cliniko.com/v1")
-@click.option("--no-validate", is_flag=True, help="Do not ask Cliniko whether the key works.")
+@click.option("--name", required=True, help="Name, used if the application has not stored one.")
+@click.option("--api-url", help="Needed if the key has no shard suffix: https://api.au4.cliniko.com/v1")
+@click.option("--no-validate", is_flag=True, help="Store the key without checking it against Cliniko.")
 def add(organization_id: str, name: str, api_url: str | None, *, no_validate: bool) -> None:
-    """Store an organization's Cliniko API key, encrypted; it is read from standard input or a hidden prompt."""
+    """Store an organization's Cliniko API key, encrypted. It is read from standard input or a hidden prompt."""
     if not organization_id.strip() or not organization_id.isprintable():
         raise click.BadParameter("must be printable and not blank.", param_hint="ID")
     with session() as runtime:
-        # Asked for only when the rest is known to work.
+        # The key is asked for last, when everything else works.
         vault = runtime.vault
         rehearse_addition(runtime.database, organization_id, name)
-        credentials = _located(ClinikoCredentials(_read_api_key(), None, api_url), runtime.settings.allowed_hosts)
+        credentials = _with_location(ClinikoCredentials(_read_api_key(), None, api_url), runtime.settings.allowed_hosts)
         with runtime.client_for(organization_id, credentials, max_attempts=CHECK_ATTEMPTS) as client:
             if not no_validate:
                 client.validate()
@@ -51,7 +50,7 @@ def add(organization_id: str, name: str, api_url: str | None, *, no_validate: bo
             stored.save(connection, organization_id, name, vault.encrypt(credentials), validated=not no_validate)
             zone = scheduling.take_time_zone(connection, organization_id, found)
     click.echo(f"Stored the credentials of '{organization_id}'{'' if no_validate else '; Cliniko accepts them'}.")
-    click.echo(_night(organization_id, zone))
+    click.echo(_full_sync_zone(organization_id, zone))
 
 
 @organizations.command(name="list")
@@ -59,12 +58,17 @@ def list_() -> None:
     """Show the organizations that have Cliniko credentials."""
     with session() as runtime, runtime.database.operator() as connection:
         found = stored.organizations(connection)
-        schedules = {each.organization_id: each for each in scheduling.schedulings(connection)}
+        schedules = {schedule.organization_id: schedule for schedule in scheduling.schedulings(connection)}
     table = Table("ID", "Name", "Active", "Key last accepted", "Schedule")
-    for each in found:
-        validated = f"{each.last_validated_at:%Y-%m-%d %H:%M} UTC" if each.last_validated_at else "never"
-        state = "disabled" if not each.is_active else "paused" if each.pause_reason else "yes"
-        table.add_row(shown(each.id), shown(each.name), state, validated, _schedule(schedules[each.id]))
+    for organization in found:
+        state = "disabled" if not organization.is_active else "paused" if organization.pause_reason else "yes"
+        table.add_row(
+            shown(organization.id),
+            shown(organization.name),
+            state,
+            utc_text(organization.last_validated_at),
+            _schedule(schedules[organization.id]),
+        )
     if found:
         output_console().print(table)
     else:
@@ -74,7 +78,7 @@ def list_() -> None:
 @organizations.command()
 @click.argument("organization_id", metavar="ID")
 def validate(organization_id: str) -> None:
-    """Ask Cliniko whether the stored key works."""
+    """Check the stored API key against Cliniko."""
     with session() as runtime:
         with runtime.client(organization_id, max_attempts=CHECK_ATTEMPTS) as client:
             client.validate()
@@ -83,13 +87,13 @@ def validate(organization_id: str) -> None:
             stored.mark_validated(connection, organization_id)
             zone = scheduling.take_time_zone(connection, organization_id, found)
     click.echo(f"Cliniko accepts the credentials of '{organization_id}'.")
-    click.echo(_night(organization_id, zone))
+    click.echo(_full_sync_zone(organization_id, zone))
 
 
 @organizations.command()
 @click.argument("organization_id", metavar="ID")
 def disable(organization_id: str) -> None:
-    """Stop syncing an organization; its data stay."""
+    """Stop syncing an organization. Its data stay."""
     with session() as runtime, runtime.database.operator() as connection:
         stored.set_active(connection, organization_id, active=False)
     click.echo(f"Disabled '{organization_id}'.")
@@ -97,16 +101,16 @@ def disable(organization_id: str) -> None:
 
 @organizations.command()
 @click.argument("organization_id", metavar="[ID]", required=False)
-@click.option("--paused", "all_paused", is_flag=True, help="All that are paused, after what paused them was mended.")
+@click.option("--paused", "all_paused", is_flag=True, help="All paused organizations, after the cause is fixed.")
 def enable(organization_id: str | None, *, all_paused: bool) -> None:
-    """Let a disabled or paused organization be synced again."""
+    """Resume syncs of a disabled or paused organization."""
     if (organization_id is not None) == all_paused:
-        raise click.UsageError("Say which organization, or --paused for all that are paused.")
+        raise click.UsageError("Give one ID, or --paused for all paused organizations.")
     with session() as runtime, runtime.database.operator() as connection:
         if organization_id is not None:
             stored.set_active(connection, organization_id, active=True)
         ended = scheduling.end_pause(connection, organization_id)
-    click.echo(f"Ended {ended} pauses." if organization_id is None else f"Enabled '{organization_id}'.")
+    click.echo(f"Resumed {ended} paused organizations." if organization_id is None else f"Enabled '{organization_id}'.")
 
 
 class _TimeOfDay(click.ParamType[time]):
@@ -121,11 +125,11 @@ class _TimeOfDay(click.ParamType[time]):
 
 @organizations.command()
 @click.argument("organization_id", metavar="ID")
-@click.option("--every", "minutes", type=click.IntRange(1, 1440), metavar="MINUTES", help="Sync it so often.")
-@click.option("--full-at", type=_TimeOfDay(), metavar="HH:MM", help="Read everything at that time of its day.")
-@click.option("--time-zone", "zone", metavar="NAME", help="Whose time full syncs go by: an IANA name.")
-@click.option("--on/--off", "is_on", default=None, help="Whether the schedule syncs it at all.")
-@click.option("--default", "as_settings", is_flag=True, help="As the settings say, but for its time zone.")
+@click.option("--every", "minutes", type=click.IntRange(1, 1440), metavar="MINUTES", help="Minutes between syncs.")
+@click.option("--full-at", type=_TimeOfDay(), metavar="HH:MM", help="Time of the daily full sync.")
+@click.option("--time-zone", "zone", metavar="NAME", help="Time zone of full syncs: an IANA name.")
+@click.option("--on/--off", "is_on", default=None, help="Whether scheduled syncs run.")
+@click.option("--default", "as_settings", is_flag=True, help="Follow the settings; the time zone stays.")
 def schedule(
     organization_id: str,
     minutes: int | None,
@@ -138,10 +142,10 @@ def schedule(
     """Give an organization a schedule of its own."""
     own = (minutes, full_at, zone, is_on) != (None, None, None, None)
     if own == as_settings:
-        raise click.UsageError("Say --every, --full-at, --time-zone, --on or --off, or else --default.")
+        raise click.UsageError("Give --every, --full-at, --time-zone, --on or --off, or else --default.")
     name = iana_name(zone)
     if zone is not None and name is None:
-        raise click.BadParameter("no time zone of the IANA's, such as Australia/Sydney.", param_hint="--time-zone")
+        raise click.BadParameter("not an IANA time zone such as Australia/Sydney.", param_hint="--time-zone")
     with session() as runtime, runtime.database.operator() as connection:
         stored.organization(connection, organization_id)
         if as_settings:
@@ -160,9 +164,9 @@ def schedule(
 
 @organizations.command()
 @click.argument("organization_id", metavar="ID")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation.")
 def remove(organization_id: str, *, yes: bool) -> None:
-    """Delete an organization's credentials and all the pipeline stored for it."""
+    """Delete an organization's credentials and synced data."""
     with session() as runtime:
         if not yes:
             click.confirm(
@@ -174,8 +178,8 @@ def remove(organization_id: str, *, yes: bool) -> None:
     click.echo(f"Removed '{organization_id}': its credentials and {rows} rows. Its contacts were not touched.")
 
 
-def _located(credentials: ClinikoCredentials, allowed_hosts: frozenset[str]) -> ClinikoCredentials:
-    """The same with region and API URL, for other programs that read what is stored and cannot work them out."""
+def _with_location(credentials: ClinikoCredentials, allowed_hosts: frozenset[str]) -> ClinikoCredentials:
+    """Add region and API URL, for programs that read the stored credentials and cannot derive them."""
     key = credentials.api_key
     api_url = resolve_api_url(api_key=key, region=None, api_url=credentials.api_url, allowed_hosts=allowed_hosts)
     host = urlsplit(api_url).hostname or ""
@@ -197,26 +201,28 @@ def _schedule(schedule: Scheduling) -> str:
     return f"{', '.join(own) or 'default'} ({schedule.time_zone or 'UTC'})"
 
 
-def _night(organization_id: str, zone: str | None) -> str:
+def _full_sync_zone(organization_id: str, zone: str | None) -> str:
     if zone is not None:
-        return f"Its nightly full syncs go by the time of {zone}."
+        return f"Nightly full syncs use the time zone {zone}."
     return (
-        "Its nightly full syncs go by UTC, since no time zone is known of it: set one with"
+        "Nightly full syncs use UTC, because no time zone is known. Set one with"
         f" `cliniko-pipeline organizations schedule {organization_id} --time-zone NAME`."
     )
 
 
 def _name_of(runtime: Runtime, organization_id: str) -> str:
-    """For the question; nothing where there are no credentials any more, which is no reason not to remove the rows."""
+    """Return the name for the confirmation; blank without credentials, which does not prevent a removal."""
     with runtime.database.operator() as connection:
-        names = {each.id: each.name for each in stored.organizations(connection)}
+        names = {organization.id: organization.name for organization in stored.organizations(connection)}
     return f" ({printable(names[organization_id])})" if organization_id in names else ""
 
 
 def _read_api_key() -> str:
     if sys.stdin.isatty():
         return click.prompt("Cliniko API key", hide_input=True)
-    key = sys.stdin.readline(LONGEST_KEY).strip()
+    key = sys.stdin.readline(MAX_KEY_LENGTH).strip()
     if not key:
-        raise CredentialsFormatError("There is no API key on standard input: pipe it in, or run this in a terminal.")
+        raise CredentialsFormatError(
+            "There is no API key on standard input. Pipe it in, or run the command in a terminal."
+        )
     return key

@@ -1,4 +1,4 @@
-"""What most commands begin with: settings from the environment, the runtime, and a database that is ready."""
+"""The start of most commands: settings, runtime, and a database with the current schema."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,15 +9,15 @@ from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
 CHECK_ATTEMPTS = 2
-"""How often a command asks Cliniko whether a key works: somebody waits for the answer."""
+"""Attempts of a request that checks an API key; few, because a person waits for the answer."""
 
 
 @contextmanager
 def session() -> Generator[Runtime, None, None]:
-    """A runtime whose database has the schema of this version.
+    """Open a runtime whose database has the schema of this version.
 
-    The embedded database is brought up to date by itself; an operator's only by `cliniko-pipeline migrate`. Raises
-    SettingsError, DatabaseSetupError, DatabaseUnavailableError.
+    The embedded database is migrated here; an operator's only by `cliniko-pipeline migrate`.
+    Raises SettingsError, DatabaseSetupError, DatabaseUnavailableError.
     """
     with open_runtime(load_settings()) as runtime:
         if runtime.settings.embedded_database:

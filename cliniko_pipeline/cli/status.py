@@ -1,4 +1,4 @@
-"""`cliniko-pipeline status`: where every organization stands."""
+"""`cliniko-pipeline status`: last sync, counts and problems of each organization."""
 
 import dataclasses
 import json
@@ -6,11 +6,10 @@ from datetime import datetime
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import session
-from cliniko_pipeline.cli.terminal import shown
+from cliniko_pipeline.cli.terminal import output_console, shown
 from cliniko_pipeline.postgres.operator_tables import organizations as stored
 from cliniko_pipeline.postgres.operator_tables.organizations import Organization
 from cliniko_pipeline.postgres.operator_tables.stopped_instigators import stopped_problem
@@ -19,11 +18,9 @@ from cliniko_pipeline.postgres.schema.identity import copy_problem
 from cliniko_pipeline.problems import problems
 from cliniko_pipeline.runtime import Runtime
 
-UNLIMITED_WIDTH = 2000
-
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(*, as_json: bool) -> None:
     """Show each organization's last sync, counts, freshness and problems."""
     with session() as runtime:
@@ -48,7 +45,7 @@ def status(*, as_json: bool) -> None:
 
 
 def statuses(runtime: Runtime, only: list[str] | None = None) -> list[tuple[Organization, OrganizationStatus]]:
-    """All organizations, or those named, each read in its own context."""
+    """Return all organizations or those in `only`, each with its status, read in its organization context."""
     with runtime.database.operator() as connection:
         found = stored.organizations(connection)
     result: list[tuple[Organization, OrganizationStatus]] = []
@@ -60,7 +57,7 @@ def statuses(runtime: Runtime, only: list[str] | None = None) -> list[tuple[Orga
 
 
 def show_statuses(found: list[tuple[Organization, OrganizationStatus]], now: datetime) -> None:
-    """Prints one row an organization; `now` is the time by the database's clock."""
+    """Print one row per organization; `now` is the time of the database's clock."""
     table = Table(title="Organizations", title_justify="left")
     for heading in ("Organization", "Last sync", "Last success"):
         table.add_column(heading, no_wrap=True)
@@ -83,14 +80,8 @@ def show_statuses(found: list[tuple[Organization, OrganizationStatus]], now: dat
     output_console().print(table)
 
 
-def output_console() -> Console:
-    """Standard output; where that is no terminal, wide enough that nothing is cut off or broken into lines."""
-    console = Console()
-    return console if console.is_terminal else Console(width=UNLIMITED_WIDTH)
-
-
 def problem_lines(found: list[tuple[Organization, OrganizationStatus]]) -> list[str]:
-    """What an operator should look at, a line each."""
+    """Return one line per problem."""
     return [
         f"{organization.id}: {problem}" for organization, state in found for problem in problems(organization, state)
     ]

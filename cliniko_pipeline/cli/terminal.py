@@ -1,13 +1,29 @@
-"""Texts of databases and of Cliniko for the terminal: they can hold anything, also what a terminal obeys."""
+"""Output for the terminal. Texts of databases and of Cliniko can hold anything, also escape sequences."""
 
+from datetime import UTC, datetime
+
+from rich.console import Console
 from rich.markup import escape
+
+_UNLIMITED_WIDTH = 2000
 
 
 def printable(text: str | None) -> str:
-    """Return the text with a space for every character that is not printed."""
+    """Return the text with a space for every unprintable character."""
     return "".join(character if character.isprintable() else " " for character in text or "")
 
 
 def shown(text: str | None) -> str:
-    """Return the text as a table of rich shows it: printable, and without a meaning as markup."""
+    """Return the text for a table of rich: printable, and without a meaning as markup."""
     return escape(printable(text))
+
+
+def utc_text(instant: datetime | None) -> str:
+    """Return an instant to the minute; `never` for None."""
+    return "never" if instant is None else f"{instant.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def output_console() -> Console:
+    """Return a console on standard output; where that is no terminal, no row of a table wraps."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_UNLIMITED_WIDTH)

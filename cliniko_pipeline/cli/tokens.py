@@ -1,30 +1,29 @@
-"""`cliniko-pipeline tokens`: who may use the HTTP API."""
+"""`cliniko-pipeline tokens`: tokens of the HTTP API, and refused requests."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import click
 from rich.table import Table
 
 from cliniko_pipeline.cli.session import session
-from cliniko_pipeline.cli.status import output_console
-from cliniko_pipeline.cli.terminal import shown
+from cliniko_pipeline.cli.terminal import output_console, shown, utc_text
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.postgres.operator_tables import api_tokens
 from cliniko_pipeline.postgres.operator_tables import organizations as stored
 from cliniko_pipeline.postgres.operator_tables.api_tokens import ApiToken
 from cliniko_pipeline.runtime import Runtime
 
-DAYS = 90
-MOST_DAYS = 3650
+DEFAULT_DAYS = 90
+MAX_DAYS = 3650
 
 
 @click.group()
 def tokens() -> None:
-    """Make, show and revoke tokens of the HTTP API."""
+    """Create, list and revoke tokens of the HTTP API."""
 
 
 @tokens.command()
-@click.option("--name", required=True, help="Whom or what it is for.")
+@click.option("--name", required=True, help="What the token is for.")
 @click.option(
     "--scope",
     "scopes",
@@ -32,16 +31,16 @@ def tokens() -> None:
     multiple=True,
     default=("read",),
     show_default=True,
-    help="May be given several times; admin includes the others.",
+    help="Repeatable; admin includes the others.",
 )
-@click.option("--organization", "organizations", multiple=True, metavar="ID", help="May be given several times.")
-@click.option("--all-organizations", is_flag=True, help="Those added later too.")
+@click.option("--organization", "organizations", multiple=True, metavar="ID", help="Opened by the token; repeatable.")
+@click.option("--all-organizations", is_flag=True, help="Also those added later.")
 @click.option(
-    "--days", type=click.IntRange(1, MOST_DAYS), default=DAYS, show_default=True, help="For how long it is good."
+    "--days", type=click.IntRange(1, MAX_DAYS), default=DEFAULT_DAYS, show_default=True, help="Days of validity."
 )
-@click.option("--never-expires", is_flag=True, help="Until it is revoked.")
+@click.option("--never-expires", is_flag=True, help="Valid until revoked.")
 @click.option(
-    "--requests-per-minute", type=click.IntRange(1, 100_000), help="In place of the setting API_REQUESTS_PER_MINUTE."
+    "--requests-per-minute", type=click.IntRange(1, 100_000), help="Overrides the setting API_REQUESTS_PER_MINUTE."
 )
 def create(
     name: str,
@@ -53,9 +52,9 @@ def create(
     never_expires: bool,
     requests_per_minute: int | None,
 ) -> None:
-    """Make a token, and print it: only now, for nothing but its digest is stored."""
+    """Create a token and print it. It is not shown again: only its digest is stored."""
     if bool(organizations) == all_organizations:
-        raise click.UsageError("Say whose data it opens: either --organization ID or --all-organizations.")
+        raise click.UsageError("Give either --organization ID or --all-organizations.")
     if not name.strip() or not name.isprintable():
         raise click.BadParameter("must be printable and not blank.", param_hint="--name")
     with session() as runtime:
@@ -70,12 +69,12 @@ def create(
                 requests_per_minute=requests_per_minute,
             )
     click.echo(token.text)
-    click.echo(f"This is token {token.id}; keep it as you keep passwords: it is not shown again.", err=True)
+    click.echo(f"This is token {token.id}. Keep it like a password: it is not shown again.", err=True)
 
 
 @tokens.command("list")
 def list_() -> None:
-    """Show the tokens: what they are good for, and when they were last used."""
+    """Show all tokens, with scopes, expiry and last use."""
     with session() as runtime, runtime.database.operator() as connection:
         found = api_tokens.tokens(connection)
     if found:
@@ -87,7 +86,7 @@ def list_() -> None:
 @tokens.command()
 @click.argument("token_id", metavar="ID")
 def revoke(token_id: str) -> None:
-    """Close a token at once and for good."""
+    """Revoke a token, immediately and for good."""
     with session() as runtime, runtime.database.operator() as connection:
         api_tokens.revoke(connection, token_id)
     click.echo(f"Token {token_id} is revoked.")
@@ -96,18 +95,18 @@ def revoke(token_id: str) -> None:
 @tokens.command()
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 def refusals(limit: int) -> None:
-    """Show which requests were refused, the latest first."""
+    """Show refused requests, latest first."""
     with session() as runtime, runtime.database.operator() as connection:
         found = api_tokens.refusals(connection, limit)
     if not found:
         click.echo("No request was refused.")
         return
-    table = Table("Last at", "Attempts", "Why", "Token", "From", "Request", "Organization")
+    table = Table("Last at", "Attempts", "Reason", "Token", "From", "Request", "Organization")
     for each in found:
-        what = each.refusal
-        request = f"{what.method} {what.route}"
-        cells = (what.reason, what.token_id, what.address, request, what.organization_id)
-        table.add_row(_instant(each.last_at), str(each.attempts), *map(shown, cells))
+        refusal = each.refusal
+        request = f"{refusal.method} {refusal.route}"
+        cells = (refusal.reason, refusal.token_id, refusal.address, request, refusal.organization_id)
+        table.add_row(utc_text(each.last_at), str(each.attempts), *map(shown, cells))
     output_console().print(table)
 
 
@@ -117,22 +116,21 @@ def _require_known(runtime: Runtime, organizations: tuple[str, ...]) -> None:
     for organization_id in organizations:
         if organization_id not in known:
             raise ArgumentError(
-                f"There is no organization '{organization_id}': `cliniko-pipeline organizations list` shows which there"
-                " are."
+                f"There is no organization '{organization_id}': `cliniko-pipeline organizations list` shows all."
             )
 
 
 def _table(found: list[ApiToken]) -> Table:
     table = Table("ID", "Name", "State", "Scopes", "Organizations", "Expires", "Last used")
-    for each in found:
+    for token in found:
         table.add_row(
-            each.id,
-            shown(each.name),
-            _state(each),
-            ", ".join(sorted(each.scopes)),
-            "all" if each.organizations is None else shown(", ".join(sorted(each.organizations))),
-            "never" if each.expires_at is None else _instant(each.expires_at),
-            "never" if each.last_used_at is None else _instant(each.last_used_at),
+            token.id,
+            shown(token.name),
+            _state(token),
+            ", ".join(sorted(token.scopes)),
+            "all" if token.organizations is None else shown(", ".join(sorted(token.organizations))),
+            utc_text(token.expires_at),
+            utc_text(token.last_used_at),
         )
     return table
 
@@ -140,8 +138,4 @@ def _table(found: list[ApiToken]) -> Table:
 def _state(token: ApiToken) -> str:
     if token.revoked_at is not None:
         return "revoked"
-    return "expired" if token.is_expired else "good"
-
-
-def _instant(instant: datetime) -> str:
-    return f"{instant.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    return "expired" if token.is_expired else "valid"

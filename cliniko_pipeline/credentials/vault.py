@@ -1,11 +1,8 @@
-"""Encrypts and decrypts Cliniko credentials, in every shape they are found stored in.
+"""Cliniko credentials: their type, their stored shapes, encryption and the rotation of keys.
 
-Here belong the credentials' type, the stored shapes and the rotation of keys. Which shard or URL a
-credential leads to does not: the client decides that, and whether to trust it. The organization is not known
-here either: messages are made to follow "Organization 'x': ".
-
+The client decides to which URL credentials lead, and whether to trust it. Messages continue "Organization 'x': ".
 No message, repr or exception context holds plaintext, a token or a key. Errors are raised outside of the
-handlers of the errors that caused them, for those may hold what could not be read.
+handlers of their causes, which may hold such values.
 """
 
 import base64
@@ -22,7 +19,7 @@ from pydantic import SecretStr
 from cliniko_pipeline.errors import CredentialsDecryptionError, CredentialsFormatError, SettingsError
 
 ENCRYPTED_DATA = "encrypted_data"
-"""The one member of the object that credentials are stored as."""
+"""The only member of the stored JSON object."""
 
 _TOKEN_VERSION = b"\x80"  # The first byte of every Fernet token, by its specification.
 _MAX_LAYERS = 2  # A token is base64 itself, and may be wrapped in base64 once more.
@@ -38,21 +35,19 @@ _SET_AGAIN = "; add the organization's credentials again"
 
 @dataclass(frozen=True, slots=True)
 class ClinikoCredentials:
-    """One organization's access to Cliniko. Surrounding white space is dropped, a blank option is none, and
-    the key's shard suffix is put into lower case.
+    """One organization's access to Cliniko, without surrounding white space, the shard suffix in lower case.
 
-    Raises CredentialsFormatError where a value cannot be what it stands for.
+    Raises CredentialsFormatError for a value that cannot be valid.
     """
 
     api_key: str = field(repr=False)
     """As Cliniko shows it, with or without the shard's suffix."""
 
     region: str | None = None
-    """The shard, such as au4, where the credentials name one."""
+    """The shard, such as au4, if known."""
 
     api_url: str | None = None
-    """The API's base URL, such as https://api.au4.cliniko.com/v1, where the credentials name one. Not to be
-    trusted: it comes from the database."""
+    """The API's base URL, such as https://api.au4.cliniko.com/v1, if known. Untrusted: it comes from the database."""
 
     def __post_init__(self) -> None:
         # A frozen dataclass has no other way to store a value in its normal form.
@@ -64,15 +59,15 @@ class ClinikoCredentials:
             raise CredentialsFormatError(problem)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("Cliniko credentials are not pickled: that would write the API key down in the clear")
+        raise TypeError("Cliniko credentials are not pickled: that would store the API key unencrypted")
 
     def _problem(self) -> str | None:
         if not self.api_key:
             return f"the Cliniko credentials hold no API key{_SET_AGAIN}"
         if not _API_KEY.fullmatch(self.api_key):
             return (
-                "the Cliniko API key holds white space, control or other characters that no key has;"
-                " copy it again from Cliniko, alone and whole"
+                "the Cliniko API key contains white space or other characters that no Cliniko key has;"
+                " copy the complete key from Cliniko again"
             )
         if self.region is not None and not _REGION.fullmatch(self.region):
             return "the Cliniko credentials' region is not a shard such as au4; correct it or leave it out"
@@ -85,9 +80,9 @@ class ClinikoCredentials:
 
 
 class Vault:
-    """Encrypts credentials under the first of its Fernet keys and decrypts them under any.
+    """Fernet keys: the first encrypts, all decrypt.
 
-    Raises SettingsError where there is no key or one is not a Fernet key.
+    Raises SettingsError without keys, or for one that is not a Fernet key.
     """
 
     def __init__(self, keys: Iterable[SecretStr | str]) -> None:
@@ -102,10 +97,10 @@ class Vault:
         return f"Vault({self._key_count} keys)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A vault is not pickled: that would write its keys down in the clear")
+        raise TypeError("A vault is not pickled: that would store its keys unencrypted")
 
     def encrypt(self, credentials: ClinikoCredentials) -> dict[str, str]:
-        """Return what is to be stored: `{"encrypted_data": base64 of a Fernet token under the first key}`."""
+        """Return the value to store: `{"encrypted_data": base64 of a Fernet token under the first key}`."""
         members = {
             "api_key": credentials.api_key,
             "region": credentials.region,
@@ -115,40 +110,38 @@ class Vault:
         return _stored(self._newest.encrypt(plaintext.encode()))
 
     def decrypt(self, stored: object) -> ClinikoCredentials:
-        """Return the credentials that the column `credentials_encrypted` holds.
+        """Return the credentials in a value of the column `credentials_encrypted`.
 
-        `stored` is the value as psycopg reads the jsonb: an object with `encrypted_data`, that object as a
-        string, a string with base64 of a Fernet token, or with the token itself. Base64 of either alphabet is
-        read, with or without padding, broken into lines or not.
+        `stored` is an object with `encrypted_data`, that object as a string, or a string with a Fernet token or
+        its base64. Both alphabets of base64 are read, with or without padding and line breaks.
 
-        Raises CredentialsDecryptionError where no key opens it, CredentialsFormatError where it is of no such
-        shape or what is inside is not a Cliniko credential.
+        Raises CredentialsDecryptionError if no key fits, and CredentialsFormatError for other shapes and contents.
         """
         return _credentials(self._open(_token(stored)))
 
     def encrypt_text(self, text: str) -> dict[str, str]:
-        """Return what is to be stored of another secret than credentials, in the same shape."""
+        """Return the value to store for a secret other than credentials, in the same shape."""
         return _stored(self._newest.encrypt(text.encode()))
 
     def decrypt_text(self, stored: object) -> str:
-        """Return what `encrypt_text` was given. Raises CredentialsDecryptionError where no key opens it,
-        CredentialsFormatError where it is of no such shape.
+        """Return the text of a value of `encrypt_text`.
+
+        Raises CredentialsDecryptionError if no key fits, and CredentialsFormatError for other shapes.
         """
         token = _token_in(stored)
         if token is None:
-            raise CredentialsFormatError("the stored secret is not a Fernet token; make it anew")
+            raise CredentialsFormatError("the stored secret is not a Fernet token; create a new one")
         return self._open(token, "secret").decode(errors="replace")
 
     def rotate(self, stored: object) -> dict[str, str]:
-        """Return the same, encrypted under the first key.
+        """Return the same plaintext, encrypted under the first key.
 
-        The plaintext is kept as it is, whatever it holds: another program may have put more into it.
-        Raises CredentialsDecryptionError and CredentialsFormatError as `decrypt` does for the outer shape.
+        Members that other programs added are kept. Raises CredentialsDecryptionError and CredentialsFormatError.
         """
         return _stored(self._newest.encrypt(self._open(_token(stored))))
 
     def is_current(self, stored: object) -> bool:
-        """Tell whether `stored` is in the shape of `encrypt` and under the first key already."""
+        """Return whether `stored` has the shape of `encrypt` and is under the first key."""
         token = _token_in(stored)
         return token is not None and stored == _stored(token) and _opens(self._newest, token)
 
@@ -159,7 +152,7 @@ class Vault:
             pass
         raise CredentialsDecryptionError(
             f"the stored {what} cannot be decrypted with any configured key;"
-            " CREDENTIALS_ENCRYPTION_KEY must hold the key they were encrypted with (to rotate keys: the new"
+            " CREDENTIALS_ENCRYPTION_KEY must hold the key that encrypted them (to rotate keys: the new"
             " key first, the old ones after it, comma-separated)"
         )
 
@@ -195,7 +188,7 @@ def _token(stored: object) -> bytes:
 
 
 def _token_in(stored: object) -> bytes | None:
-    """Return the token that `stored` holds in any of its shapes, in the form that Fernet itself writes."""
+    """Return the token in any stored shape, in the form that Fernet writes; None without one."""
     layer = _armoured(stored)
     for _ in range(_MAX_LAYERS):
         layer = _unbase64(layer)
@@ -205,7 +198,7 @@ def _token_in(stored: object) -> bytes | None:
 
 
 def _armoured(stored: object) -> bytes:
-    """Return the base64 text in `stored`; empty where it is of no known shape."""
+    """Return the base64 text in `stored`; empty for unknown shapes."""
     if isinstance(stored, str) and stored.lstrip().startswith("{"):
         stored = _json_or_none(stored)
     if isinstance(stored, dict):
@@ -214,7 +207,7 @@ def _armoured(stored: object) -> bytes:
 
 
 def _unbase64(text: bytes) -> bytes:
-    """Decode base64 of either alphabet, padded or not; empty where it is none."""
+    """Decode base64 of either alphabet, padded or not; empty for other texts."""
     digits = b"".join(text.split()).replace(b"-", b"+").replace(b"_", b"/")
     try:
         return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline alerts`, and paused organizations and failed checks in other commands."""
+"""`cliniko-pipeline alerts`, and paused organizations and failed asset checks in other commands."""
 
 import json
 
@@ -17,13 +17,13 @@ def test_test_alert_goes_to_every_channel(command: CommandLine) -> None:
         urls = f"{first.url} {second.url}"
         tried = command("alerts", "test", CLINIKO_ALERT_URLS=urls)
         assert (tried.returncode, tried.stderr) == (0, "")
-        assert tried.stdout == "channel 1 (json): took the notice\nchannel 2 (json): took the notice\n"
+        assert tried.stdout == "channel 1 (json): sent\nchannel 2 (json): sent\n"
         assert first.titles == second.titles == ["A test of cliniko_pipeline's alerts"]
 
         second.is_down = True
         tried = command("alerts", "test", CLINIKO_ALERT_URLS=urls)
         assert tried.returncode == 1
-        assert "channel 2 (json) of CLINIKO_ALERT_URLS did not take the notice" in tried.stderr
+        assert "The test alert was not sent to channel 2 (json) of CLINIKO_ALERT_URLS" in tried.stderr
         assert "channel-secret" not in tried.stdout + tried.stderr
     assert_refused(command("alerts", "test"), "CLINIKO_ALERT_URLS is not set")
     tried = command("alerts", "test", CLINIKO_ALERT_URLS="carrierpigeon://loft-secret")
@@ -35,7 +35,7 @@ def test_problems_are_listed_and_all_pauses_end(
     command: CommandLine, environ: dict[str, str], clinics: Clinics
 ) -> None:
     clinics.open(["alpha", "beta"])
-    assert "Nothing is wrong" in command("alerts", "list").stdout
+    assert "No open alerts" in command("alerts", "list").stdout
     with clinics.database.operator() as connection:
         for name in ("alpha", "beta"):
             paused(connection, name, reason="[b]no key[/b]", run_id="run")
@@ -55,6 +55,6 @@ def test_problems_are_listed_and_all_pauses_end(
 
     assert command("organizations", "enable").returncode == 2
     assert command("organizations", "enable", "alpha", "--paused").returncode == 2
-    assert command("organizations", "enable", "--paused").stdout == "Ended 2 pauses.\n"
+    assert command("organizations", "enable", "--paused").stdout == "Resumed 2 paused organizations.\n"
     shown = {each["id"]: each for each in json.loads(command("status", "--json").stdout)}
     assert {each["pause_reason"] for each in shown.values()} == {None}

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline credentials rotate`: a new encryption key for everything that is stored encrypted."""
+"""`cliniko-pipeline credentials rotate`: a new encryption key for all encrypted values."""
 
 import pytest
 from cryptography.fernet import Fernet
@@ -18,7 +18,7 @@ def environ(environ: dict[str, str]) -> dict[str, str]:
 
 
 def test_rotation_encrypts_all_that_is_stored(command: CommandLine, clinics: Clinics) -> None:
-    """What it cannot decrypt is named, and left as it is."""
+    """Undecryptable values are named and kept."""
     clinics.open(["alpha", "current", "unreadable"])
     credentials = ClinikoCredentials("a-key-au2", "au2")
     given = {name: Vault([key]).encrypt(credentials) for name, key in (("current", NEW), ("unreadable", LOST))}
@@ -31,7 +31,7 @@ def test_rotation_encrypts_all_that_is_stored(command: CommandLine, clinics: Cli
     signing = command("webhooks", "out", "set", "alpha", url).stdout.strip()
 
     done = command("credentials", "rotate", CREDENTIALS_ENCRYPTION_KEY=f"{NEW},{OLD}")
-    assert done.stdout == "Encrypted 3 anew; 1 already were under the first key.\n"
+    assert done.stdout == "Re-encrypted 3; 1 were already under the first key.\n"
     assert_refused(done, "unreadable", stdout=done.stdout)
     vault = Vault([NEW])
     with clinics.database.operator() as connection:
@@ -46,5 +46,5 @@ def test_rotation_encrypts_all_that_is_stored(command: CommandLine, clinics: Cli
     assert Destination.from_text(vault.decrypt_text(target.encrypted)) == Destination(url, signing)
 
     again = command("credentials", "rotate", CREDENTIALS_ENCRYPTION_KEY=NEW)
-    assert again.stdout == "Encrypted 0 anew; 3 already were under the first key.\n"
+    assert again.stdout == "Re-encrypted 0; 3 were already under the first key.\n"
     assert f"cliniko.webhook_secrets '{found.id}'" in again.stderr

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline doctor`: what it finds well, and what it does not."""
+"""`cliniko-pipeline doctor`: passed and failed checks."""
 
 from cliniko_pipeline.postgres.operator_tables import scheduling
 from cliniko_pipeline.sandbox.faults import Faults, RefusedField
@@ -36,7 +36,7 @@ def test_doctor_reports_lost_isolation_and_migrate_restores_it(command: CommandL
     assert examined.returncode == 1
     assert "✗ Organizations are kept apart" in examined.stdout
     assert "cliniko.patients" in examined.stdout
-    assert "Mended what keeps organizations apart" in command("migrate").stdout
+    assert "Repaired the isolation of organizations" in command("migrate").stdout
     assert command("doctor").returncode == 0
 
 
@@ -47,12 +47,12 @@ def test_doctor_and_status_report_missing_organizations(command: CommandLine, cl
         connection.exec_driver_sql("delete from public.api_credentials")
     examined = command("doctor")
     assert examined.returncode == 1
-    assert "✗ The organizations are there\n  There are no Cliniko credentials" in examined.stdout
+    assert "✗ No organization has lost its credentials\n  There are no Cliniko credentials" in examined.stdout
     assert_refused(command("status"), "some organizations (alpha)", "`cliniko-pipeline organizations remove ID`")
 
 
 def test_doctor_names_organizations_with_the_same_key(command: CommandLine, clinics: Clinics) -> None:
-    """Whoever can write the application's table can copy the credentials of another organization."""
+    """A writer of the application's table can copy the credentials of another organization."""
     clinics.add("alpha")
     clinics.add("beta")
     assert "same API key" not in command("doctor").stdout

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline migrate`, and what other commands say before it."""
+"""`cliniko-pipeline migrate`, and other commands before it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,21 +61,21 @@ def test_unmigrated_database_is_reported(database_url: URL, tmp_path: Path) -> N
     assert f"## {heading}\n" in (Path(__file__).parents[2] / "docs" / "database.md").read_text()
 
 
-def test_contacts_filter_is_checked_and_taken_over(database_url: URL, tmp_path: Path) -> None:
+def test_contacts_filter_is_checked_and_stored(database_url: URL, tmp_path: Path) -> None:
     command = CommandLine(environment(database_url, tmp_path), tmp_path)
     wrong, right, other = (
         {"CLINIKO_CONTACTS_FILTER": each} for each in ("kind = 'lead'", "name is not null", "email is not null")
     )
     assert_refused(command("migrate", **wrong), "CLINIKO_CONTACTS_FILTER", 'column "kind" does not exist')
-    assert command("doctor").returncode == 0, "it was not taken over"
+    assert command("doctor").returncode == 0, "it was not stored"
     examined = command("doctor", **right)
     assert examined.returncode == 1
     assert "✗ The schema is up to date\n  CLINIKO_CONTACTS_FILTER is set, and the database has none" in examined.stdout
-    assert "CLINIKO_CONTACTS_FILTER is taken over" in command("migrate", **right).stdout
-    assert "taken over" not in command("migrate", **right).stdout
+    assert "Stored CLINIKO_CONTACTS_FILTER" in command("migrate", **right).stdout
+    assert "Stored" not in command("migrate", **right).stdout
     assert command("doctor", **right).returncode == 0
     for changed in ({}, other):
         assert "run `cliniko-pipeline migrate`" in command("doctor", **changed).stdout
         assert_refused(command("status", **changed), "CLINIKO_CONTACTS_FILTER", "`cliniko-pipeline migrate`")
-    assert "taken over" in command("migrate").stdout
+    assert "Stored" in command("migrate").stdout
     assert command("status").returncode == 0

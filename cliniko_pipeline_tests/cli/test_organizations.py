@@ -1,4 +1,4 @@
-"""`cliniko-pipeline organizations`: which are synced, and with which key."""
+"""`cliniko-pipeline organizations`: organizations, credentials and schedules."""
 
 import json
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ def account(clinics: Clinics) -> Account:
 def test_organization_is_added_disabled_and_enabled(
     command: CommandLine, clinics: Clinics, account: Account, home: Path
 ) -> None:
-    """A name that the application has given stays; Cliniko is asked whether it accepts the key."""
+    """The application's name for it stays, and the key is checked against Cliniko."""
     home_with_files(home)
     add = ["organizations", "add", "alpha", "--name", "New [i]name[/i]", "--api-url", clinics.sandbox.base_url(account)]
     with clinics.database.operator() as connection:
@@ -34,7 +34,7 @@ def test_organization_is_added_disabled_and_enabled(
     first, second = added.stdout.splitlines()
     assert (added.returncode, added.stderr) == (0, "")
     assert first == "Stored the credentials of 'alpha'; Cliniko accepts them."
-    assert "go by UTC, since no time zone is known of it" in second
+    assert "use UTC, because no time zone is known" in second
     stored = _stored(clinics)
     assert account.bare_key not in json.dumps(stored)
     assert clinics.vault.decrypt(stored["alpha"]).api_key == account.api_key
@@ -59,24 +59,24 @@ def test_organization_is_added_disabled_and_enabled(
 
 
 def test_time_zone_is_taken_from_cliniko_once(command: CommandLine, clinics: Clinics, account: Account) -> None:
-    """One that was set stays, and so does the meaning of a time that was set without one: UTC."""
+    """A time zone that was set stays; a time that was set without one stays UTC."""
     url = clinics.sandbox.base_url(account)
     for settings, zone in [({"account": {"time_zone": "Sydney"}}, "Australia/Sydney"), (None, "Australia/Sydney")]:
         account.settings = settings
         added = command("organizations", "add", "alpha", "--name", "A", "--api-url", url, stdin=account.api_key)
-        assert added.stdout.splitlines()[1:] == [f"Its nightly full syncs go by the time of {zone}."]
+        assert added.stdout.splitlines()[1:] == [f"Nightly full syncs use the time zone {zone}."]
     assert "default (Australia/Sydney)" in command("organizations", "list").stdout
     account.settings = {"account": {"time_zone": "Perth"}}
     for given, shown in {"London": "Europe/London", "UTC": "UTC"}.items():
         assert command("organizations", "schedule", "alpha", "--time-zone", given).returncode == 0
-        assert f"the time of {shown}." in command("organizations", "validate", "alpha").stdout
+        assert f"the time zone {shown}." in command("organizations", "validate", "alpha").stdout
     assert command("organizations", "schedule", "alpha", "--default").returncode == 0
     assert "default (UTC)" in command("organizations", "list").stdout
 
     clinics.open(["beta"])
     assert command("organizations", "schedule", "beta", "--full-at", "16:00").returncode == 0
     clinics.sandbox.accounts["beta"].settings = {"account": {"time_zone": "Sydney"}}
-    assert "go by UTC" in command("organizations", "validate", "beta").stdout
+    assert "use UTC" in command("organizations", "validate", "beta").stdout
     assert "full at 16:00 (UTC)" in command("organizations", "list").stdout
 
 
@@ -84,7 +84,7 @@ def test_unknown_time_zone_is_refused(command: CommandLine, clinics: Clinics) ->
     clinics.open(["alpha"])
     refused = command("organizations", "schedule", "alpha", "--every", "5", "--time-zone", "Mars/Olympus_Mons")
     assert refused.returncode == 2
-    assert "no time zone of the IANA's, such as Australia/Sydney" in refused.stderr
+    assert "not an IANA time zone such as Australia/Sydney" in refused.stderr
     assert clinics.rows("select * from cliniko.scheduling") == []
 
 
@@ -110,10 +110,10 @@ def test_unusable_credentials_are_not_stored(command: CommandLine, clinics: Clin
     cases = [
         (account.api_key, abroad, "CLINIKO_ALLOWED_HOSTS", {}),
         (account.api_key, without_email, "CLINIKO_CONTACT_EMAIL", {}),
-        # Somebody waits for the answer: fewer attempts than a sync makes.
+        # A person waits for the answer: fewer attempts than in a sync.
         (account.api_key, nowhere, "given up after 2 attempts", {"CLINIKO_ALLOWED_HOSTS": f"127.0.0.1:{closed}"}),
         (" \n", url, "no API key", {}),
-        ("two words", url, "copy it again", {}),
+        ("two words", url, "copy the complete key", {}),
         (account.api_key, url, "CREDENTIALS_ENCRYPTION_KEY", {"CREDENTIALS_ENCRYPTION_KEY": None}),
     ]
     for key, options, words, changes in cases:
@@ -169,7 +169,7 @@ def test_organization_id_must_be_printable(command: CommandLine, clinics: Clinic
 def test_embedded_database_needs_no_settings(
     command: CommandLine, clinics: Clinics, account: Account, home: Path
 ) -> None:
-    """The encryption key is made, and must be readable by its owner only."""
+    """The encryption key is generated, and must be readable by its owner only."""
     nothing = {"DATABASE_URL": None, "CREDENTIALS_ENCRYPTION_KEY": None}
     url = clinics.sandbox.base_url(account)
     added = command("organizations", "add", "alpha", "--name", "A", "--api-url", url, stdin=account.api_key, **nothing)

@@ -23,7 +23,7 @@ def test_created_token_is_printed_once_and_revoked(command: CommandLine, clinics
     assert token.expires_at is not None
     assert before < token.expires_at - timedelta(days=2) < datetime.now(UTC)
     listed = command("tokens", "list").stdout
-    assert all(word in listed for word in (token.id, "dash[board]", "good", "sync", "alpha"))
+    assert all(word in listed for word in (token.id, "dash[board]", "valid", "sync", "alpha"))
     assert text not in listed + made.stderr
     assert command("tokens", "revoke", token.id).returncode == 0
     assert "revoked" in command("tokens", "list").stdout
@@ -32,8 +32,8 @@ def test_created_token_is_printed_once_and_revoked(command: CommandLine, clinics
 def test_token_needs_known_organizations_and_scopes(command: CommandLine, clinics: Clinics) -> None:
     clinics.open(["alpha"])
     for arguments, code, words in (
-        ([], 2, "Say whose data it opens"),
-        (["--organization", "alpha", "--all-organizations"], 2, "Say whose data it opens"),
+        ([], 2, "Give either --organization ID"),
+        (["--organization", "alpha", "--all-organizations"], 2, "Give either --organization ID"),
         (["--organization", "nobody"], 1, "There is no organization 'nobody'"),
         (["--all-organizations", "--days", "0"], 2, "--days"),
         (["--all-organizations", "--scope", "write"], 2, "--scope"),
@@ -56,7 +56,7 @@ def test_refused_requests_are_listed_by_the_minute(command: CommandLine, clinics
     assert all(word in shown for word in ("unknown token", "203.0.113.9", "GET /v1/organizations"))
     with clinics.database.operator() as connection:
         assert [each.attempts for each in api_tokens.refusals(connection, 10)] == [3]
-        # What is older than ninety days goes with the next one.
+        # The next refusal deletes those older than ninety days.
         connection.exec_driver_sql("update cliniko.api_refusals set minute = now() - interval '91 days'")
         api_tokens.note_refusal(connection, refusal)
         assert [each.attempts for each in api_tokens.refusals(connection, 10)] == [1]

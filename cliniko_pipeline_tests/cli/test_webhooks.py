@@ -1,4 +1,4 @@
-"""`cliniko-pipeline webhooks`: secrets of webhooks that come in, and targets of those that go out."""
+"""`cliniko-pipeline webhooks`: secrets of incoming events, and targets of deliveries."""
 
 import re
 
@@ -32,7 +32,7 @@ def test_secret_is_printed_once_and_replaced_without_a_gap(
     with clinics.database.operator() as connection:
         assert webhooks.note_event(connection, "alpha", "id", None)
     listed = command("webhooks", "secrets", "list", "alpha").stdout
-    assert "1 webhook is not synced yet" in listed
+    assert "1 event waits for a sync" in listed
     old_id, _ = re.findall(r"\b[0-9a-f]{12}\b", listed)
     assert old_id in made[0].stderr
     assert "whsec" not in listed
@@ -72,7 +72,7 @@ def test_target_is_set_tested_shown_and_removed(command: CommandLine, clinics: C
         assert (message["type"], message["data"]) == ("test", {"organization_id": "alpha"})
         _note_deliveries(clinics)
         shown = command("webhooks", "out", "show", "alpha")
-        for words in ("127.0.0.1", "taken", "given up", "is tried again", "waits", "HTTP 503", "Disabled since"):
+        for words in ("127.0.0.1", "delivered", "given up", "retrying", "pending", "HTTP 503", "Disabled since"):
             assert words in shown.stdout
         everything = [made.stderr, tried.stdout, tried.stderr, shown.stdout, shown.stderr]
         assert "target-token" not in "".join(everything)

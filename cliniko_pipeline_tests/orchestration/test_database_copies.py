@@ -73,7 +73,7 @@ def test_copy_is_reported_by_every_command(command: CommandLine, clinics: Clinic
     with clinics.database.operator() as connection:
         connection.exec_driver_sql(COPY)
     assert_refused(command("sync", "alpha"), "is a copy of the one", "migrate --adopt")
-    assert "✗ The database is no copy" in command("doctor").stdout
+    assert "✗ The database is not a copy" in command("doctor").stdout
     assert "is a copy of the one" in command("status").stderr
     assert "is a copy of the one" in command("migrate").stdout
     adopted = command("migrate", "--adopt")
