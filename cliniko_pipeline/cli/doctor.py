@@ -30,7 +30,10 @@ MAX_CONCURRENT_KEY_CHECKS = 8
 
 @click.command()
 def doctor() -> None:
-    """Check settings, database, keys and reachability; advise on what fails."""
+    """Check everything that a sync needs.
+
+    Checks settings, database, keys and reachability, with a remedy for each failure.
+    """
     try:
         with open_runtime(load_settings()) as runtime:
             click.secho("✓ The settings are valid", fg="green")

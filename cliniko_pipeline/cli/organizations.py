@@ -25,7 +25,7 @@ MAX_KEY_LENGTH = 4096
 
 @click.group()
 def organizations() -> None:
-    """Add, list, validate, schedule, disable and remove organizations."""
+    """Manage organizations, credentials and schedules."""
 
 
 @organizations.command()

@@ -22,7 +22,7 @@ from cliniko_pipeline.runtime import Runtime
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(*, as_json: bool) -> None:
-    """Show each organization's last sync, counts, freshness and problems."""
+    """Show last syncs, counts and problems."""
     with session() as runtime:
         found = statuses(runtime)
         now, machine_clock = runtime.now(), runtime.machine_clock()

@@ -53,7 +53,7 @@ def test_repeated_demo_has_right_tables_and_keeps_its_rows(command: CommandLine,
     for _ in range(2):
         done = command("demo", "--no-ui", seconds=240)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "leaves DATABASE_URL alone" in done.stdout
+        assert "ignores DATABASE_URL" in done.stdout
         assert done.stdout.count("succeeded") == 3
         assert "hidden" not in done.stdout + done.stderr
         wait_until_processes_end(folder)

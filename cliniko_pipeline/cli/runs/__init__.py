@@ -1,1 +1,1 @@
-"""The commands that run syncs, and the processes and progress of those runs."""
+"""The commands that run syncs, their worker processes and their progress."""

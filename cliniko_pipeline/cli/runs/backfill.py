@@ -1,4 +1,4 @@
-"""`cliniko-pipeline backfill`: the assets of many organizations, carried out by Dagster's daemon."""
+"""`cliniko-pipeline backfill`: assets of many organizations, run by Dagster's daemon."""
 
 import logging
 import time
@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 
     from cliniko_pipeline.orchestration.runs.backfills import BackfillProgress
 
-SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_POLLS = 2.0
 NO_DAEMON = "no Dagster daemon is running: `cliniko-pipeline ui` starts one"
 
 
 @click.command()
 @click.argument("organization_ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "all_organizations", is_flag=True, help="Every organization that is not disabled.")
-@click.option("--assets", metavar="NAME,NAME", help="Only these, such as contact_mapping,active_patients.")
-@click.option("--full", is_flag=True, help="Read from the beginning; what Cliniko no longer has is marked deleted.")
-@click.option("--follow", is_flag=True, help="Stay until it has ended; exit code 0 only if all succeeded.")
+@click.option("--all", "all_organizations", is_flag=True, help="All organizations that are not disabled.")
+@click.option("--assets", metavar="NAME,NAME", help="Only these assets, such as contact_mapping,active_patients.")
+@click.option("--full", is_flag=True, help="Read all records; mark those that Cliniko no longer has as deleted.")
+@click.option("--follow", is_flag=True, help="Wait for the end; exit code 0 only if all succeeded.")
 def backfill(
     organization_ids: tuple[str, ...], *, all_organizations: bool, assets: str | None, full: bool, follow: bool
 ) -> None:
-    """Have Dagster's daemon sync organizations, a few at a time: one backfill, which the Dagster UI shows."""
+    """Sync organizations in one backfill of Dagster's daemon.
+
+    The Dagster UI shows the backfill and can cancel it.
+    """
     if bool(organization_ids) == all_organizations:
         raise click.UsageError("Name organizations, or give --all.")
     with session() as runtime:
@@ -49,60 +52,60 @@ def backfill(
 def _chosen(runtime: Runtime, named: Sequence[str]) -> list[str]:
     with runtime.database.operator() as connection:
         if named:
-            found = [stored.organization(connection, each) for each in dict.fromkeys(named)]
+            found = [stored.organization(connection, name) for name in dict.fromkeys(named)]
         else:
-            found = [each for each in stored.organizations(connection) if each.is_active]
+            found = [organization for organization in stored.organizations(connection) if organization.is_active]
     if not found:
         raise ArgumentError("There is no organization to sync: `cliniko-pipeline organizations add ID --name NAME`.")
-    for each in found:
-        if not each.is_active:
+    for organization in found:
+        if not organization.is_active:
             raise OrganizationUnknownError(
-                f"Organization '{each.id}' is disabled:"
-                f" `cliniko-pipeline organizations enable {each.id}` lets it be synced again."
+                f"Organization '{organization.id}' is disabled:"
+                f" `cliniko-pipeline organizations enable {organization.id}` resumes its syncs."
             )
-    return [each.id for each in found]
+    return [organization.id for organization in found]
 
 
 def _launch(runtime: Runtime, ids: Sequence[str], assets: str | None, *, full: bool, follow: bool) -> dict[str, str]:
-    """Launches the backfill; where it is followed, to its end. Returns the errors of those that failed."""
+    """Launch the backfill, and follow it if asked; return the errors of failed organizations."""
     from cliniko_pipeline.orchestration.instance.home import open_instance  # noqa: PLC0415
     from cliniko_pipeline.orchestration.runs import backfills  # noqa: PLC0415
 
-    names = backfills.asset_names() if assets is None else [each.strip() for each in assets.split(",")]
+    names = backfills.asset_names() if assets is None else [name.strip() for name in assets.split(",")]
     chosen = backfills.chosen_assets(names, full=full)
-    # Where the database is down for a moment Dagster logs each of its attempts.
+    # Dagster would log every attempt while the database is down.
     logging.getLogger().addHandler(logging.NullHandler())
     with open_instance(runtime) as instance:
         has_daemon = backfills.has_daemon(instance, datetime.now(UTC))
         if follow and not has_daemon:
             raise click.ClickException(
-                f"Nothing was launched, since {NO_DAEMON}. Without --follow it would wait for one."
+                f"Nothing was launched: {NO_DAEMON}. Without --follow, the backfill waits for one."
             )
         backfill_id = backfills.launch_backfill(instance, runtime, ids, chosen, full=full)
-        click.echo(f"Backfill {backfill_id} of {len(ids)} organization{'s' if len(ids) > 1 else ''} is launched.")
-        click.echo(f"The Dagster UI shows it: {runtime.settings.ui_url}/runs/b/{backfill_id}")
+        click.echo(f"Backfill {backfill_id} of {len(ids)} organization{'s' if len(ids) > 1 else ''} was launched.")
+        click.echo(f"Dagster UI: {runtime.settings.ui_url}/runs/b/{backfill_id}")
         if not has_daemon:
-            click.echo(f"It waits, since {NO_DAEMON}.", err=True)
+            click.echo(f"The backfill waits: {NO_DAEMON}.", err=True)
         return _followed(instance, runtime, backfill_id, ids) if follow else {}
 
 
 def _followed(instance: "dg.DagsterInstance", runtime: Runtime, backfill_id: str, ids: Sequence[str]) -> dict[str, str]:
     from cliniko_pipeline.orchestration.runs import backfills  # noqa: PLC0415
 
-    told = ""
+    printed = ""
     try:
         while True:
             progress = backfills.backfill_progress(instance, backfill_id, ids)
-            if (line := _line(progress, len(ids))) != told:
+            if (line := _line(progress, len(ids))) != printed:
                 click.echo(line, err=True)
-                told = line
+                printed = line
             if progress.has_ended:
                 return backfills.reasons(instance, runtime, progress.failed)
             if not backfills.has_daemon(instance, datetime.now(UTC)):
-                raise click.ClickException(f"The backfill {backfill_id} goes on when one runs, but {NO_DAEMON}.")
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+                raise click.ClickException(f"The backfill {backfill_id} waits: {NO_DAEMON}.")
+            time.sleep(SECONDS_BETWEEN_POLLS)
     except KeyboardInterrupt:
-        click.echo(f"The backfill {backfill_id} goes on; the Dagster UI can cancel it.", err=True)
+        click.echo(f"The backfill {backfill_id} continues; the Dagster UI can cancel it.", err=True)
         raise
 
 

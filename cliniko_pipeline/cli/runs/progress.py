@@ -1,4 +1,4 @@
-"""The progress of several organizations' syncs, live in a terminal, in plain lines elsewhere."""
+"""Progress of syncs: a live display in a terminal, plain lines elsewhere."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressDisplay(Protocol):
-    """Shows what the clients tell, and each organization's end."""
+    """A display of the events of clients and of ended syncs."""
 
     def __enter__(self) -> Self: ...
 
@@ -25,16 +25,16 @@ class ProgressDisplay(Protocol):
     ) -> None: ...
 
     def show(self, organization_id: str, event: Event) -> None:
-        """Takes note of the event; called from many threads."""
+        """Show the event; called from many threads."""
         ...
 
     def ended(self, organization_id: str, error: str | None) -> None:
-        """The organization's sync is over."""
+        """Show the end of the organization's sync; `error` is None after a success."""
         ...
 
 
 def progress_display(organization_ids: list[str]) -> ProgressDisplay:
-    """What fits where standard error goes."""
+    """Return the display that fits standard error."""
     console = Console(stderr=True)
     return _LiveDisplay(console, organization_ids) if console.is_terminal else _LineDisplay()
 
@@ -53,7 +53,7 @@ class _LiveDisplay:
         )
         self._tasks: dict[str, TaskID] = {
             organization_id: self._progress.add_task(
-                "waiting for its turn",
+                "queued",
                 total=None,
                 start=False,
                 organization=shown(organization_id),

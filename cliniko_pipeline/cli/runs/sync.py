@@ -1,4 +1,4 @@
-"""`cliniko-pipeline sync`: the main job in the terminal."""
+"""`cliniko-pipeline sync`: syncs in worker processes, with progress and a summary."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,16 @@ DEFAULT_OPTIONS = SyncOptions()
 
 @click.command()
 @click.argument("organization_ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "all_organizations", is_flag=True, help="Every organization that is not disabled.")
-@click.option("--as-of", metavar="INSTANT", help="Judge by this instant (2026-01-31T09:30:00Z), not by now.")
-@click.option("--full", is_flag=True, help="From the beginning; what Cliniko no longer has is marked deleted.")
-@click.option("--accept-deletions", is_flag=True, help="With --full: also a suspicious share of all records.")
+@click.option("--all", "all_organizations", is_flag=True, help="All organizations that are not disabled.")
+@click.option(
+    "--as-of", metavar="INSTANT", help="Judge activity by this instant (2026-01-31T09:30:00Z) instead of now."
+)
+@click.option("--full", is_flag=True, help="Read all records; mark those that Cliniko no longer has as deleted.")
+@click.option(
+    "--accept-deletions",
+    is_flag=True,
+    help="With --full: mark records as deleted even if suspiciously many are missing.",
+)
 @click.option(
     "--accept-unmatched", is_flag=True, help="Write the contact mapping even if suspiciously many matches are lost."
 )
@@ -37,11 +43,14 @@ def sync(
     accept_deletions: bool,
     accept_unmatched: bool,
 ) -> None:
-    """Read organizations from Cliniko and renew their active patients, as runs that the Dagster UI shows."""
+    """Sync organizations, with progress.
+
+    Reads Cliniko and updates the active patients, as runs that the Dagster UI shows.
+    """
     if bool(organization_ids) == all_organizations:
         raise click.UsageError("Name organizations, or give --all.")
     if accept_deletions and not full:
-        raise click.UsageError("--accept-deletions goes with --full.")
+        raise click.UsageError("--accept-deletions needs --full.")
     options = SyncOptions(None if as_of is None else parse_instant(as_of), full, accept_deletions, accept_unmatched)
     with session() as runtime:
         require_own(runtime.database)
@@ -53,14 +62,14 @@ def sync(
 
 
 def run_syncs(ids: Sequence[str], options: SyncOptions = DEFAULT_OPTIONS) -> dict[str, str]:
-    """Syncs the organizations with progress; returns the errors, a line each, of those that failed."""
+    """Sync the organizations and show progress; return one line of error per failed organization."""
     click.echo(f"Syncing {len(ids)} organization{'s' if len(ids) > 1 else ''} ...", err=True)
     with progress_display(list(ids)) as display:
         return run_in_workers(ids, options, display)
 
 
 def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None:
-    """The summary table, then a line for each problem, and for each organization that failed."""
+    """Print the summary table, the problems, and the error of each failed organization."""
     found = statuses(runtime, list(ids))
     show_statuses(found, runtime.now())
     for line in problem_lines([each for each in found if each[0].id not in errors]):
@@ -72,8 +81,8 @@ def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None
 def _chosen(runtime: Runtime, named: Sequence[str]) -> list[str]:
     with runtime.database.operator() as connection:
         if named:
-            return [stored.organization(connection, each).id for each in dict.fromkeys(named)]
-        found = [each.id for each in stored.organizations(connection) if each.is_active]
+            return [stored.organization(connection, name).id for name in dict.fromkeys(named)]
+        found = [organization.id for organization in stored.organizations(connection) if organization.is_active]
     if not found:
         raise ArgumentError("There is no organization to sync: `cliniko-pipeline organizations add ID --name NAME`.")
     return found

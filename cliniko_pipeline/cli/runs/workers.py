@@ -1,7 +1,7 @@
-"""Processes that run syncs for the command line: a few at once, each one organization after the other.
+"""Worker processes that run syncs for the command line; each syncs one organization at a time.
 
-Processes, not threads: Dagster sets up logging anew for every run, which two threads of one process cannot do at once
-without waiting for each other forever. And a worker that is killed takes one organization with it, no more.
+Processes, not threads: Dagster sets up logging for every run, in which two threads of one process can deadlock.
+A killed worker ends the sync of one organization only.
 """
 
 import logging
@@ -31,54 +31,54 @@ SECONDS_BETWEEN_INTERRUPTIONS = 2.5
 
 @dataclass(frozen=True)
 class _Ended:
-    """The end of an organization's sync; `is_last`: of the worker, too."""
+    """The end of an organization's sync; `is_last`: the worker ends, too."""
 
     error: str | None
     is_last: bool = False
 
 
 def run_in_workers(organization_ids: Sequence[str], options: SyncOptions, display: ProgressDisplay) -> dict[str, str]:
-    """Syncs the organizations; returns the errors, a line each, of those that failed.
+    """Sync the organizations; return one line of error per failed organization.
 
-    An interruption (KeyboardInterrupt) is passed on to the workers, which end their runs, and then raised.
+    A KeyboardInterrupt is passed on to the workers, which end their runs, and then raised.
     """
-    crew = _Crew(organization_ids, options, display)
+    pool = _WorkerPool(organization_ids, options, display)
     workers = min(WORKERS, len(organization_ids))
     try:
         with ThreadPoolExecutor(workers, thread_name_prefix="sync") as executor:
             try:
-                for future in [executor.submit(crew.work) for _ in range(workers)]:
+                for future in [executor.submit(pool.work) for _ in range(workers)]:
                     future.result()
             except BaseException:
-                crew.stop()
+                pool.stop()
                 raise
     finally:
-        if crew.died:
-            _end_runs_of(crew.died)
-    return crew.errors
+        if pool.died:
+            _end_runs_of(pool.died)
+    return pool.errors
 
 
-class _Crew:
-    """The workers, and what waits for one."""
+class _WorkerPool:
+    """The workers and the queue of organizations."""
 
     def __init__(self, organization_ids: Sequence[str], options: SyncOptions, display: ProgressDisplay) -> None:
         self.errors: dict[str, str] = {}
         self.died: list[str] = []
         self._options = options
         self._display = display
-        self._waiting: SimpleQueue[str] = SimpleQueue()
+        self._queue: SimpleQueue[str] = SimpleQueue()
         for organization_id in organization_ids:
-            self._waiting.put(organization_id)
+            self._queue.put(organization_id)
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
         self._is_stopping = False
 
     def work(self) -> None:
-        """Has one worker at a time sync what waits, until nothing does."""
+        """Sync queued organizations in one worker at a time, until the queue is empty."""
         worker: _Worker | None = None
         try:
             while not self._is_stopping:
-                organization_id = self._waiting.get_nowait()
+                organization_id = self._queue.get_nowait()
                 worker = worker if worker is not None and worker.is_usable() else self._new_worker()
                 if worker is not None:
                     self._sync(worker, organization_id)
@@ -89,10 +89,10 @@ class _Crew:
                 worker.end()
 
     def stop(self) -> None:
-        """Interrupts all workers, and kills those that do not end by themselves soon."""
+        """Interrupt all workers, and kill those that do not end soon."""
         with self._lock:
             self._is_stopping = True
-        # Again and again: between its steps Dagster takes an interruption and lets it fall.
+        # Several times: Dagster ignores an interruption between two steps.
         for _ in range(INTERRUPTIONS):
             for worker in self._workers:
                 worker.interrupt()
@@ -121,22 +121,22 @@ class _Crew:
 
 
 def _end_runs_of(organization_ids: Sequence[str]) -> None:
-    """Marks as failed what the processes that died left running."""
+    """Mark the runs of dead workers as failed."""
     from cliniko_pipeline.orchestration.instance.home import open_instance  # noqa: PLC0415
     from cliniko_pipeline.orchestration.runs.in_process import end_abandoned_runs  # noqa: PLC0415
     from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
     from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
 
-    # Where that cannot be done, the next sync does it; nothing that goes wrong here may hide what ended the workers.
+    # The next sync does it otherwise. An error here must not hide the error that ended the workers.
     with suppress(Exception), open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:
-        # Twice: a run may have been written by its worker's last transaction while it was looked at.
+        # Twice: the worker's last transaction can add a run during the first pass.
         for organization_id in [*organization_ids, *organization_ids]:
             with suppress(Exception):
                 end_abandoned_runs(instance, runtime, organization_id)
 
 
 class _Worker:
-    """The process, seen from here."""
+    """A worker process, as its parent sees it."""
 
     def __init__(self, options: SyncOptions) -> None:
         context = multiprocessing.get_context("spawn")
@@ -144,7 +144,7 @@ class _Worker:
         self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, options), name="sync worker")
         self.has_died = False
         self._has_ended = False
-        # The process begins with SIGINT blocked, as this thread has it, and lets it in when it can be interrupted.
+        # The process inherits the blocked SIGINT, and unblocks it when it can be interrupted.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
@@ -163,24 +163,24 @@ class _Worker:
         except (EOFError, OSError):
             self.has_died = self._has_ended = True
             self._process.join(END_SECONDS)
-            return f"Its process ended unexpectedly (exit code {self._process.exitcode}); sync it again."
+            return f"Its worker ended unexpectedly (exit code {self._process.exitcode}); sync it again."
         self._has_ended = message.is_last
         return message.error
 
     def interrupt(self) -> None:
         process_id = self._process.pid
         if process_id is not None and self._process.is_alive():
-            with suppress(ProcessLookupError):  # it may end at this very moment, and another thread wait for it
+            with suppress(ProcessLookupError):  # it may have just ended, and another thread waits for it
                 os.kill(process_id, signal.SIGINT)
 
     def end(self) -> None:
-        """Lets it go: it ends when nobody is there to tell it what to do."""
+        """End the process, which exits when its connection closes."""
         self._connection.close()
         if not self.wait(END_SECONDS):
             self.kill()
 
     def wait(self, seconds: float) -> bool:
-        """Waits for its end; tells whether that came."""
+        """Wait for the end of the process; return whether it has ended."""
         self._process.join(max(seconds, 0))
         return not self._process.is_alive()
 
@@ -190,10 +190,10 @@ class _Worker:
 
 
 def _serve(connection: Connection, options: SyncOptions) -> None:
-    """The worker's own side: syncs whatever it is told to, until nobody is there to tell."""
-    # Ctrl-C in the terminal reaches the command alone, which passes it on, once.
+    """Sync the organizations that the connection names, until it closes."""
+    # Ctrl-C in the terminal reaches only the command, which passes it on.
     os.setsid()
-    # An interruption may hit a connection in the middle of a statement: the pool drops it, and need not tell.
+    # An interruption can hit a connection in the middle of a statement; the pool logs that it drops it.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -203,12 +203,12 @@ def _serve(connection: Connection, options: SyncOptions) -> None:
         return
     except ClinikoPipelineError as error:
         connection.send(_Ended(str(error), is_last=True))
-    except Exception as error:  # noqa: BLE001 (a defect; its text may hold anything)
+    except Exception as error:  # noqa: BLE001 (a defect; its text can hold personal data)
         connection.send(_Ended(f"An unexpected {type(error).__name__} outside of the run.", is_last=True))
 
 
 def _serve_with_runtime(connection: Connection, organization_id: str, options: SyncOptions) -> None:
-    # Imported here: the process that only starts workers need not wait for Dagster.
+    # The parent process never imports Dagster.
     from cliniko_pipeline.definitions import build_definitions  # noqa: PLC0415
     from cliniko_pipeline.orchestration.instance.home import open_instance  # noqa: PLC0415
     from cliniko_pipeline.orchestration.partitions import ensure_partitions  # noqa: PLC0415
@@ -216,7 +216,7 @@ def _serve_with_runtime(connection: Connection, organization_id: str, options: S
     from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
     from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
 
-    def on_event(organization_id: str, event: Event) -> None:  # noqa: ARG001 (whose it is, the caller knows)
+    def on_event(organization_id: str, event: Event) -> None:  # noqa: ARG001 (the parent knows it)
         connection.send(event)
 
     with open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:

@@ -1,1 +1,1 @@
-"""The commands that serve until they are stopped: UI, HTTP API, sandbox, demo."""
+"""The commands that serve until Ctrl-C: UI, HTTP API, sandbox, demo."""

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline api`: the HTTP service."""
+"""`cliniko-pipeline api`: the HTTP API and its page."""
 
 import logging
 import socket
@@ -15,9 +15,7 @@ PORT = 8000
 
 
 @click.command()
-@click.option(
-    "--host", default=HOST, show_default=True, help="0.0.0.0 opens it to the network: put a proxy with TLS before it."
-)
+@click.option("--host", default=HOST, show_default=True, help="0.0.0.0 opens it to the network: use a proxy with TLS.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True)
 def api(host: str, port: int) -> None:
     """Serve the HTTP API and its page until Ctrl-C."""
@@ -34,7 +32,7 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise click.ClickException(
-            f"Nothing can be served at {host}, port {port} ({error.strerror}): choose others with --host and --port."
+            f"Cannot listen on {host}, port {port} ({error.strerror}): choose others with --host and --port."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline demo`: everything at once, on made-up clinics, with nothing to set up."""
+"""`cliniko-pipeline demo`: made-up clinics, synced into an embedded database, with UI and page."""
 
 import os
 import shlex
@@ -22,18 +22,21 @@ from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization, demo_organi
 from cliniko_pipeline.sandbox.server import DEFAULT_REQUESTS_PER_MINUTE, Sandbox, running_sandbox
 from cliniko_pipeline.settings import load_settings
 
-# What the made-up clinics remember of "now" is kept for so long; then they begin anew, with recent appointments.
-CLINICS_KEPT = timedelta(days=1)
-TOKEN_GOOD_FOR = timedelta(days=1)
+# The age at which the data of the made-up clinics are replaced by ones with recent appointments.
+MAX_ANCHOR_AGE = timedelta(days=1)
+TOKEN_LIFETIME = timedelta(days=1)
 PAGE_PORT = 8000
-NOT_FOR_THE_DEMO = ("DATABASE_URL", "DAGSTER_HOME", "CREDENTIALS_ENCRYPTION_KEY")
+HIDDEN_VARIABLES = ("DATABASE_URL", "DAGSTER_HOME", "CREDENTIALS_ENCRYPTION_KEY")
 
 
 @click.command()
 @click.option("--no-ui", is_flag=True, help="End after the summary.")
 def demo(*, no_ui: bool) -> None:
-    """Three made-up clinics on a simulated Cliniko, synced into an embedded database; then the UI and a page."""
-    # A home, and so a database, of its own: made-up clinics never stand beside real ones.
+    """Sync three made-up clinics and serve the UI.
+
+    A simulated Cliniko and an embedded database of its own; nothing to set up.
+    """
+    # A home of its own, with a database of its own: made-up clinics never mix with real ones.
     home = load_settings({**os.environ, "DATABASE_URL": ""}).home / "demo"
     anchor, is_new = _anchor(home / "demo-anchor")
     clinics = demo_organizations(anchor)
@@ -44,16 +47,14 @@ def demo(*, no_ui: bool) -> None:
         _environment(sandbox, home),
         session() as runtime,
     ):
-        click.echo(
-            f"The simulated Cliniko answers at http://{sandbox.host}; the database is {runtime.database.location}."
-        )
+        click.echo(f"Simulated Cliniko: http://{sandbox.host}; database: {runtime.database.location}.")
         for clinic in clinics:
-            _set_up(runtime, sandbox, clinic, afresh=is_new)
+            _set_up(runtime, sandbox, clinic, is_new=is_new)
         ids = [clinic.id for clinic in clinics]
         errors = run_syncs(ids)
         report(runtime, ids, errors)
         click.echo(
-            "Other commands reach the demo with"
+            "To run other commands on the demo, set"
             f" CLINIKO_PIPELINE_HOME={shlex.quote(str(home))} CLINIKO_ALLOWED_HOSTS={sandbox.host}"
         )
         if not no_ui:
@@ -61,8 +62,8 @@ def demo(*, no_ui: bool) -> None:
     raise SystemExit(1 if errors else 0)
 
 
-def _set_up(runtime: Runtime, sandbox: Sandbox, clinic: DemoOrganization, *, afresh: bool) -> None:
-    if afresh:
+def _set_up(runtime: Runtime, sandbox: Sandbox, clinic: DemoOrganization, *, is_new: bool) -> None:
+    if is_new:
         stored.delete_tenant_rows(runtime.database, clinic.id)
     credentials = ClinikoCredentials(clinic.account.api_key, None, sandbox.base_url(clinic.account))
     with runtime.client_for(clinic.id, credentials) as client:
@@ -73,21 +74,21 @@ def _set_up(runtime: Runtime, sandbox: Sandbox, clinic: DemoOrganization, *, afr
 
 
 def _token(runtime: Runtime, ids: list[str]) -> str:
-    """What opens the page for a day. The clinics are made up, so it may be shown."""
-    expires_at = datetime.now(UTC) + TOKEN_GOOD_FOR
+    """Create a token for the page. It may be printed, because the clinics are made up."""
+    expires_at = datetime.now(UTC) + TOKEN_LIFETIME
     with runtime.database.operator() as connection:
         made = api_tokens.create(connection, "demo", scopes=["read", "sync"], organizations=ids, expires_at=expires_at)
     return made.text
 
 
 def _anchor(path: Path) -> tuple[datetime, bool]:
-    """The instant the clinics' data lie around, and whether it is a new one."""
+    """Return the instant around which the clinics' data lie, and whether it is new."""
     now = datetime.now(UTC)
     try:
         kept = datetime.fromisoformat(path.read_text(encoding="utf-8").strip())
     except (OSError, ValueError):
         kept = None
-    if kept is not None and timedelta(0) <= now - kept < CLINICS_KEPT:
+    if kept is not None and timedelta(0) <= now - kept < MAX_ANCHOR_AGE:
         return kept, False
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(now.isoformat(), encoding="utf-8")
@@ -96,10 +97,10 @@ def _anchor(path: Path) -> tuple[datetime, bool]:
 
 @contextmanager
 def _environment(sandbox: Sandbox, home: Path) -> Generator[None, None, None]:
-    """The variables under which this process and those it starts find the demo's own things, and no real ones."""
-    ignored = [name for name in NOT_FOR_THE_DEMO if os.environ.pop(name, "")]
+    """Set the environment of this process and its children to the demo's own home and sandbox."""
+    ignored = [name for name in HIDDEN_VARIABLES if os.environ.pop(name, "")]
     if ignored:
-        click.echo(f"The demo leaves {', '.join(ignored)} alone and uses the embedded database.")
+        click.echo(f"The demo ignores {', '.join(ignored)} and uses an embedded database.")
     os.environ["CLINIKO_ALLOWED_HOSTS"] = sandbox.host
     os.environ["CLINIKO_PIPELINE_HOME"] = str(home)
     yield

@@ -1,7 +1,4 @@
-"""`cliniko-pipeline sandbox`: serve the simulated Cliniko with the demo's organizations.
-
-What it serves and how belongs to cliniko_pipeline.sandbox; here are only options, output and the end on a signal.
-"""
+"""`cliniko-pipeline sandbox`: the options and output of the simulated Cliniko with the demo's organizations."""
 
 import signal
 import threading
@@ -35,9 +32,9 @@ def _read_instant(_context: click.Context, _option: click.Parameter, text: str |
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address to serve at.")
-@click.option("--allow-remote", is_flag=True, help="Let --host be an address other machines can reach.")
-@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address.")
+@click.option("--allow-remote", is_flag=True, help="Accept a --host that other machines can reach.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: a free port.")
 @click.option(
     "--requests-per-minute",
     default=DEFAULT_REQUESTS_PER_MINUTE,
@@ -49,16 +46,16 @@ def _read_instant(_context: click.Context, _option: click.Parameter, text: str |
     "--anchor",
     metavar="INSTANT",
     callback=_read_instant,
-    help="The data's present, e.g. 2026-01-31T09:00:00Z; default: now.",
+    help="Instant around which the data lie (2026-01-31T09:00:00Z); default: now.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the faults' dice.")
-@click.option("--latency-ms", default=0.0, type=click.FloatRange(0), help="Wait before each answer.")
-@click.option("--jitter-ms", default=0.0, type=click.FloatRange(0), help="Up to so much more.")
-@click.option("--server-error-rate", default=0.0, type=_RATE, help="Share answered 500, 502 or 503.")
-@click.option("--reset-rate", default=0.0, type=_RATE, help="Share whose connection is reset.")
-@click.option("--truncated-rate", default=0.0, type=_RATE, help="Share whose body ends early.")
-@click.option("--html-rate", default=0.0, type=_RATE, help="Share answered with an HTML page.")
-@click.option("--too-many-requests-rate", default=0.0, type=_RATE, help="Share answered 429 at any time.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random faults.")
+@click.option("--latency-ms", default=0.0, type=click.FloatRange(0), help="Delay of each answer.")
+@click.option("--jitter-ms", default=0.0, type=click.FloatRange(0), help="Additional random delay, at most.")
+@click.option("--server-error-rate", default=0.0, type=_RATE, help="Share of answers with status 500, 502 or 503.")
+@click.option("--reset-rate", default=0.0, type=_RATE, help="Share of connections that are reset.")
+@click.option("--truncated-rate", default=0.0, type=_RATE, help="Share of bodies that end early.")
+@click.option("--html-rate", default=0.0, type=_RATE, help="Share of answers with an HTML page.")
+@click.option("--too-many-requests-rate", default=0.0, type=_RATE, help="Share of answers with status 429.")
 def sandbox(  # noqa: PLR0913 - one argument for each option
     *,
     host: str,
@@ -75,13 +72,13 @@ def sandbox(  # noqa: PLR0913 - one argument for each option
     html_rate: float,
     too_many_requests_rate: float,
 ) -> None:
-    """Serve a simulated Cliniko with three demo organizations until Ctrl-C.
+    """Serve a simulated Cliniko until Ctrl-C.
 
-    Another process on this machine can watch and steer it: GET /sandbox/counters, GET and PUT /sandbox/faults,
+    It has three made-up clinics. Processes on this machine can inspect and control it: GET /sandbox/counters, GET and PUT /sandbox/faults,
     GET /sandbox/accounts/NAME.
     """
     if not allow_remote and not _is_loopback(host):
-        raise click.UsageError("--host is not a loopback address; add --allow-remote if that is meant.")
+        raise click.UsageError("--host is not a loopback address; add --allow-remote to accept it.")
     organizations = demo_organizations(anchor or datetime.now(UTC))
     try:
         faults = Faults(
@@ -114,7 +111,7 @@ def sandbox(  # noqa: PLR0913 - one argument for each option
 
 
 def _introduce(served: Sandbox) -> None:
-    click.echo(f"The simulated Cliniko serves at http://{served.host}. None of this is real; Ctrl-C ends it.")
+    click.echo(f"The simulated Cliniko serves made-up clinics at http://{served.host} until Ctrl-C.")
     for account in served.accounts.values():
         click.echo(f"{account.name}\n  API URL  {served.base_url(account)}\n  API key  {account.api_key}")
 

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline backfill`: what it launches and refuses, and how it follows what it launched."""
+"""`cliniko-pipeline backfill`: launched, refused and followed backfills."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -45,23 +45,23 @@ def _add_heartbeat(instance: dg.DagsterInstance) -> None:
 def test_backfill_is_launched_for_the_chosen_assets(
     command: CommandLine, clinics: Clinics, runtime: Runtime, instance: dg.DagsterInstance
 ) -> None:
-    """It waits when no daemon runs, which cannot be followed."""
+    """Without a daemon, the backfill waits, and cannot be followed."""
     clinics.open(["alpha", "beta", "gamma"])
     arguments = ("beta", "alpha", "beta", "--assets", "active_patients, cliniko/patients", "--full")
     refused = command("backfill", *arguments, "--follow")
     assert refused.returncode == 1
-    assert refused.stderr.startswith("Error: Nothing was launched, since no Dagster daemon is running")
+    assert refused.stderr.startswith("Error: Nothing was launched: no Dagster daemon is running")
     assert not instance.get_backfills()
 
     done = command("backfill", *arguments)
     assert done.returncode == 0, done.stderr
     (found,) = instance.get_backfills()
     assert done.stdout == (
-        f"Backfill {found.backfill_id} of 2 organizations is launched.\n"
-        f"The Dagster UI shows it: http://127.0.0.1:3000/runs/b/{found.backfill_id}\n"
+        f"Backfill {found.backfill_id} of 2 organizations was launched.\n"
+        f"Dagster UI: http://127.0.0.1:3000/runs/b/{found.backfill_id}\n"
     )
     (warning,) = done.stderr.splitlines()
-    assert warning == "It waits, since no Dagster daemon is running: `cliniko-pipeline ui` starts one."
+    assert warning == "The backfill waits: no Dagster daemon is running: `cliniko-pipeline ui` starts one."
     assert found.status.value == "REQUESTED"
     assert {key.to_user_string() for key in found.asset_selection or []} == {"cliniko/patients", "active_patients"}
     assert found.run_config == {"ops": {"cliniko__patients": {"config": {"full": True}}}}
@@ -93,7 +93,7 @@ def test_followed_backfill_ends_when_the_daemon_does(
         assert running.wait(60) == 1
     last = running.output.splitlines()[-1]
     assert last.startswith("Error: The backfill ")
-    assert last.endswith(" goes on when one runs, but no Dagster daemon is running: `cliniko-pipeline ui` starts one.")
+    assert last.endswith(" waits: no Dagster daemon is running: `cliniko-pipeline ui` starts one.")
     assert "Traceback" not in running.output
     # The schedule does not repeat what a backfill of all assets does.
     assert clinics.rows(REQUESTED) == [("alpha",)]
@@ -118,7 +118,7 @@ def test_followed_backfill_ends_with_its_runs(
             done = ["SUCCESS", "SUCCESS"]
             running.wait_until(lambda: clinics.dagster_runs("alpha") == done, "a backfill did not complete", 240)
     assert code == 1, bad.output
-    assert "goes on; the Dagster UI can cancel it." in good.output
+    assert "continues; the Dagster UI can cancel it." in good.output
     assert good.output.splitlines()[-1] == "Interrupted."
     assert "2 of 2 done, 1 failed\n" in bad.output
     (error,) = (line for line in bad.output.splitlines() if line.startswith("Error:"))

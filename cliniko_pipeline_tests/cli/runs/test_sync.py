@@ -1,4 +1,4 @@
-"""`cliniko-pipeline sync`: several organizations at the same time, some of which fail, are killed or interrupted."""
+"""`cliniko-pipeline sync`: concurrent organizations, failures, kills and interruptions."""
 
 import json
 import os
@@ -29,7 +29,7 @@ WRONG_KEY = "MS0tYS1rZXktdGhhdC1ub2JvZHktaGFz-au2"
 
 @pytest.mark.slow
 def test_deletions_are_accepted_in_a_terminal(command: CommandLine, clinics: Clinics, home: Path) -> None:
-    """The terminal has a live display, in which the id must not be taken for a style."""
+    """The live display shows an id that looks like markup."""
     name = "[bold]alpha[/oops]"
     home_with_files(home)
     account = clinics.add(name)
@@ -69,7 +69,7 @@ def test_failures_of_others_leave_an_organization_alone(command: CommandLine, cl
     assert wrong_key.startswith("Error: beta failed.")
     assert "401" in wrong_key
     assert "only if Cliniko refuses a later attempt" in wrong_key
-    assert killed == "Error: gamma failed. Its process ended unexpectedly (exit code -9); sync it again."
+    assert killed == "Error: gamma failed. Its worker ended unexpectedly (exit code -9); sync it again."
     assert "Traceback" not in running.output
     (progress,) = (line for line in running.output.splitlines() if line.startswith("alpha: patients page 1/1"))
     assert "2 records" in progress
@@ -115,7 +115,7 @@ def test_wrong_arguments_are_refused(command: CommandLine) -> None:
     for arguments, words in (
         ([], "Name organizations, or give --all"),
         (["alpha", "--all"], "Name organizations, or give --all"),
-        (["alpha", "--accept-deletions"], "--accept-deletions goes with --full"),
+        (["alpha", "--accept-deletions"], "--accept-deletions needs --full"),
     ):
         done = command("sync", *arguments)
         assert (done.returncode, done.stdout) == (2, "")
@@ -132,7 +132,7 @@ def _row_of(table: str, name: str) -> str:
 
 
 def _in_a_terminal(command: CommandLine, *arguments: str) -> str:
-    """Return what a person sees, escape sequences included."""
+    """Return the output, with escape sequences."""
     ours, theirs = pty.openpty()
     changes = {"TERM": "xterm-256color", "NO_COLOR": None, "COLUMNS": "160", "LINES": "40"}
     with subprocess.Popen(
