@@ -21,7 +21,9 @@ def render() -> str:
 
 
 def _section(group: type[BaseModel]) -> str:
-    rows = ((f"`{each.name}`", each.meaning, each.default, each.values) for each in variables(group))
+    rows = (
+        (f"`{variable.name}`", variable.meaning, variable.default, variable.values) for variable in variables(group)
+    )
     title = (group.__doc__ or "").rstrip(".")
     return f"\n## {title}\n{table(('variable', 'meaning', 'default', 'values'), rows)}"
 

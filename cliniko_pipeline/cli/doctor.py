@@ -93,7 +93,7 @@ def _show_risks(runtime: Runtime) -> None:
 
 def _organizations(runtime: Runtime) -> list[str]:
     with runtime.database.operator() as connection:
-        return [each.id for each in stored.organizations(connection) if each.is_active]
+        return [organization.id for organization in stored.organizations(connection) if organization.is_active]
 
 
 def _shared_keys(runtime: Runtime, organization_ids: Sequence[str]) -> list[str]:

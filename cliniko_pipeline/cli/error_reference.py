@@ -1,4 +1,4 @@
-"""The page docs/errors.md, from the tables by which errors are raised; `python -m` with this module prints it."""
+"""The page docs/errors.md, from the tables of faults and answers; `python -m` with this module prints it."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,21 +14,21 @@ _HEAD = """# Errors
 
 Generated from the code by `make errors`: change the code, not this page.
 
-Syncs that end with an error named `...UnavailableError` or with `RateLimitedError` are tried again by themselves.
-After all others somebody has to do what the message says.
+Syncs that end with `RateLimitedError` or an error named `...UnavailableError` are retried automatically.
+All others need what the message says.
 """
 
 _DATABASE = """
 ## PostgreSQL: connecting
 
-Recognized by the SQLSTATE, or where there is none by words of the driver or the pooler (regular expressions).
+Recognized by the SQLSTATE, or without one by words of the driver or the pooler (regular expressions).
 """
 
 _STATEMENTS = """
 ## PostgreSQL: statements
 
-Of two entries that fit an SQLSTATE, the longer one counts. A message has the names of the objects in place of the words
-in capitals, and the role.
+Of two entries that match an SQLSTATE, the longer one counts. Messages name the objects in place of the words in
+capitals, and the role.
 """
 
 
@@ -43,20 +43,20 @@ def render() -> str:
             table(("what happened", "what to do", "SQLSTATE", "error"), map(_statement, STATEMENTS)),
             "\n## Cliniko\n",
             table(("status", "what it means and what to do", "error"), map(_answer, documented_rules())),
-            "\nA field that Cliniko refuses is left out until the next full sync; `status` and `doctor` say so.\n",
-            table(("refused", "what follows"), _refused_fields()),
-            "\n## The HTTP API\n\nProblem details by RFC 9457; `detail` says more.\n",
+            "\nA field that Cliniko refuses is omitted until the next full sync; `status` and `doctor` report it.\n",
+            table(("refused", "consequence"), _refused_fields()),
+            "\n## The HTTP API\n\nProblem details by RFC 9457; `detail` has the specific cause.\n",
             table(("status", "meaning"), ((str(status), meaning) for status, meaning in MEANINGS.items())),
         )
     )
 
 
 def _connecting(fault: DatabaseFault) -> tuple[str, ...]:
-    return fault.cause, fault.remedy, ", ".join(fault.states), ", ".join(f"`{each}`" for each in fault.words if each)
+    return fault.cause, fault.remedy, ", ".join(fault.states), ", ".join(f"`{words}`" for words in fault.words if words)
 
 
 def _statement(fault: DatabaseFault) -> tuple[str, ...]:
-    remedy = named(f"{fault.remedy} Where that was done: {fault.otherwise}" if fault.otherwise else fault.remedy, {})
+    remedy = named(f"{fault.remedy} If that was done: {fault.otherwise}" if fault.otherwise else fault.remedy, {})
     return fault.cause, remedy, ", ".join(fault.states) or "any other", fault.kind.__name__
 
 
@@ -66,14 +66,14 @@ def _answer(rule: tuple[str, str, str]) -> tuple[str, ...]:
 
 
 def _refused_fields() -> list[tuple[str, str]]:
-    filters = [(f"to filter by `{name}`", follows) for name, follows in WITHOUT_FILTER.items()]
+    filters = [(f"to filter by `{name}`", consequence) for name, consequence in WITHOUT_FILTER.items()]
     return [("to sort by `id`", WITHOUT_SORT), *filters]
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table of Markdown, after a blank line."""
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n" + "".join(f"| {' | '.join(each.replace('|', chr(92) + '|') for each in line)} |\n" for line in lines)
+    return "\n" + "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

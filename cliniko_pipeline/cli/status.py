@@ -35,7 +35,7 @@ def status(*, as_json: bool) -> None:
     if machine_clock.is_notable:
         click.echo(f"{machine_clock}.", err=True)
     if as_json:
-        click.echo(json.dumps([_as_json(*each) for each in found], indent=2))
+        click.echo(json.dumps([_as_json(organization, state) for organization, state in found], indent=2))
     elif found:
         show_statuses(found, now)
         for line in problem_lines(found):
@@ -49,10 +49,10 @@ def statuses(runtime: Runtime, only: list[str] | None = None) -> list[tuple[Orga
     with runtime.database.operator() as connection:
         found = stored.organizations(connection)
     result: list[tuple[Organization, OrganizationStatus]] = []
-    for each in found:
-        if only is None or each.id in only:
-            with runtime.database.organization(each.id) as connection:
-                result.append((each, organization_status(connection)))
+    for organization in found:
+        if only is None or organization.id in only:
+            with runtime.database.organization(organization.id) as connection:
+                result.append((organization, organization_status(connection)))
     return result
 
 

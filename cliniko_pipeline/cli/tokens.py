@@ -102,17 +102,17 @@ def refusals(limit: int) -> None:
         click.echo("No request was refused.")
         return
     table = Table("Last at", "Attempts", "Reason", "Token", "From", "Request", "Organization")
-    for each in found:
-        refusal = each.refusal
+    for refused in found:
+        refusal = refused.refusal
         request = f"{refusal.method} {refusal.route}"
         cells = (refusal.reason, refusal.token_id, refusal.address, request, refusal.organization_id)
-        table.add_row(utc_text(each.last_at), str(each.attempts), *map(shown, cells))
+        table.add_row(utc_text(refused.last_at), str(refused.attempts), *map(shown, cells))
     output_console().print(table)
 
 
 def _require_known(runtime: Runtime, organizations: tuple[str, ...]) -> None:
     with runtime.database.operator() as connection:
-        known = {each.id for each in stored.organizations(connection)}
+        known = {organization.id for organization in stored.organizations(connection)}
     for organization_id in organizations:
         if organization_id not in known:
             raise ArgumentError(

@@ -139,9 +139,10 @@ def show(organization_id: str) -> None:
         click.echo("No deliveries yet.")
         return
     table = Table("Sync", "State", "Attempts", "Last answer", "Created", "Next attempt")
-    for each in found:
-        cells = (each.run_id, _state(each), str(each.attempts), shown(each.outcome or ""))
-        table.add_row(*cells, utc_text(each.created_at), "" if each.send_at is None else utc_text(each.send_at))
+    for delivery in found:
+        cells = (delivery.run_id, _state(delivery), str(delivery.attempts), shown(delivery.outcome or ""))
+        next_attempt = "" if delivery.send_at is None else utc_text(delivery.send_at)
+        table.add_row(*cells, utc_text(delivery.created_at), next_attempt)
     output_console().print(table)
 
 

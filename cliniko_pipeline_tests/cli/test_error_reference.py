@@ -1,4 +1,4 @@
-"""docs/errors.md, and the advice that errors give."""
+"""docs/errors.md, and the remedies that errors advise."""
 
 import ast
 import subprocess
@@ -22,12 +22,12 @@ from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cliniko_pipeline"
 
-# Where `migrate` is advised, and what it mends there.
+# Places that advise `migrate`, and what it repairs there.
 MAY_ADVISE_MIGRATE = {
     ("postgres/server/faults.py", "STATEMENTS"): "an object of the pipeline is missing",
-    ("postgres/schema/upgrade.py", "require_current"): "an object of the pipeline is missing, or another version's",
-    ("postgres/schema/upgrade.py", "require_isolation"): "policies and grants; who ran it may grant the role",
-    ("postgres/schema/inventory.py", "require_own_tables"): "the schema is made again once it is dropped",
+    ("postgres/schema/upgrade.py", "require_current"): "an object of the pipeline is missing or of another version",
+    ("postgres/schema/upgrade.py", "require_isolation"): "policies and grants; its user may grant the role",
+    ("postgres/schema/inventory.py", "require_own_tables"): "the schema is created after it was dropped",
     ("postgres/schema/isolation.py", "ensure_organization_role"): "in `migrate` itself: again after a grant",
     ("postgres/schema/isolation.py", "isolate"): "in `migrate` itself: again after a statement",
     ("postgres/schema/isolation.py", "retire_other_roles"): "in `migrate` itself: for other databases",
@@ -36,7 +36,7 @@ MAY_ADVISE_MIGRATE = {
     ("postgres/sql/functions/refuse_contacts_filter.sql", ""): "after the setting was corrected",
 }
 
-# Where `doctor` is advised: `doctor` and `migrate`, which rehearses a sync as `doctor` does, never load these modules.
+# Places that advise `doctor`. `doctor` and `migrate`, which rehearse a sync, never load these modules.
 MAY_ADVISE_DOCTOR = {
     ("orchestration/alerts/messages.py", "_ADVICE"): "alerts",
     ("orchestration/instance/start_rehearsal.py", "rehearse_at_start"): "the daemon's log",
@@ -50,14 +50,14 @@ EVENT_TRIGGER = """
 """
 
 
-def test_page_of_errors_is_what_the_code_gives() -> None:
+def test_errors_page_equals_the_code() -> None:
     page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     assert page == render(), "run `make errors`"
     for fault in FAULTS:
         assert fault.cause in page
 
 
-def test_page_of_errors_has_every_status_of_the_api(environ: dict[str, str]) -> None:
+def test_errors_page_has_every_status_of_the_api(environ: dict[str, str]) -> None:
     with open_runtime(load_settings(environ)) as runtime:
         paths = create_application(runtime).openapi()["paths"].values()
     documented = {int(status) for path in paths for route in path.values() for status in route["responses"]}
@@ -65,7 +65,7 @@ def test_page_of_errors_has_every_status_of_the_api(environ: dict[str, str]) -> 
 
 
 def advising_places(words: str) -> set[tuple[str, str]]:
-    """Return module and function, or constant, of each text of the package that has the words."""
+    """Return the module and function or constant of each text of the package with these words."""
     found = {
         (path.relative_to(PACKAGE).as_posix(), "")
         for kind in ("sql", "js", "html")
@@ -83,7 +83,7 @@ def advising_places(words: str) -> set[tuple[str, str]]:
     return found
 
 
-def test_only_what_migrate_mends_advises_it() -> None:
+def test_migrate_is_advised_only_where_it_helps() -> None:
     assert advising_places("cliniko-pipeline migrate") == set(MAY_ADVISE_MIGRATE)
     advising = [fault for fault in FAULTS if "cliniko-pipeline migrate" in fault.remedy]
     assert [fault.cause for fault in advising if fault.otherwise] == [
@@ -102,7 +102,7 @@ def test_doctor_and_migrate_never_load_what_advises_doctor() -> None:
 
 
 def test_migrate_does_not_advise_itself(database: Database, command: CommandLine) -> None:
-    """Also where an object of the application is what is missing."""
+    """The missing object belongs to the application."""
     administer(
         database.url,
         "drop index public.active_patients_organization_id_contact_id_key",

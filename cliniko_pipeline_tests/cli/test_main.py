@@ -1,4 +1,4 @@
-"""`cliniko-pipeline`: help, and errors in one line that says what to do, with an exit code that is not 0."""
+"""`cliniko-pipeline`: help, and one-line errors with a remedy and an exit code."""
 
 import subprocess
 from pathlib import Path
@@ -12,7 +12,7 @@ from cliniko_pipeline_tests.support.sync_processes import home_with_files, sync_
 
 
 def test_unusable_setting_is_named(command: CommandLine) -> None:
-    """Also by a command that could start Dagster, whose home is a setting too."""
+    """Commands that start Dagster name it, too; Dagster's home is a setting."""
     cases = [
         ("status", {"DATABASE_URL": "mysql://user:hidden@host/name"}, "DATABASE_URL", "PostgreSQL", "mysql"),
         ("status", {"DATABASE_URL": "postgresql://user:hidden@127.0.0.1:1/name"}, "refused", "DATABASE_URL"),
@@ -58,7 +58,7 @@ def test_installed_script_prints_its_version(command: CommandLine) -> None:
     assert done.stderr == ""
 
 
-def test_reader_that_goes_away_early_is_no_defect(command: CommandLine) -> None:
+def test_closed_output_is_not_a_defect(command: CommandLine) -> None:
     with subprocess.Popen(
         [SCRIPT, "status", "--json"], env=command.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:

@@ -33,7 +33,7 @@ def test_migrate_changes_nothing_without_application_tables(command: CommandLine
 
 
 def test_unmigrated_database_is_reported(database_url: URL, tmp_path: Path) -> None:
-    """Migrating it twice is harmless. Readers of rows that were there learn that they need a context now."""
+    """A second migration is harmless. Readers of existing rows learn that they need a context."""
     command = CommandLine(environment(database_url, tmp_path), tmp_path)
     database = Database(database_url)
     with database.operator() as connection:

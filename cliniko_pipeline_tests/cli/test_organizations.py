@@ -149,7 +149,7 @@ def test_account_address_is_stored_for_other_programs(command: CommandLine, clin
 
 
 def test_organization_id_must_be_printable(command: CommandLine, clinics: Clinics, account: Account) -> None:
-    """Any printable one is stored and shown as it is."""
+    """Any printable id is stored and shown unchanged."""
     for odd in ("", "   ", "a\nb", "bell\a"):
         refused = command("organizations", "add", odd, "--name", "A", "--no-validate", stdin="key-au2")
         assert refused.returncode == 2

@@ -1,4 +1,4 @@
-"""Names of the application's, on the terminal: nothing that a terminal obeys."""
+"""Names from the database in the terminal, without control characters."""
 
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.processes import CommandLine

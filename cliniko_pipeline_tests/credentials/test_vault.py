@@ -1,4 +1,4 @@
-"""The vault: every stored shape is decrypted, nothing else is, and no error reveals a secret."""
+"""The vault: stored shapes, rotation, and errors without secrets."""
 
 import base64
 import copy
@@ -48,7 +48,7 @@ def token_of(plaintext: str | bytes, key: str = NEW_KEY) -> bytes:
 
 
 def all_texts(error: BaseException) -> str:
-    """Return all that a log could hold of an error: its traceback and the errors chained to it."""
+    """Return the traceback of an error and of all errors chained to it."""
     texts = "".join(traceback.format_exception(error))
     for other in (error.__cause__, error.__context__):
         if other is not None:
@@ -221,7 +221,7 @@ def test_text_is_decrypted_also_after_a_rotation(text):
 
 
 @pytest.mark.parametrize("stored", [None, {"encrypted_data": "eA=="}])
-def test_value_that_is_no_encrypted_text_is_a_format_error(stored):
+def test_value_without_encrypted_text_is_a_format_error(stored):
     vault = Vault([NEW_KEY])
     with pytest.raises(CredentialsFormatError, match="the stored secret is not a Fernet token"):
         vault.decrypt_text(stored)

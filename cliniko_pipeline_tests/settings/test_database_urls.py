@@ -1,4 +1,4 @@
-"""Parameters of DATABASE_URL that other programs put there are named, with what to write instead."""
+"""Parameters of DATABASE_URL, with remedies for those of other programs."""
 
 import pytest
 

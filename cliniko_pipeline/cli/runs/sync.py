@@ -72,7 +72,9 @@ def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None
     """Print the summary table, the problems, and the error of each failed organization."""
     found = statuses(runtime, list(ids))
     show_statuses(found, runtime.now())
-    for line in problem_lines([each for each in found if each[0].id not in errors]):
+    for line in problem_lines(
+        [(organization, state) for organization, state in found if organization.id not in errors]
+    ):
         click.echo(line)
     for organization_id, error in errors.items():
         click.echo(f"Error: {printable(organization_id)} failed. {printable(str(error))}", err=True)

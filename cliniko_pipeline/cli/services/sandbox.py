@@ -74,8 +74,8 @@ def sandbox(  # noqa: PLR0913 - one argument for each option
 ) -> None:
     """Serve a simulated Cliniko until Ctrl-C.
 
-    It has three made-up clinics. Processes on this machine can inspect and control it: GET /sandbox/counters, GET and PUT /sandbox/faults,
-    GET /sandbox/accounts/NAME.
+    It has three made-up clinics. Processes on this machine can inspect and control it:
+    GET /sandbox/counters, GET and PUT /sandbox/faults, GET /sandbox/accounts/NAME.
     """
     if not allow_remote and not _is_loopback(host):
         raise click.UsageError("--host is not a loopback address; add --allow-remote to accept it.")

@@ -28,7 +28,7 @@ def runtime(environ: dict[str, str]) -> Iterator[Runtime]:
 
 @pytest.fixture
 def instance(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    """The instance that the commands use."""
+    """Open the instance of the commands."""
     for name in ("DAGSTER_HOME", STORAGE_VARIABLE):
         monkeypatch.setenv(name, "")  # and back again after the test, which opens the instance
     with open_instance(runtime) as instance:
@@ -36,7 +36,7 @@ def instance(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.D
 
 
 def _add_heartbeat(instance: dg.DagsterInstance) -> None:
-    """Store a daemon's sign of life that counts for an hour."""
+    """Store a daemon's heartbeat that is valid for an hour."""
     timestamp = (datetime.now(UTC) + timedelta(hours=1)).timestamp()
     instance.add_daemon_heartbeat(DaemonHeartbeat(timestamp, "BACKFILL", None))
 
@@ -103,7 +103,7 @@ def test_followed_backfill_ends_when_the_daemon_does(
 def test_followed_backfill_ends_with_its_runs(
     command: CommandLine, clinics: Clinics, instance: dg.DagsterInstance
 ) -> None:
-    """The daemon carries out another, too, whose command Ctrl-C has ended."""
+    """The daemon also completes a backfill whose command was interrupted."""
     clinics.add("alpha")
     clinics.add("beta", api_key=WRONG_KEY)
     _add_heartbeat(instance)
