@@ -15,7 +15,7 @@ _HEAD = """# Errors
 Generated from the code by `make errors`: change the code, not this page.
 
 Syncs that end with `RateLimitedError` or an error named `...UnavailableError` are retried automatically.
-All others need what the message says.
+All other errors need the action that their message names.
 """
 
 _DATABASE = """
