@@ -10,7 +10,7 @@ _HEAD = """# Configuration
 
 Generated from the code by `make configuration`: change the code, not this page.
 
-Settings are environment variables. A blank value counts as unset. `cliniko-pipeline doctor` checks all of them.
+Settings are environment variables. A blank value counts as unset. The command `doctor` checks all of them.
 A schedule of an organization's own precedes the settings: `cliniko-pipeline organizations schedule --help`.
 """
 
