@@ -64,7 +64,7 @@ class Report:
 
     def __init__(self) -> None:
         width = None if sys.stdout.isatty() else WIDTH
-        self._console = Console(width=width, record=True, highlight=False, markup=False)
+        self._console = Console(width=width, highlight=False, markup=False)
         self._load = _load_averages()
         self.is_missed = False
 
@@ -88,10 +88,6 @@ class Report:
         for target in targets:
             self.show(str(target))
             self.is_missed |= not target.is_met
-
-    def text(self) -> str:
-        """Return everything printed so far, without trailing spaces."""
-        return "\n".join(line.rstrip() for line in self._console.export_text(clear=False).splitlines())
 
 
 Column = tuple[str, str]

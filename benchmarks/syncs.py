@@ -2,7 +2,7 @@
 
 Takes 2 GB of memory and 2 GB of disk under TMPDIR. The simulated Cliniko answers at once, then after 100 ms. Each
 contender (see `benchmarks.others`) runs in a fresh process on a fresh database of the same server; each round has
-another order. `syncs --patients 1000 --appointments 5000` is a quick try; `--docs` renews the documentation.
+another order. `syncs --patients 1000 --appointments 5000` is a quick try; `--docs` renews the charts in docs/.
 
 Wall and CPU seconds are those of the work, without the start of the process. All contenders must store the same.
 """
@@ -54,7 +54,7 @@ BENCHMARK = Benchmark(
         "--rounds": (3, "of ours and the floors"),
         "--rounds-of-slow": (1, "of dlt and the plain loop"),
         "--only": ((), "contenders whose module contains a word: ours, floors, plain_loop, dlt"),
-        "--docs": (False, "put the results into docs/"),
+        "--docs": (False, "put the charts into docs/"),
     },
 )
 
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         report.show(_table(found, f"{size}, answered {_latency(latency)}"))
     report.show_verdicts(_targets(medians))
     if options.docs:
-        _write_docs(report.text().partition("\n")[2], medians, size)
+        _write_docs(medians, size)
 
 
 # Measuring.
@@ -275,9 +275,9 @@ def _table(found: Sequence[Medians], title: str) -> Table:
     return table(columns, rows, title)
 
 
-def _write_docs(text: str, medians: Mapping[int, Sequence[Medians]], size: str) -> None:
-    """Replace the part of the document between its marks, and the charts."""
-    parts = ["", "```", text, "```", ""]
+def _write_docs(medians: Mapping[int, Sequence[Medians]], size: str) -> None:
+    """Replace the charts, and the part of the document between its marks."""
+    parts = ["", ""]
     for latency, found in medians.items():
         picture = f"benchmark-syncs-{latency}ms.svg"
         title = f"First sync of {size}, answered {_latency(latency)}"
