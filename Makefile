@@ -69,7 +69,7 @@ debian-postgresql: ## Debian's PostgreSQL server, PgBouncer and faketime, which 
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v faketime >/dev/null && ls /usr/sbin/pgbouncer >/dev/null 2>&1 && exit 0; \
 	$(call install,postgresql pgbouncer faketime,tests of ICU locales and poolers and clocks need,No Debian PostgreSQL server or PgBouncer or faketime: the tests that need them are skipped.)
 
-screenshots: $(VENV)/.dev browser ## Take the pictures of the documentation again
+screenshots: $(VENV)/.dev browser ## Renew the pictures of the documents
 	CLINIKO_TEST_PICTURES=docs/images $(BIN)/pytest -m slow cliniko_pipeline_tests/e2e/test_dagster_ui.py \
 		cliniko_pipeline_tests/e2e/page/test_organization.py::test_organization_is_shown_as_it_is_stored
 
@@ -89,7 +89,7 @@ format: $(VENV)/.dev ## Bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-constraints: ## Pin every dependency anew, at its newest release
+constraints: ## Pin every dependency at its newest release
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/pip install --quiet '.[dev]'
 	build/constraints/bin/pip freeze --exclude cliniko_pipeline | grep -v ' @ ' > constraints.txt
