@@ -8,7 +8,7 @@ from cliniko_pipeline.cli.terminal import output_console, shown, utc_text
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.orchestration.alerts.channels import channels, require_known, send
 from cliniko_pipeline.orchestration.alerts.messages import TEST
-from cliniko_pipeline.postgres.operator_tables.alerts import Alert, Notice, open_alerts
+from cliniko_pipeline.postgres.operator_tables.alerts import Alert, Message, open_alerts
 
 
 @click.group()
@@ -37,11 +37,11 @@ def try_() -> None:
             "CLINIKO_ALERT_URLS is not set, so no alert is sent. Set it to Apprise URLs, such as"
             " mailto://USER:PASSWORD@HOST?to=ADDRESS."
         )
-    notice = Notice(TEST, "A test of cliniko_pipeline's alerts", "This is a test. No action is needed.")
+    message = Message(TEST, "A test of cliniko_pipeline's alerts", "This is a test. No action is needed.")
     failed: list[str] = []
     for channel in known:
         require_known(channel)
-        is_sent = send(channel, notice)
+        is_sent = send(channel, message)
         click.echo(f"{channel.label}: {'sent' if is_sent else 'failed'}")
         failed += [] if is_sent else [channel.label]
     if failed:

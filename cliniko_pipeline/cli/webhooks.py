@@ -12,7 +12,7 @@ from rich.table import Table
 from cliniko_pipeline.cli.session import session
 from cliniko_pipeline.cli.terminal import output_console, shown, utc_text
 from cliniko_pipeline.errors import ArgumentError, CredentialsError
-from cliniko_pipeline.orchestration.plans.webhooks import trial
+from cliniko_pipeline.orchestration.plans.webhooks import trial_message
 from cliniko_pipeline.orchestration.webhooks.posting import Destination, post, require_usable
 from cliniko_pipeline.postgres.operator_tables import organizations as stored
 from cliniko_pipeline.postgres.operator_tables import webhook_deliveries as deliveries
@@ -164,7 +164,7 @@ def try_(organization_id: str) -> None:
             target = deliveries.target(connection, organization_id)
         destination = Destination.from_text(runtime.vault.decrypt_text(target.encrypted))
         now = runtime.now()
-    answer = post(destination, f"test_{uuid4()}", trial(organization_id, now), now)
+    answer = post(destination, f"test_{uuid4()}", trial_message(organization_id, now), now)
     if not answer.is_taken:
         raise ArgumentError(f"{destination.label} refused the test message: {answer.outcome}.")
     click.echo(f"{destination.label} accepted the test message: {answer.outcome}.")

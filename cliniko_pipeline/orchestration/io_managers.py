@@ -34,7 +34,7 @@ from cliniko_pipeline.orchestration.checks.clocks import store_clock_check
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.record_batches import WritingBehind
 from cliniko_pipeline.orchestration.runs.failures import failure
-from cliniko_pipeline.orchestration.runs.recomputation import is_forced, is_full, is_whole_sync
+from cliniko_pipeline.orchestration.runs.recomputation import is_complete_sync, is_forced, is_full
 from cliniko_pipeline.orchestration.ui_metadata.column_lineage import lineage
 from cliniko_pipeline.orchestration.ui_metadata.tables import numbers, problems
 from cliniko_pipeline.postgres.engine import sql
@@ -204,7 +204,7 @@ class PostgresIOManager(dg.IOManager):
             with self._database.turn(organization_id) as result.require_turn:
                 yield result
             began_at = self._finish(context, organization_id, result)
-            if context.asset_key == ACTIVE_PATIENTS_KEY and is_whole_sync(context.step_context.job_def):
+            if context.asset_key == ACTIVE_PATIENTS_KEY and is_complete_sync(context.step_context.job_def):
                 with self._database.operator() as connection:
                     scheduling.note_success(connection, organization_id, read_began_at=began_at)
         except ClinikoPipelineError as error:

@@ -1,4 +1,4 @@
-"""The settings in the form in which the plans take them."""
+"""The settings of schedules, as arguments of the plans."""
 
 from datetime import timedelta
 
@@ -7,7 +7,7 @@ from cliniko_pipeline.settings import Settings
 
 
 def default_schedule(settings: Settings) -> DefaultSchedule:
-    """What holds for an organization without a schedule of its own."""
+    """Return the schedule of organizations without their own."""
     return DefaultSchedule(
         sync_every_minutes=settings.sync_every_minutes or None,
         full_sync_at=settings.full_sync_at,

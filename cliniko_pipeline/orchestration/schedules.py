@@ -1,4 +1,4 @@
-"""What starts syncs by itself."""
+"""Schedules: syncs and comparisons of counts."""
 
 from datetime import UTC, timedelta
 
@@ -18,20 +18,20 @@ from cliniko_pipeline.sync_options import PARTITION_TAG
 @dg.schedule(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
     name="cliniko_syncs",
     job=cliniko_sync,
-    # A tick a minute, each of which requests what is due: so the organizations are spread over the hour.
+    # Each tick requests what is due, so the organizations are spread over the hour.
     cron_schedule="* * * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description=(
-        "Syncs every organization hourly and, at night, in full; each at a minute of its own. Settings and"
-        " `cliniko-pipeline organizations schedule` say otherwise. Skips those that are disabled or paused and those"
-        " whose last run still goes on."
+        "Syncs every organization hourly and, at night, in full, each at its own minute. Settings and"
+        " `cliniko-pipeline organizations schedule` change the times. Skips organizations that are disabled, paused or"
+        " in flight."
     ),
 )
 def cliniko_syncs(
     context: dg.ScheduleEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> list[dg.RunRequest] | dg.SkipReason:
-    """The runs that are due."""
+    """Return the due syncs."""
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
     now = runtime.to_database_time(context.scheduled_execution_time.astimezone(UTC))
@@ -39,7 +39,7 @@ def cliniko_syncs(
     with runtime.database.operator() as connection:
         found = scheduling.schedulings(connection)
         due = due_syncs(found, in_flight, default_schedule(runtime.settings), now)
-        scheduling.note_requested(connection, {each.organization_id: each.is_full for each in due}, now)
+        scheduling.note_requested(connection, {sync.organization_id: sync.is_full for sync in due}, now)
     if not due:
         return dg.SkipReason(f"None of {len(found)} organizations is due.")
     return [
@@ -56,14 +56,14 @@ def cliniko_syncs(
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description=(
-        "Compares every organization's numbers of records with Cliniko's once a day (a setting), each at a minute of"
-        " its own; skips those that `cliniko_syncs` skips."
+        "Compares the record counts of every organization with Cliniko's once a day (a setting), each at its own"
+        " minute. Skips the same organizations as `cliniko_syncs`."
     ),
 )
 def cliniko_count_comparisons(
     context: dg.ScheduleEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> list[dg.RunRequest] | dg.SkipReason:
-    """The comparisons that are due."""
+    """Return the due comparisons."""
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
     now = runtime.to_database_time(context.scheduled_execution_time.astimezone(UTC))
@@ -75,4 +75,4 @@ def cliniko_count_comparisons(
         scheduling.note_counts_requested(connection, due, now)
     if not due:
         return dg.SkipReason(f"None of {len(found)} organizations is due.")
-    return [dg.RunRequest(run_key=f"{each} {now.isoformat()}", tags={PARTITION_TAG: each}) for each in due]
+    return [dg.RunRequest(run_key=f"{id_} {now.isoformat()}", tags={PARTITION_TAG: id_}) for id_ in due]

@@ -1,6 +1,4 @@
-"""What watches: partitions follow the organizations, runs whose process died are noted as failed, and the operator is
-told of what is wrong.
-"""
+"""Sensors: partitions, lost and failed runs, freshness, alerts, and incoming and outgoing webhooks."""
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -9,7 +7,7 @@ from datetime import UTC
 import dagster as dg
 
 from cliniko_pipeline.errors import ClinikoPipelineError
-from cliniko_pipeline.orchestration.alerts.delivery import changed_freshness, decide, send_waiting
+from cliniko_pipeline.orchestration.alerts.delivery import note_freshness, plan_messages, send_messages
 from cliniko_pipeline.orchestration.assets.active_patients import active_patients
 from cliniko_pipeline.orchestration.checks.active_patients import FRESHNESS
 from cliniko_pipeline.orchestration.instance.start_rehearsal import rehearse_at_start
@@ -20,11 +18,11 @@ from cliniko_pipeline.orchestration.plans.webhooks import AnnouncedSync, announc
 from cliniko_pipeline.orchestration.runs.failures import is_failed_check, is_permanent, reason_of
 from cliniko_pipeline.orchestration.runs.in_flight import WITH_PROCESS, has_backfill, organizations_in_flight
 from cliniko_pipeline.orchestration.runs.in_process import ABANDONED, end_abandoned_runs
-from cliniko_pipeline.orchestration.runs.liveness import forget_ended_runs
-from cliniko_pipeline.orchestration.runs.liveness import lost_runs as find_lost_runs
+from cliniko_pipeline.orchestration.runs.liveness import delete_ended_heartbeats, find_lost_runs
 from cliniko_pipeline.orchestration.runs.requests import sync_request
-from cliniko_pipeline.orchestration.webhooks.deliveries import forget_old, put_down, send_due
+from cliniko_pipeline.orchestration.webhooks.deliveries import enqueue_deliveries, send_due_deliveries
 from cliniko_pipeline.postgres.operator_tables import organizations, scheduling, webhooks
+from cliniko_pipeline.postgres.operator_tables import webhook_deliveries as stored_deliveries
 from cliniko_pipeline.postgres.schema.identity import copy_problem
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import PARTITION_TAG, PARTITIONS
@@ -41,12 +39,12 @@ RUN_KEY_TAG = "dagster/run_key"
 def organization_partitions(
     context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> dg.SensorResult | dg.SkipReason:
-    """The changes of the partitions. The first tick rehearses a sync: no other is sooner after the daemon's start."""
+    """Return the changes of the partitions. The first tick, the daemon's earliest, also rehearses a sync."""
     rehearse_at_start(runtime, context.log)
     try:
         source = _active_organizations(runtime)
     except ClinikoPipelineError as error:
-        return dg.SkipReason(f"Nothing is changed, since the organizations cannot be read: {error}")
+        return dg.SkipReason(f"The partitions stay, since the organizations cannot be read: {error}")
     existing = set(context.instance.get_dynamic_partitions(PARTITIONS))
     in_flight = existing if has_backfill(context.instance) else organizations_in_flight(context.instance)
     changes = plan_partitions(source, existing, in_flight)
@@ -55,7 +53,7 @@ def organization_partitions(
         *([ORGANIZATIONS.build_delete_request(list(changes.removed))] if changes.removed else []),
     ]
     if not requests:
-        return dg.SkipReason(f"The {len(existing)} partitions are those of the organizations.")
+        return dg.SkipReason(f"The {len(existing)} partitions equal the active organizations.")
     return dg.SensorResult(dynamic_partitions_requests=requests)
 
 
@@ -63,35 +61,35 @@ def organization_partitions(
     name="lost_runs",
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Ends the runs whose process was killed, on whatever machine, where nobody else noticed.",
+    description="Marks runs whose process was killed, on any machine, as failed.",
 )
 def lost_runs(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
-    """Requests nothing: what it ends, `failed_runs` hears of."""
+    """Mark lost runs as failed; `failed_runs` then notes their failures."""
     runs = context.instance.get_runs(dg.RunsFilter(statuses=WITH_PROCESS))
     lost = find_lost_runs(runtime, runs)
     for organization_id in {run.tags[PARTITION_TAG] for run in lost if PARTITION_TAG in run.tags}:
         end_abandoned_runs(context.instance, runtime, organization_id)
-    forget_ended_runs(context.instance, runtime)
-    return dg.SkipReason(f"Of {len(runs)} runs that go on, {len(lost)} had lost their process and were ended.")
+    delete_ended_heartbeats(context.instance, runtime)
+    return dg.SkipReason(f"Of {len(runs)} unfinished runs, {len(lost)} were lost and are now failed.")
 
 
 @dg.run_failure_sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
     name="failed_runs",
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Notes in cliniko.sync_runs what a run could not note itself, since its process died; and lets the schedule try"
-        " again, later and later, what failed for a reason that passes."
+        "Completes the rows of killed runs in cliniko.sync_runs, and schedules a retry after a transient failure, with"
+        " increasing delays."
     ),
 )
 def failed_runs(context: dg.RunFailureSensorContext, runtime: dg.ResourceParam[Runtime]) -> None:
-    """Ends what the run left unfinished, and notes when to try again."""
+    """Note the run's failure, and when to retry."""
     run = context.dagster_run
     organization_id = run.tags.get(PARTITION_TAG)
     if organization_id is None:
         return
     end_abandoned_runs(context.instance, runtime, organization_id)
     events = context.get_step_failure_events()
-    # A check that does not hold is told as such, and what only compares is repeated with its next turn.
+    # A failed check raises its own alert, and a comparison of counts is repeated when it is next due.
     if run.job_name == cliniko_counts.name or (events and all(map(is_failed_check, events))):
         return
     record = context.instance.get_run_record_by_id(run.run_id)
@@ -99,7 +97,7 @@ def failed_runs(context: dg.RunFailureSensorContext, runtime: dg.ResourceParam[R
         scheduling.note_failure(
             connection,
             organization_id,
-            begun_at=runtime.now() if record is None else record.create_timestamp.astimezone(UTC),
+            started_at=runtime.now() if record is None else record.create_timestamp.astimezone(UTC),
             reason=next(map(reason_of, events), ABANDONED),
             run_id=run.run_id,
             is_permanent=any(map(is_permanent, events)),
@@ -110,27 +108,27 @@ def failed_runs(context: dg.RunFailureSensorContext, runtime: dg.ResourceParam[R
     name="stale_organizations",
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Says of active_patients where it has become older than promised: no run is there to say it.",
+    description="Evaluates the freshness check of active_patients between runs.",
 )
 def stale_organizations(
     context: dg.SensorEvaluationContext,  # noqa: ARG001 (Dagster passes it by position)
     runtime: dg.ResourceParam[Runtime],
 ) -> dg.SensorResult | dg.SkipReason:
-    """The results of the check, of the organizations for which it is another than before."""
-    changed = changed_freshness(runtime, runtime.now())
+    """Return the check's results that differ from the stored ones."""
+    changed = note_freshness(runtime, runtime.now())
     if not changed:
-        return dg.SkipReason("Nothing has become older than promised, or fresh again.")
+        return dg.SkipReason("The freshness of no organization has changed.")
     return dg.SensorResult(
         asset_events=[
             dg.AssetCheckEvaluation(
                 asset_key=active_patients.key,
                 check_name=FRESHNESS,
-                passed=each.holds,
+                passed=result.holds,
                 severity=dg.AssetCheckSeverity.ERROR,
-                description=each.remark,
-                partition=each.organization_id,
+                description=result.remark,
+                partition=result.organization_id,
             )
-            for each in changed
+            for result in changed
         ]
     )
 
@@ -140,19 +138,19 @@ def stale_organizations(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Tells the operator (CLINIKO_ALERT_URLS) of syncs that fail or pause, of checks that do not hold, and when that"
-        " is over: each once."
+        "Sends an alert to CLINIKO_ALERT_URLS when syncs fail or pause or a check fails, and a message when the problem"
+        " is solved."
     ),
 )
 def alerts(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
-    """Requests nothing: what it does is to tell."""
+    """Queue messages about new and solved problems, and send the queued ones."""
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
-    decided = decide(runtime)
-    sent = send_waiting(runtime)
+    planned = plan_messages(runtime)
+    sent = send_messages(runtime)
     for label in sent.failing:
-        context.log.warning("A notice was not taken by %s of CLINIKO_ALERT_URLS; it is tried again later.", label)
-    return dg.SkipReason(f"{decided} things to tell; {sent.taken} notices sent, {sent.waiting} wait.")
+        context.log.warning("%s of CLINIKO_ALERT_URLS did not take a message, which will be sent again.", label)
+    return dg.SkipReason(f"{planned} new messages; {sent.taken} sent, {sent.waiting} waiting.")
 
 
 @dg.sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
@@ -161,32 +159,32 @@ def alerts(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtim
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Syncs the organizations of which a webhook has said that something changed: all that came meanwhile in one"
-        " run, after the one that goes on."
+        "Syncs the organizations with webhook events, in one run per organization. Events received during a run are"
+        " synced by the next one."
     ),
 )
 def webhook_syncs(
     context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> list[dg.RunRequest] | dg.SkipReason:
-    """The runs of what is not known to have been read; nothing is taken for read since it was requested."""
+    """Return the runs for pending events. Events stay pending until a run that began later has succeeded."""
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
     with runtime.database.operator() as connection:
-        webhooks.forget_events(connection)
+        webhooks.delete_old_events(connection)
         pending = webhooks.pending_events(connection)
     if not pending:
-        return dg.SkipReason("All that webhooks have said is synced.")
-    # One that was just added has no partition for a moment, and its run would fail.
+        return dg.SkipReason("No webhook events are pending.")
+    # A new organization has no partition for a moment. Its run would fail.
     missing = pending.keys() - set(context.instance.get_dynamic_partitions(PARTITIONS))
     in_flight = organizations_in_flight(context.instance) | missing
     now = runtime.now()
     with runtime.database.operator() as connection:
         planned = announced_syncs(pending, scheduling.schedulings(connection), in_flight, now)
-        known = _requested_before(context.instance, planned)
-        requested = [each for each in planned if each.run_key not in known]
-        scheduling.note_requested(connection, {each.organization_id: False for each in requested}, now)
+        known = _launched_run_keys(context.instance, planned)
+        requested = [sync for sync in planned if sync.run_key not in known]
+        scheduling.note_requested(connection, {sync.organization_id: False for sync in requested}, now)
     if not requested:
-        return dg.SkipReason(f"Of {len(pending)} organizations with webhooks, none can be synced now.")
+        return dg.SkipReason(f"None of the {len(pending)} organizations with webhook events can be synced now.")
     return [sync_request(sync.organization_id, sync.run_key) for sync in requested]
 
 
@@ -194,25 +192,27 @@ def webhook_syncs(
     name="webhook_deliveries",
     minimum_interval_seconds=10,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells those who want to know (cliniko-pipeline webhooks out) of each sync that has ended, once.",
+    description="Posts the result of each complete sync to the organization's webhook target, if it has one.",
 )
 def webhook_deliveries(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
-    """Requests nothing: what it does is to tell."""
+    """Enqueue deliveries of ended syncs, send the due ones, and delete old ones."""
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
-    added = put_down(runtime, context.instance)
-    told = send_due(runtime)
-    forget_old(runtime)
-    if told.given_up:
-        context.log.warning("%d deliveries were given up; `cliniko-pipeline webhooks out show` tells.", told.given_up)
-    return dg.SkipReason(f"{added} syncs to tell of; {told.taken} told, {told.delayed} to be tried again.")
+    added = enqueue_deliveries(runtime, context.instance)
+    sent = send_due_deliveries(runtime)
+    with runtime.database.operator() as connection:
+        stored_deliveries.delete_old_deliveries(connection)
+    if sent.given_up:
+        context.log.warning("%d deliveries were given up: see `cliniko-pipeline webhooks out show`.", sent.given_up)
+    return dg.SkipReason(f"{added} deliveries enqueued; {sent.taken} taken, {sent.delayed} to retry.")
 
 
-def _requested_before(instance: dg.DagsterInstance, planned: Sequence[AnnouncedSync]) -> set[str]:
-    """The keys of runs that Dagster has, and would not make again. To note these as requested would keep the schedule
-    from its turns.
+def _launched_run_keys(instance: dg.DagsterInstance, planned: Sequence[AnnouncedSync]) -> set[str]:
+    """Return the keys of runs that Dagster has launched and will not launch again.
+
+    To note these as requested would postpone scheduled syncs.
     """
-    keys = [each.run_key for each in planned]
+    keys = [sync.run_key for sync in planned]
     if not keys:
         return set()
     runs = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: keys}))
@@ -221,4 +221,4 @@ def _requested_before(instance: dg.DagsterInstance, planned: Sequence[AnnouncedS
 
 def _active_organizations(runtime: Runtime) -> AbstractSet[str]:
     with runtime.database.operator() as connection:
-        return {each.id for each in organizations.organizations(connection) if each.is_active}
+        return {found.id for found in organizations.organizations(connection) if found.is_active}

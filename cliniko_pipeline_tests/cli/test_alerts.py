@@ -2,7 +2,7 @@
 
 import json
 
-from cliniko_pipeline.orchestration.alerts.delivery import decide
+from cliniko_pipeline.orchestration.alerts.delivery import plan_messages
 from cliniko_pipeline.postgres.operator_tables.check_results import CheckResult, note_checks
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
@@ -27,7 +27,7 @@ def test_test_alert_goes_to_every_channel(command: CommandLine) -> None:
         assert "channel-secret" not in tried.stdout + tried.stderr
     assert_refused(command("alerts", "test"), "CLINIKO_ALERT_URLS is not set")
     tried = command("alerts", "test", CLINIKO_ALERT_URLS="carrierpigeon://loft-secret")
-    assert_refused(tried, "channel 1 (carrierpigeon) is not what Apprise understands")
+    assert_refused(tried, "Apprise does not understand the URL of channel 1 (carrierpigeon)")
     assert "loft-secret" not in tried.stderr
 
 
@@ -42,7 +42,7 @@ def test_problems_are_listed_and_all_pauses_end(
         claim = "every_active_patient_with_a_contact_is_stored_once"
         note_checks(connection, [CheckResult("alpha", "active_patients", claim, False, "1 is missing.", "run")])
     with open_runtime(load_settings(environ)) as runtime:
-        decide(runtime)
+        plan_messages(runtime)
     listed = command("alerts", "list").stdout
     assert listed.count("paused") == 2
     assert "[b]no key[/b]" in listed

@@ -52,7 +52,7 @@ def test_secrets_and_targets_are_refused(command: CommandLine, clinics: Clinics)
     for words in ("secrets create unknown", "out show unknown", "out set unknown https://hooks.example.org/"):
         assert_refused(command("webhooks", *words.split()), "unknown")
     with clinics.database.operator() as connection:
-        for _ in range(webhooks.MOST_SECRETS):
+        for _ in range(webhooks.MAX_SECRETS):
             webhooks.add_secret(connection, "alpha", {})
     assert_refused(command("webhooks", "secrets", "create", "alpha"), "revoke one")
     refused = command("webhooks", "out", "set", "alpha", "http://hooks.example.org/secret-path")

@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.orchestration.alerts.channels import _apprise, channels, require_known
-from cliniko_pipeline.orchestration.alerts.delivery import decide, send_waiting
-from cliniko_pipeline.orchestration.alerts.messages import MOST_AT_ONCE
+from cliniko_pipeline.orchestration.alerts.delivery import plan_messages, send_messages
+from cliniko_pipeline.orchestration.alerts.messages import MAX_SINGLE_MESSAGES
 from cliniko_pipeline.orchestration.sensors import alerts, stale_organizations
 from cliniko_pipeline.postgres.operator_tables import organizations, scheduling
 from cliniko_pipeline_tests.support.alert_channels import WebhookChannel, opened_channel
@@ -39,7 +39,7 @@ def watch(deployment: Deployment) -> str:
     return deployment.evaluate(alerts).skip_message or ""
 
 
-def changed_freshness(deployment: Deployment) -> list[dg.AssetCheckEvaluation]:
+def freshness_changes(deployment: Deployment) -> list[dg.AssetCheckEvaluation]:
     return list(deployment.evaluate(stale_organizations).asset_events or [])
 
 
@@ -79,7 +79,7 @@ def test_failed_check_is_notified_as_a_warning(deployment: Deployment, channel: 
     assert deployment.sync("beta").success
     watch(deployment)
     (message,) = channel.received
-    assert message["title"] == "Clinic beta (beta): does not hold: nothing was rejected (cliniko/patients)"
+    assert message["title"] == "Clinic beta (beta): check fails: nothing was rejected (cliniko/patients)"
     assert message["type"] == "warning"
     assert "1 of patients" in message["message"]
     assert "Hyacinth" not in str(message)
@@ -88,46 +88,46 @@ def test_failed_check_is_notified_as_a_warning(deployment: Deployment, channel: 
     account.put("patients", patient("9", "Hyacinth", "Mended") | {"updated_at": mended_at})
     assert deployment.sync("beta").success
     watch(deployment)
-    assert channel.titles[1:] == ["Clinic beta (beta): holds again: nothing was rejected (cliniko/patients)"]
+    assert channel.titles[1:] == ["Clinic beta (beta): check passes again: nothing was rejected (cliniko/patients)"]
 
 
 def test_stale_organization_is_notified_until_synced(deployment: Deployment, channel: WebhookChannel) -> None:
     """One that was just enabled is not stale."""
     assert deployment.sync("alpha").success
     deployment.tick()
-    assert changed_freshness(deployment) == []
+    assert freshness_changes(deployment) == []
     deployment.execute(
         "update cliniko.scheduling"
         " set succeeded_at = succeeded_at - interval '5 hours', known_since = now() - interval '9 days'"
     )
     with deployment.database.operator() as connection:
         scheduling.end_pause(connection, "beta")
-    assert [(each.partition, each.passed) for each in changed_freshness(deployment)] == [("alpha", False)]
-    assert changed_freshness(deployment) == [], "the change is reported once"
+    assert [(each.partition, each.passed) for each in freshness_changes(deployment)] == [("alpha", False)]
+    assert freshness_changes(deployment) == [], "the change is reported once"
     watch(deployment)
-    assert channel.titles == ["Clinic alpha (alpha): does not hold: is fresh (active_patients)"]
+    assert channel.titles == ["Clinic alpha (alpha): check fails: is fresh (active_patients)"]
     assert deployment.sync("alpha").success
     watch(deployment)
-    assert channel.titles[1:] == ["Clinic alpha (alpha): holds again: is fresh (active_patients)"]
+    assert channel.titles[1:] == ["Clinic alpha (alpha): check passes again: is fresh (active_patients)"]
 
 
-def test_notice_is_retried_later_and_in_order(
+def test_message_is_retried_later_and_in_order(
     deployment: Deployment, channel: WebhookChannel, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     channel.is_down = True
     deployment.pause("alpha")
-    assert "0 notices sent, 1 wait" in watch(deployment)
+    assert "0 sent, 1 waiting" in watch(deployment)
     stored = deployment.execute("select to_jsonb(notices)::text from cliniko.notices as notices")
     shown = [*stored, caplog.text, *capfd.readouterr(), repr(deployment.pipeline.runtime.settings)]
     assert stored
     assert "channel-secret" not in "".join(shown)
     channel.is_down = False
-    assert "0 notices sent, 0 wait" in watch(deployment), "it is not due yet"
+    assert "0 sent, 0 waiting" in watch(deployment), "it is not due yet"
     deployment.pause("beta")
     watch(deployment)
     assert channel.titles == [], "a newer notice waits for the older one"
     deployment.execute("update cliniko.notices set send_at = now()")
-    assert "2 notices sent" in watch(deployment)
+    assert "2 sent" in watch(deployment)
     assert channel.titles == ["Clinic alpha (alpha): paused", "Clinic beta (beta): paused"]
     organizations.remove(deployment.database, "alpha")
     watch(deployment)
@@ -142,20 +142,20 @@ def test_channel_that_is_down_delays_no_other(database_url: URL, tmp_path: Path,
         with opened_deployment(environment(database_url, tmp_path) | urls) as deployment:
             deployment.pause("alpha")
             deployment.pause("beta")
-            decide(deployment.pipeline.runtime)
-            sent = send_waiting(deployment.pipeline.runtime)
+            plan_messages(deployment.pipeline.runtime)
+            sent = send_messages(deployment.pipeline.runtime)
     assert (sent.taken, sent.waiting, sent.failing) == (2, 2, ("channel 1 (json)",))
     assert len(channel.titles) == 2
 
 
-def test_problems_of_many_are_one_notice(deployment: Deployment, channel: WebhookChannel) -> None:
-    names = [f"clinic-{number}" for number in range(MOST_AT_ONCE + 1)]
+def test_problems_of_many_are_one_message(deployment: Deployment, channel: WebhookChannel) -> None:
+    names = [f"clinic-{number}" for number in range(MAX_SINGLE_MESSAGES + 1)]
     for name in names:
         deployment.pipeline.add_organization(name, deployment.sandbox, deployment.accounts["alpha"])
         deployment.pause(name, "no key opens the credentials", f"run-of-{name}")
     watch(deployment)
     (message,) = channel.received
-    assert message["title"] == "11 new troubles"
+    assert message["title"] == "11 problems"
     for name in names:
         assert f"({name}): paused" in message["message"]
         assert f"https://dagster.example.org/runs/run-of-{name}" in message["message"]
@@ -164,8 +164,8 @@ def test_problems_of_many_are_one_notice(deployment: Deployment, channel: Webhoo
 def test_alert_without_a_channel_is_stored_only(database_url: URL, tmp_path: Path) -> None:
     with opened_deployment(environment(database_url, tmp_path)) as deployment:
         deployment.pause("alpha")
-        assert decide(deployment.pipeline.runtime) == 1
-        assert send_waiting(deployment.pipeline.runtime).waiting == 0
+        assert plan_messages(deployment.pipeline.runtime) == 1
+        assert send_messages(deployment.pipeline.runtime).waiting == 0
         assert deployment.execute("select name || ' ' || kind from cliniko.alerts") == ["sync paused"]
 
 
@@ -174,15 +174,15 @@ def test_third_failure_after_the_last_success_is_notified(deployment: Deployment
     assert deployment.sync("alpha").success
     for is_permanent in (True, False, False, False):
         assert channel.titles == []
-        begun_at = before if is_permanent else datetime.now(UTC)
-        failed = {"reason": "down", "run_id": "run", "begun_at": begun_at, "is_permanent": is_permanent}
+        started_at = before if is_permanent else datetime.now(UTC)
+        failed = {"reason": "down", "run_id": "run", "started_at": started_at, "is_permanent": is_permanent}
         with deployment.database.operator() as connection:
             scheduling.note_failure(connection, "alpha", **failed)
         watch(deployment)
     assert channel.titles == ["Clinic alpha (alpha): syncs fail"]
 
 
-def test_long_notice_is_sent_in_parts() -> None:
+def test_long_message_is_sent_in_parts() -> None:
     secrets = ("discord://123456789/abcdefghij", "tgram://123456789:abcdefghijklmnopqrstuvwxyz-_12345678/1")
     for channel in channels([SecretStr(each) for each in secrets]):
         require_known(channel)

@@ -39,7 +39,7 @@ def test_missing_organizations_keep_partitions_and_raise_an_alert(
     deployment.evaluate(alerts)
     assert channel.titles == [
         "Clinic alpha (alpha): paused",
-        "all organizations: not found any more",
+        "all organizations: not found",
         "all organizations: found again",
     ]
     message = channel.received[1]["message"]

@@ -143,7 +143,7 @@ def test_retries_back_off_until_a_sync_succeeds(deployment: Deployment) -> None:
     for _ in range(8):
         with deployment.database.operator() as connection:
             scheduling.note_failure(
-                connection, "alpha", reason="down", run_id="run", begun_at=datetime.now(UTC), is_permanent=False
+                connection, "alpha", reason="down", run_id="run", started_at=datetime.now(UTC), is_permanent=False
             )
             query = "select retry_at - now() from cliniko.scheduling where organization_id = 'alpha'"
             waits.append(connection.exec_driver_sql(query).scalar_one())

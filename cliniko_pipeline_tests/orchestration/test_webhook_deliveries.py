@@ -10,9 +10,9 @@ import pytest
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.orchestration.plans.webhooks import DELAYS
 from cliniko_pipeline.orchestration.sensors import webhook_deliveries
-from cliniko_pipeline.orchestration.webhooks import deliveries as webhook_telling
-from cliniko_pipeline.orchestration.webhooks import posting as webhook_sending
-from cliniko_pipeline.orchestration.webhooks.deliveries import GONE, send_due
+from cliniko_pipeline.orchestration.webhooks import deliveries as webhook_deliveries_module
+from cliniko_pipeline.orchestration.webhooks import posting
+from cliniko_pipeline.orchestration.webhooks.deliveries import GONE, send_due_deliveries
 from cliniko_pipeline.orchestration.webhooks.posting import Answer, Destination, post, require_usable
 from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline.postgres.operator_tables import webhook_deliveries as stored
@@ -113,7 +113,7 @@ def test_new_target_gets_only_syncs_that_end_later(deployment: Deployment, serve
 def test_delivery_is_sent_when_dagsters_run_has_ended(
     deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failed sync may continue until then; later syncs are delivered meanwhile, and none is passed over."""
+    """A failed sync may continue until then; later syncs are delivered before it, and none is skipped."""
     run = deployment.add_run(dg.DagsterRunStatus.STARTED, {})
     note_run(deployment, run.run_id, "failed", hours=2)
     note_run(deployment, "later", hours=1)
@@ -137,7 +137,7 @@ def test_delivery_is_sent_when_dagsters_run_has_ended(
 def test_more_runs_than_a_batch_are_all_delivered(
     deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored, "_MOST", 5)
+    monkeypatch.setattr(stored, "BATCH_SIZE", 5)
     for number in range(12):
         note_run(deployment, f"run-{number}", hours=14 - number)
     for _ in range(4):
@@ -176,7 +176,7 @@ def test_target_that_recovers_gets_each_delivery_once(deployment: Deployment, ta
     target.status = 204
     let_pass(deployment, "10 minutes")
     with ThreadPoolExecutor(4) as threads:
-        sent = list(threads.map(lambda _: send_due(deployment.pipeline.runtime), range(4)))
+        sent = list(threads.map(lambda _: send_due_deliveries(deployment.pipeline.runtime), range(4)))
     assert sum(each.taken for each in sent) == 2
     assert sorted(target.ids) == ["sync_first", "sync_second"]
     assert all(each.is_taken for each in deliveries(deployment))
@@ -202,7 +202,7 @@ def test_status_410_disables_the_target_until_set_again(
     target.status = 410
     note_run(deployment, "first", hours=1)
     with monkeypatch.context() as patched:
-        patched.setattr(webhook_telling, "post", post_while_replaced)
+        patched.setattr(webhook_deliveries_module, "post", post_while_replaced)
         tick(deployment)
     assert stored_target(deployment).disabled_at is None, "another target answered"
     let_pass(deployment, "1 minute")
@@ -225,7 +225,7 @@ def test_status_410_disables_the_target_until_set_again(
 def test_slow_target_times_out_and_delays_no_other(
     deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook_sending, "EXCHANGE_SECONDS", 1)
+    monkeypatch.setattr(posting, "EXCHANGE_SECONDS", 1)
     with opened_target() as slow:
         slow.drips, slow.secret = True, target.secret
         set_target(deployment, slow, "alpha")
@@ -252,7 +252,7 @@ def test_unreachable_target_is_reported_without_its_url(server: WebhookTarget) -
 def test_backlog_of_a_target_delays_no_other(
     deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored, "_MOST", 4)
+    monkeypatch.setattr(stored, "BATCH_SIZE", 4)
     set_target(deployment, target, "alpha", f"http://127.0.0.1:{closed_port()}")
     set_target(deployment, target, "beta")
     deployment.execute(
@@ -260,10 +260,10 @@ def test_backlog_of_a_target_delays_no_other(
         " select 'alpha', n, '{}', now() - interval '1 hour' from generate_series(1, 6) as n"
     )
     note_run(deployment, "of-beta", organization_id="beta")
-    assert "1 told, 1 to be tried again" in tick(deployment)
+    assert "1 taken, 1 to retry" in tick(deployment)
     assert [each["data"]["organization_id"] for each in target.verified()] == ["beta"]
     let_pass(deployment, "1 second")
-    assert "0 told, 0 to be tried again" in tick(deployment), "the rest of the backlog waits, too"
+    assert "0 taken, 0 to retry" in tick(deployment), "the rest of the backlog waits, too"
     set_target(deployment, target, "alpha")
     let_pass(deployment, "5 minutes")
     for _ in range(2):
@@ -274,7 +274,7 @@ def test_backlog_of_a_target_delays_no_other(
 def test_target_without_a_usable_key_is_retried(deployment: Deployment, target: WebhookTarget) -> None:
     note_run(deployment, "run")
     deployment.execute("update cliniko.webhook_targets set encrypted = '{}'")
-    assert "1 to be tried again" in tick(deployment)
+    assert "1 to retry" in tick(deployment)
     assert "decrypted" in str(deliveries(deployment)[0].outcome)
 
 

@@ -1,4 +1,4 @@
-"""Where notices go: Apprise, which speaks e-mail, Slack, Teams, webhooks and many more."""
+"""Alert channels, by Apprise: e-mail, Slack, Teams, webhooks and many more."""
 
 import logging
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ from pydantic import SecretStr
 from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.orchestration.alerts.messages import RECOVERED, TEST
 from cliniko_pipeline.orchestration.plans.alerts import CHECK
-from cliniko_pipeline.postgres.operator_tables.alerts import Notice
+from cliniko_pipeline.postgres.operator_tables.alerts import Message
 
 _TYPES = {RECOVERED: "success", TEST: "info", CHECK: "warning"}
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One of CLINIKO_ALERT_URLS. `label` is what may be shown of it, `digest` what it is recognized by."""
+    """One of CLINIKO_ALERT_URLS. `label` may be shown; `digest` identifies it in the database."""
 
     position: int
     digest: str
@@ -27,7 +27,7 @@ class Channel:
 
 
 def channels(urls: Iterable[SecretStr]) -> list[Channel]:
-    """The channels of the setting, in its order."""
+    """Return the channels of the setting, in its order."""
     return [
         Channel(
             position,
@@ -40,40 +40,40 @@ def channels(urls: Iterable[SecretStr]) -> list[Channel]:
 
 
 def require_known(channel: Channel) -> None:
-    """Raises SettingsError where Apprise cannot make anything of the URL."""
+    """Raise SettingsError if Apprise does not understand the URL."""
     if not _apprise(channel):
         raise SettingsError(
-            f"CLINIKO_ALERT_URLS: {channel.label} is not what Apprise understands; its documentation tells how the URL"
-            " of each service is written."
+            f"CLINIKO_ALERT_URLS: Apprise does not understand the URL of {channel.label}. Its documentation shows the"
+            " URLs of each service."
         )
 
 
-def send(channel: Channel, notice: Notice) -> bool:
-    """Whether the channel took the notice, which is plain text: what in it looks like a service's markup is escaped.
+def send(channel: Channel, message: Message) -> bool:
+    """Send the message as plain text; return whether the channel took it. Raise nothing.
 
-    Takes a few seconds at most where the service answers; raises nothing.
+    Takes a few seconds at most if the service answers.
     """
     target = _apprise(channel)
     if not target:
         return False
     try:
-        kind = _TYPES.get(notice.kind, "failure")
-        return bool(target.notify(title=notice.title, body=notice.body, notify_type=kind, body_format="text"))
-    except Exception:  # noqa: BLE001 (whatever one of a hundred services' modules may raise)
+        kind = _TYPES.get(message.kind, "failure")
+        return bool(target.notify(title=message.title, body=message.body, notify_type=kind, body_format="text"))
+    except Exception:  # noqa: BLE001 (a hundred services' modules raise what they like)
         return False
 
 
 def _apprise(channel: Channel) -> Any:
-    """Apprise's own object; None where it understands nothing of the URL."""
-    # Half a second that only who sends has to spend.
+    """Return Apprise's object; None if it does not understand the URL."""
+    # The import takes half a second.
     import apprise  # noqa: PLC0415
 
-    # It tells of failures with the URL, and that holds secrets; what failed is told by whoever sends.
+    # Apprise logs failures with the URL, which holds secrets. The caller reports them instead.
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
     target: Any = apprise.Apprise(asset=apprise.AppriseAsset(app_id="cliniko_pipeline", secure_logging=True))
     if not target.add(channel.url.get_secret_value()):
         return None
     for service in target:
-        # What is longer than a service takes comes in parts, not in vain.
+        # Text that exceeds a service's limit is sent in parts.
         service.overflow_mode = apprise.OverflowMode.SPLIT
     return target

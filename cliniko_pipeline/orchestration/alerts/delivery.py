@@ -1,7 +1,7 @@
-"""Tells the operator what is wrong: decides by the plans, puts notices down, sends what waits.
+"""Alerts: messages about problems are queued for each channel, then sent.
 
-A notice is put down in the transaction that decides it, for each channel, and goes when the channel has taken it: one
-whose channel is down waits and is tried again, and a process killed in between sends one again at worst.
+A message is queued in the transaction that decides it, and deleted when its channel has taken it. A process killed in
+between sends it again.
 """
 
 import time
@@ -12,9 +12,15 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import NoOrganizationsError
 from cliniko_pipeline.orchestration.alerts.channels import channels, send
-from cliniko_pipeline.orchestration.alerts.messages import notices
+from cliniko_pipeline.orchestration.alerts.messages import build_messages
 from cliniko_pipeline.orchestration.checks.active_patients import FRESHNESS
-from cliniko_pipeline.orchestration.plans.alerts import ALL_ORGANIZATIONS, MISSING, Problem, plan_alerts, problems
+from cliniko_pipeline.orchestration.plans.alerts import (
+    ALL_ORGANIZATIONS,
+    MISSING,
+    Problem,
+    find_problems,
+    plan_alerts,
+)
 from cliniko_pipeline.orchestration.plans.due_syncs import freshness
 from cliniko_pipeline.orchestration.schedule_settings import default_schedule
 from cliniko_pipeline.postgres.operator_tables import alerts, organizations, scheduling
@@ -22,97 +28,99 @@ from cliniko_pipeline.postgres.operator_tables.check_results import CheckResult,
 from cliniko_pipeline.runtime import Runtime
 
 ACTIVE_PATIENTS = "active_patients"
-SECONDS_TO_SEND = 30.0
-"""A sensor has sixty; what is left is sent by the next tick."""
+SENDING_SECONDS = 30.0
+"""The limit for one tick. Dagster ends a sensor's tick after 60 s; the next tick sends the rest."""
 
 
 @dataclass(frozen=True)
-class Sent:
-    """How many notices were taken, and how many were not and are tried again; which channels did not take them."""
+class SentMessages:
+    """How many messages were taken, how many are waiting, and the labels of the failing channels."""
 
     taken: int
     waiting: int
     failing: tuple[str, ...]
 
 
-def changed_freshness(runtime: Runtime, now: datetime) -> list[CheckResult]:
-    """Notes which organizations have become older than promised, or are no longer, and returns these."""
+def note_freshness(runtime: Runtime, now: datetime) -> list[CheckResult]:
+    """Store the freshness of the organizations for which it has changed; return these results."""
     settings = runtime.settings
     with runtime.database.operator() as connection:
-        noted = {each.organization_id for each in failed_checks(connection) if each.name == FRESHNESS}
+        stale = {check.organization_id for check in failed_checks(connection) if check.name == FRESHNESS}
         changed = [
-            CheckResult(each.organization_id, ACTIVE_PATIENTS, FRESHNESS, fresh.holds, fresh.remark, run_id=None)
-            for each in scheduling.schedulings(connection)
-            for fresh in [freshness(each, default_schedule(settings), settings.fresh_within, now)]
-            if fresh.holds == (each.organization_id in noted)
+            CheckResult(state.organization_id, ACTIVE_PATIENTS, FRESHNESS, fresh.holds, fresh.remark, run_id=None)
+            for state in scheduling.schedulings(connection)
+            for fresh in [freshness(state, default_schedule(settings), settings.fresh_within, now)]
+            if fresh.holds == (state.organization_id in stale)
         ]
         note_checks(connection, changed)
     return changed
 
 
-def decide(runtime: Runtime, now: datetime | None = None) -> int:
-    """Puts down what is to be told, and returns how much that is. Of two processes one at a time decides."""
+def plan_messages(runtime: Runtime, now: datetime | None = None) -> int:
+    """Queue messages about new, repeated and solved problems; return how many. One process at a time decides."""
     now = now or runtime.now()
     settings = runtime.settings
     repeat_after = timedelta(hours=settings.alert_repeat_hours) if settings.alert_repeat_hours else None
     with runtime.database.operator() as connection:
-        alerts.take_turn(connection)
-        known = alerts.open_alerts(connection)
-        found = scheduling.schedulings(connection)
+        alerts.lock(connection)
+        open_alerts = alerts.open_alerts(connection)
+        states = scheduling.schedulings(connection)
         stale = {
-            each.organization_id
-            for each in found
-            if not freshness(each, default_schedule(settings), settings.fresh_within, now).holds
+            state.organization_id
+            for state in states
+            if not freshness(state, default_schedule(settings), settings.fresh_within, now).holds
         }
-        # The result of that check may be older than the sync that has just ended.
-        failed = [each for each in failed_checks(connection) if each.name != FRESHNESS or each.organization_id in stale]
+        # A stored freshness may be older than the sync that has just ended.
+        failed = [
+            check for check in failed_checks(connection) if check.name != FRESHNESS or check.organization_id in stale
+        ]
         names, missing = _names(connection)
         if missing:
-            # Nothing is known of any single organization.
-            known = [each for each in known if each.organization_id == ALL_ORGANIZATIONS]
+            # The state of single organizations is unknown.
+            open_alerts = [alert for alert in open_alerts if alert.organization_id == ALL_ORGANIZATIONS]
         plan = plan_alerts(
-            [*missing, *problems(found, failed, settings.alert_after_failures, FRESHNESS)],
-            known,
-            watched={ALL_ORGANIZATIONS} | {each.organization_id for each in found if each.is_active},
+            [*missing, *find_problems(states, failed, settings.alert_after_failures, FRESHNESS)],
+            open_alerts,
+            watched={ALL_ORGANIZATIONS} | {state.organization_id for state in states if state.is_active},
             now=now,
             repeat_after=repeat_after,
-            recovering={each.organization_id for each in found if each.failure_reason is not None},
+            recovering={state.organization_id for state in states if state.failure_reason is not None},
         )
-        told = notices(plan, names, settings.ui_url, now)
-        alerts.add_notices(connection, [each.digest for each in channels(settings.alert_urls)], told)
+        messages = build_messages(plan, names, settings.ui_url, now)
+        alerts.add_messages(connection, [channel.digest for channel in channels(settings.alert_urls)], messages)
         alerts.save_alerts(connection, plan.kept)
         alerts.delete_alerts(connection, (*plan.recovered, *plan.forgotten))
-    return len(told)
+    return len(messages)
 
 
 def _names(connection: Connection) -> tuple[dict[str, str], list[Problem]]:
     """Return the organizations' names by id, and the problem that none is found where there were some."""
     try:
-        return {each.id: each.name for each in organizations.organizations(connection)}, []
+        return {found.id: found.name for found in organizations.organizations(connection)}, []
     except NoOrganizationsError as error:
         return {}, [Problem(ALL_ORGANIZATIONS, "organizations", MISSING, str(error), run_id=None)]
 
 
-def send_waiting(runtime: Runtime) -> Sent:
-    """Sends what waits; a channel that does not take one is left alone until the next time."""
+def send_messages(runtime: Runtime) -> SentMessages:
+    """Send the due messages. A channel that fails gets no second one in this call."""
     known = {channel.digest: channel for channel in channels(runtime.settings.alert_urls)}
     started = time.monotonic()
     taken = 0
     failing: dict[str, str] = {}
-    with runtime.database.operator() as turn:
-        alerts.take_turn(turn)
-        waiting = alerts.waiting_notices(turn)
-        for each in waiting:
-            channel = known.get(each.channel)
-            if each.channel in failing or time.monotonic() - started > SECONDS_TO_SEND:
+    with runtime.database.operator() as locked:
+        alerts.lock(locked)
+        due = alerts.due_messages(locked)
+        for queued in due:
+            channel = known.get(queued.channel)
+            if queued.channel in failing or time.monotonic() - started > SENDING_SECONDS:
                 continue
-            is_over = channel is None or send(channel, each.notice)
+            is_done = channel is None or send(channel, queued.message)
             with runtime.database.operator() as connection:
-                if is_over:
-                    alerts.delete_notice(connection, each.id)
+                if is_done:
+                    alerts.delete_message(connection, queued.id)
                     taken += channel is not None
                 else:
-                    alerts.delay_notice(connection, each.id)
-            if channel is not None and not is_over:
-                failing[each.channel] = channel.label
-    return Sent(taken, len(waiting) - taken, tuple(failing.values()))
+                    alerts.delay_message(connection, queued.id)
+            if channel is not None and not is_done:
+                failing[queued.channel] = channel.label
+    return SentMessages(taken, len(due) - taken, tuple(failing.values()))

@@ -1,110 +1,109 @@
-"""What alerts say: plain text, without a secret or a patient's data."""
+"""The texts of alerts: plain text, without secrets or patient data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from cliniko_pipeline.orchestration.plans.alerts import CHECK, FAILED, MISSING, PAUSED, SYNC, AlertPlan, Problem
-from cliniko_pipeline.postgres.operator_tables.alerts import Alert, Notice
+from cliniko_pipeline.postgres.operator_tables.alerts import Alert, Message
 
 RECOVERED = "recovered"
 TEST = "test"
 
-MOST_AT_ONCE = 10
-"""More notices than this at one time are told in one: a key that is wrong everywhere is one trouble, not a thousand."""
-LISTED = 25
+MAX_SINGLE_MESSAGES = 10
+"""More messages than this are sent as one digest: a key that fails everywhere is one problem, not a thousand."""
+MAX_LISTED = 25
 
 _ADVICE = {
     PAUSED: (
-        "Nothing is requested until this is mended. Store credentials that work (`cliniko-pipeline organizations add"
-        " {id} --name NAME`, or the application): it then goes on by itself. Or mend what is said above, then"
-        " `cliniko-pipeline organizations enable {id}`."
+        "Store working credentials (`cliniko-pipeline organizations add {id} --name NAME`, or in the application):"
+        " syncs then resume by themselves. If the credentials are right, solve the problem above, then run"
+        " `cliniko-pipeline organizations enable {id}`. Until then nothing is synced."
     ),
     FAILED: (
-        "It is tried again by itself; active_patients stays as the last good sync left it. If it goes on failing, look"
-        " at the run; `cliniko-pipeline doctor` checks what a sync needs."
+        "The sync is retried automatically; active_patients stays as the last successful sync left it. If the syncs"
+        " keep failing, look at the run. `cliniko-pipeline doctor` checks what a sync needs."
     ),
     MISSING: (
-        "As said above. Until then nothing is synced; partitions and active_patients stay as they are."
-        " `cliniko-pipeline doctor` says when it is mended."
+        "See above. Until then nothing is synced; partitions and active_patients stay as they are."
+        " `cliniko-pipeline doctor` shows when the problem is solved."
     ),
 }
-_LOOK = "Look at the run."
+_DEFAULT_ADVICE = "Look at the run."
 _CHECK_ADVICE = {
-    "counts_agree_with_cliniko": "Nothing: the next sync reads everything. If it comes back, compare in Cliniko.",
+    "counts_agree_with_cliniko": "Nothing: the next sync is full. If it comes back, compare the records in Cliniko.",
     "nothing_was_rejected": (
-        "Correct the records in Cliniko, or report to its support those that it does not answer;"
-        " `select * from cliniko.rejected_records` in the organization's context says which and why. The rest was"
-        " synced."
+        "`select * from cliniko.rejected_records` in the organization's context shows the records and the reasons."
+        " Correct them in Cliniko, or report those that it does not answer to its support. All others were synced."
     ),
     "no_contact_is_used_twice": (
-        "active_patients was left as it was. Look at cliniko.contact_mapping in the organization's context, and report"
-        " it: this must not happen."
+        "active_patients was not changed. Look at cliniko.contact_mapping in the organization's context, and report a"
+        " bug."
     ),
-    "matches_are_kept": "As said above. It is tried again by itself with every sync.",
+    "matches_are_kept": "See above. Every sync retries it.",
     "unmatched_share_is_below_the_limit": (
-        "Check that the organization's contacts are complete; if so many people without a contact are right, raise"
+        "Check that the organization's contacts are complete. If so many patients without a contact are right, raise"
         " CLINIKO_UNMATCHED_SHARE_LIMIT."
     ),
     "every_active_patient_with_a_contact_is_stored_once": (
         "Sync the organization again with `cliniko-pipeline sync {id} --full`; `cliniko-pipeline explain {id}"
-        " PATIENT_ID` reckons one patient before your eyes. If it comes back, report it."
+        " PATIENT_ID` shows the computation for one patient. If the check fails again, report a bug."
     ),
     "is_fresh": (
-        "Check that Dagster's daemon runs and has room for more runs (docs/scaling.md), then the organization's last"
-        " runs."
+        "Check that Dagster's daemon runs and that its run queue is not full (docs/scaling.md), then look at the"
+        " organization's last runs."
     ),
 }
 
 
 def advice(problem: Problem) -> str:
-    """What to do about it."""
+    """Return what to do about the problem."""
     name = problem.name.rpartition(" ")[2]
-    text = _CHECK_ADVICE.get(name, _LOOK) if problem.kind == CHECK else _ADVICE[problem.kind]
+    text = _CHECK_ADVICE.get(name, _DEFAULT_ADVICE) if problem.kind == CHECK else _ADVICE[problem.kind]
     return text.replace("{id}", problem.organization_id)
 
 
-def notices(plan: AlertPlan, names: Mapping[str, str], ui_url: str, now: datetime) -> list[Notice]:
-    """The messages for what the plan tells; `names` are the organizations' by id."""
+def build_messages(plan: AlertPlan, names: Mapping[str, str], ui_url: str, now: datetime) -> list[Message]:
+    """Return the plan's messages; `names` holds the organizations' names by id."""
 
-    def called(organization_id: str) -> str:
+    def label(organization_id: str) -> str:
         name = names.get(organization_id, organization_id)
         return name if name == organization_id else f"{name} ({organization_id})"
 
-    told = [
-        *(_problem_notice(each, called, ui_url, now, is_repeated=False) for each in plan.raised),
-        *(_problem_notice(each, called, ui_url, now, is_repeated=True) for each in plan.repeated),
-        *(_recovery_notice(each, called, now) for each in plan.recovered),
+    messages = [
+        *(_problem_message(problem, label, ui_url, now, is_repeated=False) for problem in plan.raised),
+        *(_problem_message(problem, label, ui_url, now, is_repeated=True) for problem in plan.repeated),
+        *(_recovery_message(alert, label, now) for alert in plan.recovered),
     ]
-    return told if len(told) <= MOST_AT_ONCE else [_digest(told, len(plan.recovered))]
+    return messages if len(messages) <= MAX_SINGLE_MESSAGES else [_digest(messages, len(plan.recovered))]
 
 
-def _problem_notice(
-    problem: Problem, called: Callable[[str], str], ui_url: str, now: datetime, *, is_repeated: bool
-) -> Notice:
+def _problem_message(
+    problem: Problem, label: Callable[[str], str], ui_url: str, now: datetime, *, is_repeated: bool
+) -> Message:
     still = "still " if is_repeated else ""
     lines = [f"What happened: {problem.reason}", f"What to do: {advice(problem)}"]
     if problem.run_id is not None:
         lines.append(f"Run: {ui_url}/runs/{problem.run_id}")
-    lines.append(f"Told at {now:%Y-%m-%d %H:%M} UTC.")
-    return Notice(
-        problem.kind, f"{called(problem.organization_id)}: {still}{_what(problem.name, problem.kind)}", "\n".join(lines)
+    lines.append(f"Sent at {now:%Y-%m-%d %H:%M} UTC.")
+    return Message(
+        problem.kind, f"{label(problem.organization_id)}: {still}{_what(problem.name, problem.kind)}", "\n".join(lines)
     )
 
 
-def _recovery_notice(alert: Alert, called: Callable[[str], str], now: datetime) -> Notice:
+def _recovery_message(alert: Alert, label: Callable[[str], str], now: datetime) -> Message:
     minutes = max(0, int((now - alert.raised_at).total_seconds() // 60))
     if alert.kind == MISSING:
         what = "found again"
     else:
-        what = "syncs again" if alert.name == SYNC else f"holds again: {_check_name(alert.name)}"
-    body = f"Over, after {minutes} minutes: {alert.reason}\nWhat to do: nothing.\nTold at {now:%Y-%m-%d %H:%M} UTC."
-    return Notice(RECOVERED, f"{called(alert.organization_id)}: {what}", body)
+        what = "syncs again" if alert.name == SYNC else f"check passes again: {_check_name(alert.name)}"
+    body = f"Solved after {minutes} minutes: {alert.reason}\nWhat to do: nothing.\nSent at {now:%Y-%m-%d %H:%M} UTC."
+    return Message(RECOVERED, f"{label(alert.organization_id)}: {what}", body)
 
 
 def _what(name: str, kind: str) -> str:
     if kind == CHECK:
-        return f"does not hold: {_check_name(name)}"
-    return {PAUSED: "paused", MISSING: "not found any more"}.get(kind, "syncs fail")
+        return f"check fails: {_check_name(name)}"
+    return {PAUSED: "paused", MISSING: "not found"}.get(kind, "syncs fail")
 
 
 def _check_name(name: str) -> str:
@@ -112,11 +111,12 @@ def _check_name(name: str) -> str:
     return f"{check.replace('_', ' ')} ({asset})"
 
 
-def _digest(told: Sequence[Notice], recovered: int) -> Notice:
-    troubles = len(told) - recovered
-    title = f"{troubles} new troubles" + (f", {recovered} are over" if recovered else "")
-    lines = [f"- {notice.title}\n  {notice.body.replace(chr(10), chr(10) + '  ')}" for notice in told[:LISTED]]
-    if len(told) > LISTED:
-        lines.append(f"... and {len(told) - LISTED} more: `cliniko-pipeline alerts list` shows all.")
-    kind = next((notice.kind for notice in told if notice.kind != RECOVERED), RECOVERED)
-    return Notice(kind, title, "\n".join(lines))
+def _digest(messages: Sequence[Message], recovered: int) -> Message:
+    title = f"{len(messages) - recovered} problems" + (f", {recovered} solved" if recovered else "")
+    lines = [
+        f"- {message.title}\n  {message.body.replace(chr(10), chr(10) + '  ')}" for message in messages[:MAX_LISTED]
+    ]
+    if len(messages) > MAX_LISTED:
+        lines.append(f"... and {len(messages) - MAX_LISTED} more: `cliniko-pipeline alerts list` shows all.")
+    kind = next((message.kind for message in messages if message.kind != RECOVERED), RECOVERED)
+    return Message(kind, title, "\n".join(lines))

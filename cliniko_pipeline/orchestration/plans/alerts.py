@@ -1,8 +1,8 @@
-"""What is to be told to the operator. Pure: decides, does nothing.
+"""The alerts that are due. Pure functions.
 
-Everything wrong with an organization is one of: its sync (`paused`, or `failed` as often as matters) or a check that
-does not hold. Of all of them it can be that none is found any more (`missing`). Each is told once, when it appears;
-again when it has turned from failed to paused, and after a day (a setting); and once more when it is over.
+A problem of an organization is its sync (`paused`, or `failed` several times) or a failed check. A problem of all
+organizations is that none is found (`missing`). An alert is sent when a problem appears, when a failed sync is paused,
+once a day (a setting) while it persists, and when it is solved.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ CHECK = "check"
 MISSING = "missing"
 
 ALL_ORGANIZATIONS = "all organizations"
-"""Stands for the organization where a problem is of all of them."""
+"""Replaces the organization's id in a problem of all organizations."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Problem:
     """Something that is wrong now.
 
     Attributes:
-        name: what there can be one of at a time: `sync`, or the asset and name of a check.
+        name: `sync`, or the asset and name of a check. An organization has at most one problem of a name.
         kind: paused, failed, check or missing.
-        reason: what happened and, where it is an error's text, what to do about it.
-        run_id: the run that found it; None: it was not a run.
+        reason: what happened and, for an error, what to do about it.
+        run_id: the run that found it; None: no run did.
+        is_implied: whether a failing or paused sync explains it. Then only the sync raises an alert.
         since: when a pause began.
-        is_implied: whether a sync that fails or pauses explains it, and is what is told.
     """
 
     organization_id: str
@@ -47,18 +47,18 @@ class Problem:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is recognized by."""
+        """Identifies the problem and its alert."""
         return self.organization_id, self.name
 
 
 @dataclass(frozen=True)
 class AlertPlan:
-    """What to tell, and what to keep.
+    """The alerts to send, save and delete.
 
     Attributes:
-        raised, repeated: problems to tell for the first time, and again.
-        recovered: alerts that are over, to be told.
-        forgotten: alerts of organizations that are disabled or removed, not to be told.
+        raised, repeated: problems to alert for the first time, and again.
+        recovered: alerts whose problem is solved, which is sent.
+        forgotten: alerts of disabled or removed organizations, about which nothing is sent.
         kept: the alerts to save: those of `raised` and `repeated`.
     """
 
@@ -69,27 +69,31 @@ class AlertPlan:
     kept: tuple[Alert, ...]
 
 
-def problems(
+def find_problems(
     schedulings: Iterable[Scheduling], failed_checks: Iterable[CheckResult], after_failures: int, freshness_check: str
 ) -> list[Problem]:
-    """What is wrong with the organizations that are to be synced. `after_failures` is how many runs in a row must fail
-    for a reason that passes; `freshness_check` the name of the check that a failing sync explains.
+    """Return the problems of the active organizations.
+
+    `after_failures` is the number of consecutive transient failures before an alert. A failing sync explains a failed
+    `freshness_check`.
     """
-    active = [each for each in schedulings if each.is_active]
-    watched = {each.organization_id for each in active}
-    syncs = [problem for each in active if (problem := _sync_problem(each, after_failures)) is not None]
-    failing = {each.organization_id for each in active if each.failure_reason is not None or each.paused_at is not None}
+    active = [state for state in schedulings if state.is_active]
+    watched = {state.organization_id for state in active}
+    syncs = [problem for state in active if (problem := _sync_problem(state, after_failures)) is not None]
+    failing = {
+        state.organization_id for state in active if state.failure_reason is not None or state.paused_at is not None
+    }
     checks = [
         Problem(
-            each.organization_id,
-            name=f"{each.asset} {each.name}",
+            check.organization_id,
+            name=f"{check.asset} {check.name}",
             kind=CHECK,
-            reason=each.remark,
-            run_id=each.run_id,
-            is_implied=each.name == freshness_check and each.organization_id in failing,
+            reason=check.remark,
+            run_id=check.run_id,
+            is_implied=check.name == freshness_check and check.organization_id in failing,
         )
-        for each in failed_checks
-        if each.organization_id in watched
+        for check in failed_checks
+        if check.organization_id in watched
     ]
     return [*syncs, *checks]
 
@@ -113,28 +117,30 @@ def plan_alerts(
     repeat_after: timedelta | None,
     recovering: AbstractSet[str] = frozenset(),
 ) -> AlertPlan:
-    """Compares what is wrong with what was told. `watched` are the organizations that are to be synced; `recovering`
-    those whose sync is not over it yet, though it is no problem by itself any more (fewer failures than are told).
+    """Compare the problems with the open alerts.
+
+    `watched` are the active organizations. `recovering` are those whose sync still fails, perhaps too seldom for a
+    problem: their open alerts stay.
     """
     known = {(alert.organization_id, alert.name): alert for alert in alerts}
-    raised = [each for each in found if _is_news(each, known)]
-    repeated = [each for each in found if each not in raised and _is_due(each, known, now, repeat_after)]
-    present = {each.key for each in found} | {(organization_id, SYNC) for organization_id in recovering}
-    over = [alert for key, alert in known.items() if key not in present]
+    raised = [problem for problem in found if _is_new(problem, known)]
+    repeated = [problem for problem in found if problem not in raised and _is_due(problem, known, now, repeat_after)]
+    present = {problem.key for problem in found} | {(organization_id, SYNC) for organization_id in recovering}
+    solved = [alert for key, alert in known.items() if key not in present]
     return AlertPlan(
         tuple(raised),
         tuple(repeated),
-        recovered=tuple(alert for alert in over if alert.organization_id in watched),
+        recovered=tuple(alert for alert in solved if alert.organization_id in watched),
         forgotten=tuple(alert for alert in alerts if alert.organization_id not in watched),
-        kept=tuple(_told(each, known, now) for each in (*raised, *repeated)),
+        kept=tuple(_alert(problem, known, now) for problem in (*raised, *repeated)),
     )
 
 
-def _is_news(problem: Problem, known: Mapping[tuple[str, str], Alert]) -> bool:
+def _is_new(problem: Problem, known: Mapping[tuple[str, str], Alert]) -> bool:
     alert = known.get(problem.key)
     if alert is None:
         return not problem.is_implied
-    # What a replaced key has not mended yet is not told as a new failure; but a new pause is news.
+    # A sync that fails after its pause has ended is no new problem. A new pause is one.
     return problem.kind == PAUSED and (
         alert.kind == FAILED or (problem.since is not None and problem.since > alert.told_at)
     )
@@ -149,7 +155,7 @@ def _is_due(
     return now - alert.told_at >= repeat_after
 
 
-def _told(problem: Problem, known: Mapping[tuple[str, str], Alert], now: datetime) -> Alert:
+def _alert(problem: Problem, known: Mapping[tuple[str, str], Alert], now: datetime) -> Alert:
     alert = known.get(problem.key)
     if alert is not None:
         return replace(alert, kind=problem.kind, reason=problem.reason, told_at=now)

@@ -1,4 +1,4 @@
-"""Which syncs webhooks ask for, and what is told of those that have ended. Pure: decides, does nothing."""
+"""The syncs that webhook events request, and the messages about ended syncs. Pure functions."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -7,15 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cliniko_pipeline.postgres.operator_tables.scheduling import Scheduling
-from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import EndedRun
+from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import CompleteSync
 from cliniko_pipeline.postgres.operator_tables.webhooks import PendingEvents
 
-BETWEEN_RUNS = timedelta(seconds=10)
-"""From one request of an organization to the next, at least."""
+MIN_REQUEST_INTERVAL = timedelta(seconds=10)
+"""Between two requests for one organization."""
 
-AGAIN = timedelta(hours=1)
-"""After that time a run is requested again that nothing came of and that nothing else repeats: one that an operator
-ended, or that failed for a reason that does not pass by itself."""
+REPEAT_INTERVAL = timedelta(hours=1)
+"""A sync that an operator ended, or that failed permanently, is requested again after this time."""
 
 DELAYS = (
     timedelta(seconds=5),
@@ -28,14 +27,14 @@ DELAYS = (
     timedelta(hours=20),
     timedelta(hours=24),
 )
-"""From an attempt that failed to the next, as Standard Webhooks has them; after three days it is given up."""
+"""Delays between attempts, as Standard Webhooks recommends. After three days a delivery is given up."""
 
-_COUNTED = ("records", "rejected", "inserted", "updated", "deleted")
+_COUNTS = ("records", "rejected", "inserted", "updated", "deleted")
 
 
 @dataclass(frozen=True)
 class AnnouncedSync:
-    """A sync to be requested; what has the same key is the same request."""
+    """A sync to request. Dagster launches one run per `run_key`."""
 
     organization_id: str
     run_key: str
@@ -44,61 +43,62 @@ class AnnouncedSync:
 def announced_syncs(
     pending: Mapping[str, PendingEvents], schedulings: Iterable[Scheduling], in_flight: Collection[str], now: datetime
 ) -> list[AnnouncedSync]:
-    """Which syncs are to be requested at `now` (aware, UTC): one an organization at most, whether or not the schedule
-    syncs it.
+    """Return the syncs to request at `now` (aware, UTC), at most one per organization, scheduled or not.
 
-    None while one goes on: the next comes when that has ended, if it began too early to know of everything. None
-    before what has failed is to be tried again.
+    An organization is left out while a run is in flight, while it is paused, and until a failed sync is due for its
+    retry.
     """
     return [
-        AnnouncedSync(each.organization_id, _key(pending[each.organization_id], each.failures, now))
-        for each in schedulings
-        if each.organization_id in pending
-        if each.is_active and each.paused_at is None and each.organization_id not in in_flight
-        if each.retry_at is None or each.retry_at <= now
-        if not _is_within(each.requested_at, AGAIN if each.failure_is_permanent else BETWEEN_RUNS, now)
+        AnnouncedSync(state.organization_id, _run_key(pending[state.organization_id], state.failures, now))
+        for state in schedulings
+        if state.organization_id in pending
+        if state.is_active and state.paused_at is None and state.organization_id not in in_flight
+        if state.retry_at is None or state.retry_at <= now
+        if not _is_within(
+            state.requested_at, REPEAT_INTERVAL if state.failure_is_permanent else MIN_REQUEST_INTERVAL, now
+        )
     ]
 
 
-def ended(run: EndedRun, organization_id: str) -> str:
-    """What is told of a run that has ended: counts and reasons."""
-    finished_at = run.finished_at or run.started_at
+def sync_message(sync: CompleteSync, organization_id: str) -> str:
+    """Return the body of the delivery about an ended sync: its counts and its error."""
+    finished_at = sync.finished_at or sync.started_at
     counts = {
-        asset: {name: result[name] for name in _COUNTED if isinstance(result.get(name), int)}
-        for asset, result in sorted(run.assets.items())
+        asset: {name: result[name] for name in _COUNTS if isinstance(result.get(name), int)}
+        for asset, result in sorted(sync.assets.items())
     }
     return _message(
-        f"sync.{run.status}",
+        f"sync.{sync.status}",
         finished_at,
         {
             "organization_id": organization_id,
-            "sync_id": run.run_id,
-            "status": run.status,
-            "started_at": _instant(run.started_at),
+            "sync_id": sync.run_id,
+            "status": sync.status,
+            "started_at": _instant(sync.started_at),
             "finished_at": _instant(finished_at),
             "counts": counts,
-            "error": run.error,
+            "error": sync.error,
         },
     )
 
 
-def trial(organization_id: str, now: datetime) -> str:
-    """What is sent for a test."""
+def trial_message(organization_id: str, now: datetime) -> str:
+    """Return the body of a delivery of type `test`."""
     return _message("test", now, {"organization_id": organization_id})
 
 
 def delay_after(attempts: int) -> timedelta | None:
-    """How long to wait after so many attempts that failed; None: it is given up."""
+    """Return the delay after so many failed attempts; None: the delivery is given up."""
     return DELAYS[attempts - 1] if attempts <= len(DELAYS) else None
 
 
-def _key(pending: PendingEvents, failures: int, now: datetime) -> str:
-    waited = (now - pending.received_at) // AGAIN
+def _run_key(pending: PendingEvents, failures: int, now: datetime) -> str:
+    waited = (now - pending.received_at) // REPEAT_INTERVAL
     return f"{pending.organization_id} {pending.received_at.isoformat()} {failures} {max(waited, 0)}"
 
 
 def _is_within(since: datetime | None, time: timedelta, now: datetime) -> bool:
-    """False, too, for what is to have happened in the future, by another clock."""
+    """Return whether `since` is less than `time` ago. False for the future: another clock is wrong."""
     return since is not None and timedelta(0) <= now - since < time
 
 

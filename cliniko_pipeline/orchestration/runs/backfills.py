@@ -1,10 +1,10 @@
-"""Backfills: a run for each of many organizations, which Dagster's daemon carries out and its UI shows on one page.
+"""Backfills: a run for each of many organizations, executed by Dagster's daemon and shown on one page of its UI.
 
-What launches one is the mutation that the UI's dialog sends, by way of `dagster-graphql`: its schema is public, where
-making and storing a backfill takes several of Dagster's private classes, which change with any release. The price is
-three seconds, for a code server of its own. It is a backfill of *assets*, not of the job: that reserves the ids of its
-runs, so a daemon killed between making a run and submitting it goes on where it was, while a job's backfill leaves that
-run unsubmitted until it is given up.
+A backfill is launched by the UI's own mutation, through `dagster-graphql`. Its schema is public; the alternative uses
+several private classes of Dagster. The code server of that command takes three seconds to start.
+
+The backfill is one of assets, not of the job. An asset backfill reserves the ids of its runs, so a daemon that is
+killed between creating and submitting a run resumes. A job backfill would leave that run unsubmitted.
 """
 
 import json
@@ -34,11 +34,11 @@ from cliniko_pipeline.sync_options import PARTITION_TAG
 
 BACKFILL_TAG = "dagster/backfill"
 LAUNCH_SECONDS = 180
-SILENCE_OF_A_DEAD_DAEMON = timedelta(minutes=2)
-"""A daemon that lives gives a sign of life every 30 seconds."""
+DAEMON_TIMEOUT = timedelta(minutes=2)
+"""A daemon sends a heartbeat every 30 seconds."""
 
 EXTRACTING = (patients, appointments)
-"""The assets that read from Cliniko, and so can read from the beginning."""
+"""The assets that read from Cliniko, in full or incrementally."""
 
 _FAILED = {dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 _WAITING = {dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED}
@@ -54,9 +54,9 @@ mutation {
 
 @dataclass(frozen=True)
 class BackfillProgress:
-    """How far a backfill has come: its organizations by what became of their runs.
+    """The organizations of a backfill by the state of their runs.
 
-    `failed` has the run's id, None where there was none when the backfill ended.
+    `failed` holds the runs' ids; None: the backfill ended without a run.
     """
 
     waiting: list[str] = field(default_factory=list[str])
@@ -66,19 +66,19 @@ class BackfillProgress:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing of it is still to come."""
+        """Whether all runs have ended."""
         return not self.waiting and not self.running
 
 
 def asset_names() -> list[str]:
-    """The assets that a backfill can be of, in the order in which they are made."""
+    """Return the names of all assets of a sync, in the order of their computation."""
     return [_name(asset) for asset in ASSETS]
 
 
 def chosen_assets(names: Collection[str], *, full: bool) -> list[str]:
-    """Those named, in the order in which they are made.
+    """Return the names in the order of computation.
 
-    Raises ArgumentError where there is none of a name, or where `full` is asked of none that reads from Cliniko.
+    Raise ArgumentError for an unknown name, and for `full` without an asset that reads from Cliniko.
     """
     known = asset_names()
     for name in names:
@@ -86,7 +86,7 @@ def chosen_assets(names: Collection[str], *, full: bool) -> list[str]:
             raise ArgumentError(f"There is no asset '{name}'. The assets are {', '.join(known)}.")
     extracting = [_name(asset) for asset in EXTRACTING]
     if full and not set(extracting) & set(names):
-        raise ArgumentError(f"Only {' and '.join(extracting)} can be full: choose at least one of them.")
+        raise ArgumentError(f"Only {' and '.join(extracting)} can be read in full: choose at least one of them.")
     return [name for name in known if name in names]
 
 
@@ -98,10 +98,10 @@ def launch_backfill(
     *,
     full: bool,
 ) -> str:
-    """Requests a run of these assets for each organization; returns the backfill's id.
+    """Request a run of these assets for each organization; return the backfill's id.
 
-    `instance` is that of `open_instance`, which tells this process's environment where it is. Raises DatabaseSetupError
-    where Dagster refuses.
+    `instance` comes from `open_instance`, which sets the environment of the launching process. Raise
+    DatabaseSetupError if Dagster refuses.
     """
     extracting = [asset.op.name for asset in EXTRACTING if _name(asset) in assets]
     run_config = {"ops": {name: {"config": {"full": True}} for name in extracting}} if full else {}
@@ -110,27 +110,27 @@ def launch_backfill(
     backfill_id = _launched(_LAUNCH % (keys, _literal(organization_ids), _literal(json.dumps(run_config))))
     if set(assets) == set(asset_names()):
         with runtime.database.operator() as connection:
-            # The schedule need not do at once what is done now.
+            # Otherwise the schedule would request the same syncs again.
             scheduling.note_requested(connection, dict.fromkeys(organization_ids, full), runtime.now())
     return backfill_id
 
 
 def has_daemon(instance: dg.DagsterInstance, now: datetime) -> bool:
-    """Whether there is somebody to carry a backfill out."""
-    with _told_as_unavailable():
+    """Return whether a daemon runs that will execute a backfill."""
+    with _storage_errors_translated():
         heartbeats = instance.get_daemon_heartbeats().values()
-    oldest = (now - SILENCE_OF_A_DEAD_DAEMON).timestamp()
+    oldest = (now - DAEMON_TIMEOUT).timestamp()
     return any(heartbeat.timestamp > oldest for heartbeat in heartbeats)
 
 
 def backfill_progress(
     instance: dg.DagsterInstance, backfill_id: str, organization_ids: Sequence[str]
 ) -> BackfillProgress:
-    """As things stand. Raises DatabaseUnavailableError."""
-    with _told_as_unavailable():
+    """Return the backfill's progress. Raise DatabaseUnavailableError."""
+    with _storage_errors_translated():
         backfill = instance.get_backfill(backfill_id)
         runs = instance.get_runs(dg.RunsFilter(tags={BACKFILL_TAG: backfill_id}))
-    # The newest come first, and only they count.
+    # Dagster returns the newest runs first; only the newest of an organization counts.
     latest = {run.tags.get(PARTITION_TAG): run for run in reversed(runs)}
     is_over = backfill is None or backfill.status.value in ENDED_BACKFILLS
     progress = BackfillProgress()
@@ -151,21 +151,21 @@ def backfill_progress(
 
 
 def reasons(instance: dg.DagsterInstance, runtime: Runtime, failed: dict[str, str | None]) -> dict[str, str]:
-    """Why each organization's run failed, in one line. Raises DatabaseUnavailableError."""
-    with _told_as_unavailable():
-        return {each: _reason(instance, runtime, each, run_id) for each, run_id in failed.items()}
+    """Return a one-line reason per failed organization. Raise DatabaseUnavailableError."""
+    with _storage_errors_translated():
+        return {id_: _reason(instance, runtime, id_, run_id) for id_, run_id in failed.items()}
 
 
 def _reason(instance: dg.DagsterInstance, runtime: Runtime, organization_id: str, run_id: str | None) -> str:
     if run_id is None:
-        return "The backfill ended before its run was made; the Dagster UI has the details."
-    # One whose process was killed has not said so itself.
+        return "The backfill ended before its run was created: see the Dagster UI."
+    # A killed run has not stored its failure.
     end_abandoned_runs(instance, runtime, organization_id)
     with runtime.database.organization(organization_id) as connection:
         error = connection.execute(
             sa.text("select error from cliniko.sync_runs where run_id = :run_id"), {"run_id": run_id}
         ).scalar()
-    return error or f"The run {run_id} was ended before it did anything; the Dagster UI has the details."
+    return error or f"The run {run_id} ended before its first step: see the Dagster UI."
 
 
 def _name(asset: dg.AssetsDefinition) -> str:
@@ -173,7 +173,7 @@ def _name(asset: dg.AssetsDefinition) -> str:
 
 
 def _literal(value: object) -> str:
-    """Text and lists of it are written in GraphQL as in JSON."""
+    """Return the GraphQL literal of a text or a list of texts, which JSON writes in the same way."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -183,7 +183,7 @@ def _launched(mutation: str) -> str:
         tempfile.TemporaryDirectory() as folder,
         resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "workspace.yaml") as workspace,
     ):
-        # What the code server logs goes to the standard streams. The mutation comes from one: it may be long.
+        # The code server logs to the standard streams. The mutation is passed on standard input, since it may be long.
         output = Path(folder) / "answer.json"
         program = [sys.executable, "-W", "ignore", "-c", "from dagster_graphql.cli import main; main()"]
         try:
@@ -196,24 +196,24 @@ def _launched(mutation: str) -> str:
             )
             answer = json.loads(output.read_text(encoding="utf-8"))["data"]["launchPartitionBackfill"]
         except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError):
-            answer = None  # whatever it printed may hold anything
+            answer = None  # its output may hold secrets
     if answer is None or "backfillId" not in answer:
         raise DatabaseSetupError(
-            f"Dagster did not take the backfill ({'no answer' if answer is None else answer['__typename']}):"
-            " `cliniko-pipeline doctor` may say why, or launch it in the UI."
+            f"Dagster refused the backfill ({'no answer' if answer is None else answer['__typename']}):"
+            " run `cliniko-pipeline doctor`, or launch the backfill in the Dagster UI."
         )
     return answer["backfillId"]
 
 
 @contextmanager
-def _told_as_unavailable() -> Generator[None, None, None]:
+def _storage_errors_translated() -> Generator[None, None, None]:
     try:
         yield
     except ClinikoPipelineError:
         raise
-    except Exception as error:  # noqa: BLE001 (whatever a configured storage may raise)
+    except Exception as error:  # noqa: BLE001 (a configured storage raises what it likes)
         # Dagster's own errors can quote the storage URL with its password.
         raise DatabaseUnavailableError(
-            f"Dagster's storage cannot be read ({type(error).__name__}): check that the database runs. What was"
-            " launched goes on when it does."
+            f"Dagster's storage cannot be read ({type(error).__name__}): check that the database runs. A"
+            " launched backfill continues when it does."
         ) from None

@@ -1,6 +1,4 @@
-"""How an error of ours becomes a failure of Dagster's: one line, without the chain that may hold what must not be
-seen, and without retries where nothing would change.
-"""
+"""Failures of steps: one line without the chained errors, which may hold secrets, and no retry of permanent errors."""
 
 import dagster as dg
 
@@ -8,25 +6,25 @@ from cliniko_pipeline.errors import ClinikoPipelineError, LostMatchesError
 
 
 def is_permanent(event: dg.DagsterEvent) -> bool:
-    """Whether the failure of a step is of the kind that trying again does not mend."""
+    """Return whether a retry cannot help."""
     data = event.step_failure_data.user_failure_data
     return data is not None and data.metadata.get("permanent") == dg.MetadataValue.bool(True)
 
 
 def reason_of(event: dg.DagsterEvent) -> str:
-    """What the failure of a step says, in one line; of a defect only its kind, since its text may hold anything."""
+    """Return the reason in one line. Of an unexpected error, name only the class: its text may hold secrets."""
     data = event.step_failure_data
-    told = data.user_failure_data
-    if told is not None and told.description:
-        return told.description
+    failure_data = data.user_failure_data
+    if failure_data is not None and failure_data.description:
+        return failure_data.description
     if is_failed_check(event):
-        return "A check that must hold does not; the run and `cliniko-pipeline status` say which."
+        return "A blocking check failed: see the run or `cliniko-pipeline status`."
     kind = (data.error.cause or data.error).cls_name if data.error is not None else None
-    return f"An unexpected {kind or 'error'}; the run has the details."
+    return f"An unexpected {kind or 'error'}: see the run."
 
 
 def is_failed_check(event: dg.DagsterEvent) -> bool:
-    """Whether the step is a check that does not hold and keeps the run from going on, or fails in place of one."""
+    """Return whether the step is a failed blocking check, or failed in place of one."""
     data = event.step_failure_data
     if data.user_failure_data is not None:
         return data.user_failure_data.metadata.get("error") == dg.MetadataValue.text(LostMatchesError.__name__)
@@ -39,7 +37,7 @@ def failure(
 ) -> dg.Failure:
     """Return the failure to raise, `from None`, in place of the error.
 
-    `description` and `is_permanent` replace the error's own where more is known.
+    `description` and `is_permanent` replace the error's own.
     """
     return dg.Failure(
         description=description or str(error),

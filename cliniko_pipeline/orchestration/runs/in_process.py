@@ -1,7 +1,6 @@
-"""Runs of the main job in this very process, for the command line: the same runs the UI shows.
+"""Runs of `cliniko_sync` in this process, for the command line. The Dagster UI shows them like other runs.
 
-A run that was killed nobody else would ever end, and Dagster starts no second run of an organization while one goes on:
-so these are ended here (see run_liveness).
+Lost runs are marked as failed here, since Dagster starts no run of an organization while another one is unfinished.
 """
 
 from dataclasses import dataclass
@@ -12,17 +11,17 @@ import sqlalchemy as sa
 
 from cliniko_pipeline.orchestration.runs.failures import reason_of
 from cliniko_pipeline.orchestration.runs.in_flight import WITH_PROCESS
-from cliniko_pipeline.orchestration.runs.liveness import forget_ended_runs, lost_runs, run_alive
+from cliniko_pipeline.orchestration.runs.liveness import delete_ended_heartbeats, find_lost_runs, run_alive
 from cliniko_pipeline.postgres.operator_tables import scheduling, sync_runs
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import JOB, PARTITION_TAG, TERMINAL_TAG, SyncOptions, run_config
 
-ABANDONED = "Its process ended before it did; sync the organization again."
+ABANDONED = "The run's process was killed: sync the organization again."
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended; `error` is one line, None where it succeeded."""
+    """The result of a run. `error` is one line; None: the run succeeded."""
 
     run_id: str
     error: str | None
@@ -35,10 +34,10 @@ def run_sync(
     organization_id: str,
     options: SyncOptions,
 ) -> RunResult:
-    """Runs `cliniko_sync` for one organization, to its end. A failure is in the result, an interruption too."""
+    """Run `cliniko_sync` for one organization. The result holds a failure or an interruption."""
     end_abandoned_runs(instance, runtime, organization_id)
     with runtime.database.operator() as connection:
-        # The schedule need not do at once what is done now.
+        # Otherwise the schedule would request the same sync again.
         scheduling.note_requested(connection, {organization_id: options.full}, runtime.now())
     run_id = str(uuid4())
     with run_alive(runtime, run_id):
@@ -54,14 +53,14 @@ def run_sync(
 
 
 def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organization_id: str) -> None:
-    """Marks the organization's runs as failed whose process was killed: in Dagster and in `cliniko.sync_runs`.
+    """Mark the organization's lost runs as failed, in Dagster and in `cliniko.sync_runs`.
 
-    Whichever machine they ran on: a process of this one is missed at once, another after some minutes.
+    A killed process of this machine is noticed at once, one of another machine after some minutes.
     """
     tags = {PARTITION_TAG: organization_id}
-    for run in lost_runs(runtime, instance.get_runs(dg.RunsFilter(tags=tags, statuses=WITH_PROCESS))):
+    for run in find_lost_runs(runtime, instance.get_runs(dg.RunsFilter(tags=tags, statuses=WITH_PROCESS))):
         instance.report_run_failed(run, ABANDONED)
-    forget_ended_runs(instance, runtime)
+    delete_ended_heartbeats(instance, runtime)
     with runtime.database.organization(organization_id) as connection:
         rows = connection.execute(
             sa.text("select run_id, planned, assets from cliniko.sync_runs where status = 'running'")
@@ -85,4 +84,4 @@ def _first_error(result: dg.ExecuteInProcessResult) -> str:
     for event in result.all_events:
         if event.is_step_failure:
             return reason_of(event)
-    return f"The run {result.run_id} failed before its first step; it is in the Dagster UI."
+    return f"The run {result.run_id} failed before its first step: see the Dagster UI."

@@ -1,6 +1,6 @@
-"""Run liveness: the process of a run says every few seconds, in the database, that it is alive.
+"""Run liveness: the process of a run stores a heartbeat every few seconds.
 
-So every machine, login and Dagster home can tell a run that goes on from one that was killed.
+So every machine, login and Dagster home can tell a running run from a killed one.
 """
 
 import os
@@ -19,16 +19,14 @@ from cliniko_pipeline.postgres.operator_tables.run_heartbeats import Heartbeat
 from cliniko_pipeline.runtime import Runtime
 
 SECONDS_BETWEEN_BEATS = 15.0
-SECONDS_TO_END = 5.0
+JOIN_SECONDS = 5.0
 _START_TIME = 18
-"""Which field of /proc/PID/stat it is, counted from the one after the state."""
+"""The index of the start time in /proc/PID/stat, counted from the field after the state."""
 
 
 @contextmanager
 def run_alive(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
-    """The run counts as alive until the end of the block. One that ends in an exception may not have ended in Dagster:
-    it counts as lost.
-    """
+    """Keep the run alive during the block. After an exception it counts as lost until it has ended."""
     try:
         with _beating(runtime, run_id):
             yield
@@ -42,23 +40,23 @@ def run_alive(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
 
 @contextmanager
 def run_alive_within(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
-    """The same for a block within the run: after its end Dagster has some time left to note that of the run."""
+    """Keep the run alive during a block within it. The last heartbeat leaves Dagster the time to end the run."""
     with _beating(runtime, run_id):
         yield
 
 
-def lost_runs(runtime: Runtime, runs: Sequence[dg.DagsterRun]) -> list[dg.DagsterRun]:
-    """Return which of these runs, which have not ended, have lost their process."""
+def find_lost_runs(runtime: Runtime, runs: Sequence[dg.DagsterRun]) -> list[dg.DagsterRun]:
+    """Return those of the unfinished runs whose process was killed."""
     if not runs:
         return []
     with runtime.database.operator() as connection:
-        found = run_heartbeats.heartbeats(connection, [each.run_id for each in runs])
-    lost = {each.run_id for each in found if each.is_lost or _is_gone_from_here(each)}
-    return [each for each in runs if each.run_id in lost]
+        found = run_heartbeats.heartbeats(connection, [run.run_id for run in runs])
+    lost = {heartbeat.run_id for heartbeat in found if heartbeat.is_lost or _has_local_process_ended(heartbeat)}
+    return [run for run in runs if run.run_id in lost]
 
 
-def forget_ended_runs(instance: dg.DagsterInstance, runtime: Runtime) -> None:
-    """Forget the runs that were not heard of at their end."""
+def delete_ended_heartbeats(instance: dg.DagsterInstance, runtime: Runtime) -> None:
+    """Delete the heartbeats of runs that ended without deleting them."""
     with runtime.database.operator() as connection:
         for run_id in run_heartbeats.silent_runs(connection):
             run = instance.get_run_by_id(run_id)
@@ -75,31 +73,31 @@ def _beating(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
         with runtime.database.operator() as connection:
             run_heartbeats.beat(connection, run_id, process)
 
-    def go_on_beating() -> None:
+    def beat_until_end() -> None:
         while not has_ended.wait(SECONDS_BETWEEN_BEATS):
-            # While the database is away nobody can judge, either.
+            # Without the database no other process can judge the run, either.
             with suppress(ClinikoPipelineError):
                 beat()
 
     with suppress(ClinikoPipelineError):
         beat()
-    thread = threading.Thread(target=go_on_beating, name="run heartbeat", daemon=True)
+    thread = threading.Thread(target=beat_until_end, name="run heartbeat", daemon=True)
     thread.start()
     try:
         yield
     finally:
         has_ended.set()
-        thread.join(SECONDS_TO_END)
+        thread.join(JOIN_SECONDS)
 
 
 def this_process() -> str:
-    """Return the process's name, which no other process on any machine has."""
+    """Return a name of this process that is unique over all machines."""
     number = os.getpid()
     return f"{_machine()} {number} {_started_at(number)}"
 
 
-def _is_gone_from_here(heartbeat: Heartbeat) -> bool:
-    """Whether the process was one of this machine's and has ended: its silence need not be waited for."""
+def _has_local_process_ended(heartbeat: Heartbeat) -> bool:
+    """Return whether the process ran on this machine and has ended. Then no time-out is needed."""
     machine, number, started_at = (heartbeat.process or "  ").rsplit(" ", 2)
     if machine != _machine():
         return False
@@ -115,7 +113,7 @@ def _is_gone_from_here(heartbeat: Heartbeat) -> bool:
 
 @cache
 def _machine() -> str:
-    """The machine since its start and, in a container, the container: process numbers mean nothing elsewhere."""
+    """Return the machine's boot and the container: process ids mean nothing elsewhere."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -127,7 +125,7 @@ def _started_at(process: int) -> str:
     try:
         stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
         state, *fields = stat.rpartition(")")[2].split()
-        # One that has ended, and that nobody has asked for its exit code yet.
+        # A zombie has ended, but its parent has not read its exit code.
         return state if state == "Z" else fields[_START_TIME]
     except (OSError, IndexError):
         return ""

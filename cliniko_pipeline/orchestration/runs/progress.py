@@ -1,4 +1,4 @@
-"""Notes in `cliniko.sync_runs` how far a run has come, for whoever follows it from elsewhere."""
+"""The progress of a run, stored in `cliniko.sync_runs` for the HTTP API and the page."""
 
 import json
 import threading
@@ -11,12 +11,13 @@ from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.operator_tables import sync_runs
 
-SECONDS_BETWEEN_NOTES = 1.0
+SECONDS_BETWEEN_UPDATES = 1.0
 
 
 class RecordedProgress:
-    """Listens to the client of one asset's reading. Notes something a second at most, and nothing in the first one: a
-    sync in which little happens costs nothing more.
+    """A listener to the client's events during one crawl.
+
+    It stores the progress once a second at most. In the first second it stores nothing, so short crawls cost nothing.
     """
 
     def __init__(
@@ -26,21 +27,21 @@ class RecordedProgress:
         self._organization_id = organization_id
         self._run_id = run_id
         self._clock = clock
-        self._noted_at = clock()
+        self._stored_at = clock()
         self._requests = 0
         self._seconds_waited = 0.0
         self._records = 0
         self._resource = ""
-        self._begun_at = datetime.now(UTC)
+        self._started_at = datetime.now(UTC)
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Takes note of the event; raises nothing."""
+        """Store the progress after the event; raise nothing."""
         with self._lock:
             match event:
                 case PageRead():
                     self._count(event)
-                    self._note(event)
+                    self._store(event)
                 case Retrying():
                     self._requests += 1
                 case Waiting():
@@ -48,15 +49,15 @@ class RecordedProgress:
 
     def _count(self, page: PageRead) -> None:
         if page.resource != self._resource:
-            self._resource, self._records, self._begun_at = page.resource, 0, datetime.now(UTC)
+            self._resource, self._records, self._started_at = page.resource, 0, datetime.now(UTC)
         self._requests += 1
         self._records += page.records
 
-    def _note(self, page: PageRead) -> None:
+    def _store(self, page: PageRead) -> None:
         now = self._clock()
-        if now - self._noted_at < SECONDS_BETWEEN_NOTES:
+        if now - self._stored_at < SECONDS_BETWEEN_UPDATES:
             return
-        self._noted_at = now
+        self._stored_at = now
         progress = {
             "resource": page.resource,
             "pages_read": page.number,
@@ -65,12 +66,12 @@ class RecordedProgress:
             "records": page.total_entries,
             "requests": self._requests,
             "seconds_waited": round(self._seconds_waited, 1),
-            "begun_at": self._begun_at.isoformat(),
+            "begun_at": self._started_at.isoformat(),
             "at": datetime.now(UTC).isoformat(),
         }
         try:
             with self._database.organization(self._organization_id, is_resumable=True) as connection:
                 sync_runs.progressed(connection, run_id=self._run_id, progress=json.dumps(progress))
         except ClinikoPipelineError:
-            # A sync does not fail since nobody can be told how far it is; whoever writes its records will notice, too.
+            # Progress must not fail a sync. Writing the records meets the same error.
             return

@@ -1,7 +1,6 @@
-"""Tells targets of syncs that have ended: puts deliveries down, then sends what is due.
+"""Webhook deliveries: one is enqueued per complete sync that has ended, then posted until the target accepts it.
 
-A delivery is put down once for a run, and goes when the target has taken it: a process killed in between sends it again
-at worst, under the same id.
+A process killed between posting and noting the result sends the delivery again, under the same id.
 """
 
 import time
@@ -11,114 +10,109 @@ from datetime import timedelta
 import dagster as dg
 
 from cliniko_pipeline.errors import CredentialsError
-from cliniko_pipeline.orchestration.plans.webhooks import delay_after, ended
+from cliniko_pipeline.orchestration.plans.webhooks import delay_after, sync_message
 from cliniko_pipeline.orchestration.webhooks.posting import EXCHANGE_SECONDS, Answer, Destination, post
 from cliniko_pipeline.postgres.operator_tables import webhook_deliveries
-from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import DueDelivery, EndedRun, Target
+from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import DueDelivery, Target
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.sync_options import SYNC_ASSETS
 
-SECONDS_TO_SEND = 30.0
-"""A sensor has sixty; what is left is sent by the next tick."""
+SENDING_SECONDS = 30.0
+"""The limit for one tick. Dagster ends a sensor's tick after 60 s; the next tick sends the rest."""
 
-LOOKED_AT_AGAIN = timedelta(minutes=10)
-"""How far a target's own place may lag behind: to note it costs a row each time."""
+MAX_CHECKPOINT_LAG = timedelta(minutes=10)
+"""How far a target's `looked_until` may lag behind, since each update writes a row."""
 
 RUNNING = "running"
-GONE = "The target has answered 410 Gone: it wants nothing any more."
+GONE = "The target has answered 410 Gone: it accepts no further deliveries."
 
 
 @dataclass(frozen=True)
-class Told:
-    """How many deliveries were taken, were not and are tried again, and were given up."""
+class SentDeliveries:
+    """How many deliveries were accepted, will be retried, and were given up."""
 
     taken: int = 0
     delayed: int = 0
     given_up: int = 0
 
 
-def put_down(runtime: Runtime, instance: dg.DagsterInstance) -> int:
-    """Puts down what is to be told of runs that have ended, and returns how many these are."""
+def enqueue_deliveries(runtime: Runtime, instance: dg.DagsterInstance) -> int:
+    """Enqueue a delivery per sync that has ended and has none yet; return how many."""
     with runtime.database.operator() as connection:
-        open_targets = [each for each in webhook_deliveries.targets(connection) if each.disabled_at is None]
-    return sum(_put_down(runtime, instance, each) for each in open_targets)
+        targets = [target for target in webhook_deliveries.targets(connection) if target.disabled_at is None]
+    return sum(_enqueue(runtime, instance, target) for target in targets)
 
 
-def send_due(runtime: Runtime, clock_limit: float = SECONDS_TO_SEND) -> Told:
-    """Sends what is due; a target that does not take one is left alone until the next time."""
-    deadline = time.monotonic() + clock_limit - EXCHANGE_SECONDS
-    told = Told()
+def send_due_deliveries(runtime: Runtime) -> SentDeliveries:
+    """Post the due deliveries, in one process at a time. A target that fails gets no second one in this call."""
+    deadline = time.monotonic() + SENDING_SECONDS - EXCHANGE_SECONDS
+    sent = SentDeliveries()
     failing: set[str] = set()
-    with runtime.database.operator() as turn:
-        if not webhook_deliveries.take_turn(turn):
-            return told
-        for each in webhook_deliveries.due_deliveries(turn):
-            if each.organization_id in failing:
+    with runtime.database.operator() as locked:
+        if not webhook_deliveries.try_lock(locked):
+            return sent
+        for delivery in webhook_deliveries.due_deliveries(locked):
+            if delivery.organization_id in failing:
                 continue
             if time.monotonic() > deadline:
                 break
-            answer = _sent(runtime, each)
+            answer = _post(runtime, delivery)
             with runtime.database.operator() as connection:
-                is_disabled = answer.is_gone and webhook_deliveries.disable_target(connection, each, GONE)
-                delay = None if answer.is_taken or is_disabled else delay_after(each.attempts + 1)
-                webhook_deliveries.note_attempt(connection, each, answer.outcome, is_taken=answer.is_taken, delay=delay)
+                is_disabled = answer.is_gone and webhook_deliveries.disable_target(connection, delivery, GONE)
+                delay = None if answer.is_taken or is_disabled else delay_after(delivery.attempts + 1)
+                webhook_deliveries.note_attempt(
+                    connection, delivery, answer.outcome, is_taken=answer.is_taken, delay=delay
+                )
             if not answer.is_taken:
-                failing.add(each.organization_id)
-            told = Told(
-                told.taken + answer.is_taken,
-                told.delayed + (delay is not None),
-                told.given_up + (not answer.is_taken and delay is None),
+                failing.add(delivery.organization_id)
+            sent = SentDeliveries(
+                sent.taken + answer.is_taken,
+                sent.delayed + (delay is not None),
+                sent.given_up + (not answer.is_taken and delay is None),
             )
-    return told
+    return sent
 
 
-def forget_old(runtime: Runtime) -> None:
-    """What became of deliveries of long ago."""
-    with runtime.database.operator() as connection:
-        webhook_deliveries.forget_deliveries(connection)
-
-
-def message_id(run_id: str) -> str:
-    """What a delivery is recognized by, however often it is sent."""
-    return f"sync_{run_id}"
-
-
-def _put_down(runtime: Runtime, instance: dg.DagsterInstance, to: Target) -> int:
-    with runtime.database.organization(to.organization_id) as connection:
-        found = webhook_deliveries.ended_runs(connection, SYNC_ASSETS, to.looked_until, to.set_at)
-    if not found and runtime.now() - to.looked_until < LOOKED_AT_AGAIN:
+def _enqueue(runtime: Runtime, instance: dg.DagsterInstance, target: Target) -> int:
+    syncs = _read_syncs(runtime, target)
+    if not syncs and runtime.now() - target.looked_until < MAX_CHECKPOINT_LAG:
         return 0
     with runtime.database.operator() as connection:
-        known = webhook_deliveries.put_down_before(connection, to, [each.run_id for each in found])
-    new = [each for each in found if each.run_id not in known]
-    over = {each.run_id for each in new if each.status != RUNNING and _is_over(instance, each)}
-    if over:
-        # As it is now that it is over: it may have gone on after it was read.
-        with runtime.database.organization(to.organization_id) as connection:
-            found = webhook_deliveries.ended_runs(connection, SYNC_ASSETS, to.looked_until, to.set_at)
-        new = [each for each in found if each.run_id not in known]
-    final = [each for each in new if each.run_id in over]
-    still_open = [each.started_at for each in new if each not in final and not each.is_given_up]
-    if not webhook_deliveries.is_all(found):
-        still_open.append(found[-1].started_at)
+        enqueued = webhook_deliveries.enqueued_run_ids(connection, target, [sync.run_id for sync in syncs])
+    ended = {
+        sync.run_id
+        for sync in syncs
+        if sync.run_id not in enqueued and sync.status != RUNNING and _has_ended(instance, sync.run_id)
+    }
+    if ended:
+        # A run may have changed its row between the first read and its end.
+        syncs = _read_syncs(runtime, target)
+    unfinished = [sync.started_at for sync in syncs if sync.run_id not in enqueued | ended and not sync.is_given_up]
+    if webhook_deliveries.is_full_batch(syncs):
+        unfinished.append(syncs[-1].started_at)
     with runtime.database.operator() as connection:
         added = sum(
-            webhook_deliveries.add_delivery(connection, to, each.run_id, ended(each, to.organization_id))
-            for each in final
+            webhook_deliveries.add_delivery(connection, target, sync.run_id, sync_message(sync, target.organization_id))
+            for sync in syncs
+            if sync.run_id in ended
         )
-        webhook_deliveries.note_looked_until(connection, to, min(still_open, default=None), LOOKED_AT_AGAIN)
+        webhook_deliveries.advance_looked_until(connection, target, min(unfinished, default=None), MAX_CHECKPOINT_LAG)
     return added
 
 
-def _is_over(instance: dg.DagsterInstance, run: EndedRun) -> bool:
-    """One that has failed may go on with what does not hang on the failure."""
-    known = instance.get_run_by_id(run.run_id)
-    return known is None or known.is_finished
+def _read_syncs(runtime: Runtime, target: Target) -> list[webhook_deliveries.CompleteSync]:
+    with runtime.database.organization(target.organization_id) as connection:
+        return webhook_deliveries.complete_syncs(connection, target.looked_until, target.set_at)
 
 
-def _sent(runtime: Runtime, delivery: DueDelivery) -> Answer:
+def _has_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Return whether Dagster's run has ended. A failed sync continues with the assets that need no failed one."""
+    run = instance.get_run_by_id(run_id)
+    return run is None or run.is_finished
+
+
+def _post(runtime: Runtime, delivery: DueDelivery) -> Answer:
     try:
         destination = Destination.from_text(runtime.vault.decrypt_text(delivery.encrypted))
     except CredentialsError:
-        return Answer(None, "the target cannot be decrypted: set it anew")
-    return post(destination, message_id(delivery.run_id), delivery.body, runtime.now())
+        return Answer(None, "the target cannot be decrypted: set it again with `cliniko-pipeline webhooks out set`")
+    return post(destination, f"sync_{delivery.run_id}", delivery.body, runtime.now())

@@ -1,7 +1,4 @@
-"""`cliniko.alerts` and `cliniko.notices`: what is wrong and was told, and what is still to be sent.
-
-The operator's own tables: everything here runs in an operator's transaction (`Database.operator`).
-"""
+"""`cliniko.alerts` and `cliniko.notices`: the open alerts, and the messages that are still to be sent."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,13 +12,13 @@ from cliniko_pipeline.postgres.engine import advisory_key, sql
 
 @dataclass(frozen=True)
 class Alert:
-    """Something that is wrong with an organization, and was told.
+    """A problem of which the operator has been notified.
 
     Attributes:
-        name: what there can be one of at a time, e.g. `sync` or the name of a check.
-        kind: what kind of trouble, e.g. `paused`.
-        reason: as it was told last.
-        raised_at, told_at: when it was first and last told, UTC.
+        name: `sync`, or the asset and name of a check. An organization has at most one alert of a name.
+        kind: e.g. `paused`.
+        reason: the text of the last message.
+        raised_at, told_at: when the first and the last message were queued, UTC.
     """
 
     organization_id: str
@@ -33,8 +30,8 @@ class Alert:
 
 
 @dataclass(frozen=True)
-class Notice:
-    """A message to the operator, without a secret or a patient's data."""
+class Message:
+    """A message to the operator, without secrets or patient data."""
 
     kind: str
     title: str
@@ -42,21 +39,21 @@ class Notice:
 
 
 @dataclass(frozen=True)
-class WaitingNotice:
-    """A notice that a channel, named by a digest, has not taken yet."""
+class QueuedMessage:
+    """A message that a channel, identified by a digest, has not taken yet."""
 
     id: int
     channel: str
-    notice: Notice
+    message: Message
 
 
-def take_turn(connection: Connection) -> None:
-    """Has one process at a time decide what is told, until the end of the transaction."""
+def lock(connection: Connection) -> None:
+    """Wait to be the only process that plans or sends messages, until the transaction ends."""
     connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("cliniko_pipeline.alerts")})
 
 
 def open_alerts(connection: Connection) -> list[Alert]:
-    """All that is wrong as far as it was told."""
+    """Return the open alerts."""
     rows = connection.execute(
         sa.text(
             "select organization_id, name, kind, reason, raised_at, told_at from cliniko.alerts"
@@ -66,24 +63,24 @@ def open_alerts(connection: Connection) -> list[Alert]:
     return [Alert(**row) for row in rows.mappings()]
 
 
-def save_alerts(connection: Connection, told: Sequence[Alert]) -> None:
-    """Notes that these were told."""
-    if told:
-        connection.execute(sa.text(sql("alerts/save_alert")), [asdict(each) for each in told])
+def save_alerts(connection: Connection, alerts: Sequence[Alert]) -> None:
+    """Insert or update the alerts."""
+    if alerts:
+        connection.execute(sa.text(sql("alerts/save_alert")), [asdict(alert) for alert in alerts])
 
 
-def delete_alerts(connection: Connection, over: Iterable[Alert]) -> None:
-    """Notes that these are over."""
-    keys = [{"organization_id": each.organization_id, "name": each.name} for each in over]
+def delete_alerts(connection: Connection, alerts: Iterable[Alert]) -> None:
+    """Delete the alerts."""
+    keys = [{"organization_id": alert.organization_id, "name": alert.name} for alert in alerts]
     if keys:
         connection.execute(
             sa.text("delete from cliniko.alerts where organization_id = :organization_id and name = :name"), keys
         )
 
 
-def add_notices(connection: Connection, channels: Iterable[str], notices: Sequence[Notice]) -> None:
-    """Puts the notices down for each channel."""
-    rows = [{"channel": channel, **asdict(notice)} for channel in channels for notice in notices]
+def add_messages(connection: Connection, channels: Iterable[str], messages: Sequence[Message]) -> None:
+    """Queue the messages for each channel."""
+    rows = [{"channel": channel, **asdict(message)} for channel in channels for message in messages]
     if rows:
         connection.execute(
             sa.text("insert into cliniko.notices (channel, kind, title, body) values (:channel, :kind, :title, :body)"),
@@ -91,23 +88,21 @@ def add_notices(connection: Connection, channels: Iterable[str], notices: Sequen
         )
 
 
-def waiting_notices(connection: Connection) -> list[WaitingNotice]:
-    """Those whose time to be sent, or sent again, has come; the oldest first, and none before an older one of its
-    channel.
-    """
-    rows = connection.execute(sa.text(sql("alerts/waiting_notices")))
-    return [WaitingNotice(row.id, row.channel, Notice(row.kind, row.title, row.body)) for row in rows]
+def due_messages(connection: Connection) -> list[QueuedMessage]:
+    """Return the due messages, the oldest first. A channel's messages wait for its older ones."""
+    rows = connection.execute(sa.text(sql("alerts/due_messages")))
+    return [QueuedMessage(row.id, row.channel, Message(row.kind, row.title, row.body)) for row in rows]
 
 
-def delete_notice(connection: Connection, notice_id: int) -> None:
-    """It was sent, or there is nobody left to send it to."""
-    connection.execute(sa.text("delete from cliniko.notices where id = :id"), {"id": notice_id})
+def delete_message(connection: Connection, message_id: int) -> None:
+    """Delete a message that was sent, or whose channel is no longer configured."""
+    connection.execute(sa.text("delete from cliniko.notices where id = :id"), {"id": message_id})
 
 
-def delay_notice(connection: Connection, notice_id: int) -> None:
-    """It could not be sent: it is tried again, later each time, for two days."""
-    connection.execute(sa.text(sql("alerts/delay_notice")), {"id": notice_id})
+def delay_message(connection: Connection, message_id: int) -> None:
+    """Schedule another attempt with a longer delay; delete a message that is two days old."""
+    connection.execute(sa.text(sql("alerts/delay_message")), {"id": message_id})
     connection.execute(
         sa.text("delete from cliniko.notices where id = :id and created_at < now() - interval '2 days'"),
-        {"id": notice_id},
+        {"id": message_id},
     )

@@ -124,7 +124,7 @@ def note_counts_requested(connection: Connection, organization_ids: Sequence[str
 
 
 def note_failure(
-    connection: Connection, organization_id: str, *, reason: str, run_id: str, begun_at: datetime, is_permanent: bool
+    connection: Connection, organization_id: str, *, reason: str, run_id: str, started_at: datetime, is_permanent: bool
 ) -> None:
     """A run that began then has failed. Where the reason passes, it is tried again, later each time in a row."""
     connection.execute(
@@ -133,7 +133,7 @@ def note_failure(
             "organization_id": organization_id,
             "reason": reason,
             "run_id": run_id,
-            "begun_at": begun_at,
+            "started_at": started_at,
             "is_permanent": is_permanent,
             "service": SERVICE,
         },

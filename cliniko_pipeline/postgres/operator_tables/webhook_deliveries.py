@@ -1,8 +1,4 @@
-"""`cliniko.webhook_targets` and `cliniko.webhook_deliveries`: whom an organization's ended syncs are told, and what of
-that is still to be sent.
-
-The operator's own tables: all but `ended_runs` runs in an operator's transaction (`Database.operator`).
-"""
+"""`cliniko.webhook_targets` and `cliniko.webhook_deliveries`: the outgoing webhooks of each organization."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,25 +11,27 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.postgres.engine import advisory_key, sql, statement
+from cliniko_pipeline.sync_options import SYNC_ASSETS
 
-KEPT = timedelta(days=30)
-"""For so long it is known what became of a delivery."""
+RETENTION = timedelta(days=30)
+"""How long ended deliveries are kept."""
 
 LONGEST_RUN = timedelta(hours=25)
-"""Dagster ends what goes on for a day; whatever never ended after that is told by nobody."""
+"""Dagster ends a run after a day. A sync that has not ended after this time gets no delivery."""
 
-_MOST = 100
-"""Runs of an organization, and deliveries, at a time."""
+BATCH_SIZE = 100
+"""Syncs of an organization, and deliveries, per statement."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the ended syncs of an organization are told; `encrypted` holds the URL and the secret.
+    """An organization's webhook target.
 
     Attributes:
-        set_at: what ended before that is not told.
-        looked_until: all runs that began before that have been looked at.
-        disabled_at, disabled_reason: since when, and why, nothing is sent there; None: it is.
+        set_at: syncs that ended earlier are not delivered.
+        looked_until: the checkpoint; all syncs that started earlier have been handled.
+        disabled_at, disabled_reason: since when and why nothing is sent; None: the target is enabled.
+        encrypted: the URL and the signing secret.
     """
 
     organization_id: str
@@ -45,8 +43,8 @@ class Target:
 
 
 @dataclass(frozen=True)
-class EndedRun:
-    """A whole run of an organization, as far as it has come; `is_given_up`: it will never end."""
+class CompleteSync:
+    """A sync of all assets, running or ended. `is_given_up`: it has exceeded `LONGEST_RUN`."""
 
     run_id: str
     status: str
@@ -59,7 +57,7 @@ class EndedRun:
 
 @dataclass(frozen=True)
 class DueDelivery:
-    """What is to be sent now; `attempts`: how often that was tried, `set_at`: which target this is."""
+    """A delivery to send now. `attempts` counts the earlier ones; `set_at` identifies the target's version."""
 
     organization_id: str
     run_id: str
@@ -71,7 +69,7 @@ class DueDelivery:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What became of a delivery: `outcome` of its last attempt, and when the next is to come."""
+    """The state of a delivery: the `outcome` of its last attempt, and when the next one is due."""
 
     run_id: str
     created_at: datetime
@@ -82,14 +80,14 @@ class Delivery:
     outcome: str | None
 
 
-def take_turn(connection: Connection) -> bool:
-    """Has one process at a time send, until the end of the transaction; false: another one does."""
+def try_lock(connection: Connection) -> bool:
+    """Try to become the only process that sends, until the transaction ends; return whether that succeeded."""
     key = advisory_key("cliniko_pipeline.webhook_deliveries")
     return connection.execute(statement("select pg_try_advisory_xact_lock(:key)"), {"key": key}).scalar_one()
 
 
 def set_target(connection: Connection, organization_id: str, encrypted: Mapping[str, str]) -> None:
-    """In place of an earlier one; what that has not taken goes here."""
+    """Store the target in place of an earlier one. It also gets the deliveries that the earlier one has not taken."""
     connection.execute(
         sa.text(sql("webhooks/set_target")).bindparams(sa.bindparam("encrypted", type_=JSONB)),
         {"organization_id": organization_id, "encrypted": dict(encrypted), "longest_run": LONGEST_RUN},
@@ -97,31 +95,31 @@ def set_target(connection: Connection, organization_id: str, encrypted: Mapping[
 
 
 def remove_target(connection: Connection, organization_id: str) -> None:
-    """And what is still to be sent there. Raises ArgumentError: there is none."""
+    """Delete the target and its deliveries. Raise ArgumentError if there is none."""
     target(connection, organization_id)
     for table in ("cliniko.webhook_targets", "cliniko.webhook_deliveries"):
         connection.execute(sa.text(f"delete from {table} where organization_id = :id"), {"id": organization_id})
 
 
 def targets(connection: Connection) -> list[Target]:
-    """All of them, disabled ones too."""
+    """Return all targets, disabled ones included."""
     rows = connection.execute(statement("select * from cliniko.webhook_targets order by organization_id")).mappings()
     return [Target(**row) for row in rows]
 
 
 def target(connection: Connection, organization_id: str) -> Target:
-    """The organization's. Raises ArgumentError: there is none."""
+    """Return the organization's target. Raise ArgumentError if there is none."""
     for found in targets(connection):
         if found.organization_id == organization_id:
             return found
     raise ArgumentError(
-        f"Nobody is told of the syncs of '{organization_id}': `cliniko-pipeline webhooks out set {organization_id} URL`"
-        " says who is to be."
+        f"'{organization_id}' has no webhook target: set one with `cliniko-pipeline webhooks out set"
+        f" {organization_id} URL`."
     )
 
 
 def disable_target(connection: Connection, sent: DueDelivery, reason: str) -> bool:
-    """Sends nothing any more where that went, until the target is set anew; false: it has been meanwhile."""
+    """Disable the target of this delivery; return false if it has been replaced since."""
     ended = connection.execute(
         sa.text(sql("webhooks/disable_target")),
         {"organization_id": sent.organization_id, "set_at": sent.set_at, "reason": reason},
@@ -129,24 +127,31 @@ def disable_target(connection: Connection, sent: DueDelivery, reason: str) -> bo
     return ended.rowcount > 0
 
 
-def ended_runs(connection: Connection, whole: Collection[str], since: datetime, set_at: datetime) -> list[EndedRun]:
-    """The runs, in whose organization's context this is, that planned all of `whole`, began since then and did not end
-    before `set_at`; also those that go on. The oldest first, a bounded number.
+def complete_syncs(connection: Connection, since: datetime, set_at: datetime) -> list[CompleteSync]:
+    """Return the context's complete syncs that started since then, the oldest first, `BATCH_SIZE` at most.
+
+    Syncs that ended before `set_at` are left out; running ones are included.
     """
     rows = connection.execute(
-        statement(sql("webhooks/ended_runs")),
-        {"whole": sorted(whole), "since": since, "set_at": set_at, "longest_run": LONGEST_RUN, "most": _MOST},
+        statement(sql("webhooks/complete_syncs")),
+        {
+            "sync_assets": sorted(SYNC_ASSETS),
+            "since": since,
+            "set_at": set_at,
+            "longest_run": LONGEST_RUN,
+            "batch_size": BATCH_SIZE,
+        },
     )
-    return [EndedRun(**row) for row in rows.mappings()]
+    return [CompleteSync(**row) for row in rows.mappings()]
 
 
-def is_all(found: Collection[EndedRun]) -> bool:
-    """Whether there are no more than these."""
-    return len(found) < _MOST
+def is_full_batch(found: Collection[CompleteSync]) -> bool:
+    """Return whether there may be more syncs than these."""
+    return len(found) >= BATCH_SIZE
 
 
 def add_delivery(connection: Connection, to: Target, run_id: str, body: str) -> bool:
-    """Puts down that the run is to be told; false: it was before, or there is nobody to tell any more."""
+    """Enqueue the delivery. Return false if it exists, or if the target was replaced, disabled or removed."""
     added = connection.execute(
         statement(sql("webhooks/add_delivery")),
         {"organization_id": to.organization_id, "set_at": to.set_at, "run_id": run_id, "body": body},
@@ -154,8 +159,8 @@ def add_delivery(connection: Connection, to: Target, run_id: str, body: str) -> 
     return added.rowcount == 1
 
 
-def put_down_before(connection: Connection, to: Target, run_ids: Collection[str]) -> set[str]:
-    """Which of these runs are to be told already, or were."""
+def enqueued_run_ids(connection: Connection, to: Target, run_ids: Collection[str]) -> set[str]:
+    """Return those of the runs that have a delivery, sent or not."""
     rows = connection.execute(
         statement(
             "select run_id from cliniko.webhook_deliveries where organization_id = :organization_id"
@@ -166,26 +171,27 @@ def put_down_before(connection: Connection, to: Target, run_ids: Collection[str]
     return set(rows.scalars())
 
 
-def note_looked_until(connection: Connection, to: Target, oldest_open: datetime | None, lag: timedelta) -> None:
-    """All runs have been looked at that began before `oldest_open`; None: all there were. Not noted where what is noted
-    lags behind no more than that.
+def advance_looked_until(connection: Connection, to: Target, oldest: datetime | None, max_lag: timedelta) -> None:
+    """Move the target's checkpoint to `oldest`, the start of the oldest unfinished sync; None: to the present.
+
+    A checkpoint that lags by `max_lag` or less stays.
     """
     connection.execute(
-        statement(sql("webhooks/note_looked_until")),
-        {"organization_id": to.organization_id, "set_at": to.set_at, "oldest_open": oldest_open, "lag": lag},
+        statement(sql("webhooks/advance_looked_until")),
+        {"organization_id": to.organization_id, "set_at": to.set_at, "oldest": oldest, "max_lag": max_lag},
     )
 
 
 def due_deliveries(connection: Connection) -> list[DueDelivery]:
-    """What is to be sent now, the longest due first; a bounded number."""
-    rows = connection.execute(statement(sql("webhooks/due_deliveries")), {"most": _MOST}).mappings()
+    """Return the due deliveries, the longest due first, `BATCH_SIZE` at most."""
+    rows = connection.execute(statement(sql("webhooks/due_deliveries")), {"batch_size": BATCH_SIZE}).mappings()
     return [DueDelivery(**row) for row in rows]
 
 
 def note_attempt(
     connection: Connection, sent: DueDelivery, outcome: str, *, is_taken: bool, delay: timedelta | None
 ) -> None:
-    """What came of it; after `delay` it is tried again, None: that was the last time."""
+    """Store the result of an attempt. The next one comes after `delay`; None: there is none."""
     connection.execute(
         statement(sql("webhooks/note_attempt")),
         {
@@ -199,7 +205,7 @@ def note_attempt(
 
 
 def deliveries(connection: Connection, organization_id: str, limit: int) -> list[Delivery]:
-    """The organization's last, the latest first."""
+    """Return the organization's deliveries, the latest first."""
     rows = connection.execute(
         sa.text(
             "select run_id, created_at, attempts, send_at, ended_at, is_taken, outcome from cliniko.webhook_deliveries"
@@ -210,9 +216,9 @@ def deliveries(connection: Connection, organization_id: str, limit: int) -> list
     return [Delivery(**row) for row in rows.mappings()]
 
 
-def forget_deliveries(connection: Connection) -> None:
-    """Those that ended long ago."""
+def delete_old_deliveries(connection: Connection) -> None:
+    """Delete the deliveries that ended longer ago than `RETENTION`."""
     connection.execute(
-        statement("delete from cliniko.webhook_deliveries where ended_at < now() - cast(:kept as interval)"),
-        {"kept": KEPT},
+        statement("delete from cliniko.webhook_deliveries where ended_at < now() - cast(:retention as interval)"),
+        {"retention": RETENTION},
     )

@@ -1,8 +1,6 @@
-"""`cliniko.webhook_secrets` and `cliniko.webhook_events`: who may say that an organization's account has changed, and
-what was said and is not synced yet.
+"""`cliniko.webhook_secrets` and `cliniko.webhook_events`: the incoming webhooks of each organization.
 
-The operator's own tables: everything here runs in an operator's transaction (`Database.operator`). Secrets come and go
-encrypted: to open them is the vault's business.
+Secrets arrive and leave encrypted; the vault decrypts them.
 """
 
 import secrets
@@ -18,24 +16,27 @@ from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.postgres.engine import sql, statement
 from cliniko_pipeline.postgres.operator_tables.organizations import SERVICE
 
-MOST_SECRETS = 10
-"""Of an organization: whoever sends a webhook has each of them tried."""
+MAX_SECRETS = 10
+"""Secrets of an organization. The signature of a received webhook is verified with each of them."""
 
-KEPT = timedelta(days=3)
-"""For so long a message that comes again is recognized, whatever became of it."""
+RETENTION = timedelta(days=3)
+"""How long the event of a repeated webhook is recognized."""
 
-_MOST_FORGOTTEN = 10_000
-"""At a time."""
+_DELETED_AT_MOST = 10_000
+"""Events per statement."""
+
+_ENCRYPTED = {"cliniko.webhook_secrets": "id", "cliniko.webhook_targets": "organization_id"}
+"""The tables with encrypted values, and the columns that identify their rows."""
 
 
 @dataclass(frozen=True)
 class WebhookSecret:
-    """A secret that webhooks of an organization may be signed with, encrypted.
+    """A secret that signs webhooks of an organization.
 
     Attributes:
-        id: the part of it that may be shown.
+        id: may be shown, unlike the secret.
         expires_at: None: never.
-        is_valid: whether it has not expired.
+        is_valid: whether it has not expired, by the database's clock.
     """
 
     id: str
@@ -48,7 +49,10 @@ class WebhookSecret:
 
 @dataclass(frozen=True)
 class PendingEvents:
-    """What was received for an organization since its last whole sync began to read; `received_at` of the latest."""
+    """The events received since the organization's last successful sync began to read.
+
+    `received_at` belongs to the latest of them.
+    """
 
     organization_id: str
     received_at: datetime
@@ -56,30 +60,33 @@ class PendingEvents:
 
 
 def add_secret(connection: Connection, organization_id: str, encrypted: Mapping[str, str]) -> str:
-    """Stores a secret beside those there are, and returns its id. Raises ArgumentError where there are too many."""
-    # Of two at a time the second counts the first.
+    """Store another secret; return its id. Raise ArgumentError if there are `MAX_SECRETS` already."""
+    # The lock lets concurrent calls count each other's secrets.
     connection.execute(sa.text("lock table cliniko.webhook_secrets in share row exclusive mode"))
-    if len(webhook_secrets(connection, organization_id)) >= MOST_SECRETS:
+    if len(webhook_secrets(connection, organization_id)) >= MAX_SECRETS:
         raise ArgumentError(
-            f"'{organization_id}' has {MOST_SECRETS} secrets: revoke one that is no longer used, with"
+            f"'{organization_id}' has {MAX_SECRETS} secrets: revoke one that is no longer used, with"
             f" `cliniko-pipeline webhooks secrets revoke {organization_id} ID`."
         )
     secret_id = secrets.token_hex(6)
     connection.execute(
-        sa.text(sql("webhooks/save_secret")).bindparams(sa.bindparam("encrypted", type_=JSONB)),
+        sa.text(
+            "insert into cliniko.webhook_secrets (id, organization_id, encrypted)"
+            " values (:id, :organization_id, :encrypted)"
+        ).bindparams(sa.bindparam("encrypted", type_=JSONB)),
         {"id": secret_id, "organization_id": organization_id, "encrypted": dict(encrypted)},
     )
     return secret_id
 
 
 def webhook_secrets(connection: Connection, organization_id: str) -> list[WebhookSecret]:
-    """Those of the organization, the oldest first, expired ones too."""
+    """Return the organization's secrets, the oldest first, expired ones included."""
     rows = connection.execute(statement(sql("webhooks/secrets")), {"organization_id": organization_id}).mappings()
     return [WebhookSecret(**row) for row in rows]
 
 
 def revoke_secret(connection: Connection, organization_id: str, secret_id: str) -> None:
-    """Forgets the secret: nothing that is signed with it is taken any more. Raises ArgumentError: there is none."""
+    """Delete the secret. Raise ArgumentError if there is none of that id."""
     _require_changed(
         connection.execute(
             sa.text("delete from cliniko.webhook_secrets where organization_id = :organization_id and id = :id"),
@@ -90,7 +97,7 @@ def revoke_secret(connection: Connection, organization_id: str, secret_id: str) 
 
 
 def expire_secret(connection: Connection, organization_id: str, secret_id: str, after: timedelta) -> None:
-    """Lets it be good until then, and no longer. Raises ArgumentError: there is none."""
+    """Let the secret expire after this time at the latest. Raise ArgumentError if there is none of that id."""
     _require_changed(
         connection.execute(
             sa.text(
@@ -104,7 +111,7 @@ def expire_secret(connection: Connection, organization_id: str, secret_id: str, 
 
 
 def note_event(connection: Connection, organization_id: str, message_id: str, type_: str | None) -> bool:
-    """Keeps that something has changed, whatever happens next; false: that message has come before."""
+    """Store a received event. Return false if a message with this id was stored before."""
     noted = connection.execute(
         statement(sql("webhooks/note_event")),
         {"organization_id": organization_id, "message_id": message_id, "type": type_},
@@ -113,21 +120,19 @@ def note_event(connection: Connection, organization_id: str, message_id: str, ty
 
 
 def pending_events(connection: Connection) -> dict[str, PendingEvents]:
-    """By organization."""
+    """Return the pending events by organization."""
     rows = connection.execute(statement(sql("webhooks/pending_events"))).mappings()
     return {row["organization_id"]: PendingEvents(**row) for row in rows}
 
 
-def forget_events(connection: Connection) -> int:
-    """Deletes those of long ago that nothing hangs on any more; returns how many."""
-    parameters = {"kept": KEPT, "service": SERVICE, "most": _MOST_FORGOTTEN}
-    return connection.execute(statement(sql("webhooks/forget_events")), parameters).rowcount
+def delete_old_events(connection: Connection) -> int:
+    """Delete events older than `RETENTION` that no sync has to follow any more; return how many."""
+    parameters = {"retention": RETENTION, "service": SERVICE, "limit": _DELETED_AT_MOST}
+    return connection.execute(statement(sql("webhooks/delete_old_events")), parameters).rowcount
 
 
 def encrypted_values(connection: Connection) -> list[tuple[str, str, object]]:
-    """Everything about webhooks that the vault has encrypted: the table, what identifies a row in it, and the value;
-    locked until the transaction ends.
-    """
+    """Return (table, key, encrypted value) of all encrypted values, and lock their rows until the transaction ends."""
     found: list[tuple[str, str, object]] = []
     for table, key in _ENCRYPTED.items():
         rows = connection.execute(sa.text(f"select {key} as key, encrypted from {table} order by {key} for update"))
@@ -136,7 +141,7 @@ def encrypted_values(connection: Connection) -> list[tuple[str, str, object]]:
 
 
 def replace_encrypted(connection: Connection, table: str, key: str, encrypted: Mapping[str, str]) -> None:
-    """Stores the same value under another encryption."""
+    """Store the same value, encrypted with another key."""
     connection.execute(
         sa.text(f"update {table} set encrypted = :encrypted where {_ENCRYPTED[table]} = :key").bindparams(
             sa.bindparam("encrypted", type_=JSONB)
@@ -145,12 +150,9 @@ def replace_encrypted(connection: Connection, table: str, key: str, encrypted: M
     )
 
 
-_ENCRYPTED = {"cliniko.webhook_secrets": "id", "cliniko.webhook_targets": "organization_id"}
-
-
 def _require_changed(changed: sa.CursorResult[object], organization_id: str) -> None:
     if changed.rowcount == 0:
         raise ArgumentError(
             f"'{organization_id}' has no secret of that id: `cliniko-pipeline webhooks secrets list {organization_id}`"
-            " shows which there are."
+            " lists them."
         )

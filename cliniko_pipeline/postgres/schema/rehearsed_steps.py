@@ -65,7 +65,7 @@ def operator_steps(organization_id: str) -> list[Step]:
 
     def note_failure(connection: Connection) -> None:
         scheduling.note_failure(
-            connection, organization_id, reason="", run_id="rehearsal", begun_at=now, is_permanent=False
+            connection, organization_id, reason="", run_id="rehearsal", started_at=now, is_permanent=False
         )
 
     return [

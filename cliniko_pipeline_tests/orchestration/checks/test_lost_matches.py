@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.orchestration.alerts.delivery import decide
+from cliniko_pipeline.orchestration.alerts.delivery import plan_messages
 from cliniko_pipeline.orchestration.sensors import failed_runs
 from cliniko_pipeline.postgres.operator_tables import alerts, scheduling
 from cliniko_pipeline.postgres.reads.lost_matches import LostMatches, of_stored_mapping
@@ -126,7 +126,7 @@ def test_reloaded_contacts_let_the_next_sync_succeed(clinic: PipelineUnderTest) 
         resources={"runtime": clinic.runtime},
     )
     failed_runs(context.for_run_failure())
-    decide(clinic.runtime)
+    plan_messages(clinic.runtime)
     with clinic.database.operator() as connection:
         (alert,) = alerts.open_alerts(connection)
         (found,) = scheduling.schedulings(connection)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliniko_pipeline.orchestration.plans.alerts import AlertPlan, Problem, plan_alerts, problems
+from cliniko_pipeline.orchestration.plans.alerts import AlertPlan, Problem, find_problems, plan_alerts
 from cliniko_pipeline.postgres.operator_tables.alerts import Alert
 from cliniko_pipeline.postgres.operator_tables.check_results import CheckResult
 from cliniko_pipeline.postgres.operator_tables.scheduling import Scheduling
@@ -24,7 +24,7 @@ STALE = CheckResult("org", "active_patients", FRESH, holds=False, remark="old", 
 
 
 def found(*schedulings: Scheduling, checks: tuple[CheckResult, ...] = ()) -> list[Problem]:
-    return problems(schedulings, checks, after_failures=3, freshness_check=FRESH)
+    return find_problems(schedulings, checks, after_failures=3, freshness_check=FRESH)
 
 
 class Operator:

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cliniko_pipeline.orchestration.plans.webhooks import (
-    AGAIN,
-    BETWEEN_RUNS,
     DELAYS,
+    MIN_REQUEST_INTERVAL,
+    REPEAT_INTERVAL,
     announced_syncs,
     delay_after,
-    ended,
-    trial,
+    sync_message,
+    trial_message,
 )
 from cliniko_pipeline.postgres.operator_tables.scheduling import Scheduling
-from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import EndedRun
+from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import CompleteSync
 from cliniko_pipeline.postgres.operator_tables.webhooks import PendingEvents
 from cliniko_pipeline_tests.support.properties import examples
 
@@ -41,11 +41,11 @@ def planned(scheduling: Scheduling = ORG, now: datetime = NOW, in_flight: frozen
         ({"paused_at": NOW}, False),
         ({"retry_at": NOW + SECOND}, False),
         ({"retry_at": NOW}, True),
-        ({"requested_at": NOW - BETWEEN_RUNS + SECOND}, False),
-        ({"requested_at": NOW - BETWEEN_RUNS}, True),
+        ({"requested_at": NOW - MIN_REQUEST_INTERVAL + SECOND}, False),
+        ({"requested_at": NOW - MIN_REQUEST_INTERVAL}, True),
         ({"requested_at": None}, True),
         ({"requested_at": NOW + MINUTE}, True),  # by another clock
-        ({"failures": 1, "failure_is_permanent": True, "requested_at": NOW - AGAIN + SECOND}, False),
+        ({"failures": 1, "failure_is_permanent": True, "requested_at": NOW - REPEAT_INTERVAL + SECOND}, False),
         ({"failures": 1, "failure_is_permanent": True}, True),
         ({"is_on": False}, True),
     ],
@@ -65,7 +65,7 @@ def test_run_key_identifies_the_request() -> None:
     keys = [
         *planned(),
         *planned(replace(ORG, failures=1)),
-        *planned(now=NOW + AGAIN),
+        *planned(now=NOW + REPEAT_INTERVAL),
         *[each.run_key for each in announced_syncs(later, [ORG], set(), NOW)],
     ]
     assert len(set(keys)) == 4
@@ -107,17 +107,17 @@ def test_every_event_is_followed_by_a_sync(events: list[int], outcomes: list[tup
                 outcome, waits, lasts = next(left, ("succeeds", 1, 1))
                 run = (tick + waits, tick + waits + lasts, outcome)
     assert (pending, run) == ([], None)
-    assert all(later - earlier >= BETWEEN_RUNS for earlier, later in pairwise(requests.values()))
+    assert all(later - earlier >= MIN_REQUEST_INTERVAL for earlier, later in pairwise(requests.values()))
     assert len(requests) <= len(set(events)) + len(outcomes), "events that come together are one sync"
 
 
 def failed(scheduling: Scheduling, now: datetime, *, is_permanent: bool) -> Scheduling:
-    retry_at = None if is_permanent else now + min(MINUTE * 2**scheduling.failures, AGAIN)
+    retry_at = None if is_permanent else now + min(MINUTE * 2**scheduling.failures, REPEAT_INTERVAL)
     failures = scheduling.failures + 1
     return replace(scheduling, failures=failures, failure_is_permanent=is_permanent, retry_at=retry_at)
 
 
-RUN = EndedRun(
+RUN = CompleteSync(
     "run-1",
     "failed",
     NOW,
@@ -129,7 +129,7 @@ RUN = EndedRun(
 
 
 def test_message_of_a_delivery_has_counts_and_reason() -> None:
-    assert json.loads(ended(RUN, "org")) == {
+    assert json.loads(sync_message(RUN, "org")) == {
         "type": "sync.failed",
         "timestamp": "2026-06-15T09:31:00Z",
         "data": {
@@ -142,7 +142,7 @@ def test_message_of_a_delivery_has_counts_and_reason() -> None:
             "error": "Cliniko could not be reached.",
         },
     }
-    assert json.loads(trial("org", NOW))["type"] == "test"
+    assert json.loads(trial_message("org", NOW))["type"] == "test"
 
 
 def test_delivery_attempts_back_off_for_three_days() -> None:

@@ -26,4 +26,4 @@ set
                 interval '1 hour'
             )
     end
-where scheduling.succeeded_at is null or scheduling.succeeded_at < :begun_at
+where scheduling.succeeded_at is null or scheduling.succeeded_at < :started_at

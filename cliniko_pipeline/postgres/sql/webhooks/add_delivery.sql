@@ -1,4 +1,4 @@
--- The target may have been removed or set anew meanwhile.
+-- The target may have been removed, replaced or disabled since it was read.
 insert into cliniko.webhook_deliveries (organization_id, run_id, body)
 select target.organization_id, :run_id, :body
 from cliniko.webhook_targets as target

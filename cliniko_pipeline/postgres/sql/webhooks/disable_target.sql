@@ -1,4 +1,4 @@
--- One that was set anew meanwhile stays.
+-- A target that was replaced since it was read stays enabled.
 with
 disabled as (
     update cliniko.webhook_targets

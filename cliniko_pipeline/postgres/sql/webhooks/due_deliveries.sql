@@ -1,4 +1,4 @@
--- The first of each organization, then the second of each: who has much to be told keeps nobody from being told.
+-- The first delivery of each organization, then the second of each: a backlog of one delays no other.
 select
     delivery.organization_id,
     delivery.run_id,
@@ -13,4 +13,4 @@ order by
     row_number() over (partition by delivery.organization_id order by delivery.send_at, delivery.position),
     delivery.send_at,
     delivery.position
-limit :most
+limit :batch_size

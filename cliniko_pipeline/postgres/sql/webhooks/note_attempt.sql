@@ -1,7 +1,7 @@
--- Without a delay it is over: taken, or given up. With one the target does not answer: what else is due there waits for
--- a while, too, so that the time there is for sending is not spent on it.
+-- Without a delay, the delivery has ended: it was taken or given up. With one, the target has failed. Its other due
+-- deliveries are postponed, so that they do not use up the time for sending.
 with
-put_off as (
+postponed as (
     update cliniko.webhook_deliveries
     set send_at = now() + least(cast(:delay as interval), interval '5 minutes')
     where organization_id = :organization_id

@@ -1,5 +1,5 @@
--- What no successful whole sync knows of: none began to read after it was received. Where the clock was set back, what
--- is still to come by it settles nothing, and does not stand for what comes now.
+-- The events that no successful sync has followed: none began to read after they were received. If the clock was set
+-- back, a sync in its future follows no event, and an event in its future is not the latest.
 select
     event.organization_id,
     coalesce(

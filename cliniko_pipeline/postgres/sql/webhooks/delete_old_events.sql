@@ -1,11 +1,11 @@
--- What is settled; and what a later event of the organization stands for, since the sync that settles that settles
--- this; and what is of no organization any more.
+-- Deleted are events that a sync has followed, events with a later one of the same organization (the sync that follows
+-- the later one follows both), and events of removed organizations.
 delete from cliniko.webhook_events
 where (organization_id, message_id) in (
     select event.organization_id, event.message_id
     from cliniko.webhook_events as event
     left join cliniko.scheduling as scheduling on scheduling.organization_id = event.organization_id
-    where event.received_at < now() - cast(:kept as interval)
+    where event.received_at < now() - cast(:retention as interval)
         and (
             (event.received_at < scheduling.read_began_at and scheduling.read_began_at <= now())
             or exists (
@@ -19,5 +19,5 @@ where (organization_id, message_id) in (
             )
         )
     order by event.received_at
-    limit :most
+    limit :limit
 )

@@ -1,4 +1,4 @@
--- The whole runs that began since then and were not passed over, the oldest first, those that go on included.
+-- The complete syncs that started since then, the oldest first. Running ones are included.
 select
     run_id,
     status,
@@ -9,7 +9,7 @@ select
     started_at < now() - cast(:longest_run as interval) as is_given_up
 from cliniko.sync_runs
 where started_at >= :since
-    and planned @> cast(:whole as text[])
+    and planned @> cast(:sync_assets as text[])
     and (finished_at is null or finished_at >= :set_at)
 order by started_at, run_id
-limit :most
+limit :batch_size

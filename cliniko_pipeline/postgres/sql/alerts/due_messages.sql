@@ -1,4 +1,4 @@
--- A channel that did not take one gets nothing newer before it: the last that is heard must be the last that happened.
+-- A channel gets its messages in order, so that the last message it received is about the last change.
 select notice.id, notice.channel, notice.kind, notice.title, notice.body
 from cliniko.notices as notice
 where notice.send_at <= now()

@@ -1,1 +1,0 @@
-insert into cliniko.webhook_secrets (id, organization_id, encrypted) values (:id, :organization_id, :encrypted)
