@@ -1,4 +1,4 @@
-"""Which way to read a resource: whole, on from where it broke off, or what changed. Pure: decides, does nothing."""
+"""The kind of a crawl: full, resumed or incremental. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from cliniko_pipeline.postgres.writing.crawls import CrawlState
 
 @dataclass(frozen=True)
 class CrawlPlan:
-    """How to read a resource.
+    """How to crawl a resource.
 
     Attributes:
-        is_full: whether everything is read, or what changed.
-        reconciles: whether what it does not see is then marked as deleted.
-        reason: the choice in words, for the log.
-        changed_since: the cursor of an incremental reading.
-        position: where a full one that broke off goes on.
-        refused: what is not asked for, since Cliniko refused it; a full reading that begins asks for everything again.
+        is_full: whether all records are read, or only changed ones.
+        reconciles: whether records that the crawl does not see are then marked as deleted.
+        reason: the reason of the choice, for the log.
+        changed_since: the cursor of an incremental crawl.
+        position: the checkpoint of a resumed crawl.
+        refused: fields that are not used, since Cliniko refused them. A new full crawl tries all fields again.
     """
 
     is_full: bool
@@ -30,21 +30,21 @@ class CrawlPlan:
 
 
 def plan_crawl(state: CrawlState | None, *, full: bool) -> CrawlPlan:
-    """Decides from the resource's state; `full`: the operator asked to begin from the beginning.
+    """Plan from the resource's state. `full`: the operator requested a full crawl.
 
-    The first reading reconciles nothing, for there is nothing it could miss.
+    The first crawl does not reconcile, since no records are stored yet.
     """
     if state is None:
-        return CrawlPlan(is_full=True, reconciles=False, reason="read for the first time")
+        return CrawlPlan(is_full=True, reconciles=False, reason="first crawl")
     if full:
-        return CrawlPlan(is_full=True, reconciles=True, reason="read whole, as asked for")
+        return CrawlPlan(is_full=True, reconciles=True, reason="full crawl, as requested")
     if state.is_full and not state.is_complete:
         return _resumed(state)
     if state.needs_full is not None:
-        return CrawlPlan(is_full=True, reconciles=True, reason=f"read whole: {state.needs_full}")
+        return CrawlPlan(is_full=True, reconciles=True, reason=f"full crawl: {state.needs_full}")
     if state.cursor is None:
-        return CrawlPlan(is_full=True, reconciles=True, reason="read whole: no cursor is known")
-    reason = f"read what changed since {state.cursor.isoformat()}"
+        return CrawlPlan(is_full=True, reconciles=True, reason="full crawl: there is no cursor")
+    reason = f"incremental crawl since {state.cursor.isoformat()}"
     return CrawlPlan(
         is_full=False, reconciles=False, reason=reason, changed_since=state.cursor, refused=state.refused_fields
     )
@@ -52,9 +52,13 @@ def plan_crawl(state: CrawlState | None, *, full: bool) -> CrawlPlan:
 
 def _resumed(state: CrawlState) -> CrawlPlan:
     if state.next_page is None:
-        return CrawlPlan(is_full=True, reconciles=state.reconciles, reason="read whole; the last reading broke off")
+        return CrawlPlan(
+            is_full=True,
+            reconciles=state.reconciles,
+            reason="full crawl: the last one left no checkpoint",
+        )
     position = Position(state.horizon, state.next_page, state.total_entries or 0)
-    reason = f"the reading that broke off goes on at page {state.next_page}"
+    reason = f"full crawl, resumed at page {state.next_page}"
     return CrawlPlan(
         is_full=True, reconciles=state.reconciles, reason=reason, position=position, refused=state.refused_fields
     )

@@ -1,4 +1,4 @@
-"""When which organization is due. Pure: decides, does nothing."""
+"""The syncs and comparisons that are due, and the freshness of organizations. Pure functions."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class DefaultSchedule:
-    """What holds for an organization that has no schedule of its own.
+    """The schedule of organizations without their own.
 
     Attributes:
-        sync_every_minutes: None: never by itself.
-        full_sync_at: when, by the time of each organization's time zone, the first of the nightly full syncs begins;
-            None: never by itself.
-        full_sync_spread: over how much time after that they are spread.
+        sync_every_minutes: None: no incremental syncs.
+        full_sync_at: the local time, in each organization's time zone, after which full syncs start; None: no full
+            syncs.
+        full_sync_spread: the time over which the full syncs are spread.
     """
 
     sync_every_minutes: int | None
@@ -29,7 +29,7 @@ class DefaultSchedule:
 
 @dataclass(frozen=True)
 class DueSync:
-    """A sync to be requested."""
+    """A sync to request."""
 
     organization_id: str
     is_full: bool
@@ -38,66 +38,68 @@ class DueSync:
 def due_syncs(
     schedulings: Iterable[Scheduling], in_flight: Collection[str], default: DefaultSchedule, now: datetime
 ) -> list[DueSync]:
-    """Which syncs are to be requested at `now` (aware, UTC): one an organization at most.
+    """Return the syncs to request at `now` (aware, UTC), at most one per organization.
 
-    One is due once its last turn has come and nothing was requested since, or when one that failed is to be tried
-    again. So a turn that nobody could take, since the daemon was down or the run before it still went on, is taken as
-    soon as that is over. Turns are spread by a hash of the organization's id, which stays the same.
+    A sync is due if none was requested since its last scheduled time, or if a retry is due. So a sync that was missed,
+    while the daemon was down or another run was in flight, is requested afterwards. The times are spread by a hash of
+    the organization's id.
     """
     return [
-        due
-        for each in schedulings
-        if each.is_active and each.is_on and each.paused_at is None and each.organization_id not in in_flight
-        if (due := _due(each, default, now)) is not None
+        due for state in schedulings if _can_sync(state, in_flight) if (due := _due(state, default, now)) is not None
     ]
 
 
 def due_counts(
     schedulings: Iterable[Scheduling], in_flight: Collection[str], every: timedelta | None, now: datetime
 ) -> list[str]:
-    """Of which organizations the numbers of records are to be compared at `now`: those that were synced once and whose
-    turn, spread by a hash like that of a sync, has come.
+    """Return the organizations whose record counts are to be compared at `now`.
+
+    Only organizations that were synced before are compared. The times are spread like those of syncs.
     """
     if every is None:
         return []
     return [
-        each.organization_id
-        for each in schedulings
-        if each.is_active and each.is_on and each.paused_at is None and each.organization_id not in in_flight
-        if (last := each.counts_requested_at or each.succeeded_at) is not None
-        if last < _last_turn(now, every, _share(each.organization_id, "counts", every))
+        state.organization_id
+        for state in schedulings
+        if _can_sync(state, in_flight)
+        if (last := state.counts_requested_at or state.succeeded_at) is not None
+        if last < _last_scheduled(now, every, _share(state.organization_id, "counts", every))
     ]
+
+
+def _can_sync(state: Scheduling, in_flight: Collection[str]) -> bool:
+    return state.is_active and state.is_on and state.paused_at is None and state.organization_id not in in_flight
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """Whether an organization was synced no longer ago than promised."""
+    """Whether the last complete sync of an organization is recent enough, and a remark."""
 
     holds: bool
     remark: str
 
 
 def freshness(scheduling: Scheduling, default: DefaultSchedule, within: timedelta, now: datetime) -> Freshness:
-    """Judges by the last sync of everything that succeeded, or by when the organization was first scheduled.
+    """Compare the age of the last complete sync with `within`, or with two of the organization's periods if longer.
 
-    One that is synced less often than promised may be as old as two of its turns; one that is disabled or not synced
-    by itself is promised nothing.
+    Organizations that are disabled or not scheduled are always fresh.
     """
     period = _period(scheduling, default)
-    # One that was enabled again is promised nothing for the time before.
-    since = max((each for each in (scheduling.succeeded_at, scheduling.known_since) if each is not None), default=None)
+    # The time before an organization was enabled does not count.
+    instants = (scheduling.succeeded_at, scheduling.known_since)
+    since = max((instant for instant in instants if instant is not None), default=None)
     if period is None or since is None or not scheduling.is_active or not scheduling.is_on:
-        return Freshness(holds=True, remark="It is not synced by itself: nothing is promised.")
-    promised = max(within, 2 * period)
+        return Freshness(holds=True, remark="It is not scheduled, so it has no freshness limit.")
+    limit = max(within, 2 * period)
     what = "Last synced" if since == scheduling.succeeded_at else "Not synced since it was scheduled"
     return Freshness(
-        holds=now - since <= promised,
-        remark=f"{what} {_minutes(now - since)} ago; promised are {_minutes(promised)}.",
+        holds=now - since <= limit,
+        remark=f"{what} {_minutes(now - since)} ago; the limit is {_minutes(limit)}.",
     )
 
 
 def _period(scheduling: Scheduling, default: DefaultSchedule) -> timedelta | None:
-    """The time between two syncs; None: never by itself."""
+    """Return the time between two syncs; None: the organization is not scheduled."""
     every = scheduling.sync_every_minutes or default.sync_every_minutes
     if every is not None:
         return timedelta(minutes=every)
@@ -113,7 +115,7 @@ def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> Due
     full_at = scheduling.full_sync_at or default.full_sync_at
     spread = timedelta(0) if scheduling.full_sync_at is not None else default.full_sync_spread
     if full_at is not None:
-        # The first sync reads everything anyway.
+        # The first sync is always full.
         last_full = scheduling.full_requested_at or scheduling.requested_at
         share = _share(organization_id, "full", spread)
         if last_full is not None and last_full < _last_night(now, full_at, share, time_zone(scheduling.time_zone)):
@@ -125,14 +127,14 @@ def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> Due
     if every is None:
         return None
     period = timedelta(minutes=every)
-    turn = _last_turn(now, period, _share(organization_id, "sync", period))
-    if scheduling.requested_at is None or scheduling.requested_at < turn:
+    scheduled = _last_scheduled(now, period, _share(organization_id, "sync", period))
+    if scheduling.requested_at is None or scheduling.requested_at < scheduled:
         return DueSync(organization_id, is_full=False)
     return None
 
 
-def _last_turn(now: datetime, period: timedelta, offset: timedelta) -> datetime:
-    """The last instant up to `now` that is `offset` after a multiple of `period` since 1970."""
+def _last_scheduled(now: datetime, period: timedelta, offset: timedelta) -> datetime:
+    """Return the last instant up to `now` that is `offset` after a multiple of `period` since 1970."""
     epoch = datetime(1970, 1, 1, tzinfo=now.tzinfo)
     return now - (now - epoch - offset) % period
 
@@ -140,15 +142,15 @@ def _last_turn(now: datetime, period: timedelta, offset: timedelta) -> datetime:
 def _last_night(now: datetime, begins: time, share: timedelta, zone: tzinfo) -> datetime:
     """Return the last instant up to `now` that is `share` after the local time `begins` of a date.
 
-    Each date has one: a local time that is left out is reckoned as if the clock had not been changed, and of one that
-    comes twice the first counts. A date that is left out has the instant of the next.
+    Each date has one. A skipped local time is computed as if the clock had not been changed; of a repeated one the
+    first counts. A skipped date has the instant of the next date.
     """
     today = now.astimezone(zone).date()
     nights = (datetime.combine(today + days * DAY, begins, zone).astimezone(UTC) + share for days in range(-3, 2))
-    return max(each for each in nights if each <= now)
+    return max(night for night in nights if night <= now)
 
 
-def _share(organization_id: str, what: str, whole: timedelta) -> timedelta:
-    """The organization's own part of the time, the same on every machine."""
-    digest = sha256(f"{what} {organization_id}".encode()).digest()
-    return whole * (int.from_bytes(digest[:8]) / 2**64)
+def _share(organization_id: str, purpose: str, spread: timedelta) -> timedelta:
+    """Return the organization's offset within `spread`, the same on every machine."""
+    digest = sha256(f"{purpose} {organization_id}".encode()).digest()
+    return spread * (int.from_bytes(digest[:8]) / 2**64)

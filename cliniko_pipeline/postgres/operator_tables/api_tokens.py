@@ -1,7 +1,4 @@
-"""`cliniko.api_tokens` and `cliniko.api_refusals`: who may use the HTTP API, and which requests were refused.
-
-The operator's own tables: everything here runs in an operator's transaction (`Database.operator`).
-"""
+"""`cliniko.api_tokens` and `cliniko.api_refusals`: the tokens of the HTTP API, and the refused requests."""
 
 import hashlib
 import hmac
@@ -18,27 +15,27 @@ from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.postgres.engine import is_read_only, sql, statement
 
 PREFIX = "clinikopipeline"
-"""What tokens begin with, so that programs that look for secrets know one."""
+"""The prefix of tokens, by which secret scanners recognize them."""
 
-KEPT = timedelta(days=90)
-"""For so long it is known which requests were refused."""
+RETENTION = timedelta(days=90)
+"""How long refused requests are kept."""
 
 _TOKEN = re.compile(rf"{PREFIX}_([0-9a-f]{{12}})_[A-Za-z0-9_-]{{43}}")
-_LONGEST = 200
-_USED = timedelta(minutes=1)
+_MAX_LENGTH = 200
+_USE_INTERVAL = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
 class ApiToken:
-    """A token as it is stored: what it is good for, never the token itself.
+    """A stored token, without its secret.
 
     Attributes:
-        id: the part of it that may be shown.
-        scopes: of read, sync and admin.
-        organizations: whose things it opens; None: all organizations', those added later too.
-        requests_per_minute: None: as the settings say.
-        expires_at, revoked_at: None: never, not.
-        is_expired: whether that time has come, by the database's clock.
+        id: the part of the token that may be shown.
+        scopes: some of read, sync and admin.
+        organizations: the ids it gives access to; None: all, those added later included.
+        requests_per_minute: its rate limit; None: the setting's.
+        expires_at, revoked_at: None: never.
+        is_expired: whether `expires_at` has passed, by the database's clock.
     """
 
     id: str
@@ -55,7 +52,7 @@ class ApiToken:
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token just made: `text` is shown once and stored nowhere."""
+    """A new token. `text` is shown once and never stored."""
 
     id: str
     text: str = field(repr=False)
@@ -63,7 +60,7 @@ class NewToken:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request that was refused: why, whose token, from where, and what it asked for, without its values."""
+    """A refused request. `route` is the path's template, without values."""
 
     reason: str
     token_id: str
@@ -75,7 +72,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Refusals:
-    """Equal refusals of one minute; `last_at` is when the last of them was."""
+    """The number of equal refusals in one minute; `last_at` is the time of the last one."""
 
     refusal: Refusal
     attempts: int
@@ -91,11 +88,15 @@ def create(
     expires_at: datetime | None,
     requests_per_minute: int | None = None,
 ) -> NewToken:
-    """Makes a token of 256 random bits, and stores its digest."""
+    """Create a token of 256 random bits, and store its digest."""
     token_id = secrets.token_hex(6)
     text = f"{PREFIX}_{token_id}_{secrets.token_urlsafe(32)}"
     connection.execute(
-        sa.text(sql("api_tokens/save_api_token")),
+        sa.text(
+            "insert into cliniko.api_tokens"
+            " (id, name, digest, scopes, organizations, requests_per_minute, expires_at)"
+            " values (:id, :name, :digest, :scopes, :organizations, :requests_per_minute, :expires_at)"
+        ),
         {
             "id": token_id,
             "name": name,
@@ -110,19 +111,20 @@ def create(
 
 
 def find(connection: Connection, text: str) -> ApiToken | None:
-    """The stored token that this is, expired or revoked ones too; None: there is none. Notes, by the minute, that it
-    was used, where the database takes writes.
+    """Return the token of this text, also if it is expired or revoked; None: there is none.
+
+    A use is stored once a minute, unless the database is read-only.
     """
     match = _TOKEN.fullmatch(text)
-    if match is None or len(text) > _LONGEST:
+    if match is None or len(text) > _MAX_LENGTH:
         return None
     row = connection.execute(statement(sql("api_tokens/find_api_token")), {"id": match[1]}).mappings().one_or_none()
-    # A digest of 256 random bits needs no salt and no slowness; what compares it tells nothing by its time.
+    # A digest of 256 random bits needs no salt and no slow hash. The comparison takes constant time.
     if row is None or not hmac.compare_digest(row["digest"], _digest(text)):
         return None
     token = _token(row)
-    is_used_again = token.last_used_at is None or row["now"] - token.last_used_at > _USED
-    if token.revoked_at is None and is_used_again and not is_read_only(connection):
+    is_use_due = token.last_used_at is None or row["now"] - token.last_used_at > _USE_INTERVAL
+    if token.revoked_at is None and is_use_due and not is_read_only(connection):
         connection.execute(
             statement("update cliniko.api_tokens set last_used_at = now() where id = :id"), {"id": token.id}
         )
@@ -130,7 +132,7 @@ def find(connection: Connection, text: str) -> ApiToken | None:
 
 
 def tokens(connection: Connection) -> list[ApiToken]:
-    """All of them, the oldest first."""
+    """Return all tokens, the oldest first."""
     rows = connection.execute(
         sa.text("select *, now() as now from cliniko.api_tokens order by created_at, id")
     ).mappings()
@@ -138,17 +140,17 @@ def tokens(connection: Connection) -> list[ApiToken]:
 
 
 def revoke(connection: Connection, token_id: str) -> None:
-    """Closes the token at once and for good. Raises ArgumentError where there is none of that id."""
+    """Revoke the token permanently. Raise ArgumentError if there is none of that id."""
     revoked = connection.execute(
         sa.text("update cliniko.api_tokens set revoked_at = coalesce(revoked_at, now()) where id = :id"),
         {"id": token_id},
     )
     if revoked.rowcount == 0:
-        raise ArgumentError("There is no token of that id: `cliniko-pipeline tokens list` shows which there are.")
+        raise ArgumentError("There is no token of that id: `cliniko-pipeline tokens list` lists them.")
 
 
 def note_refusal(connection: Connection, refusal: Refusal) -> None:
-    """Counts the refusal, and forgets those of long ago."""
+    """Count the refusal, and delete those older than `RETENTION`."""
     connection.execute(
         statement(sql("api_tokens/note_refused_request")),
         {
@@ -158,13 +160,13 @@ def note_refusal(connection: Connection, refusal: Refusal) -> None:
             "method": refusal.method,
             "route": refusal.route,
             "organization_id": refusal.organization_id,
-            "kept": KEPT,
+            "retention": RETENTION,
         },
     )
 
 
 def refusals(connection: Connection, limit: int) -> list[Refusals]:
-    """The last of them, the latest first."""
+    """Return the last refusals, the latest first."""
     rows = connection.execute(
         sa.text("select * from cliniko.api_refusals order by last_at desc, reason, address limit :limit"),
         {"limit": limit},

@@ -1,7 +1,4 @@
-"""`cliniko.check_results`: the last result of each asset check for each organization.
-
-The operator's own table: everything here runs in an operator's transaction (`Database.operator`).
-"""
+"""`cliniko.check_results`: the last result of each asset check for each organization."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +12,9 @@ from cliniko_pipeline.postgres.engine import sql
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Whether a claim about an organization's asset holds.
+    """The result of an asset check for an organization.
 
-    `remark` says what was found, in numbers; `checked_at` is None for a result that is not stored yet.
+    `remark` describes the result in numbers. `checked_at` is None for a result that is not stored yet.
     """
 
     organization_id: str
@@ -30,26 +27,26 @@ class CheckResult:
 
 
 def note_checks(connection: Connection, results: Sequence[CheckResult]) -> None:
-    """Keeps the results, in place of earlier ones of the same checks."""
+    """Store the results in place of earlier ones of the same checks."""
     if results:
         connection.execute(
             sa.text(sql("checks/note_check")),
             [
                 {
-                    "organization_id": each.organization_id,
-                    "asset": each.asset,
-                    "name": each.name,
-                    "holds": each.holds,
-                    "remark": each.remark,
-                    "run_id": each.run_id,
+                    "organization_id": result.organization_id,
+                    "asset": result.asset,
+                    "name": result.name,
+                    "holds": result.holds,
+                    "remark": result.remark,
+                    "run_id": result.run_id,
                 }
-                for each in results
+                for result in results
             ],
         )
 
 
 def failed_checks(connection: Connection) -> list[CheckResult]:
-    """All that do not hold, of all organizations."""
+    """Return the failed checks of all organizations."""
     rows = connection.execute(
         sa.text(
             "select organization_id, asset, name, holds, remark, run_id, checked_at from cliniko.check_results"

@@ -1,7 +1,7 @@
 """The application's organizations and their stored Cliniko credentials.
 
-These tables are the application's: no policy of ours stands on them, so everything here runs in an operator's
-transaction (`Database.operator`). What the stored credentials say is the vault's business, not this module's.
+The application owns these tables, and the pipeline creates no policies on them. Credentials stay encrypted here; the
+vault decrypts them.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.schema.isolation import isolated_tables
 
 SERVICE = "cliniko"
-"""`api_credentials.service_name` of the credentials that are ours."""
+"""The `api_credentials.service_name` of Cliniko credentials."""
 
 
 MAX_IDS_SHOWN = 5
 
-OPERATORS_TABLES = (
+OPERATOR_TABLES = (
     "cliniko.scheduling",
     "cliniko.check_results",
     "cliniko.alerts",
@@ -32,7 +32,7 @@ OPERATORS_TABLES = (
     "cliniko.webhook_targets",
     "cliniko.webhook_deliveries",
 )
-"""What is kept of each organization for the operator, outside of row-level security: nothing of a patient."""
+"""The tables with rows per organization that are outside of row-level security. They hold no patient data."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Organization:
 
     Attributes:
         id, name: as in public.organizations; the name is the id where there is no such row.
-        is_active: false: disabled, not to be synced.
+        is_active: false: the organization is disabled and not synced.
         last_validated_at: when Cliniko last accepted the credentials, UTC.
-        pause_reason: why the schedule leaves it alone until its credentials change; None: it does not.
-        failed_checks: the names of the checks that do not hold, each with what was found.
+        pause_reason: why nothing is scheduled until its credentials change; None: it is not paused.
+        failed_checks: the names and remarks of the failed checks.
     """
 
     id: str
@@ -58,7 +58,7 @@ class Organization:
 def organizations(connection: Connection) -> list[Organization]:
     """Return all organizations with Cliniko credentials, by id.
 
-    Raises NoOrganizationsError where none is found and some were synced or scheduled before.
+    Raise NoOrganizationsError if none is found and some were synced or scheduled before.
     """
     rows = connection.execute(sa.text(sql("organizations/organizations")), {"service": SERVICE, "id": None})
     found = [Organization(**row) for row in rows.mappings()]
@@ -68,17 +68,17 @@ def organizations(connection: Connection) -> list[Organization]:
 
 
 def find(connection: Connection, organization_id: str) -> Organization | None:
-    """One of them; None: there is none of that id."""
+    """Return the organization; None: it has no Cliniko credentials."""
     rows = connection.execute(sa.text(sql("organizations/organizations")), {"service": SERVICE, "id": organization_id})
     return next((Organization(**row) for row in rows.mappings()), None)
 
 
 def organization(connection: Connection, organization_id: str) -> Organization:
-    """Return one of them. Raises OrganizationUnknownError, NoOrganizationsError."""
+    """Return the organization. Raise OrganizationUnknownError or NoOrganizationsError if there is none."""
     found = find(connection, organization_id)
     if found is not None:
         return found
-    organizations(connection)  # Where none is found, another key would not help.
+    organizations(connection)  # raises the more helpful error if no organization is found
     raise OrganizationUnknownError(
         f"There are no Cliniko credentials for organization '{organization_id}':"
         f" add them with `cliniko-pipeline organizations add {organization_id} --name NAME`."
@@ -86,21 +86,23 @@ def organization(connection: Connection, organization_id: str) -> Organization:
 
 
 def stored_credentials(connection: Connection, organization_id: str) -> object:
-    """What `credentials_encrypted` holds, still encrypted. Raises OrganizationUnknownError; also where disabled."""
+    """Return the encrypted credentials. Raise OrganizationUnknownError if there are none or they are disabled."""
     if not organization(connection, organization_id).is_active:
         raise OrganizationUnknownError(
             f"Organization '{organization_id}' is disabled:"
-            f" `cliniko-pipeline organizations enable {organization_id}` lets it be synced again."
+            f" enable it with `cliniko-pipeline organizations enable {organization_id}`."
         )
     return connection.execute(
-        sa.text(sql("organizations/stored_credentials")), {"organization_id": organization_id, "service": SERVICE}
+        sa.text(
+            "select credentials_encrypted from public.api_credentials"
+            " where organization_id = :organization_id and service_name = :service"
+        ),
+        {"organization_id": organization_id, "service": SERVICE},
     ).scalar_one()
 
 
 def all_stored_credentials(connection: Connection) -> dict[str, object]:
-    """What `credentials_encrypted` holds for every organization, disabled ones too, locked until
-    the transaction ends.
-    """
+    """Return the encrypted credentials by organization, disabled ones included, and lock the rows."""
     rows = connection.execute(sa.text(sql("organizations/all_stored_credentials")), {"service": SERVICE})
     return {str(row.organization_id): row.credentials_encrypted for row in rows}
 
@@ -108,9 +110,9 @@ def all_stored_credentials(connection: Connection) -> dict[str, object]:
 def save(
     connection: Connection, organization_id: str, name: str, encrypted: dict[str, str], *, validated: bool
 ) -> None:
-    """Stores an organization's credentials, in place of earlier ones, active.
+    """Store an organization's credentials in place of earlier ones, and enable it.
 
-    An organization that the application already knows keeps its name.
+    An organization that the application knows keeps its name.
     """
     connection.execute(
         sa.text("insert into public.organizations (id, name) values (:id, :name) on conflict (id) do nothing"),
@@ -130,9 +132,7 @@ def save(
 
 
 def replace_encrypted(connection: Connection, organization_id: str, encrypted: dict[str, str]) -> None:
-    """Stores the same credentials under another encryption: an organization that is paused since they do not work stays
-    so.
-    """
+    """Store the same credentials, encrypted with another key. A paused organization stays paused."""
     _update(connection, organization_id, "credentials_encrypted = :value", value=encrypted)
     connection.execute(
         sa.text(sql("organizations/keep_pause")), {"organization_id": organization_id, "service": SERVICE}
@@ -140,25 +140,24 @@ def replace_encrypted(connection: Connection, organization_id: str, encrypted: d
 
 
 def mark_validated(connection: Connection, organization_id: str) -> None:
-    """Notes that Cliniko accepted the credentials just now."""
+    """Store that Cliniko has just accepted the credentials."""
     _update(connection, organization_id, "last_validated_at = now()")
 
 
 def set_active(connection: Connection, organization_id: str, *, active: bool) -> None:
-    """Enables or disables the organization. Raises OrganizationUnknownError."""
+    """Enable or disable the organization. Raise OrganizationUnknownError if there is none."""
     organization(connection, organization_id)
     _update(connection, organization_id, f"is_active = {'true' if active else 'false'}")
 
 
 def remove(database: Database, organization_id: str) -> int:
-    """Deletes everything the pipeline stored for the organization, then its credentials; returns the number of tenant
-    rows. The application's own tables, organizations and contacts, stay as they are.
+    """Delete all data of the organization, then its credentials; return the number of tenant rows.
 
-    Three transactions, in an order in which whatever breaks off can be repeated: no sync begins any more, the rows go
-    when nobody writes them any more, the credentials go. Works where there are rows and no credentials any more.
+    The application's organizations and contacts stay. Three transactions disable the organization, delete the rows
+    while no sync writes, and delete the credentials. An interrupted removal can be repeated.
 
-    Raises OrganizationUnknownError where there are neither, DatabaseUnavailableError where a running sync goes on
-    writing for too long.
+    Raise OrganizationUnknownError if there are neither rows nor credentials, and DatabaseUnavailableError if a running
+    sync holds the organization lock for too long.
     """
     with database.operator() as connection:
         _update(connection, organization_id, "is_active = false")
@@ -171,9 +170,9 @@ def remove(database: Database, organization_id: str) -> int:
             sa.text("delete from public.api_credentials where organization_id = :id and service_name = :service"),
             {"id": organization_id, "service": SERVICE},
         )
-        for table in OPERATORS_TABLES:
+        for table in OPERATOR_TABLES:
             connection.execute(sa.text(f"delete from {table} where organization_id = :id"), {"id": organization_id})
-        # Whoever had a token for it has none for another clinic that gets the same id.
+        # A token must not give access to another clinic that gets the same id.
         connection.execute(
             sa.text(
                 "update cliniko.api_tokens set organizations = array_remove(organizations, :id)"
@@ -185,14 +184,14 @@ def remove(database: Database, organization_id: str) -> int:
 
 
 def delete_tenant_rows(database: Database, organization_id: str) -> int:
-    """Deletes everything the pipeline stored for the organization; returns the number of rows."""
+    """Delete all tenant rows of the organization; return their number."""
     with database.organization(organization_id) as connection:
         return delete_rows(connection)
 
 
 def delete_rows(connection: Connection) -> int:
-    """The same in the organization's context."""
-    # The policies narrow these statements to the organization already; nothing here is left to them alone.
+    """Delete all tenant rows of the organization whose context the transaction has; return their number."""
+    # The policies restrict these statements, too. The condition is a second safeguard.
     mine = """organization_id::text collate "C" = current_setting('app.organization_id')"""
     return sum(
         connection.execute(sa.text(f"delete from {table} where {mine}")).rowcount
@@ -213,8 +212,8 @@ def _require_none_before(connection: Connection) -> None:
         )
     raise NoOrganizationsError(
         "There are no Cliniko credentials in public.api_credentials any more, though there were some organizations"
-        f" ({_some(row.ids)}). Restore the rows, or have the pipeline forget each organization with `cliniko-pipeline"
-        " organizations remove ID`."
+        f" ({_some(row.ids)}). Restore the rows, or remove each organization with `cliniko-pipeline organizations"
+        " remove ID`."
     )
 
 

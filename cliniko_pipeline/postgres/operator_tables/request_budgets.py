@@ -1,7 +1,6 @@
-"""The request budget of an API key that all processes share, on whatever machine: `cliniko.request_budgets`.
+"""`cliniko.request_budgets`: the request budget of an API key, shared by all processes on all machines.
 
-What is kept and decided stands in `sql/functions/take_requests.sql`; here are the waiting, and what one process takes
-at a time. Knows no HTTP: what is a request, and when it was answered, it is told.
+The SQL function `cliniko.take_requests` decides. This module waits, and takes several requests per statement.
 """
 
 import math
@@ -19,27 +18,27 @@ from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.postgres.engine import Database, sql, statement
 
 LONGEST_ANSWER_SECONDS = 120.0
-"""What was taken by a process that was killed counts as answered so much later."""
+"""Requests taken by a killed process count as answered after this time."""
 LONGEST_BLOCK_SECONDS = 900.0
-"""Nobody is kept waiting longer, whatever was asked for."""
+"""The longest block after a 429."""
 LONGEST_HELD_SECONDS = 1.0
-"""What was taken and not sent by then is given up."""
+"""Requests that were taken and not sent within this time are given up."""
 LONGEST_SLEEP_SECONDS = 2.0
-"""What others took may turn out to have been answered long ago: nobody sleeps longer without asking again."""
-TAKEN_AT_ONCE = 1 / 400
-"""Of the requests of a minute, so many are taken in one statement: one at 200 a minute. With budgets so large that
-asking for each would cost more than sending it, those taken and not sent are lost for a minute."""
+"""The longest sleep before the budget is asked again: other processes may have reported answers since."""
+SHARE_PER_STATEMENT = 1 / 400
+"""The share of the limit that one statement takes, at least one request. For large limits a statement per request would
+cost more than the request. Requests taken and not sent are lost for a minute."""
 CROWDED_SECONDS = 600.0
-"""So long after a 429 each process sends one request at a time: something else uses the key, and whatever is on its way
-when it has used up the rest is answered 429, too."""
+"""How long after a 429 each process sends one request at a time. Another program uses the key then, and several
+requests in flight would all be answered 429."""
 _SHORTEST_SLEEP = 0.001
 _NEXT_ANSWER_SECONDS = 0.02
-"""How often whoever waits for the answer to another request looks for it."""
+"""The interval of looking for the answer to the previous request."""
 
 
 @dataclass
 class _Ticket:
-    """Requests that were taken in one statement: `unsent` still to be sent, `unanswered` on their way."""
+    """Requests taken by one statement: `unsent` are still to be sent, `unanswered` are in flight."""
 
     number: int
     taken_at: float
@@ -49,18 +48,17 @@ class _Ticket:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing will be sent with it any more, and all is answered."""
+        """Whether all its requests are sent or given up, and answered."""
         return not self.unsent and not self.unanswered
 
 
 class SharedRequestBudget:
-    """Never more than `limit` requests with one API key in any `window` seconds, over all processes.
+    """A budget of `limit` requests with one API key in any `window` seconds, over all processes. Thread-safe.
 
-    A request counts until a window after its answer has come, so that its exact moment at the server does not matter.
-    After a block (a 429 in spite of all this: something else uses the key) requests go one at a time for a while.
-    `sleep` may raise to interrupt a wait; nothing is counted then. Safe to use from several threads. Raises
-    SettingsError for a limit or a window that allows nothing, and DatabaseUnavailableError where the database cannot be
-    asked.
+    A request counts until a window after its answer, so its exact time at the server does not matter. After a 429,
+    requests are sent one at a time for a while. `sleep` may raise to interrupt a wait; no request is counted then.
+
+    Raise SettingsError for a limit or window that allows no request, and DatabaseUnavailableError.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class SharedRequestBudget:
         self._window = window
         self._sleep = sleep
         self._clock = clock
-        self._at_once = max(1, int(limit * TAKEN_AT_ONCE))
+        self._batch_size = max(1, int(limit * SHARE_PER_STATEMENT))
         self._lock = threading.Lock()
         self._current: _Ticket | None = None
         self._answered: dict[int, float] = {}
@@ -91,7 +89,7 @@ class SharedRequestBudget:
 
     @contextmanager
     def request(self) -> Generator[float]:
-        """Wait until one request may be sent, and send it inside; yields the seconds waited."""
+        """Wait until a request may be sent in the block; yield the seconds waited."""
         waited = 0.0
         while True:
             with self._lock:
@@ -107,7 +105,7 @@ class SharedRequestBudget:
                 self._note_answered(ticket)
 
     def block(self, seconds: float) -> None:
-        """Let nobody through for that many seconds from now; never shortens an earlier block."""
+        """Block the key for these seconds. An earlier block is never shortened."""
         if math.isfinite(seconds):
             with self._lock, self._database.operator_statement() as connection:
                 connection.execute(
@@ -118,27 +116,27 @@ class SharedRequestBudget:
                 self._is_crowded = True
 
     def left(self) -> int:
-        """How many requests could go out at once, as far as was known when the last one was taken."""
+        """Return how many requests were left when the last one was taken."""
         return self._left
 
     def close(self) -> None:
-        """Tells the others which requests of this process were answered: they wait no longer than for those."""
+        """Report the answered requests of this process, so that other processes do not wait for them."""
         with self._lock:
             self._give_up_unsent()
             if self._answered:
                 self._ask(wanted=0)
 
     def _take(self) -> tuple[_Ticket | None, float]:
-        """A ticket that allows one request, or how long to sleep before asking again."""
+        """Return a ticket for one request, or the seconds to sleep before asking again."""
         if self._is_crowded and self._unanswered:
             return None, _NEXT_ANSWER_SECONDS
         ticket = self._current
         if ticket is None or not ticket.unsent or self._clock() - ticket.taken_at > LONGEST_HELD_SECONDS:
             self._give_up_unsent()
-            number, wait = self._ask(self._at_once)
+            number, wait = self._ask(self._batch_size)
             if number is None:
                 return None, min(max(wait, _SHORTEST_SLEEP), LONGEST_SLEEP_SECONDS)
-            ticket = self._current = _Ticket(number, self._clock(), unsent=self._at_once)
+            ticket = self._current = _Ticket(number, self._clock(), unsent=self._batch_size)
             if self._is_crowded and self._unanswered:
                 return None, _NEXT_ANSWER_SECONDS
         ticket.unsent -= 1

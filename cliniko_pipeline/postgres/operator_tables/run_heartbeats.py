@@ -1,7 +1,4 @@
-"""`cliniko.run_heartbeats`: when the process of each run was last heard of, by the database's clock.
-
-The operator's own table: everything here runs in an operator's transaction (`Database.operator`).
-"""
+"""`cliniko.run_heartbeats`: the last heartbeat of each run's process, by the database's clock."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +10,16 @@ from sqlalchemy.engine import Connection
 from cliniko_pipeline.postgres.engine import sql, statement
 
 SILENCE = timedelta(minutes=2)
-"""A run not heard of for longer is doubted: beats come every 15 seconds, and a process takes some to start."""
+"""A run without a heartbeat for this time is doubted. Heartbeats come every 15 seconds; a process starts slowly."""
 
 DOUBT = timedelta(seconds=45)
-"""A doubted run that is not heard of for longer is lost. When a database comes back that was gone for long, all
-beats are old, and the runs that are alive have this time for the next one."""
+"""A doubted run without a heartbeat for this time is lost. After an outage of the database all heartbeats are old, and
+running runs have this time for the next one."""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What is known of a run. `process` is as it was given; None: the run has not been heard of."""
+    """The liveness of a run. `process` names its process; None: there was no heartbeat yet."""
 
     run_id: str
     process: str | None
@@ -30,7 +27,7 @@ class Heartbeat:
 
 
 def beat(connection: Connection, run_id: str, process: str) -> None:
-    """Note that the run is alive, in this process."""
+    """Store a heartbeat of the run in this process."""
     connection.execute(
         statement(
             "insert into cliniko.run_heartbeats (run_id, process) values (:run_id, :process)"
@@ -42,7 +39,7 @@ def beat(connection: Connection, run_id: str, process: str) -> None:
 
 
 def heartbeats(connection: Connection, run_ids: Sequence[str]) -> list[Heartbeat]:
-    """Return what is known of these runs, which have not ended; from now on those never heard of are watched, too."""
+    """Return the heartbeats of these unfinished runs. Runs without one are watched from now on."""
     connection.execute(statement(sql("runs/doubt_runs")), {"run_ids": list(run_ids), "silence": SILENCE})
     rows = connection.execute(
         statement(
@@ -56,12 +53,12 @@ def heartbeats(connection: Connection, run_ids: Sequence[str]) -> list[Heartbeat
 
 
 def end(connection: Connection, run_id: str) -> None:
-    """Forget the run: it has ended, and Dagster knows."""
+    """Delete the heartbeat of a run that has ended in Dagster."""
     connection.execute(statement("delete from cliniko.run_heartbeats where run_id = :run_id"), {"run_id": run_id})
 
 
 def lose(connection: Connection, run_id: str) -> None:
-    """Note that the run will not be heard of again, though its process goes on."""
+    """Mark the run as lost, although its process continues."""
     connection.execute(
         statement(
             "update cliniko.run_heartbeats set beat_at = '-infinity', doubted_at = '-infinity', process = null"
@@ -72,7 +69,7 @@ def lose(connection: Connection, run_id: str) -> None:
 
 
 def silent_runs(connection: Connection) -> list[str]:
-    """Return the runs that have not been heard of for a while; they may have ended."""
+    """Return the runs without a recent heartbeat, ended ones included."""
     rows = connection.execute(
         sa.text(
             "select run_id from cliniko.run_heartbeats where beat_at < clock_timestamp() - cast(:silence as interval)"

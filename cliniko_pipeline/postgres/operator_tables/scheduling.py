@@ -1,7 +1,4 @@
-"""`cliniko.scheduling`: when each organization is synced, and which ones are paused.
-
-The operator's own table: everything here runs in an operator's transaction (`Database.operator`).
-"""
+"""`cliniko.scheduling`: the schedule, the last result and the pause of each organization."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,26 +11,26 @@ from cliniko_pipeline.postgres.engine import is_read_only, sql
 from cliniko_pipeline.postgres.operator_tables.organizations import SERVICE
 
 REFUSAL_CONFIRMED_AFTER = timedelta(minutes=5)
-"""Credentials that Cliniko refuses count as not working when a run so long after the first refusal is refused, too."""
+"""Refused credentials are invalid when Cliniko refuses them again in a run this long after the first refusal."""
 
 
 @dataclass(frozen=True)
 class Scheduling:
-    """How an organization with Cliniko credentials is scheduled. Instants are UTC.
+    """The schedule and state of an organization with Cliniko credentials. Instants are UTC.
 
     Attributes:
-        is_active: false: disabled.
-        is_on: false: never synced by the schedule.
-        sync_every_minutes, full_sync_at: its own; None: as the settings say.
-        time_zone: the IANA name of the one whose time full syncs go by; None: UTC.
-        requested_at, full_requested_at: when the schedule last requested a run, and one that reads everything.
-        counts_requested_at: when it last requested a comparison of counts.
-        known_since: when it was first scheduled; None: not yet.
-        succeeded_at: when a sync of everything last succeeded.
-        failures: how many runs in a row have failed.
-        failure_reason, failed_run_id, failure_is_permanent: of the last of them; None and false: none.
-        retry_at: when it is tried again before its next turn.
-        paused_at, pause_reason: since when, and why, nothing is requested until its credentials change.
+        is_active: false: the organization is disabled.
+        is_on: false: the schedule never syncs it.
+        sync_every_minutes, full_sync_at: its own schedule; None: the settings'.
+        time_zone: the IANA time zone of full_sync_at; None: UTC.
+        requested_at, full_requested_at: when a sync and a full sync were last requested.
+        counts_requested_at: when a comparison of counts was last requested.
+        known_since: when it was first scheduled or last enabled; None: not yet.
+        succeeded_at: when a complete sync last succeeded.
+        failures: consecutive failed runs.
+        failure_reason, failed_run_id, failure_is_permanent: of the last failure; None and false: there is none.
+        retry_at: when a failed sync is retried, if that is before it is due.
+        paused_at, pause_reason: since when and why nothing is requested until its credentials change.
     """
 
     organization_id: str
@@ -57,8 +54,9 @@ class Scheduling:
 
 
 def schedulings(connection: Connection) -> list[Scheduling]:
-    """Of all organizations, by id. Ends the pauses of those whose credentials have changed, where the database
-    takes writes.
+    """Return the schedulings of all organizations, by id.
+
+    Pauses end where the credentials have changed, unless the database is read-only.
     """
     if not is_read_only(connection):
         connection.execute(sa.text(sql("scheduling/end_pauses")), {"service": SERVICE})
@@ -75,7 +73,7 @@ def set_schedule(
     full_sync_at: time | None = None,
     time_zone: str | None = None,
 ) -> None:
-    """Gives the organization a schedule of its own; what is None stays as it is."""
+    """Set the organization's own schedule. Arguments that are None change nothing."""
     connection.execute(
         sa.text(sql("scheduling/set_schedule")),
         {
@@ -89,13 +87,13 @@ def set_schedule(
 
 
 def take_time_zone(connection: Connection, organization_id: str, found: str | None) -> str | None:
-    """Give the organization the time zone found, unless it has one or a time of its own in UTC; return what it has."""
+    """Set the time zone, unless the organization has one or a full_sync_at in UTC; return its time zone."""
     values = {"organization_id": organization_id, "time_zone": found}
     return connection.execute(sa.text(sql("scheduling/take_time_zone")), values).scalar_one()
 
 
 def use_settings(connection: Connection, organization_id: str) -> None:
-    """Takes its own schedule from the organization, but for its time zone: the settings hold."""
+    """Remove the organization's own schedule except its time zone, so that the settings apply."""
     connection.execute(
         sa.text(
             "update cliniko.scheduling set is_on = null, sync_every_minutes = null, full_sync_at = null"
@@ -106,27 +104,27 @@ def use_settings(connection: Connection, organization_id: str) -> None:
 
 
 def note_requested(connection: Connection, requested: Mapping[str, bool], at: datetime) -> None:
-    """Runs were requested of these organizations; the value: whether one that reads everything."""
+    """Store that syncs were requested at this time. `requested` maps organization ids to whether the sync is full."""
     if requested:
         connection.execute(
             sa.text(sql("scheduling/note_requested")),
-            [{"organization_id": each, "is_full": is_full, "at": at} for each, is_full in requested.items()],
+            [{"organization_id": id_, "is_full": is_full, "at": at} for id_, is_full in requested.items()],
         )
 
 
 def note_counts_requested(connection: Connection, organization_ids: Sequence[str], at: datetime) -> None:
-    """Comparisons of counts were requested of these organizations."""
+    """Store that comparisons of counts were requested at this time."""
     if organization_ids:
         connection.execute(
             sa.text(sql("scheduling/note_counts_requested")),
-            [{"organization_id": each, "at": at} for each in organization_ids],
+            [{"organization_id": id_, "at": at} for id_ in organization_ids],
         )
 
 
 def note_failure(
     connection: Connection, organization_id: str, *, reason: str, run_id: str, started_at: datetime, is_permanent: bool
 ) -> None:
-    """A run that began then has failed. Where the reason passes, it is tried again, later each time in a row."""
+    """Store the failure of a run that started then. After a transient failure, schedule a retry with growing delays."""
     connection.execute(
         sa.text(sql("scheduling/note_failure")),
         {
@@ -141,8 +139,9 @@ def note_failure(
 
 
 def note_success(connection: Connection, organization_id: str, *, read_began_at: datetime | None = None) -> None:
-    """A sync of everything has succeeded: what went wrong before is over. `read_began_at` is when it began to read, by
-    the database's clock; None: it did not read itself.
+    """Store the success of a complete sync, which ends failures and pauses.
+
+    `read_began_at` is when it began to read from Cliniko, by the database's clock; None: it did not read.
     """
     connection.execute(
         sa.text(sql("scheduling/note_success")), {"organization_id": organization_id, "read_began_at": read_began_at}
@@ -150,7 +149,7 @@ def note_success(connection: Connection, organization_id: str, *, read_began_at:
 
 
 def credentials_digest(connection: Connection, organization_id: str) -> str | None:
-    """What the stored credentials are recognized by; None: there are none."""
+    """Return a digest of the stored credentials; None: there are none."""
     return connection.execute(
         sa.text(
             "select md5(credentials_encrypted::text) from public.api_credentials"
@@ -161,9 +160,9 @@ def credentials_digest(connection: Connection, organization_id: str) -> str | No
 
 
 def note_refusal(connection: Connection, organization_id: str, *, run_id: str, credentials: str | None) -> bool:
-    """Note that Cliniko refused the credentials; return whether it did so in an earlier run, too.
+    """Store that Cliniko refused the credentials; return whether this confirms the refusal of an earlier run.
 
-    `credentials` is the digest of those that were refused; where others are stored by now, nothing is noted.
+    `credentials` is their digest. If others have been stored since, nothing changes.
     """
     values = {"organization_id": organization_id, "run_id": run_id, "credentials": credentials}
     connection.execute(sa.text(sql("scheduling/note_refusal")), values | {"service": SERVICE})
@@ -174,8 +173,9 @@ def note_refusal(connection: Connection, organization_id: str, *, run_id: str, c
 
 
 def pause(connection: Connection, organization_id: str, *, reason: str, run_id: str, credentials: str | None) -> None:
-    """Nothing is requested of the organization any more until its credentials change or `end_pause`. `credentials` is
-    the digest of those that did not work; where others are stored by now, nothing is paused.
+    """Pause the organization until its credentials change or `end_pause` is called.
+
+    `credentials` is the digest of those that failed. If others have been stored since, nothing is paused.
     """
     connection.execute(
         sa.text(sql("scheduling/pause")),
@@ -190,5 +190,5 @@ def pause(connection: Connection, organization_id: str, *, reason: str, run_id: 
 
 
 def end_pause(connection: Connection, organization_id: str | None) -> int:
-    """Lets the schedule have the organization again, or, None, all that are paused; returns how many were."""
+    """End the pause of the organization, or of all if None; return how many rows changed."""
     return connection.execute(sa.text(sql("scheduling/end_pause")), {"organization_id": organization_id}).rowcount

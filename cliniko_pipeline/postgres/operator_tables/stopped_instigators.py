@@ -1,6 +1,6 @@
-"""The schedules and sensors that somebody has stopped in Dagster, read from its tables.
+"""The schedules and sensors that were stopped in the Dagster UI, read from Dagster's tables.
 
-Without Dagster itself, whose import takes seconds. A storage elsewhere, by an operator's own dagster.yaml, is not seen.
+Importing Dagster would take seconds. A storage elsewhere, set by an operator's own dagster.yaml, is not read.
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ LOCATION = "cliniko_pipeline"
 
 
 def stopped_instigators(database: Database) -> list[str]:
-    """Return the names of the pipeline's stopped schedules and sensors; all of them run unless somebody stops them."""
+    """Return the names of the pipeline's stopped schedules and sensors. By default all of them run."""
     with database.operator() as connection:
         exists = connection.execute(sa.text("select to_regclass('dagster.instigators') is not null")).scalar_one()
         if not exists:
@@ -22,7 +22,7 @@ def stopped_instigators(database: Database) -> list[str]:
 
 
 def stopped_problem(database: Database, ui_url: str) -> str | None:
-    """Return what to say where some are stopped; None: none is."""
+    """Describe the stopped schedules and sensors; None: none is stopped."""
     names = stopped_instigators(database)
     if not names:
         return None

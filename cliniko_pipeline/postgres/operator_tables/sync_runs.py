@@ -1,7 +1,7 @@
-"""`cliniko.sync_runs`: one row a run and organization, telling what was done, when, at what cost, and what failed.
+"""`cliniko.sync_runs`: one row per run and organization, with its state, times, cost and errors.
 
-Each function is a transaction's worth of work in the organization context that the caller opened, apart from the
-data's own transactions: a run that fails must still be told.
+Every function needs an organization context. The caller opens a transaction apart from the data's, so that the rows of
+failed runs are kept.
 """
 
 import json
@@ -19,11 +19,11 @@ from cliniko_pipeline.sync_options import SYNC_ASSETS
 
 @dataclass(frozen=True)
 class OrganizationStatus:
-    """Where an organization stands. Times are UTC; None where there was no run yet.
+    """The state of an organization. Times are UTC; None: there was no run yet.
 
-    `unidentified_records` are the rejected ones without an id. `doubtful_deletions` are records that a full sync missed
-    and did not believe to be deleted; `full_readings_due` says which resources the next sync reads whole, and why.
-    `refused_fields` are texts such as "patients sort id".
+    `unidentified_records` are rejected records without an id. `doubtful_deletions` are records that a full sync did not
+    find and did not mark as deleted. `full_readings_due` are the resources that the next sync crawls in full, with
+    reasons. `refused_fields` are texts such as "patients sort id".
     """
 
     run_id: str | None
@@ -51,13 +51,13 @@ class OrganizationStatus:
 
 @dataclass(frozen=True)
 class StoredSync:
-    """A run of everything, as far as it has noted itself. Times are UTC.
+    """The row of a complete sync. Times are UTC.
 
     Attributes:
         status: running, succeeded or failed.
-        is_full: whether it reads everything; None: not noted.
-        assets: by asset: status, times, counts and, where it failed, the reason.
-        progress: what it was doing when it last noted that; None where it has ended or just begun.
+        is_full: whether the sync is full; None: unknown.
+        assets: status, times, counts and error by asset.
+        progress: the last stored progress; None: the sync has ended or just started.
     """
 
     run_id: str
@@ -74,16 +74,14 @@ class StoredSync:
 
 @dataclass(frozen=True)
 class DayOfTrend:
-    """How many active patients there were at the end of a day (UTC)."""
+    """The number of active patients at the end of a day (UTC)."""
 
     day: date
     active_patients: int
 
 
 def started(connection: Connection, *, run_id: str, asset: str, planned: Sequence[str], is_full: bool) -> None:
-    """An asset of the run has begun; `planned` are all the run is to materialize, and `is_full` whether it reads
-    everything.
-    """
+    """Store that an asset of the run has started. `planned` are all assets of the run."""
     connection.execute(
         sa.text(sql("runs/started")),
         {"run_id": run_id, "asset": asset, "planned": list(planned), "is_full": is_full},
@@ -91,8 +89,14 @@ def started(connection: Connection, *, run_id: str, asset: str, planned: Sequenc
 
 
 def progressed(connection: Connection, *, run_id: str, progress: str) -> None:
-    """The run has come so far: a JSON object."""
-    connection.execute(statement(sql("runs/progressed")), {"run_id": run_id, "progress": progress})
+    """Store the progress of a running run, a JSON object."""
+    connection.execute(
+        statement(
+            "update cliniko.sync_runs set progress = cast(:progress as jsonb)"
+            " where run_id = :run_id and status = 'running'"
+        ),
+        {"run_id": run_id, "progress": progress},
+    )
 
 
 def finished(
@@ -105,8 +109,9 @@ def finished(
     seconds_waited: float,
     error: str | None = None,
 ) -> datetime | None:
-    """An asset of the run has ended, well or, with `error` (one line, without secrets), badly. Returns when the run
-    began where all that it planned has succeeded with that; None: not yet, or not.
+    """Store that an asset of the run has ended; with `error` (one line, without secrets), that it has failed.
+
+    Return when the run started if all its assets have now succeeded, else None.
     """
     result = {"status": "succeeded" if error is None else "failed", **counts}
     run = connection.execute(
@@ -124,13 +129,13 @@ def finished(
 
 
 def syncs(connection: Connection, limit: int, before: tuple[datetime, str] | None = None) -> list[StoredSync]:
-    """The organization's syncs, the latest first; those before the one with that start and id."""
+    """Return the latest complete syncs, the latest first; `before` is the start and id of the page's predecessor."""
     before_at, before_id = before or (None, None)
     return _stored_syncs(connection, run_id=None, before_at=before_at, before_id=before_id, limit=limit)
 
 
 def sync(connection: Connection, run_id: str) -> StoredSync | None:
-    """One of them; None: the run has noted nothing, or is none of everything."""
+    """Return the complete sync of that id; None: there is none yet."""
     return next(iter(_stored_syncs(connection, run_id=run_id, before_at=None, before_id=None, limit=1)), None)
 
 
@@ -140,12 +145,12 @@ def _stored_syncs(connection: Connection, **parameters: object) -> list[StoredSy
 
 
 def trend(connection: Connection, days: int) -> list[DayOfTrend]:
-    """The organization's active patients on each of the last days on which it was synced."""
+    """Return the numbers of active patients of the last days with a sync."""
     rows = connection.execute(statement(sql("runs/active_patients_trend")), {"days": days}).mappings()
     return [DayOfTrend(**row) for row in rows]
 
 
 def organization_status(connection: Connection) -> OrganizationStatus:
-    """The organization's last run, counts and problems."""
+    """Return the organization's last run, counts and problems."""
     found = connection.execute(statement(sql("runs/organization_status")), {"sync_assets": sorted(SYNC_ASSETS)})
     return OrganizationStatus(**found.mappings().one())

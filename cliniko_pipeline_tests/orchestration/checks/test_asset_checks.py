@@ -170,7 +170,7 @@ def test_contact_used_twice_keeps_active_patients_unchanged(
 def test_stale_organization_is_fresh_after_a_complete_sync(clinic: PipelineUnderTest) -> None:
     past = "succeeded_at = now() - interval '4 hours', known_since = now() - interval '9 days'"
     operate(clinic, f"update cliniko.scheduling set {past}")
-    remark = "Last synced 240 minutes ago; promised are 180 minutes."
+    remark = "Last synced 240 minutes ago; the limit is 180 minutes."
     assert failed(evaluate(clinic)) == {"is_fresh": remark}
     assert clinic.materialize(CLINIC, "active_patients").success
     assert "is_fresh" in failed(evaluate(clinic)), "a partial sync makes nothing fresh"

@@ -3,13 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliniko_pipeline.orchestration.plans.partition_changes import PartitionChanges, plan_partitions
+from cliniko_pipeline.orchestration.plans.partition_changes import plan_partitions
 
 IDS = st.frozensets(st.sampled_from("abcdef"))
-
-
-def test_unreadable_organizations_change_no_partition():
-    assert plan_partitions(None, {"a"}, set()) == PartitionChanges()
 
 
 @given(IDS, IDS, IDS)

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseSetupError
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.operator_tables.organizations import OPERATORS_TABLES
+from cliniko_pipeline.postgres.operator_tables.organizations import OPERATOR_TABLES
 from cliniko_pipeline.postgres.schema.isolation import organization_role
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, TENANT_TABLES
 from cliniko_pipeline.postgres.writing.merge import upsert
@@ -65,7 +65,7 @@ def test_every_tenant_table_has_forced_row_level_security(database: Database) ->
         "schema_version",
     }
     known = {f"cliniko.{name}" for name in known} | {"contacts", "organizations", "api_credentials"}
-    assert {row.name for row in found} == TENANT_NAMES | set(OPERATORS_TABLES) | known
+    assert {row.name for row in found} == TENANT_NAMES | set(OPERATOR_TABLES) | known
 
 
 def test_organization_role_has_only_the_tenant_tables(database: Database) -> None:

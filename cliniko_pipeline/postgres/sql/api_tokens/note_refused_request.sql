@@ -1,6 +1,6 @@
 with
-forgotten as (
-    delete from cliniko.api_refusals where minute < now() - cast(:kept as interval)
+deleted as (
+    delete from cliniko.api_refusals where minute < now() - cast(:retention as interval)
 )
 
 insert into cliniko.api_refusals as noted (minute, reason, token_id, address, method, route, organization_id)

@@ -1,4 +1,4 @@
--- As text: in the application's tables an id may be a uuid.
+-- The ids are cast to text, since an application's ids may be uuids.
 select
     credentials.organization_id::text as id,
     coalesce(organization.name, credentials.organization_id::text) as name,

@@ -1,4 +1,4 @@
--- How many active patients there were after the last sync of each day.
+-- The number of active patients after the last sync of each day.
 select distinct on (day)
     (finished_at at time zone 'UTC')::date as day,
     (assets -> 'active_patients' ->> 'rows')::bigint as active_patients

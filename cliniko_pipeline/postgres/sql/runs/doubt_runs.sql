@@ -1,4 +1,4 @@
--- A run never heard of is given as long as one whose last beat is from now. A beat takes the doubt back.
+-- A run without a heartbeat gets one from now. A later heartbeat removes the doubt.
 with added as (
     insert into cliniko.run_heartbeats (run_id)
     select run_id from unnest(cast(:run_ids as text[])) as run_id

@@ -11,9 +11,9 @@ set
     requests = run.requests + :requests,
     seconds_waited = run.seconds_waited + :seconds_waited,
     status = case
-        -- Assets that do not depend on one that failed go on after it, and the run has failed nevertheless.
+        -- The run has failed, although assets that need no failed one continue.
         when cast(:error as text) is not null or run.status = 'failed' then 'failed'
-        -- The run has succeeded when the last of what it planned has.
+        -- The run has succeeded when all planned assets have.
         when (
             select bool_and(planned = :asset or coalesce(run.assets -> planned ->> 'status', '') = 'succeeded')
             from unnest(run.planned) as planned

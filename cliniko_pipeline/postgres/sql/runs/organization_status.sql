@@ -1,4 +1,4 @@
--- What the operator wants to know of the organization in whose context it runs, in one row.
+-- The state of the context's organization, in one row.
 with
 last_run as (
     select * from cliniko.sync_runs order by started_at desc, run_id desc limit 1

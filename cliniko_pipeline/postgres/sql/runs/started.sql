@@ -1,4 +1,4 @@
--- The first asset of a run makes the row; the others find it. What failed before in the same run stays told.
+-- The first asset of a run inserts the row; the others update it. Errors of other assets of the run stay.
 insert into cliniko.sync_runs as run (organization_id, run_id, planned, is_full, status, assets)
 values (
     current_setting('app.organization_id'),

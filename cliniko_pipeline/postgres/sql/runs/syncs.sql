@@ -1,4 +1,4 @@
--- The organization's syncs, the latest first; runs of some of the tables only are none.
+-- The organization's complete syncs, the latest first.
 select
     run_id,
     status,

@@ -1,4 +1,4 @@
--- It is synced at the next tick. Nothing was promised before.
+-- A paused organization is synced at the next tick. Its freshness counts from now.
 update cliniko.scheduling
 set
     retry_at = case when paused_at is not null then now() else retry_at end,

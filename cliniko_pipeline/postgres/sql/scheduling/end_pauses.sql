@@ -1,4 +1,4 @@
--- Of organizations whose credentials are others than those that did not work; they are synced at the next tick.
+-- End the pauses of organizations with new credentials. They are synced at the next tick.
 update cliniko.scheduling as scheduling
 set
     paused_at = null,

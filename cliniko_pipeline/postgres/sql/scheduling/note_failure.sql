@@ -1,5 +1,6 @@
--- Each failure in a row doubles the wait: 1, 2, 4 ... minutes, an hour at most. After a refusal of the credentials it
--- is 1, 5, 25 ...: the third attempt decides. What does not pass is not tried again before its next turn. A run that began before the last success says nothing new, however late it is heard of.
+-- The delays are 1, 2, 4 ... minutes, an hour at most; after a refusal of the credentials 1, 5, 25 ... minutes, so that
+-- the third attempt can confirm it. A permanent failure is not retried before the next sync is due.
+-- The failure of a run that started before the last success is ignored.
 insert into cliniko.scheduling as scheduling (
     organization_id, failures, failure_reason, failed_run_id, failure_is_permanent, retry_at
 )

@@ -11,5 +11,5 @@ set
     refused_run_id = excluded.refused_run_id,
     refused_credentials = excluded.refused_credentials
 where scheduling.refused_credentials is distinct from excluded.refused_credentials
-    -- The clock was set back.
+    -- The stored time is in the future if the clock was set back.
     or scheduling.refused_at > excluded.refused_at

@@ -1,11 +1,10 @@
--- The next failure is the first in a row again, and nothing is left to pause for.
 insert into cliniko.scheduling as scheduling (organization_id, succeeded_at, read_began_at)
 values (:organization_id, now(), :read_began_at)
 on conflict (organization_id) do update
 set
     succeeded_at = excluded.succeeded_at,
     read_began_at = case
-        -- The clock was set back.
+        -- The stored time is in the future if the clock was set back.
         when scheduling.read_began_at > now() then coalesce(excluded.read_began_at, scheduling.read_began_at)
         else greatest(scheduling.read_began_at, excluded.read_began_at)
     end,

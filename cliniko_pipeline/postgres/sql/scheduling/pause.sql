@@ -1,4 +1,4 @@
--- The first reason stays, with its time: what fails after it in the same run says no more.
+-- The first reason stays, with its time. Later failures of the same run follow from it.
 insert into cliniko.scheduling as scheduling (
     organization_id, paused_at, pause_reason, paused_credentials, failure_reason, failed_run_id, failure_is_permanent
 )
@@ -13,7 +13,7 @@ select
 from public.api_credentials as credentials
 where credentials.organization_id::text = :organization_id
     and credentials.service_name = :service
-    -- Others that were stored meanwhile have still to show whether they work.
+    -- Credentials that were stored since have not failed yet.
     and md5(credentials.credentials_encrypted::text) = :credentials
 on conflict (organization_id) do update
 set

@@ -1,4 +1,4 @@
--- Every organization with Cliniko credentials, and how it is scheduled.
+-- Every organization with Cliniko credentials, and its scheduling.
 select
     credentials.organization_id::text as organization_id,
     credentials.is_active,
