@@ -113,7 +113,10 @@ def expire_secret(connection: Connection, organization_id: str, secret_id: str, 
 def note_event(connection: Connection, organization_id: str, message_id: str, type_: str | None) -> bool:
     """Store a received event. Return false if a message with this id was stored before."""
     noted = connection.execute(
-        statement(sql("webhooks/note_event")),
+        statement(
+            "insert into cliniko.webhook_events (organization_id, message_id, type)"
+            " values (:organization_id, :message_id, :type) on conflict (organization_id, message_id) do nothing"
+        ),
         {"organization_id": organization_id, "message_id": message_id, "type": type_},
     )
     return noted.rowcount == 1
