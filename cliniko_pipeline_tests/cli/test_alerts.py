@@ -48,7 +48,7 @@ def test_problems_are_listed_and_all_pauses_end(
     assert "[b]no key[/b]" in listed
     assert f"active_patients {claim}" in listed
 
-    shown = {each["id"]: each for each in json.loads(command("status", "--json").stdout)}
+    shown = {organization["id"]: organization for organization in json.loads(command("status", "--json").stdout)}
     assert shown["alpha"]["failed_checks"] == [f"{claim}: 1 is missing."]
     assert f"failed check: {claim}: 1 is missing." in shown["alpha"]["problems"]
     assert shown["beta"]["pause_reason"] == "[b]no key[/b]"

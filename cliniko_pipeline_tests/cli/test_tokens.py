@@ -59,4 +59,4 @@ def test_refused_requests_are_listed_by_the_minute(command: CommandLine, clinics
         # The next refusal deletes those older than ninety days.
         connection.exec_driver_sql("update cliniko.api_refusals set minute = now() - interval '91 days'")
         api_tokens.note_refusal(connection, refusal)
-        assert [each.attempts for each in api_tokens.refusals(connection, 10)] == [1]
+        assert [refusal.attempts for refusal in api_tokens.refusals(connection, 10)] == [1]

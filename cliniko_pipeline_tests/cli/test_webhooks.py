@@ -26,8 +26,8 @@ def test_secret_is_printed_once_and_replaced_without_a_gap(
     command: CommandLine, clinics: Clinics, environ: dict[str, str]
 ) -> None:
     made = [command("webhooks", "secrets", "create", "alpha") for _ in range(2)]
-    old, new = (each.stdout.strip() for each in made)
-    assert all(each.returncode == 0 and SECRET.fullmatch(each.stdout.strip()) for each in made)
+    old, new = (result.stdout.strip() for result in made)
+    assert all(result.returncode == 0 and SECRET.fullmatch(result.stdout.strip()) for result in made)
     assert "/v1/webhooks/alpha" in made[0].stderr
     with clinics.database.operator() as connection:
         assert webhooks.note_event(connection, "alpha", "id", None)
@@ -39,11 +39,11 @@ def test_secret_is_printed_once_and_replaced_without_a_gap(
     stored = str(clinics.rows("select encrypted::text from cliniko.webhook_secrets"))
     assert old.removeprefix("whsec_") not in stored
     with open_runtime(load_settings(environ)) as runtime, served(runtime) as url:
-        assert [send(url, "alpha", each).status_code for each in (old, new)] == [202, 202]
+        assert [send(url, "alpha", secret).status_code for secret in (old, new)] == [202, 202]
         assert command("webhooks", "secrets", "revoke", "alpha", old_id, "--expires-in-hours", "2").returncode == 0
-        assert [send(url, "alpha", each).status_code for each in (old, new)] == [202, 202]
+        assert [send(url, "alpha", secret).status_code for secret in (old, new)] == [202, 202]
         assert command("webhooks", "secrets", "revoke", "alpha", old_id).returncode == 0
-        assert [send(url, "alpha", each).status_code for each in (old, new)] == [401, 202]
+        assert [send(url, "alpha", secret).status_code for secret in (old, new)] == [401, 202]
     assert_refused(command("webhooks", "secrets", "revoke", "alpha", old_id), "no secret of that id")
 
 

@@ -102,7 +102,7 @@ def test_stale_organization_is_notified_until_synced(deployment: Deployment, cha
     )
     with deployment.database.operator() as connection:
         scheduling.end_pause(connection, "beta")
-    assert [(each.partition, each.passed) for each in freshness_changes(deployment)] == [("alpha", False)]
+    assert [(result.partition, result.passed) for result in freshness_changes(deployment)] == [("alpha", False)]
     assert freshness_changes(deployment) == [], "the change is reported once"
     watch(deployment)
     assert channel.titles == ["Clinic alpha (alpha): check fails: is fresh (active_patients)"]
@@ -184,7 +184,7 @@ def test_third_failure_after_the_last_success_is_notified(deployment: Deployment
 
 def test_long_message_is_sent_in_parts() -> None:
     secrets = ("discord://123456789/abcdefghij", "tgram://123456789:abcdefghijklmnopqrstuvwxyz-_12345678/1")
-    for channel in channels([SecretStr(each) for each in secrets]):
+    for channel in channels([SecretStr(secret) for secret in secrets]):
         require_known(channel)
         (service,) = _apprise(channel)
         parts = service._apply_overflow("x" * 9000, title="Smith & Sons <Sydney>")

@@ -47,7 +47,7 @@ def test_refusal_of_everybody_for_a_while_pauses_nobody(deployment: Deployment, 
         assert deployment.sync(name).success
         assert deployment.scheduling(name).failures == 0
 
-    # It is over: what is refused later begins anew.
+    # The sync has succeeded: a later refusal is a first one.
     deployment.sandbox.faults = everything_refused(status)
     assert not deployment.sync("alpha").success
     assert deployment.scheduling("alpha").paused_at is None

@@ -89,14 +89,14 @@ def test_delivery_has_a_valid_signature_and_the_result(deployment: Deployment, t
     note_run(deployment, "of-beta", organization_id="beta")
     for _ in range(3):
         tick(deployment)
-    assert target.ids == [f"sync_{each}" for each in run_ids]
+    assert target.ids == [f"sync_{run_id}" for run_id in run_ids]
     messages = target.verified()
-    assert [each["type"] for each in messages] == ["sync.succeeded", "sync.failed"]
-    succeeded, failed = [each["data"] for each in messages]
+    assert [message["type"] for message in messages] == ["sync.succeeded", "sync.failed"]
+    succeeded, failed = [message["data"] for message in messages]
     assert [succeeded["sync_id"], failed["sync_id"]] == run_ids
     assert (set(succeeded["counts"]), succeeded["error"]) == (SYNC_ASSETS, None)
     assert "401" in failed["error"]
-    assert [each.is_taken for each in deliveries(deployment)] == [True, True]
+    assert [delivery.is_taken for delivery in deliveries(deployment)] == [True, True]
 
 
 def test_new_target_gets_only_syncs_that_end_later(deployment: Deployment, server: WebhookTarget) -> None:
@@ -107,7 +107,7 @@ def test_new_target_gets_only_syncs_that_end_later(deployment: Deployment, serve
     assert server.received == []
     note_run(deployment, "running")
     tick(deployment)
-    assert [each["data"]["sync_id"] for each in server.verified()] == ["running"]
+    assert [message["data"]["sync_id"] for message in server.verified()] == ["running"]
 
 
 def test_delivery_is_sent_when_dagsters_run_has_ended(
@@ -121,12 +121,12 @@ def test_delivery_is_sent_when_dagsters_run_has_ended(
     deployment.execute("update cliniko.webhook_targets set looked_until = now() - interval '40 hours'")
     tick(deployment)
     tick(deployment)
-    assert [each["data"]["sync_id"] for each in target.verified()] == ["later"]
+    assert [message["data"]["sync_id"] for message in target.verified()] == ["later"]
     note_run(deployment, run.run_id)
     deployment.instance.report_run_canceled(run)
     before = datetime.now(UTC)
     tick(deployment)
-    assert [each["type"] for each in target.verified()] == ["sync.succeeded", "sync.succeeded"]
+    assert [message["type"] for message in target.verified()] == ["sync.succeeded", "sync.succeeded"]
     assert stored_target(deployment).looked_until > before - timedelta(minutes=12)
     note_run(deployment, "retried", "failed")
     monkeypatch.setattr(deployment.instance, "get_run_by_id", lambda run_id: note_run(deployment, run_id))
@@ -177,9 +177,9 @@ def test_target_that_recovers_gets_each_delivery_once(deployment: Deployment, ta
     let_pass(deployment, "10 minutes")
     with ThreadPoolExecutor(4) as threads:
         sent = list(threads.map(lambda _: send_due_deliveries(deployment.pipeline.runtime), range(4)))
-    assert sum(each.taken for each in sent) == 2
+    assert sum(result.taken for result in sent) == 2
     assert sorted(target.ids) == ["sync_first", "sync_second"]
-    assert all(each.is_taken for each in deliveries(deployment))
+    assert all(delivery.is_taken for delivery in deliveries(deployment))
 
 
 @pytest.mark.parametrize(("status", "is_taken"), [(200, True), (302, False), (400, False)])
@@ -214,7 +214,7 @@ def test_status_410_disables_the_target_until_set_again(
     assert target.ids == ["sync_first", "sync_first"]
     assert stored_target(deployment).disabled_at is not None
     assert stored_target(deployment).disabled_reason == GONE
-    assert [(each.send_at, each.is_taken) for each in deliveries(deployment)] == [(None, False)] * 2
+    assert [(delivery.send_at, delivery.is_taken) for delivery in deliveries(deployment)] == [(None, False)] * 2
     target.status = 200
     set_target(deployment, target)
     note_run(deployment, "fourth")
@@ -235,7 +235,7 @@ def test_slow_target_times_out_and_delays_no_other(
         note_run(deployment, "of-beta", organization_id="beta")
         tick(deployment)
     assert len(target.received) == 1
-    attempts = {each.outcome: each.attempts for each in deliveries(deployment)}
+    attempts = {delivery.outcome: delivery.attempts for delivery in deliveries(deployment)}
     assert attempts == {"no answer within 1 s": 1, None: 0}
 
 
@@ -261,7 +261,7 @@ def test_backlog_of_a_target_delays_no_other(
     )
     note_run(deployment, "of-beta", organization_id="beta")
     assert "1 taken, 1 to retry" in tick(deployment)
-    assert [each["data"]["organization_id"] for each in target.verified()] == ["beta"]
+    assert [message["data"]["organization_id"] for message in target.verified()] == ["beta"]
     let_pass(deployment, "1 second")
     assert "0 taken, 0 to retry" in tick(deployment), "the rest of the backlog waits, too"
     set_target(deployment, target, "alpha")

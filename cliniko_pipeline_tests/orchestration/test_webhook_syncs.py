@@ -24,8 +24,8 @@ def _partitions(deployment: Deployment) -> None:
 
 def receive(deployment: Deployment, *message_ids: str, organization_id: str = "alpha") -> None:
     with deployment.database.operator() as connection:
-        for each in message_ids:
-            assert webhooks.note_event(connection, organization_id, each, None)
+        for message_id in message_ids:
+            assert webhooks.note_event(connection, organization_id, message_id, None)
 
 
 def tick(deployment: Deployment) -> Sequence[dg.RunRequest]:
@@ -64,7 +64,7 @@ def test_events_request_one_sync_that_settles_them(deployment: Deployment) -> No
 
 def test_webhook_and_schedule_request_equal_runs(deployment: Deployment) -> None:
     """The HTTP API learns from the tags, before a run has started, whether its sync is full."""
-    scheduled = {each.partition_key: each for each in deployment.requests(cliniko_syncs)}["alpha"]
+    scheduled = {request.partition_key: request for request in deployment.requests(cliniko_syncs)}["alpha"]
     pass_a_minute(deployment)
     receive(deployment, "1")
     (announced,) = tick(deployment)
@@ -98,7 +98,7 @@ def test_sync_is_requested_without_a_run_and_with_a_partition(deployment: Deploy
     deployment.instance.delete_dynamic_partition("organizations", "beta")
     assert tick(deployment) == []
     deployment.watch_partitions()
-    assert [each.partition_key for each in tick(deployment)] == ["beta"]
+    assert [request.partition_key for request in tick(deployment)] == ["beta"]
 
 
 def test_event_received_during_a_sync_stays_pending(deployment: Deployment) -> None:

@@ -48,9 +48,9 @@ class Operator:
         for alert in (*plan.recovered, *plan.forgotten):
             del self.alerts[alert.organization_id, alert.name]
         self.alerts |= {(alert.organization_id, alert.name): alert for alert in plan.kept}
-        self.notified += [each.kind for each in plan.raised]
-        self.notified += [f"still {each.kind}" for each in plan.repeated]
-        self.notified += [f"no longer {each.kind}" for each in plan.recovered]
+        self.notified += [problem.kind for problem in plan.raised]
+        self.notified += [f"still {problem.kind}" for problem in plan.repeated]
+        self.notified += [f"no longer {problem.kind}" for problem in plan.recovered]
         return plan
 
 
@@ -67,7 +67,7 @@ class Operator:
 )
 def test_problem_is_raised_for_pauses_and_failures(scheduling: Scheduling, kinds: list[str]) -> None:
     of_sync = [("sync", kind, scheduling.failure_reason, scheduling.failed_run_id) for kind in kinds]
-    assert [(each.name, each.kind, each.reason, each.run_id) for each in found(scheduling)] == of_sync
+    assert [(problem.name, problem.kind, problem.reason, problem.run_id) for problem in found(scheduling)] == of_sync
 
 
 def test_open_alert_is_repeated_after_a_day_until_it_ends():

@@ -100,7 +100,7 @@ def test_full_sync_is_due_at_night_in_the_clinics_zone(zone, full_at, first, due
     st.data(),
 )
 def test_each_date_has_exactly_one_nightly_sync(zone, year, full_at, spread, data):
-    """Dates on which clocks are changed above all. Nights are told apart by the moments half a day after the time."""
+    """Dates on which clocks are changed above all. Nights differ in the instants half a day after the time."""
     full_at = full_at.replace(second=0, microsecond=0, fold=0)
     default = DefaultSchedule(sync_every_minutes=None, full_sync_at=full_at, full_sync_spread=spread)
     local = ZoneInfo(zone)

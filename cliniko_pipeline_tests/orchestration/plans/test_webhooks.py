@@ -31,7 +31,7 @@ PENDING = {"org": PendingEvents("org", NOW - SECOND, 3)}
 
 
 def planned(scheduling: Scheduling = ORG, now: datetime = NOW, in_flight: frozenset[str] = frozenset()) -> list[str]:
-    return [each.run_key for each in announced_syncs(PENDING, [scheduling], in_flight, now)]
+    return [sync.run_key for sync in announced_syncs(PENDING, [scheduling], in_flight, now)]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_run_key_identifies_the_request() -> None:
         *planned(),
         *planned(replace(ORG, failures=1)),
         *planned(now=NOW + REPEAT_INTERVAL),
-        *[each.run_key for each in announced_syncs(later, [ORG], set(), NOW)],
+        *[sync.run_key for sync in announced_syncs(later, [ORG], set(), NOW)],
     ]
     assert len(set(keys)) == 4
     assert planned(now=NOW + MINUTE) == planned()
@@ -92,17 +92,17 @@ def test_every_event_is_followed_by_a_sync(events: list[int], outcomes: list[tup
         now = NOW + tick * TICK
         pending += [tick] * events.count(tick)
         if run is not None and run[1] <= tick:
-            begun, _, outcome = run
+            started, _, outcome = run
             run = None
             if outcome == "succeeds":
-                pending = [each for each in pending if each >= begun]
+                pending = [event for event in pending if event >= started]
                 scheduling = replace(UNSCHEDULED, requested_at=scheduling.requested_at)
             elif outcome.startswith("fails"):
                 scheduling = failed(scheduling, now, is_permanent=outcome == "fails permanently")
         known = {"org": PendingEvents("org", NOW + max(pending) * TICK, len(pending))} if pending else {}
-        for each in announced_syncs(known, [scheduling], set() if run is None else {"org"}, now):
-            if each.run_key not in requests:
-                requests[each.run_key] = now
+        for sync in announced_syncs(known, [scheduling], set() if run is None else {"org"}, now):
+            if sync.run_key not in requests:
+                requests[sync.run_key] = now
                 scheduling = replace(scheduling, requested_at=now, retry_at=None)
                 outcome, waits, lasts = next(left, ("succeeds", 1, 1))
                 run = (tick + waits, tick + waits + lasts, outcome)
