@@ -5,7 +5,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -151,18 +151,7 @@ def revoke(connection: Connection, token_id: str) -> None:
 
 def note_refusal(connection: Connection, refusal: Refusal) -> None:
     """Count the refusal, and delete those older than `RETENTION`."""
-    connection.execute(
-        statement(sql("api_tokens/note_refused_request")),
-        {
-            "reason": refusal.reason,
-            "token_id": refusal.token_id,
-            "address": refusal.address,
-            "method": refusal.method,
-            "route": refusal.route,
-            "organization_id": refusal.organization_id,
-            "retention": RETENTION,
-        },
-    )
+    connection.execute(statement(sql("api_tokens/note_refused_request")), asdict(refusal) | {"retention": RETENTION})
 
 
 def refusals(connection: Connection, limit: int) -> list[Refusals]:

@@ -1,7 +1,7 @@
 """`cliniko.check_results`: the last result of each asset check for each organization."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -29,20 +29,7 @@ class CheckResult:
 def note_checks(connection: Connection, results: Sequence[CheckResult]) -> None:
     """Store the results in place of earlier ones of the same checks."""
     if results:
-        connection.execute(
-            sa.text(sql("checks/note_check")),
-            [
-                {
-                    "organization_id": result.organization_id,
-                    "asset": result.asset,
-                    "name": result.name,
-                    "holds": result.holds,
-                    "remark": result.remark,
-                    "run_id": result.run_id,
-                }
-                for result in results
-            ],
-        )
+        connection.execute(sa.text(sql("checks/note_check")), [asdict(result) for result in results])
 
 
 def failed_checks(connection: Connection) -> list[CheckResult]:
