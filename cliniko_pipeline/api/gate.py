@@ -224,47 +224,41 @@ def requires(*scopes: str) -> Callable[..., Principal]:
     return authenticated
 
 
-Reader = Annotated[Principal, Depends(requires(READ))]
-Syncer = Annotated[Principal, Depends(requires(SYNC))]
-Follower = Annotated[Principal, Depends(requires(READ, SYNC))]
+authenticate_reader = requires(READ)
+authenticate_syncer = requires(SYNC)
+authenticate_follower = requires(READ, SYNC)
 """The scope `sync` opens syncs too, but no patients."""
-Administrator = Annotated[Principal, Depends(requires(ADMIN))]
+authenticate_administrator = requires(ADMIN)
+
+Reader = Annotated[Principal, Depends(authenticate_reader)]
+Syncer = Annotated[Principal, Depends(authenticate_syncer)]
+Follower = Annotated[Principal, Depends(authenticate_follower)]
+Administrator = Annotated[Principal, Depends(authenticate_administrator)]
 
 
-def visible_organization(
-    request: Request, gate: Gate, runtime: Runtime, principal: Principal, organization_id: str
-) -> Organization:
-    """Return the organization. Raise the same ProblemError (404) if it does not exist or the token does not open it."""
-    if "\0" in organization_id or not principal.sees(organization_id):
-        raise gate.refused(request, "another organization", HTTPStatus.NOT_FOUND, principal)
-    with runtime.database.operator() as connection:
-        organization = organizations.find(connection, organization_id)
-    if organization is None:
-        raise not_found()
-    return organization
+def organization_for(authenticate: Callable[..., Principal]) -> Callable[..., Organization]:
+    """Return a dependency that injects the organization in the path. The answer is the same 404 if it does not exist
+    or the token does not open it.
+    """
+
+    def visible_organization(
+        request: Request,
+        gate: GateDependency,
+        runtime: RuntimeDependency,
+        principal: Annotated[Principal, Depends(authenticate)],
+        organization_id: str,
+    ) -> Organization:
+        if "\0" in organization_id or not principal.sees(organization_id):
+            raise gate.refused(request, "another organization", HTTPStatus.NOT_FOUND, principal)
+        with runtime.database.operator() as connection:
+            organization = organizations.find(connection, organization_id)
+        if organization is None:
+            raise not_found()
+        return organization
+
+    return visible_organization
 
 
-def organization_to_read(
-    request: Request, gate: GateDependency, runtime: RuntimeDependency, principal: Reader, organization_id: str
-) -> Organization:
-    """Return the organization in the path, for a principal that may read it."""
-    return visible_organization(request, gate, runtime, principal, organization_id)
-
-
-def organization_to_follow(
-    request: Request, gate: GateDependency, runtime: RuntimeDependency, principal: Follower, organization_id: str
-) -> Organization:
-    """Return the organization in the path, for a principal that may follow its syncs."""
-    return visible_organization(request, gate, runtime, principal, organization_id)
-
-
-def organization_to_sync(
-    request: Request, gate: GateDependency, runtime: RuntimeDependency, principal: Syncer, organization_id: str
-) -> Organization:
-    """Return the organization in the path, for a principal that may sync it."""
-    return visible_organization(request, gate, runtime, principal, organization_id)
-
-
-ReadableOrganization = Annotated[Organization, Depends(organization_to_read)]
-FollowableOrganization = Annotated[Organization, Depends(organization_to_follow)]
-SyncableOrganization = Annotated[Organization, Depends(organization_to_sync)]
+ReadableOrganization = Annotated[Organization, Depends(organization_for(authenticate_reader))]
+FollowableOrganization = Annotated[Organization, Depends(organization_for(authenticate_follower))]
+SyncableOrganization = Annotated[Organization, Depends(organization_for(authenticate_syncer))]

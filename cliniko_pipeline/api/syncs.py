@@ -19,7 +19,14 @@ from cliniko_pipeline.api.dagster_runs import (
     DagsterUnavailableError,
     SyncStatus,
 )
-from cliniko_pipeline.api.gate import Gate, GateDependency, Principal, RuntimeDependency
+from cliniko_pipeline.api.gate import (
+    Gate,
+    GateDependency,
+    Principal,
+    RuntimeDependency,
+    authenticate_follower,
+    authenticate_syncer,
+)
 from cliniko_pipeline.api.problems import not_found
 from cliniko_pipeline.postgres.operator_tables import organizations, sync_runs
 from cliniko_pipeline.postgres.operator_tables.sync_runs import StoredSync
@@ -138,6 +145,22 @@ def needs_dagster(function: Callable[_P, _T]) -> Callable[_P, Awaitable[_T]]:
         return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=finder.dagster.slots)
 
     return run_in_slot
+
+
+def sync_for(authenticate: Callable[..., Principal]) -> Callable[..., Awaitable[Sync]]:
+    """Return a dependency that injects the sync in the path."""
+
+    @needs_dagster
+    def visible_sync(
+        finder: SyncFinderDependency, principal: Annotated[Principal, Depends(authenticate)], sync_id: UUID
+    ) -> Sync:
+        return finder.find(principal, str(sync_id))
+
+    return visible_sync
+
+
+FollowableSync = Annotated[Sync, Depends(sync_for(authenticate_follower))]
+CancellableSync = Annotated[Sync, Depends(sync_for(authenticate_syncer))]
 
 
 def describe_sync(runtime: Runtime, organization_id: str, stored: StoredSync | None, run: DagsterRun | None) -> Sync:

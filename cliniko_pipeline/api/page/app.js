@@ -5,7 +5,7 @@ import { make } from "./elements.js";
 import { refreshTimes } from "./formats.js";
 import { showOrganization } from "./organization.js";
 import { showOverview } from "./overview.js";
-import { isHandledElsewhere, makeProblem } from "./panels.js";
+import { makeProblem } from "./panels.js";
 
 const ORGANIZATION = /^#\/organizations\/([^/]+)$/;
 
@@ -83,7 +83,7 @@ function showLogin(signal, message) {
       await get("v1/organizations", { limit: 1 }, { signal });
       show();
     } catch (error) {
-      if (isHandledElsewhere(error, signal) && !(error instanceof LoggedOut)) return;
+      if (signal.aborted) return;
       forgetToken();
       showAlert(error instanceof LoggedOut ? make("p", { class: "notice bad" }, error.message) : makeProblem(error));
     } finally {

@@ -1,10 +1,10 @@
 // One organization: problems, counts, charts, syncs, active patients, and patients without a contact.
 
-import { get, loadCsv, LoggedOut, organizationPath } from "./api.js";
+import { get, loadCsv, organizationPath } from "./api.js";
 import { chooseAxis, makeBarChart, makeLineChart } from "./charts.js";
 import { isolate, make, makeTable } from "./elements.js";
 import { capitalize, count, exact, makeTime, number, relative } from "./formats.js";
-import { isHandledElsewhere, makeProblem, Panel } from "./panels.js";
+import { isHandled, makeProblem, Panel } from "./panels.js";
 import { isOld } from "./states.js";
 import { isUnfinished, makeSyncTable, SyncControl } from "./syncs.js";
 
@@ -67,8 +67,7 @@ export async function showOrganization(main, { id, signal, onLoggedOut }) {
     try {
       await loadOrganization();
     } catch (error) {
-      if (error instanceof LoggedOut) onLoggedOut(error);
-      if (isHandledElsewhere(error, signal)) return;
+      if (isHandled(error, { signal, onLoggedOut })) return;
       lead.replaceChildren();
       actions.hidden = true;
       rest.replaceChildren(makeProblem(error, loadAll));
@@ -209,8 +208,7 @@ function fillActivePatients(panel, { load, path, id, signal, onLoggedOut }) {
       setTimeout(() => URL.revokeObjectURL(url), 60000);
       status.textContent = isComplete ? "The file is ready." : "The file is incomplete: there are too many patients for this page. Use the API.";
     } catch (error) {
-      if (error instanceof LoggedOut) onLoggedOut(error);
-      if (isHandledElsewhere(error, signal)) return;
+      if (isHandled(error, { signal, onLoggedOut })) return;
       status.textContent = error.message;
     } finally {
       download.disabled = false;

@@ -1,9 +1,9 @@
 // The organizations that the token opens; those with a bad state come first.
 
-import { get, LoggedOut } from "./api.js";
+import { get } from "./api.js";
 import { isolate, make, makeTable, put } from "./elements.js";
 import { count, makeTime, number } from "./formats.js";
-import { isHandledElsewhere, makeProblem } from "./panels.js";
+import { isHandled, makeProblem } from "./panels.js";
 import { makeBadge, otherFailedChecks, STATES, stateOf } from "./states.js";
 
 const ORGANIZATIONS_PER_PAGE = 200;
@@ -65,8 +65,7 @@ export async function showOverview(main, { signal, onLoggedOut }) {
         if (isComplete) break;
       }
     } catch (error) {
-      if (error instanceof LoggedOut) onLoggedOut(error);
-      if (isHandledElsewhere(error, signal)) return;
+      if (isHandled(error, { signal, onLoggedOut })) return;
       summary.textContent = rows.length > 0 ? "Not all organizations could be loaded." : "";
       list.replaceChildren(makeProblem(error, load));
     } finally {

@@ -3,8 +3,11 @@
 import { LoggedOut } from "./api.js";
 import { make } from "./elements.js";
 
-/** Whether the error needs no message in this view: another view is shown, or the token was refused. */
-export const isHandledElsewhere = (error, signal) => signal.aborted || error.name === "AbortError" || error instanceof LoggedOut;
+/** Whether an error needs no message in the view: another view is shown, or the login is, since the token was refused. */
+export function isHandled(error, { signal, onLoggedOut }) {
+  if (error instanceof LoggedOut) onLoggedOut(error);
+  return signal.aborted || error.name === "AbortError" || error instanceof LoggedOut;
+}
 
 /** Makes the notice of an error, with a button if it can be retried. */
 export function makeProblem(error, retry = null) {
@@ -40,8 +43,7 @@ export class Panel {
     try {
       nodes = [render(await load())].flat();
     } catch (error) {
-      if (error instanceof LoggedOut) this.onLoggedOut(error);
-      if (isHandledElsewhere(error, this.signal)) return;
+      if (isHandled(error, this)) return;
       nodes = [makeProblem(error, () => this.show(load, render))];
     }
     if (call !== this.#calls || this.signal.aborted) return;

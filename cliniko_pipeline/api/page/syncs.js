@@ -1,9 +1,9 @@
 // Syncs: requested, followed, cancelled and listed.
 
-import { follow, LoggedOut, organizationPath, Problem, randomKey, request } from "./api.js";
+import { follow, organizationPath, Problem, randomKey, request } from "./api.js";
 import { askConfirmation, isolate, make, makeLink, makeTable } from "./elements.js";
 import { capitalize, count, duration, makeTime, number } from "./formats.js";
-import { isHandledElsewhere, makeProblem } from "./panels.js";
+import { isHandled, makeProblem } from "./panels.js";
 
 const UNFINISHED = ["queued", "running", "cancelling"];
 const SILENCE_SECONDS = 8;
@@ -85,8 +85,7 @@ export class SyncControl {
         },
       });
     } catch (error) {
-      if (error instanceof LoggedOut) this.onLoggedOut(error);
-      if (isHandledElsewhere(error, this.signal)) return;
+      if (isHandled(error, this)) return;
       failure = makeProblem(error, () => this.follow(id));
     } finally {
       clearInterval(ticking);
@@ -172,8 +171,7 @@ export class SyncControl {
       const accepted = await response.json();
       await this.follow(accepted.id, { isNew: accepted.is_new, hasFocus: true });
     } catch (error) {
-      if (error instanceof LoggedOut) this.onLoggedOut(error);
-      if (isHandledElsewhere(error, this.signal)) return;
+      if (isHandled(error, this)) return;
       this.#setBusy(false);
       if (error instanceof Problem && error.status === 403) {
         this.disable("This token may not request syncs: ask the operator for a token with the scope sync.");
@@ -187,8 +185,7 @@ export class SyncControl {
     try {
       await request("DELETE", `v1/syncs/${encodeURIComponent(this.followed)}`, { signal: this.signal });
     } catch (error) {
-      if (error instanceof LoggedOut) this.onLoggedOut(error);
-      if (isHandledElsewhere(error, this.signal)) return;
+      if (isHandled(error, this)) return;
       this.cancel.disabled = false;
       this.result.replaceChildren(makeProblem(error));
     }

@@ -31,7 +31,14 @@ from cliniko_pipeline.api.gate import (
     Syncer,
 )
 from cliniko_pipeline.api.problems import ProblemError, documented
-from cliniko_pipeline.api.syncs import Sync, SyncFinderDependency, describe_sync, needs_dagster
+from cliniko_pipeline.api.syncs import (
+    CancellableSync,
+    FollowableSync,
+    Sync,
+    SyncFinderDependency,
+    describe_sync,
+    needs_dagster,
+)
 from cliniko_pipeline.errors import ArgumentError, TransientError
 from cliniko_pipeline.postgres.engine import advisory_key
 from cliniko_pipeline.postgres.operator_tables import scheduling, sync_runs
@@ -166,26 +173,6 @@ def list_syncs(
     )
 
 
-@needs_dagster
-def sync_to_follow(
-    finder: SyncFinderDependency,
-    principal: Follower,
-    sync_id: UUID,
-) -> Sync:
-    """Return the sync in the path, for a principal that may follow it."""
-    return finder.find(principal, str(sync_id))
-
-
-@needs_dagster
-def sync_to_cancel(
-    finder: SyncFinderDependency,
-    principal: Syncer,
-    sync_id: UUID,
-) -> Sync:
-    """Return the sync in the path, for a principal that may cancel it."""
-    return finder.find(principal, str(sync_id))
-
-
 async def follower_slot(gate: GateDependency, principal: Follower) -> AsyncIterator[None]:
     """Hold one of the token's slots for followed syncs while the stream is open."""
     with gate.following(principal):
@@ -193,7 +180,7 @@ async def follower_slot(gate: GateDependency, principal: Follower) -> AsyncItera
 
 
 @router.get("/syncs/{sync_id}", responses=documented(401, 403, 404, 422, 429, 503))
-async def get_sync(sync: Annotated[Sync, Depends(sync_to_follow)]) -> Sync:
+async def get_sync(sync: FollowableSync) -> Sync:
     """Return the sync with its status, its progress while it runs, and its results."""
     return sync
 
@@ -209,7 +196,7 @@ async def follow_sync(
     gate: GateDependency,
     finder: SyncFinderDependency,
     principal: Follower,
-    sync: Annotated[Sync, Depends(sync_to_follow)],
+    sync: FollowableSync,
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream the sync as server-sent events: `sync` when something has changed, `ended` with the final state."""
     sent = None
@@ -239,7 +226,7 @@ async def follow_sync(
 def cancel_sync(
     finder: SyncFinderDependency,
     principal: Syncer,
-    sync: Annotated[Sync, Depends(sync_to_cancel)],
+    sync: CancellableSync,
 ) -> Sync:
     """Cancel the sync: immediately while it is queued, soon while it is running. What it has stored stays, and the next
     sync resumes there. A sync that has ended is returned unchanged.
