@@ -7,14 +7,14 @@ from threading import Event
 from typing import Any
 
 from cliniko_pipeline.sandbox.accounts.account import Account
-from cliniko_pipeline_tests.support.hostile_accounts import individual_appointment
+from cliniko_pipeline_tests.support.hostile_accounts import cliniko_text, individual_appointment
 from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 
 
 def add_appointment(account: Account, number: int) -> None:
     """Give the account's patient 1 an appointment of yesterday, entered now."""
     at = datetime.now(UTC)
-    now, yesterday = (f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in (at, at - timedelta(days=1)))
+    now, yesterday = (cliniko_text(moment) for moment in (at, at - timedelta(days=1)))
     record = individual_appointment(str(1000 + number), "1", yesterday, created_at=now, updated_at=now)
     account.put("individual_appointments", record)
 

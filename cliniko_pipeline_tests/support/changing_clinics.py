@@ -19,6 +19,7 @@ from cliniko_pipeline_tests.support.hostile_accounts import (
     WireRecord,
     appointment_type,
     attendee,
+    cliniko_text,
     contact,
     group_appointment,
     individual_appointment,
@@ -172,18 +173,18 @@ class ChangingClinic:
         return str(self._made)
 
     def _start(self, value: int) -> str:
-        return _text(START + _STARTS[value % len(_STARTS)] + timedelta(minutes=value // len(_STARTS) % 3))
+        return cliniko_text(START + _STARTS[value % len(_STARTS)] + timedelta(minutes=value // len(_STARTS) % 3))
 
     def _add_old(self, resource: str, record: WireRecord, number: int) -> None:
-        at = _text(START - timedelta(days=700) + timedelta(hours=number // 3))
+        at = cliniko_text(START - timedelta(days=700) + timedelta(hours=number // 3))
         self.records[resource][record["id"]] = record | {"created_at": at, "updated_at": at}
 
     def _add(self, resource: str, record: WireRecord) -> str:
-        self._put(resource, record | {"created_at": _text(self.clock.now)})
+        self._put(resource, record | {"created_at": cliniko_text(self.clock.now)})
         return record["id"]
 
     def _put(self, resource: str, record: WireRecord) -> None:
-        record = record | {"updated_at": _text(self.clock.now)}
+        record = record | {"updated_at": cliniko_text(self.clock.now)}
         self.records[resource][record["id"]] = record
         self.account.put(resource, record)
         self._unsettled.add((resource, record["id"]))
@@ -237,7 +238,7 @@ class ChangingClinic:
                     "appointment_types": appointment_type(str(self._made), name),
                     "practitioners": practitioner(str(self._made), display_name=name),
                 }
-                self._put(resource, made[resource] | {"created_at": _text(self.clock.now)})
+                self._put(resource, made[resource] | {"created_at": cliniko_text(self.clock.now)})
             found[resource.removesuffix("s")] = link(resource, list(known)[value % len(known)])
         return found
 
@@ -477,7 +478,3 @@ def _person(value: int) -> dict[str, str]:
 
 def _many(value: int) -> int:
     return (12, 25, 110, 230)[value % 4]
-
-
-def _text(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

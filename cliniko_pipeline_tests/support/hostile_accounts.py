@@ -46,6 +46,11 @@ def link(resource: str, record_id: str | int) -> dict[str, Any]:
     return {"links": {"self": f"{API}/{resource}/{record_id}"}}
 
 
+def cliniko_text(moment: datetime) -> str:
+    """Return the instant as Cliniko writes it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _record(resource: str, record_id: str | int, fields: WireRecord, changes: WireRecord) -> WireRecord:
     return {
         "id": record_id,

@@ -15,7 +15,7 @@ from cliniko_pipeline.problems import problems
 from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization, demo_organizations
 from cliniko_pipeline.sandbox.server import Sandbox
-from cliniko_pipeline_tests.support.hostile_accounts import contact, individual_appointment, patient
+from cliniko_pipeline_tests.support.hostile_accounts import cliniko_text, contact, individual_appointment, patient
 from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of
 
@@ -30,11 +30,6 @@ TABLES = {
     "attendees": ("cliniko.attendees", {}),
 }
 """The table of a resource, and the columns that select its rows."""
-
-
-def cliniko_text(moment: datetime) -> str:
-    """Return the instant as Cliniko writes it."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def wire_records(account: Account) -> dict[str, list[dict[str, Any]]]:
