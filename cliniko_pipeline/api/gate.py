@@ -80,7 +80,7 @@ class Gate:
         self._followers: Counter[str] = Counter()
 
     @contextmanager
-    def following(self, principal: Principal) -> Generator[None]:
+    def hold_follower_slot(self, principal: Principal) -> Generator[None]:
         """Hold a slot for a followed sync. Raise ProblemError (429) if the token has none left."""
         with self._lock:
             if self._followers[principal.id] >= MAX_FOLLOWERS:
@@ -97,19 +97,19 @@ class Gate:
                 self._followers[principal.id] -= 1
                 self._followers += Counter()  # drops those at zero
 
-    def principal(self, request: Request, credentials: HTTPAuthorizationCredentials | None) -> Principal:
+    def authenticate(self, request: Request, credentials: HTTPAuthorizationCredentials | None) -> Principal:
         """Return the owner of the token. Raise ProblemError (401, 429)."""
         if credentials is None:
-            raise self.refused(request, "no token", HTTPStatus.UNAUTHORIZED)
-        principal = self._authenticate(request, credentials.credentials)
+            raise self.refuse(request, "no token", HTTPStatus.UNAUTHORIZED)
+        principal = self._find_principal(request, credentials.credentials)
         self._require_within_limit(principal)
         return principal
 
     def require_valid_token(self, request: Request) -> None:
         """Raise ProblemError (401) if the token of a long request has expired or was revoked."""
-        self._authenticate(request, request.headers.get("Authorization", "").partition(" ")[2])
+        self._find_principal(request, request.headers.get("Authorization", "").partition(" ")[2])
 
-    def refused(
+    def refuse(
         self, request: Request, reason: str, status: HTTPStatus, principal: Principal | None = None, token_id: str = ""
     ) -> ProblemError:
         """Store the refusal with its reason, and return the problem to raise."""
@@ -136,24 +136,24 @@ class Gate:
             _LOG.warning("A refused request could not be stored: %s", error)
         return ProblemError(status, _DETAILS[status], _HEADERS.get(status))
 
-    def _authenticate(self, request: Request, text: str) -> Principal:
+    def _find_principal(self, request: Request, text: str) -> Principal:
         if self._verifier is not None and text.count(".") == 2:
             return self._authenticate_jwt(request, self._verifier, text)
         with self._runtime.database.operator() as connection:
             token = api_tokens.find(connection, text)
         if token is None:
-            raise self.refused(request, "unknown token", HTTPStatus.UNAUTHORIZED)
+            raise self.refuse(request, "unknown token", HTTPStatus.UNAUTHORIZED)
         if token.revoked_at is not None:
-            raise self.refused(request, "revoked token", HTTPStatus.UNAUTHORIZED, token_id=token.id)
+            raise self.refuse(request, "revoked token", HTTPStatus.UNAUTHORIZED, token_id=token.id)
         if token.is_expired:
-            raise self.refused(request, "expired token", HTTPStatus.UNAUTHORIZED, token_id=token.id)
+            raise self.refuse(request, "expired token", HTTPStatus.UNAUTHORIZED, token_id=token.id)
         return Principal(token.id, token.scopes, token.organizations, token.requests_per_minute)
 
     def _authenticate_jwt(self, request: Request, verifier: OidcVerifier, text: str) -> Principal:
         try:
             identity = verifier.verify(text)
         except TokenRefusedError as error:
-            raise self.refused(request, f"JWT {error}", HTTPStatus.UNAUTHORIZED) from None
+            raise self.refuse(request, f"JWT {error}", HTTPStatus.UNAUTHORIZED) from None
         scopes = self._runtime.settings.oidc_scopes
         return Principal(f"jwt:{identity.subject}", scopes, frozenset({identity.organization_id}))
 
@@ -216,9 +216,9 @@ def requires(*scopes: str) -> Callable[..., Principal]:
         gate: GateDependency,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     ) -> Principal:
-        found = gate.principal(request, credentials)
+        found = gate.authenticate(request, credentials)
         if not any(map(found.may, scopes)):
-            raise gate.refused(request, f"without the scope {' or '.join(scopes)}", HTTPStatus.FORBIDDEN, found)
+            raise gate.refuse(request, f"without the scope {' or '.join(scopes)}", HTTPStatus.FORBIDDEN, found)
         return found
 
     return authenticated
@@ -249,7 +249,7 @@ def organization_for(authenticate: Callable[..., Principal]) -> Callable[..., Or
         organization_id: str,
     ) -> Organization:
         if "\0" in organization_id or not principal.sees(organization_id):
-            raise gate.refused(request, "another organization", HTTPStatus.NOT_FOUND, principal)
+            raise gate.refuse(request, "another organization", HTTPStatus.NOT_FOUND, principal)
         with runtime.database.operator() as connection:
             organization = organizations.find(connection, organization_id)
         if organization is None:

@@ -98,7 +98,7 @@ class SyncFinder:
         if organization_id is None:
             raise unavailable or not_found()
         if not principal.sees(organization_id):
-            raise self.gate.refused(self.request, "another organization", HTTPStatus.NOT_FOUND, principal)
+            raise self.gate.refuse(self.request, "another organization", HTTPStatus.NOT_FOUND, principal)
         with self.runtime.database.organization(organization_id) as connection:
             stored = sync_runs.sync(connection, run_id)
         if run is None and stored is None:

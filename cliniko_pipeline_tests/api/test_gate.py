@@ -86,13 +86,13 @@ def test_followed_syncs_are_limited_per_token(service: ServiceAlone) -> None:
     one, other = (authentication.Principal(name, frozenset({"read"}), None) for name in ("one", "other"))
     with ExitStack() as followed:
         for _ in range(authentication.MAX_FOLLOWERS):
-            followed.enter_context(gate.following(one))
-        with pytest.raises(ProblemError) as refused, gate.following(one):
+            followed.enter_context(gate.hold_follower_slot(one))
+        with pytest.raises(ProblemError) as refused, gate.hold_follower_slot(one):
             pass
         assert refused.value.status == 429
-        with gate.following(other):
+        with gate.hold_follower_slot(other):
             pass
-    with gate.following(one):
+    with gate.hold_follower_slot(one):
         pass
 
 

@@ -175,7 +175,7 @@ def list_syncs(
 
 async def follower_slot(gate: GateDependency, principal: Follower) -> AsyncIterator[None]:
     """Hold one of the token's slots for followed syncs while the stream is open."""
-    with gate.following(principal):
+    with gate.hold_follower_slot(principal):
         yield
 
 

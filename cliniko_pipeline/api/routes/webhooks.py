@@ -138,7 +138,7 @@ def _store(
         is_signed = [_is_signed(_decrypt(runtime, secret), headers, body) for secret in encrypted]
         if any(is_signed):
             return webhooks.note_event(connection, organization_id, headers["webhook-id"], _type(body))
-    gate.refused(request, NOT_SIGNED, HTTPStatus.UNAUTHORIZED)
+    gate.refuse(request, NOT_SIGNED, HTTPStatus.UNAUTHORIZED)
     raise ProblemError(
         HTTPStatus.UNAUTHORIZED,
         "The webhook has no signature by a secret of this organization within the last five minutes: sign it by"
