@@ -193,7 +193,7 @@ class PostgresIOManager(dg.IOManager):
                 # Before they are used: what is stored when they fail may be others.
                 credentials = scheduling.credentials_digest(connection, organization_id)
             with self._database.organization(organization_id) as connection:
-                sync_runs.started(
+                sync_runs.note_started(
                     connection,
                     run_id=context.run_id,
                     asset=asset,
@@ -244,7 +244,7 @@ class PostgresIOManager(dg.IOManager):
     ) -> datetime | None:
         """Returns when the run began, where all of it has succeeded with this."""
         with self._database.organization(organization_id) as connection:
-            return sync_runs.finished(
+            return sync_runs.note_finished(
                 connection,
                 run_id=context.run_id,
                 asset=context.asset_key.to_user_string(),

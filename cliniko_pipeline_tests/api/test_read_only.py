@@ -49,7 +49,7 @@ def test_read_only_database_is_read_and_recovers(alone: ServiceAlone, server_url
     """The token is new: the time of its first use cannot be stored."""
     run_id = str(uuid4())
     with alone.database.organization("alpha") as connection:
-        sync_runs.started(connection, run_id=run_id, asset="active_patients", planned=[], is_full=False)
+        sync_runs.note_started(connection, run_id=run_id, asset="active_patients", planned=[], is_full=False)
     secret, _ = add_secret(alone.runtime, "alpha")
     with alone.client("read", "sync", "admin") as caller:
         begin_read_only(alone, server_url)

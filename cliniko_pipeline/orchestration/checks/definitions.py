@@ -123,7 +123,7 @@ def _record_blocked_run(
     """Record in `cliniko.sync_runs` that a blocking check failed. Dagster ends the run by itself."""
     for check, outcome in outcomes:
         if check.is_blocking and not outcome.passed:
-            sync_runs.finished(
+            sync_runs.note_finished(
                 connection,
                 run_id=context.run.run_id,
                 asset=check.asset.key.to_user_string(),

@@ -69,7 +69,7 @@ def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organizat
             run = instance.get_run_by_id(row.run_id)
             if run is None or run.is_finished:
                 unfinished = (name for name in row.planned if row.assets.get(name, {}).get("status") != "succeeded")
-                sync_runs.finished(
+                sync_runs.note_finished(
                     connection,
                     run_id=row.run_id,
                     asset=next(unfinished, row.planned[-1]),

@@ -32,10 +32,10 @@ def run_alive(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
             yield
     except BaseException:
         with suppress(ClinikoPipelineError), runtime.database.operator() as connection:
-            run_heartbeats.lose(connection, run_id)
+            run_heartbeats.mark_lost(connection, run_id)
         raise
     with suppress(ClinikoPipelineError), runtime.database.operator() as connection:
-        run_heartbeats.end(connection, run_id)
+        run_heartbeats.delete_heartbeat(connection, run_id)
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def delete_ended_heartbeats(instance: dg.DagsterInstance, runtime: Runtime) -> N
         for run_id in run_heartbeats.silent_runs(connection):
             run = instance.get_run_by_id(run_id)
             if run is None or run.is_finished:
-                run_heartbeats.end(connection, run_id)
+                run_heartbeats.delete_heartbeat(connection, run_id)
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def _beating(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
 
     def beat() -> None:
         with runtime.database.operator() as connection:
-            run_heartbeats.beat(connection, run_id, process)
+            run_heartbeats.note_heartbeat(connection, run_id, process)
 
     def beat_until_end() -> None:
         while not has_ended.wait(SECONDS_BETWEEN_BEATS):

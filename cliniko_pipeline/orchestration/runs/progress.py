@@ -71,7 +71,7 @@ class RecordedProgress:
         }
         try:
             with self._database.organization(self._organization_id, is_resumable=True) as connection:
-                sync_runs.progressed(connection, run_id=self._run_id, progress=json.dumps(progress))
+                sync_runs.note_progress(connection, run_id=self._run_id, progress=json.dumps(progress))
         except ClinikoPipelineError:
             # Progress must not fail a sync. Writing the records meets the same error.
             return

@@ -26,7 +26,7 @@ class Heartbeat:
     is_lost: bool
 
 
-def beat(connection: Connection, run_id: str, process: str) -> None:
+def note_heartbeat(connection: Connection, run_id: str, process: str) -> None:
     """Store a heartbeat of the run in this process."""
     connection.execute(
         statement(
@@ -52,12 +52,12 @@ def heartbeats(connection: Connection, run_ids: Sequence[str]) -> list[Heartbeat
     return [Heartbeat(**row) for row in rows.mappings()]
 
 
-def end(connection: Connection, run_id: str) -> None:
+def delete_heartbeat(connection: Connection, run_id: str) -> None:
     """Delete the heartbeat of a run that has ended in Dagster."""
     connection.execute(statement("delete from cliniko.run_heartbeats where run_id = :run_id"), {"run_id": run_id})
 
 
-def lose(connection: Connection, run_id: str) -> None:
+def mark_lost(connection: Connection, run_id: str) -> None:
     """Mark the run as lost, although its process continues."""
     connection.execute(
         statement(

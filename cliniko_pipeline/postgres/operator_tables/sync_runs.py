@@ -80,7 +80,7 @@ class DayOfTrend:
     active_patients: int
 
 
-def started(connection: Connection, *, run_id: str, asset: str, planned: Sequence[str], is_full: bool) -> None:
+def note_started(connection: Connection, *, run_id: str, asset: str, planned: Sequence[str], is_full: bool) -> None:
     """Store that an asset of the run has started. `planned` are all assets of the run."""
     connection.execute(
         sa.text(sql("runs/started")),
@@ -88,7 +88,7 @@ def started(connection: Connection, *, run_id: str, asset: str, planned: Sequenc
     )
 
 
-def progressed(connection: Connection, *, run_id: str, progress: str) -> None:
+def note_progress(connection: Connection, *, run_id: str, progress: str) -> None:
     """Store the progress of a running run, a JSON object."""
     connection.execute(
         statement(
@@ -99,7 +99,7 @@ def progressed(connection: Connection, *, run_id: str, progress: str) -> None:
     )
 
 
-def finished(
+def note_finished(
     connection: Connection,
     *,
     run_id: str,

@@ -89,10 +89,10 @@ def operator_steps(organization_id: str) -> list[Step]:
 
 
 def _beat(connection: Connection, run_id: str) -> None:
-    run_heartbeats.beat(connection, run_id, "rehearsal")
+    run_heartbeats.note_heartbeat(connection, run_id, "rehearsal")
     run_heartbeats.heartbeats(connection, [run_id])
-    run_heartbeats.lose(connection, run_id)
-    run_heartbeats.end(connection, run_id)
+    run_heartbeats.mark_lost(connection, run_id)
+    run_heartbeats.delete_heartbeat(connection, run_id)
 
 
 # As the role of the organizations. ----------------------------------------------------------------------------------
@@ -154,9 +154,9 @@ def organization_steps() -> list[Step]:
 
 def _note_run(connection: Connection) -> None:
     asset = "active_patients"
-    sync_runs.started(connection, run_id="rehearsal", asset=asset, planned=[asset], is_full=True)
-    sync_runs.progressed(connection, run_id="rehearsal", progress="{}")
-    sync_runs.finished(connection, run_id="rehearsal", asset=asset, counts={}, requests=0, seconds_waited=0.0)
+    sync_runs.note_started(connection, run_id="rehearsal", asset=asset, planned=[asset], is_full=True)
+    sync_runs.note_progress(connection, run_id="rehearsal", progress="{}")
+    sync_runs.note_finished(connection, run_id="rehearsal", asset=asset, counts={}, requests=0, seconds_waited=0.0)
 
 
 def _read(resource: str, connection: Connection) -> None:

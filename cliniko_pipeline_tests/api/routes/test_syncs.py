@@ -74,7 +74,7 @@ def test_followed_sync_survives_a_lost_database(
     name = database.url.database
     with opened_service(database, tmp_path) as service, service.client() as caller:
         with database.organization("alpha") as connection:
-            sync_runs.started(connection, run_id=run_id, asset=PLANNED[0], planned=PLANNED, is_full=False)
+            sync_runs.note_started(connection, run_id=run_id, asset=PLANNED[0], planned=PLANNED, is_full=False)
         with caller.stream("GET", f"/v1/syncs/{run_id}/events") as answer:
             events = (line for line in answer.iter_lines() if line.startswith("event:"))
             assert next(events) == "event: sync"
