@@ -4,7 +4,7 @@ Knows no Dagster and no database, and reads no environment. What other packages 
 """
 
 from cliniko_pipeline.cliniko.client import ClinikoClient, Statistics
-from cliniko_pipeline.cliniko.crawling.pagination import Page, Position
+from cliniko_pipeline.cliniko.crawling.crawl import Checkpoint, Page
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
 from cliniko_pipeline.cliniko.exchange.throttle import BudgetRegistry, RequestBudget, digest_of
 from cliniko_pipeline.cliniko.records import (
@@ -37,6 +37,7 @@ __all__ = [
     "AppointmentType",
     "Attendee",
     "BudgetRegistry",
+    "Checkpoint",
     "ClinikoClient",
     "Event",
     "GroupAppointment",
@@ -44,7 +45,6 @@ __all__ = [
     "Page",
     "PageRead",
     "Patient",
-    "Position",
     "Practitioner",
     "Record",
     "RecordT",

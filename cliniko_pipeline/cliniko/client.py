@@ -1,7 +1,7 @@
 """The client: one organization's lists, read over HTTP with its API key.
 
 Belongs here: sending, the loop of attempts, and the errors an operator reads. Does not: decisions (retry.py),
-links (pagination.py), waiting for one's turn (throttle.py), or which host may be talked to (shards.py).
+links (next_links.py), waiting for one's turn (throttle.py), or which host may be talked to (shards.py).
 """
 
 import random
@@ -21,9 +21,11 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from cliniko_pipeline.cliniko.account_time_zones import time_zones_in
-from cliniko_pipeline.cliniko.crawling.pagination import MOST_AT_ONCE, FetchedPage, Listing, Page, Position, crawl_pages
+from cliniko_pipeline.cliniko.crawling.crawl import Checkpoint, Page, crawl_pages
+from cliniko_pipeline.cliniko.crawling.listing import Listing
+from cliniko_pipeline.cliniko.crawling.page_requests import MAX_PAGES_IN_FLIGHT
 from cliniko_pipeline.cliniko.crawling.refusals import Refusals, Use
-from cliniko_pipeline.cliniko.decoding.pages import decode_page
+from cliniko_pipeline.cliniko.decoding.pages import FetchedPage, decode_page
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
 from cliniko_pipeline.cliniko.exchange.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
 from cliniko_pipeline.cliniko.exchange.throttle import RequestBudget
@@ -79,7 +81,7 @@ class ClinikoClient:
 
     `api_url` is taken as it is: resolve_api_url decides which hosts may see a key. `budget` is asked before every
     single attempt. `sleep` is used between attempts and may raise to interrupt; `clock` is monotonic, `rng` spreads
-    the waits. Up to `most_at_once` pages are on their way at a time. `on_event` is called with progress, by one thread
+    the waits. Up to `max_pages_in_flight` pages are in flight. `on_event` is called with progress, by one thread
     at a time. Where there is a `database_clock`, no list is read whose first answer has a Date that differs from it by
     more than `max_clock_skew`.
 
@@ -98,7 +100,7 @@ class ClinikoClient:
         transport: httpx.BaseTransport | None = None,
         limits: Limits = DEFAULT_LIMITS,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
-        most_at_once: int = MOST_AT_ONCE,
+        max_pages_in_flight: int = MAX_PAGES_IN_FLIGHT,
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -132,8 +134,8 @@ class ClinikoClient:
         self._is_closed = False
         self.refusals = Refusals()
         self._was_accepted = False
-        self._most_at_once = most_at_once
-        self._threads = DaemonThreads(most_at_once, "cliniko-page")
+        self._max_pages_in_flight = max_pages_in_flight
+        self._threads = DaemonThreads(max_pages_in_flight, "cliniko-page")
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -173,12 +175,16 @@ class ClinikoClient:
         return self._clock_difference
 
     def crawl(
-        self, resource: Resource[RecordT], *, changed_since: datetime | None = None, position: Position | None = None
+        self,
+        resource: Resource[RecordT],
+        *,
+        changed_since: datetime | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Iterator[Page[RecordT]]:
         """Yield the pages of a list, archived, cancelled and deleted records included, the first one first.
 
-        With `changed_since`, an aware instant of the server's clock, only what was changed then or later. `position` is
-        where an earlier crawl of the same kind broke off. Records come in no order, and twice where others vanished.
+        With `changed_since`, an aware instant of the server's clock, only what was changed then or later. `checkpoint`
+        is where an earlier crawl of the same kind broke off. Records come in no order, and twice where others vanished.
         A page that is not answered is read in smaller ones, if Cliniko answers the list at all; a record that is not
         answered alone is rejected. Raises CredentialsError (AuthenticationError, PermissionDeniedError), TransientError
         (ClinikoUnavailableError, RateLimitedError), DataError (RequestRejectedError, UnexpectedResponseError,
@@ -206,7 +212,7 @@ class ClinikoClient:
             return wait_for(self._threads.submit(lambda: fetch(url, number, what, ATTEMPTS_AT_A_PART)))
 
         listing = Listing(self._api_url, resource, changed_since, refusals=self.refusals)
-        pages = crawl_pages(listing, begin, position, at_once=self._most_at_once, ask_small=ask_small)
+        pages = crawl_pages(listing, begin, checkpoint, max_in_flight=self._max_pages_in_flight, fetch_part=ask_small)
         while True:
             with self._naming_the_organization():
                 page = next(pages, None)
@@ -220,7 +226,7 @@ class ClinikoClient:
 
         Costs one request; raises as `crawl` does, and FieldRefusedError for a part that Cliniko refuses to filter by.
         """
-        return self._first_entry(resource, f"counting {resource.name}", created_before).decoded.total_entries
+        return self._first_entry(resource, f"counting {resource.name}", created_before).total_entries
 
     def validate(self) -> None:
         """Find out with one cheap request whether the key opens the account; raises as `crawl` does if not."""
@@ -246,9 +252,9 @@ class ClinikoClient:
             listing = listing.before(created_before)
         with self._naming_the_organization():
             while True:
-                if created_before is not None and listing.left_out:
+                if created_before is not None and listing.refused_filters:
                     # A part of the list that cannot be asked for is not counted.
-                    raise _field_refused(what, "filter", listing.left_out[0])
+                    raise _field_refused(what, "filter", listing.refused_filters[0])
                 try:
                     page = self._one_entry(listing, what)
                 except FieldRefusedError as error:
@@ -301,7 +307,7 @@ class ClinikoClient:
         """Return a page, in as many attempts as it takes and is reasonable, or in no more than so many."""
 
         def read(answer: _Answer) -> FetchedPage[RecordT]:
-            return FetchedPage(decode_page(resource, answer.body), server_time(answer.headers))
+            return decode_page(resource, answer.body, server_time(answer.headers))
 
         most = min(attempts or self._max_attempts, self._max_attempts)
         return self._ask(url, read, what, most)

@@ -1,7 +1,7 @@
 """What the pipeline takes from Cliniko: typed records, and the resources they are read from.
 
 Belongs here: the fields there is a reason to store, and nothing clinical or financial. Does not: how they
-look in JSON (wire.py) and how they are fetched (pagination.py, client.py).
+look in JSON (wire.py) and how they are fetched (crawl.py, client.py).
 """
 
 from dataclasses import dataclass

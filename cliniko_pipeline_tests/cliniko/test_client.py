@@ -8,7 +8,7 @@ import pytest
 
 from cliniko_pipeline import errors
 from cliniko_pipeline.cliniko import PATIENTS, PageRead, Retrying
-from cliniko_pipeline.cliniko.crawling import pagination
+from cliniko_pipeline.cliniko.crawling import page_requests
 from cliniko_pipeline.cliniko.crawling.refusals import consequence
 from cliniko_pipeline.cliniko.exchange.retry import MAX_REFUSED_ATTEMPTS
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
@@ -30,12 +30,12 @@ def test_crawl_reads_counts_and_reports_all_pages():
     pages = scripted.crawl()
     assert sorted(int(record.id) for page in pages for record in page.records) == list(range(1, 251))
     assert [(page.number, page.pages) for page in pages] == [(1, 3), (2, 3), (3, 3)]
-    assert pages[0].horizon == datetime.fromtimestamp(NOW, UTC)
+    assert pages[0].started_at == datetime.fromtimestamp(NOW, UTC)
     assert scripted.events[-1] == PageRead("patients", 3, 3, 100, 250, budget_left=197)
     statistics = scripted.client.statistics
     assert (statistics.requests, statistics.pages, statistics.records, statistics.retries) == (3, 3, 250, 0)
     # Before it come records of the second at the edge: a resumed crawl does not know which of them were read.
-    *_, third = scripted.crawl(position=pages[1].following)
+    *_, third = scripted.crawl(checkpoint=pages[1].checkpoint)
     assert third.records == pages[2].records
 
 
@@ -70,18 +70,18 @@ def test_counting_and_validating_request_one_record_each():
         assert request.url.params.get_list("q[]") == ["archived_at:*"]
 
 
-@pytest.mark.parametrize("most_at_once", [1, 8])
-def test_pages_in_flight_reach_their_limit_and_no_more(monkeypatch, most_at_once):
+@pytest.mark.parametrize("max_in_flight", [1, 8])
+def test_pages_in_flight_reach_their_limit_and_no_more(monkeypatch, max_in_flight):
     """Events arrive one at a time."""
-    monkeypatch.setattr(pagination, "FEWEST_AT_ONCE", most_at_once)
+    monkeypatch.setattr(page_requests, "MIN_PAGES_IN_FLIGHT", max_in_flight)
     lock, now, most, handled = threading.Lock(), [0], [0], [0]
-    together = threading.Barrier(most_at_once)
+    together = threading.Barrier(max_in_flight)
 
     def answer(request):
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        if int(request.url.params["page"]) > 40 - most_at_once:
+        if int(request.url.params["page"]) > 40 - max_in_flight:
             together.wait(LIMIT_SECONDS)
         with lock:
             now[0] -= 1
@@ -92,21 +92,21 @@ def test_pages_in_flight_reach_their_limit_and_no_more(monkeypatch, most_at_once
         assert handled[0] == 1
         handled[0] -= 1
 
-    scripted = ScriptedClient(then=answer, most_at_once=most_at_once, on_event=handle)
+    scripted = ScriptedClient(then=answer, max_pages_in_flight=max_in_flight, on_event=handle)
     with scripted.client:
         pages = scripted.crawl()
     assert sorted(int(record.id) for page in pages for record in page.records) == list(range(1, 4001))
     assert len(scripted.requests) == 40
-    assert most[0] == most_at_once
+    assert most[0] == max_in_flight
 
 
 def test_failure_of_a_page_in_flight_is_raised_in_order(monkeypatch):
-    monkeypatch.setattr(pagination, "FEWEST_AT_ONCE", 8)
+    monkeypatch.setattr(page_requests, "MIN_PAGES_IN_FLIGHT", 8)
 
     def answer(request):
         return httpx.Response(404) if request.url.params["page"] == "5" else listing(request, total=1000)
 
-    scripted = ScriptedClient(then=answer, most_at_once=8)
+    scripted = ScriptedClient(then=answer, max_pages_in_flight=8)
     numbers = []
     with scripted.client, pytest.raises(errors.RequestRejectedError, match="patients, page 5"):
         numbers.extend(page.number for page in scripted.client.crawl(PATIENTS))

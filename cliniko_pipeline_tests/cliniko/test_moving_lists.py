@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.cliniko.crawling import pagination
-from cliniko_pipeline.cliniko.crawling.pagination import FetchedPage, Listing, crawl_pages
+from cliniko_pipeline.cliniko.crawling import page_requests
+from cliniko_pipeline.cliniko.crawling.crawl import crawl_pages
+from cliniko_pipeline.cliniko.crawling.listing import Listing
+from cliniko_pipeline.cliniko.decoding.pages import FetchedPage
 from cliniko_pipeline.cliniko.records import PATIENTS, Patient
 from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.simulated_lists import (
@@ -28,7 +30,7 @@ from cliniko_pipeline_tests.support.simulated_lists import (
 @pytest.fixture(autouse=True, scope="module")
 def small_pages() -> Iterator[None]:
     # Every wait counts as a long one: the most pages allowed are in flight.
-    with patch.object(pagination, "PAGE_SIZE", PAGE), patch.object(pagination, "LONG_WAIT_SECONDS", -1.0):
+    with patch.object(Listing, "page_size", PAGE), patch.object(page_requests, "SLOW_WAIT_SECONDS", -1.0):
         yield
 
 
@@ -64,7 +66,7 @@ def accounts(draw: st.DrawFn, newest: int = START - 1, oldest: int = 1) -> Accou
 sinces = st.none() | st.sampled_from([0, 51, 60, 90, START, START + 5])
 interruptions = st.lists(st.booleans(), max_size=8)
 answers = st.lists(st.tuples(st.booleans(), st.integers(-8, 8)), max_size=60) | st.just([(False, -1)] * 200)
-orders = st.builds(AnswerOrder, at_once=st.integers(2, 8), answers=answers.map(tuple))
+orders = st.builds(AnswerOrder, in_flight=st.integers(2, 8), answers=answers.map(tuple))
 one_at_a_time = st.just(AnswerOrder(1, ()))
 budget = settings(max_examples=examples(40, 300), suppress_health_check=[HealthCheck.too_slow])
 
@@ -114,7 +116,7 @@ def test_list_that_loses_nothing_costs_one_request_a_page(data, account, since, 
     """An update moves a record out of an incremental crawl, but not out of a full one."""
     changes = data.draw(st.lists(inserts if since is not None else changes_of("insert", "update"), max_size=30))
     # A resumed crawl reads one page again, and a second one if it was interrupted within the records of one second.
-    outcome = crawl(account, since, changes, breaks if order.at_once == 1 else (), order)
+    outcome = crawl(account, since, changes, breaks if order.in_flight == 1 else (), order)
     assert required(outcome, account, since) <= outcome.yielded
     assert pages_of(outcome) <= outcome.requests <= pages_of(outcome) + 2 * outcome.interruptions
 
@@ -149,7 +151,7 @@ def test_deletion_repeats_at_most_the_pages_in_flight(account, changes, order):
     assert required(outcome, account, None) <= outcome.yielded
     deletions = sum(any(change[0] == "delete" for change in each) for each in changes)
     # For each deletion the pages in flight, those that were held back, and the page itself.
-    assert outcome.requests <= pages_of(outcome) + 2 + deletions * (2 * order.at_once + 1)
+    assert outcome.requests <= pages_of(outcome) + 2 + deletions * (2 * order.in_flight + 1)
 
 
 def of_one_second(number: int) -> Account:
@@ -189,8 +191,7 @@ def test_deletion_within_an_answer_loses_no_record(deleted, is_counted_first, to
 
 
 def combined(selected: FetchedPage[Patient], counted: FetchedPage[Patient]) -> FetchedPage[Patient]:
-    decoded = replace(selected.decoded, total_entries=counted.decoded.total_entries, next_url=counted.decoded.next_url)
-    return replace(selected, decoded=decoded)
+    return replace(selected, total_entries=counted.total_entries, next_url=counted.next_url)
 
 
 FRONT = [("clock", 0, -50), ("insert", 0, PAGE)]
@@ -232,13 +233,13 @@ def test_deletion_hidden_by_an_addition_loses_no_record(since, gap, broken_off):
     assert required(outcome, account, since) <= outcome.yielded
 
 
-@pytest.mark.parametrize("at_once", [2, 8])
+@pytest.mark.parametrize("in_flight", [2, 8])
 @pytest.mark.parametrize("every", [1, 3])
-def test_repeated_deletions_at_most_double_the_requests(at_once, every):
+def test_repeated_deletions_at_most_double_the_requests(in_flight, every):
     """The pages in flight are answered last first."""
     account = of_one_second(60 * PAGE)
     changes = [[("delete", 0, 1)] if number % every == 0 else NOTHING for number in range(PAGE * 40)]
-    outcome = crawl(account, None, changes, order=AnswerOrder(at_once, ((False, -1),) * 1000))
+    outcome = crawl(account, None, changes, order=AnswerOrder(in_flight, ((False, -1),) * 1000))
     assert required(outcome, account, None) <= outcome.yielded
     assert outcome.requests <= 2 * 60 + 2
 

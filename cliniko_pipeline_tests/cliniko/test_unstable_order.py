@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.cliniko.crawling import pagination
+from cliniko_pipeline.cliniko.crawling import page_requests
+from cliniko_pipeline.cliniko.crawling.listing import Listing
 from cliniko_pipeline.errors import UnexpectedResponseError
 from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.simulated_lists import PAGE, START, Account, AnswerOrder, crawl
@@ -16,7 +17,7 @@ from cliniko_pipeline_tests.support.simulated_lists import PAGE, START, Account,
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pages() -> Iterator[None]:
-    with patch.object(pagination, "PAGE_SIZE", PAGE), patch.object(pagination, "LONG_WAIT_SECONDS", -1.0):
+    with patch.object(Listing, "page_size", PAGE), patch.object(page_requests, "SLOW_WAIT_SECONDS", -1.0):
         yield
 
 
@@ -33,7 +34,7 @@ sizes = st.lists(st.integers(0, 6 * PAGE), min_size=1, max_size=5)
 refusals = st.sets(st.sampled_from(["sort:id", "sort:created_at", "filter:archived_at"])).map(frozenset)
 interruptions = st.lists(st.booleans(), max_size=8)
 answers = st.lists(st.tuples(st.booleans(), st.integers(-8, 8)), max_size=60)
-orders = st.none() | st.builds(AnswerOrder, at_once=st.integers(2, 8), answers=answers.map(tuple))
+orders = st.none() | st.builds(AnswerOrder, in_flight=st.integers(2, 8), answers=answers.map(tuple))
 deletions = st.lists(
     st.lists(st.tuples(st.just("delete"), st.integers(0, 60), st.integers(1, 5)), max_size=2), max_size=20
 )

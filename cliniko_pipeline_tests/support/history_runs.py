@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import currently_in_test_context, note
 
-from cliniko_pipeline.cliniko.crawling import pagination
+from cliniko_pipeline.cliniko.crawling import page_requests
+from cliniko_pipeline.cliniko.crawling.listing import Listing
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
 from cliniko_pipeline.sandbox.server import Sandbox
@@ -368,10 +369,9 @@ def _faults(step: Sync) -> Faults:
 def small_pages(size: int, *, ahead: bool = False) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         # One page in flight, however long it takes, or as many as allowed.
-        patched.setattr(pagination, "FEWEST_AT_ONCE", pagination.MOST_AT_ONCE if ahead else 1)
-        patched.setattr(pagination, "LONG_WAIT_SECONDS", float("inf"))
-        patched.setattr(pagination, "PAGE_SIZE", size)
-        patched.setattr(pagination.Listing.url, "__defaults__", (size,))
+        patched.setattr(page_requests, "MIN_PAGES_IN_FLIGHT", page_requests.MAX_PAGES_IN_FLIGHT if ahead else 1)
+        patched.setattr(page_requests, "SLOW_WAIT_SECONDS", float("inf"))
+        patched.setattr(Listing, "page_size", size)
         yield
 
 

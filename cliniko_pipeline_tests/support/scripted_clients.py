@@ -60,7 +60,7 @@ class ScriptedClient:
             "rng": random.Random(1),
             "on_event": self.events.append,
             # The script has an order.
-            "most_at_once": 1,
+            "max_pages_in_flight": 1,
         }
         self.client = ClinikoClient(**(defaults | options))
 

@@ -1,7 +1,7 @@
 """A simulated list that changes between requests, and crawls of it.
 
 It behaves as Cliniko documents its lists: offsets into live data in order of creation. Pages hold four records instead
-of a hundred (the test sets `pagination.PAGE_SIZE`), so that few records make many pages.
+of a hundred (the test sets `Listing.page_size`), so that few records make many pages.
 """
 
 import random
@@ -11,8 +11,9 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 
-from cliniko_pipeline.cliniko.crawling.pagination import FetchedPage, Listing, Page, Position, crawl_pages
-from cliniko_pipeline.cliniko.decoding.pages import DecodedPage
+from cliniko_pipeline.cliniko.crawling.crawl import Checkpoint, Page, crawl_pages
+from cliniko_pipeline.cliniko.crawling.listing import Listing
+from cliniko_pipeline.cliniko.decoding.pages import FetchedPage
 from cliniko_pipeline.cliniko.records import PATIENTS, Patient
 from cliniko_pipeline.errors import FieldRefusedError
 
@@ -74,7 +75,7 @@ class Account:
         entries = listed[(page - 1) * PAGE :][:PAGE]
         shown = [Patient(str(entry.id), _at(entry.created), _at(entry.updated)) for entry in entries]
         following = str(url.copy_set_param("page", str(page + 1))) if page * PAGE < len(listed) else None
-        return FetchedPage(DecodedPage(shown, [], len(listed), following), _at(self.now))
+        return FetchedPage(shown, [], len(listed), following, _at(self.now))
 
     def _refuse(self, order: str, conditions: Sequence[str]) -> None:
         used = [f"sort:{name}" for name in order.split(",")]
@@ -161,18 +162,18 @@ def crawl(
                 apply(account, change)
         return account.answer(httpx.URL(url))
 
-    def start(position: Position | None = None) -> Iterator[Page[Patient]]:
+    def start(checkpoint: Checkpoint | None = None) -> Iterator[Page[Patient]]:
         # Requests in flight at an interruption are never answered.
         server = Server(answer, order or AnswerOrder(1, ()))
-        return crawl_pages(listing, server.begin, position, at_once=server.order.at_once)
+        return crawl_pages(listing, server.request, checkpoint, max_in_flight=server.order.in_flight)
 
     pages, is_interrupted = start(), True
     while is_interrupted:
         is_interrupted = False
         for page in pages:
             outcome.yielded |= {int(record.id) for record in page.records}
-            if page.following is not None and next(next_interruptions, False):
-                pages, is_interrupted = start(page.following), True
+            if page.checkpoint is not None and next(next_interruptions, False):
+                pages, is_interrupted = start(page.checkpoint), True
                 outcome.interruptions += 1
                 break
     outcome.requests = account.requests - account.group_requests
@@ -186,7 +187,7 @@ class AnswerOrder:
     An item of `answers`: whether a request is answered when it is sent, and which of the pending ones is answered next.
     """
 
-    at_once: int
+    in_flight: int
     answers: tuple[tuple[bool, int], ...]
 
 
@@ -200,7 +201,7 @@ class Server:
         self._requested: list[str] = []
         self._answered: dict[int, FetchedPage[Patient] | FieldRefusedError] = {}
 
-    def begin(self, url: str, _number: int) -> Callable[[], FetchedPage[Patient]]:
+    def request(self, url: str, _number: int) -> Callable[[], FetchedPage[Patient]]:
         ticket = len(self._requested)
         self._requested.append(url)
         is_immediate, which = next(self._answers, (False, -1))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 
-from cliniko_pipeline.cliniko.decoding.pages import DecodedPage
+from cliniko_pipeline.cliniko.decoding.pages import FetchedPage
 from cliniko_pipeline.cliniko.records import UNANSWERED, RecordT
 
 
@@ -48,13 +48,13 @@ class Boundaries:
         self._is_unknown = True
         self._number: int | None = None
 
-    def begin(self, page: DecodedPage[RecordT]) -> None:
+    def begin(self, page: FetchedPage[RecordT]) -> None:
         """Note the first page, which is read before all others; what comes next is the list's end."""
         groups = _groups(page)
         self._head = groups[-1] if groups else None
         self._is_unknown = False
 
-    def take(self, number: int, page: DecodedPage[RecordT], *, is_end: bool) -> list[datetime]:
+    def take(self, number: int, page: FetchedPage[RecordT], *, is_end: bool) -> list[datetime]:
         """Note a page; return the seconds whose group begins in it or behind it, and of which records may be missed."""
         groups, behind = _groups(page), self._behind
         follows, self._number = self._number is None or number == self._number - 1, number
@@ -84,7 +84,7 @@ class Boundaries:
         return [self._behind.second] if self._behind.is_torn or is_missed else []
 
 
-def _groups(page: DecodedPage[RecordT]) -> list[_Group]:
+def _groups(page: FetchedPage[RecordT]) -> list[_Group]:
     keys = [(one.created_at.replace(microsecond=0), int(one.id)) for one in page.records]
     runs = [(second, [id_ for _, id_ in run]) for second, run in groupby(keys, key=lambda key: key[0])]
     if not runs:

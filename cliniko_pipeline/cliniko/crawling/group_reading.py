@@ -7,7 +7,7 @@ Cliniko does not filter by id, its pages are read again and again until as many 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from cliniko_pipeline.cliniko.decoding.pages import DecodedPage
+from cliniko_pipeline.cliniko.decoding.pages import FetchedPage
 from cliniko_pipeline.cliniko.records import RecordT
 from cliniko_pipeline.errors import UnexpectedResponseError
 
@@ -20,11 +20,11 @@ Part = tuple[int | None, int | None]
 
 
 def group_pages(
-    ask: Callable[[tuple[str, ...], int], DecodedPage[RecordT]],
+    ask: Callable[[tuple[str, ...], int], FetchedPage[RecordT]],
     can_filter: Callable[[], bool],
     page_size: int,
     what: str,
-) -> Iterator[DecodedPage[RecordT]]:
+) -> Iterator[FetchedPage[RecordT]]:
     """Yield pages that hold every record of the group. `ask` gets further filters and a page's number; `can_filter`
     tells whether ids can be filtered by.
 
@@ -51,8 +51,8 @@ def group_pages(
 
 
 def _read_again_and_again(
-    ask: Callable[[tuple[str, ...], int], DecodedPage[RecordT]], page_size: int, what: str
-) -> Iterator[DecodedPage[RecordT]]:
+    ask: Callable[[tuple[str, ...], int], FetchedPage[RecordT]], page_size: int, what: str
+) -> Iterator[FetchedPage[RecordT]]:
     seen: set[str | None] = set()
     number, total, requests = 1, -1, 0
     while True:
@@ -86,7 +86,7 @@ def _pivots(ids: list[int], total: int, page_size: int) -> list[int]:
     return sorted({ordered[len(ordered) * place // parts - 1] for place in range(1, parts)})
 
 
-def _lies_within(page: DecodedPage[RecordT], part: Part) -> bool:
+def _lies_within(page: FetchedPage[RecordT], part: Part) -> bool:
     """Whether the filters had their effect."""
     above, to = part
     return all((above is None or int(one.id) > above) and (to is None or int(one.id) <= to) for one in page.records)

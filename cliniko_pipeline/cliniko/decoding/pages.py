@@ -8,6 +8,7 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
@@ -25,50 +26,62 @@ RecordT_co = TypeVar("RecordT_co", bound=Record, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class DecodedPage(Generic[RecordT]):
-    """What one answer to a list request holds. `total_entries` counts the whole list, as of this answer."""
+class FetchedPage(Generic[RecordT]):
+    """One answer to a list request. `total_entries` counts the list at that time; `server_date` is Cliniko's clock."""
 
     records: list[RecordT]
     rejected: list[RejectedRecord]
     total_entries: int
     next_url: str | None
+    server_date: datetime | None = None
+
+    @property
+    def entry_count(self) -> int:
+        """The number of records on the page, including rejected ones."""
+        return len(self.records) + len(self.rejected)
+
+    def is_consistent(self, number: int, size: int) -> bool:
+        """Return whether page `number` of so many entries each has the entries and the link that its total demands."""
+        due = min(size, max(0, self.total_entries - size * (number - 1)))
+        return self.entry_count == due and (self.next_url is not None) == (self.total_entries > size * number)
 
 
-def decode_page(resource: Resource[RecordT], body: bytes) -> DecodedPage[RecordT]:
-    """Return the records of one answer, and what was rejected of it; one bad record does not cost the page.
+def decode_page(resource: Resource[RecordT], body: bytes, server_date: datetime | None = None) -> FetchedPage[RecordT]:
+    """Return the records of one answer, and the rejected ones; one bad record does not cost the page.
 
-    Raises ClinikoUnavailableError if the body is no whole JSON document (a proxy's web page, a broken
-    transfer), and UnexpectedResponseError if it is one, but no list of this resource or one of more than a page.
+    Raises ClinikoUnavailableError for a body that is not a complete JSON document (a proxy's web page, a broken
+    transfer). Raises UnexpectedResponseError for a document that is no list of this resource, or longer than a page.
     """
     try:
         page = _page_decoder(resource).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # One bad record is enough to come here, or one lone surrogate, even in a field nobody reads.
-        return _decode_record_by_record(resource, _with_valid_text(body))
+        # One bad record leads here, or one lone surrogate, even in a field that is not read.
+        return _decode_record_by_record(resource, _with_valid_text(body), server_date)
     except RecursionError:
         raise _unreadable() from None
     if len(page.entries) > MAX_ENTRIES:
         raise _too_many(resource.name)
-    return _collect(resource, page, (_convert(resource, entry) for entry in page.entries))
+    return _collect(resource, page, (_convert(resource, entry) for entry in page.entries), server_date)
 
 
-def _decode_record_by_record(resource: Resource[RecordT], body: bytes) -> DecodedPage[RecordT]:
+def _decode_record_by_record(
+    resource: Resource[RecordT], body: bytes, server_date: datetime | None
+) -> FetchedPage[RecordT]:
     try:
         page = _raw_page_decoder(resource.name).decode(body)
     except msgspec.ValidationError as error:
         if "of at most length" in str(error):
             raise _too_many(resource.name) from None
-        # msgspec stops at the first thing that is wrong, and the document may be broken further down.
-        raise (_not_a_list_of(resource.name, _reason(error)) if _is_whole(body) else _unreadable()) from None
+        # msgspec stops at the first error, and the document may be broken after it.
+        raise (_not_a_list_of(resource.name, _reason(error)) if _is_json(body) else _unreadable()) from None
     except (msgspec.DecodeError, RecursionError):
         raise _unreadable() from None
     entries = (entry for entry in msgspec.structs.astuple(page.entries) if entry is not _ABSENT)
-    return _collect(resource, page, (_decode_record(resource, entry) for entry in entries))
+    return _collect(resource, page, (_decode_record(resource, entry) for entry in entries), server_date)
 
 
-def _is_whole(body: bytes) -> bool:
+def _is_json(body: bytes) -> bool:
     try:
-        # Read, but not kept.
         msgspec.json.decode(body, type=msgspec.Raw)
     except (msgspec.DecodeError, RecursionError):
         return False
@@ -90,8 +103,11 @@ def _convert(resource: Resource[RecordT], entry: "_Wire[RecordT]") -> RecordT | 
 
 
 def _collect(
-    resource: Resource[RecordT], page: "_Page[object]", entries: Iterable[RecordT | RejectedRecord]
-) -> DecodedPage[RecordT]:
+    resource: Resource[RecordT],
+    page: "_Page[object]",
+    entries: Iterable[RecordT | RejectedRecord],
+    date: datetime | None,
+) -> FetchedPage[RecordT]:
     if page.total_entries < 0:
         raise _not_a_list_of(resource.name, "total_entries: negative")
     records: list[RecordT] = []
@@ -101,7 +117,7 @@ def _collect(
             rejected.append(entry)
         else:
             records.append(entry)
-    return DecodedPage(records, rejected, page.total_entries, (page.links and page.links.next) or None)
+    return FetchedPage(records, rejected, page.total_entries, (page.links and page.links.next) or None, date)
 
 
 class _OnlyId(msgspec.Struct):

@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
-from cliniko_pipeline.cliniko.crawling.pagination import Page
+from cliniko_pipeline.cliniko.crawling.crawl import Page
 from cliniko_pipeline.cliniko.crawling.refusals import Refusals, consequence
 from cliniko_pipeline.cliniko.records import RecordT, Resource
 from cliniko_pipeline.errors import RequestRejectedError
@@ -142,12 +142,12 @@ class AccountReading:
         begun = CrawlProgress(
             is_full=plan.is_full,
             reconciles=plan.reconciles and name in RECONCILED,
-            horizon=plan.position.horizon if plan.position else None,
+            horizon=plan.position.started_at if plan.position else None,
             following=plan.position,
             believed_share=1.0 if self.accept_deletions else self.runtime.settings.vanished_share_limit,
             refused=plan.refused,
         )
-        pages = self._client.crawl(source.resource, changed_since=plan.changed_since, position=plan.position)
+        pages = self._client.crawl(source.resource, changed_since=plan.changed_since, checkpoint=plan.position)
         yield from _batched(source, begun, pages, refusals)
         for refused in refusals.of(name):
             self.log.warning("%s", consequence(name, refused))
@@ -171,9 +171,9 @@ def _batched(
         rows.extend(map(source.row, page.records))
         rejected.extend(RejectedRecord(record.id, record.reason) for record in page.rejected)
         held += 1
-        is_last = page.following is None
-        following, refused = page.following if begun.is_full else None, refusals.of(name)
-        progress = replace(begun, horizon=page.horizon, following=following, refused=refused)
+        is_last = page.checkpoint is None
+        following, refused = page.checkpoint if begun.is_full else None, refusals.of(name)
+        progress = replace(begun, horizon=page.started_at, following=following, refused=refused)
         if is_last or held >= min(MOST_PAGES_IN_A_BATCH, read // READ_FOR_EACH_PAGE_IN_A_BATCH):
             yield RecordBatch(name, table, rows, rejected, is_last=is_last, crawl=progress)
             rows, rejected, held = [], [], 0

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.cliniko.crawling.pagination import Position
+from cliniko_pipeline.cliniko.crawling.crawl import Checkpoint
 from cliniko_pipeline.clocks import ClockDifference
 from cliniko_pipeline.postgres.tables import Table
 from cliniko_pipeline.postgres.writing.crawls import RejectedRecord
@@ -34,7 +34,7 @@ class CrawlProgress:
     is_full: bool
     reconciles: bool
     horizon: datetime | None = None
-    following: Position | None = None
+    following: Checkpoint | None = None
     is_partial: bool = False
     believed_share: float = 1.0
     refused: Sequence[str] = ()

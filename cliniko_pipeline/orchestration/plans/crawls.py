@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cliniko_pipeline.cliniko.crawling.pagination import Position
+from cliniko_pipeline.cliniko.crawling.crawl import Checkpoint
 from cliniko_pipeline.postgres.writing.crawls import CrawlState
 
 
@@ -25,7 +25,7 @@ class CrawlPlan:
     reconciles: bool
     reason: str
     changed_since: datetime | None = None
-    position: Position | None = None
+    position: Checkpoint | None = None
     refused: Sequence[str] = ()
 
 
@@ -57,7 +57,7 @@ def _resumed(state: CrawlState) -> CrawlPlan:
             reconciles=state.reconciles,
             reason="full crawl: the last one left no checkpoint",
         )
-    position = Position(state.horizon, state.next_page, state.total_entries or 0)
+    position = Checkpoint(state.horizon, state.next_page, state.total_entries or 0)
     reason = f"full crawl, resumed at page {state.next_page}"
     return CrawlPlan(
         is_full=True, reconciles=state.reconciles, reason=reason, position=position, refused=state.refused_fields

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cliniko_pipeline.cliniko.crawling.pagination import Position
+from cliniko_pipeline.cliniko.crawling.crawl import Checkpoint
 from cliniko_pipeline.orchestration.plans.crawls import plan_crawl
 from cliniko_pipeline.postgres.writing.crawls import CrawlState
 
@@ -31,7 +31,7 @@ INTERRUPTED = replace(WELL, is_complete=False, next_page=7, total_entries=1234, 
 INCREMENTAL_INTERRUPTED = replace(WELL, is_full=False, is_complete=False)
 
 
-FIRST_PAGE = Position(HORIZON, 0, 1234)
+FIRST_PAGE = Checkpoint(HORIZON, 0, 1234)
 NEEDED = replace(WELL, needs_full="Cliniko's clock was set back")
 FIRST = (True, False, None, None)
 WHOLE = (True, True, None, None)
@@ -50,7 +50,7 @@ CHANGES = (False, False, CURSOR, None)
         (INCREMENTAL_INTERRUPTED, True, WHOLE),
         (NEEDED, False, WHOLE),
         (replace(WELL, cursor=None), False, WHOLE),
-        (INTERRUPTED, False, (True, False, None, Position(HORIZON, 7, 1234))),
+        (INTERRUPTED, False, (True, False, None, Checkpoint(HORIZON, 7, 1234))),
         (replace(INTERRUPTED, next_page=0, reconciles=True, cursor=CURSOR), False, (True, True, None, FIRST_PAGE)),
         (replace(INTERRUPTED, next_page=None, horizon=None), False, FIRST),
     ],

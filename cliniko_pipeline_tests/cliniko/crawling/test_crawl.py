@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.cliniko.crawling.pagination import MOST_SURPRISES, FetchedPage, Listing, crawl_pages
-from cliniko_pipeline.cliniko.decoding.pages import DecodedPage
+from cliniko_pipeline.cliniko.crawling.crawl import crawl_pages
+from cliniko_pipeline.cliniko.crawling.listing import Listing
+from cliniko_pipeline.cliniko.crawling.page_requests import MAX_CONTRADICTIONS
+from cliniko_pipeline.cliniko.decoding.pages import FetchedPage
 from cliniko_pipeline.cliniko.records import INDIVIDUAL_APPOINTMENTS, PATIENTS, PRACTITIONERS, Patient, RejectedRecord
 from cliniko_pipeline.errors import ForeignLinkError, UnexpectedResponseError
 from cliniko_pipeline_tests.support.properties import examples
@@ -21,14 +23,14 @@ def patients(first, beyond):
     return [Patient(str(index), MOMENT - timedelta(days=1, seconds=-index), MOMENT) for index in range(first, beyond)]
 
 
-def crawl(fetch, position=None, *, api_url=API):
+def crawl(fetch, checkpoint=None, *, api_url=API):
     """Return the pages, each fetched when it is requested."""
 
-    def begin(url, number):
+    def request(url, number):
         fetched = fetch(httpx.URL(url), number)
         return lambda: fetched
 
-    return crawl_pages(Listing(api_url, PATIENTS), begin, position, at_once=1)
+    return crawl_pages(Listing(api_url, PATIENTS), request, checkpoint, max_in_flight=1)
 
 
 class List:
@@ -51,10 +53,10 @@ class List:
         beyond = min(self.total, first + self.per_page)
         last = beyond >= self.total if self.end is None else page >= self.end
         link = None if last else str(self.next_url(url, page))
-        return FetchedPage(DecodedPage(patients(first, beyond), [], self.total, link), self.date)
+        return FetchedPage(patients(first, beyond), [], self.total, link, self.date)
 
-    def pages(self, position=None):
-        return crawl(self.fetch, position, api_url=self.api_url)
+    def pages(self, checkpoint=None):
+        return crawl(self.fetch, checkpoint, api_url=self.api_url)
 
     def crawl(self):
         return list(self.pages())
@@ -81,8 +83,8 @@ def test_unchanged_list_yields_each_record_once(total, date):
     needed = max(1, -(-total // 100))
     assert sorted(int(record.id) for page in pages for record in page.records) == list(range(total))
     assert [page.number for page in pages] == list(range(1, needed + 1))
-    assert {(page.pages, page.total_entries, page.horizon) for page in pages} == {(needed, total, date)}
-    assert [page.following is None for page in pages] == [False] * (needed - 1) + [True]
+    assert {(page.pages, page.total_entries, page.started_at) for page in pages} == {(needed, total, date)}
+    assert [page.checkpoint is None for page in pages] == [False] * (needed - 1) + [True]
     assert len(source.requested) == needed
 
 
@@ -90,7 +92,7 @@ def test_resumed_crawl_reads_one_page_twice():
     source = List(550)
     pages = source.pages()
     read = [next(pages) for _ in range(3)]
-    rest = source.pages(read[-1].following)
+    rest = source.pages(read[-1].checkpoint)
     read += [next(rest) for _ in range(3)]
     assert {int(record.id) for page in read for record in page.records} == set(range(100)) | set(range(200, 550))
     assert [page.number for page in read] == [1, 2, 3, 3, 4, 5]
@@ -159,7 +161,7 @@ def test_link_to_another_page_number_is_refused(query):
 def test_list_that_contradicts_its_total_is_refused(source):
     with pytest.raises(UnexpectedResponseError, match="the list does not hold"):
         source.crawl()
-    assert len(source.requested) <= MOST_SURPRISES + 5
+    assert len(source.requested) <= MAX_CONTRADICTIONS + 5
 
 
 def test_list_that_announces_missing_records_is_refused():
@@ -167,7 +169,7 @@ def test_list_that_announces_missing_records_is_refused():
     source.total = 10**12
 
     def fetch(url, number):
-        return source.fetch(url, number) if number == 1 else FetchedPage(DecodedPage([], [], 10**12, None), MOMENT)
+        return source.fetch(url, number) if number == 1 else FetchedPage([], [], 10**12, None, MOMENT)
 
     with pytest.raises(UnexpectedResponseError, match="page 10000000000: the list does not hold"):
         list(crawl(fetch))
@@ -182,12 +184,12 @@ def test_list_that_never_stops_growing_is_refused():
 
     with pytest.raises(UnexpectedResponseError, match="never stays the same"):
         list(crawl(fetch))
-    assert len(source.requested) <= 3 * MOST_SURPRISES
+    assert len(source.requested) <= 3 * MAX_CONTRADICTIONS
 
 
 def test_rejected_records_count_as_entries():
     def fetch(url, number):
-        return FetchedPage(DecodedPage([], [RejectedRecord("patients", None, "id: missing")] * 50, 50, None), None)
+        return FetchedPage([], [RejectedRecord("patients", None, "id: missing")] * 50, 50, None)
 
     (page,) = crawl(fetch)
-    assert (len(page.rejected), page.horizon) == (50, None)
+    assert (len(page.rejected), page.started_at) == (50, None)

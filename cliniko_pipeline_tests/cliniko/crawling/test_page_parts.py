@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient
-from cliniko_pipeline.cliniko.crawling.small_pages import SIZES, read_in_parts
+from cliniko_pipeline.cliniko.crawling.page_parts import SIZES, split_page
 from cliniko_pipeline.cliniko.records import UNANSWERED, RejectedRecord
 from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
 from cliniko_pipeline.sandbox.accounts.account import Account
@@ -114,7 +114,7 @@ def test_unreadable_first_record_hinders_no_count(served: Sandbox) -> None:
 def test_outage_is_no_unreadable_record(served: Sandbox) -> None:
     served.faults = Faults(server_error_rate=1.0, server_error_statuses=(504,))
     with pytest.raises(ClinikoUnavailableError) as caught:
-        crawled(served, most_at_once=1)
+        crawled(served, max_pages_in_flight=1)
     assert type(caught.value) is ClinikoUnavailableError
     assert "patients, page 1: given up after 6 attempts (6 answers 504)" in str(caught.value)
     assert served.counters.requests() == 6 + 2 + 2
@@ -128,6 +128,6 @@ def test_parts_have_one_end_with_the_page() -> None:
             raise ClinikoUnavailableError("not answered")
         return range((number - 1) * size, number * size)
 
-    parts = read_in_parts(ask, 200, 300)
+    parts = split_page(ask, 200, 300)
     assert [entry for part in parts for entry in part] == list(range(200, 300))
     assert {len(part) for part in parts} == set(SIZES)

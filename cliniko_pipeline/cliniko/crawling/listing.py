@@ -1,0 +1,114 @@
+"""The addresses of a list's pages: order, filters, and the parts of a list that a crawl reads one after the other."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar, Generic
+from urllib.parse import urlencode
+
+from cliniko_pipeline.cliniko.crawling.refusals import Refusals
+from cliniko_pipeline.cliniko.records import RecordT, Resource
+
+MAX_CLOCK_SKEW = timedelta(minutes=2)
+"""How far the server's clocks may differ: a record stamped by one that is a minute fast, read by one a minute slow."""
+
+
+@dataclass(frozen=True)
+class Listing(Generic[RecordT]):
+    """A resource's list: all of it, or the records changed at or after an instant of the server's clock.
+
+    `bounds` are further filters. Filters and sort fields that Cliniko refuses are left out.
+    """
+
+    page_size: ClassVar[int] = 100
+    """Cliniko's maximum."""
+
+    api_url: str
+    resource: Resource[RecordT]
+    changed_since: datetime | None = None
+    bounds: tuple[str, ...] = ()
+    refusals: Refusals = field(default_factory=Refusals, compare=False, repr=False)
+
+    def url(self, page: int, per_page: int | None = None) -> str:
+        """Return the address of a page that includes archived, cancelled and deleted records.
+
+        Pages are sorted by creation time, which never changes: a record never moves because it was updated.
+        Records created in the same second have no order of their own, so they are sorted by id.
+        """
+        return f"{self._unpaged_url}&page={page}&per_page={per_page or self.page_size}"
+
+    @property
+    def _unpaged_url(self) -> str:
+        since = [] if self.changed_since is None else [f"updated_at:>={format_second(self.changed_since)}"]
+        conditions = [
+            ("q[]", condition)
+            for condition in (*self.resource.include_everything, *since, *self.bounds)
+            if self.can_filter_by(_field_of(condition))
+        ]
+        order = [name for name in ("created_at", "id") if self.refusals.allows(self.resource.name, "sort", name)]
+        # Cliniko sorts by creation by default; `sort=id` alone would replace that order.
+        sort = [("sort", ",".join(order))] if "created_at" in order else []
+        return f"{self.address}?{urlencode([*sort, *conditions])}"
+
+    @property
+    def address(self) -> str:
+        """The list's address without a query."""
+        return f"{self.api_url}/{self.resource.path or self.resource.name}"
+
+    def can_filter_by(self, name: str) -> bool:
+        """Return whether no filter by this field has been refused yet."""
+        return self.refusals.allows(self.resource.name, "filter", name)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether no bound has been refused."""
+        return all(self.can_filter_by(_field_of(bound)) for bound in self.bounds)
+
+    @property
+    def refused_filters(self) -> list[str]:
+        """The fields whose filters are left out because Cliniko refuses them."""
+        names = [_field_of(condition) for condition in (*self.resource.include_everything, *self.bounds)]
+        return [name for name in names if not self.can_filter_by(name)]
+
+    def page_count(self, entries: int) -> int:
+        """Return the number of pages of so many entries."""
+        return -(-entries // self.page_size)
+
+    def describe_place(self, entry: int) -> str:
+        """Return words for the place of an entry, counted from 1."""
+        since = "" if self.changed_since is None else f" of what changed since {format_second(self.changed_since)}"
+        return f"record {entry}{since}"
+
+    def before(self, instant: datetime) -> "Listing[RecordT]":
+        """Return the part with time stamps before the instant."""
+        return replace(self, bounds=(f"{self._bounded_field}:<{format_second(instant)}",))
+
+    def newest(self, started_at: datetime) -> "Listing[RecordT]":
+        """Return the part with time stamps around the crawl's start, to which records may still be added."""
+        earliest, latest = format_second(started_at - MAX_CLOCK_SKEW), format_second(started_at + MAX_CLOCK_SKEW)
+        return replace(self, bounds=(f"{self._bounded_field}:>={earliest}", f"{self._bounded_field}:<={latest}"))
+
+    def of_second(self, second: datetime) -> "Listing[RecordT]":
+        """Return the part created within this second."""
+        others = [bound for bound in self.bounds if _field_of(bound) != "created_at"]
+        # Cliniko may store fractions of the second.
+        end = format_second(second + timedelta(seconds=1))
+        return replace(self, bounds=(*others, f"created_at:>={format_second(second)}", f"created_at:<{end}"))
+
+    def filtered(self, filters: tuple[str, ...]) -> "Listing[RecordT]":
+        """Return the part to which these filters apply, too."""
+        return replace(self, bounds=(*self.bounds, *filters))
+
+    @property
+    def _bounded_field(self) -> str:
+        # An update moves a record out of "updated before", but never out of "created before".
+        is_full = self.changed_since is None or not self.can_filter_by("updated_at")
+        return "created_at" if is_full else "updated_at"
+
+
+def format_second(moment: datetime) -> str:
+    """Return an instant as filters take it, in whole seconds: the precision of the server's clock, too."""
+    return f"{moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat()}Z"
+
+
+def _field_of(condition: str) -> str:
+    return condition.partition(":")[0]

@@ -1,0 +1,164 @@
+"""Requests for a list's pages: several in flight, each page consistent in itself and with the page read before it.
+
+A page requested before the previous one had arrived counts only if both announce the same number of entries.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Generic
+
+from cliniko_pipeline.cliniko.crawling.listing import Listing
+from cliniko_pipeline.cliniko.crawling.next_links import check_next_link
+from cliniko_pipeline.cliniko.crawling.page_parts import FetchPart, read_page_in_parts
+from cliniko_pipeline.cliniko.decoding.pages import FetchedPage
+from cliniko_pipeline.cliniko.records import RecordT
+from cliniko_pipeline.errors import ClinikoUnavailableError, FieldRefusedError, UnexpectedResponseError
+
+MAX_CONTRADICTIONS = 10
+"""Per crawl: pages that contradict themselves, and growth of a list that cannot grow."""
+MIN_PAGES_IN_FLIGHT = 1
+MAX_PAGES_IN_FLIGHT = 8
+PAGES_READ_PER_PAGE_IN_FLIGHT = 80
+"""The number in flight grows with the pages read: a crawl that breaks off loses those in flight and held back."""
+SINGLE_PAGES_AFTER_A_CHANGE = 4
+"""Pages requested one by one after the list has changed: those in flight would be read in vain."""
+SLOW_WAIT_SECONDS = 0.03
+"""A longer wait for a page adds one more page in flight."""
+
+RequestPage = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
+"""Request the address of a page with this number; return a function that waits for the page.
+
+The function may never be called.
+"""
+
+
+class PageRequests(Generic[RecordT]):
+    """The requests of one crawl. Pages are requested from the last to the first."""
+
+    def __init__(
+        self, request: RequestPage[RecordT], max_in_flight: int, fetch_part: FetchPart[RecordT] | None = None
+    ) -> None:
+        self._request = request
+        self._fetch_part = fetch_part
+        self._max_in_flight = max_in_flight
+        self._target = min(max_in_flight, MIN_PAGES_IN_FLIGHT)
+        self._contradictions = 0
+        self._single_pages = 1  # until the number of entries is known
+        self._in_flight: dict[str, tuple[int, Callable[[], FetchedPage[RecordT]]]] = {}
+        self._last_total: int | None = None
+        self.pages_read = 0
+        self.requested_after = 0
+        """The pages that had been read when the last page was requested."""
+
+    @property
+    def has_pages_in_flight(self) -> bool:
+        """Whether pages are in flight that were requested before the last one arrived."""
+        return bool(self._in_flight)
+
+    def discard_pages_in_flight(self) -> None:
+        """Forget the pages in flight because the list has changed; request the next ones singly."""
+        self._in_flight.clear()
+        self._single_pages = SINGLE_PAGES_AFTER_A_CHANGE
+
+    def read(self, listing: Listing[RecordT], number: int, ahead: int = 0) -> FetchedPage[RecordT]:
+        """Return a page, and request up to `ahead` pages in front of it."""
+
+        def fetch(url: str) -> FetchedPage[RecordT]:
+            try:
+                return self._await_page(listing, url, number, ahead)
+            except ClinikoUnavailableError as error:
+                # The pages in flight were requested before the parts are.
+                self.discard_pages_in_flight()
+                self.requested_after = self.pages_read
+                return self._read_in_parts(listing, number, error)
+
+        page = self._read_consistent(listing, number, fetch)
+        self._last_total = page.total_entries
+        self.pages_read += 1
+        return page
+
+    def read_aside(self, listing: Listing[RecordT], number: int) -> FetchedPage[RecordT]:
+        """Return a page of another list, without effect on the pages in flight."""
+
+        def fetch(url: str) -> FetchedPage[RecordT]:
+            try:
+                page = self._request(url, number)()
+            except ClinikoUnavailableError as error:
+                page = self._read_in_parts(listing, number, error)
+            if not listing.can_filter_by("created_at"):
+                raise UnexpectedResponseError(
+                    f"{listing.resource.name}: Cliniko gives records of one second no order and refuses to filter by"
+                    " created_at, so that some may be missed. Nothing was marked as deleted: the next sync tries again"
+                )
+            return page
+
+        return self._read_consistent(listing, number, fetch)
+
+    def count_contradiction(self, listing: Listing[RecordT], number: int) -> None:
+        """Raise UnexpectedResponseError after too many contradictions."""
+        self._contradictions += 1
+        if self._contradictions > MAX_CONTRADICTIONS:
+            raise UnexpectedResponseError(
+                f"{listing.resource.name}, page {number}: the list does not hold the number of entries it announces, "
+                "or never stays the same: try again later, and report this to Cliniko if it stays"
+            )
+
+    def _read_consistent(
+        self, listing: Listing[RecordT], number: int, fetch: Callable[[str], FetchedPage[RecordT]]
+    ) -> FetchedPage[RecordT]:
+        while True:
+            url = listing.url(number)
+            try:
+                page = fetch(url)
+            except FieldRefusedError as error:
+                if not listing.refusals.add(listing.resource.name, error.use, error.field):
+                    raise
+                # The pages in flight have the same field.
+                self._in_flight.clear()
+                continue
+            check_next_link(page.next_url, url, listing, number)
+            if page.is_consistent(number, listing.page_size):
+                return page
+            # Cliniko may count the entries a moment before or after it selects them.
+            self.count_contradiction(listing, number)
+
+    def _read_in_parts(
+        self, listing: Listing[RecordT], number: int, error: ClinikoUnavailableError
+    ) -> FetchedPage[RecordT]:
+        """Read a page in parts until they agree; raise the page's error if nothing else is answered either."""
+        if self._fetch_part is None:
+            raise error
+        while True:
+            try:
+                page = read_page_in_parts(listing, number, self._fetch_part)
+            except ClinikoUnavailableError:
+                raise error from None
+            if page is not None:
+                return page
+            self.count_contradiction(listing, number)
+
+    def _await_page(self, listing: Listing[RecordT], url: str, number: int, ahead: int) -> FetchedPage[RecordT]:
+        was_in_flight = url in self._in_flight
+        self.requested_after, wait = self._in_flight.pop(url, None) or (self.pages_read, self._request(url, number))
+        self._request_ahead(listing, number, ahead)
+        started = time.monotonic()
+        page = wait()
+        if time.monotonic() - started > SLOW_WAIT_SECONDS:
+            self._target = min(self._target + 1, self._max_in_flight)
+        if page.total_entries != self._last_total:
+            # The list has changed. Pages in flight may have been selected before that.
+            self._in_flight.clear()
+            if self._last_total is not None:
+                self.discard_pages_in_flight()
+            if was_in_flight:
+                self.requested_after = self.pages_read
+                return self._request(url, number)()
+        return page
+
+    def _request_ahead(self, listing: Listing[RecordT], number: int, ahead: int) -> None:
+        in_flight = min(max(self._target, 1 + self.pages_read // PAGES_READ_PER_PAGE_IN_FLIGHT), self._max_in_flight)
+        count = 0 if self._single_pages else min(ahead, in_flight - 1)
+        self._single_pages = max(0, self._single_pages - 1)
+        for before in range(number - 1, number - 1 - count, -1):
+            if (url := listing.url(before)) not in self._in_flight:
+                self._in_flight[url] = self.pages_read, self._request(url, before)
