@@ -1,6 +1,6 @@
-"""The connection to PostgreSQL and the organization context that every statement on tenant data runs in.
+"""Connections to PostgreSQL, and the organization context of every statement on tenant data.
 
-Nothing here knows a table of its own: what is stored stands in `tables`, how it is written in `merge`.
+Nothing here knows a table: `tables` lists them, and `writing` fills them.
 """
 
 import hashlib
@@ -38,30 +38,30 @@ STATEMENT_TIMEOUT_SECONDS = 15 * 60
 LOCK_TIMEOUT_SECONDS = 5 * 60
 LOCK_NOT_AVAILABLE = "55P03"
 INSUFFICIENT_PRIVILEGE = "42501"
-_MADE = "cliniko_pipeline.made"
+_CREATED = "cliniko_pipeline.created"
 _GENERATION = "cliniko_pipeline.generation"
 
 
 @cache
 def sql(name: str) -> str:
-    """The text of `sql/<name>.sql`."""
+    """Return the text of `sql/<name>.sql`."""
     return (resources.files("cliniko_pipeline.postgres") / "sql" / f"{name}.sql").read_text(encoding="utf-8")
 
 
 @cache
 def statement(text: str) -> sa.TextClause:
-    """The statement, read once: to find its parameters takes longer than to send it."""
+    """Return the parsed statement, cached: parsing takes longer than sending."""
     return sa.text(text)
 
 
 class Database:
-    """The operator's PostgreSQL, or the embedded one: a pool of connections and two ways to use one.
+    """A pool of connections to the operator's PostgreSQL or to the embedded one.
 
-    `organization(id)` is the way to all tenant data; `operator()` is for the tables around it (organizations,
-    credentials), for migrations and for nothing else.
+    `organization(id)` opens transactions on tenant data. `operator()` is for organizations, credentials and migrations
+    only.
 
-    Raises, from both: DatabaseUnavailableError, DatabaseSetupError, DataError. Their messages never hold a
-    statement's parameters.
+    Both raise DatabaseUnavailableError, DatabaseSetupError and DataError, whose messages never hold a statement's
+    parameters.
     """
 
     def __init__(self, url: str | URL) -> None:
@@ -70,19 +70,19 @@ class Database:
             self.url,
             hide_parameters=True,
             pool_pre_ping=True,
-            # What a connection has learnt of tables and statements is used again.
+            # The most recently used connection has warm caches.
             pool_use_lifo=True,
             pool_size=5,
             max_overflow=10,
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_SECONDS,
                 "application_name": "cliniko_pipeline",
-                # Whatever the database's own: text must not come as bytes before that was looked at.
+                # Another default encoding would return bytes instead of texts.
                 "client_encoding": "utf8",
             },
         )
         self._outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        # First of all: SQLAlchemy looks at the first connection's isolation level, and goes back to that.
+        # Before SQLAlchemy's own listener, which reads the isolation level that it restores later.
         event.listen(self._engine, "connect", self._prepare, insert=True)
         keep_no_read_only_sessions(self._engine)
         event.listen(self._engine, "checkout", self._require_current_generation)
@@ -100,12 +100,12 @@ class Database:
                 self._is_session_mode = True
             self._user = prepare_session(connection)
         except BaseException:
-            # The pool does not know a connection yet whose preparation fails.
+            # The pool does not own the connection yet, and would not close it.
             connection.close()
             raise
 
     def _require_current_generation(self, _connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
-        """Have the pool replace a connection opened before the server failed in a way that outlives a statement."""
+        """Replace connections opened before the last failure that affects whole sessions."""
         if entry.info[_GENERATION] != self._generation:
             raise DisconnectionError
 
@@ -114,68 +114,70 @@ class Database:
 
     @property
     def location(self) -> str:
-        """Host and database name, for messages: never the user or the password."""
+        """Return the database's name and host, for messages; never the user or the password."""
         host = self.url.host or self.url.query.get("host") or "the local socket"
         return f"{self.url.database} on {host}"
 
     def close(self) -> None:
-        """Closes the pool's idle connections."""
+        """Close the pool's idle connections."""
         self._engine.dispose()
 
     @contextmanager
     def operator(self) -> Generator[Connection, None, None]:
-        """A transaction with the rights of DATABASE_URL's own user. Row-level security hides tenant data here
-        too, unless that user may bypass it.
+        """Open a transaction as the user of DATABASE_URL.
+
+        Row-level security hides tenant data unless that user may bypass it.
         """
         with self._translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def operator_statement(self) -> Generator[Connection, None, None]:
-        """The same without a transaction around it: each statement has ended, and its locks with it, before its result
-        is on its way. A process that stands still, or whose machine is gone, holds nobody up.
-        """
+        """Open a connection as that user in autocommit mode: a process that hangs holds no locks."""
         with self._translated(), self._outside_transactions.connect() as connection:
             yield connection
 
     @contextmanager
     def organization(self, organization_id: str, *, is_resumable: bool = False) -> Generator[Connection, None, None]:
-        """A transaction that sees and writes the rows of one organization, and no others.
+        """Open a transaction in the organization context: it sees and writes one organization's rows only.
 
-        It has switched to a role without BYPASSRLS and set `app.organization_id`, both only until its end. One that
-        `is_resumable` holds with its data where to go on from: its end does not wait for the disk. A server that
-        crashes then loses the last of them as a whole, and they are written again.
+        The context is a role without BYPASSRLS and `app.organization_id`. Both end with the transaction.
+
+        Args:
+            organization_id: the organization.
+            is_resumable: whether the transaction saves its own checkpoint. Its commit then does not wait for the disk:
+                a server that crashes loses whole transactions, which are written again.
         """
         with (
             self._translated(is_in_context=True),
-            _forgetting_what_a_failure_undid() as info,
+            _forgetting_created_on_failure() as infos,
             self._engine.begin() as connection,
         ):
-            info.append(connection.info)
+            infos.append(connection.info)
             parameters = {
                 "organization_id": organization_id,
                 "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
                 "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
                 "synchronous_commit": "off" if is_resumable else None,
             }
-            # With the begin of the transaction.
-            [(*_, self._organization_role)] = at_once(connection, [(sql("context/enter_organization"), parameters)])
+            # Pipelined with the `begin` of the transaction.
+            enter = sql("context/enter_organization"), parameters
+            [(*_, self._organization_role)] = execute_pipelined(connection, [enter])
             yield connection
 
     @contextmanager
-    def turn(self, organization_id: str) -> Generator[Callable[[], None], None, None]:
-        """Has the organization's data written by nobody else until the end; waits for its turn.
+    def organization_lock(self, organization_id: str) -> Generator[Callable[[], None], None, None]:
+        """Hold the organization lock: no other run writes the organization's data.
 
-        The lock belongs to a connection of its own: it ends with it, however that ends. What it gives raises
-        DatabaseUnavailableError where that has happened: others may be writing, and of a server that crashed what did
-        not wait for the disk is gone, though other connections work again. Raises the same where another run goes on
-        for too long.
+        The lock belongs to a connection of its own, and ends with it. Yield a function that raises
+        DatabaseUnavailableError if that connection is lost: another run may be writing, or the server crashed and lost
+        commits that did not wait for the disk. Raise the same if another run keeps the lock for too long.
         """
         with self._translated(), self._outside_transactions.connect() as connection:
             key = {"key": advisory_key("organization", organization_id)}
             try:
                 connection.execute(sa.text(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
-                # Nothing is asked of it while an account is read.
+                # The connection is idle while an account is read.
                 connection.execute(sa.text("set idle_session_timeout = 0"))
                 connection.execute(sa.text("select pg_advisory_lock(:key)"), key)
             except DBAPIError as error:
@@ -191,32 +193,32 @@ class Database:
                     driver_of(connection).execute(b"select 1")
                 except (SQLAlchemyError, psycopg.Error):
                     raise DatabaseUnavailableError(
-                        f"The connection that keeps organization '{organization_id}' for this run was lost"
+                        f"The connection that holds the lock of organization '{organization_id}' was lost"
                         f" ({self.location}): try again."
                     ) from None
 
             try:
                 yield require
             finally:
-                with suppress(SQLAlchemyError):  # a lost connection has lost the lock, too
+                with suppress(SQLAlchemyError):  # a lost connection has lost the lock
                     connection.execute(sa.text("select pg_advisory_unlock(:key)"), key)
                     connection.execute(sa.text("reset lock_timeout"))
                     connection.execute(sa.text("reset idle_session_timeout"))
 
     def now(self) -> datetime:
-        """Return the time by the server's clock."""
+        """Return the time of the server's clock."""
         with self.operator() as connection:
             return connection.execute(statement("select clock_timestamp()")).scalar_one().astimezone(UTC)
 
     def require_writable(self) -> None:
-        """Raise DatabaseUnavailableError where the database takes no writes at present."""
+        """Raise DatabaseUnavailableError where the database is read-only at present."""
         with self.operator() as connection:
             takes_writes = not is_read_only(connection)
         if not takes_writes:
             raise DatabaseUnavailableError(f"PostgreSQL cannot be used ({self.location}): {READ_ONLY}")
 
     def require_supported_version(self) -> None:
-        """Raises DatabaseSetupError where the server is older than PostgreSQL 14 or not in UTF-8."""
+        """Raise DatabaseSetupError where the server is older than PostgreSQL 14 or not in UTF-8."""
         with self.operator() as connection:
             version = int(connection.execute(sa.text("show server_version_num")).scalar_one())
             encoding = connection.execute(sa.text("show server_encoding")).scalar_one()
@@ -232,7 +234,7 @@ class Database:
             )
 
     def translated(self, error: SQLAlchemyError | psycopg.Error, role: str | None = None) -> ClinikoPipelineError:
-        """Return the pipeline's error for a driver's; `role` is what the transaction had switched to, if anything."""
+        """Return the pipeline's error for a driver's; `role` is the role of the transaction, where it has one."""
         return translated(error, self.location, role, self._user)
 
     @contextmanager
@@ -244,69 +246,74 @@ class Database:
         except (SQLAlchemyError, psycopg.Error) as error:
             if ends_pooled_connections(error):
                 self._generation += 1
-            # The chain is cut: a driver's error can quote the row it failed on.
+            # Without the chain: a driver's error can quote the row.
             raise self.translated(error, self._organization_role if is_in_context else None) from None
 
 
-Sent = tuple[str, Mapping[str, object]]
-"""A statement, and its parameters."""
+BoundStatement = tuple[str, Mapping[str, object]]
+"""A statement and its parameters."""
 
 
-def at_once(
-    connection: Connection, statements: Sequence[Sent], *, meanwhile: Callable[[], object] = lambda: None
+def execute_pipelined(
+    connection: Connection, statements: Sequence[BoundStatement], *, after_sending: Callable[[], object] = lambda: None
 ) -> list[Any]:
-    """Sends the statements together and waits for all of them once; the first row of each, None where there is none.
+    """Execute pipelined statements; return the first row of each, None where there is none.
 
-    `meanwhile` is called when they are on their way.
+    `after_sending` is called between sending the statements and waiting for their results.
     """
     driver = driver_of(connection)
     with driver.pipeline():
-        cursors = [driver.execute(_as_psycopg_takes_it(text), parameters) for text, parameters in statements]
-        meanwhile()
+        cursors = [driver.execute(_psycopg_text(text), parameters) for text, parameters in statements]
+        after_sending()
     return [cursor.fetchone() for cursor in cursors]
 
 
 def is_read_only(connection: Connection) -> bool:
-    """Return whether the transaction may write nothing, so that what can wait is left out."""
+    """Return whether the transaction is read-only, so that optional writes are left out."""
     return connection.execute(statement("show transaction_read_only")).scalar_one() == "on"
 
 
 def driver_of(connection: Connection) -> "psycopg.Connection[Any]":
-    """The driver's own connection, for what SQLAlchemy does not offer."""
+    """Return the driver's connection."""
     return cast("psycopg.Connection[Any]", connection.connection.driver_connection)
 
 
 @cache
-def _as_psycopg_takes_it(text: str) -> bytes:
+def _psycopg_text(text: str) -> bytes:
     return str(statement(text).compile(dialect=PGDialect_psycopg())).encode()
 
 
-def once(connection: Connection, text: str) -> None:
-    """Executes a statement that makes something which stays with the connection, unless it has been made."""
-    made: set[str] = connection.info.setdefault(_MADE, set())
-    if text not in made:
+def plan_for_bulk(connection: Connection) -> None:
+    """Make the planner expect whole tables, until the end of the transaction."""
+    connection.execute(statement(sql("transforms/plan_for_whole_tables")))
+
+
+def ensure_created(connection: Connection, text: str) -> None:
+    """Create an object of the session, such as a temporary table, unless this connection has created it."""
+    created: set[str] = connection.info.setdefault(_CREATED, set())
+    if text not in created:
         connection.execute(sa.text(text))
-        made.add(text)
+        created.add(text)
 
 
-def forget_made(connection: Connection) -> None:
-    """Let `once` make everything again: a savepoint was rolled back, and what was made since then is gone."""
-    connection.info.pop(_MADE, None)
+def forget_created(connection: Connection) -> None:
+    """Make `ensure_created` create every object again, after a savepoint was rolled back."""
+    connection.info.pop(_CREATED, None)
 
 
 @contextmanager
-def _forgetting_what_a_failure_undid() -> Generator[list[dict[Any, Any]]]:
-    # It may have been made in the very transaction that is undone. No event tells of a commit that fails.
-    info: list[dict[Any, Any]] = []
+def _forgetting_created_on_failure() -> Generator[list[dict[Any, Any]]]:
+    # The failed transaction may have created an object. No event reports a commit that fails.
+    infos: list[dict[Any, Any]] = []
     try:
-        yield info
+        yield infos
     except BaseException:
-        for each in info:
-            each.pop(_MADE, None)
+        for info in infos:
+            info.pop(_CREATED, None)
         raise
 
 
 def advisory_key(*parts: str) -> int:
-    """A 64-bit key for an advisory lock: the same parts give the same key on every machine."""
+    """Return a 64-bit key for an advisory lock, the same on every machine."""
     digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)

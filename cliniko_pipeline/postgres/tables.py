@@ -1,7 +1,7 @@
-"""The tenant tables the pipeline writes: what identifies a row, and what a merge compares and sets.
+"""The tenant tables that the pipeline writes: their keys, and the columns that a merge compares and sets.
 
-The columns are made by `migrations`; a test holds the two against each other. `organization_id` stands in every
-table and in none of these lists: it comes from the organization context alone.
+`migrations` creates the columns; a test compares the two. Every table has `organization_id`, and no list here does: it
+comes from the organization context only.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ class Table:
     """A tenant table.
 
     Attributes:
-        schema, name: where it stands.
+        schema, name: the qualified name.
         key: the columns that identify a row within an organization.
-        columns: the other columns a writer gives.
-        arrays: those of them that hold JSON.
-        stamps: columns set to the time of the transaction whenever a row is inserted or changed.
-        inserted: the one of them that is set on insert only, if any.
-        vanishes: whether a full crawl marks rows it did not see (`vanished_at`); a row that is written is there again.
+        columns: the other columns that a writer sets.
+        arrays: the columns that hold JSON.
+        stamps: columns set to the transaction's time when a row is inserted or changed.
+        inserted: the stamp that is set on insert only.
+        vanishes: whether full crawls set `vanished_at`. A later write clears it.
     """
 
     schema: str
@@ -32,12 +32,12 @@ class Table:
 
     @property
     def qualified(self) -> str:
-        """`"schema"."table"`, quoted."""
+        """Return `"schema"."table"`, quoted."""
         return f'"{self.schema}"."{self.name}"'
 
     @property
     def written(self) -> tuple[str, ...]:
-        """Everything a writer gives: the key, then the other columns."""
+        """Return the columns that a writer sets: the key, then the others."""
         return self.key + self.columns
 
 
@@ -154,24 +154,11 @@ WRITTEN = (
 """The tables that merges write."""
 
 WATCHED = (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING)
-"""The tables of which every change is noted (`cliniko.table_states`), so that nothing is computed again in vain."""
+"""The tables whose changes triggers record in `cliniko.table_states`, so that unchanged results are not recomputed."""
 
 
-@dataclass(frozen=True)
-class ResourceRows:
-    """Where the rows of one of Cliniko's resources stand: `condition` tells them from others of the table, in SQL."""
-
-    table: Table
-    condition: str = "true"
-
-
-RECONCILED = {
-    "patients": ResourceRows(PATIENTS),
-    "individual_appointments": ResourceRows(APPOINTMENTS, "record.kind = 'individual'"),
-    "group_appointments": ResourceRows(APPOINTMENTS, "record.kind = 'group'"),
-    "attendees": ResourceRows(ATTENDEES),
-}
-"""The resources of which it matters whether Cliniko still has a record."""
+RECONCILED = frozenset({"patients", "individual_appointments", "group_appointments", "attendees"})
+"""The resources whose records a full crawl marks as deleted where it does not see them (see stored_records.sql)."""
 
 TENANT_TABLES = (
     *(table.qualified for table in WRITTEN),
@@ -181,4 +168,4 @@ TENANT_TABLES = (
     "cliniko.sync_runs",
     "cliniko.table_states",
 )
-"""Every table that holds an organization's data, quoted for SQL; all under forced row-level security."""
+"""The tables of organizations' data, quoted for SQL. Row-level security is forced on all of them."""

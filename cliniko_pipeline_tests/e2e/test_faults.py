@@ -136,7 +136,7 @@ def test_lasting_fault_fails_the_sync_and_keeps_the_results(clinic: SyncedOrgani
     for asset in ("contact_mapping", "active_patients"):
         alone = clinic.pipeline.materialize(clinic.id, asset)
         assert not alone.success
-        assert "is not a complete reading of Cliniko" in errors_of(alone)[0]
+        assert "is not complete: materialize" in errors_of(alone)[0]
         assert "materialize cliniko/patients and cliniko/appointments first" in errors_of(alone)[0]
         assert results(clinic) == before
 

@@ -22,7 +22,7 @@ from cliniko_pipeline_tests.support.independent import expected_active_patients,
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of, opened_pipeline
 
 AS_OF = hand_written_account().as_of
-REFUSED = "is not a complete reading of Cliniko"
+REFUSED = "is not complete: materialize"
 
 
 @dataclass

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import Database, Sent, at_once, sql
+from cliniko_pipeline.postgres.engine import BoundStatement, Database, execute_pipelined, sql
 from cliniko_pipeline.postgres.schema.isolation import organization_role
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
 from cliniko_pipeline.postgres.writing.merge import Written, replace_by_query, upsert
@@ -36,20 +36,20 @@ def test_pipelined_statements_are_rolled_back_on_failure(database: Database) -> 
     def fails() -> None:
         raise KeyError
 
-    def sent(name: str) -> Sent:
+    def sent(name: str) -> BoundStatement:
         return "insert into cliniko.crawls (organization_id, resource, started_at) values ('a', :name, now())", {
             "name": name
         }
 
     with suppress(KeyError), database.organization("a") as connection:
-        at_once(connection, [sent("x"), sent("y")], meanwhile=fails)
+        execute_pipelined(connection, [sent("x"), sent("y")], after_sending=fails)
         pytest.fail("nothing failed")
     with pytest.raises(DataError, match="UniqueViolation"), database.organization("a") as connection:
-        at_once(connection, [sent("x"), sent("x"), sent("z")])
+        execute_pipelined(connection, [sent("x"), sent("x"), sent("z")])
     with database.organization("a") as connection:
-        count: Sent = ("select count(*) from cliniko.crawls where resource <> :none", {"none": ""})
-        nothing: Sent = ("select 1 from cliniko.crawls where false", {})
-        assert at_once(connection, [count, nothing, count]) == [(0,), None, (0,)]
+        count: BoundStatement = ("select count(*) from cliniko.crawls where resource <> :none", {"none": ""})
+        nothing: BoundStatement = ("select 1 from cliniko.crawls where false", {})
+        assert execute_pipelined(connection, [count, nothing, count]) == [(0,), None, (0,)]
         assert connection.exec_driver_sql("select current_user").scalar_one() == organization_role(connection)
 
 

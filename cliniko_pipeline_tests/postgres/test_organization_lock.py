@@ -19,34 +19,34 @@ def database(module_database: Database) -> Database:
 
 def test_organization_lock_waits_for_its_own_holder_only(database: Database) -> None:
     def wait() -> None:
-        with database.turn("a"):
+        with database.organization_lock("a"):
             pass
 
     with ThreadPoolExecutor(1) as thread:
-        with database.turn("a"):
+        with database.organization_lock("a"):
             waiting = thread.submit(wait)
             wait_until(lambda: waits_for_a_lock(database), "nobody waits for the lock")
-            with database.turn("b"):
+            with database.organization_lock("b"):
                 assert not waiting.done()
         waiting.result(LIMIT_SECONDS)
     assert not holds_a_lock(database)
 
 
 def test_organization_lock_ends_with_its_connection(database: Database) -> None:
-    with database.turn("a") as require_lock:
+    with database.organization_lock("a") as require_lock:
         require_lock()
         administer(database.url, f"select pg_terminate_backend(pid, 5000) {HELD}")
         with pytest.raises(DatabaseUnavailableError, match="keeps organization 'a' for this run was lost"):
             require_lock()
-        with database.turn("a"):
+        with database.organization_lock("a"):
             pass
 
 
 def test_organization_lock_timeout_is_reported(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "LOCK_TIMEOUT_SECONDS", 0.05)
     with (
-        database.turn("a"),
+        database.organization_lock("a"),
         pytest.raises(DatabaseUnavailableError, match="Another run has been writing organization 'a'"),
-        database.turn("a"),
+        database.organization_lock("a"),
     ):
         pytest.fail("both hold the lock")

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, CONTACT_MAPPING, RECONCILED, Table
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, CONTACT_MAPPING, Table
 from cliniko_pipeline.postgres.writing import crawls
 from cliniko_pipeline.postgres.writing.merge import Written, replace_by_query
 
@@ -92,16 +92,15 @@ def test_deleted_records_are_found_without_nested_loop(database: Database) -> No
     _store_attendances(database, ID, "(n + 1)::text", ID)
     with database.organization("a") as connection:
         crawls.begin(connection, "attendees", is_full=True, reconciles=True)
-        crawls.remember_ids(connection, "attendees", [str(number) for number in range(SIZE // 10, SIZE)])
-        assert crawls.vanished(connection, "attendees", None) == crawls.Vanished(SIZE, SIZE // 10)
-        rows = RECONCILED["attendees"]
-        for name in ("vanished", "mark_vanished", "stored_count"):
-            statement = sql(f"crawls/{name}").format(table=rows.table.qualified, condition=rows.condition)
-            parameters = {"resource": "attendees", "horizon": None, "created_before": None}
+        crawls.save_crawled_ids(connection, "attendees", [str(number) for number in range(SIZE // 10, SIZE)])
+        assert crawls.count_missing(connection, "attendees", None) == crawls.MissingCount(SIZE, SIZE // 10)
+        for name in ("count_missing", "mark_missing_deleted", "count_stored"):
+            statement = sql(f"crawls/{name}")
+            parameters = {"resource": "attendees", "next_cursor": None, "created_before": None}
             used = {key: value for key, value in parameters.items() if f":{key}" in statement}
             steps = {node["Node Type"] for node in _nodes(connection, "", statement, used)}
             assert "Nested Loop" not in steps, name
-        assert crawls.mark_vanished(connection, "attendees", None) == SIZE // 10
+        assert crawls.mark_missing_deleted(connection, "attendees", None) == SIZE // 10
 
 
 def test_planner_setting_ends_with_its_transaction(database: Database) -> None:

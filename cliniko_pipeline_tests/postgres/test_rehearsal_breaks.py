@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.orchestration.instance.home import open_instance
-from cliniko_pipeline.postgres.engine import Database, forget_made
+from cliniko_pipeline.postgres.engine import Database, forget_created
 from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline.postgres.schema.inventory import OPERATOR_TABLES
 from cliniko_pipeline.postgres.schema.isolation import organization_role
@@ -158,7 +158,7 @@ class BrokenDatabase(Database):
                 savepoint.commit()
             else:
                 savepoint.rollback()
-            forget_made(self.connection)
+            forget_created(self.connection)
 
     @contextmanager
     def kept(self) -> Generator[None]:

@@ -58,7 +58,7 @@ def test_failed_removal_disables_the_organization_and_is_repeatable(database: Da
 
 def test_removal_waits_for_a_running_sync_and_deletes_its_rows(database: Database) -> None:
     with ThreadPoolExecutor(1) as thread:
-        with database.turn(MINE):
+        with database.organization_lock(MINE):
             removal = thread.submit(organizations.remove, database, MINE)
             wait_until(lambda: waits_for_a_lock(database), "the removal does not wait for the lock")
             assert not removal.done()

@@ -133,11 +133,11 @@ def test_upgrade_of_the_first_version_keeps_its_data(empty_database_url: URL, mo
 
     with database.organization("alpha") as connection:
         assert stored(connection) == before
-        assert plan_crawl(crawls.states(connection)["patients"], full=False).is_full
-        crawls.set_aside(connection, "patients", understood=["9"], rejected=[RejectedRecord("8", "unreadable")])
+        assert plan_crawl(crawls.read_states(connection)["patients"], full=False).is_full
+        crawls.save_rejected(connection, "patients", accepted=["9"], rejected=[RejectedRecord("8", "unreadable")])
         rejected = connection.execute(sa.text("select id from cliniko.rejected_records order by position")).scalars()
         assert list(rejected) == ["8"]
         crawls.begin(connection, "patients", is_full=True, reconciles=True)
-        crawls.complete(connection, "patients", horizon=datetime(2026, 6, 15, tzinfo=UTC))
-        assert not plan_crawl(crawls.states(connection)["patients"], full=False).is_full
+        crawls.complete(connection, "patients", next_cursor=datetime(2026, 6, 15, tzinfo=UTC))
+        assert not plan_crawl(crawls.read_states(connection)["patients"], full=False).is_full
     database.close()

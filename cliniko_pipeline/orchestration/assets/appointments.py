@@ -27,12 +27,13 @@ from cliniko_pipeline.cliniko.records import (
     PRACTITIONERS as PRACTITIONERS_RESOURCE,
 )
 from cliniko_pipeline.orchestration.assets.extraction import AccountReading, ExtractionConfig, Source, source
-from cliniko_pipeline.orchestration.assets.values import RecordBatch, RecordStream
+from cliniko_pipeline.orchestration.assets.values import RecordStream
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.orchestration.ui_metadata.tables import column_schema
 from cliniko_pipeline.postgres.tables import APPOINTMENT_TYPES, APPOINTMENTS, ATTENDEES, PRACTITIONERS
 from cliniko_pipeline.postgres.writing.appointments import has_groups, nameless_ids, stored_ids
+from cliniko_pipeline.postgres.writing.record_batches import RecordBatch
 from cliniko_pipeline.runtime import Runtime
 
 
@@ -89,7 +90,7 @@ class _AppointmentReading:
         yield from self._with_names(self._reading.read(INDIVIDUAL))
         for batch in self._with_names(self._reading.read(GROUPS)):
             if batch.resource == GROUPS.resource.name and batch.crawl is not None:
-                self._groups_horizon = batch.crawl.horizon
+                self._groups_horizon = batch.crawl.next_cursor
             yield batch
         yield from self._attendees()
 
@@ -139,7 +140,7 @@ class _Names:
         ids = {str(row[place]) for row in batch.rows if row[place] is not None}
         if not ids or not ids - self._stored():
             return
-        yield from self.reading.read_whole(self.source, "one is not known")
+        yield from self.reading.read_full(self.source, "one is not known")
         self._known = None
         # What is being written while the next is read, the database does not know yet.
         others: set[str] = set()

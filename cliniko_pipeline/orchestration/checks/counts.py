@@ -62,7 +62,7 @@ def _counts_agree(asset: dg.AssetsDefinition, sources: Sequence[Source[Any]]) ->
     ) -> dg.AssetCheckResult:
         with errors_as_failures():
             organization_id = organization_of(context)
-            with runtime.database.turn(organization_id):
+            with runtime.database.organization_lock(organization_id):
                 with cliniko.client(organization_id, context.log) as client:
                     compared = [_compare(runtime.database, organization_id, client, source) for source in sources]
                 _require_full(runtime.database, organization_id, compared)
@@ -76,12 +76,12 @@ def _counts_agree(asset: dg.AssetsDefinition, sources: Sequence[Source[Any]]) ->
 def _compare(database: Database, organization_id: str, client: ClinikoClient, source: Source[Any]) -> Comparison:
     name = source.resource.name
     with database.organization(organization_id) as connection:
-        state = crawls.states(connection).get(name)
+        state = crawls.read_states(connection).get(name)
         if state is None or not state.is_complete or state.cursor is None:
             return Comparison(name, passed=False, remark="its last crawl is incomplete; sync it first")
         if state.is_partial:
             return Comparison(name, passed=True, remark="not compared, since there was no group appointment")
-        stored = crawls.stored_count(connection, state)
+        stored = crawls.count_stored(connection, state)
     client.refusals.remember(name, state.refused_fields)
     try:
         total = client.total_entries(source.resource, created_before=state.cursor)
@@ -104,7 +104,7 @@ def _result(compared: Sequence[Comparison]) -> dg.AssetCheckResult:
             {
                 "resource": one.resource,
                 "stored": "" if one.stored is None else str(one.stored.stored),
-                "rejected": "" if one.stored is None else str(one.stored.set_aside),
+                "rejected": "" if one.stored is None else str(one.stored.rejected),
                 "in Cliniko": "" if one.total is None else str(one.total),
                 "remark": one.remark,
             }

@@ -57,7 +57,7 @@ def _resumed(state: CrawlState) -> CrawlPlan:
             reconciles=state.reconciles,
             reason="full crawl: the last one left no checkpoint",
         )
-    position = Checkpoint(state.horizon, state.next_page, state.total_entries or 0)
+    position = Checkpoint(state.next_cursor, state.next_page, state.total_entries or 0)
     reason = f"full crawl, resumed at page {state.next_page}"
     return CrawlPlan(
         is_full=True, reconciles=state.reconciles, reason=reason, position=position, refused=state.refused_fields

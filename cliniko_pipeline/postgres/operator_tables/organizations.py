@@ -161,7 +161,7 @@ def remove(database: Database, organization_id: str) -> int:
     """
     with database.operator() as connection:
         _update(connection, organization_id, "is_active = false")
-    with database.turn(organization_id):
+    with database.organization_lock(organization_id):
         rows = delete_tenant_rows(database, organization_id)
     with database.operator() as connection:
         if not rows:

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError, DataError
-from cliniko_pipeline.postgres.engine import Database, advisory_key, forget_made, sql, statement
+from cliniko_pipeline.postgres.engine import Database, advisory_key, forget_created, sql, statement
 from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline.postgres.schema.rehearsed_steps import (
     Step,
@@ -138,7 +138,7 @@ def _tried(database: Database, connection: Connection, step: Step, role: str) ->
         is_busy = state_of(error) in BUSY
         if isinstance(found, DatabaseUnavailableError) and not is_busy:
             raise  # nor could the other steps be tried
-        forget_made(connection)
+        forget_created(connection)
         yield Finding(step.name, str(found), is_busy)
 
 
@@ -157,12 +157,12 @@ def _rehearse_lock(database: Database, organization_id: str) -> list[Finding]:
     step = "keep an organization's lock"
     key = {"key": advisory_key("organization", organization_id)}
     try:
-        with database.turn(organization_id) as require_turn:
+        with database.organization_lock(organization_id) as require_lock:
             with database.operator_statement() as other:
                 is_free = other.execute(statement("select pg_try_advisory_lock(:key)"), key).scalar_one()
                 if is_free:
                     other.execute(statement("select pg_advisory_unlock(:key)"), key)
-            require_turn()
+            require_lock()
     except DatabaseUnavailableError as error:
         return [Finding(step, str(error))]
     if is_free:

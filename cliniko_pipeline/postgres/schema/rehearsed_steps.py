@@ -9,7 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.postgres.engine import at_once, sql
+from cliniko_pipeline.postgres.engine import execute_pipelined, sql
 from cliniko_pipeline.postgres.operator_tables import (
     alerts,
     check_results,
@@ -38,7 +38,7 @@ from cliniko_pipeline.postgres.tables import (
 from cliniko_pipeline.postgres.writing import crawls, derivations
 from cliniko_pipeline.postgres.writing.crawls import RejectedRecord
 from cliniko_pipeline.postgres.writing.derivations import Derivation
-from cliniko_pipeline.postgres.writing.merge import empty_staging, replace_by_query, replace_by_rows, staged
+from cliniko_pipeline.postgres.writing.merge import empty_staging, replace_by_query, replace_by_rows, stage
 
 Act = Callable[[Connection], object]
 
@@ -165,19 +165,19 @@ def _read(resource: str, connection: Connection) -> None:
     identity = str(new[table.written.index("id")])
     reconciles = resource in RECONCILED
     crawls.begin(connection, resource, is_full=True, reconciles=reconciles)
-    advancing = crawls.advancing(resource, records=1, horizon=_NOW, next_page=1, total_entries=2)
-    at_once(connection, [staged(connection, table, [new], are_new=True), advancing])
+    advancing = crawls.build_advance(resource, records=1, next_cursor=_NOW, next_page=1, total_entries=2)
+    execute_pipelined(connection, [stage(connection, table, [new], are_new=True), advancing])
     empty_staging(connection, table)  # else two batches are two transactions
-    crawls.set_aside(connection, resource, understood=[], rejected=[RejectedRecord("9", "rehearsal")])
-    at_once(connection, [staged(connection, table, [changed]), advancing])
+    crawls.save_rejected(connection, resource, accepted=[], rejected=[RejectedRecord("9", "rehearsal")])
+    execute_pipelined(connection, [stage(connection, table, [changed]), advancing])
     empty_staging(connection, table)
-    crawls.set_aside(connection, resource, understood=[identity, "9"], rejected=[])
+    crawls.save_rejected(connection, resource, accepted=[identity, "9"], rejected=[])
     if reconciles:
-        crawls.remember_ids(connection, resource, [identity])
-        crawls.vanished(connection, resource, _NOW)
-        crawls.mark_vanished(connection, resource, _NOW)
+        crawls.save_crawled_ids(connection, resource, [identity])
+        crawls.count_missing(connection, resource, _NOW)
+        crawls.mark_missing_deleted(connection, resource, _NOW)
     crawls.require_full(connection, resource, "rehearsal")
-    crawls.complete(connection, resource, horizon=_NOW)
+    crawls.complete(connection, resource, next_cursor=_NOW)
     _require_watched(connection, table)
 
 

@@ -85,6 +85,7 @@ FUNCTIONS = (
     "email_key",
     "instant",
     "persons",
+    "stored_records",
     "require_visible_contacts",
     "present_contacts_query",
     "contacts_query",

@@ -1,11 +1,9 @@
-"""Writing many rows at once: COPY or a query into a staging table, then one merge, all in the caller's transaction.
+"""Bulk writes in the caller's transaction: COPY or a query into a staging table, then one merge.
 
-Two meanings of a write, and no third:
+- `upsert` inserts and updates the given rows, and leaves all others (batches of records).
+- `replace_...` makes the organization's rows exactly the given ones (computed tables).
 
-- `upsert` adds and renews the rows given and leaves all others (records read from Cliniko, batch by batch);
-- `replace` makes the organization's rows exactly those given (what a transformation computed).
-
-Both run in the organization context: `organization_id` is taken from it, never from the data.
+Both run in the organization context: `organization_id` comes from it, never from the data.
 """
 
 import re
@@ -20,7 +18,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import Sent, advisory_key, at_once, driver_of, once, sql
+from cliniko_pipeline.postgres.engine import (
+    BoundStatement,
+    advisory_key,
+    driver_of,
+    ensure_created,
+    execute_pipelined,
+    plan_for_bulk,
+)
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, Table
 
 STAGING = "pg_temp.staging"
@@ -29,7 +34,7 @@ _ORGANIZATION = "current_setting('app.organization_id')"
 
 @dataclass(frozen=True)
 class Written:
-    """How many rows a write inserted, changed and deleted; rows that were already right count nowhere."""
+    """The numbers of rows that a write inserted, updated and deleted. Unchanged rows do not count."""
 
     inserted: int = 0
     updated: int = 0
@@ -40,41 +45,44 @@ class Written:
 
 
 def upsert(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
-    """Adds the rows, or renews those whose key is there with other contents.
+    """Insert the rows, and update those whose key exists with other values.
 
-    `rows` are tuples of text, aware datetimes, booleans, whole numbers and None, in the order of `table.written`. Of
-    several with one key the last counts: it was read last.
+    `rows` are tuples of text, aware datetimes, booleans, integers and None, in the order of `table.written`. The last
+    row of a key counts.
     """
-    ((inserted, updated),) = at_once(connection, [staged(connection, table, rows)])
+    ((inserted, updated),) = execute_pipelined(connection, [stage(connection, table, rows)])
     return Written(inserted, updated)
 
 
-class RowsAreThereError(DataError):
-    """What was taken for new is there, all or some of it. Nothing was written."""
+class RowExistsError(DataError):
+    """A row that should be new exists. Nothing was written."""
 
 
 @contextmanager
-def refusing_rows_that_are_there() -> Generator[None]:
-    """Raises RowsAreThereError where PostgreSQL finds a row there that was `staged` as a new one."""
+def raising_row_exists() -> Generator[None]:
+    """Raise RowExistsError where PostgreSQL finds an existing row with the key of a new one."""
     try:
         yield
     except psycopg.errors.UniqueViolation:
-        raise RowsAreThereError("Rows that were taken for new ones are there.") from None
+        raise RowExistsError("Rows of the batch exist already.") from None
 
 
-def staged(connection: Connection, table: Table, rows: Iterable[Sequence[object]], *, are_new: bool = False) -> Sent:
-    """The same but for the statement that merges them, which is still to be sent: what it tells are the first two of
-    Written. Where all `are_new` it takes less, and fails where one is not (see refusing_rows_that_are_there).
+def stage(
+    connection: Connection, table: Table, rows: Iterable[Sequence[object]], *, are_new: bool = False
+) -> BoundStatement:
+    """Copy rows into the staging table; return the merge statement, which yields (inserted, updated).
+
+    With `are_new` the merge is faster, and fails where a row exists (see raising_row_exists).
     """
     last_of_each = {tuple(row[: len(table.key)]): row for row in rows}
-    with _refusing_what_cannot_be_stored(table):
-        # In the order of the index, since that is faster; PostgreSQL would take longer to bring them into it.
+    with _refusing_unstorable_values(table):
+        # Inserting in the order of the index is faster.
         csv = _as_csv([last_of_each[key] for key in sorted(last_of_each)])
     staging = _keep_staging(connection, table)
     options = r"format csv, null 'null', escape E'\\'"
     with _copying(connection, f"copy {staging} ({_list(table.written)}) from stdin with ({options})") as copy:
         copy.write(csv)
-    return _merging(table, staging, are_new=are_new), {}
+    return _merge_statement(table, staging, are_new=are_new), {}
 
 
 def replace_by_query(
@@ -84,12 +92,13 @@ def replace_by_query(
     parameters: Mapping[str, object],
     inspect: Callable[[Connection], None] | None = None,
 ) -> Written:
-    """Makes the organization's rows exactly what `query` selects (columns named as in `table.written`). `inspect` is
-    called when they stand in the staging table, and may raise.
+    """Make the organization's rows exactly those that `query` selects, with the columns of `table.written`.
+
+    `inspect` is called when the rows are in the staging table, and may raise.
     """
-    _one_writer_at_a_time(connection, table)
+    _lock_replacement(connection, table)
     _create_staging(connection, table)
-    connection.execute(sa.text(sql("transforms/plan_for_whole_tables")))
+    plan_for_bulk(connection)
     columns = _list(table.written)
     connection.execute(
         sa.text(f"insert into {STAGING} ({columns}) select {columns} from ({query}) as computed"),
@@ -101,16 +110,16 @@ def replace_by_query(
 
 
 def replace_by_rows(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
-    """Makes the organization's rows exactly `rows`, tuples in the order of `table.written`."""
-    _one_writer_at_a_time(connection, table)
+    """Make the organization's rows exactly `rows`, tuples in the order of `table.written`."""
+    _lock_replacement(connection, table)
     _create_staging(connection, table)
     _copy(connection, table, rows)
     return _replace_by_staging(connection, table)
 
 
 def replace_all(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
-    """The same for a table without a key: all of the organization's rows go, and these come."""
-    _one_writer_at_a_time(connection, table)
+    """Replace all of the organization's rows in a table without a key."""
+    _lock_replacement(connection, table)
     _create_staging(connection, table)
     _copy(connection, table, rows)
     deleted = _count(connection, f"delete from {table.qualified} where organization_id = {_ORGANIZATION}")
@@ -123,8 +132,8 @@ def replace_all(connection: Connection, table: Table, rows: Iterable[Sequence[ob
     return Written(inserted=inserted, deleted=deleted)
 
 
-def _one_writer_at_a_time(connection: Connection, table: Table) -> None:
-    # Two replacements that read the table before either wrote it would both insert, or undo each other.
+def _lock_replacement(connection: Connection, table: Table) -> None:
+    # Two concurrent replacements would both insert, or undo each other.
     organization = connection.execute(sa.text(f"select {_ORGANIZATION}")).scalar_one()
     key = advisory_key("replace", table.qualified, organization)
     connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": key})
@@ -140,11 +149,12 @@ def _create_staging(connection: Connection, table: Table) -> None:
 
 
 def _keep_staging(connection: Connection, table: Table) -> str:
-    """The name of a staging table that stays with the connection, empty after each transaction: to make one for every
-    batch and drop it again takes as long as to write the batch.
+    """Return the name of a staging table that the connection keeps, and that is empty after each transaction.
+
+    Creating one for every batch takes as long as writing the batch.
     """
     staging = quote(f"staging_{table.schema}_{table.name}")
-    once(
+    ensure_created(
         connection,
         f"create temporary table if not exists {staging} on commit delete rows"
         f" as select {_list(table.written)} from {table.qualified} with no data",
@@ -153,15 +163,15 @@ def _keep_staging(connection: Connection, table: Table) -> str:
 
 
 def empty_staging(connection: Connection, table: Table) -> None:
-    """Empty the staging table of `staged` before the end of the transaction."""
+    """Empty the staging table of `stage` before the end of the transaction."""
     connection.execute(sa.text(f"delete from {_keep_staging(connection, table)}"))
 
 
 def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> None:
-    """Rows of whatever types an operator's own asset has: psycopg adapts each value."""
+    """Copy rows of any types, as an operator's own assets have; psycopg adapts every value."""
     with _copying(connection, f"copy {STAGING} ({_list(table.written)}) from stdin") as copy:
         for row in rows:
-            with _refusing_what_cannot_be_stored(table):
+            with _refusing_unstorable_values(table):
                 copy.write_row(row)
 
 
@@ -172,10 +182,10 @@ def _copying(connection: Connection, statement: str) -> Generator[psycopg.Copy]:
 
 
 @contextmanager
-def _refusing_what_cannot_be_stored(table: Table) -> Generator[None]:
+def _refusing_unstorable_values(table: Table) -> Generator[None]:
     try:
         yield
-    except (TypeError, ValueError) as error:  # half a character, say; the error quotes it
+    except (TypeError, ValueError) as error:  # its text quotes the value
         raise DataError(
             f"A row for {table.schema}.{table.name} holds a value that PostgreSQL cannot store"
             f" ({type(error).__name__})."
@@ -188,8 +198,9 @@ _CONTROL = {b"\\b": b"\b", b"\\f": b"\f", b"\\n": b"\n", b"\\r": b"\r", b"\\t": 
 
 
 def _as_csv(rows: Sequence[Sequence[object]]) -> bytes:
-    """JSON arrays, a line each, are CSV but for their brackets, and for control characters: these stand in quotes as
-    they are, while JSON escapes them. Instants become ISO 8601 in UTC or with their offset.
+    """Return the rows as CSV, made from JSON arrays: only the brackets and the escapes of control characters differ.
+
+    Instants become ISO 8601 with their offset.
     """
     lines = _encode_lines(rows)[1:-2].replace(b"]\n[", b"\n")
     return _JSON_ESCAPE.sub(_unescaped, lines) if b"\\" in lines else lines
@@ -197,21 +208,21 @@ def _as_csv(rows: Sequence[Sequence[object]]) -> bytes:
 
 def _unescaped(escape: re.Match[bytes]) -> bytes:
     if escape[1]:
-        return bytes([int(escape[1], 16)])  # msgspec escapes nothing else so
-    return _CONTROL.get(escape[0], escape[0])  # a quotation mark and a backslash stay escaped
+        return bytes([int(escape[1], 16)])  # msgspec escapes control characters only in this form
+    return _CONTROL.get(escape[0], escape[0])  # quotation marks and backslashes stay escaped
 
 
 @cache
-def _merging(table: Table, staging: str, *, are_new: bool) -> str:
+def _merge_statement(table: Table, staging: str, *, are_new: bool) -> str:
     written = _list(table.written)
-    renewal = f"""
+    update = f"""
             on conflict (organization_id, {_list(table.key)}) do update
             set {_assignments(table, "excluded")}
             where {_differs(table, "target", "excluded")}"""
     return f"""
         with merged as (
             insert into {table.qualified} as target (organization_id, {written})
-            select {_ORGANIZATION}, {written} from {staging}{"" if are_new else renewal}
+            select {_ORGANIZATION}, {written} from {staging}{"" if are_new else update}
             returning xmax = 0 as is_new
         )
         select count(*) filter (where is_new), count(*) filter (where not is_new) from merged
@@ -219,10 +230,10 @@ def _merging(table: Table, staging: str, *, are_new: bool) -> str:
 
 
 def _replace_by_staging(connection: Connection, table: Table) -> Written:
-    # Of nothing else: to sort thousands of JSON arrays, to know how they are spread, takes as long as to write them.
+    # Key columns only: statistics of the JSON columns take as long as writing the rows.
     connection.execute(sa.text(f"analyze {STAGING} ({_list(table.key)})"))
     same_row = " and ".join(f"target.{quote(c)} = staging.{quote(c)}" for c in table.key)
-    mine = f"target.organization_id::text = {_ORGANIZATION}"  # the application may have another type
+    mine = f"target.organization_id::text = {_ORGANIZATION}"  # another type in some applications
     deleted = _count(
         connection,
         f"delete from {table.qualified} as target where {mine}"
@@ -247,7 +258,7 @@ def _replace_by_staging(connection: Connection, table: Table) -> Written:
 
 
 def _organization_of(table: Table) -> str:
-    """The organization of the context, in the type that the table has it in."""
+    """Return the context's organization in the type of the table's column."""
     if table != ACTIVE_PATIENTS:
         return _ORGANIZATION
     row = f"jsonb_populate_record(null::{table.qualified}, jsonb_build_object('organization_id', {_ORGANIZATION}))"
@@ -257,21 +268,21 @@ def _organization_of(table: Table) -> str:
 def _assignments(table: Table, source: str) -> str:
     values = [f"{quote(c)} = {source}.{quote(c)}" for c in table.columns]
     stamps = [f"{quote(c)} = now()" for c in table.stamps if c != table.inserted]
-    there_again = ["vanished_at = null"] if table.vanishes else []
-    return ", ".join(values + stamps + there_again)
+    reappeared = ["vanished_at = null"] if table.vanishes else []
+    return ", ".join(values + stamps + reappeared)
 
 
 def _differs(table: Table, left: str, right: str) -> str:
-    # What is dear to compare comes last. The application may have it as json, which cannot be compared but as text.
+    # Expensive columns come last. Where the application has `json`, they can be compared as text only.
     columns = [quote(c) for c in table.columns if c not in table.arrays] + [f"{quote(c)}::text" for c in table.arrays]
-    lefts = ", ".join(f"{left}.{each}" for each in columns)
-    rights = ", ".join(f"{right}.{each}" for each in columns)
+    lefts = ", ".join(f"{left}.{column}" for column in columns)
+    rights = ", ".join(f"{right}.{column}" for column in columns)
     vanished = f" or {left}.vanished_at is not null" if table.vanishes else ""
     return f"(({lefts}) is distinct from ({rights}){vanished})"
 
 
 def _count(connection: Connection, statement: str) -> int:
-    # psycopg knows no count for INSERT .. SELECT unless it is asked to keep it.
+    # SQLAlchemy drops the count of INSERT .. SELECT otherwise.
     result = connection.execution_options(preserve_rowcount=True).execute(sa.text(statement))
     return result.rowcount
 
@@ -281,5 +292,5 @@ def _list(columns: Iterable[str]) -> str:
 
 
 def quote(identifier: str) -> str:
-    """The identifier, quoted for SQL."""
+    """Return the identifier quoted for SQL."""
     return '"' + identifier.replace('"', '""') + '"'

@@ -17,7 +17,7 @@ WELL = CrawlState(
     is_complete=True,
     is_full=True,
     reconciles=False,
-    horizon=HORIZON,
+    next_cursor=HORIZON,
     next_page=None,
     total_entries=None,
     records=250,
@@ -52,7 +52,7 @@ CHANGES = (False, False, CURSOR, None)
         (replace(WELL, cursor=None), False, WHOLE),
         (INTERRUPTED, False, (True, False, None, Checkpoint(HORIZON, 7, 1234))),
         (replace(INTERRUPTED, next_page=0, reconciles=True, cursor=CURSOR), False, (True, True, None, FIRST_PAGE)),
-        (replace(INTERRUPTED, next_page=None, horizon=None), False, FIRST),
+        (replace(INTERRUPTED, next_page=None, next_cursor=None), False, FIRST),
     ],
 )
 def test_crawl_follows_from_the_state(state: CrawlState | None, full: bool, planned: tuple[object, ...]) -> None:

@@ -20,6 +20,6 @@ def test_unseen_records_from_before_the_crawl_are_marked_deleted(database: Datab
         connection.exec_driver_sql(
             "insert into cliniko.crawled_ids (organization_id, resource, id) values ('a', 'patients', 'seen')"
         )
-        assert crawls.mark_vanished(connection, "patients", HORIZON) == 1
+        assert crawls.mark_missing_deleted(connection, "patients", HORIZON) == 1
         marked = connection.execute(sa.text("select id from cliniko.patients where deleted_at is not null"))
         assert marked.scalars().all() == ["gone"]

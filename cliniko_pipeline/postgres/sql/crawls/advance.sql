@@ -1,9 +1,9 @@
 update cliniko.crawls
 set
     records = records + :records,
-    horizon = :horizon,
+    horizon = :next_cursor,
     next_page = :next_page,
     total_entries = :total_entries,
-    refused_fields = cast(:refused as text [])
+    refused_fields = cast(:refused_fields as text [])
 where resource = :resource
 returning exists (select from cliniko.rejected_records as rejected where rejected.resource = crawls.resource)

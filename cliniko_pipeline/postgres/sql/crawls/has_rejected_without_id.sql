@@ -1,4 +1,4 @@
--- Whether the crawl that is about to end has set a record aside of which not even the id is known.
+-- Whether the current crawl has rejected a record without a readable id.
 select
     exists (
         select

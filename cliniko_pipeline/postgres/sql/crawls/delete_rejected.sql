@@ -1,4 +1,4 @@
--- What is known by its id was read again. Of what is not, a crawl sets its own aside, beside none of an earlier one's.
+-- The crawl has read the records with these ids again. Records without an id replace those of earlier crawls.
 delete from cliniko.rejected_records as rejected
 where rejected.resource = :resource
     and (

@@ -8,34 +8,33 @@ import pytest
 import sqlalchemy as sa
 
 from cliniko_pipeline.errors import DatabaseUnavailableError
-from cliniko_pipeline.orchestration.assets.values import CrawlProgress, RecordBatch
-from cliniko_pipeline.orchestration.record_batches import WritingBehind
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.tables import PATIENTS
 from cliniko_pipeline.postgres.writing.merge import Written
+from cliniko_pipeline.postgres.writing.record_batches import BatchWriter, CrawlProgress, RecordBatch
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 END_ALL_OTHERS = (
     "select pg_terminate_backend(pid) from pg_stat_activity"
     " where datname = current_database() and pid <> pg_backend_pid()"
 )
-CRAWL = CrawlProgress(is_full=True, reconciles=False, horizon=NOW)
+CRAWL = CrawlProgress(is_full=True, reconciles=False, next_cursor=NOW)
 
 
 def batch(*ids: str, is_first: bool = False, is_last: bool = False, name: str = "A") -> RecordBatch:
-    rows = [(each, name, "B", None, None, None, None, None, NOW, NOW) for each in ids]
+    rows = [(one, name, "B", None, None, None, None, None, NOW, NOW) for one in ids]
     return RecordBatch("patients", PATIENTS, rows, is_first=is_first, is_last=is_last, crawl=CRAWL)
 
 
-def written_behind(database: Database, batches: Iterable[RecordBatch]) -> list[Written]:
+def write_batches(database: Database, batches: Iterable[RecordBatch]) -> list[Written]:
     """Return what was written of each batch."""
     counted: list[Written] = []
     with (
-        database.turn("o") as require_turn,
-        WritingBehind(database, "o", lambda _, written: counted.append(written), require_turn) as writing,
+        database.organization_lock("o") as require_lock,
+        BatchWriter(database, "o", lambda _, written: counted.append(written), require_lock) as writing,
     ):
-        for each in batches:
-            writing.write(each)
+        for written_batch in batches:
+            writing.write(written_batch)
     return counted
 
 
@@ -50,7 +49,7 @@ def test_crawl_fails_when_the_organization_lock_is_lost(database: Database, is_l
         yield batch("2", is_last=is_last)
 
     with pytest.raises(DatabaseUnavailableError, match="was lost"):
-        written_behind(database, batches())
+        write_batches(database, batches())
     with database.organization("o") as connection:
         assert connection.execute(sa.text("select count(*) from cliniko.patients")).scalar_one() == 0
         assert connection.execute(sa.text("select completed_at from cliniko.crawls")).scalar_one() is None
@@ -58,7 +57,7 @@ def test_crawl_fails_when_the_organization_lock_is_lost(database: Database, is_l
 
 def test_first_crawl_merges_a_page_that_is_read_again(database: Database) -> None:
     pages = [batch("1", "2"), batch("2", "3", name="New"), batch("1", "4")]
-    counted = written_behind(database, [batch(is_first=True), *pages, batch(is_last=True)])
+    counted = write_batches(database, [batch(is_first=True), *pages, batch(is_last=True)])
     assert sum(counted, Written()) == Written(inserted=4, updated=1)
     with database.organization("o") as connection:
         rows = connection.execute(sa.text("select id, first_name from cliniko.patients order by id")).all()
@@ -68,7 +67,7 @@ def test_first_crawl_merges_a_page_that_is_read_again(database: Database) -> Non
 
 def test_batch_is_written_within_the_lock_when_interrupted(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     written = threading.Event()
-    writing = WritingBehind(database, "o", lambda *_: None, lambda: None)
+    writing = BatchWriter(database, "o", lambda *_: None, lambda: None)
     handed_over = writing._thread.submit
 
     def submit(work):

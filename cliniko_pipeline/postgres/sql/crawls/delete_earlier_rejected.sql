@@ -1,4 +1,4 @@
--- A full crawl that ended whole has found again whatever still cannot be understood.
+-- A complete full crawl has rejected again every record that still cannot be understood.
 delete from cliniko.rejected_records as rejected
 using cliniko.crawls as crawl
 where rejected.resource = :resource

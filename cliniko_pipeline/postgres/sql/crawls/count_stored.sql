@@ -1,0 +1,13 @@
+-- The records of a resource that are stored and were created before an instant, and the rejected records without a row.
+select
+    (
+        select count(*)
+        from cliniko.stored_records(:resource) as record
+        where record.vanished_at is null and record.created_at < :created_before
+    ) as stored,
+    (
+        select count(*)
+        from cliniko.rejected_records as rejected
+        where rejected.resource = :resource
+            and not exists (select from cliniko.stored_records(:resource) as record where record.id = rejected.id)
+    ) as rejected
