@@ -13,7 +13,8 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 from cliniko_pipeline.orchestration.pooled_storage import storage_url
-from cliniko_pipeline.postgres.server import embedded
+from cliniko_pipeline.postgres.server import programs
+from cliniko_pipeline.postgres.server.cluster import Cluster
 from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.embedded_servers import UNUSUAL_NAME, answers, postmaster, statement
 from cliniko_pipeline_tests.support.waiting import wait_until
@@ -81,7 +82,7 @@ def test_socket_folder_belongs_to_the_server(url: URL) -> None:
     folder = Path(str(url.query["host"]))
     assert len(str(folder)) < 80
     found = folder.lstat()
-    account = embedded._server_account()
+    account = programs.server_account()
     assert found.st_uid == (account[0] if account else os.geteuid())
     assert stat.S_ISDIR(found.st_mode)
     assert stat.S_IMODE(found.st_mode) & 0o022 == 0
@@ -89,7 +90,7 @@ def test_socket_folder_belongs_to_the_server(url: URL) -> None:
 
 def test_socket_folder_does_not_depend_on_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Processes of one user can have different ones.
-    layout = embedded._Layout(tmp_path / UNUSUAL_NAME)
+    layout = Cluster(tmp_path / UNUSUAL_NAME)
     first = layout.socket_directory
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -103,7 +104,7 @@ def test_socket_folder_of_somebody_else_is_refused(tmp_path: Path, trap: str) ->
     root = tmp_path / UNUSUAL_NAME
     (root / "data").mkdir(parents=True)
     (root / "password").write_text("x")
-    folder, elsewhere = embedded._Layout(root).socket_directory, tmp_path / "elsewhere"
+    folder, elsewhere = Cluster(root).socket_directory, tmp_path / "elsewhere"
     elsewhere.mkdir()
     try:
         if trap == "link":
@@ -116,7 +117,7 @@ def test_socket_folder_of_somebody_else_is_refused(tmp_path: Path, trap: str) ->
             if trap == "owner":
                 os.chown(folder, 65_432, 65_432)
         before = [(path.lstat().st_uid, path.lstat().st_mode) for path in (folder, elsewhere)]
-        with pytest.raises(DatabaseSetupError, match="somebody else") as raised, EmbeddedServer(root):
+        with pytest.raises(DatabaseSetupError, match="another user") as raised, EmbeddedServer(root):
             pass
         assert str(folder) in str(raised.value)
         assert "\n" not in str(raised.value)
@@ -141,7 +142,7 @@ def test_password_is_sent_only_to_a_server_that_knows_it(running_root: Path, url
 
     def configure(text: str) -> None:
         access.write_text(text)
-        embedded._execute(running_root / "data", "pg_ctl", "reload", log=running_root / "data" / "server.log")
+        programs.execute(running_root / "data", "pg_ctl", "reload", log=running_root / "data" / "server.log")
 
     configure(f"local all all {method}\n")
     try:

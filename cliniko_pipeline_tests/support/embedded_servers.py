@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseUnavailableError
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.server import embedded
+from cliniko_pipeline.postgres.server import embedded, programs
 from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.waiting import wait_until
 
@@ -45,7 +45,7 @@ def postmaster(root: Path) -> int:
 
 def is_alive(pid: int) -> bool:
     """Return whether the process runs."""
-    return bool(embedded._command_of(pid))
+    return bool(programs.command_of(pid))
 
 
 @contextmanager

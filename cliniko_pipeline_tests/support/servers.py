@@ -11,7 +11,7 @@ from typing import Literal
 
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.postgres.server import embedded
+from cliniko_pipeline.postgres.server.programs import binaries, server_account
 from cliniko_pipeline_tests.support.environments import free_port
 
 DEBIAN_VERSIONS = Path("/usr/lib/postgresql")
@@ -32,7 +32,7 @@ def debian_programs() -> Path | None:
 
 def embedded_programs() -> Path:
     """Return the folder of the programs of the embedded PostgreSQL, which has neither ICU nor TLS."""
-    return embedded._binaries()
+    return binaries()
 
 
 class Server:
@@ -137,7 +137,7 @@ def running_server(programs: Path) -> Iterator[Server]:
 @contextmanager
 def _folder(programs: Path) -> Iterator[tuple[Path, pwd.struct_passwd]]:
     """Create a folder owned by the server's account, and let that account enter `programs`."""
-    account = embedded._server_account()
+    account = server_account()
     # Other accounts cannot enter pytest's folders.
     with TemporaryDirectory(prefix="cliniko-server-") as name:
         if account is not None:

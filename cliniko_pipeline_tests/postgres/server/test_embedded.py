@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.postgres.server import embedded
+from cliniko_pipeline.postgres.server import cluster, programs
 from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.embedded_servers import (
     answers,
@@ -38,7 +38,7 @@ with EmbeddedServer(Path(sys.argv[1])):
 # The same, killed while `program` runs, which itself lives on; or just before the password is kept.
 KILLED_USER = """
 import os, signal, subprocess, sys
-from cliniko_pipeline.postgres import embedded
+from cliniko_pipeline.postgres.server import cluster
 program = sys.argv[2]
 real = subprocess.Popen
 class Popen(real):
@@ -48,7 +48,7 @@ class Popen(real):
             os.kill(os.getpid(), signal.SIGKILL)
 subprocess.Popen = Popen
 if program == "password":
-    embedded._keep_password = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    cluster._save_password = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 FILES = ["change.lock", "data", "initdb.log", "password", "users.lock"]
 Start = Callable[..., subprocess.Popen[str]]
@@ -131,7 +131,7 @@ def namesake(request: pytest.FixtureRequest, fresh_server_url: URL) -> Iterator[
         assert answers(fresh_server_url)
         return
     seconds = "600" if request.param == "stranger" else "0"
-    account = embedded._server_account()
+    account = programs.server_account()
     # The name and the account are the server's.
     command, program = ["postgres", seconds], shutil.which("sleep")
     with subprocess.Popen(command, executable=program, user=account[0] if account else None, cwd="/") as process:
@@ -163,7 +163,7 @@ def test_interrupted_first_start_is_repeated(tmp_path: Path, monkeypatch: pytest
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(embedded, "_keep_password", interrupt)
+        patch.setattr(cluster, "_save_password", interrupt)
         with pytest.raises(KeyboardInterrupt), EmbeddedServer(root):
             pass
     assert not (root / "data").exists()
@@ -193,9 +193,7 @@ def test_unusable_folder_is_reported(tmp_path: Path) -> None:
 
 
 def test_initdb_failure_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    account = embedded._server_account()
-    monkeypatch.setattr(embedded, "_server_account", lambda: account)
-    monkeypatch.setattr(embedded, "USER", "pg_not_allowed")  # initdb refuses names that begin so
+    monkeypatch.setattr(cluster, "USER", "pg_not_allowed")  # initdb refuses names that begin so
     with pytest.raises(DatabaseSetupError) as raised, EmbeddedServer(tmp_path / "postgres"):
         pass
     log = tmp_path / "postgres" / "initdb.log"
@@ -233,7 +231,7 @@ def test_lost_password_is_reported_and_can_be_put_back(root: Path) -> None:
 
 
 def test_platform_without_binaries_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find_spec", lambda _name: None)
+    monkeypatch.setattr(programs, "find_spec", lambda _name: None)
     with pytest.raises(DatabaseSetupError, match="DATABASE_URL"), EmbeddedServer(tmp_path / "postgres"):
         pass
 
@@ -251,13 +249,13 @@ def accounts(monkeypatch: pytest.MonkeyPatch) -> dict[str, pwd.struct_passwd]:
 
 def test_account_made_by_another_process_is_used(accounts, monkeypatch: pytest.MonkeyPatch) -> None:
     def useradd(*_arguments: object, **_options: object) -> subprocess.CompletedProcess[bytes]:
-        accounts[embedded.USER] = pwd.struct_passwd((embedded.USER, "x", 950, 951, "", "/", ""))
+        accounts[programs.ACCOUNT] = pwd.struct_passwd((programs.ACCOUNT, "x", 950, 951, "", "/", ""))
         return subprocess.CompletedProcess([], 9)
 
     monkeypatch.setattr(subprocess, "run", useradd)
-    assert embedded._server_account() == (950, 951)
+    assert programs.server_account() == (950, 951)
 
 
 def test_account_that_cannot_be_made_is_reported(accounts) -> None:
     with pytest.raises(DatabaseSetupError, match="the account cliniko_pipeline for it could not be made"):
-        embedded._server_account()
+        programs.server_account()
