@@ -86,9 +86,7 @@ def advising_places(words: str) -> set[tuple[str, str]]:
 def test_migrate_is_advised_only_where_it_helps() -> None:
     assert advising_places("cliniko-pipeline migrate") == set(MAY_ADVISE_MIGRATE)
     advising = [fault for fault in FAULTS if "cliniko-pipeline migrate" in fault.remedy]
-    assert [fault.cause for fault in advising if fault.otherwise] == [
-        "something that the pipeline needs is not in the database"
-    ]
+    assert [fault.cause for fault in advising if fault.otherwise] == ["an object that the pipeline needs is missing"]
     assert len(advising) == 1
     assert not any("cliniko-pipeline" in fault.otherwise for fault in FAULTS)
 

@@ -64,7 +64,7 @@ def rejected_counts(connection: Connection) -> dict[str, int]:
 def mapping_counts(connection: Connection, *, force: bool) -> tuple[MappingCounts, bool]:
     """Counts the organization's mapping; and whether it was counted earlier, and nothing has changed."""
     query = sql("checks/mapping_counts")
-    found, is_kept = derivations.found_before(
+    found, is_kept = derivations.read_or_compute(
         connection,
         Question("mapping_counts", (CONTACT_MAPPING, PATIENTS), query),
         lambda: {str(name): count for name, count in connection.execute(statement(query)).mappings().one().items()},
@@ -78,7 +78,7 @@ def kept_matches(connection: Connection, *, force: bool) -> tuple[LostMatches, b
     leaves it as it was has compared it with the contacts.
     """
     query = sql("checks/matches_without_contact")
-    found, is_kept = derivations.found_before(
+    found, is_kept = derivations.read_or_compute(
         connection,
         Question("kept_matches", (CONTACT_MAPPING,), query),
         lambda: asdict(lost_matches.of_stored_mapping(connection)),

@@ -1,7 +1,6 @@
-"""How a new connection to PostgreSQL is made ready, the same for both drivers.
+"""The preparation of new connections to PostgreSQL, for both drivers.
 
-What a session needs is set or verified on the connection itself, by statements. Nothing depends on start-up
-parameters: poolers drop some of them.
+Statements set or verify what a session needs. Poolers drop some start-up parameters.
 """
 
 import select
@@ -15,13 +14,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 
 POOLER_PORTS = frozenset({"6432", "6543"})
-"""Where poolers usually listen."""
+"""Usual ports of poolers."""
 
 SECOND_CONNECTION_SECONDS = 5
-"""How long the check for a pooler waits for a second connection. In session mode a small pool may have none left."""
+"""Maximum wait for a second connection in the check for a pooler; a small pool may have none left."""
 
-# Another DateStyle cannot be read by the drivers, old rules for texts refuse escapes that some statements hold, under a
-# stricter isolation level whoever waits for a row that changes meanwhile fails.
+# The drivers cannot read another DateStyle. Some statements need standard strings. Under a stricter isolation level a
+# transaction fails when the row that it waits for has changed.
 _SETTINGS = """
     select
         set_config('DateStyle', 'ISO, MDY', false),
@@ -45,7 +44,7 @@ _IS_READ_ONLY = "cliniko_pipeline.is_read_only"
 
 
 class DriverConnection(Protocol):
-    """What the connections of psycopg and psycopg2 have in common."""
+    """The common interface of psycopg's and psycopg2's connections."""
 
     def cursor(self) -> Any:
         """Return a new cursor."""
@@ -57,7 +56,7 @@ class DriverConnection(Protocol):
 
 
 def prepare_session(connection: DriverConnection) -> str:
-    """Set what every session needs, verify what cannot be set, and return the database user, quoted for SQL.
+    """Set what every session needs; verify what cannot be set; return the database user, quoted for SQL.
 
     Raises DatabaseSetupError where triggers would not fire, DatabaseUnavailableError where the server is a standby.
     """
@@ -65,12 +64,12 @@ def prepare_session(connection: DriverConnection) -> str:
     is_standby, replication_role, user, database = _row(connection, _STATE)
     if is_standby:
         raise DatabaseUnavailableError(
-            "DATABASE_URL leads to a read-only standby, and a sync writes: point it at the primary server. During a"
-            " failover this passes by itself."
+            "DATABASE_URL leads to a read-only standby: point it at the primary server. During a failover this passes"
+            " by itself."
         )
     if replication_role != "origin":
         raise DatabaseSetupError(
-            f"session_replication_role is {replication_role} for {user}, so no trigger fires and changes go unnoticed:"
+            f"session_replication_role is {replication_role} for {user}, so no trigger fires and changes are missed:"
             f" run `alter role {user} reset session_replication_role`, `alter role {user} in database {database} reset"
             f" session_replication_role` and `alter database {database} reset session_replication_role` as a superuser."
         )
@@ -78,9 +77,9 @@ def prepare_session(connection: DriverConnection) -> str:
 
 
 def keep_no_read_only_sessions(engine: Engine) -> None:
-    """Have a connection that was opened while the database takes no writes used once, and not kept by the pool.
+    """Make the pool close connections that were opened while the database was read-only.
 
-    A session keeps the setting that it began with, also after the database takes writes again.
+    A session keeps that setting after the database takes writes again.
     """
 
     def note(connection: DriverConnection, entry: ConnectionPoolEntry) -> None:
@@ -97,14 +96,14 @@ def keep_no_read_only_sessions(engine: Engine) -> None:
 def require_session_mode(connection: DriverConnection, reported_pid: int, second: dict[str, Any]) -> None:
     """Raise DatabaseSetupError where a pooler gives each transaction another session.
 
-    Locks and settings of a session would then stay on connections of others. A direct connection costs one query: the
-    server's process is the one that was reported on connecting. Behind a pooler, a second connection takes the session
-    that the first one's transaction left, or pushes it to another: neither happens where a session is a client's own.
+    Its locks and settings would stay on other clients' sessions. A direct connection costs one query: the server's
+    process is the reported one. Otherwise a second connection is opened. In transaction mode it gets the session of the
+    first one, or moves it to another session.
 
     Args:
-        connection: on which nothing has been set yet.
-        reported_pid: the server's process as the driver knows it.
-        second: parameters of psycopg for another connection.
+        connection: a connection without any settings yet.
+        reported_pid: the server's process id as the driver knows it.
+        second: psycopg's parameters for another connection.
     """
     first = _ask(connection, "select pg_backend_pid()")
     if first == reported_pid and str(second.get("port")) not in POOLER_PORTS:
@@ -121,7 +120,7 @@ def require_session_mode(connection: DriverConnection, reported_pid: int, second
 
 
 def _pid_in_open_transaction(connection: "psycopg.Connection[Any]") -> int | None:
-    """Begin a transaction that stays open; return the server's process, None where none comes free in time."""
+    """Begin a transaction that stays open; return the server's process id, or None where no session is free in time."""
     driver = connection.pgconn
     driver.send_query(b"begin; select pg_backend_pid()")
     pid = None
@@ -138,18 +137,18 @@ def _pid_in_open_transaction(connection: "psycopg.Connection[Any]") -> int | Non
 
 
 def enter_schema(connection: DriverConnection, schema: str) -> None:
-    """Make the schema the connection's search path, and verify that it is.
+    """Set the connection's search path to the schema.
 
-    Raises DatabaseSetupError where it is not: the next table would be made in another schema.
+    Raises DatabaseSetupError where it is not in effect: the next table would be created in another schema.
     """
     _ask(connection, "select set_config('search_path', quote_ident(%s), false)", schema)
-    # In a transaction of its own, as all that follows.
+    # In a transaction of its own, like all later statements.
     found = _ask(connection, "select current_schema()")
     if found != schema:
         raise DatabaseSetupError(
-            f"The schema {schema} cannot be used, so nothing is stored in it: it is missing, the database user lacks"
-            f" the privilege (`grant usage, create on schema {schema} to USER`), or a pooler before PostgreSQL"
-            " does not keep a session's settings (connect in session mode, or directly)."
+            f"The schema {schema} cannot be used: it is missing, the database user lacks the privilege (`grant usage,"
+            f" create on schema {schema} to USER`), or a pooler does not keep a session's settings (connect in session"
+            " mode, or directly)."
         )
 
 

@@ -1,6 +1,6 @@
-"""What the errors of PostgreSQL, of poolers and of libpq mean, in words: the whole list, which docs/errors.md shows.
+"""The causes and remedies of errors of PostgreSQL, poolers and libpq, as docs/errors.md lists them.
 
-Causes and remedies hold names of objects in braces; `driver_errors` fills them in from the error.
+Names of objects stand in braces; `driver_errors` fills them in from the error.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ class Fault:
 
     Attributes:
         cause: what happened; a clause without a full stop.
-        remedy: what to do next; one sentence or more. `{table}` stands for the table that the error is about.
-        states: SQLSTATEs, or the characters they begin with.
-        words: what libpq or a pooler says on connecting, which has no SQLSTATE; regular expressions on lower case.
-        signature: tells faults of one SQLSTATE apart; a regular expression on the function of the server's that raised
-            the error, a colon and the message. The function is the same in all languages.
+        remedy: what to do next. `{table}` is replaced by the name of the error's table.
+        states: SQLSTATEs or their prefixes.
+        words: regular expressions on the lower-case text of libpq or a pooler, which has no SQLSTATE.
+        signature: a regular expression on the server's function, a colon and the message. It distinguishes faults of
+            one SQLSTATE. The function's name is the same in all languages.
         kind: the error that is raised.
-        shows_message: whether the server's primary message is shown: in these classes it names objects, never values.
-        otherwise: what to do where `migrate` was carried out already; blank: the same.
+        shows_message: whether the server's primary message is shown. In these classes it names objects, not values.
+        otherwise: the remedy after `migrate`; blank: the same.
     """
 
     cause: str
@@ -35,25 +35,25 @@ class Fault:
     otherwise: str = ""
 
     def __str__(self) -> str:
-        """Return cause and remedy, as they stand in a message that names no object."""
+        """Return cause and remedy without names of objects."""
         return f"{self.cause}. {named(self.remedy, {})}"
 
 
 class _Names(dict[str, str]):
-    """Names of objects by their kinds; of one that is not known, the kind in capitals."""
+    """The names of objects by kind; for an unknown name, the kind in capitals."""
 
     def __missing__(self, kind: str) -> str:
         return kind.upper()
 
 
 def named(text: str, names: Mapping[str, str]) -> str:
-    """Return the text with the names in place of what stands in braces."""
+    """Return the text with names instead of braces."""
     return text.format_map(_Names(names))
 
 
 BY_ITSELF = "Syncs are tried again by themselves."
 
-# The first that matches counts. Words before the general ones: a message may hold several.
+# The first match counts, so specific words come before general ones.
 CONNECTING = (
     Fault(
         "the user name or the password is wrong",
@@ -74,7 +74,7 @@ CONNECTING = (
     Fault(
         "the server has no rule that lets this user in from this machine without encryption",
         "Add sslmode=require to DATABASE_URL, or let this machine's address in (pg_hba.conf).",
-        # Where the encrypted connection, which is tried first, was refused as well, encryption is not what is missing.
+        # Not where the encrypted connection, which libpq tries first, was refused too.
         words=("^(?!.*ssl encryption).*no pg_hba.conf entry.*no encryption",),
     ),
     Fault(
@@ -92,7 +92,7 @@ CONNECTING = (
     ),
     Fault(
         "no authority in sslrootcert signed the server's certificate, or the certificate has expired",
-        # The drivers bring an OpenSSL that knows no folder of this machine.
+        # The drivers' own OpenSSL does not know this machine's folders.
         "Write sslrootcert=FILE with the provider's root certificate (`system` is an empty list to the drivers, unless"
         " SSL_CERT_FILE names one); sslmode=require encrypts without verifying.",
         words=("certificate verify failed",),
@@ -138,7 +138,7 @@ CONNECTING = (
         "the host has an IPv6 address only, and this machine has no way to it",
         "Use an IPv4 address of the provider's (an add-on, or its pooler in session mode), or give this machine IPv6.",
         words=(
-            # Every address that was tried stands in quotes or brackets; none is an IPv4 address.
+            # All addresses, in quotes or brackets, are IPv6 addresses.
             r"^(?!.*[\"(](\d+\.){3}\d+[\")]).*[\"(][0-9a-f]*:[0-9a-f:.]+[\")].*(is unreachable|cannot assign|no route)",
             "address family for hostname not supported",
         ),
@@ -163,7 +163,7 @@ CONNECTING = (
         "Check host and port in DATABASE_URL, and that no firewall drops the connection.",
         words=("timeout", "timed out"),
     ),
-    # After those of another address of the same host: without IPv6, its IPv6 address is always unreachable.
+    # Last: without IPv6 a host's IPv6 address is unreachable, whatever the error of its other address.
     Fault(
         "there is no way through the network to that host",
         "Check the host in DATABASE_URL, this machine's network and the firewalls between.",
@@ -206,10 +206,10 @@ CONNECTING = (
 )
 
 HIDDEN_CONTACTS = "CP001"
-"""Raised by `cliniko.require_visible_contacts()`, with a message that says what to do."""
+"""The SQLSTATE of `cliniko.require_visible_contacts()`. Its message says what to do."""
 
 FAILED_CONTACTS_FILTER = "CP002"
-"""Raised by `cliniko.refuse_contacts_filter()`, with a message that says what to do."""
+"""The SQLSTATE of `cliniko.refuse_contacts_filter()`. Its message says what to do."""
 
 READ_ONLY = Fault(
     "the database takes no writes at present: it is read-only",
@@ -281,19 +281,19 @@ STATEMENTS = (
         kind=DatabaseSetupError,
     ),
     Fault(
-        "an object of somebody else has a name that the pipeline needs",
+        "an object of another owner has a name that the pipeline needs",
         "Rename that object, or point DATABASE_URL at another database.",
         ("42P07", "42P06", "42710", "42723"),
         kind=DatabaseSetupError,
         shows_message=True,
     ),
     Fault(
-        "something that the pipeline needs is not in the database",
-        "Run `cliniko-pipeline migrate`: it makes what is the pipeline's own, and names what is not.",
+        "an object that the pipeline needs is missing",
+        "Run `cliniko-pipeline migrate`: it creates the pipeline's own objects, and names missing objects of others.",
         ("42P01", "42P10", "3F000", "42883", "22023", "42704"),
         kind=DatabaseSetupError,
         shows_message=True,
-        otherwise="Make what is named, or correct the application's function, trigger or view that refers to it.",
+        otherwise="Create the named object, or correct the application's function, trigger or view that refers to it.",
     ),
     Fault(
         "a table is not as the pipeline expects it",
@@ -352,6 +352,6 @@ STATEMENTS = (
     ),
     Fault("it is not known why", "The server's log says more.", ("",), kind=DataError),
 )
-"""Of two whose states fit, the longer state counts; of those, the first whose signature fits."""
+"""The longest matching state counts, and then the first matching signature."""
 
 FAULTS = (*CONNECTING, *STATEMENTS)

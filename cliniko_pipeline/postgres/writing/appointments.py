@@ -1,4 +1,4 @@
-"""What the reading of appointments must know of those already stored. Runs in the organization context."""
+"""Queries on stored appointments for the next crawl. They run in the organization context."""
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -8,15 +8,15 @@ from cliniko_pipeline.postgres.tables import Table
 
 
 def has_groups(connection: Connection) -> bool:
-    """Whether there is any group appointment, those included that could not be understood."""
+    """Return whether there is a group appointment, rejected ones included."""
     return connection.execute(sa.text(sql("crawls/has_group_appointments"))).scalar_one()
 
 
 def stored_ids(connection: Connection, table: Table) -> set[str]:
-    """The ids of a small table's rows, appointment types or practitioners."""
+    """Return the ids of appointment types or practitioners."""
     return set(connection.execute(sa.text(f"select id from {table.qualified}")).scalars())
 
 
 def nameless_ids(connection: Connection, table: Table) -> set[str]:
-    """Return the ids of a small table's rows for which Cliniko gave no name."""
+    """Return the ids of appointment types or practitioners without a name."""
     return set(connection.execute(sa.text(f"select id from {table.qualified} where name is null")).scalars())

@@ -1,8 +1,8 @@
-"""Computed tables: computed again only when what they are computed from has changed.
+"""Computed tables, recomputed only when their inputs have changed.
 
-`cliniko.table_states` keeps a version of each table, renewed by triggers in the transaction that changes a row, and
-what a computed table was computed from. In doubt it is computed. All functions run in the organization context that the
-caller opened.
+`cliniko.table_states` keeps a version of each table, which triggers change with the rows. It also keeps the versions
+that a computed table was computed from. In doubt the table is recomputed. Every function runs in the organization
+context of the caller.
 """
 
 import hashlib
@@ -23,15 +23,14 @@ AS_THEY_ARE = "as they are"
 
 @dataclass(frozen=True)
 class Derivation:
-    """A table that a query computes from others and from the contacts.
+    """A table that a query computes from other tables and from the contacts.
 
     Attributes:
-        table: what is computed. It is watched, and so are all of `inputs`.
+        table: the computed table, one of WATCHED.
         query: the SQL.
-        inputs: the tables that the query reads.
-        parameters: the query's; none of them may depend on the time.
-        inspect: called when the computed rows stand in the staging table; raises where they must not replace the stored
-            ones.
+        inputs: the tables that the query reads, all of them WATCHED.
+        parameters: the query's parameters, none of which may depend on the time.
+        inspect: called when the rows are in the staging table; raises where they must not replace the stored ones.
     """
 
     table: Table
@@ -43,7 +42,7 @@ class Derivation:
 
 @dataclass(frozen=True)
 class Question:
-    """Something that is asked of tables, in numbers: `query` is the SQL, `parameters` those that stay the same."""
+    """A query for numbers about tables, whose answer is kept while the tables are unchanged."""
 
     name: str
     tables: tuple[Table, ...]
@@ -52,13 +51,13 @@ class Question:
 
 
 def write(connection: Connection, derivation: Derivation, *, force: bool) -> Written | None:
-    """Compute the organization's rows and write what differs; return None if nothing has changed since the last time.
+    """Compute the organization's rows and write the differences. Return None if the inputs are unchanged.
 
-    With `force` the rows are computed in any case.
+    With `force` the rows are always computed.
     """
-    # Read before the computation: a change in between makes the next sync compute again.
+    # Read before the computation: a later change makes the next sync recompute.
     _ensure_states(connection, (derivation.table, *derivation.inputs))
-    origin = _standing(connection, derivation.inputs, derivation.query, derivation.parameters, contacts=AS_THEY_ARE)
+    origin = _inputs_state(connection, derivation.inputs, derivation.query, derivation.parameters, contacts=AS_THEY_ARE)
     if not force and origin is not None and _is_computed_from(connection, derivation.table, origin):
         return None
     written = replace_by_query(
@@ -82,25 +81,27 @@ def _is_computed_from(connection: Connection, table: Table, origin: Mapping[str,
 
 
 def is_watched(connection: Connection, table: Table) -> bool:
-    """Whether changes of the table, of which there must have been one, are noted: its triggers are there, and fire."""
-    row = connection.execute(statement(sql("transforms/standing")), {"names": [_name(table)], "contacts": None}).one()
+    """Return whether the table, which must have changed once, has enabled triggers that record its changes."""
+    row = connection.execute(
+        statement(sql("transforms/inputs_state")), {"names": [_name(table)], "contacts": None}
+    ).one()
     return row.tables is not None
 
 
 def row_count(connection: Connection, schema: str, table: str, *, force: bool = False) -> int:
-    """How many rows the organization has: counted once, or `force`, and then kept, of a table that is watched."""
+    """Return the organization's number of rows. For watched tables it is kept; `force` counts again."""
     count = f"select count(*) from {Table(schema, table, (), ()).qualified}"
-    watched = [each for each in WATCHED if (each.schema, each.name) == (schema, table)]
+    watched = [known for known in WATCHED if (known.schema, known.name) == (schema, table)]
     if not watched:
         return connection.execute(sa.text(count)).scalar_one()
     _ensure_states(connection, watched)
     name = {"name": _name(watched[0])}
-    known = connection.execute(
+    kept = connection.execute(
         statement("select row_count from cliniko.table_states where name = :name"), name
     ).scalar_one()
-    if known is not None and not force:
-        return known
-    # Whoever changes rows from here on waits before that is noted, and adds to what is counted now.
+    if kept is not None and not force:
+        return kept
+    # Concurrent changes wait for this lock, and then add to the new count.
     connection.execute(statement("select from cliniko.table_states where name = :name for update"), name)
     counted = connection.execute(sa.text(count)).scalar_one()
     connection.execute(
@@ -109,30 +110,33 @@ def row_count(connection: Connection, schema: str, table: str, *, force: bool = 
     return counted
 
 
-def found_before(
-    connection: Connection, question: Question, look: Callable[[], Mapping[str, int | bool]], *, force: bool
+def read_or_compute(
+    connection: Connection, question: Question, compute: Callable[[], Mapping[str, int | bool]], *, force: bool
 ) -> tuple[dict[str, Any], bool]:
-    """What `look` finds, or found earlier of the same rows; and which of the two. Kept with the first of the tables."""
+    """Return the kept answer for the same rows, or compute one and keep it; and whether the answer was kept.
+
+    The answer is kept with the first of the tables.
+    """
     _ensure_states(connection, question.tables)
-    standing = _standing(connection, question.tables, question.query, question.parameters)
+    state = _inputs_state(connection, question.tables, question.query, question.parameters)
     name = {"name": _name(question.tables[0])}
-    if standing is not None and not force:
+    if state is not None and not force:
         kept = connection.execute(
             statement("select findings -> cast(:question as text) from cliniko.table_states where name = :name"),
             {**name, "question": question.name},
         ).scalar_one()
-        if kept is not None and kept["of"] == standing:
+        if kept is not None and kept["of"] == state:
             return kept["found"], True
-    found = dict(look())
-    if standing is not None:
+    found = dict(compute())
+    if state is not None:
         connection.execute(
             statement("update cliniko.table_states set findings = findings || cast(:kept as jsonb) where name = :name"),
-            {**name, "kept": json.dumps({question.name: {"of": standing, "found": found}})},
+            {**name, "kept": json.dumps({question.name: {"of": state, "found": found}})},
         )
     return found, False
 
 
-def _standing(
+def _inputs_state(
     connection: Connection,
     tables: Sequence[Table],
     query: str,
@@ -140,7 +144,7 @@ def _standing(
     contacts: str | None = None,
 ) -> dict[str, Any] | None:
     row = connection.execute(
-        statement(sql("transforms/standing")), {"names": [_name(table) for table in tables], "contacts": contacts}
+        statement(sql("transforms/inputs_state")), {"names": [_name(table) for table in tables], "contacts": contacts}
     ).one()
     if row.tables is None or (contacts is not None and row.contacts is None):
         return None
@@ -155,7 +159,7 @@ def _standing(
 
 
 def _ensure_states(connection: Connection, tables: Sequence[Table]) -> None:
-    """Gives each table a version that has none: from then on nothing happens to it unnoticed."""
+    """Give a version to each table without one, so that its next change is recorded."""
     connection.execute(statement(sql("transforms/ensure_states")), {"names": [_name(table) for table in tables]})
 
 

@@ -1,7 +1,6 @@
-"""pandas DataFrames to and from tenant tables: what an operator's own assets return.
+"""pandas DataFrames of an operator's own assets, written to tenant tables and read from them.
 
-A table that is not there yet is made, under forced row-level security like all others. Knows nothing of how the
-pipeline's own tables are computed.
+A missing table is created under forced row-level security, like all others.
 """
 
 import re
@@ -24,10 +23,10 @@ from cliniko_pipeline.postgres.tables import WRITTEN, Table
 from cliniko_pipeline.postgres.writing.merge import Written, quote, replace_all, replace_by_rows
 
 _COLUMN_NAME = re.compile(r"[^\W\d][\w ]*")
-# PostgreSQL cuts longer names, and the next writing would not find its column.
-_LONGEST_NAME_BYTES = 63
+# PostgreSQL truncates longer names.
+_MAX_NAME_BYTES = 63
 
-# In this order: a bool is an int, a datetime a date.
+# In this order: bool is a subclass of int, datetime of date.
 _SQL_TYPES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     ((bool, np.bool_), "boolean"),
     ((int, np.integer), "bigint"),
@@ -41,7 +40,7 @@ _SQL_TYPES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (str, "text"),
 )
 
-# How columns are read, without and with missing values; all others (numeric, uuid, date, jsonb, ...) as objects.
+# The types of columns without and with missing values; other columns (numeric, uuid, jsonb, ...) hold objects.
 _FRAME_TYPES = {
     "smallint": ("int64", "Int64"),
     "integer": ("int64", "Int64"),
@@ -57,10 +56,10 @@ _INTEGERS = ("smallint", "integer", "bigint")
 
 
 def write(database: Database, organization_id: str, schema: str, name: str, frame: pd.DataFrame) -> Written:
-    """Makes the organization's rows of the table exactly the frame's; its index is not stored.
+    """Make the organization's rows exactly the frame's. The index is not stored.
 
-    Raises DataError where the frame has a column `organization_id` (the partition says whose the rows are), or columns
-    other than the table's, or a value that cannot be stored.
+    Raises DataError where the frame has a column `organization_id`, columns other than the table's, or a value that
+    PostgreSQL cannot store.
     """
     columns = _usable_columns(frame, f"{schema}.{name}")
     table = _known(schema, name)
@@ -78,7 +77,7 @@ def write(database: Database, organization_id: str, schema: str, name: str, fram
 
 
 def read(database: Database, organization_id: str, schema: str, name: str) -> pd.DataFrame:
-    """The organization's rows, with all columns but `organization_id`."""
+    """Return the organization's rows, without `organization_id`."""
     with database.organization(organization_id) as connection:
         result = connection.execute(sa.text(f"select * from {quote(schema)}.{quote(name)}"))
         names = list(result.keys())
@@ -94,7 +93,7 @@ def read(database: Database, organization_id: str, schema: str, name: str) -> pd
 
 def _series(values: list[Any], sql_type: str) -> "pd.Series[Any]":
     if sql_type == "text" and any(value is not None for value in values):
-        return pd.Series(values)  # as pandas keeps texts, which differs between its versions
+        return pd.Series(values)  # pandas' own type for texts, which differs between its versions
     complete, gaps = _FRAME_TYPES.get(sql_type, ("object", "object"))
     return pd.Series(values, dtype=gaps if None in values else complete)
 
@@ -102,20 +101,20 @@ def _series(values: list[Any], sql_type: str) -> "pd.Series[Any]":
 def _usable_columns(frame: pd.DataFrame, table: str) -> tuple[str, ...]:
     columns = tuple(frame.columns)
     if not columns:
-        raise DataError(f"The DataFrame for {table} has no columns: give an empty one the columns of the table.")
+        raise DataError(f"The DataFrame for {table} has no columns: an empty one needs the columns of the table, too.")
     if "organization_id" in columns:
         raise DataError(
-            f"The DataFrame for {table} has a column organization_id: leave it out, the partition says whose the"
-            " rows are."
+            f"The DataFrame for {table} has a column organization_id: remove it. The organization is that of the"
+            " partition."
         )
     unusable = [column for column in columns if not _is_usable(column)]
     if unusable:
         raise DataError(
             f"The DataFrame for {table} has {len(unusable)} columns whose names are not texts of letters, digits, _"
-            f" and spaces, of {_LONGEST_NAME_BYTES} bytes at most: rename them."
+            f" and spaces, of {_MAX_NAME_BYTES} bytes at most: rename them."
         )
     if len(set(columns)) < len(columns):
-        raise DataError(f"The DataFrame for {table} has columns of one name twice: rename them.")
+        raise DataError(f"The DataFrame for {table} has two columns of the same name: rename one.")
     return columns
 
 
@@ -123,7 +122,7 @@ def _is_usable(column: object) -> bool:
     return (
         isinstance(column, str)
         and _COLUMN_NAME.fullmatch(column) is not None
-        and len(column.encode()) <= _LONGEST_NAME_BYTES
+        and len(column.encode()) <= _MAX_NAME_BYTES
     )
 
 
@@ -134,20 +133,20 @@ def _known(schema: str, name: str) -> Table | None:
 def _ensure_table(database: Database, schema: str, name: str, frame: pd.DataFrame) -> None:
     with database.operator() as connection:
         existing = _columns(connection, schema, name)
-    existing = existing or _made_once(database, schema, name, frame)
+    existing = existing or _create_table_once(database, schema, name, frame)
     unknown = [column for column in frame.columns if column not in existing]
     if unknown:
         raise DataError(
-            f"The table {schema}.{name} has no column {', '.join(unknown)}: add it there, or drop the table and it"
-            " is made anew."
+            f"The table {schema}.{name} has no column {', '.join(unknown)}: add it there, or drop the table, and the"
+            " next run creates it."
         )
 
 
-def _made_once(database: Database, schema: str, name: str, frame: pd.DataFrame) -> dict[str, str]:
-    """The columns of the table, which is made unless another run has done that meanwhile."""
+def _create_table_once(database: Database, schema: str, name: str, frame: pd.DataFrame) -> dict[str, str]:
+    """Create the table unless a concurrent run has created it; return its columns."""
     with database.operator() as connection:
-        # The first runs of several organizations would all make it. In a transaction that has looked before, PostgreSQL
-        # may go on believing that there is no such table: the lock comes first.
+        # The first runs of several organizations would all create it. The lock comes first: a transaction that has
+        # looked before may not see the new table.
         key = advisory_key("create table", schema, name)
         connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": key})
         if not _columns(connection, schema, name):
@@ -191,15 +190,15 @@ def _sql_type_of_objects(values: "pd.Series[Any]") -> str:
 
 
 def _rows(frame: pd.DataFrame, types: dict[str, str]) -> Iterator[tuple[object, ...]]:
-    # pandas keeps integers with gaps as floats.
+    # pandas stores integers with missing values as floats.
     integers = [
         types.get(column) in _INTEGERS and pd.api.types.is_float_dtype(frame[column].dtype) for column in frame.columns
     ]
     for row in frame.astype(object).itertuples(index=False, name=None):
-        yield tuple(_whole(value) if integer else _value(value) for value, integer in zip(row, integers, strict=True))
+        yield tuple(_integer(value) if integer else _value(value) for value, integer in zip(row, integers, strict=True))
 
 
-def _whole(value: object) -> object:
+def _integer(value: object) -> object:
     value = _value(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -211,5 +210,5 @@ def _value(value: object) -> object:
         return value.to_pydatetime()
     if isinstance(value, pd.Timedelta):
         return value.to_pytimedelta()
-    # An array's answer is an array; there is no column for it to be missing in.
+    # For an array, isna returns an array.
     return None if pd.isna(value) is True else value  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -128,12 +128,14 @@ class SyncJournal:
         if not isinstance(error, CredentialsError | SettingsError):
             return False
         is_refusal = isinstance(error, AuthenticationError | PermissionDeniedError)
-        run = {"run_id": self._run_id, "credentials": self._credentials}
+        organization_id, run_id, credentials = self._organization_id, self._run_id, self._credentials
         try:
             with self._database.operator() as connection:
-                if is_refusal and not scheduling.note_refusal(connection, self._organization_id, **run):
+                if is_refusal and not scheduling.note_refusal(
+                    connection, organization_id, run_id=run_id, credentials=credentials
+                ):
                     return True
-                scheduling.pause(connection, self._organization_id, reason=str(error), **run)
+                scheduling.pause(connection, organization_id, reason=str(error), run_id=run_id, credentials=credentials)
         except ClinikoPipelineError as secondary:
             self._warn(f"The organization could not be paused: {secondary}")
         return False

@@ -1,5 +1,5 @@
--- Why a contact of the organization in whose context it is called does not count: `deleted`, `soft_deleted`, or
--- `filtered` (by the operator's condition). Null: it counts.
+-- Returns why a contact of the current organization does not count: `deleted`, `soft_deleted`, or `filtered` (by the
+-- operator's condition). Null: it counts.
 create or replace function cliniko.contact_absence(sought uuid) returns text
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp

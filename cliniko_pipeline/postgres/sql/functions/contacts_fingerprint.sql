@@ -1,6 +1,5 @@
--- Another text whenever the contacts of the organization in whose context it is called have changed in what
--- organization_contacts gives of them, or the operator's condition has. By contents: a table, its partitions or a view
--- are all the same, and neither a restore nor a column of no interest is a change.
+-- Returns a text that changes with the current organization's contacts, as organization_contacts returns them, and with
+-- the operator's condition. It depends on the contents only: a restore or another column is no change.
 create or replace function cliniko.contacts_fingerprint() returns text
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -21,8 +20,8 @@ begin
                         sum(
                             hash_record_extended(
                                 row(cliniko_patient_id, name, email, first_name, last_name),
-                                -- Not a column more: a row's hash is a sum of its columns', and two rows that
-                                -- exchanged one would come to the same.
+                                -- The seed is the id: a row's hash is a sum over columns, so two rows that
+                                -- exchanged a value would have the same sum.
                                 uuid_hash_extended(id, 0)
                             )
                         )

@@ -1,17 +1,15 @@
--- The text of the query that selects the contacts of the organization in whose context it is executed: the one
--- definition of which rows of public.contacts these are, and of the columns that count.
+-- Returns the text of the query for the current organization's contacts: the only definition of these rows and columns.
 --
--- The operator's condition is around the organization's contacts, and computed for no others (`offset 0`): whatever it
--- says, it can only leave contacts out.
+-- The operator's condition is evaluated on the organization's contacts only (`offset 0`), so it can only exclude some.
 --
--- Texts are in the collation "C": a collation of the application's may take two for one.
+-- Texts are in the collation "C": the application's collation may treat different texts as equal.
 create or replace function cliniko.contacts_query() returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
     contacts constant regclass := to_regclass('public.contacts');
-    -- Older applications have no first and last name here, only the whole.
+    -- Older applications have no first and last names.
     has_parts constant boolean := 2 = (
         select count(*)
         from pg_attribute

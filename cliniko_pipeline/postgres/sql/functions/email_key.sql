@@ -1,4 +1,4 @@
--- The form in which two e-mail addresses are the same: trimmed and case-folded; null for a blank one.
+-- Returns the key by which e-mail addresses are compared: trimmed and case-folded; null for a blank one.
 create or replace function cliniko.email_key(email text) returns text
 language sql immutable parallel safe
 return nullif(

@@ -1,12 +1,12 @@
--- The form in which two names are the same: NFKC, case-folded, white space collapsed; null for a blank name.
+-- Returns the key by which names are compared: NFKC, case-folded, white space collapsed; null for a blank name.
 create or replace function cliniko.name_key(name text) returns text
 language sql immutable parallel safe
 return nullif(
     btrim(
         regexp_replace(
             cliniko.casefold(
-                -- ASCII needs no normalization, and most names are ASCII. "C": in a collation that ignores case nothing
-                -- could be looked for.
+                -- ASCII, like most names, needs no normalization. "C": regular expressions fail in a nondeterministic
+                -- collation.
                 case when octet_length(name) = char_length(name) then name else normalize(name, NFKC) end collate "C"
             ),
             U&'[\0009-\000D\001C-\0020\0085\00A0\1680\2000-\200A\2028\2029\202F\205F\3000]+', ' ', 'g'

@@ -1,4 +1,4 @@
--- Rows came or went: the table has another version, and so many rows more or less. A number that is not known stays so.
+-- After inserts and deletes: changes the table's version and adjusts its row count. An unknown count stays null.
 create or replace function cliniko.note_change() returns trigger
 language plpgsql
 as $function$
@@ -15,7 +15,7 @@ begin
         update cliniko.table_states
         set version = gen_random_uuid(), row_count = row_count + change.rows
         where organization_id = change.organization_id and name = table_name;
-        -- What a removed organization leaves is nothing.
+        -- A removed organization needs no version.
         if not found and tg_op = 'INSERT' then
             insert into cliniko.table_states as state (organization_id, name)
             values (change.organization_id, table_name)

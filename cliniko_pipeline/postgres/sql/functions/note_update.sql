@@ -1,4 +1,4 @@
--- Rows have changed: the table has another version. Only a hand can have given them to another organization.
+-- After rows were updated: changes the table's version. Only a manual update moves rows to another organization.
 create or replace function cliniko.note_update() returns trigger
 language plpgsql
 as $function$

@@ -1,10 +1,10 @@
--- The contacts of the organization in whose context it is called, and of no other.
+-- Returns the contacts of the current organization only.
 --
--- public.contacts belongs to the application: the pipeline puts no policy on it, and the organization role has no right
--- to it. This function, which runs with its owner's rights, is the only way to it. It refers to the table by name only
--- when called, so that nothing of the pipeline stands in the way of the application's own migrations.
+-- public.contacts belongs to the application: the pipeline adds no policy to it, and the organization role has no
+-- privilege on it. This function, which runs with its owner's rights, is the only access. It resolves the table's name
+-- when called, so that the application's migrations do not depend on the pipeline.
 --
--- With row_security off PostgreSQL raises an error where a policy would hide contacts: they would be taken for deleted.
+-- With row_security off PostgreSQL raises an error where a policy would hide contacts. Hidden ones would seem deleted.
 create or replace function cliniko.organization_contacts()
 returns table (id uuid, cliniko_patient_id text, name text, email text)
 language plpgsql stable security definer
@@ -19,7 +19,7 @@ begin
             $$
                 select
                     id,
-                    -- Copied by hand, often with white space of any kind around it.
+                    -- Often copied by hand with white space around it.
                     nullif(
                         btrim(
                             cliniko_patient_id,
@@ -28,7 +28,7 @@ begin
                         ),
                         ''
                     ),
-                    -- A visible letter of ASCII is seen at a glance.
+                    -- The regular expression is a cheap test for names that are not blank.
                     case
                         when name ~ '[!-~]' or cliniko.name_key(name) is not null then name
                         else nullif(concat_ws(' ', first_name, last_name), '')

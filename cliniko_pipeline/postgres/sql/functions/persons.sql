@@ -1,13 +1,13 @@
--- Every patient of the organization and the person it is: a patient that was merged is the one it was merged into,
--- followed to the end of the chain. A chain may end at an id without a record. A loop ends at its lowest id.
+-- Returns every patient of the organization with its person: the last patient of the chain of merges. A chain may end
+-- at an id without a record. The person of a loop is its lowest id.
 create or replace function cliniko.persons()
 returns table (patient_id text, person_id text, in_loop boolean)
 language plpgsql stable
 rows 10000
 as $function$
 declare
-    -- The merged patients, numbered: their ids, the ids they were merged into, and the numbers of those that were
-    -- merged on. What is found out about each stands under its number.
+    -- The merged patients by number: their ids, the ids they were merged into, and the numbers of those patients. The
+    -- results have the same numbers.
     ids text[];
     target_ids text[];
     targets integer[];
@@ -35,7 +35,7 @@ begin
     from merged
     left join merged as target on target.id = merged.merged_into_id;
 
-    -- Each patient is walked over once or twice, however long the chains are.
+    -- Each patient is visited once or twice, however long the chains are.
     for start in 1..coalesce(cardinality(ids), 0) loop
         here := start;
         while here is not null and persons[here] is null and walks[here] <> start loop

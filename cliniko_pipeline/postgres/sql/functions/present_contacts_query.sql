@@ -1,12 +1,11 @@
--- The text of the query that selects the contacts, with all their columns, of the organization in whose context it is
--- executed, but for those that the application has deleted softly.
+-- Returns the text of the query for the current organization's contacts, with all columns, without soft-deleted ones.
 create or replace function cliniko.present_contacts_query() returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
     contacts constant regclass := to_regclass('public.contacts');
-    -- Where organizations are texts an index finds their contacts; elsewhere (uuid, ...) they are compared as texts only.
+    -- Text columns are also compared directly, so that an index is used; other types (uuid, ...) only as text.
     is_text constant boolean := exists (
         select
         from pg_attribute
@@ -14,7 +13,7 @@ declare
             and attname = 'organization_id'
             and atttypid in ('text'::regtype, 'varchar'::regtype)
     );
-    -- Contacts that the application has deleted softly do not count.
+    -- Soft-deleted contacts do not count.
     not_deleted constant text := (
         select string_agg(
             case attname when 'deleted_at' then ' and deleted_at is null' else ' and is_deleted is not true' end, ''

@@ -1,5 +1,5 @@
--- Raises an error that names the operator's condition, where there is one: called when contacts could not be read.
--- PostgreSQL's own message is repeated only where it is about the condition's text: others hold values of rows.
+-- Raises an error about the operator's condition, if there is one, after contacts could not be read. PostgreSQL's own
+-- message is repeated only where it is about the condition's text: other messages hold values of rows.
 create or replace function cliniko.refuse_contacts_filter(state text, message text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp

@@ -1,8 +1,8 @@
--- Raises an error where policies of the application hide contacts from the role that calls it, the owner of
--- organization_contacts. Where policies apply and show that role all rows, it switches row_security on, until the end
--- of the function that has set it to off.
+-- Raises an error where the application's policies hide contacts from the calling role, the owner of
+-- organization_contacts. Where its policies show that role all rows, it switches row_security on until the calling
+-- function ends.
 --
--- It sets no search path of its own: a setting made within would end with it. Its callers have set theirs.
+-- It sets no search path, because that would end the setting of row_security too. Its callers have set theirs.
 create or replace function cliniko.require_visible_contacts() returns void
 language plpgsql stable
 as $function$
@@ -34,7 +34,7 @@ begin
         errcode = 'CP001',
         message = concat(
             'Row-level security of public.contacts hides contacts from the database user ', reader, ', as which the'
-            ' pipeline reads them. They would be taken for deleted, so nothing was written. Run ',
+            ' pipeline reads them. They would seem deleted, so nothing was written. Run ',
             case
                 when not has_restrictive
                     then concat(

@@ -1,8 +1,8 @@
--- Takes requests from the budget of an API key, or says after how many seconds to ask again. Never more than `allowed`
--- are sent within any `window_seconds`, by the server's clock alone: whoever takes tells how long ago its earlier
--- requests were answered, so neither a slow answer nor the clock of another machine lets two windows overlap.
+-- Takes requests from the budget of an API key, or returns the seconds to wait. At most `allowed` requests are sent in
+-- any window of `window_seconds`, by the server's clock. The caller reports how long ago its earlier requests were
+-- answered, so neither slow answers nor other machines' clocks let two windows overlap.
 --
--- The row of the key is locked until the end of the statement's transaction: that is all the coordination there is.
+-- The key's row is locked until the end of the transaction. That is the only coordination.
 create or replace function cliniko.take_requests(
     digest text,
     wanted integer,
@@ -21,13 +21,13 @@ declare
     budget cliniko.request_budgets;
     moment timestamptz;
     counting integer;
-    whole constant interval := make_interval(secs => window_seconds);
+    full_window constant interval := make_interval(secs => window_seconds);
     unanswered constant interval := make_interval(secs => window_seconds + longest_answer_seconds);
 begin
     insert into cliniko.request_budgets (key_digest) values (digest) on conflict do nothing;
     select * into budget from cliniko.request_budgets where key_digest = digest for update;
     moment := clock_timestamp();
-    -- A clock that was set back does not close the budget for longer than anybody asked for.
+    -- After the clock was set back, the budget is not blocked for longer than requested.
     budget.blocked_until := least(budget.blocked_until, moment + make_interval(secs => longest_block_seconds));
 
     select
@@ -40,11 +40,11 @@ begin
         select
             entry.ticket,
             entry.requests,
-            -- Nor for longer than an answer can take.
+            -- Nor does a request count for longer than an answer can take.
             least(
                 case
                     when answer.ticket is null then entry.until
-                    else moment - make_interval(secs => greatest(answer.ago, 0)) + whole
+                    else moment - make_interval(secs => greatest(answer.ago, 0)) + full_window
                 end,
                 moment + unanswered
             ) as until
@@ -57,7 +57,7 @@ begin
     if budget.blocked_until > moment then
         wait_seconds := extract(epoch from budget.blocked_until - moment);
     elsif wanted > 0 and counting + wanted > allowed then
-        -- When so many have left the window that what is wanted fits in.
+        -- The first instant at which enough requests have left the window.
         select extract(epoch from min(freed.until) - moment)
         into wait_seconds
         from (

@@ -1,19 +1,19 @@
--- The active people of the organization that have a contact: one row each.
+-- The organization's active people with a contact, one row each.
 --
--- :as_of               the instant judged by
+-- :as_of               the instant that separates recent from upcoming appointments
 -- :activity_window     how long before it an appointment is recent
--- :count_no_shows      whether an appointment nobody came to counts
+-- :count_no_shows      whether no-shows count
 with
 identity as materialized (
     select patient_id, person_id from cliniko.persons()
 ),
 
--- Only people that can be in the answer.
+-- People with a contact, neither archived nor deleted.
 person as materialized (
     select patient.id, mapping.contact_id
     from cliniko.contact_mapping as mapping
     inner join cliniko.patients as patient on patient.id = mapping.patient_id
-    -- The mapping may be older than the contacts.
+    -- A mapped contact may have been deleted since.
     inner join cliniko.organization_contacts() as contact on contact.id = mapping.contact_id
     where mapping.contact_id is not null and patient.archived_at is null and patient.deleted_at is null
 ),
@@ -24,7 +24,7 @@ patient as materialized (
     inner join person on person.id = identity.person_id
 ),
 
--- Gone through twice: once to count those that were earlier, once to tell in detail of the few that are not.
+-- Scanned twice: all earlier appointments are counted, and the few current ones are listed.
 individual as not materialized (
     select
         patient_id,
@@ -67,7 +67,7 @@ in_group as not materialized (
     group by patient.person_id, appointment.organization_id, appointment.kind, appointment.id
 ),
 
--- Each that is recent or upcoming, by itself.
+-- Recent and upcoming attendances, one row each.
 current_attendance as (
     select
         patient.person_id,
@@ -87,7 +87,7 @@ current_attendance as (
     where is_current
 ),
 
--- Individual appointments are counted by patient: to find the person of every single one would take longer.
+-- Individual appointments are counted by patient first: joining every one with its person is slower.
 earlier_of_patient as (
     select patient_id, count(*) as attendances
     from individual
@@ -102,7 +102,7 @@ earlier_in_group as (
     group by person_id
 ),
 
--- All that was earlier, as one number a person.
+-- The number of earlier attendances of each person.
 earlier as (
     select person_id, cast(sum(attendances) as integer) as attendances
     from (
@@ -111,7 +111,7 @@ earlier as (
         inner join patient on patient.id = earlier_of_patient.patient_id
         union all
         select person_id, attendances from earlier_in_group
-    ) as counted_each
+    ) as counts
     group by person_id
 ),
 
@@ -135,14 +135,14 @@ attendance as (
             ends_at,
             appointment_type_id,
             practitioner_id,
-            -- Nobody can have failed to arrive at a class that has not been held.
+            -- A group appointment in the future has no no-shows yet.
             did_not_arrive and (kind <> 'group' or starts_at <= :as_of) as did_not_arrive
         from current_attendance
     ) as judged
     where :count_no_shows or not judged.did_not_arrive
 ),
 
--- A person with a recent attendance is active. Every earlier attendance is before it.
+-- A person with a recent attendance is active; the latest attendance is then a recent one.
 counted as (
     select
         person_id,

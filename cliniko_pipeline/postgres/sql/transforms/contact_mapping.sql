@@ -1,8 +1,8 @@
--- Each person of the organization and the contact it is, if that is certain.
+-- The organization's people, each with its contact if that is certain.
 --
--- Three passes over what is still free: the contact names the patient; same e-mail; same name. Where more than one
--- could be meant, the pair must also agree in a name that is unique on both sides; else the patient is ambiguous and left alone,
--- because a wrong pair would show one person's appointments as another's.
+-- Three passes over the unmatched rest: the contact names the patient; same e-mail; same name. In a group with several
+-- candidates, a pair must also agree in a name that is unique on both sides. The group's other patients are ambiguous:
+-- a wrong pair would show one person's appointments as another's.
 with
 identity as materialized (
     select patient_id, person_id from cliniko.persons()
@@ -18,7 +18,7 @@ person as materialized (
     inner join identity on identity.patient_id = patient.id and identity.person_id = patient.id
 ),
 
--- named_person_id: the person that the contact itself names, where that person exists.
+-- named_person_id: the existing person that the contact names.
 contact as materialized (
     select
         contact.id,
@@ -30,7 +30,7 @@ contact as materialized (
     left join person on person.id = identity.person_id
 ),
 
--- Pass 1: the contact names the patient, or one merged into it. -----------------------------------------------------
+-- Pass 1: the contact names the patient, or a patient merged into it. -----------------------------------------------
 named_group as (
     select named_person_id as person_id, count(*) as contacts, (array_agg(id))[1] as contact_id
     from contact
@@ -56,7 +56,7 @@ named as materialized (
 ),
 
 -- Pass 2: same e-mail. ----------------------------------------------------------------------------------------------
--- A contact that names an existing person is free for nobody else, and that person was decided in pass 1.
+-- A contact that names an existing person is not free for others. Pass 1 has decided that person.
 free_person as materialized (
     select person.*
     from person
@@ -67,7 +67,7 @@ free_contact as materialized (
     select * from contact where named_person_id is null
 ),
 
--- Persons and contacts meet as groups only, never each with each: thousands may share an address.
+-- Joins groups, not rows: thousands of people may share an address.
 email_group as materialized (
     select email_key, persons, person_id, contacts, contact_id
     from (

@@ -1,7 +1,7 @@
--- What the named tables of the organization hold, by their versions; null where that cannot be told: a table of which
--- nothing is known yet, or that is not watched. And the contacts, as they are or as they were when they were mapped.
+-- The versions of the named tables, or null where one has no version or no enabled triggers; and the fingerprint of the
+-- contacts, now or when they were mapped.
 --
--- Whoever replaced a table's storage (truncate, restore) or switched off what watches it need not have told.
+-- Truncate, restore and disabled triggers change no version. The filenode and the triggers' own versions reveal them.
 select
     (
         select case
