@@ -137,9 +137,7 @@ def _measure_active_patients(server: Server, options: argparse.Namespace) -> Gen
         contenders: dict[str, Callable[[], None]] = {
             OURS: lambda: replace_active_patients(database),
             BY_HAND: lambda: execute(database, by_hand()),
-            f"{BY_HAND}, settings of ours": lambda: execute(
-                database, sql("transforms/plan_for_whole_tables"), by_hand()
-            ),
+            f"{BY_HAND}, settings of ours": lambda: execute(database, sql("transforms/plan_for_bulk"), by_hand()),
         }
         found: dict[str, list[Taken]] = {name: [] for name in contenders}
         for number in range(options.rounds):

@@ -285,7 +285,7 @@ def _psycopg_text(text: str) -> bytes:
 
 def plan_for_bulk(connection: Connection) -> None:
     """Make the planner expect whole tables, until the end of the transaction."""
-    connection.execute(statement(sql("transforms/plan_for_whole_tables")))
+    connection.execute(statement(sql("transforms/plan_for_bulk")))
 
 
 def ensure_created(connection: Connection, text: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.engine import Database, plan_for_bulk, sql
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, CONTACT_MAPPING, Table
 from cliniko_pipeline.postgres.writing import crawls
 from cliniko_pipeline.postgres.writing.merge import Written, replace_by_query
@@ -171,6 +171,6 @@ def _most_rows(database: Database, name: str) -> int:
     """Of the step that gave, or threw away, the most."""
     counted = ("Actual Rows", "Rows Removed by Join Filter", "Rows Removed by Filter")
     with database.organization("a") as connection:
-        connection.execute(sa.text(sql("transforms/plan_for_whole_tables")))  # as `replace_by_query` does
+        plan_for_bulk(connection)  # as `replace_by_query` does
         nodes = _nodes(connection, "analyze, timing off, ", sql(f"transforms/{name}"), QUERIES[name][1])
     return int(max(node.get(rows, 0) * node["Actual Loops"] for node in nodes for rows in counted))

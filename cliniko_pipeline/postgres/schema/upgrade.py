@@ -366,7 +366,7 @@ def _require_application_tables(connection: Connection) -> None:
         {name: dict(zip(row.column_names, row.column_types, strict=True)) for name, row in found.items()}
     )
     require_privileges(connection, migrates=False)
-    if not connection.execute(sa.text(sql("schema/conflict_target"))).scalar_one():
+    if not connection.execute(sa.text(sql("writing/conflict_target"))).scalar_one():
         raise DatabaseSetupError(
             "The table public.api_credentials has no unique constraint by which credentials are found again: run"
             " `create unique index on public.api_credentials (organization_id, service_name)`, after removing rows that"

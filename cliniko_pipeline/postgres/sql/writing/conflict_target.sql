@@ -1,4 +1,4 @@
--- Whether `insert ... on conflict (organization_id, service_name)` finds a unique index. A view is assumed to have one.
+-- Whether `insert ... on conflict (organization_id, service_name)` finds what it needs. Of a view nothing is known.
 select
     (select relkind from pg_class where oid = 'public.api_credentials'::regclass) not in ('r', 'p')
     or exists (
