@@ -58,7 +58,7 @@ def test_password_is_required_and_readable_by_its_owner_only(running_root: Path,
     assert password.stat().st_uid == os.geteuid()
     assert len(url.password or "") >= 32
     assert stat.S_IMODE((running_root / "data").stat().st_mode) == 0o700
-    # Whoever can open a lock's file can hold the lock.
+    # A process that can open the file can hold the lock.
     for lock in ("users.lock", "change.lock"):
         assert stat.S_IMODE((running_root / lock).stat().st_mode) == 0o600
     for wrong in (url._replace(password=None), url.set(password="wrong")):

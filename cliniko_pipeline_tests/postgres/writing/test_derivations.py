@@ -209,10 +209,10 @@ def test_rows_from_before_the_first_count_are_counted(clinic: DerivedClinic) -> 
 
 def test_rows_moved_by_hand_are_counted_in_both_organizations(module_database: Database) -> None:
     mine, theirs = DerivedClinic(module_database), DerivedClinic(module_database)
-    for each in (mine, theirs):
-        each.patient("1")
-        each.patient("2")
-        each.sync()
+    for clinic in (mine, theirs):
+        clinic.patient("1")
+        clinic.patient("2")
+        clinic.sync()
     moved = "update cliniko.patients set organization_id = :to, id = '9' where organization_id = :of and id = '1'"
     with module_database.operator() as connection:
         connection.execute(sa.text(moved), {"of": mine.id, "to": theirs.id})

@@ -142,8 +142,8 @@ def test_integers_with_a_missing_value_stay_integers(database: Database) -> None
     [
         (pd.DataFrame(), r"clinic\.reports has no columns"),
         (pd.DataFrame(index=[1, 2]), r"clinic\.reports has no columns"),
-        (pd.DataFrame({"x": [1], "organization_id": ["b"]}), "leave it out"),
-        (pd.DataFrame([[1, 2]], columns=["x", "x"]), "twice"),
+        (pd.DataFrame({"x": [1], "organization_id": ["b"]}), "remove it"),
+        (pd.DataFrame([[1, 2]], columns=["x", "x"]), "two columns of the same name"),
         *((pd.DataFrame({"x": [1], name: [2]}), None) for name in HOSTILE_NAMES),
     ],
 )
