@@ -1,8 +1,8 @@
 """The simulated Cliniko's HTTP server: headers, authentication, rate limit, lists, and faults on the wire.
 
 `http://HOST:PORT/{shard}/v1/{resource}`: the path's first segment stands for the host
-`api.{shard}.cliniko.com`, so that one address serves accounts of every shard. What a query means is in queries,
-what goes wrong in faults, the data in account.
+`api.{shard}.cliniko.com`, so that one address serves accounts of every shard. What a query means is in
+`queries`, what goes wrong in `faults`, the data in `accounts`.
 
 Where the API's behaviour is not published, the sandbox chooses the stricter reading: an Accept header without
 `application/json` is 406, `page=0` is 400, a single record that a list would hide is 404 unless asked for by
@@ -10,29 +10,35 @@ the same filters, the rate limit is a sliding window. `per_page` above the maxim
 """
 
 import asyncio
-import base64
-import binascii
 import json
 import math
 import random
 import re
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from email.utils import formatdate
-from ipaddress import ip_address
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
 from cliniko_pipeline.errors import ArgumentError
-from cliniko_pipeline.sandbox import wire
-from cliniko_pipeline.sandbox.accounts.account import Account, Page
+from cliniko_pipeline.sandbox.accounts.account import Account
+from cliniko_pipeline.sandbox.answers import (
+    BLOCKED_PAGE,
+    FIXED_ANSWERS,
+    HTML,
+    Answer,
+    Call,
+    error,
+    list_answer,
+    record_answer,
+    to_json,
+)
+from cliniko_pipeline.sandbox.connections import authority, basic_user, close, is_loopback, reset
 from cliniko_pipeline.sandbox.counters import Counters, RecordedRequest
 from cliniko_pipeline.sandbox.faults import Fault, FaultDice, Faults, Misfortune
 from cliniko_pipeline.sandbox.queries import Query, QueryError, read_query
@@ -45,47 +51,6 @@ _STOP_SECONDS = 30.0
 _TURNS_TO_ACCEPT = 10
 _API_PATH = re.compile(r"/(?P<shard>[a-z]{2}[0-9]{1,2})/v1/(?P<resource>[a-z_]+)(?:/(?P<record_id>[^/]+))?")
 _USER_AGENT = re.compile(r"\S.*\([^()\s@]+@[^()\s@]+\.[^()\s@]+\)")
-_JSON = "application/json; charset=utf-8"
-_HTML = "text/html; charset=utf-8"
-_BLOCKED_PAGE = b"<!DOCTYPE html><html><head><title>403</title></head><body><h1>Blocked</h1></body></html>"
-_GATEWAY_PAGE = b"<!DOCTYPE html><html><head><title>502</title></head><body><h1>Bad gateway</h1></body></html>"
-_MAINTENANCE_PAGE = b"<!DOCTYPE html><html><head><title>Back soon</title></head><body>Maintenance</body></html>"
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    body: bytes
-    content_type: str = _JSON
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-_FIXED_ANSWERS = {
-    Fault.HTML_OK: _Answer(200, _MAINTENANCE_PAGE, _HTML),
-    Fault.HTML_BAD_GATEWAY: _Answer(502, _GATEWAY_PAGE, _HTML),
-    Fault.NOT_AN_OBJECT: _Answer(200, b"[]"),
-}
-
-
-@dataclass(slots=True)
-class _Call:
-    """A request as far as it is understood; `account` is set once the key is known."""
-
-    request: web.BaseRequest
-    at: float
-    shard: str = ""
-    resource: str = ""
-    record_id: str | None = None
-    parameters: tuple[tuple[str, str], ...] = ()
-    account: Account | None = None
-
-    @property
-    def list_path(self) -> str:
-        return self.resource if self.record_id is None else f"{self.resource}/{self.record_id}"
-
-    @property
-    def base_url(self) -> str:
-        return f"http://{self.request.host}/{self.shard}/v1"
 
 
 class Sandbox:
@@ -117,7 +82,7 @@ class Sandbox:
 
     @property
     def faults(self) -> Faults:
-        """What goes wrong; assign other faults while the server runs."""
+        """The faults in force; they may be replaced while the server runs."""
         return self._dice.faults
 
     @faults.setter
@@ -125,19 +90,19 @@ class Sandbox:
         self._dice.faults = faults
 
     def add(self, account: Account) -> None:
-        """Serve one more account. Raises ArgumentError if its name or key is taken."""
+        """Serve one more account. Raise ArgumentError if its name or key is taken."""
         if account.name in self.accounts or (account.shard, account.bare_key) in self._keys:
             raise ArgumentError("The sandbox has an account of this name or API key; give each its own.")
         self.accounts[account.name] = account
         self._keys[account.shard, account.bare_key] = account
 
     def base_url(self, account: Account | str) -> str:
-        """Give the account's API address, without a slash at its end. Raises KeyError for an unknown name."""
+        """Return the account's API address, without a slash at its end. Raise KeyError for an unknown name."""
         served = self.accounts[account] if isinstance(account, str) else account
         return f"http://{self.host}/{served.shard}/v1"
 
     async def serve(self, host: str, port: int, started: "Future[asyncio.AbstractEventLoop]") -> None:
-        """Serve until `stop`; `started` gets the event loop, or why there is no server."""
+        """Serve until `stop`; `started` gets the event loop, or the error that prevents serving."""
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family, backlog=1024) as listening:
@@ -145,7 +110,7 @@ class Sandbox:
             await runner.setup()
             try:
                 await web.SockSite(runner, listening).start()
-                self.host = _authority(listening)
+                self.host = authority(listening)
                 started.set_result(loop)
                 await self._stopping.wait()
                 # The runner closes only connections it knows: accept no more, and let those just accepted
@@ -161,20 +126,20 @@ class Sandbox:
         self._stopping.set()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        call = _Call(request, self._clock())
+        call = Call(request, self._clock())
         if request.path.startswith("/sandbox/"):
             return self._respond(await self._control(request))
         answer = self._refusal(call)
         if answer is not None or call.account is None:
-            return self._finish(call, answer or _error(404, "Not found"))
+            return self._finish(call, answer or error(404, "Not found"))
         misfortune = self._dice.roll(call.account.name)
         if misfortune.delay_seconds > 0:
             await self._wait(misfortune.delay_seconds)
         return await self._answer(call, call.account, misfortune)
 
-    # What is refused before the account's data is looked at, in the order the real service would.
+    # Refusals before the account's data is read, in the order of the real service.
 
-    def _refusal(self, call: _Call) -> _Answer | None:
+    def _refusal(self, call: Call) -> Answer | None:
         return (
             self._refused_headers(call)
             or self._unknown_path(call)
@@ -183,55 +148,55 @@ class Sandbox:
             or self._missing_right(call)
         )
 
-    def _refused_headers(self, call: _Call) -> _Answer | None:
+    def _refused_headers(self, call: Call) -> Answer | None:
         headers = call.request.headers
         if not _USER_AGENT.match(headers.get("User-Agent", "")):
-            return _Answer(403, _BLOCKED_PAGE, _HTML)
+            return Answer(403, BLOCKED_PAGE, HTML)
         if "application/json" not in headers.get("Accept", ""):
-            return _error(406, "Accept must be application/json")
+            return error(406, "Accept must be application/json")
         return None
 
-    def _unknown_path(self, call: _Call) -> _Answer | None:
+    def _unknown_path(self, call: Call) -> Answer | None:
         parts = _API_PATH.fullmatch(call.request.path)
         if parts is None:
-            return _error(404, "Not found")
+            return error(404, "Not found")
         call.shard, call.resource, call.record_id = parts["shard"], parts["resource"], parts["record_id"]
         call.parameters = tuple(parse_qsl(call.request.query_string, keep_blank_values=True))
         return None
 
-    def _unknown_key(self, call: _Call) -> _Answer | None:
-        key = _basic_user(call.request.headers.get("Authorization", ""))
+    def _unknown_key(self, call: Call) -> Answer | None:
+        key = basic_user(call.request.headers.get("Authorization", ""))
         account = None if key is None else self._keys.get((call.shard, key.removesuffix(f"-{call.shard}")))
         if account is None or account.revoked:
-            return _error(401, "The API key is not known")
+            return error(401, "The API key is not known")
         call.account = account
         return None
 
-    def _over_limit(self, call: _Call) -> _Answer | None:
+    def _over_limit(self, call: Call) -> Answer | None:
         if self._requests_per_minute is None or call.account is None:
             return None
         limit = self._limits.setdefault(call.account.name, RateLimit(self._requests_per_minute))
         possible_again = limit.admit(call.at)
         return None if possible_again is None else self._too_many_requests(call.at, possible_again)
 
-    def _missing_right(self, call: _Call) -> _Answer | None:
+    def _missing_right(self, call: Call) -> Answer | None:
         if call.account is None or (call.resource not in RESOURCES and call.list_path != SETTINGS):
-            return _error(404, "Not found")
+            return error(404, "Not found")
         if call.request.method != "GET":
-            return _Answer(405, _json({"message": "Method not allowed"}), headers=(("Allow", "GET"),))
+            return Answer(405, to_json({"message": "Method not allowed"}), headers=(("Allow", "GET"),))
         if call.resource in call.account.forbidden_resources:
-            return _error(403, "The user of this API key may not see this")
+            return error(403, "The user of this API key may not see this")
         return None
 
-    def _too_many_requests(self, now: float, possible_again: float) -> _Answer:
+    def _too_many_requests(self, now: float, possible_again: float) -> Answer:
         headers = [("X-RateLimit-Reset", str(math.ceil(possible_again)))]
         if self._retry_after:
             headers.append(("Retry-After", str(max(1, math.ceil(possible_again - now)))))
-        return _Answer(429, _json({"message": "Too many requests"}), headers=tuple(headers))
+        return Answer(429, to_json({"message": "Too many requests"}), headers=tuple(headers))
 
-    # What is answered from the account's data.
+    # Answers from the account's data.
 
-    async def _answer(self, call: _Call, account: Account, misfortune: Misfortune) -> web.StreamResponse:
+    async def _answer(self, call: Call, account: Account, misfortune: Misfortune) -> web.StreamResponse:
         instead = self._instead(call, misfortune)
         if instead is not None:
             return self._finish(call, instead)
@@ -239,96 +204,74 @@ class Sandbox:
             return await self._break_connection(call, misfortune.fault)
         if call.resource == SETTINGS:
             found = account.settings
-            answer = _error(404, "Not found") if found is None else _Answer(200, _json(found))
+            answer = error(404, "Not found") if found is None else Answer(200, to_json(found))
             return await self._send(call, answer, misfortune.fault)
         try:
             refused = self.faults.refused(account.name, call.resource)
             query = read_query(RESOURCES[call.resource], call.parameters, refused)
         except QueryError as refused:
-            return self._finish(call, _error(400, str(refused)))
+            return self._finish(call, error(400, str(refused)))
         return await self._answer_query(call, account, query, misfortune.fault)
 
     async def _answer_query(
-        self, call: _Call, account: Account, query: Query, fault: Fault | None
+        self, call: Call, account: Account, query: Query, fault: Fault | None
     ) -> web.StreamResponse:
         inactive = call.list_path == "practitioners/inactive" and account.has_inactive_list
         if call.record_id is not None and not inactive:
-            return await self._send(call, self._record(call, account, call.record_id, query), fault)
+            return await self._send(call, record_answer(call, account, call.record_id, query), fault)
         page = account.page(call.resource, query, None if self.faults.stable_ties else self._order, inactive=inactive)
         unlucky = self.faults.broken_record(account.name, call.resource, page.ids, query.per_page)
         if unlucky is not None:
-            return self._finish(call, _error(unlucky.status, "Something went wrong"))
-        answer = self._list(call, page, query)
+            return self._finish(call, error(unlucky.status, "Something went wrong"))
+        answer = list_answer(call, page, query, self.faults.next_links_to)
         broken = self._dice.broken_page(account.name, call.resource, query.page, query.per_page)
         if broken is not None:
             if not broken.truncated:
-                return self._finish(call, _error(broken.status, "Something went wrong"))
+                return self._finish(call, error(broken.status, "Something went wrong"))
             return await self._send_half(call, answer, Fault.TRUNCATED_BODY)
         return await self._send(call, answer, fault)
 
-    async def _send(self, call: _Call, answer: _Answer, fault: Fault | None) -> web.StreamResponse:
+    async def _send(self, call: Call, answer: Answer, fault: Fault | None) -> web.StreamResponse:
         if fault in {Fault.TRUNCATED_BODY, Fault.RESET_IN_BODY}:
             return await self._send_half(call, answer, fault)
         return self._finish(call, answer)
 
-    def _record(self, call: _Call, account: Account, record_id: str, query: Query) -> _Answer:
-        body = account.body(call.resource, record_id, query)
-        return _error(404, "Not found") if body is None else _Answer(200, wire.bind(body, call.base_url))
+    # Faults.
 
-    def _list(self, call: _Call, page: Page, query: Query) -> _Answer:
-        rest = {"total_entries": page.total_entries, "links": self._page_links(call, page, query)}
-        records = wire.bind(b",".join(page.bodies), call.base_url)
-        head = b'{"%s":[' % call.resource.encode("ascii")
-        return _Answer(200, b"".join((head, records, b"],", _json(rest)[1:])))
-
-    def _page_links(self, call: _Call, page: Page, query: Query) -> dict[str, str]:
-        url = f"{call.base_url}/{call.list_path}"
-        kept = [(name, value) for name, value in call.parameters if name != "page"]
-        links = {"self": _page_url(url, kept, query.page)}
-        if query.page * query.per_page < page.total_entries:
-            origin = self.faults.next_links_to
-            next_url = url if origin is None else f"{origin}/{call.shard}/v1/{call.resource}"
-            links["next"] = _page_url(next_url, kept, query.page + 1)
-        if query.page > 1:
-            links["previous"] = _page_url(url, kept, query.page - 1)
-        return links
-
-    # What goes wrong on purpose.
-
-    def _instead(self, call: _Call, misfortune: Misfortune) -> _Answer | None:
+    def _instead(self, call: Call, misfortune: Misfortune) -> Answer | None:
         match misfortune.fault:
             case Fault.SERVER_ERROR:
-                return _error(misfortune.status, "Something went wrong")
+                return error(misfortune.status, "Something went wrong")
             case Fault.TOO_MANY_REQUESTS:
                 now = self._clock()
                 return self._too_many_requests(now, now + self.faults.too_many_requests_wait_seconds)
             case Fault.REDIRECT:
                 location = f"{self.faults.redirect_to}{call.request.path_qs}"
-                return _Answer(302, b"{}", headers=(("Location", location),))
+                return Answer(302, b"{}", headers=(("Location", location),))
             case None:
                 return None
             case other:
-                return _FIXED_ANSWERS.get(other)
+                return FIXED_ANSWERS.get(other)
 
-    async def _break_connection(self, call: _Call, fault: Fault) -> web.StreamResponse:
+    async def _break_connection(self, call: Call, fault: Fault) -> web.StreamResponse:
         self._record_request(call, 0)
         if fault is Fault.HANG:
             await self._wait(self.faults.hang_seconds)
-            _close(call.request)
+            close(call.request)
         else:
-            _reset(call.request)
+            reset(call.request)
         return web.Response()
 
-    async def _send_half(self, call: _Call, answer: _Answer, fault: Fault) -> web.StreamResponse:
+    async def _send_half(self, call: Call, answer: Answer, fault: Fault) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers=self._headers(answer))
         response.content_length = len(answer.body)
         self._record_request(call, answer.status)
         await response.prepare(call.request)
         await response.write(answer.body[: len(answer.body) // 2])
         if fault is Fault.RESET_IN_BODY:
-            _reset(call.request)
+            reset(call.request)
         else:
-            _close(call.request)
+            close(call.request)
         return response
 
     async def _wait(self, seconds: float) -> None:
@@ -338,45 +281,45 @@ class Sandbox:
         except TimeoutError:
             return
 
-    # The control interface for another process, and what every answer carries.
+    # The control interface for another process, and the headers of every answer.
 
-    async def _control(self, request: web.BaseRequest) -> _Answer:
-        if not _is_loopback(request.remote):
-            return _error(403, "Only from this machine")
+    async def _control(self, request: web.BaseRequest) -> Answer:
+        if not is_loopback(request.remote):
+            return error(403, "Only from this machine")
         match request.method, request.path.split("/")[2:]:
             case "GET", ["counters"]:
-                return _Answer(200, _json(self.counters.as_json()))
+                return Answer(200, to_json(self.counters.as_json()))
             case "GET", ["faults"]:
-                return _Answer(200, _json(self.faults.as_json()))
+                return Answer(200, to_json(self.faults.as_json()))
             case "PUT", ["faults"]:
                 return await self._put_faults(request)
             case "GET", ["accounts", name] if name in self.accounts:
                 return self._all_records(request, self.accounts[name])
             case _:
-                return _error(404, "Not found")
+                return error(404, "Not found")
 
-    async def _put_faults(self, request: web.BaseRequest) -> _Answer:
+    async def _put_faults(self, request: web.BaseRequest) -> Answer:
         try:
             self.faults = Faults.from_json(json.loads(await request.read()))
         except ValueError:
-            return _error(400, "The body is not JSON")
+            return error(400, "The body is not JSON")
         except ArgumentError as refused:
-            return _error(400, str(refused))
-        return _Answer(200, _json(self.faults.as_json()))
+            return error(400, str(refused))
+        return Answer(200, to_json(self.faults.as_json()))
 
-    def _all_records(self, request: web.BaseRequest, account: Account) -> _Answer:
+    def _all_records(self, request: web.BaseRequest, account: Account) -> Answer:
         base_url = f"http://{request.host}/{account.shard}/v1"
         resources = [name for name, one in RESOURCES.items() if one.stored]
-        return _Answer(200, _json({name: account.wire_records(name, base_url) for name in resources}))
+        return Answer(200, to_json({name: account.wire_records(name, base_url) for name in resources}))
 
-    def _finish(self, call: _Call, answer: _Answer) -> web.Response:
+    def _finish(self, call: Call, answer: Answer) -> web.Response:
         self._record_request(call, answer.status)
         return self._respond(answer)
 
-    def _respond(self, answer: _Answer) -> web.Response:
+    def _respond(self, answer: Answer) -> web.Response:
         return web.Response(status=answer.status, body=answer.body, headers=self._headers(answer))
 
-    def _record_request(self, call: _Call, status: int) -> None:
+    def _record_request(self, call: Call, status: int) -> None:
         self.counters.record(
             RecordedRequest(
                 at=call.at,
@@ -390,7 +333,7 @@ class Sandbox:
             )
         )
 
-    def _headers(self, answer: _Answer) -> list[tuple[str, str]]:
+    def _headers(self, answer: Answer) -> list[tuple[str, str]]:
         now = int(self._clock())
         if self._date[0] != now:
             self._date = (now, formatdate(now, usegmt=True))
@@ -413,8 +356,8 @@ def running_sandbox(
     """Serve the accounts on a thread and event loop of their own until the block ends.
 
     `port` 0 takes a free one. `requests_per_minute` None: no limit. `retry_after`: whether a 429 carries that
-    header besides X-RateLimit-Reset. `clock` gives UNIX seconds, for the Date header and the rate limit.
-    Raises ArgumentError if the address cannot be served.
+    header besides X-RateLimit-Reset. `clock` returns UNIX seconds, for the Date header and the rate limit.
+    Raise ArgumentError if the address cannot be served.
     """
     sandbox = Sandbox(
         accounts,
@@ -446,54 +389,3 @@ def _run(sandbox: Sandbox, host: str, port: int, started: "Future[asyncio.Abstra
         if started.done():
             raise
         started.set_exception(error)
-
-
-def _basic_user(authorization: str) -> str | None:
-    """Read the user name of HTTP Basic credentials with an empty password, None for anything else."""
-    scheme, _, encoded = authorization.partition(" ")
-    if scheme.lower() != "basic":
-        return None
-    try:
-        user, separator, password = base64.b64decode(encoded, validate=True).decode("utf-8").partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return None
-    return user if separator and not password else None
-
-
-def _page_url(url: str, kept: list[tuple[str, str]], page: int) -> str:
-    return f"{url}?{urlencode([*kept, ('page', str(page))])}"
-
-
-def _error(status: int, message: str) -> _Answer:
-    return _Answer(status, _json({"message": message}))
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
-def _authority(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_loopback(remote: str | None) -> bool:
-    try:
-        return ip_address(remote or "").is_loopback
-    except ValueError:
-        return False
-
-
-def _close(request: web.BaseRequest) -> None:
-    if request.transport is not None:
-        request.transport.close()
-
-
-def _reset(request: web.BaseRequest) -> None:
-    if request.transport is None:
-        return
-    connection: socket.socket | None = request.transport.get_extra_info("socket")
-    if connection is not None:
-        # With a linger time of zero, closing sends RST instead of FIN.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    request.transport.abort()
