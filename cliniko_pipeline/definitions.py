@@ -1,4 +1,4 @@
-"""Dagster's composition root: what there is, and how it hangs together. No logic of its own."""
+"""Dagster's composition root: all definitions, without logic."""
 
 import dagster as dg
 
@@ -21,10 +21,10 @@ from cliniko_pipeline.runtime import Runtime
 
 
 def build_definitions(*, runtime: Runtime | None = None, listener: ProgressListener | None = None) -> dg.Definitions:
-    """All definitions.
+    """Return all definitions.
 
-    `runtime` is used in place of one opened from the environment, `listener` is told of all requests: for whoever
-    runs jobs in a process of its own, the command line and tests.
+    Callers that run jobs in their own process, the command line and tests, can pass a runtime to use instead of the
+    environment's, and a listener for the events of the clients.
     """
     return dg.Definitions(
         assets=ASSETS,
@@ -54,5 +54,5 @@ def build_definitions(*, runtime: Runtime | None = None, listener: ProgressListe
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    """What `workspace.yaml` loads."""
+    """Return the definitions that `workspace.yaml` loads."""
     return build_definitions()

@@ -1,12 +1,12 @@
-"""Dagster's storage in PostgreSQL: over connections that are used again, and in a schema of its own.
+"""Dagster's storage in PostgreSQL, with pooled connections and in a schema of its own.
 
-The name of this module stands in the `dagster.yaml` of every installation: it stays.
+The `dagster.yaml` of every installation names this module and its class: the names stay.
 
-Dagster's own opens a connection for every statement: three hundred for a sync, which took three of its seven CPU
-seconds, the server's included (docs/benchmarks.md). `dagster.yaml` names the class.
+Dagster's own storage opens a connection per statement: three hundred per sync, which took three of its seven CPU
+seconds (docs/benchmarks.md).
 
-The schema comes with the URL and is set on every connection, whoever opens it. A start-up option would not do: poolers
-drop those, and Dagster's tables would be made in `public`.
+The URL names the schema, which is set on every connection. A start-up option would not do: poolers drop it, and
+Dagster's tables would be made in `public`.
 """
 
 from collections.abc import Callable
@@ -33,35 +33,35 @@ if TYPE_CHECKING:
     from dagster_postgres.auth import PgTokenProvider
 
 CONNECTIONS_KEPT = 2
-"""By each process. As many more as are asked for at once are opened, and closed again."""
+"""Idle connections of a process. More are opened on demand, and closed after use."""
 
 _DIALECT = "postgresql.cliniko_dagster_storage"
 _SCHEMA = "storage_schema"
 
 
 def storage_url(url: URL, schema: str) -> URL:
-    """Return the database's URL as `PooledPostgresStorage` takes it. No other storage can open it."""
+    """Return the database's URL for `PooledPostgresStorage`. No other storage can open it."""
     return url.set(drivername=_DIALECT.replace(".", "+")).update_query_dict({_SCHEMA: schema})
 
 
 class StorageDialect(PGDialect_psycopg2):
-    """Connections of psycopg2 whose search path is the URL's schema and nothing else.
+    """A dialect of psycopg2 whose search path is only the URL's schema.
 
-    Of psycopg2, because dagster-postgres does not understand the errors of psycopg 3.
+    dagster-postgres does not understand the errors of psycopg 3.
     """
 
     supports_statement_cache = True
 
     def create_connect_args(self, url: URL) -> Any:
-        """Leave out the parameter that is no part of PostgreSQL's connections."""
+        """Remove the parameter that is not PostgreSQL's."""
         return super().create_connect_args(url.difference_update_query([_SCHEMA]))  # pyright: ignore[reportUnknownVariableType]
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
-        """Return whether the pool is to open new connections: also after the database was read-only."""
+        """Return whether the pool must open new connections, as it must after the database was read-only."""
         return super().is_disconnect(e, connection, cursor) or ends_pooled_connections(e)
 
     def on_connect_url(self, url: URL) -> Callable[[Any], None]:
-        """Return what is done with each new connection. It raises DatabaseSetupError."""
+        """Return the function that prepares a new connection. It raises DatabaseSetupError."""
         schema = url.query[_SCHEMA]
         assert isinstance(schema, str)  # noqa: S101 (by `storage_url`)
         prepare = super().on_connect_url(url)
@@ -82,7 +82,7 @@ registry.register(_DIALECT, __name__, StorageDialect.__name__)
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):
-    """Runs, events and schedules share one pool, which ends with the instance."""
+    """The storages of runs, events and schedules, which share one pool until the instance is disposed."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
             isolation_level="AUTOCOMMIT",
             pool_size=CONNECTIONS_KEPT,
             max_overflow=-1,
-            # The server may have been started anew since a connection was used last.
+            # The server may have restarted since a connection was last used.
             pool_pre_ping=True,
         )
         keep_no_read_only_sessions(engine)
@@ -110,7 +110,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
     def from_config_value(
         cls, inst_data: "ConfigurableClassData | None", config_value: "PostgresStorageConfig"
     ) -> Self:
-        """As Dagster's own, which makes no subclass."""
+        """Return a storage of this class, which Dagster's method does not."""
         return cls(
             inst_data=inst_data,
             postgres_url=pg_url_from_config(config_value),
@@ -120,7 +120,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
 
 class _RunStorage(PostgresRunStorage):
-    """Of the three, the one with which an instance ends whatever else is to be ended."""
+    """The storage whose disposal ends the pool: an instance disposes of it last."""
 
     def dispose(self) -> None:
         super().dispose()

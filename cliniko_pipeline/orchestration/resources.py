@@ -1,7 +1,6 @@
-"""The resources: the runtime (settings, database, vault) and Cliniko, read with an organization's own credentials.
+"""The resources: the runtime (settings, database, vault) and the clients of Cliniko.
 
-Plain objects behind resource functions, not ConfigurableResources: those show their resolved fields in `repr`, and
-these hold secrets.
+They are no ConfigurableResources, whose `repr` shows resolved fields: these hold secrets.
 """
 
 import time
@@ -22,15 +21,15 @@ SECONDS_BETWEEN_LOG_LINES = 5.0
 
 
 class ProgressListener(Protocol):
-    """Is told of everything the clients do, in the thread that does it."""
+    """A callback for the events of all clients, called in the thread of the client."""
 
     def __call__(self, organization_id: str, event: Event) -> None:
-        """Takes note of the event; must not raise."""
+        """Handle the event. Must not raise."""
         ...
 
 
 class ClinikoResource:
-    """Opens clients: decrypts the stored credentials of the organization, throttles its requests, tells progress."""
+    """The factory of clients, with an organization's decrypted credentials, request budget and progress."""
 
     def __init__(self, runtime: Runtime, listener: ProgressListener | None = None, run_id: str | None = None) -> None:
         self._runtime = runtime
@@ -38,7 +37,10 @@ class ClinikoResource:
         self._run_id = run_id
 
     def client(self, organization_id: str, log: "dg.DagsterLogManager") -> ClinikoClient:
-        """Raises OrganizationUnknownError, CredentialsError, SettingsError, DatabaseUnavailableError."""
+        """Return a client of the organization.
+
+        Raise OrganizationUnknownError, CredentialsError, SettingsError or DatabaseUnavailableError.
+        """
         to_log = _logging(log)
         database, run_id = self._runtime.database, self._run_id
         record = None if run_id is None else RecordedProgress(database, organization_id, run_id)
@@ -68,10 +70,10 @@ def _logging(log: "dg.DagsterLogManager") -> Callable[[Event], None]:
 
 
 def describe(event: Event) -> str:
-    """The event in a few words, without a patient's data."""
+    """Describe the event without a patient's data."""
     match event:
         case PageRead():
-            return f"{event.resource}: page {event.number} of {event.pages}, {event.total_entries} records in all"
+            return f"{event.resource}: page {event.number} of {event.pages}, {event.total_entries} records"
         case Waiting():
             return f"Waiting {event.seconds:.0f} s: {event.reason}"
         case Retrying():
@@ -79,7 +81,7 @@ def describe(event: Event) -> str:
 
 
 def runtime_resource() -> dg.ResourceDefinition:
-    """The runtime of a process that Dagster started: settings from the environment, when first needed."""
+    """Define the runtime of a process that Dagster started, with the settings of its environment."""
 
     @contextmanager
     def opened(context: dg.InitResourceContext) -> Generator[Runtime, None, None]:
@@ -92,12 +94,14 @@ def runtime_resource() -> dg.ResourceDefinition:
 
 
 def cliniko_resource(listener: ProgressListener | None = None) -> dg.ResourceDefinition:
-    """Cliniko, on top of the resource `runtime`."""
+    """Define the factory of clients, which needs the resource `runtime`."""
 
     def made(context: dg.InitResourceContext) -> ClinikoResource:
         run_id = None if context.run is None else context.run.run_id
         return ClinikoResource(context.resources.runtime, listener, run_id)
 
     return dg.ResourceDefinition(
-        made, required_resource_keys={"runtime"}, description="Cliniko, with the credentials of the organization"
+        made,
+        required_resource_keys={"runtime"},
+        description="Clients with the credentials of an organization",
     )

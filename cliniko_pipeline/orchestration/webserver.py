@@ -1,7 +1,7 @@
-"""Dagster's webserver behind the guard of `ui_guard`, and `dagster dev` with that webserver.
+"""Dagster's webserver behind `ui_guard`, and `dagster dev` with that webserver.
 
 `python -m cliniko_pipeline.orchestration.webserver` takes the options of `dagster-webserver`, and with `dev` as its
-first argument those of `dagster dev`. Supervisors start it by this name, which stays.
+first argument those of `dagster dev`. Supervisors of installations use this name: it stays.
 """
 
 import sys
@@ -35,19 +35,19 @@ def main(arguments: Sequence[str]) -> None:
         def guarded(*args: Any, **options: Any) -> ASGIApp:
             return GuardedUI(create_app(*args, **options), hosts)
 
-        # Dagster has no hook for a middleware; this is where its command makes the application it then serves.
+        # Dagster has no hook for a middleware, so its factory of the application is wrapped.
         theirs.create_app_from_workspace_process_context = guarded
         cli.dagster_webserver(arguments, prog_name="dagster-webserver", auto_envvar_prefix="DAGSTER_WEBSERVER")
 
 
 def ui_hosts(settings: Settings) -> frozenset[str]:
-    """Return the hosts by which the settings say that the UI is reached: by people, through a proxy, and by the API."""
-    return settings.ui_hosts | {urlsplit(each).netloc.lower() for each in (settings.ui_url, settings.dagster_url)}
+    """Return the hosts of the UI in the settings: for people, for proxies and for the API."""
+    return settings.ui_hosts | {urlsplit(url).netloc.lower() for url in (settings.ui_url, settings.dagster_url)}
 
 
 def _started(command: Sequence[str], **options: Any) -> Any:
     """Start a process of `dagster dev`, and the guarded webserver in place of Dagster's own."""
-    return open_ipc_subprocess([MODULE if each == THEIR_MODULE else each for each in command], **options)
+    return open_ipc_subprocess([MODULE if word == THEIR_MODULE else word for word in command], **options)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The four assets, each partitioned by organization: two extract from Cliniko, two compute inside PostgreSQL."""
+"""The four assets, partitioned by organization: two extract from Cliniko, two are computed in PostgreSQL."""

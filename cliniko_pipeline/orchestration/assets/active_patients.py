@@ -1,4 +1,4 @@
-"""`active_patients`: what the application reads."""
+"""The asset `active_patients`: the table that the application reads."""
 
 from datetime import timedelta
 
@@ -20,10 +20,11 @@ from cliniko_pipeline.runtime import Runtime
 
 
 class ActivePatientsConfig(dg.Config):
-    """What a launch may say."""
+    """The configuration of a run."""
 
     as_of: str | None = Field(
-        default=None, description="The instant to judge by, ISO 8601 with an offset or Z. Not given: now."
+        default=None,
+        description="The instant that counts refer to, ISO 8601 with an offset or Z. Default: now.",
     )
 
 
@@ -35,8 +36,8 @@ class ActivePatientsConfig(dg.Config):
     kinds={"sql", "postgres"},
     owners=["team:data-engineering"],
     description=(
-        "The organization's active patients that have a contact: at least one appointment in the last 60 days (a"
-        " setting), with recent, upcoming and total appointments. One row each."
+        "The organization's active patients with a contact, one row each, with recent, upcoming and total appointments."
+        " Active: at least one appointment in the last 60 days (a setting)."
     ),
     metadata={
         "dagster/table_name": "public.active_patients",
@@ -46,12 +47,12 @@ class ActivePatientsConfig(dg.Config):
             ("recent_appointment_count", "integer", "appointments within the window before search_date_to"),
             ("upcoming_appointment_count", "integer", "appointments after search_date_to"),
             ("total_appointment_count", "integer", "appointments at any time"),
-            ("last_appointment_date", "timestamp", "start of the latest appointment so far, UTC"),
+            ("last_appointment_date", "timestamp", "start of the latest past appointment, UTC"),
             ("recent_appointments", "jsonb", "their details, latest first"),
             ("upcoming_appointments", "jsonb", "their details, soonest first"),
-            ("search_date_from", "timestamp", "where the window begins, UTC"),
-            ("search_date_to", "timestamp", "the instant judged by, UTC"),
-            ("organization_id", "text", "row-level security keeps to it"),
+            ("search_date_from", "timestamp", "start of the window, UTC"),
+            ("search_date_to", "timestamp", "end of the window: the as_of of the run, UTC"),
+            ("organization_id", "text", "the organization of row-level security"),
             ("created_at", "timestamp", "UTC"),
             ("updated_at", "timestamp", "UTC"),
         ),
@@ -60,7 +61,7 @@ class ActivePatientsConfig(dg.Config):
 def active_patients(
     context: dg.AssetExecutionContext, config: ActivePatientsConfig, runtime: dg.ResourceParam[Runtime]
 ) -> TableQuery:
-    """The query that computes the rows inside PostgreSQL."""
+    """Return the query that computes the rows inside PostgreSQL."""
 
     def parameters() -> dict[str, object]:
         return {
@@ -72,10 +73,10 @@ def active_patients(
     limit, organization_id = runtime.settings.lost_matches_share_limit, context.partition_key
 
     def inspect(connection: Connection) -> None:
-        # The contacts may have gone since they were mapped.
+        # Contacts may have been deleted since they were mapped.
         lost_matches.of_stored_mapping(connection).require_believable(limit, organization_id)
 
-    requires = ("patients", *(each.resource.name for each in APPOINTMENT_SOURCES))
+    requires = ("patients", *(source.resource.name for source in APPOINTMENT_SOURCES))
     return TableQuery(
         ACTIVE_PATIENTS,
         "transforms/active_patients",

@@ -1,4 +1,4 @@
-"""`cliniko/appointments`: every individual and group appointment, the attendees of groups, and the names to show."""
+"""The asset `cliniko/appointments`: appointments, attendees, and names of types and practitioners."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,12 +38,12 @@ from cliniko_pipeline.runtime import Runtime
 
 
 def individual_row(appointment: IndividualAppointment) -> tuple[object, ...]:
-    """The row of `cliniko.appointments` for an appointment of one patient."""
+    """Return the row of `cliniko.appointments` for an individual appointment."""
     return ("individual", *_of_individual(appointment))
 
 
 def group_row(appointment: GroupAppointment) -> tuple[object, ...]:
-    """The row for a group appointment, which has no patient and is never itself cancelled."""
+    """Return the row for a group appointment, which has no patient and cannot be cancelled."""
     return (
         "group",
         appointment.id,
@@ -74,7 +74,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class _AppointmentReading:
-    """The appointments of one reading, and what has become known on the way."""
+    """The crawls of one sync that make up the asset."""
 
     def __init__(self, reading: AccountReading) -> None:
         self._reading = reading
@@ -86,7 +86,7 @@ class _AppointmentReading:
 
     def batches(self) -> Iterator[RecordBatch]:
         for names in self._names:
-            yield from names.when_all_is_read()
+            yield from names.of_full_crawl()
         yield from self._with_names(self._reading.read(INDIVIDUAL))
         for batch in self._with_names(self._reading.read(GROUPS)):
             if batch.resource == GROUPS.resource.name and batch.crawl is not None:
@@ -95,15 +95,16 @@ class _AppointmentReading:
         yield from self._attendees()
 
     def _with_names(self, batches: Iterator[RecordBatch]) -> Iterator[RecordBatch]:
-        """Puts the names before the first appointments that show them: no end in between leaves these without."""
+        """Yield names before the first appointments that show them, so that no interruption leaves them nameless."""
         for batch in batches:
             for names in self._names:
                 yield from names.of(batch)
             yield batch
 
     def _attendees(self) -> Iterator[RecordBatch]:
-        """Attendees count in group appointments only: an account without any saves one request per hundred
-        appointments, since Cliniko lists the attendees of individual appointments too.
+        """Yield attendees, or skip them in an account without group appointments.
+
+        Cliniko lists the attendees of individual appointments, too: skipping saves a request per hundred appointments.
         """
         with self._reading.runtime.database.organization(self._reading.organization_id) as connection:
             there_are_groups = has_groups(connection)
@@ -114,9 +115,9 @@ class _AppointmentReading:
 
 @dataclass
 class _Names:
-    """The names that appointments show by a column: read when everything is, and when one is not known.
+    """The names that a column of the appointments refers to, read in full crawls and when a name is unknown.
 
-    `others` is the list of those that are not in the first one; it is read where a name is still not known.
+    `others` is a second list, which is read if a name is not in the first.
     """
 
     reading: AccountReading
@@ -125,7 +126,7 @@ class _Names:
     others: Resource[Practitioner] | None = None
     _known: set[str] | None = None
 
-    def when_all_is_read(self) -> Iterator[RecordBatch]:
+    def of_full_crawl(self) -> Iterator[RecordBatch]:
         if self.reading.plan(self.source).is_full:
             yield from self.reading.read(self.source)
             if self._stored(named=False):
@@ -142,20 +143,20 @@ class _Names:
             return
         yield from self.reading.read_full(self.source, "one is not known")
         self._known = None
-        # What is being written while the next is read, the database does not know yet.
+        # The batch that is being written is not in the database yet.
         others: set[str] = set()
         if ids - self._stored():
             for found in self._read_others():
                 others.update(str(row[found.table.written.index("id")]) for row in found.rows)
                 yield found
-        # An id that Cliniko has no name for is asked for once, not at every sync.
+        # Store ids without a name in Cliniko, so that not every sync requests them.
         nameless = sorted(ids - self._stored() - others)
-        rows = [(each, None, _EPOCH, _EPOCH) for each in nameless]
+        rows = [(id_, None, _EPOCH, _EPOCH) for id_ in nameless]
         yield RecordBatch(self.source.resource.name, self.source.table, rows)
         self._known = self._stored() | set(nameless) | others
 
     def _stored(self, *, named: bool = True) -> set[str]:
-        """Return the ids that are stored, or those of them that have no name."""
+        """Return the stored ids, or the stored ids without a name."""
         if named and self._known is not None:
             return self._known
         with self.reading.runtime.database.organization(self.reading.organization_id) as connection:
@@ -174,13 +175,13 @@ class _Names:
     owners=["team:data-engineering"],
     description=(
         "Every individual and group appointment of the organization's Cliniko account, cancelled, archived and deleted"
-        " ones included. Beside it stand cliniko.attendees (who takes part in a group), cliniko.appointment_types and"
-        " cliniko.practitioners (names)."
+        " ones included. It also fills cliniko.attendees (of group appointments), cliniko.appointment_types and"
+        " cliniko.practitioners."
     ),
     metadata={
         "dagster/table_name": "cliniko.appointments",
         "dagster/column_schema": column_schema(
-            ("organization_id", "text", "whose appointment it is; row-level security keeps to it"),
+            ("organization_id", "text", "the organization of row-level security"),
             ("kind", "text", "individual or group"),
             ("id", "text", "Cliniko's id, digits"),
             ("patient_id", "text", "of an individual appointment; a group has attendees"),
@@ -194,8 +195,8 @@ class _Names:
             ("did_not_arrive", "boolean", "a no-show; in a group each attendee has its own"),
             ("created_at", "timestamptz", "in Cliniko"),
             ("updated_at", "timestamptz", "in Cliniko"),
-            ("synced_at", "timestamptz", "when this row was last written"),
-            ("vanished_at", "timestamptz", "when a full sync first missed it"),
+            ("synced_at", "timestamptz", "last write of this row"),
+            ("vanished_at", "timestamptz", "when a full sync first found it deleted in Cliniko"),
         ),
     },
 )
@@ -205,6 +206,6 @@ def appointments(
     runtime: dg.ResourceParam[Runtime],
     cliniko: dg.ResourceParam[ClinikoResource],
 ) -> RecordStream:
-    """A stream of appointments, each resource in `created_at` order, groups before their attendees."""
+    """Return a stream of appointments, each resource in `created_at` order, groups before attendees."""
     reading = AccountReading(runtime, cliniko, context.partition_key, config.full, config.accept_deletions, context.log)
     return reading.stream(SOURCES, _AppointmentReading(reading).batches)

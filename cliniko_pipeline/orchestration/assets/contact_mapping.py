@@ -1,4 +1,4 @@
-"""`contact_mapping`: which of the application's contacts each person is."""
+"""The asset `contact_mapping`: the contact of each person."""
 
 import dagster as dg
 from pydantic import Field
@@ -16,15 +16,15 @@ from cliniko_pipeline.runtime import Runtime
 
 
 class ContactMappingConfig(dg.Config):
-    """What a launch may say."""
+    """The configuration of a run."""
 
     accept_unmatched: bool = Field(
-        default=False, description="Believe it when a suspicious share of the matches of patients and contacts is lost."
+        default=False, description="Map contacts even if suspiciously many patients lose theirs."
     )
 
 
 @dg.asset(
-    # It needs no appointments, but what the application reads changes together or, after a failed reading, not at all.
+    # It reads no appointments, but after a failed crawl of them nothing that the application reads may change.
     deps=[patients, appointments],
     partitions_def=ORGANIZATIONS,
     io_manager_key="postgres",
@@ -32,20 +32,20 @@ class ContactMappingConfig(dg.Config):
     kinds={"sql", "postgres"},
     owners=["team:data-engineering"],
     description=(
-        "Each person of the organization and the contact it is: by the contact's cliniko_patient_id, else by e-mail,"
-        " else by name, and only where that is certain. Ambiguous and unmatched patients are kept and counted."
+        "The contact of each person, found by the contact's cliniko_patient_id, e-mail or name where"
+        " that is certain. Ambiguous and unmatched patients are kept and counted."
     ),
     metadata={
         "dagster/table_name": "cliniko.contact_mapping",
         "dagster/column_schema": column_schema(
-            ("organization_id", "text", "row-level security keeps to it"),
+            ("organization_id", "text", "the organization of row-level security"),
             ("patient_id", "text", "the person: the patient at the end of a chain of merges"),
             ("contact_id", "uuid", "public.contacts.id; null unless matched"),
             ("status", "text", "matched, ambiguous or unmatched"),
             ("method", "text", "the pass that decided: cliniko_patient_id, email or name"),
-            ("candidate_count", "integer", "of an ambiguous patient: how many contacts it could be"),
+            ("candidate_count", "integer", "number of possible contacts of an ambiguous patient"),
             ("created_at", "timestamptz", ""),
-            ("updated_at", "timestamptz", "when any of the above changed"),
+            ("updated_at", "timestamptz", "last change of any column above"),
         ),
     },
 )
@@ -61,7 +61,7 @@ def contact_mapping(
     return TableQuery(
         CONTACT_MAPPING,
         "transforms/contact_mapping",
-        requires=("patients", *(each.resource.name for each in APPOINTMENT_SOURCES)),
+        requires=("patients", *(source.resource.name for source in APPOINTMENT_SOURCES)),
         inputs=(PATIENTS,),
         inspect=None if config.accept_unmatched else inspect,
     )

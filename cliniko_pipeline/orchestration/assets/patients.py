@@ -1,4 +1,4 @@
-"""`cliniko/patients`: every patient of the account, also those archived or merged into another."""
+"""The asset `cliniko/patients`: every patient of the account, archived and merged ones included."""
 
 import dagster as dg
 
@@ -22,13 +22,13 @@ SOURCE = source(PATIENTS_RESOURCE, PATIENTS)
     kinds={"python", "postgres"},
     owners=["team:data-engineering"],
     description=(
-        "Every patient of the organization's Cliniko account, archived, deleted and merged ones included. Only what"
-        " identifies a patient is stored, nothing clinical or financial."
+        "Every patient of the organization's Cliniko account, archived, deleted and merged ones included. Only"
+        " identifying data is stored, nothing clinical or financial."
     ),
     metadata={
         "dagster/table_name": "cliniko.patients",
         "dagster/column_schema": column_schema(
-            ("organization_id", "text", "whose patient it is; row-level security keeps to it"),
+            ("organization_id", "text", "the organization of row-level security"),
             ("id", "text", "Cliniko's id, digits"),
             ("first_name", "text", ""),
             ("last_name", "text", ""),
@@ -39,8 +39,8 @@ SOURCE = source(PATIENTS_RESOURCE, PATIENTS)
             ("merged_into_id", "text", "that patient's id"),
             ("created_at", "timestamptz", "in Cliniko"),
             ("updated_at", "timestamptz", "in Cliniko"),
-            ("synced_at", "timestamptz", "when this row was last written"),
-            ("vanished_at", "timestamptz", "when a full sync first missed it"),
+            ("synced_at", "timestamptz", "last write of this row"),
+            ("vanished_at", "timestamptz", "when a full sync first found it deleted in Cliniko"),
         ),
     },
 )
@@ -50,6 +50,6 @@ def patients(
     runtime: dg.ResourceParam[Runtime],
     cliniko: dg.ResourceParam[ClinikoResource],
 ) -> RecordStream:
-    """A stream of patients in `created_at` order: all of them, or those that changed."""
+    """Return a stream of all or changed patients, in `created_at` order."""
     reading = AccountReading(runtime, cliniko, context.partition_key, config.full, config.accept_deletions, context.log)
     return reading.stream([SOURCE], lambda: reading.read(SOURCE))

@@ -1,16 +1,16 @@
-"""What runs print where nobody asked for it: what is wrong, and nothing else. All of it stands in their events."""
+"""The console logger of runs: warnings and errors. Everything else is in the events of the run."""
 
 from typing import Any
 
 import dagster as dg
 
 
-def _told(config: dict[str, Any]) -> dict[str, Any]:
+def _log_level(config: dict[str, Any]) -> dict[str, Any]:
     return {"log_level": config["log_level"]}
 
 
 quiet_console = dg.colored_console_logger.configured(
-    _told,
+    _log_level,
     config_schema={"log_level": dg.Field(dg.String, is_required=False, default_value="WARNING")},
-    description="Dagster's own, which prints every event unless told otherwise.",
+    description="Dagster's console logger, at WARNING by default.",
 )

@@ -1,4 +1,4 @@
-"""The Dagster instance of this machine: where its home is, and where it stores runs and events."""
+"""The Dagster instance of this machine: its home, and its storage of runs and events."""
 
 import os
 import shutil
@@ -24,19 +24,19 @@ TABLES_OF_DAGSTER = {
     "event_logs": ("run_id", "event"),
     "jobs": ("job_origin_id", "job_body"),
 }
-"""The first table of each of Dagster's storages, and columns by which it is told from another's of that name."""
+"""The first table of each of Dagster's storages, and columns that identify it."""
 
 
 def instance_environment(runtime: Runtime) -> dict[str, str]:
-    """The environment variables with which Dagster's processes find the instance. One holds the database password.
+    """Return the environment variables of Dagster's processes. One holds the database password.
 
-    Makes the home with the shipped `dagster.yaml` where there is none; an operator's own is left as it is.
+    Make the home with the shipped `dagster.yaml` if it has none.
     """
     home = runtime.settings.dagster_home
     home.mkdir(parents=True, exist_ok=True)
     configuration = home / "dagster.yaml"
     if not configuration.exists():
-        # Whole or not at all: a process killed in between would leave an empty one, and Dagster would believe that.
+        # Atomic: Dagster would accept the empty file of a killed process.
         unfinished = home / f"dagster.yaml.{os.getpid()}"
         with resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "dagster.yaml") as shipped:
             shutil.copyfile(shipped, unfinished)
@@ -45,20 +45,20 @@ def instance_environment(runtime: Runtime) -> dict[str, str]:
     return {
         "DAGSTER_HOME": str(home),
         STORAGE_VARIABLE: storage.render_as_string(hide_password=False),
-        # So many failed runs are heard of in one tick. With Dagster's five, those of an outage take hours.
+        # Failed runs per tick of a sensor. With Dagster's five, those of an outage take hours.
         "DAGSTER_RUN_STATUS_SENSOR_PROCESS_LIMIT": "50",
     }
 
 
 def open_instance(runtime: Runtime) -> dg.DagsterInstance:
-    """Open the instance, and make its storage where it is new.
+    """Open the instance, and make its storage if there is none.
 
-    Raises DatabaseSetupError where it cannot be opened, DatabaseUnavailableError.
+    Raise DatabaseSetupError where it cannot be opened, and DatabaseUnavailableError.
     """
     environment = instance_environment(runtime)
     os.environ.update(environment)
     try:
-        # One process at a time: several that find the storage empty would all make its tables.
+        # Of several processes only one may make the tables.
         with runtime.database.operator() as connection:
             connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("dagster storage")})
             if not _has_storage(connection):
@@ -72,14 +72,14 @@ def open_instance(runtime: Runtime) -> dg.DagsterInstance:
         # Dagster's own errors can quote the storage URL with its password.
         raise DatabaseSetupError(
             f"The Dagster instance in {environment['DAGSTER_HOME']} cannot be opened ({type(error).__name__}):"
-            " check its dagster.yaml, or move that away and it is made anew."
+            " check its dagster.yaml, or move it away to get the shipped one."
         ) from None
 
 
 def _has_storage(connection: Connection) -> bool:
-    """Return whether the schema is there. Raise DatabaseSetupError where it holds tables that are not Dagster's.
+    """Return whether the schema exists. Raise DatabaseSetupError if its tables are not Dagster's.
 
-    An empty one that an operator made is filled by Dagster itself.
+    Dagster itself fills an empty schema.
     """
     if not connection.execute(sa.text("select to_regnamespace(:name)"), {"name": STORAGE_SCHEMA}).scalar_one():
         return False
@@ -92,15 +92,16 @@ def _has_storage(connection: Connection) -> bool:
     ]
     if found and strange:
         raise DatabaseSetupError(
-            f"The schema {STORAGE_SCHEMA} is not Dagster's ({'; '.join(strange)}), so nothing was made in it: rename it"
+            f"The schema {STORAGE_SCHEMA} is not Dagster's ({'; '.join(strange)}); nothing was changed. Rename it"
             f" (`alter schema {STORAGE_SCHEMA} rename to ...`), or point DATABASE_URL at another database."
         )
     return True
 
 
 def _make_storage(database: Database, environment: Mapping[str, str]) -> None:
-    """Dagster makes its tables one by one, and takes some for all: so they get their schema's name when all are there.
-    What a process leaves that was killed in between is made anew.
+    """Make all tables in a temporary schema, then rename it.
+
+    Dagster takes a schema with some of its tables for complete, so a killed process must not leave one.
     """
     with database.operator() as connection:
         connection.execute(sa.text(f"drop schema if exists {UNFINISHED_SCHEMA} cascade"))

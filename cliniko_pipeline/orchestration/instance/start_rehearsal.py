@@ -1,4 +1,4 @@
-"""The rehearsal at the start of the daemon's code server: what would fail is said before the first sync is due."""
+"""The rehearsal of a sync at the start of the daemon's code server, before the first sync is due."""
 
 import logging
 
@@ -8,13 +8,13 @@ from cliniko_pipeline.postgres.schema.rehearsal import require_rehearsed
 from cliniko_pipeline.runtime import Runtime
 
 _rehearsed: set[str] = set()
-"""The databases that this process has rehearsed a sync on."""
+"""The databases on which this process has rehearsed a sync."""
 
 
 def rehearse_at_start(runtime: Runtime, log: logging.Logger) -> None:
-    """Rehearse a sync, at the first call of this process; log what would fail. Raises nothing.
+    """Rehearse a sync at the first call of this process, and log what would fail.
 
-    A database that does not answer is tried again at the next call.
+    A database that is unavailable is tried again at the next call.
     """
     database = runtime.database
     if database.location in _rehearsed:
@@ -25,8 +25,8 @@ def rehearse_at_start(runtime: Runtime, log: logging.Logger) -> None:
         for untried in require_rehearsed(database):
             log.warning("The rehearsal of a sync is incomplete. %s", untried)
     except DatabaseUnavailableError:
-        return  # Whatever needs the database says so.
+        return  # The caller notices it itself.
     except ClinikoPipelineError as error:
-        # The traceback would only hide the remedy.
-        log.error("Syncs will fail until this is mended (`cliniko-pipeline doctor` checks it). %s", error)  # noqa: TRY400
+        # A traceback would hide the remedy.
+        log.error("Syncs will fail until this is corrected (check with `cliniko-pipeline doctor`). %s", error)  # noqa: TRY400
     _rehearsed.add(database.location)

@@ -1,8 +1,7 @@
-"""What a request to the Dagster UI must be like: the UI knows no users, so no web page elsewhere may reach it.
+"""The guard of the Dagster UI, which has no users: it refuses requests of other web pages.
 
-A browser sends requests to this machine for any page that is open in it. Such a request has the page's `Origin`, a
-`Sec-Fetch-Site` other than `same-origin`, or, where the page's host name was pointed at this machine after the page had
-loaded (DNS rebinding), a foreign `Host`.
+Any page that is open in a browser can send requests to this machine. They have the page's `Origin`, a `Sec-Fetch-Site`
+other than `same-origin` or, after DNS rebinding, a foreign `Host`.
 """
 
 from collections.abc import Iterable
@@ -17,12 +16,12 @@ from cliniko_pipeline.hosts import is_loopback
 
 POLICY_VIOLATION = 1008  # of WebSockets
 JSON_TYPES = ("application/json", "application/graphql")
-"""The types that Dagster reads a query from; for a POST of any other it takes the one in the URL."""
+"""The types of bodies that Dagster reads a query from. With any other it runs the query in the URL."""
 
 FOREIGN_HOST = (
-    "This host name is not one of the Dagster UI: open it at its own address, or name this host in CLINIKO_UI_HOSTS."
+    "The Dagster UI does not have this host name: open it at its own address, or add the host to CLINIKO_UI_HOSTS."
 )
-FOREIGN_PAGE = "The Dagster UI answers its own pages only: open it at its own address."
+FOREIGN_PAGE = "The Dagster UI answers only its own pages: open it at its own address."
 NOT_BY_GET = "The Dagster UI takes GraphQL by POST only."
 NOT_JSON = "The Dagster UI takes GraphQL as JSON only: send Content-Type: application/json."
 
@@ -31,13 +30,13 @@ class GuardedUI:
     """The UI's application behind the guard.
 
     Args:
-        hosts: `host` or `host:port`, lower case, by which the UI is reached besides those of this machine.
+        hosts: other hosts of the UI than this machine: `host` or `host:port`, lower case.
     """
 
     def __init__(self, application: ASGIApp, hosts: Iterable[str]) -> None:
         self._application = application
         self._hosts = frozenset(hosts)
-        self._names = frozenset(_name(each) for each in self._hosts)
+        self._names = frozenset(map(_name, self._hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it."""
@@ -56,7 +55,7 @@ class GuardedUI:
         if not (is_loopback(_name(host)) or _name(host) in self._names):
             return HTTPStatus.MISDIRECTED_REQUEST, FOREIGN_HOST
         origins = headers.getlist("origin")
-        if any(not self._is_own(each.lower(), host) for each in origins) or _is_from_elsewhere(scope, headers):
+        if any(not self._is_own(origin.lower(), host) for origin in origins) or _is_from_elsewhere(scope, headers):
             return HTTPStatus.FORBIDDEN, FOREIGN_PAGE
         if scope["type"] == "http" and scope["path"].rstrip("/").endswith("/graphql"):
             return _graphql_refusal(scope["method"], headers)
@@ -68,7 +67,7 @@ class GuardedUI:
 
 
 def _is_from_elsewhere(scope: Scope, headers: Headers) -> bool:
-    """Return whether a page elsewhere sent it. A link that was followed is no harm: it only opens the UI."""
+    """Return whether another page sent the request. A followed link, which opens the UI, is accepted."""
     if headers.get("sec-fetch-site", "none") in {"none", "same-origin"}:
         return False
     is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
@@ -79,7 +78,7 @@ def _graphql_refusal(method: str, headers: Headers) -> tuple[HTTPStatus, str] | 
     if method == "POST":
         is_json = headers.get("content-type", "").lower().startswith(JSON_TYPES)
         return None if is_json else (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, NOT_JSON)
-    # Asked for as HTML, Dagster answers with a page to write queries in, and runs none.
+    # As HTML, Dagster returns its query editor and runs no query.
     if method == "GET" and "text/html" in headers.get("accept", ""):
         return None
     return HTTPStatus.METHOD_NOT_ALLOWED, NOT_BY_GET

@@ -1,1 +1,1 @@
-"""What the Dagster UI shows besides the data."""
+"""The metadata that the Dagster UI shows."""

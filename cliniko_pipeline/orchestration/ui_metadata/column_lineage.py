@@ -1,7 +1,4 @@
-"""Which columns each computed column comes from, as the UI shows it.
-
-Of the assets that read from Cliniko nothing is upstream. `contacts` is the application's table, and no asset.
-"""
+"""The source columns of each computed column. `contacts` is a table of the application's, not an asset."""
 
 from collections.abc import Mapping
 
@@ -53,7 +50,7 @@ _LINEAGE: dict[dg.AssetKey, dict[str, tuple[_Column, ...]]] = {
 
 
 def lineage(asset: dg.AssetKey) -> Mapping[str, dg.TableColumnLineage]:
-    """The metadata entry of a materialization; nothing for an asset whose columns come from no other."""
+    """Return the metadata of a materialization; it is empty for an asset that is read from Cliniko."""
     by_column = _LINEAGE.get(asset)
     if by_column is None:
         return {}

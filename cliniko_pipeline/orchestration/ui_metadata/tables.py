@@ -1,4 +1,4 @@
-"""What the Dagster UI shows of a table: its columns, and counts. No row, id or date of a patient or contact."""
+"""The columns and counts of a table in the Dagster UI, without any row, id or date of a patient or contact."""
 
 import dagster as dg
 import sqlalchemy as sa
@@ -8,14 +8,14 @@ from cliniko_pipeline.postgres.reads.check_queries import mapping_counts
 
 
 def column_schema(*columns: tuple[str, str, str]) -> dg.TableSchema:
-    """A schema from (name, type, description) triples, for an asset's definition."""
+    """Return the schema of (name, type, description) triples."""
     return dg.TableSchema(
         columns=[dg.TableColumn(name, type_, description=description) for name, type_, description in columns]
     )
 
 
 def numbers(connection: Connection, schema: str, table: str, *, force: bool = True) -> dict[str, int]:
-    """What the UI plots of a table over time, besides its size."""
+    """Return the counts, besides the number of rows, that the UI plots over time."""
     match schema, table:
         case "cliniko", "contact_mapping":
             counts, _ = mapping_counts(connection, force=force)
@@ -25,7 +25,7 @@ def numbers(connection: Connection, schema: str, table: str, *, force: bool = Tr
 
 
 def problems(connection: Connection, schema: str, table: str) -> dict[str, dg.TableMetadataValue]:
-    """Return a table of what the operator should look at: reasons with counts; nothing where all is well."""
+    """Return the metadata entry with problems of the table and their counts; empty without problems."""
     query = _PROBLEMS.get((schema, table))
     if query is None:
         return {}
@@ -34,8 +34,8 @@ def problems(connection: Connection, schema: str, table: str) -> dict[str, dg.Ta
     return {"problems": dg.MetadataValue.table(found)} if found else {}
 
 
-# Events stay in Dagster's own storage, outside of row-level security, and outlive an organization that is removed. What
-# stands in brackets holds ids.
+# Dagster's events are outside of row-level security and outlive a removed organization. So reasons are cut at the
+# brackets, which hold ids.
 _REJECTED = (
     "select resource, split_part(reason, ' (', 1) as reason, count(*) as records"
     " from cliniko.rejected_records where {condition} group by 1, 2 order by 3 desc, 1, 2 limit 100"
