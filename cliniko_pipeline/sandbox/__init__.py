@@ -1,5 +1,5 @@
 """A simulated Cliniko: several accounts behind one address, served over real HTTP.
 
-It exists so that the pipeline can be tried and tested without a Cliniko account. It shares no code with the
-client on purpose: what both imported, both could get wrong together.
+The pipeline can be tried and tested with it, without a Cliniko account. It shares no code with the client on purpose:
+both would share its mistakes.
 """

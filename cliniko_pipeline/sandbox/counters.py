@@ -1,6 +1,6 @@
-"""What the sandbox was asked and how it answered, kept for assertions.
+"""The requests that the sandbox answered, kept for assertions.
 
-No secrets: accounts go by their names.
+It holds no secrets: accounts are named.
 """
 
 from collections import Counter, deque
@@ -16,7 +16,7 @@ class RecordedRequest:
 
     `at` is the arrival in UNIX seconds by the server's clock. `account` is None where no account was
     identified. `status` is the one sent, or 0 where the connection broke before a status line.
-    `authorized` tells whether the request carried any Authorization header.
+    `authorized`: whether the request had an Authorization header.
     """
 
     at: float
@@ -30,7 +30,7 @@ class RecordedRequest:
 
 
 class Counters:
-    """Thread-safe. Only the latest 200,000 requests are kept; the sums are of all."""
+    """The latest 200,000 requests, and the sums of all. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -56,7 +56,7 @@ class Counters:
             return list(self._recorded)
 
     def requests(self, *, account: str | None = None, resource: str | None = None, status: int | None = None) -> int:
-        """How many requests were answered, of an account, of a resource, with a status; None: any."""
+        """Return the number of answered requests of an account, of a resource, with a status; None: any."""
         with self._lock:
             return sum(
                 number
@@ -66,15 +66,15 @@ class Counters:
 
     @property
     def rate_limited(self) -> int:
-        """How many requests were answered 429."""
+        """The number of requests answered 429."""
         return self.requests(status=429)
 
     def request_times(self, account: str) -> list[float]:
-        """When each request of the account's key arrived, refused ones too, ascending, in UNIX seconds."""
+        """Return the arrivals of the account's requests, refused ones too, in UNIX seconds, ascending."""
         return sorted(one.at for one in self.recorded if one.account == account)
 
     def busiest_window(self, account: str, seconds: float = 60.0) -> int:
-        """Count the most requests of the account's key that arrived within any window of this length."""
+        """Return the largest number of the account's requests in any window of this length."""
         window: deque[float] = deque()
         busiest = 0
         for at in self.request_times(account):
@@ -85,7 +85,7 @@ class Counters:
         return busiest
 
     def as_json(self) -> dict[str, object]:
-        """Give the sums, for `GET /sandbox/counters`."""
+        """Return the sums, for `GET /sandbox/counters`."""
         with self._lock:
             sums = sorted(self._sums.items(), key=str)
         return {

@@ -1,6 +1,6 @@
-"""What can go wrong with the simulated Cliniko, as settings, and the seeded dice that decide when.
+"""The faults of the simulated Cliniko, as settings, and the seeded dice that decide when they occur.
 
-How a fault is carried out on a connection belongs to the server.
+The server carries them out.
 """
 
 import math
@@ -19,7 +19,7 @@ _REFUSED = "Faults cannot be used: "
 
 
 class Fault(Enum):
-    """One thing that goes wrong with one request. Each has its rate in `Faults`: `<value>_rate`."""
+    """A fault of one request. Its rate in `Faults` is `<value>_rate`."""
 
     SERVER_ERROR = "server_error"
     """A 5xx with a JSON body."""
@@ -92,17 +92,17 @@ class RefusedField:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What goes wrong; the default is nothing. Replace it whole (`dataclasses.replace`) to change it.
+    """The faults in force; by default none. Use `dataclasses.replace` to change some.
 
     Rates are shares of the requests, each 0 to 1 and together at most 1. Latency and jitter are milliseconds;
     the jitter, 0 to its value, is added. `too_many_requests_first`: so many requests are answered 429 before
     any other fault is considered. `redirect_to` and `next_links_to` are origins ("http://127.0.0.1:4567"):
     where redirects lead, and where `links.next` of every list leads instead of here. `date` is the text of every Date
     header instead of the time, blank for none that can be read. `accounts` limits
-    rates and latency to these accounts (by name); empty: all. Raises ArgumentError for a value out of range.
+    rates and latency to these accounts (by name); empty: all. Raise ArgumentError for a value out of range.
 
-    No fault, but as PostgreSQL answers: records that no sort field tells apart come in another order with each
-    request. `stable_ties` gives them one order.
+    As in PostgreSQL, records with equal sort fields come in another order with each request; `stable_ties` gives
+    them one order.
     """
 
     seed: int = 0
@@ -141,11 +141,11 @@ class Faults:
 
     @property
     def rates(self) -> dict[Fault, float]:
-        """The share of the requests that meets each fault."""
+        """The share of the requests with each fault."""
         return {fault: cast("float", getattr(self, f"{fault.value}_rate")) for fault in Fault}
 
     def broken_record(self, account: str, resource: str, keys: Collection[str], per_page: int) -> BrokenRecord | None:
-        """Find the setting that breaks a page of so many records at most with these ids, if one does."""
+        """Return the setting that breaks a page of this size with these ids, if any."""
         return next(
             (
                 one
@@ -159,18 +159,18 @@ class Faults:
         )
 
     def refused(self, account: str, resource: str) -> list[RefusedField]:
-        """List the fields that the account's list cannot be filtered or sorted by."""
+        """Return the fields that the account's list cannot be filtered or sorted by."""
         return [
             one for one in self.refused_fields if one.account in (None, account) and one.resource in (None, resource)
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """As `from_json` takes it."""
+        """Return the settings for `from_json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Any) -> "Faults":
-        """Faults of a JSON object with any of the settings. Raises ArgumentError."""
+        """Return the faults of a JSON object with any of the settings. Raise ArgumentError."""
         if not isinstance(value, dict):
             raise ArgumentError(f"{_REFUSED}give a JSON object.")
         known = {field.name: field for field in fields(cls)}
@@ -203,7 +203,7 @@ def _from_json(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Misfortune:
-    """What the dice decided for one request: how long to wait before the answer, and which fault, if any."""
+    """The decision for one request: the delay before the answer, and the fault, if any."""
 
     delay_seconds: float
     fault: Fault | None
@@ -211,7 +211,7 @@ class Misfortune:
 
 
 class FaultDice:
-    """Decides request by request, from the seed. Thread-safe; new faults start the dice anew."""
+    """Seeded dice that decide for each request; new faults restart them. Thread-safe."""
 
     def __init__(self, faults: Faults) -> None:
         self._lock = Lock()
@@ -231,7 +231,7 @@ class FaultDice:
             self._broken: Counter[BrokenPage] = Counter()
 
     def roll(self, account: str) -> Misfortune:
-        """Decide what happens to the account's next request."""
+        """Decide about the account's next request."""
         with self._lock:
             faults = self._faults
             if faults.accounts and account not in faults.accounts:
@@ -242,7 +242,7 @@ class FaultDice:
             return Misfortune(delay, fault, status)
 
     def broken_page(self, account: str, resource: str, page: int, per_page: int) -> BrokenPage | None:
-        """Find the setting that breaks this request of a page, if one does, and count it."""
+        """Return the setting that breaks this request of a page, if any, and count the request."""
         first, last = (page - 1) * per_page // _BROKEN_AT_ONCE + 1, -(-page * per_page // _BROKEN_AT_ONCE)
         with self._lock:
             for one in self._faults.broken_pages:

@@ -1,7 +1,7 @@
 """A list request's query string, read as data: filters, sort order, page.
 
-Pure: it knows the API's rules for a query, no records and no HTTP. What it refuses it refuses with
-`QueryError`, whose text is what the API's 400 says.
+Pure: the API's rules for a query, without records and HTTP. A refused query raises `QueryError` with the text of the
+API's 400.
 """
 
 import re
@@ -41,7 +41,7 @@ class QueryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One `q[]`: `holds` takes the field's value (None where unset) and says whether the record stays."""
+    """One `q[]`: `holds` returns whether a record with this value of the field (None if unset) matches."""
 
     field: str
     text: str
@@ -78,10 +78,10 @@ class Query:
 def read_query(
     resource: Resource, parameters: Iterable[tuple[str, str]], refused: Sequence[RefusedField] = ()
 ) -> Query:
-    """Read the query that decoded `parameters` ask of `resource`, some fields of which may be refused.
+    """Return the query of decoded parameters for a resource, some fields of which may be refused.
 
     Unknown parameters are ignored. A `per_page` above the maximum is served as the maximum.
-    Raises QueryError.
+    Raise QueryError.
     """
     pairs = list(parameters)
     single = dict(pairs)
@@ -96,7 +96,7 @@ def read_query(
 
 
 def _without_refused(used: tuple[_UsedT, ...], use: str, refused: Sequence[RefusedField]) -> tuple[_UsedT, ...]:
-    """Leave out what is refused silently. Raises QueryError for what is refused aloud."""
+    """Leave out fields that are refused silently. Raise QueryError for other refused fields."""
     silent = {one.field: one.silently for one in refused if one.use == use}
     for one in used:
         if silent.get(one.field) is False:

@@ -13,7 +13,7 @@ class RateLimit:
         self._admitted: deque[float] = deque()
 
     def admit(self, now: float) -> float | None:
-        """Take one request at `now` (seconds); None if admitted, else when a request is possible again."""
+        """Admit a request at `now` (seconds) and return None, or return when the next one is possible."""
         while self._admitted and self._admitted[0] <= now - WINDOW_SECONDS:
             self._admitted.popleft()
         if len(self._admitted) < self._limit:

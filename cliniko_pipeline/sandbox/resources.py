@@ -1,7 +1,6 @@
-"""What the simulated API serves: its resources, and which field of each can be filtered by which operators.
+"""The resources of the simulated API, and the operators by which their fields can be filtered.
 
-Facts about the API only. How a filter is read or applied does not belong here (see queries), nor how records
-are kept (see tables).
+Only facts about the API: `queries` parses filters, `tables` stores records.
 """
 
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from enum import Enum
 
 
 class FieldKind(Enum):
-    """What a filterable field holds; it decides which operators the field takes."""
+    """The type of a filterable field, which decides its operators."""
 
     DATE_TIME = "date-time"
     DATE = "date"
@@ -23,7 +22,7 @@ class FieldKind(Enum):
 class Resource:
     """One list of the API.
 
-    `stored` is false for what is only a view of other resources. `lifts_deleted` names the filter that brings
+    `stored` is false for a view of other resources. `lifts_deleted` names the filter that brings
     deleted records into the list: `deleted_at` where that field can be filtered by, else `archived_at`, since
     archiving replaced deletion.
     """

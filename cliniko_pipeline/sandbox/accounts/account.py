@@ -1,6 +1,6 @@
 """One clinic's Cliniko account: its API key, its rights, and its records, which may change while served.
 
-No HTTP, and no invention of data (see demo and generated).
+Neither HTTP nor invented data (see `demo` and `generated`).
 """
 
 import random
@@ -63,7 +63,7 @@ class Account:
         A record is served exactly as it is, however partial or hostile, except that values beginning with
         `{base}/` become links to the host that serves it. Iterables are read once, so they may be generators.
         Individual and group appointments share one space of ids, as in reality: an id that both use is one
-        booking only. Raises ArgumentError for a resource the sandbox does not have.
+        booking only. Raise ArgumentError for a resource that the sandbox does not have.
         """
         account = cls(name, shard, api_key)
         for resource, rows in records.items():
@@ -111,19 +111,19 @@ class Account:
                 self._bookings.delete(str(record_id))
 
     def get(self, resource: str, record_id: str | int) -> dict[str, Any] | None:
-        """Copy one record with unbound links, None where there is none."""
+        """Return a copy of a record with unbound links, or None."""
         with self._lock:
             entry = self._table(resource).get(str(record_id))
         return None if entry is None else cast("dict[str, Any]", wire.parse(entry.body))
 
     def wire_records(self, resource: str, base_url: str) -> list[dict[str, Any]]:
-        """All records of a resource, hidden ones too, in the default order, with links to `base_url`."""
+        """Return all records of a resource, hidden ones too, in the default order, with links to `base_url`."""
         with self._lock:
             entries = self._table(resource).entries()
         return [wire.parse(entry.body, base_url) for entry in entries]
 
     def page(self, resource: str, query: Query, dice: random.Random | None = None, *, inactive: bool = False) -> Page:
-        """One page of a list; dice give what no sort field tells apart an order of this request's own.
+        """Return one page of a list. Dice shuffle records with equal sort fields.
 
         `inactive`: of practitioners, those who left.
         """
@@ -132,7 +132,7 @@ class Account:
         return Page([entry.body for entry in entries], [entry.key for entry in entries], total)
 
     def body(self, resource: str, record_id: str, query: Query) -> bytes | None:
-        """One record's JSON with unbound links, None where it is absent or hidden from the query."""
+        """Return one record's JSON with unbound links; None if it is absent or hidden from the query."""
         with self._lock:
             table = self._table(resource)
             entry = table.get(record_id)

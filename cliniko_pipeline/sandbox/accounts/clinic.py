@@ -21,7 +21,7 @@ CANCELLATION_REASONS = ((10, "Feeling Better"), (30, "Sick"), (40, "Away"), (50,
 
 
 class Outcome(Enum):
-    """What became of a booking."""
+    """The outcome of a booking."""
 
     KEPT = "kept"
     NO_SHOW = "no-show"
@@ -51,9 +51,9 @@ class ClinicPatient:
 
 
 class Clinic:
-    """Collects one account's records.
+    """The records of one account.
 
-    `now` (aware, UTC) is the moment the data set ends: no record was made or changed later.
+    `now` (aware, UTC) is the end of the data set: no record was made or changed later.
     """
 
     def __init__(self, country: str, now: datetime, dice: random.Random, new_id: Callable[[str], str]) -> None:
@@ -72,7 +72,7 @@ class Clinic:
         return Account.from_records(name, shard, api_key, self._records)
 
     def records_of(self, resource: str) -> list[Record]:
-        """Give the resource's records, to be changed in place."""
+        """Return the resource's records, to be changed in place."""
         return self._records.setdefault(resource, [])
 
     def add_business(self, name: str) -> str:
@@ -103,7 +103,7 @@ class Clinic:
         return patient
 
     def book(self, patient: ClinicPatient, site: Site, starts: datetime, outcome: Outcome) -> Record:
-        """Book an individual appointment, with its one attendee, and let it come out as told."""
+        """Book an individual appointment, with its one attendee, and settle its outcome."""
         booked = self._booked(starts)
         booking = self._booking(site, starts, booked)
         record = records.individual_appointment(booking, site, patient.id, patient.name)
@@ -112,7 +112,7 @@ class Clinic:
         patient.bookings.append(record)
         settled = self._settle(booked, starts, outcome)
         for one in (record, attendee):
-            self._conclude(one, outcome, settled)
+            self.conclude(one, outcome, settled)
         if starts <= self.now and outcome in {Outcome.KEPT, Outcome.NO_SHOW}:
             record["did_not_arrive"] = outcome is Outcome.NO_SHOW
             record["patient_arrived"] = attendee["arrived"] = outcome is Outcome.KEPT
@@ -144,14 +144,10 @@ class Clinic:
     def leave(self, group: Record, attendee: Record, patient: ClinicPatient) -> None:
         """Cancel the patient's place in the class."""
         created = datetime.fromisoformat(attendee["created_at"])
-        self._conclude(attendee, Outcome.CANCELLED, created + timedelta(minutes=self.dice.randint(5, 600)))
+        self.conclude(attendee, Outcome.CANCELLED, created + timedelta(minutes=self.dice.randint(5, 600)))
         attendee["arrived"] = None
         if patient.id in group["patient_ids"]:
             group["patient_ids"].remove(patient.id)
-
-    def conclude(self, record: Record, outcome: Outcome, at: datetime) -> None:
-        """Archive, delete or cancel a record of any kind at a moment."""
-        self._conclude(record, outcome, at)
 
     def block(self, site: Site, starts: datetime) -> None:
         """Keep a time free of bookings."""
@@ -209,7 +205,8 @@ class Clinic:
             return booked + (min(starts, self.now) - booked) * self.dice.random()
         return starts + timedelta(minutes=self.dice.randint(1, 90)) if starts <= self.now else booked
 
-    def _conclude(self, record: dict[str, Any], outcome: Outcome, at: datetime) -> None:
+    def conclude(self, record: dict[str, Any], outcome: Outcome, at: datetime) -> None:
+        """Archive, delete or cancel a record of any kind at a moment."""
         moment = instant(min(at, self.now))
         record["updated_at"] = max(str(record["updated_at"]), moment)
         if outcome is Outcome.ARCHIVED:

@@ -62,7 +62,7 @@ class ResourceTable:
         return len(self._entries)
 
     def entries(self) -> list[Entry]:
-        """All entries, hidden ones too, in the default order."""
+        """Return all entries, hidden ones too, in the default order."""
         return list(self._ordered)
 
     def get(self, key: str) -> Entry | None:
@@ -70,7 +70,7 @@ class ResourceTable:
         return self._entries.get(key)
 
     def fill(self, entries: Iterable[Entry]) -> None:
-        """Take many entries at once; of those with the same id the last stays."""
+        """Add many entries. The last of those with the same id stays."""
         self._entries.update((entry.key, entry) for entry in entries)
         self._ordered = sorted(self._entries.values(), key=_by_sort_key)
         self._columns.clear()
@@ -95,21 +95,20 @@ class ResourceTable:
             column.pop(key, None)
 
     def select(self, query: Query) -> list[Entry]:
-        """List the entries the query asks for, all its pages. The caller must not change the list.
+        """Return the entries of all pages of the query. The caller must not change the list.
 
-        Pages after the first come from a few remembered selections, which any change forgets.
+        A few selections are cached until the next change.
         """
         if query.key not in self._selections:
             while len(self._selections) >= _KEPT_SELECTIONS:
                 del self._selections[next(iter(self._selections))]
-            self._selections[query.key] = self._sort(self._filter(query.filters), query)
+            self._selections[query.key] = self._sort(self._keep(self._ordered, query.filters), query)
         return self._selections[query.key]
 
     def page(self, query: Query, dice: random.Random | None, *, inactive: bool = False) -> tuple[list[Entry], int]:
-        """Return one page and how many entries the whole list has.
+        """Return one page, and the number of entries of all pages.
 
-        With dice, entries that no sort field tells apart are drawn for their places anew: an order that is stable
-        within a page, and differs from request to request, as `order by created_at limit offset` has it.
+        Dice shuffle entries with equal sort fields for each request, as `order by created_at limit offset` does.
         `inactive`: of practitioners, those who left; they are in no other list.
         """
         selected = self.select(query)
@@ -123,11 +122,8 @@ class ResourceTable:
         return _drawn(selected, first, last, lambda entry: [read(entry) for read in readers], dice), len(selected)
 
     def shows(self, entry: Entry, query: Query) -> bool:
-        """Whether the query's filters let this entry through."""
+        """Return whether the entry matches the query's filters."""
         return bool(self._keep([entry], query.filters))
-
-    def _filter(self, filters: tuple[Filter, ...]) -> list[Entry]:
-        return self._keep(self._ordered, filters)
 
     def _keep(self, entries: list[Entry], filters: tuple[Filter, ...]) -> list[Entry]:
         hiding = self._hiding(filters)
