@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import remove_own_settings
+from benchmarks.fixtures.processes import remove_own_settings
 from benchmarks.reporting import BenchmarkError, Report, progress, table
 
 NAMES = ("budgets", "memory", "reads", "runs", "syncs", "transforms")
@@ -48,7 +48,7 @@ def list_benchmarks() -> None:
     """Print a table of all benchmarks."""
     found = {name: _module(name).BENCHMARK for name in NAMES}
     rows = [(name, one.measures, one.duration, "\n".join(one.targets)) for name, one in found.items()]
-    shown = table([(each, "{}") for each in ("name", "measures", "duration", "targets")], rows, left=4)
+    shown = table([(heading, "{}") for heading in ("name", "measures", "duration", "targets")], rows, left=4)
     shown.show_lines = True
     Report().show(shown)
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.databases import Server, libpq_url, running_server
-from benchmarks.processes import spawned, wait_until
+from benchmarks.fixtures.databases import Server, libpq_url, running_server
+from benchmarks.fixtures.processes import spawned, wait_until
 from benchmarks.reporting import Benchmark, Report, Target, progress, table
 from cliniko_pipeline.cliniko import GROUP_APPOINTMENTS, INDIVIDUAL_APPOINTMENTS, PATIENTS, ClinikoClient, Resource
 from cliniko_pipeline.cliniko.events import Event, Waiting
@@ -106,14 +106,19 @@ def run(options: argparse.Namespace, report: Report) -> None:
     with running_server() as server, ThreadPoolExecutor(len(CASES)) as executor:
         try:
             measured = [executor.submit(cases.measure, server, case) for case in CASES]
-            results = [each.result() for each in measured]
+            results = [result.result() for result in measured]
         finally:
             cases.stop()
         report.show_machine(server.version)
     report.show(f"{seconds / 60:g} minutes; answers after 500 to 800 ms")
     rows = [(one.case.name, *astuple(one)[1:]) for one in results]
     headings = ("busiest minute", "429s", "in the first window*", "in a later one*")
-    columns = [("with one key", "{}"), ("answered", "{:,}"), ("used", "{:.1%}"), *((each, "{}") for each in headings)]
+    columns = [
+        ("with one key", "{}"),
+        ("answered", "{:,}"),
+        ("used", "{:.1%}"),
+        *((heading, "{}") for heading in headings),
+    ]
     report.show(table(columns, rows))
     report.show("* the most that one process got before the end of the wait that the first of them asked for")
     report.show_verdicts(target for one in results for target in _targets(one))
@@ -217,8 +222,8 @@ def _request_without_budget(case: Case, api_url: str, api_key: str, ended: threa
         ThreadPoolExecutor(case.other_burst) as executor,
     ):
         while not ended.wait(case.other_interval):
-            for each in [executor.submit(http.get, url) for _ in range(case.other_burst)]:
-                each.result()
+            for answer in [executor.submit(http.get, url) for _ in range(case.other_burst)]:
+                answer.result()
 
 
 def _busiest_minute(moments: Sequence[float]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from statistics import median
 
-from benchmarks.processes import peak_memory
+from benchmarks.fixtures.processes import peak_memory
 from benchmarks.reporting import progress
 
 
@@ -30,7 +30,7 @@ def median_of(taken: Sequence[Taken]) -> Taken:
 
 def seconds_range(taken: Sequence[Taken]) -> str:
     """Return the fewest and the most seconds, or nothing for a single measurement."""
-    seconds = [each.seconds for each in taken]
+    seconds = [one.seconds for one in taken]
     return f"{min(seconds):.2f} {max(seconds):.2f}" if len(seconds) > 1 else ""
 
 

@@ -14,11 +14,11 @@ from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.databases import server_version
-from benchmarks.pipelines import add_organization, opened_pipeline
-from benchmarks.processes import descendants, peak_memory, started
+from benchmarks.fixtures.databases import server_version
+from benchmarks.fixtures.pipelines import add_organization, opened_pipeline
+from benchmarks.fixtures.processes import descendants, peak_memory, started
+from benchmarks.fixtures.sandboxes import sandbox_process
 from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, progress, table
-from benchmarks.sandboxes import sandbox_process
 from cliniko_pipeline.postgres.operator_tables.sync_runs import organization_status
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sandbox import wire
@@ -102,8 +102,8 @@ def _peaks(environ: dict[str, str], log: Path, *options: str) -> tuple[float, fl
     with started([script, "sync", ORGANIZATION, *options], environ, log) as process:
         ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         while not ended:
-            for each in (process.pid, *descendants(process.pid)):
-                peaks[each] = max(peaks.get(each, 0.0), peak_memory(each))
+            for measured in (process.pid, *descendants(process.pid)):
+                peaks[measured] = max(peaks.get(measured, 0.0), peak_memory(measured))
             time.sleep(POLL_SECONDS)
             ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -29,9 +29,9 @@ import sqlalchemy as sa
 from cryptography.fernet import Fernet
 from sqlalchemy import event
 
-from benchmarks.clinic_data import AS_OF, Clinic, replace_active_patients, replace_mapping
-from benchmarks.databases import Server, execute, libpq_url, running_server, vacuum
-from benchmarks.processes import free_port, is_listening, started, wait_until
+from benchmarks.fixtures.clinic_data import AS_OF, Clinic, replace_active_patients, replace_mapping
+from benchmarks.fixtures.databases import Server, execute, libpq_url, running_server, vacuum
+from benchmarks.fixtures.processes import free_port, is_listening, started, wait_until
 from benchmarks.reporting import Benchmark, Report, Target, progress, table
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.operator_tables import api_tokens

@@ -114,4 +114,4 @@ def progress(text: str) -> None:
 
 
 def _load_averages() -> str:
-    return " ".join(f"{each:.1f}" for each in os.getloadavg())
+    return " ".join(f"{average:.1f}" for average in os.getloadavg())

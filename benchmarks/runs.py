@@ -9,43 +9,38 @@ A code server's CPU seconds include those of its ended children, so those of all
 """
 
 import argparse
-import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
 import dagster as dg
 import sqlalchemy as sa
-import yaml
 
-from benchmarks import empty_runs
-from benchmarks.databases import server_version
-from benchmarks.pipelines import add_organization, opened_pipeline
-from benchmarks.processes import (
+from benchmarks.fixtures import empty_runs
+from benchmarks.fixtures.dagster_processes import CODE, EMPTY, OURS, START_SECONDS, running_dagster, scalar
+from benchmarks.fixtures.databases import server_version
+from benchmarks.fixtures.pipelines import add_organization, opened_pipeline
+from benchmarks.fixtures.processes import (
     children,
     cpu_seconds,
-    free_port,
-    is_listening,
     machine_cpu_seconds,
     peak_memory,
     server_cpu_seconds,
-    started,
     wait_until,
 )
+from benchmarks.fixtures.sandboxes import SandboxProcess, sandbox_process
 from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, progress, table
-from benchmarks.sandboxes import SandboxProcess, sandbox_process
 from cliniko_pipeline.definitions import build_definitions
-from cliniko_pipeline.orchestration.instance.home import instance_environment, open_instance
+from cliniko_pipeline.orchestration.instance.home import open_instance
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
 from cliniko_pipeline.orchestration.runs.in_process import run_sync
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.sync_options import JOB, SyncOptions
+from cliniko_pipeline.sync_options import SyncOptions
 
 APPOINTMENTS_PER_PATIENT = 10
 GROUP_SHARE = 0.1
@@ -76,17 +71,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Changes of the shipped dagster.yaml, by their name in tables."""
 
-OURS = "ours"
-EMPTY = "empty"
-CODE = {
-    OURS: ("cliniko_pipeline", "cliniko_pipeline.definitions", JOB, "cliniko_syncs"),
-    EMPTY: ("empty_runs", "benchmarks.empty_runs", empty_runs.JOB, "empty_runs"),
-}
-"""Location, module, job and schedule of each."""
-
 POLL_SECONDS = 0.2
 SECONDS_BEFORE_TICK = 8
-START_SECONDS = 300
 END_SECONDS = 30
 MAX_SECONDS = 3600
 
@@ -174,7 +160,7 @@ def _show(report: Report, title: str, ours: Measurement, empty: Measurement) -> 
     add("events that Dagster stores", lambda one: one.events / one.runs, "{:.0f}")
     add(OTHERS, lambda one: one.cpu[OTHERS] / one.runs)
     headings = ("", "a sync that finds nothing changed", "an empty run", "ratio")
-    report.show(table([(each, "{}") for each in headings], rows, title))
+    report.show(table([(heading, "{}") for heading in headings], rows, title))
     report.show_verdicts(
         [
             Target("Runs an hour", per_hour(ours), MIN_PER_HOUR, at_least=True),
@@ -215,7 +201,7 @@ def _measure(
     with open_instance(runtime) as instance:
         ensure_partitions(instance, list(ids))
     half = list(ids[: len(ids) // 2])
-    with _running_dagster(runtime, environ, changes) as processes:
+    with running_dagster(runtime, environ, changes) as processes:
         processes["simulated Cliniko"] = sandbox.process
         before = _measure_tick(runtime, processes, EMPTY, half)
         ours = _measure_tick(runtime, processes, OURS, ids)
@@ -227,12 +213,12 @@ def _measure_tick(runtime: Runtime, processes: Mapping[str, int], code: str, ids
     """Have a tick request a run for each organization; measure until the last has ended."""
     time.sleep((60 - SECONDS_BEFORE_TICK - time.time()) % 60)
     progress(f"{len(ids)} runs: {code}")
-    last = _scalar(runtime, "select coalesce(max(id), 0) from dagster.runs")
+    last = scalar(runtime, "select coalesce(max(id), 0) from dagster.runs")
     cpu_before, (events, connections) = _cpu(runtime, processes, code), _stored(runtime)
     with _Workers(processes[code]) as workers:
         _request(runtime, code, ids)
         runs = f"select count(*) from dagster.runs where id > {last}"  # noqa: S608 (a number)
-        wait_until(lambda: _scalar(runtime, runs) > 0, START_SECONDS, "the tick's first run")
+        wait_until(lambda: scalar(runtime, runs) > 0, START_SECONDS, "the tick's first run")
         wait_until(lambda: len(_times(runtime, code, last)) == len(ids), MAX_SECONDS, "the ends of the runs")
         # The code server collects its ended children twice a second.
         wait_until(lambda: not workers.alive(), END_SECONDS, "the ends of the processes")
@@ -261,7 +247,7 @@ def _request(runtime: Runtime, code: str, ids: Sequence[str]) -> None:
         return
     _set_due(runtime, due=True)
     due = "select count(*) from cliniko.scheduling where requested_at is null"
-    wait_until(lambda: not _scalar(runtime, due), START_SECONDS, "the tick")
+    wait_until(lambda: not scalar(runtime, due), START_SECONDS, "the tick")
     _set_due(runtime, due=False)
 
 
@@ -302,14 +288,9 @@ def _require_unchanged(runtime: Runtime, ids: Sequence[str]) -> None:
 def _stored(runtime: Runtime) -> tuple[int, int]:
     """Return the events that Dagster has stored, and the connections that PostgreSQL has had."""
     return (
-        _scalar(runtime, "select coalesce(max(id), 0) from dagster.event_logs"),
-        _scalar(runtime, "select sessions from pg_stat_database where datname = current_database()"),
+        scalar(runtime, "select coalesce(max(id), 0) from dagster.event_logs"),
+        scalar(runtime, "select sessions from pg_stat_database where datname = current_database()"),
     )
-
-
-def _scalar(runtime: Runtime, statement: str, **values: object) -> int:
-    with runtime.database.operator() as connection:
-        return connection.execute(sa.text(statement), values).scalar_one()
 
 
 def _cpu(runtime: Runtime, processes: Mapping[str, int], code: str) -> dict[str, float]:
@@ -322,7 +303,7 @@ def _cpu(runtime: Runtime, processes: Mapping[str, int], code: str) -> dict[str,
         "PostgreSQL": server_cpu_seconds(runtime.settings.home),
         "simulated Cliniko": sum(cpu_seconds(processes["simulated Cliniko"])),
         "benchmark": time.process_time(),
-        "other code server": sum(sum(cpu_seconds(processes[each])) for each in CODE if each != code),
+        "other code server": sum(sum(cpu_seconds(processes[other])) for other in CODE if other != code),
         OTHERS: machine_cpu_seconds(),
     }
 
@@ -347,7 +328,7 @@ class _Workers:
 
     def alive(self) -> list[int]:
         """Return the runs' processes that the code server still has."""
-        return [each for each in children(self._code_server) if each not in self._others and self._is_worker(each)]
+        return [one for one in children(self._code_server) if one not in self._others and self._is_worker(one)]
 
     def _is_worker(self, process: int) -> bool:
         if process in self.peaks:
@@ -361,56 +342,6 @@ class _Workers:
 
     def _poll(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
-            for each in self.alive():
-                if peak := peak_memory(each):
-                    self.peaks[each] = max(peak, self.peaks.get(each, 0))
-
-
-# Dagster's processes.
-
-
-@contextmanager
-def _running_dagster(
-    runtime: Runtime, environ: Mapping[str, str], changes: Mapping[str, Mapping[str, Any]]
-) -> Generator[dict[str, int]]:
-    """Run the daemon and both code servers on a changed dagster.yaml; yield their process ids when schedules tick."""
-    home = runtime.settings.dagster_home
-    (home / "dagster.yaml").unlink()
-    environment = {**environ, **instance_environment(runtime), "PYTHONWARNINGS": "ignore"}
-    configuration = yaml.safe_load((home / "dagster.yaml").read_text(encoding="utf-8"))
-    for section, change in changes.items():
-        for name, value in change.items():
-            was = configuration[section].get(name)
-            configuration[section][name] = {**was, **value} if isinstance(was, dict) else value
-    (home / "dagster.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
-    progress("Starting Dagster")
-    begin = datetime.now(UTC).replace(tzinfo=None)
-    ticking = (
-        "select count(distinct tick_body::jsonb ->> 'job_name') from dagster.job_ticks"
-        " where status in ('SKIPPED', 'SUCCESS') and timestamp > :begin"
-        " and tick_body::jsonb ->> 'job_name' = any(:schedules)"
-    )
-    schedules = [schedule for _, _, _, schedule in CODE.values()]
-    processes: dict[str, int] = {}
-    with ExitStack() as stack:
-
-        def start(name: str, *arguments: str) -> None:
-            command = [sys.executable, "-m", *arguments]
-            processes[name] = stack.enter_context(started(command, environment, home / f"{name}.log")).pid
-
-        servers: list[dict[str, Any]] = []
-        for code, (location, module, _, _) in CODE.items():
-            port = free_port()
-            address = ("--host", "127.0.0.1", "--port", str(port))
-            start(code, "dagster", "api", "grpc", "--module-name", module, *address, "--location-name", location)
-            servers.append({"grpc_server": {"host": "127.0.0.1", "port": port, "location_name": location}})
-            wait_until(lambda port=port: is_listening(port), START_SECONDS, f"the code server of {module}")
-        file = home / "workspace.yaml"
-        file.write_text(yaml.safe_dump({"load_from": servers}), encoding="utf-8")
-        start("daemon", "dagster._daemon", "run", "--workspace", str(file), "--log-level", "warning")
-        wait_until(
-            lambda: _scalar(runtime, ticking, begin=begin, schedules=schedules) == len(CODE),
-            START_SECONDS,
-            "the schedules' first ticks",
-        )
-        yield processes
+            for process in self.alive():
+                if peak := peak_memory(process):
+                    self.peaks[process] = max(peak, self.peaks.get(process, 0))

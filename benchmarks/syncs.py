@@ -20,12 +20,12 @@ from typing import Any
 import sqlalchemy as sa
 from rich.table import Table
 
-from benchmarks.databases import Server, libpq_url, running_server
+from benchmarks.fixtures.databases import Server, libpq_url, running_server
+from benchmarks.fixtures.processes import cpu_seconds, machine_cpu_seconds, run_fresh, server_cpu_seconds
+from benchmarks.fixtures.sandboxes import SandboxProcess, sandbox_process
 from benchmarks.measuring import Taken, median_of, noted, seconds_range
 from benchmarks.others.tasks import Task
-from benchmarks.processes import cpu_seconds, machine_cpu_seconds, run_fresh, server_cpu_seconds
 from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, table
-from benchmarks.sandboxes import SandboxProcess, sandbox_process
 from benchmarks.sync_charts import Bar, Chart, as_svg
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.tables import APPOINTMENTS, PATIENTS

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from rich.table import Table
 from sqlalchemy.engine import Connection
 
-from benchmarks.clinic_data import (
+from benchmarks.fixtures.clinic_data import (
     AS_OF,
     BY_HAND_TABLE,
     HOSTILE,
@@ -35,7 +35,7 @@ from benchmarks.clinic_data import (
     replace_active_patients,
     replace_mapping,
 )
-from benchmarks.databases import Server, execute, running_server, vacuum
+from benchmarks.fixtures.databases import Server, execute, running_server, vacuum
 from benchmarks.measuring import Taken, median_of, noted, seconds_range
 from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, progress, table
 from cliniko_pipeline.postgres import tables

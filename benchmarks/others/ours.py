@@ -7,9 +7,9 @@ the last. The start of the run and the transforming assets are not.
 import dagster as dg
 from cryptography.fernet import Fernet
 
+from benchmarks.fixtures.pipelines import add_organization, pipeline_environment, run_job
 from benchmarks.measuring import Stopwatch, Taken
 from benchmarks.others.tasks import Task
-from benchmarks.pipelines import add_organization, pipeline_environment, run_job
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.assets.appointments import appointments
 from cliniko_pipeline.orchestration.assets.patients import patients

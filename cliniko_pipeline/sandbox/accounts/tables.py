@@ -58,9 +58,6 @@ class ResourceTable:
         self._columns: dict[str, dict[str, Any]] = {}
         self._selections: dict[tuple[object, ...], list[Entry]] = {}
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def entries(self) -> list[Entry]:
         """Return all entries, hidden ones too, in the default order."""
         return list(self._ordered)
