@@ -8,7 +8,8 @@ import pytest
 
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.sandbox.accounts.account import Account
-from cliniko_pipeline.sandbox.server import _is_loopback, running_sandbox
+from cliniko_pipeline.sandbox.connections import is_loopback
+from cliniko_pipeline.sandbox.server import running_sandbox
 from cliniko_pipeline_tests.support.sandboxes import KEY, USER_AGENT, linked, record
 
 ACCEPT = {"Accept": "application/json"}
@@ -163,7 +164,7 @@ def test_address_name_or_key_in_use_is_refused(served):
 
 def test_loopback_address_alone_may_steer_the_sandbox():
     addresses = ("127.0.0.1", "::1", "192.0.2.7", None, "", "x")
-    assert list(filter(_is_loopback, addresses)) == ["127.0.0.1", "::1"]
+    assert list(filter(is_loopback, addresses)) == ["127.0.0.1", "::1"]
 
 
 def test_steering_reads_counters_and_sets_faults(served):
