@@ -22,7 +22,15 @@ import httpx
 from benchmarks.fixtures.databases import Server, libpq_url, running_server
 from benchmarks.fixtures.processes import spawned, wait_until
 from benchmarks.reporting import Benchmark, Report, Target, progress, table
-from cliniko_pipeline.cliniko import GROUP_APPOINTMENTS, INDIVIDUAL_APPOINTMENTS, PATIENTS, ClinikoClient, Resource
+from cliniko_pipeline.cliniko import (
+    GROUP_APPOINTMENTS,
+    INDIVIDUAL_APPOINTMENTS,
+    PATIENTS,
+    Access,
+    ClinikoClient,
+    RequestOptions,
+    Resource,
+)
 from cliniko_pipeline.cliniko.events import Event, Waiting
 from cliniko_pipeline.cliniko.exchange.throttle import digest_of
 from cliniko_pipeline.postgres.engine import Database
@@ -207,7 +215,11 @@ def _crawl_repeatedly(connection: Connection, database_url: str, api_url: str, a
     while True:
         budget = SharedRequestBudget(database, digest_of(api_key), REQUESTS_PER_MINUTE)
         with ClinikoClient(
-            "clinic", api_key, api_url, user_agent, budget, max_attempts=1000, on_event=send_rate_limited
+            "clinic",
+            Access(api_key, api_url, user_agent),
+            budget,
+            options=RequestOptions(max_attempts=1000),
+            on_event=send_rate_limited,
         ) as client:
             for resource in RESOURCES:
                 for _ in client.crawl(resource):

@@ -9,11 +9,12 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from cliniko_pipeline.cliniko.client import DEFAULT_MAX_ATTEMPTS, ClinikoClient
+from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.events import Event
+from cliniko_pipeline.cliniko.exchange.sender import DEFAULT_MAX_ATTEMPTS, Access, RequestOptions
 from cliniko_pipeline.cliniko.exchange.throttle import BudgetRegistry, RequestBudget
 from cliniko_pipeline.cliniko.shards import resolve_api_url
-from cliniko_pipeline.clocks import MACHINE, ClockDifference, at
+from cliniko_pipeline.clocks import CLINIKO, MACHINE, ClockDifference, at
 from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 from cliniko_pipeline.errors import CredentialsError, in_organization
 from cliniko_pipeline.postgres.engine import Database
@@ -58,6 +59,10 @@ class Runtime:
         now = self.database.now()
         # The answer is from between the two.
         return ClockDifference(MACHINE, at((before + self._wall_clock()) / 2) - now, self.max_clock_skew)
+
+    def _compare_cliniko_clock(self, now: datetime) -> ClockDifference:
+        """Return how far Cliniko's clock, which shows `now`, is ahead of the database's."""
+        return ClockDifference(CLINIKO, now - self.now(), self.max_clock_skew)
 
     def to_database_time(self, instant: datetime) -> datetime:
         """Return this machine's instant by the database's clock; unchanged unless the clocks differ notably."""
@@ -125,14 +130,10 @@ class Runtime:
             raise in_organization(organization_id, error) from None
         return ClinikoClient(
             organization_id,
-            credentials.api_key,
-            api_url,
-            self.settings.user_agent_for(api_url),
+            Access(credentials.api_key, api_url, self.settings.user_agent_for(api_url)),
             self._budgets.budget_for(credentials.api_key),
-            max_attempts=max_attempts,
-            sleep=self._sleep,
-            database_clock=self.now,
-            max_clock_skew=self.max_clock_skew,
+            options=RequestOptions(max_attempts=max_attempts, sleep=self._sleep),
+            compare_clock=self._compare_cliniko_clock,
             on_event=on_event,
         )
 

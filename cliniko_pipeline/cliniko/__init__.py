@@ -3,9 +3,10 @@
 Knows no Dagster and no database, and reads no environment. What other packages use is imported from here.
 """
 
-from cliniko_pipeline.cliniko.client import ClinikoClient, Statistics
+from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.crawling.crawl import Checkpoint, Page
-from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
+from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Statistics, Waiting
+from cliniko_pipeline.cliniko.exchange.sender import Access, RequestOptions
 from cliniko_pipeline.cliniko.exchange.throttle import BudgetRegistry, RequestBudget, digest_of
 from cliniko_pipeline.cliniko.records import (
     APPOINTMENT_TYPES,
@@ -34,6 +35,7 @@ __all__ = [
     "INDIVIDUAL_APPOINTMENTS",
     "PATIENTS",
     "PRACTITIONERS",
+    "Access",
     "AppointmentType",
     "Attendee",
     "BudgetRegistry",
@@ -50,6 +52,7 @@ __all__ = [
     "RecordT",
     "RejectedRecord",
     "RequestBudget",
+    "RequestOptions",
     "Resource",
     "Retrying",
     "Statistics",

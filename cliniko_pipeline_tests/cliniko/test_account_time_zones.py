@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cliniko_pipeline.cliniko.client import ClinikoClient
+from cliniko_pipeline.cliniko import Access, ClinikoClient, RequestOptions
 from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox
@@ -20,8 +20,9 @@ ARCHIVED = PERTH | {"archived_at": "2025-01-01T00:00:00Z"}
 def time_zone_of(sandbox: Sandbox, account: Account) -> str | None:
     sandbox.add(account)
     address, budget = sandbox.base_url(account), SlidingWindowBudget(200)
-    arguments = ("clinic", account.api_key, address, "tests (tests@example.org)", budget)
-    with ClinikoClient(*arguments, sleep=lambda _: None, max_attempts=2) as client:
+    access = Access(account.api_key, address, "tests (tests@example.org)")
+    options = RequestOptions(max_attempts=2, sleep=lambda _: None)
+    with ClinikoClient("clinic", access, budget, options=options) as client:
         return client.time_zone()
 
 

@@ -1,6 +1,7 @@
 """The client: requests, attempts and errors. The answer 429: test_rate_limits.py; real sockets: test_sockets.py."""
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import httpx
@@ -13,6 +14,7 @@ from cliniko_pipeline.cliniko.crawling.refusals import consequence
 from cliniko_pipeline.cliniko.exchange.retry import MAX_REFUSED_ATTEMPTS
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.support.scripted_clients import (
+    ACCESS,
     AGENT,
     API,
     KEY,
@@ -218,19 +220,19 @@ def test_wait_before_a_retry_can_be_interrupted():
 @pytest.mark.parametrize("key", ["", "a b", "a:b", "kéy", "key\n"])
 def test_key_that_no_header_can_carry_is_refused(key):
     with pytest.raises(errors.CredentialsFormatError) as caught:
-        ScriptedClient(api_key=key)
+        ScriptedClient(access=replace(ACCESS, api_key=key))
     assert not key or key not in str(caught.value)
 
 
 @pytest.mark.parametrize("agent", ["", "a\r\nX-Evil: 1", "Práctica (a@example.com)"])
 def test_user_agent_that_no_header_can_carry_is_refused(agent):
     with pytest.raises(errors.SettingsError, match="CLINIKO_CONTACT_EMAIL"):
-        ScriptedClient(user_agent=agent)
+        ScriptedClient(access=replace(ACCESS, user_agent=agent))
 
 
 def test_representations_do_not_hold_the_key():
     client = ScriptedClient().client
-    for thing in (client, client._headers, client._transport, client.statistics):
+    for thing in (client, client._sender, client._sender._headers, client._sender._transport, client.statistics):
         assert KEY not in repr(thing)
     assert repr(client) == f"<ClinikoClient of organization surf-rehab at {API}>"
 

@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from cliniko_pipeline import errors
-from cliniko_pipeline.cliniko.client import DEFAULT_LIMITS
 from cliniko_pipeline.cliniko.crawling.listing import Listing
 from cliniko_pipeline.cliniko.decoding.pages import MAX_ENTRIES, decode_page
+from cliniko_pipeline.cliniko.exchange.transport import Limits
 from cliniko_pipeline.cliniko.records import PATIENTS
 from cliniko_pipeline_tests.support.scripted_clients import NOW, RECORD, ScriptedClient
 
@@ -23,8 +23,8 @@ def page_of(entries: str, total: int = 1) -> bytes:
 @pytest.mark.parametrize("entry", ["{}", json.dumps(RECORD)])
 def test_page_of_too_many_entries_is_refused_in_little_memory(entry: str) -> None:
     assert Listing.page_size == MAX_ENTRIES
-    assert DEFAULT_LIMITS.body_bytes == 8 * MIB
-    number = (DEFAULT_LIMITS.body_bytes - 100) // (len(entry) + 1)
+    assert Limits().body_bytes == 8 * MIB
+    number = (Limits().body_bytes - 100) // (len(entry) + 1)
     body = page_of(",".join([entry] * number))
     tracemalloc.start()
     try:

@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from cliniko_pipeline.cliniko import Waiting
-from cliniko_pipeline.cliniko.client import LONGEST_WAIT_SECONDS
 from cliniko_pipeline.cliniko.exchange.retry import Retry, decide
+from cliniko_pipeline.cliniko.exchange.sender import MAX_WAIT_SECONDS
 from cliniko_pipeline.errors import RateLimitedError
 from cliniko_pipeline_tests.support.scripted_clients import DATE, NOW, ScriptedClient
 
@@ -76,7 +76,7 @@ def test_429_is_given_up_after_all_attempts():
 def test_429_is_given_up_after_the_longest_wait():
     scripted = ScriptedClient(*[limited(290)] * 50, max_attempts=50)
     scripted.crawl_error(RateLimitedError)
-    assert scripted.now <= LONGEST_WAIT_SECONDS
+    assert scripted.now <= MAX_WAIT_SECONDS
 
 
 def test_each_attempt_takes_from_the_budget():

@@ -6,8 +6,8 @@ import logging
 import httpx
 import pytest
 
-from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient
-from cliniko_pipeline.cliniko.exchange.transport import Limits
+from cliniko_pipeline.cliniko import PATIENTS, Access, ClinikoClient, RequestOptions
+from cliniko_pipeline.cliniko.exchange.transport import CurlTransport, Limits
 from cliniko_pipeline.errors import ClinikoUnavailableError
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.support.raw_servers import RawServer, answer, sending, silent
@@ -25,11 +25,10 @@ def no_proxy_exceptions(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def client_of(url, **options):
-    return ClinikoClient(
-        "surf-rehab", KEY, url, "cliniko_pipeline (ops@example.com)", SlidingWindowBudget(1000),
-        sleep=lambda _seconds: None, **options,
-    )  # fmt: skip
+def client_of(url, *, transport=None, **options):
+    access = Access(KEY, url, "cliniko_pipeline (ops@example.com)")
+    options = RequestOptions(sleep=lambda _seconds: None, **options)
+    return ClinikoClient("surf-rehab", access, SlidingWindowBudget(1000), transport=transport, options=options)
 
 
 def crawl(*script, **options):
@@ -51,7 +50,7 @@ def test_failing_connection_is_given_up_with_its_cause(failure, cause):
     # The other failures end before any limit of time.
     limits = Limits(whole_seconds=0.2 if failure is silent else 60)
     with pytest.raises(ClinikoUnavailableError, match=f"2 attempts \\(2 {cause}s\\)") as caught:
-        crawl(failure, max_attempts=2, limits=limits)
+        crawl(failure, max_attempts=2, transport=CurlTransport(limits, uses_proxies=False))
     assert not isinstance(caught.value.__context__, httpx.HTTPError)
     assert "127.0.0.1" not in str(caught.value)
 

@@ -8,12 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient, Event, Page, Resource
+from cliniko_pipeline.cliniko import PATIENTS, Access, ClinikoClient, Event, Page, RequestOptions, Resource
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 
 API = "https://api.au4.cliniko.com/v1"
 KEY = "MS0xLVNFQ1JFVA-au4"
 AGENT = "cliniko_pipeline (ops@example.com)"
+ACCESS = Access(KEY, API, AGENT)
 NOW = 1_700_000_000
 DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
 RECORD = {"id": "1", "created_at": "2024-01-01T00:00:00Z", "updated_at": "2024-01-01T00:00:00Z"}
@@ -39,7 +40,16 @@ def listing(request: httpx.Request, total: int = 3) -> httpx.Response:
 class ScriptedClient:
     """A client with a scripted Cliniko, and a record of its requests, waits and events."""
 
-    def __init__(self, *script: Answer, limit: int = 200, then: Answer = listing, **options: Any) -> None:
+    def __init__(
+        self,
+        *script: Answer,
+        limit: int = 200,
+        then: Answer = listing,
+        access: Access = ACCESS,
+        transport: httpx.BaseTransport | None = None,
+        on_event: Callable[[Event], object] | None = None,
+        **options: Any,
+    ) -> None:
         self.script = list(script)
         self.then = then
         self.now = 0.0
@@ -48,21 +58,20 @@ class ScriptedClient:
         self.events: list[Event] = []
         self.budget = SlidingWindowBudget(limit, clock=lambda: self.now, sleep=self.sleep)
         defaults: dict[str, Any] = {
-            "organization_id": "surf-rehab",
-            "api_key": KEY,
-            "api_url": API,
-            "user_agent": AGENT,
-            "budget": self.budget,
-            "transport": httpx.MockTransport(self.answer),
             "sleep": self.sleep,
-            "clock": lambda: self.now,
             "wall_clock": lambda: NOW + self.now,
             "rng": random.Random(1),
-            "on_event": self.events.append,
             # The script has an order.
             "max_pages_in_flight": 1,
         }
-        self.client = ClinikoClient(**(defaults | options))
+        self.client = ClinikoClient(
+            "surf-rehab",
+            access,
+            self.budget,
+            transport=transport or httpx.MockTransport(self.answer),
+            options=RequestOptions(**(defaults | options)),
+            on_event=on_event or self.events.append,
+        )
 
     def sleep(self, seconds: float) -> None:
         self.waits.append(seconds)

@@ -1,42 +1,74 @@
-"""The fields by which Cliniko refuses to sort or filter an account's lists: what is refused is not sent again."""
+"""The fields by which Cliniko refuses to sort or filter an account's lists. A refused field is not sent again."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import httpx
+
+from cliniko_pipeline.errors import FieldRefusedError
+
 Use = Literal["sort", "filter"]
+
+_MAX_BODY_BYTES = 2_000
+_WORD = re.compile(rb"[a-z_]+")
+_NOT_POSSIBLE = re.compile(rb"([a-z_]+)\W+is not (?:a )?(sort|filter)")
 
 
 @dataclass
 class Refusals:
-    """What was refused since the client was opened, and what is remembered of earlier ones: texts such as
-    "filter updated_at", by resource.
-    """
+    """Refused fields by resource, as texts such as "filter updated_at"."""
 
     _refused: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
 
     def add(self, resource: str, use: Use, name: str) -> bool:
-        """Note a refusal; return whether it is a new one."""
+        """Note a refusal; return whether it is new."""
         refused = self._refused.setdefault(resource, set())
         is_new = f"{use} {name}" not in refused
         refused.add(f"{use} {name}")
         return is_new
 
     def allows(self, resource: str, use: Use, name: str) -> bool:
-        """Whether the field can be sent, as far as is known."""
+        """Return whether no refusal of the field is known."""
         return f"{use} {name}" not in self._refused.get(resource, ())
 
     def of(self, resource: str) -> list[str]:
-        """Return what is refused of the resource, to be remembered."""
+        """Return the refused fields of a resource, to be stored."""
         return sorted(self._refused.get(resource, ()))
 
     def remember(self, resource: str, refused: Iterable[str]) -> None:
-        """Take over what an earlier client returned."""
+        """Add stored refusals."""
         self._refused.setdefault(resource, set()).update(refused)
 
 
+def find_refused_field(url: str, body: bytes) -> tuple[Use, str] | None:
+    """Return the sent field that a refusal names, and its use; None where it names none or several.
+
+    An error's body may hold anything: only its words are compared with the names that were sent.
+    """
+    body = body[:_MAX_BODY_BYTES]
+    match = _NOT_POSSIBLE.search(body)
+    words = {word.decode() for word in (match.groups() if match else _WORD.findall(body))}
+    parameters = httpx.URL(url).params
+    filters = {condition.partition(":")[0] for condition in parameters.get_list("q[]")}
+    sorts = {order.partition(":")[0] for order in parameters.get("sort", "").split(",")}
+    named = sorted(words & (filters | sorts))
+    if len(named) != 1:
+        return None
+    is_sort = named[0] in sorts and (named[0] not in filters or any(word.startswith("sort") for word in words))
+    return ("sort" if is_sort else "filter"), named[0]
+
+
+def field_refused(what: str, use: Use, name: str) -> FieldRefusedError:
+    """Return the error for a refused field."""
+    error = FieldRefusedError(f"{what}: Cliniko refuses to {use} this list by {name}")
+    error.use, error.field = use, name
+    return error
+
+
 def consequence(resource: str, refused: str) -> str:
-    """Say in a sentence what is refused and what follows from it."""
+    """Return a sentence with the refusal and its consequence."""
     use, _, name = refused.partition(" ")
     follows = WITHOUT_SORT if use == "sort" else WITHOUT_FILTER.get(name, "more is read than is needed")
     return f"Cliniko refuses to {use} {resource} by {name}: {follows}"
@@ -50,6 +82,6 @@ WITHOUT_FILTER = {
     "created_at": "records that come while the list is read make it be read further back",
     "id": "many records of one second are read several times",
 }
-"""What follows where a filter is left out, by its field."""
+"""The consequence of a filter that is left out, by its field."""
 
 WITHOUT_SORT = "where a page ends within records of one second, these are read once more"

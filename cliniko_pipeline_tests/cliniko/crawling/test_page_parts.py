@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from cliniko_pipeline.cliniko import PATIENTS, ClinikoClient
+from cliniko_pipeline.cliniko import PATIENTS, Access, ClinikoClient, RequestOptions
 from cliniko_pipeline.cliniko.crawling.page_parts import SIZES, split_page
 from cliniko_pipeline.cliniko.records import UNANSWERED, RejectedRecord
 from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
@@ -30,7 +30,8 @@ def served() -> Iterator[Sandbox]:
 def client_of(served: Sandbox, **options: int) -> Iterator[ClinikoClient]:
     budget = SlidingWindowBudget(10_000)
     url = served.base_url("clinic")
-    with ClinikoClient("surf-rehab", KEY, url, "tests (ops@example.com)", budget, sleep=_none, **options) as client:
+    access = Access(KEY, url, "tests (ops@example.com)")
+    with ClinikoClient("surf-rehab", access, budget, options=RequestOptions(sleep=_none, **options)) as client:
         yield client
 
 

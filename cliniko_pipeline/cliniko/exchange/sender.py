@@ -1,0 +1,236 @@
+"""Requests sent with an account's API key, repeated until they succeed, fail for good or take too long.
+
+Decisions are in retry.py, a single exchange in transport.py, and the wait for the request budget in throttle.py.
+"""
+
+import random
+import re
+import time
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+import httpx
+
+from cliniko_pipeline.cliniko.crawling.page_requests import MAX_PAGES_IN_FLIGHT
+from cliniko_pipeline.cliniko.crawling.refusals import Use, field_refused, find_refused_field
+from cliniko_pipeline.cliniko.events import Reporter, Retrying, Waiting
+from cliniko_pipeline.cliniko.exchange.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
+from cliniko_pipeline.cliniko.exchange.throttle import RequestBudget
+from cliniko_pipeline.cliniko.exchange.transport import CurlTransport, Limits
+from cliniko_pipeline.errors import (
+    ClinikoUnavailableError,
+    CredentialsFormatError,
+    RateLimitedError,
+    SettingsError,
+    TransientError,
+)
+from cliniko_pipeline.hosts import is_loopback
+
+DEFAULT_MAX_ATTEMPTS = 6
+MIN_REPORTED_WAIT_SECONDS = 0.5
+"""A shorter wait for the request budget is no event."""
+MAX_WAIT_SECONDS = 900.0
+"""Limit of all waits between the attempts at one request, without those for the request budget."""
+_REFUSAL_STATUSES = frozenset({400, 422})
+
+AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """An account's API: the base URL from resolve_api_url, which decides which hosts may see a key, and the headers."""
+
+    api_key: str = field(repr=False)
+    api_url: str
+    user_agent: str
+
+    def headers(self) -> httpx.Headers:
+        """Return the headers of each request.
+
+        Raises CredentialsFormatError for an API key that no header can carry, SettingsError for such a User-Agent.
+        """
+        # Basic authentication ends the user name at the first colon.
+        if not re.fullmatch(r"[!-9;-~]+", self.api_key):
+            raise CredentialsFormatError(
+                "The API key is blank or contains characters that no Cliniko key has: store it exactly as Cliniko"
+                " shows it"
+            )
+        if not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", self.user_agent):
+            raise SettingsError(
+                "The User-Agent must be plain ASCII on one line: check that CLINIKO_CONTACT_EMAIL is an e-mail address"
+            )
+        return httpx.Headers(
+            {
+                "Authorization": f"Basic {b64encode(f'{self.api_key}:'.encode()).decode()}",
+                "Accept": "application/json",
+                "User-Agent": self.user_agent,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """Limits of attempts and concurrency, and the sources of time and chance.
+
+    `sleep` waits between attempts and may raise to interrupt; `rng` spreads the waits.
+    """
+
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    max_pages_in_flight: int = MAX_PAGES_IN_FLIGHT
+    sleep: Callable[[float], object] = time.sleep
+    wall_clock: Callable[[], float] = time.time
+    rng: random.Random = field(default_factory=random.Random)
+
+
+class Sender:
+    """Sends GET requests with one API key, from several threads. No error or representation holds the key."""
+
+    def __init__(
+        self,
+        access: Access,
+        budget: RequestBudget,
+        transport: httpx.BaseTransport | None,
+        options: RequestOptions,
+        reporter: Reporter,
+    ) -> None:
+        self._headers = access.headers()
+        self._budget = budget
+        # A proxy named in the environment cannot reach this machine's loopback.
+        uses_proxies = not is_loopback(httpx.URL(access.api_url).host)
+        self._transport = transport or CurlTransport(Limits(), uses_proxies=uses_proxies)
+        self._options = options
+        self._reporter = reporter
+        self._is_closed = False
+        self._was_accepted = False
+
+    def close(self) -> None:
+        """Close the connections and abort requests in flight."""
+        self._is_closed = True
+        self._transport.close()
+
+    def get(
+        self,
+        url: str,
+        read: Callable[[bytes, datetime | None], AnswerT],
+        what: str,
+        max_attempts: int | None = None,
+    ) -> AnswerT:
+        """Return what `read` makes of the answer's body and Date.
+
+        `read` may raise ClinikoUnavailableError to have the request repeated. `what` names the request in errors.
+        """
+        limit = min(max_attempts or self._options.max_attempts, self._options.max_attempts)
+        causes: Counter[int | TransportFailure] = Counter()
+        attempt, waits, announced = 0, 0.0, 0.0
+        while True:
+            attempt += 1
+            outcome = self._attempt(url, read, attempt, announced)
+            if not isinstance(outcome, _Failed):
+                return outcome
+            causes[outcome.result] += 1
+            if outcome.refused is not None:
+                raise field_refused(f"{what}, {_describe(outcome.result)}", *outcome.refused)
+            if isinstance(outcome.decision, Fail):
+                raise outcome.decision.error(f"{what}, {_describe(outcome.result)}: {outcome.decision.reason}")
+            waits += outcome.decision.seconds
+            if attempt >= limit or waits > MAX_WAIT_SECONDS:
+                raise _exhausted(outcome.decision.error, what, causes)
+            announced = self._wait(outcome.decision, _describe(outcome.result), what, attempt)
+
+    def _attempt(
+        self, url: str, read: Callable[[bytes, datetime | None], AnswerT], attempt: int, announced: float
+    ) -> "AnswerT | _Failed":
+        with self._budget.request() as waited:
+            self._report_wait(waited, announced)
+            result, headers, body = self._send(url)
+            now, rng = self._options.wall_clock(), self._options.rng
+            decision = decide(result, headers, attempt=attempt, now=now, rng=rng, was_accepted=self._was_accepted)
+            if isinstance(decision, Retry) and decision.everyone:
+                # Block the budget before this request counts as answered: no other waiting request may go first.
+                self._budget.block(decision.seconds)
+        if not isinstance(decision, Succeed):
+            is_refusal = isinstance(decision, Fail) and result in _REFUSAL_STATUSES
+            return _Failed(result, decision, find_refused_field(url, body) if is_refusal else None)
+        self._was_accepted = True
+        try:
+            return read(body, server_time(headers))
+        except ClinikoUnavailableError:
+            failure = TransportFailure.UNREADABLE_BODY
+            return _Failed(failure, decide(failure, headers, attempt=attempt, now=now, rng=rng))
+
+    def _send(self, url: str) -> tuple[int | TransportFailure, Mapping[str, str], bytes]:
+        if self._is_closed:
+            raise RuntimeError("The client is closed")
+        self._reporter.count(requests=1)
+        try:
+            # An httpx.Client would add redirects, cookies and authentication, which cost as much as reading the page.
+            response = self._transport.handle_request(httpx.Request("GET", url, headers=self._headers))
+            response.read()
+        except httpx.RequestError as error:
+            # Returned, not raised: httpx's errors carry the request with its Authorization header.
+            return _failure_of(error), {}, b""
+        return response.status_code, response.headers, response.content
+
+    def _report_wait(self, waited: float, announced: float) -> None:
+        if waited:
+            self._reporter.count(seconds_waited=waited)
+        if waited - announced >= MIN_REPORTED_WAIT_SECONDS:
+            self._reporter.emit(Waiting(waited - announced, "the request budget was used up"))
+
+    def _wait(self, retry: Retry, cause: str, what: str, attempt: int) -> float:
+        """Wait before the next attempt, or leave the wait to the budget; return its seconds in that case."""
+        self._reporter.count(retries=1)
+        if retry.everyone:
+            self._reporter.count(rate_limited=1)
+            self._reporter.emit(Waiting(retry.seconds, "Cliniko asked to wait (429)"))
+            return retry.seconds
+        self._reporter.emit(Retrying(what, attempt, retry.seconds, cause))
+        self._options.sleep(retry.seconds)
+        self._reporter.count(seconds_waited=retry.seconds)
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    result: int | TransportFailure
+    decision: Retry | Fail
+    refused: tuple[Use, str] | None = None
+
+
+_FAILURES: tuple[tuple[type[httpx.RequestError], TransportFailure], ...] = (
+    # The order matters: a connect time-out is a time-out, and all of them are request errors.
+    (httpx.TimeoutException, TransportFailure.TIME_OUT),
+    (httpx.ConnectError, TransportFailure.UNREACHABLE),
+    (httpx.ProxyError, TransportFailure.UNREACHABLE),
+    (httpx.DecodingError, TransportFailure.UNREADABLE_BODY),
+    (httpx.RequestError, TransportFailure.CONNECTION_LOST),
+)
+
+
+def _failure_of(error: httpx.RequestError) -> TransportFailure:
+    return next(failure for kind, failure in _FAILURES if isinstance(error, kind))
+
+
+_NEXT_STEPS: Mapping[type[TransientError], str] = {
+    ClinikoUnavailableError: "syncs are tried again by themselves; if it stays, check whether Cliniko reports an "
+    "outage, and this machine's way to the organization's API URL (name service, firewall, proxy)",
+    RateLimitedError: "something else seems to use the same Cliniko user's API: give the pipeline a user of its own, "
+    "or lower CLINIKO_REQUESTS_PER_MINUTE",
+}
+
+
+def _exhausted(error: type[TransientError], what: str, causes: Counter[int | TransportFailure]) -> TransientError:
+    total = causes.total()
+    failures = ", ".join(_describe(result, times) for result, times in causes.most_common())
+    attempts = f"{total} attempt{'s' if total > 1 else ''}"
+    return error(f"{what}: given up after {attempts} ({failures}): {_NEXT_STEPS[error]}")
+
+
+def _describe(result: int | TransportFailure, times: int | None = None) -> str:
+    """Return words for a result: "answer 502", or counted, "2 answers 502" and "3 time-outs"."""
+    noun, status = (result.value, "") if isinstance(result, TransportFailure) else ("answer", f" {result}")
+    return f"{noun}{status}" if times is None else f"{times} {noun}{'s' if times > 1 else ''}{status}"
