@@ -45,13 +45,13 @@ def test_threads_work_after_an_exception_until_they_are_closed():
     with pytest.raises(ZeroDivisionError):
         threads.submit(lambda: 1 // 0).result(LIMIT_SECONDS)
     assert [threads.submit(lambda number=number: number).result(LIMIT_SECONDS) for number in range(5)] == [*range(5)]
-    started = [each for each in threading.enumerate() if each.name.startswith("test-threads")]
+    started = [thread for thread in threading.enumerate() if thread.name.startswith("test-threads")]
     assert len(started) == 2
     threads.close()
     threads.close()
     with pytest.raises(RuntimeError, match="closed"):
         threads.submit(lambda: None)
-    wait_until(lambda: not any(each.is_alive() for each in started), "the threads did not end")
+    wait_until(lambda: not any(thread.is_alive() for thread in started), "the threads did not end")
 
 
 def test_waiting_work_is_cancelled_when_threads_close():
@@ -61,6 +61,6 @@ def test_waiting_work_is_cancelled_when_threads_close():
     threads.close()
     may_go_on.set()
     assert running.result(LIMIT_SECONDS)
-    wait_until(lambda: all(each.done() for each in waiting), "the waiting work was neither done nor cancelled")
-    assert all(each.cancelled() for each in waiting)
+    wait_until(lambda: all(future.done() for future in waiting), "the waiting work was neither done nor cancelled")
+    assert all(future.cancelled() for future in waiting)
     assert done == []

@@ -1,7 +1,7 @@
-"""The time zones that Cliniko's answers name.
+"""The time zones in Cliniko's answers.
 
-Each business has one (`time_zone_identifier`, an IANA name). The settings of the account had one, too, until they were
-left out of the documentation (`time_zone`, mostly the name of a city).
+Each business has a `time_zone_identifier`, an IANA name. The account's settings have an undocumented `time_zone`,
+mostly the name of a city.
 """
 
 import msgspec
@@ -23,11 +23,11 @@ _DECODER = msgspec.json.Decoder(_Answer)
 
 
 def time_zones_in(body: bytes) -> list[str]:
-    """Return the IANA names in an answer of /businesses or /settings, those that are known here; none of another."""
+    """Return the known IANA names in an answer of /businesses or /settings; none for any other answer."""
     try:
         answer = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
     zoned = [*answer.businesses, *([] if answer.account is None else [answer.account])]
-    names = [iana_name(each.time_zone_identifier) or iana_name(each.time_zone) for each in zoned]
+    names = [iana_name(part.time_zone_identifier) or iana_name(part.time_zone) for part in zoned]
     return [name for name in names if name is not None]

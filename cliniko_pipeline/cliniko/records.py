@@ -1,8 +1,4 @@
-"""What the pipeline takes from Cliniko: typed records, and the resources they are read from.
-
-Belongs here: the fields there is a reason to store, and nothing clinical or financial. Does not: how they
-look in JSON (wire.py) and how they are fetched (crawl.py, client.py).
-"""
+"""Typed records of Cliniko, and the resources they are read from. No clinical or financial fields."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,19 +8,19 @@ import msgspec
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One record of a resource. Ids are text of 1 to 20 digits (above 2**53); instants are aware and in UTC."""
+    """A record of a resource. Ids are text of 1 to 20 digits, as they exceed 2**53; instants are in UTC."""
 
     id: str
     created_at: datetime
     updated_at: datetime
 
     def __repr__(self) -> str:
-        # Records hold patients' data, and representations end up in logs.
+        # Representations end up in logs.
         return f"<{type(self).__name__} {self.id}>"
 
 
 class Patient(Record, frozen=True, gc=False):
-    """A patient. One that was merged away names the patient that stays in `merged_into_id`."""
+    """A patient. `merged_into_id` is the patient that this one was merged into."""
 
     first_name: str | None = None
     last_name: str | None = None
@@ -36,7 +32,7 @@ class Patient(Record, frozen=True, gc=False):
 
 
 class IndividualAppointment(Record, frozen=True, gc=False, kw_only=True):
-    """An appointment of one patient. A related id is None where Cliniko gives no link."""
+    """An appointment of one patient. Related ids are None where Cliniko gives no link."""
 
     patient_id: str | None = None
     appointment_type_id: str | None = None
@@ -50,7 +46,7 @@ class IndividualAppointment(Record, frozen=True, gc=False, kw_only=True):
 
 
 class GroupAppointment(Record, frozen=True, gc=False, kw_only=True):
-    """An appointment of several patients: who they are, and who cancelled, stands in its attendees."""
+    """An appointment of several patients, who are its attendees."""
 
     appointment_type_id: str | None = None
     practitioner_id: str | None = None
@@ -61,7 +57,7 @@ class GroupAppointment(Record, frozen=True, gc=False, kw_only=True):
 
 
 class Attendee(Record, frozen=True, gc=False):
-    """One patient's place in one booking, an individual or a group appointment; when, the booking knows."""
+    """A patient's place in a booking, an individual or a group appointment."""
 
     booking_id: str | None = None
     patient_id: str | None = None
@@ -72,14 +68,14 @@ class Attendee(Record, frozen=True, gc=False):
 
 
 class AppointmentType(Record, frozen=True, gc=False):
-    """A kind of appointment, for its name."""
+    """A kind of appointment."""
 
     name: str | None = None
     archived_at: datetime | None = None
 
 
 class Practitioner(Record, frozen=True, gc=False):
-    """Someone who sees patients, by the first of display name, label, first and last name that is not blank."""
+    """A practitioner. `name` is the first non-blank of display name, label, first and last name."""
 
     name: str | None = None
 
@@ -90,8 +86,8 @@ UNANSWERED = "not answered by Cliniko, not even alone"
 class RejectedRecord(msgspec.Struct, frozen=True):
     """A record that could not be read or understood.
 
-    `reason` names the field and the rule, never the value; of a record that Cliniko does not answer it is UNANSWERED,
-    and in brackets where the record stands.
+    `reason` names the field and the rule, never the value. For a record that Cliniko does not answer, it is UNANSWERED
+    with the record's place in brackets.
     """
 
     resource: str
@@ -104,12 +100,11 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 @dataclass(frozen=True, slots=True)
 class Resource(Generic[RecordT]):
-    """A list that Cliniko offers.
+    """A list in Cliniko's API.
 
-    `name` is the key of its records in an answer and, where there is no `path`, the last part of its address.
-    `include_everything` are the filters without which Cliniko leaves out what is archived, cancelled or deleted
-    (observed against live accounts); only fields that the published OpenAPI file calls filterable, since any other
-    is refused with 400.
+    `name` is the key of the records in an answer and, without a `path`, the last part of the address.
+    `include_everything` are the filters without which Cliniko leaves out archived, cancelled or deleted records
+    (observed in live accounts). They use only fields that the OpenAPI file calls filterable: others get a 400.
     """
 
     name: str
@@ -127,4 +122,4 @@ ATTENDEES = Resource("attendees", Attendee, ("archived_at:*", "cancelled_at:*", 
 APPOINTMENT_TYPES = Resource("appointment_types", AppointmentType, ("archived_at:*",))
 PRACTITIONERS = Resource("practitioners", Practitioner)
 INACTIVE_PRACTITIONERS = Resource("practitioners", Practitioner, path="practitioners/inactive")
-"""Those who left: they are in no other list (observed against live accounts)."""
+"""Former practitioners, who are in no other list (observed in live accounts)."""

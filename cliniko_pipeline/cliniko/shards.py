@@ -1,7 +1,4 @@
-"""Where an organization's Cliniko account lives: the shard in its API key, and the base URL that follows from it.
-
-Belongs here: every rule on which hosts may ever see an API key. Does not: sending anything, reading settings.
-"""
+"""The base URL of an account: the shard in its API key, and the hosts that may receive an API key."""
 
 import re
 from collections.abc import Collection
@@ -11,7 +8,7 @@ from cliniko_pipeline.errors import CredentialsFormatError
 from cliniko_pipeline.hosts import is_loopback
 
 DEFAULT_SHARD = "au1"
-"""The shard of keys made before Cliniko had shards; such a key carries none."""
+"""The shard of older keys, which name none."""
 
 _SHARD = re.compile(r"[a-z]{2}[0-9]{1,2}")
 _CLINIKO_HOST = re.compile(r"api\.([a-z]{2}[0-9]{1,2})\.cliniko\.com")
@@ -26,9 +23,9 @@ _HOST_RULE = (
 
 
 def shard_of(api_key: str) -> str:
-    """Return the shard an API key belongs to: the text after its last ``-``, or au1 for a key without one.
+    """Return the shard of an API key: the text after its last ``-``, or au1 for a key without one.
 
-    Raises CredentialsFormatError if what follows the last ``-`` cannot be a shard.
+    Raises CredentialsFormatError if that text cannot be a shard.
     """
     _, dash, ending = api_key.rpartition("-")
     return _checked_shard(ending, named="the API key's ending after its last '-'") if dash else DEFAULT_SHARD
@@ -37,17 +34,17 @@ def shard_of(api_key: str) -> str:
 def api_url_for(shard: str) -> str:
     """Return the base URL of a shard, without a slash at the end.
 
-    Raises CredentialsFormatError if the shard is not two letters, in either case, and one or two digits. There
-    is no closed list: Cliniko adds shards.
+    Raises CredentialsFormatError unless the shard is two letters and one or two digits. Cliniko adds shards, so there
+    is no list of them.
     """
     return f"https://api.{_checked_shard(shard, named='the region')}.cliniko.com/v1"
 
 
 def resolve_api_url(*, api_key: str, region: str | None, api_url: str | None, allowed_hosts: Collection[str]) -> str:
-    """Return the base URL to talk to, in canonical form: the explicit URL, else the region's, else the key's.
+    """Return the base URL in canonical form: the explicit URL, else the region's, else the key's.
 
-    An explicit URL must be Cliniko's own or stand on one of `allowed_hosts` (``host[:port]``; without a port,
-    the scheme's default one). Blank values count as not given. Raises CredentialsFormatError otherwise.
+    An explicit URL must be Cliniko's own or on one of `allowed_hosts` (``host[:port]``; without a port, the scheme's
+    default one). Blank values count as absent. Raises CredentialsFormatError otherwise.
     """
     if api_url and api_url.strip():
         return _checked_api_url(api_url.strip(), allowed_hosts)
@@ -60,7 +57,7 @@ def _checked_shard(shard: str, *, named: str) -> str:
     shard = shard.lower()
     if not _SHARD.fullmatch(shard):
         raise CredentialsFormatError(
-            f"{named[0].upper()}{named[1:]} is no shard (two letters, one or two digits, such as au4): "
+            f"{named[0].upper()}{named[1:]} is not a shard (two letters, one or two digits, such as au4): "
             "store the key exactly as Cliniko shows it, or with its region"
         )
     return shard
@@ -72,17 +69,17 @@ def _checked_api_url(api_url: str, allowed_hosts: Collection[str]) -> str:
 
 
 def _split(api_url: str) -> SplitResult:
-    # urlsplit drops tabs and line breaks and an empty '?', and browsers read '\' as '/': what two readers of
-    # a URL could understand differently is refused before anyone reads it.
-    if not _VISIBLE_ASCII.fullmatch(api_url) or any(sign in api_url for sign in "\\@?#%"):
-        raise _refused("has signs that do not belong there")
+    # urlsplit drops tabs, line breaks and an empty '?', and browsers read '\' as '/': a URL that two parsers could
+    # read differently is refused.
+    if not _VISIBLE_ASCII.fullmatch(api_url) or any(character in api_url for character in "\\@?#%"):
+        raise _refused("contains characters that no API URL has")
     try:
         parts = urlsplit(api_url)
-        _ = parts.port  # read here, because an impossible port is found out only when it is asked for
+        _ = parts.port  # raises ValueError for an impossible port
     except ValueError:
         parts = None
     if parts is None or parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-        raise _refused("is not a whole http(s) URL")
+        raise _refused("is not a complete http(s) URL")
     if not _PLAIN_PATH.fullmatch(parts.path):
         raise _refused("has an unusual path")
     return parts
@@ -93,7 +90,7 @@ def _cliniko_url(parts: SplitResult) -> str | None:
     if not match:
         return None
     if parts.scheme != "https" or _port(parts) != 443 or parts.path.rstrip("/") != "/v1":
-        raise _refused("is on Cliniko's host, but not https on its usual port with the path /v1")
+        raise _refused("is on Cliniko's host, but is not https on the default port with the path /v1")
     return api_url_for(match[1])
 
 

@@ -273,7 +273,11 @@ def test_refused_field_is_named_and_not_sent_again():
     refused = httpx.Response(400, json={"message": "id is not sortable"})
     scripted = ScriptedClient(refused, then=lambda request: listing(request, total=150))
     assert sum(len(page.records) for page in scripted.crawl()) == 150
-    assert [each.url.params["sort"] for each in scripted.requests] == ["created_at,id", "created_at", "created_at"]
+    assert [request.url.params["sort"] for request in scripted.requests] == [
+        "created_at,id",
+        "created_at",
+        "created_at",
+    ]
     assert scripted.client.refusals.of("patients") == ["sort id"]
     assert consequence("patients", "sort id").startswith("Cliniko refuses to sort patients by id: ")
 

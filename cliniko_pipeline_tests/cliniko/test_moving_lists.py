@@ -149,7 +149,7 @@ def test_crawl_of_an_emptied_list_ends(account, since, emptied_after, breaks):
 def test_deletion_repeats_at_most_the_pages_in_flight(account, changes, order):
     outcome = crawl(account, None, changes, order=order)
     assert required(outcome, account, None) <= outcome.yielded
-    deletions = sum(any(change[0] == "delete" for change in each) for each in changes)
+    deletions = sum(any(kind == "delete" for kind, *_ in step) for step in changes)
     # For each deletion the pages in flight, those that were held back, and the page itself.
     assert outcome.requests <= pages_of(outcome) + 2 + deletions * (2 * order.in_flight + 1)
 

@@ -13,6 +13,7 @@ import httpx
 
 from cliniko_pipeline.cliniko.crawling.crawl import Checkpoint, Page, crawl_pages
 from cliniko_pipeline.cliniko.crawling.listing import Listing
+from cliniko_pipeline.cliniko.crawling.refusals import field_refused
 from cliniko_pipeline.cliniko.decoding.pages import FetchedPage
 from cliniko_pipeline.cliniko.records import PATIENTS, Patient
 from cliniko_pipeline.errors import FieldRefusedError
@@ -80,11 +81,8 @@ class Account:
     def _refuse(self, order: str, conditions: Sequence[str]) -> None:
         used = [f"sort:{name}" for name in order.split(",")]
         used += [f"filter:{condition.partition(':')[0]}" for condition in conditions]
-        for entry in used:
-            if entry in self.refused:
-                error = FieldRefusedError(f"{entry} is refused")
-                error.use, error.field = ("sort" if entry.startswith("sort") else "filter"), entry.partition(":")[2]
-                raise error
+        for use, _, name in (sent.partition(":") for sent in used if sent in self.refused):
+            raise field_refused("the list", "sort" if use == "sort" else "filter", name)
 
 
 def _is_of_one_second(url: httpx.URL) -> bool:

@@ -1,8 +1,8 @@
-"""Which records of one second a crawl may have missed where a page ends between them.
+"""Groups of records created in one second that a page boundary splits, some of which a crawl may miss.
 
-Records of different seconds have an order; those of one second have none unless Cliniko sorts them by id. Where it does
-not, a page may repeat some of them and leave out others. Within one answer all are there; over several pages, all are
-there if none comes twice. So only the group at the edge of two pages is held in memory.
+Records of one second have no order unless Cliniko sorts them by id: a page may repeat some and leave out others. One
+answer holds all of them. Several pages hold all of them if none comes twice. So only the group at the boundary of two
+pages is kept in memory.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from cliniko_pipeline.cliniko.records import UNANSWERED, RecordT
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """What was read of one second's records. Without `ids` it is not known which they are."""
+    """The records of one second that were read; `ids` is None if unknown. Of a torn group, some may be missed."""
 
     second: datetime
     ids: frozenset[int] | None = field(repr=False)
     is_torn: bool = False
 
-    def joined(self, later: "_Group") -> "_Group":
-        """Return this group with what was read of it behind this page, torn where a record came twice."""
+    def join(self, later: "_Group") -> "_Group":
+        """Return this group with its records from later pages, torn if a record came twice."""
         if self.ids is None or later.ids is None or self.may_share_records_with(later):
             return _torn(self)
         return _Group(self.second, self.ids | later.ids)
 
     def may_share_records_with(self, later: "_Group") -> bool:
-        """Whether some record may be in both."""
+        """Return whether a record may be in both."""
         return self.ids is None or later.ids is None or not self.ids.isdisjoint(later.ids)
 
 
@@ -40,7 +40,7 @@ def _group(second: datetime, ids: Sequence[int], nameless: int = 0) -> _Group:
 
 
 class Boundaries:
-    """Follows a crawl from page to page backwards; one that is resumed does not know what was read behind."""
+    """Follows a crawl backwards from page to page. A resumed crawl does not know the pages after its checkpoint."""
 
     def __init__(self) -> None:
         self._head: _Group | None = None
@@ -49,24 +49,24 @@ class Boundaries:
         self._number: int | None = None
 
     def begin(self, page: FetchedPage[RecordT]) -> None:
-        """Note the first page, which is read before all others; what comes next is the list's end."""
+        """Note the first page. The list's last page follows."""
         groups = _groups(page)
         self._head = groups[-1] if groups else None
         self._is_unknown = False
 
     def take(self, number: int, page: FetchedPage[RecordT], *, is_end: bool) -> list[datetime]:
-        """Note a page; return the seconds whose group begins in it or behind it, and of which records may be missed."""
+        """Note a page; return the seconds of torn groups that begin in it or after it."""
         groups, behind = _groups(page), self._behind
         follows, self._number = self._number is None or number == self._number - 1, number
         if not groups:
             return []
         torn: list[datetime] = []
         if self._is_unknown and not is_end and len(groups) == 1:
-            # Only this group can be half-read: one that begins within the page was read to its beginning.
+            # Only a group that fills the page can be incomplete: another one begins within it.
             groups[0] = _torn(groups[0])
         elif behind is not None and not is_end:
             if behind.second == groups[-1].second:
-                groups[-1] = groups[-1].joined(behind) if follows else _torn(behind)
+                groups[-1] = groups[-1].join(behind) if follows else _torn(behind)
             elif behind.second > groups[-1].second and behind.is_torn:
                 torn.append(behind.second)
         self._is_unknown = False
@@ -74,7 +74,7 @@ class Boundaries:
         return torn + [one.second for one in groups[1:] if one.is_torn]
 
     def finish(self) -> list[datetime]:
-        """Return the same of the group at the beginning of the last page that was taken."""
+        """Return the second of the group at the beginning of the last page, if it is torn."""
         if self._behind is None:
             return []
         if self._number == 1:
@@ -89,9 +89,9 @@ def _groups(page: FetchedPage[RecordT]) -> list[_Group]:
     runs = [(second, [id_ for _, id_ in run]) for second, run in groupby(keys, key=lambda key: key[0])]
     if not runs:
         return []
-    # Of a rejected record the second is not known: it may belong to either edge.
+    # The second of a rejected record is unknown: it may belong to either edge.
     rejected = [int(one.id) for one in page.rejected if one.id is not None]
-    # What is not answered alone holds its place in a page whose parts agree: no other record is missed for it.
+    # An unanswered record keeps its place in a page whose parts agree: no other record is missed.
     nameless = sum(one.id is None and not one.reason.startswith(UNANSWERED) for one in page.rejected)
     edges = {0, len(runs) - 1}
     return [

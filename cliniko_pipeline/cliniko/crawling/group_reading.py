@@ -1,7 +1,7 @@
-"""All records of one second, read by themselves in parts of which each fits into one answer.
+"""All records of one second, read in parts that fit into one answer each.
 
-Within one answer nothing can be missed, whatever its order. A group that is longer is parted by ranges of ids. Where
-Cliniko does not filter by id, its pages are read again and again until as many distinct records came as it announces.
+One answer misses nothing, whatever its order. A larger group is split by ranges of ids. Where Cliniko refuses to filter
+by id, its pages are read repeatedly until as many distinct records have arrived as Cliniko announces.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,30 +11,30 @@ from cliniko_pipeline.cliniko.decoding.pages import FetchedPage
 from cliniko_pipeline.cliniko.records import RecordT
 from cliniko_pipeline.errors import UnexpectedResponseError
 
-LEAST_REQUESTS = 20
-REQUESTS_FOR_EACH_PAGE = 20
-"""For a group read again and again: after so many, all of its records have come with near certainty."""
+MIN_REQUESTS = 20
+REQUESTS_PER_PAGE = 20
+"""After so many requests, all records of a group have arrived with near certainty."""
 
 Part = tuple[int | None, int | None]
 """Ids above the first and up to the second."""
 
 
 def group_pages(
-    ask: Callable[[tuple[str, ...], int], FetchedPage[RecordT]],
+    read: Callable[[tuple[str, ...], int], FetchedPage[RecordT]],
     can_filter: Callable[[], bool],
     page_size: int,
     what: str,
 ) -> Iterator[FetchedPage[RecordT]]:
-    """Yield pages that hold every record of the group. `ask` gets further filters and a page's number; `can_filter`
-    tells whether ids can be filtered by.
+    """Yield pages that hold every record of the group.
 
-    Raises UnexpectedResponseError where that takes too many requests.
+    `read` gets further filters and a page's number. `can_filter` returns whether Cliniko filters by id.
+    Raises UnexpectedResponseError after too many requests.
     """
     parts: list[Part] = [(None, None)]
-    requests, allowed = 0, LEAST_REQUESTS
+    requests, allowed = 0, MIN_REQUESTS
     while parts:
         part = parts.pop()
-        page = ask(_filters(part), 1)
+        page = read(_filters(part), 1)
         allowed = max(allowed, _allowed(page.total_entries, page_size))
         requests += 1
         if requests > allowed:
@@ -44,21 +44,21 @@ def group_pages(
             continue
         pivots = _pivots([int(one.id) for one in page.records], page.total_entries, page_size)
         if not can_filter() or not _lies_within(page, part) or not pivots:
-            yield from _read_again_and_again(ask, page_size, what)
+            yield from _read_repeatedly(read, page_size, what)
             return
         ends: list[int | None] = [part[0], *pivots, part[1]]
         parts.extend(pairwise(ends))
 
 
-def _read_again_and_again(
-    ask: Callable[[tuple[str, ...], int], FetchedPage[RecordT]], page_size: int, what: str
+def _read_repeatedly(
+    read: Callable[[tuple[str, ...], int], FetchedPage[RecordT]], page_size: int, what: str
 ) -> Iterator[FetchedPage[RecordT]]:
     seen: set[str | None] = set()
     number, total, requests = 1, -1, 0
     while True:
-        page = ask((), number)
+        page = read((), number)
         if page.total_entries != total:
-            # Something has vanished: what was seen of it may stand for another one.
+            # The group has changed: a record seen and then deleted would count for an unseen one.
             seen, total = set[str | None](), page.total_entries
         yield page
         seen |= {one.id for one in page.records} | {one.id for one in page.rejected}
@@ -71,23 +71,23 @@ def _read_again_and_again(
 
 
 def _allowed(total: int, page_size: int) -> int:
-    return LEAST_REQUESTS + REQUESTS_FOR_EACH_PAGE * -(-total // page_size)
+    return MIN_REQUESTS + REQUESTS_PER_PAGE * -(-total // page_size)
 
 
 def _pivots(ids: list[int], total: int, page_size: int) -> list[int]:
-    """Return the ids that end a part, ascending, none of them the greatest: each part is smaller than the whole."""
+    """Return the ids that end a part, ascending, without the greatest: so each part is smaller than the group."""
     ordered = sorted(set(ids))
     if len(ordered) < 2:
         return []
     if ids == ordered:
-        # In order of ids: what comes next begins behind this page.
+        # Sorted by id: the next page begins after this one.
         return [ordered[-2]]
     parts = min(len(ordered), -(-total * 5 // (page_size * 3)))
     return sorted({ordered[len(ordered) * place // parts - 1] for place in range(1, parts)})
 
 
 def _lies_within(page: FetchedPage[RecordT], part: Part) -> bool:
-    """Whether the filters had their effect."""
+    """Return whether the filters had an effect."""
     above, to = part
     return all((above is None or int(one.id) > above) and (to is None or int(one.id) <= to) for one in page.records)
 

@@ -1,8 +1,4 @@
-"""A page of Cliniko's JSON, turned into records.
-
-Belongs here: decoding a page fast, and saving what can be saved of a page that has something wrong in it.
-Does not: HTTP, and what a single record must look like (wire.py).
-"""
+"""Pages of Cliniko's JSON, decoded at once, or record by record where something is malformed."""
 
 import functools
 import re
@@ -19,7 +15,7 @@ from cliniko_pipeline.cliniko.records import Record, RecordT, RejectedRecord, Re
 from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
 
 MAX_ENTRIES = 100
-"""Of one page: Cliniko's maximum."""
+"""Cliniko's maximum a page."""
 
 EntryT_co = TypeVar("EntryT_co", covariant=True)
 RecordT_co = TypeVar("RecordT_co", bound=Record, covariant=True)
@@ -171,7 +167,7 @@ def _record_decoder(resource: Resource[RecordT]) -> "msgspec.json.Decoder[_Wire[
 
 @functools.cache
 def _page_decoder(resource: Resource[RecordT]) -> "_PageDecoder[_Wire[RecordT]]":
-    return _decoder_of_pages(resource.name, list[WIRE_TYPES[resource.record]])
+    return _make_page_decoder(resource.name, list[WIRE_TYPES[resource.record]])
 
 
 _ABSENT = msgspec.Raw()
@@ -179,14 +175,14 @@ _ABSENT = msgspec.Raw()
 
 @functools.cache
 def _raw_page_decoder(name: str) -> Any:
-    # As an array of so many optional elements, msgspec stops at the first one too many; a list it reads to its end.
+    # msgspec stops at the first excess element of such an array, but reads a list to its end.
     numbered: list[Any] = [(f"entry_{number}", msgspec.Raw, _ABSENT) for number in range(MAX_ENTRIES)]
     entries = msgspec.defstruct(f"EntriesOf_{name}", numbered, array_like=True, forbid_unknown_fields=True)
-    return _decoder_of_pages(name, entries)
+    return _make_page_decoder(name, entries)
 
 
-def _decoder_of_pages(name: str, entries: Any) -> Any:
-    """Return a decoder of pages whose entries stand under the resource's name."""
+def _make_page_decoder(name: str, entries: Any) -> Any:
+    """Return a decoder of pages with their entries under the resource's name."""
     fields: list[Any] = [
         ("entries", entries, msgspec.field(name=name)),
         ("total_entries", int),
@@ -198,13 +194,13 @@ def _decoder_of_pages(name: str, entries: Any) -> Any:
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a pair, which is fine
     rb"|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})"
-    rb"|.)",  # any other escape, read whole so that the second half of '\\' starts none
+    rb"|.)",  # any other escape, so that the second half of '\\' starts none
     re.DOTALL,
 )
 
 
 def _with_valid_text(body: bytes) -> bytes:
-    """Return the document with every lone surrogate, and every byte that is no UTF-8, as U+FFFD."""
+    """Return the document with each lone surrogate and each byte that is not UTF-8 as U+FFFD."""
     utf8 = body.decode("utf-8-sig", errors="replace").encode()
     return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape["lone"] else escape[0], utf8)
 
@@ -214,7 +210,7 @@ _MISMATCH = re.compile(r"Expected `([\w |]+)`, got `([\w |]+)`(?: - at `\$\.?(\w
 
 
 def _reason(error: msgspec.ValidationError) -> str:
-    """Return which field broke which rule, in words that hold no value: types and names of fields only."""
+    """Return the field and the rule that it breaks, without its value."""
     message = str(error)
     if missing := _MISSING.search(message):
         return f"{missing[1]}: missing"
@@ -238,4 +234,4 @@ def _too_many(name: str) -> UnexpectedResponseError:
 
 
 def _unreadable() -> ClinikoUnavailableError:
-    return ClinikoUnavailableError("Cliniko's answer is no whole JSON document: try again later")
+    return ClinikoUnavailableError("Cliniko's answer is not a complete JSON document: try again later")

@@ -1,8 +1,4 @@
-"""The shapes in which Cliniko sends records, and how each becomes one of ours.
-
-Belongs here: field for field what is read from JSON; what is not named here is skipped unread. Does not: the
-rules a value must keep (values.py), and pages (decoding.py).
-"""
+"""The JSON shapes of Cliniko's records, and their conversion. Fields that are not named here are skipped."""
 
 import msgspec
 
@@ -138,7 +134,7 @@ class _AppointmentType(_Entry, gc=False):
             identifier("id", self.id),
             instant("created_at", self.created_at),
             instant("updated_at", self.updated_at),
-            # As it stands, but a blank one is none.
+            # Kept as sent, but None if blank.
             name if (name := text("name", self.name)) and name.strip() else None,
             optional_instant("archived_at", self.archived_at),
         )
@@ -151,12 +147,12 @@ class _Practitioner(_Entry, gc=False):
     last_name: str | None = None
 
     def record(self) -> Practitioner:
-        whole_name = f"{self.first_name or ''} {self.last_name or ''}"
+        full_name = f"{self.first_name or ''} {self.last_name or ''}"
         return Practitioner(
             identifier("id", self.id),
             instant("created_at", self.created_at),
             instant("updated_at", self.updated_at),
-            _first_not_blank(self.display_name, self.label, whole_name),
+            _first_not_blank(self.display_name, self.label, full_name),
         )
 
 

@@ -1,8 +1,4 @@
-"""What to do after an exchange with Cliniko, decided by a pure function from what is known of it.
-
-Belongs here: statuses, failures of transport, and how long to wait. Does not: waiting, sending, or composing
-the error an organization's operator reads (client.py).
-"""
+"""Pure decisions after an exchange with Cliniko: succeed, wait and repeat, or fail."""
 
 import math
 import random
@@ -27,24 +23,24 @@ from cliniko_pipeline.errors import (
 
 BACKOFF_BASE_SECONDS = 1.0
 BACKOFF_CAP_SECONDS = 30.0
-LONGEST_RETRY_AFTER_SECONDS = 60.0
-"""A longer Retry-After on a 5xx is cut to this: the whole sync can be tried again later."""
+MAX_RETRY_AFTER_SECONDS = 60.0
+"""A longer Retry-After on a 5xx is cut to this: the sync can run again later."""
 DEFAULT_RATE_LIMIT_SECONDS = 60.0
-"""The wait after a 429 that names no believable instant: the length of Cliniko's window."""
-LONGEST_RATE_LIMIT_SECONDS = 300.0
-"""A reset further away than this is not believed: the window is a minute."""
+"""The wait after a 429 without a plausible time: the length of Cliniko's window."""
+MAX_RATE_LIMIT_SECONDS = 300.0
+"""A later reset is ignored: the window is a minute."""
 RESET_MARGIN_SECONDS = 1.0
-"""X-RateLimit-Reset and Date are whole seconds: the true reset may be up to one later."""
+"""X-RateLimit-Reset and Date are whole seconds: the reset may be up to one later."""
 MAX_REFUSED_ATTEMPTS = 4
-"""Attempts at one request whose API key is refused (401, 403), where Cliniko accepted the key a moment ago."""
+"""Attempts at a request whose API key is refused (401, 403) although Cliniko accepted it for an earlier one."""
 MAX_DATE_DIFFERENCE_SECONDS = 86_400.0
-"""A Date further away from the clock here than this counts as none for the waits."""
-OLDEST_RESET_SECONDS = 5.0
-"""A reset that passed longer ago than this is not believed: the 429 would not have come."""
+"""A Date that differs more from this machine's clock is ignored for waits."""
+MAX_RESET_AGE_SECONDS = 5.0
+"""An earlier reset is ignored: Cliniko would not have answered 429."""
 
 
 class TransportFailure(Enum):
-    """Why an exchange gave no answer that can be used. The values are their names in messages."""
+    """Reasons for an exchange without a usable answer. The values are their names in messages."""
 
     TIME_OUT = "time-out"
     UNREACHABLE = "failed connection"
@@ -59,7 +55,7 @@ class Succeed:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Try again after `seconds`; with `everyone`, nobody may use the API key before. Out of tries: `error`."""
+    """Repeat after `seconds`, raise `error` after the last attempt. `everyone`: block the API key for that time."""
 
     seconds: float
     everyone: bool
@@ -68,7 +64,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Another try would end the same way: raise `error` with `reason`, which says what to do next."""
+    """Raise `error` with `reason`, which says what to do next: another attempt would fail, too."""
 
     error: type[ClinikoPipelineError]
     reason: str
@@ -128,7 +124,7 @@ _BLOCKED = Fail(
 )
 _REFUSALS = frozenset({401, 403})
 _UNKNOWN_STATUS = Fail(
-    UnexpectedResponseError, "the answer's status is none that HTTP knows: check what stands at the API URL"
+    UnexpectedResponseError, "the answer's status is unknown in HTTP: check which server answers at the API URL"
 )
 
 
@@ -155,16 +151,18 @@ def decide(
     rng: random.Random,
     was_accepted: bool = False,
 ) -> Decision:
-    """Decide what follows an exchange.
+    """Return the decision after an exchange.
 
-    `result` is the answer's status, or why there is none. `headers` are the answer's, looked up in lower case.
-    `attempt` counts from 1. `now` is UNIX time here, used only where the answer has no Date of its own, because
-    the two clocks may differ. `rng` spreads the waits (full jitter), so that clients do not return in step.
-    `was_accepted`: whether Cliniko accepted this API key for another request a moment ago; a refusal after that may
-    pass.
+    Args:
+        result: the answer's status, or the failure.
+        headers: the answer's, looked up in lower case.
+        attempt: counts from 1.
+        now: this machine's UNIX time, used where the answer has no Date: the two clocks may differ.
+        rng: spreads the waits (full jitter).
+        was_accepted: whether Cliniko accepted the API key for an earlier request: then a refusal may be transient.
     """
-    may_pass = was_accepted and result in _REFUSALS and attempt < MAX_REFUSED_ATTEMPTS
-    match _BackOff() if may_pass else _rule_for(result, headers):
+    is_transient = was_accepted and result in _REFUSALS and attempt < MAX_REFUSED_ATTEMPTS
+    match _BackOff() if is_transient else _rule_for(result, headers):
         case _BackOff():
             return Retry(_backoff(headers, attempt, now, rng), everyone=False, error=ClinikoUnavailableError)
         case _WaitForReset():
@@ -174,12 +172,12 @@ def decide(
 
 
 def server_time(headers: Mapping[str, str]) -> datetime | None:
-    """Return the moment of the answer by the server's own clock (Date), in UTC; None if absent or unreadable."""
+    """Return the answer's Date in UTC, or None if it is absent or unreadable."""
     return _http_date(headers.get("date", ""))
 
 
 def documented_rules() -> list[tuple[str, str, str]]:
-    """Return status, error and meaning of every answer that fails a request; the first that fits counts."""
+    """Return status, error and meaning of every answer that fails a request; the first match counts."""
     every: dict[str, _Rule] = {"403 with a web page": _BLOCKED}
     every |= {str(status): rule for status, rule in _RULES.items()}
     every |= {f"{hundreds}xx": rule for hundreds, rule in _RULES_BY_HUNDREDS.items()}
@@ -208,22 +206,22 @@ def _rule_for(result: int | TransportFailure, headers: Mapping[str, str]) -> _Ru
 def _backoff(headers: Mapping[str, str], attempt: int, now: float, rng: random.Random) -> float:
     ceiling = min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** min(attempt - 1, 16))
     asked = _retry_after(headers, _server_now(headers, now)) or 0.0
-    return min(asked, LONGEST_RETRY_AFTER_SECONDS) + rng.uniform(0.0, ceiling)
+    return min(asked, MAX_RETRY_AFTER_SECONDS) + rng.uniform(0.0, ceiling)
 
 
 def _until_reset(headers: Mapping[str, str], now: float) -> float:
-    """Return the seconds to wait after a 429: by X-RateLimit-Reset, else by Retry-After, else a whole window."""
+    """Return the seconds to wait after a 429: by X-RateLimit-Reset, else by Retry-After, else a window."""
     server_now = _server_now(headers, now)
     reset = _number(headers.get("x-ratelimit-reset", ""))
     for seconds in (None if reset is None else reset - server_now, _retry_after(headers, server_now)):
-        # An instant long past or far ahead (milliseconds, zero, a broken clock) says nothing about the wait.
-        if seconds is not None and -OLDEST_RESET_SECONDS <= seconds <= LONGEST_RATE_LIMIT_SECONDS:
+        # Implausible values: milliseconds, zero, a wrong clock.
+        if seconds is not None and -MAX_RESET_AGE_SECONDS <= seconds <= MAX_RATE_LIMIT_SECONDS:
             return max(seconds, 0.0) + RESET_MARGIN_SECONDS
     return DEFAULT_RATE_LIMIT_SECONDS
 
 
 def _retry_after(headers: Mapping[str, str], server_now: float) -> float | None:
-    """Return the seconds Retry-After asks for, given as a number or as a date; None if absent or junk."""
+    """Return the seconds of Retry-After, a number or a date; None if absent or malformed."""
     value = headers.get("retry-after", "")
     seconds = _number(value)
     if seconds is None:

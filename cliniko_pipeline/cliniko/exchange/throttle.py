@@ -1,8 +1,4 @@
-"""How many requests may go out, and when: what the client asks of a budget.
-
-Belongs here: the protocol, and by what an API key is known to its budget. Does not: how a budget is kept (all
-processes share one, in the database), and what Cliniko's 429 means (retry.py).
-"""
+"""The request budget of an API key, as the client sees it. All processes share it in the database."""
 
 import hashlib
 import re
@@ -15,30 +11,27 @@ _SHARD_SUFFIX = re.compile(r"-[a-zA-Z]{2}[0-9]{1,2}$")
 
 
 class RequestBudget(Protocol):
-    """Permission to send requests with one API key. Safe to use from several threads."""
+    """Permission to send requests with one API key. Thread-safe."""
 
     def request(self) -> AbstractContextManager[float]:
-        """Wait until one request is allowed; it is sent, and its answer read, inside. Gives the seconds waited."""
+        """Wait until a request is allowed, yield the seconds waited. Send and read the answer inside."""
         ...
 
     def block(self, seconds: float) -> None:
-        """Let nobody through for that many seconds from now; never shortens an earlier block."""
+        """Refuse all requests for so many seconds from now; never shorten an earlier block."""
         ...
 
     def left(self) -> int:
-        """Return how many requests could go out at once, without waiting."""
+        """Return the number of requests allowed now."""
         ...
 
     def close(self) -> None:
-        """Tell whoever shares the budget that what was sent is answered. The budget can be used again."""
+        """Mark all sent requests as answered for the other processes. The budget can be used again."""
         ...
 
 
 class BudgetRegistry:
-    """One budget for every API key, so that two clients with the same key share what Cliniko allows it.
-
-    `create` makes the budget of a key's digest. Keys themselves are not kept.
-    """
+    """One budget per API key, shared by the clients of this process. `create` makes a digest's budget."""
 
     def __init__(self, create: Callable[[str], RequestBudget]) -> None:
         self._create = create
@@ -46,7 +39,7 @@ class BudgetRegistry:
         self._budgets: dict[str, RequestBudget] = {}
 
     def budget_for(self, api_key: str) -> RequestBudget:
-        """Return the budget of an API key, the same object every time."""
+        """Return the budget of an API key, always the same object."""
         digest = digest_of(api_key)
         with self._lock:
             if digest not in self._budgets:
@@ -55,8 +48,8 @@ class BudgetRegistry:
 
 
 def digest_of(api_key: str) -> str:
-    """Return a name for an API key that does not give it away: 64 hexadecimal digits.
+    """Return 64 hexadecimal digits that identify an API key without revealing it.
 
-    Cliniko takes a key with and without its shard suffix, and counts both as one.
+    Cliniko accepts a key with and without its shard suffix, and counts both as one.
     """
     return hashlib.sha256(_SHARD_SUFFIX.sub("", api_key.strip()).encode()).hexdigest()

@@ -1,8 +1,7 @@
 """Requests sent by libcurl, behind httpx's interface.
 
-Belongs here: one exchange, its limits in time and size, and curl's errors as httpx's. Does not: what is sent and what
-follows from the answer (client.py). libcurl reads a page with a fifth of the work that httpx's own transport needs, and
-outside of the interpreter's lock, so that several pages come at once.
+libcurl reads a page with a fifth of the CPU time of httpx's own transport. It runs outside of the interpreter's lock,
+so that several pages are read in parallel.
 """
 
 import threading
@@ -23,14 +22,14 @@ _MILLISECONDS = 1000
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one exchange: seconds to connect, without a byte, and in all; and the size of an answer's body in bytes.
+    """Limits of an exchange: seconds to connect, without a byte, in all; and bytes of the body, unpacked.
 
-    A page of 100 records is about 150 kB, unpacked.
+    A page of 100 records is about 150 kB.
     """
 
     connect_seconds: float = 10.0
     silent_seconds: float = 30.0
-    whole_seconds: float = 120.0
+    total_seconds: float = 120.0
     body_bytes: int = 8 * 1024 * 1024
 
 
@@ -39,30 +38,30 @@ class BodyTooLargeError(httpx.DecodingError):
 
 
 class CurlTransport(httpx.BaseTransport):
-    """Sends requests with libcurl; a connection for each thread that sends. Safe to use from several threads.
+    """Sends requests with libcurl, with one connection a thread. Thread-safe.
 
-    Redirects are not followed. Proxies are those that the environment names, unless `uses_proxies` is false. The
-    certificates trusted are certifi's, as with httpx's own transport.
+    Follows no redirects. Uses the proxies of the environment, unless `uses_proxies` is false. Trusts certifi's
+    certificates, like httpx's own transport.
     """
 
     def __init__(self, limits: Limits, *, uses_proxies: bool = True) -> None:
         self._limits = limits
         self._uses_proxies = uses_proxies
         self._local = threading.local()
-        self._courier = DaemonThreads(1, "cliniko-request")
+        self._thread = DaemonThreads(1, "cliniko-request")
         self._closing = threading.Event()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends the request and reads its answer whole. Raises httpx.RequestError."""
+        """Send the request and read its complete answer. Raises httpx.RequestError."""
         if threading.current_thread() is not threading.main_thread():
             return self._exchange(request)
-        # An interruption is raised in the main thread, and curl would swallow it there.
-        return wait_for(self._courier.submit(lambda: self._exchange(request)))
+        # KeyboardInterrupt is raised in the main thread, where curl would swallow it.
+        return wait_for(self._thread.submit(lambda: self._exchange(request)))
 
     def close(self) -> None:
-        """Ends what is under way, with an error for who waits for it."""
+        """Abort the requests in flight, which then raise an error."""
         self._closing.set()
-        self._courier.close()
+        self._thread.close()
 
     def _exchange(self, request: httpx.Request) -> httpx.Response:
         curl = self._handle()
@@ -71,11 +70,11 @@ class CurlTransport(httpx.BaseTransport):
         curl.setopt(pycurl.HTTPHEADER, _header_lines(request.headers))
         curl.setopt(pycurl.HEADERFUNCTION, answer.take_header)
         curl.setopt(pycurl.WRITEFUNCTION, answer.take_body)
-        curl.setopt(pycurl.XFERINFOFUNCTION, answer.is_given_up)
+        curl.setopt(pycurl.XFERINFOFUNCTION, answer.is_aborted)
         try:
             curl.perform()
         except pycurl.error as error:
-            raise _error_of(int(error.args[0]), answer) from None
+            raise _request_error(int(error.args[0]), answer) from None
         return httpx.Response(
             curl.getinfo(pycurl.RESPONSE_CODE), headers=answer.headers, content=answer.body.getvalue()
         )
@@ -83,10 +82,10 @@ class CurlTransport(httpx.BaseTransport):
     def _handle(self) -> Any:
         curl: pycurl.Curl | None = getattr(self._local, "curl", None)
         if curl is None:
-            curl = self._local.curl = self._opened()
+            curl = self._local.curl = self._open()
         return curl
 
-    def _opened(self) -> pycurl.Curl:
+    def _open(self) -> pycurl.Curl:
         curl = pycurl.Curl()
         limits = self._limits
         curl.setopt(pycurl.NOSIGNAL, 1)
@@ -95,7 +94,7 @@ class CurlTransport(httpx.BaseTransport):
         curl.setopt(pycurl.FOLLOWLOCATION, 0)
         curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(limits.connect_seconds * _MILLISECONDS))
-        curl.setopt(pycurl.TIMEOUT_MS, int(limits.whole_seconds * _MILLISECONDS))
+        curl.setopt(pycurl.TIMEOUT_MS, int(limits.total_seconds * _MILLISECONDS))
         curl.setopt(pycurl.LOW_SPEED_LIMIT, 1)
         curl.setopt(pycurl.LOW_SPEED_TIME, max(1, round(limits.silent_seconds)))
         curl.setopt(pycurl.ACCEPT_ENCODING, "")
@@ -108,9 +107,9 @@ class CurlTransport(httpx.BaseTransport):
 
 @dataclass
 class _Answer:
-    """What has come of an answer."""
+    """The received part of an answer."""
 
-    largest_body: int
+    max_body_bytes: int
     closing: threading.Event
     body: BytesIO = field(default_factory=BytesIO)
     headers: list[tuple[bytes, bytes]] = field(default_factory=list[tuple[bytes, bytes]])
@@ -118,18 +117,18 @@ class _Answer:
 
     def take_header(self, line: bytes) -> None:
         if line.startswith(b"HTTP/"):
-            self.headers.clear()  # what a proxy or an interim answer said before
+            self.headers.clear()  # headers of a proxy or an interim answer
             return
         name, colon, value = line.partition(b":")
-        # What curl has unpacked is as long as it is, and in no encoding any more.
+        # curl has unpacked the body: its original length and encoding do not apply.
         if colon and name.strip().lower() not in {b"content-encoding", b"content-length", b"transfer-encoding"}:
             self.headers.append((name.strip(), value.strip()))
 
     def take_body(self, chunk: bytes) -> int:
-        self.is_too_large = self.body.tell() + len(chunk) > self.largest_body
+        self.is_too_large = self.body.tell() + len(chunk) > self.max_body_bytes
         return 0 if self.is_too_large else self.body.write(chunk)
 
-    def is_given_up(self, *_: float) -> int:
+    def is_aborted(self, *_: float) -> int:
         return int(self.closing.is_set())
 
 
@@ -145,14 +144,14 @@ _ERRORS: Mapping[int, type[httpx.RequestError]] = {
 }
 
 
-def _error_of(code: int, answer: _Answer) -> httpx.RequestError:
+def _request_error(code: int, answer: _Answer) -> httpx.RequestError:
     if answer.is_too_large:
         return BodyTooLargeError("the body is too large")
-    # curl's own text may hold the address; the kind is all that is needed.
+    # curl's own text may hold the address.
     return _ERRORS.get(code, httpx.ReadError)(f"curl's error {code}")
 
 
 def _header_lines(headers: httpx.Headers) -> list[str]:
-    # `Connection` and `Accept-Encoding` are curl's to say; without a blank `Expect` it may wait for a 100.
+    # curl sets `Connection` and `Accept-Encoding` itself. Without a blank `Expect` it may wait for a 100.
     lines = [f"{name}: {value}" for name, value in headers.items() if name not in {"connection", "accept-encoding"}]
     return [*lines, "Expect:"]

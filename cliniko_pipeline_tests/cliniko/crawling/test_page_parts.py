@@ -21,7 +21,7 @@ IDS = [str(number) for number in range(1000, 1460)]
 
 @pytest.fixture
 def served() -> Iterator[Sandbox]:
-    records = {"patients": [patient(each, "Ann", "Lee") for each in IDS]}
+    records = {"patients": [patient(id_, "Ann", "Lee") for id_ in IDS]}
     with running_sandbox([Account.from_records("clinic", "au4", KEY, records)]) as sandbox:
         yield sandbox
 
@@ -46,7 +46,7 @@ def read(served: Sandbox, **options: int) -> tuple[list[str], list[RejectedRecor
     """Return the ids that a crawl yields, and what it rejects."""
     with client_of(served, **options) as client:
         pages = list(client.crawl(PATIENTS))
-    return [record.id for page in pages for record in page.records], [each for page in pages for each in page.rejected]
+    return [record.id for page in pages for record in page.records], [one for page in pages for one in page.rejected]
 
 
 def _none(_seconds: float) -> None:
@@ -63,7 +63,7 @@ def test_page_that_is_not_answered_is_read_in_smaller_ones(served: Sandbox, larg
 
 
 def test_stretch_of_pages_is_read_in_smaller_ones(served: Sandbox) -> None:
-    broken = tuple(BrokenRecord("patients", each, largest_page=25) for each in IDS[90:330:7])
+    broken = tuple(BrokenRecord("patients", id_, largest_page=25) for id_ in IDS[90:330:7])
     served.faults = Faults(broken_records=broken)
     assert sorted(crawled(served)) == IDS
 
@@ -89,20 +89,20 @@ def test_unsorted_records_of_smaller_pages_are_not_lost(served: Sandbox) -> None
 def test_unreadable_record_is_rejected_with_its_place(served: Sandbox, record_id: str, stands: str) -> None:
     served.faults = Faults(broken_records=(BrokenRecord("patients", record_id),))
     ids, rejected = read(served)
-    assert sorted(ids) == [each for each in IDS if each != record_id]
+    assert sorted(ids) == [id_ for id_ in IDS if id_ != record_id]
     assert rejected == [RejectedRecord("patients", None, f"{UNANSWERED} ({stands})")]
 
 
 @pytest.mark.parametrize("page", [1, 2])
 def test_unreadable_page_is_rejected_record_by_record(served: Sandbox, page: int) -> None:
-    for number, each in enumerate(IDS):
+    for number, id_ in enumerate(IDS):
         at = f"2025-06-01T08:{number // 60:02}:{number % 60:02}Z"
-        served.accounts["clinic"].put("patients", patient(each, created_at=at))
+        served.accounts["clinic"].put("patients", patient(id_, created_at=at))
     places = range(100 * page - 99, 100 * page + 1)
     served.faults = Faults(broken_records=tuple(BrokenRecord("patients", IDS[place - 1]) for place in places))
     ids, rejected = read(served)
-    assert set(ids) == {each for place, each in enumerate(IDS, 1) if place not in places}
-    assert [each.reason for each in rejected] == [f"{UNANSWERED} (record {place})" for place in places]
+    assert set(ids) == {id_ for place, id_ in enumerate(IDS, 1) if place not in places}
+    assert [record.reason for record in rejected] == [f"{UNANSWERED} (record {place})" for place in places]
 
 
 def test_unreadable_first_record_hinders_no_count(served: Sandbox) -> None:

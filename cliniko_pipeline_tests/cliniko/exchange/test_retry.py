@@ -58,7 +58,7 @@ def test_403_as_json_does_not_name_the_contact_setting():
 def test_backoff_is_random_below_a_doubling_ceiling(attempt, seed):
     decision = decision_on(502, attempt=attempt, seed=seed)
     assert 0.0 <= decision.seconds <= min(30.0, 2.0 ** min(attempt - 1, 10))
-    assert len({decision_on(502, attempt=6, seed=each).seconds for each in range(20)}) == 20
+    assert len({decision_on(502, attempt=6, seed=seed).seconds for seed in range(20)}) == 20
 
 
 def test_retry_after_of_a_5xx_is_respected_up_to_a_minute():

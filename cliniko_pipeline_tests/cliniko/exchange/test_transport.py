@@ -167,10 +167,10 @@ def test_body_limit_counts_unpacked_bytes(opened, serve, is_packed) -> None:
     assert issubclass(BodyTooLargeError, httpx.DecodingError)
 
 
-@pytest.mark.parametrize(("behaviour", "limit"), [(silent, {"silent_seconds": 1}), (trickling, {"whole_seconds": 0.2})])
+@pytest.mark.parametrize(("behaviour", "limit"), [(silent, {"silent_seconds": 1}), (trickling, {"total_seconds": 0.2})])
 def test_each_limit_of_time_ends_an_exchange(opened, serve, behaviour, limit) -> None:
     """The other limit cannot end it: the one server waits for the client, the other is never silent."""
-    transport = opened(**{"silent_seconds": 3600, "whole_seconds": 3600} | limit)
+    transport = opened(**{"silent_seconds": 3600, "total_seconds": 3600} | limit)
     assert_fails(transport, serve(behaviour).url, httpx.ReadTimeout)
 
 
@@ -250,13 +250,13 @@ def test_closing_ends_requests_of_all_threads(opened, serve) -> None:
         silent(connection)
 
     server = serve(begin_answer, silent)
-    transport = opened(silent_seconds=3600, whole_seconds=3600)
+    transport = opened(silent_seconds=3600, total_seconds=3600)
     threads = DaemonThreads(3, "test-request")
     pending: list[Future[httpx.Response]] = [threads.submit(lambda: get(transport, server.url)) for _ in range(3)]
     wait_until(lambda: len(server.requests) == 3, lambda: f"{len(server.requests)} of 3 requests arrived")
     transport.close()
     transport.close()
-    assert [type(each.exception(LIMIT_SECONDS)) for each in pending] == [httpx.ReadError] * 3
+    assert [type(future.exception(LIMIT_SECONDS)) for future in pending] == [httpx.ReadError] * 3
     threads.close()
 
 
@@ -268,7 +268,7 @@ def test_closing_ends_requests_of_all_threads(opened, serve) -> None:
 def test_interruption_does_not_wait_for_the_answer(opened, serve, interrupt) -> None:
     """The server never answers; the thread that sends for the main thread ends when the transport is closed."""
     server = serve(silent)
-    transport = opened(silent_seconds=3600, whole_seconds=3600)
+    transport = opened(silent_seconds=3600, total_seconds=3600)
 
     def interrupt_request() -> None:
         wait_until(lambda: server.requests, "the request did not arrive")
@@ -279,11 +279,11 @@ def test_interruption_does_not_wait_for_the_answer(opened, serve, interrupt) -> 
     with pytest.raises(KeyboardInterrupt):
         get(transport, server.url)
     interrupter.join(LIMIT_SECONDS)
-    senders = [each for each in threading.enumerate() if each.name.startswith("cliniko-request")]
+    senders = [thread for thread in threading.enumerate() if thread.name.startswith("cliniko-request")]
     assert senders
     transport.close()
     server.close()
-    wait_until(lambda: not any(each.is_alive() for each in senders), "the sending thread did not end")
+    wait_until(lambda: not any(thread.is_alive() for thread in senders), "the sending thread did not end")
 
 
 def test_proxy_of_the_environment_is_used_if_wanted(opened, serve, monkeypatch) -> None:
