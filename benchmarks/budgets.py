@@ -22,17 +22,11 @@ import httpx
 from benchmarks.fixtures.databases import Server, libpq_url, running_server
 from benchmarks.fixtures.processes import spawned, wait_until
 from benchmarks.reporting import Benchmark, Report, Target, progress, table
-from cliniko_pipeline.cliniko import (
-    GROUP_APPOINTMENTS,
-    INDIVIDUAL_APPOINTMENTS,
-    PATIENTS,
-    Access,
-    ClinikoClient,
-    RequestOptions,
-    Resource,
-)
+from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.events import Event, Waiting
+from cliniko_pipeline.cliniko.exchange.sender import Access, RequestOptions
 from cliniko_pipeline.cliniko.exchange.throttle import digest_of
+from cliniko_pipeline.cliniko.records import GROUP_APPOINTMENTS, INDIVIDUAL_APPOINTMENTS, PATIENTS, Resource
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.operator_tables.request_budgets import SharedRequestBudget
 from cliniko_pipeline.sandbox.accounts.generated import generated_account

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from cliniko_pipeline.cliniko import Access, ClinikoClient, RequestOptions
+from cliniko_pipeline.cliniko.client import ClinikoClient
+from cliniko_pipeline.cliniko.exchange.sender import Access, RequestOptions
 from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.server import Sandbox, running_sandbox

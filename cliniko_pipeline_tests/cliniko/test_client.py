@@ -8,10 +8,11 @@ import httpx
 import pytest
 
 from cliniko_pipeline import errors
-from cliniko_pipeline.cliniko import PATIENTS, PageRead, Retrying
 from cliniko_pipeline.cliniko.crawling import page_requests
 from cliniko_pipeline.cliniko.crawling.refusals import consequence
+from cliniko_pipeline.cliniko.events import PageRead, Retrying
 from cliniko_pipeline.cliniko.exchange.retry import MAX_REFUSED_ATTEMPTS
+from cliniko_pipeline.cliniko.records import PATIENTS
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.support.scripted_clients import (
     ACCESS,

@@ -7,7 +7,7 @@ from email.utils import format_datetime
 import httpx
 import pytest
 
-from cliniko_pipeline.cliniko import Waiting
+from cliniko_pipeline.cliniko.events import Waiting
 from cliniko_pipeline.cliniko.exchange.retry import Retry, decide
 from cliniko_pipeline.cliniko.exchange.sender import MAX_WAIT_SECONDS
 from cliniko_pipeline.errors import RateLimitedError

@@ -6,8 +6,10 @@ import logging
 import httpx
 import pytest
 
-from cliniko_pipeline.cliniko import PATIENTS, Access, ClinikoClient, RequestOptions
+from cliniko_pipeline.cliniko.client import ClinikoClient
+from cliniko_pipeline.cliniko.exchange.sender import Access, RequestOptions
 from cliniko_pipeline.cliniko.exchange.transport import CurlTransport, Limits
+from cliniko_pipeline.cliniko.records import PATIENTS
 from cliniko_pipeline.errors import ClinikoUnavailableError
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 from cliniko_pipeline_tests.support.raw_servers import RawServer, answer, sending, silent

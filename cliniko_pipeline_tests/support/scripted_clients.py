@@ -8,7 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from cliniko_pipeline.cliniko import PATIENTS, Access, ClinikoClient, Event, Page, RequestOptions, Resource
+from cliniko_pipeline.cliniko.client import ClinikoClient
+from cliniko_pipeline.cliniko.crawling.crawl import Page
+from cliniko_pipeline.cliniko.events import Event
+from cliniko_pipeline.cliniko.exchange.sender import Access, RequestOptions
+from cliniko_pipeline.cliniko.records import PATIENTS, Resource
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget
 
 API = "https://api.au4.cliniko.com/v1"

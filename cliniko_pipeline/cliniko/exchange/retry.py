@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from typing import overload
 
 from cliniko_pipeline.errors import (
     AuthenticationError,
@@ -128,20 +127,6 @@ _UNKNOWN_STATUS = Fail(
 )
 
 
-@overload
-def decide(
-    result: TransportFailure, headers: Mapping[str, str], *, attempt: int, now: float, rng: random.Random
-) -> Retry: ...
-@overload
-def decide(
-    result: int | TransportFailure,
-    headers: Mapping[str, str],
-    *,
-    attempt: int,
-    now: float,
-    rng: random.Random,
-    was_accepted: bool = False,
-) -> Decision: ...
 def decide(
     result: int | TransportFailure,
     headers: Mapping[str, str],
@@ -164,11 +149,19 @@ def decide(
     is_transient = was_accepted and result in _REFUSALS and attempt < MAX_REFUSED_ATTEMPTS
     match _BackOff() if is_transient else _rule_for(result, headers):
         case _BackOff():
-            return Retry(_backoff(headers, attempt, now, rng), everyone=False, error=ClinikoUnavailableError)
+            return back_off(headers, attempt=attempt, now=now, rng=rng)
         case _WaitForReset():
             return Retry(_until_reset(headers, now), everyone=True, error=RateLimitedError)
         case decided:
             return decided
+
+
+def back_off(headers: Mapping[str, str], *, attempt: int, now: float, rng: random.Random) -> Retry:
+    """Return the wait after a transient failure, with arguments as in `decide`."""
+    ceiling = min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** min(attempt - 1, 16))
+    asked = _retry_after(headers, _server_now(headers, now)) or 0.0
+    seconds = min(asked, MAX_RETRY_AFTER_SECONDS) + rng.uniform(0.0, ceiling)
+    return Retry(seconds, everyone=False, error=ClinikoUnavailableError)
 
 
 def server_time(headers: Mapping[str, str]) -> datetime | None:
@@ -201,12 +194,6 @@ def _rule_for(result: int | TransportFailure, headers: Mapping[str, str]) -> _Ru
     if result == 403 and "html" in headers.get("content-type", "").lower():
         return _BLOCKED
     return _RULES.get(result) or _RULES_BY_HUNDREDS.get(result // 100, _UNKNOWN_STATUS)
-
-
-def _backoff(headers: Mapping[str, str], attempt: int, now: float, rng: random.Random) -> float:
-    ceiling = min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** min(attempt - 1, 16))
-    asked = _retry_after(headers, _server_now(headers, now)) or 0.0
-    return min(asked, MAX_RETRY_AFTER_SECONDS) + rng.uniform(0.0, ceiling)
 
 
 def _until_reset(headers: Mapping[str, str], now: float) -> float:

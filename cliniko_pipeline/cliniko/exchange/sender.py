@@ -18,7 +18,15 @@ import httpx
 from cliniko_pipeline.cliniko.crawling.page_requests import MAX_PAGES_IN_FLIGHT
 from cliniko_pipeline.cliniko.crawling.refusals import Use, field_refused, find_refused_field
 from cliniko_pipeline.cliniko.events import Reporter, Retrying, Waiting
-from cliniko_pipeline.cliniko.exchange.retry import Fail, Retry, Succeed, TransportFailure, decide, server_time
+from cliniko_pipeline.cliniko.exchange.retry import (
+    Fail,
+    Retry,
+    Succeed,
+    TransportFailure,
+    back_off,
+    decide,
+    server_time,
+)
 from cliniko_pipeline.cliniko.exchange.throttle import RequestBudget
 from cliniko_pipeline.cliniko.exchange.transport import CurlTransport, Limits
 from cliniko_pipeline.errors import (
@@ -159,8 +167,8 @@ class Sender:
         try:
             return read(body, server_time(headers))
         except ClinikoUnavailableError:
-            failure = TransportFailure.UNREADABLE_BODY
-            return _Failed(failure, decide(failure, headers, attempt=attempt, now=now, rng=rng))
+            retry = back_off(headers, attempt=attempt, now=now, rng=rng)
+            return _Failed(TransportFailure.UNREADABLE_BODY, retry)
 
     def _send(self, url: str) -> tuple[int | TransportFailure, Mapping[str, str], bytes]:
         if self._is_closed:

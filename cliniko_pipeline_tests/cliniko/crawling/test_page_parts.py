@@ -5,9 +5,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from cliniko_pipeline.cliniko import PATIENTS, Access, ClinikoClient, RequestOptions
+from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.crawling.page_parts import SIZES, split_page
-from cliniko_pipeline.cliniko.records import UNANSWERED, RejectedRecord
+from cliniko_pipeline.cliniko.exchange.sender import Access, RequestOptions
+from cliniko_pipeline.cliniko.records import PATIENTS, UNANSWERED, RejectedRecord
 from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
 from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import BrokenRecord, Faults, RefusedField
