@@ -55,8 +55,6 @@ def decode_page(resource: Resource[RecordT], body: bytes, server_date: datetime 
         return _decode_record_by_record(resource, _with_valid_text(body), server_date)
     except RecursionError:
         raise _unreadable() from None
-    if len(page.entries) > MAX_ENTRIES:
-        raise _too_many(resource.name)
     return _collect(resource, page, (_convert(resource, entry) for entry in page.entries), server_date)
 
 
@@ -66,14 +64,11 @@ def _decode_record_by_record(
     try:
         page = _raw_page_decoder(resource.name).decode(body)
     except msgspec.ValidationError as error:
-        if "of at most length" in str(error):
-            raise _too_many(resource.name) from None
         # msgspec stops at the first error, and the document may be broken after it.
         raise (_not_a_list_of(resource.name, _reason(error)) if _is_json(body) else _unreadable()) from None
     except (msgspec.DecodeError, RecursionError):
         raise _unreadable() from None
-    entries = (entry for entry in msgspec.structs.astuple(page.entries) if entry is not _ABSENT)
-    return _collect(resource, page, (_decode_record(resource, entry) for entry in entries), server_date)
+    return _collect(resource, page, (_decode_record(resource, entry) for entry in page.entries), server_date)
 
 
 def _is_json(body: bytes) -> bool:
@@ -104,6 +99,8 @@ def _collect(
     entries: Iterable[RecordT | RejectedRecord],
     date: datetime | None,
 ) -> FetchedPage[RecordT]:
+    if len(page.entries) > MAX_ENTRIES:
+        raise _too_many(resource.name)
     if page.total_entries < 0:
         raise _not_a_list_of(resource.name, "total_entries: negative")
     records: list[RecordT] = []
@@ -170,15 +167,9 @@ def _page_decoder(resource: Resource[RecordT]) -> "_PageDecoder[_Wire[RecordT]]"
     return _make_page_decoder(resource.name, list[WIRE_TYPES[resource.record]])
 
 
-_ABSENT = msgspec.Raw()
-
-
 @functools.cache
-def _raw_page_decoder(name: str) -> Any:
-    # msgspec stops at the first excess element of such an array, but reads a list to its end.
-    numbered: list[Any] = [(f"entry_{number}", msgspec.Raw, _ABSENT) for number in range(MAX_ENTRIES)]
-    entries = msgspec.defstruct(f"EntriesOf_{name}", numbered, array_like=True, forbid_unknown_fields=True)
-    return _make_page_decoder(name, entries)
+def _raw_page_decoder(name: str) -> "_PageDecoder[msgspec.Raw]":
+    return _make_page_decoder(name, list[msgspec.Raw])
 
 
 def _make_page_decoder(name: str, entries: Any) -> Any:
