@@ -79,7 +79,7 @@ def test_shared_role_of_an_earlier_version_is_replaced(
     last = schema.migrate(staging)
     schema.require_isolation(staging)
     # From version 16 on, an owner who did not make the role may not drop it.
-    assert all("Nothing uses" in warning for warning in last.warnings)
+    assert all("is unused" in warning for warning in last.warnings)
     administer(server, *(warning.split("`")[1] for warning in last.warnings))
     with production.operator() as connection:
         assert connection.exec_driver_sql(f"select from pg_roles where rolname = '{SHARED_ROLE}'").rowcount == 0

@@ -83,7 +83,7 @@ def _has_storage(connection: Connection) -> bool:
     """
     if not connection.execute(sa.text("select to_regnamespace(:name)"), {"name": STORAGE_SCHEMA}).scalar_one():
         return False
-    rows = connection.execute(sa.text(sql("schema/schema_columns")), {"schema": STORAGE_SCHEMA})
+    rows = connection.execute(sa.text(sql("schema/columns")), {"schema": STORAGE_SCHEMA, "names": None})
     found: dict[str, list[str]] = {row.table_name: row.column_names for row in rows}
     strange = [
         f"{STORAGE_SCHEMA}.{table} lacks {', '.join(missing)}" if table in found else f"{table} is missing"

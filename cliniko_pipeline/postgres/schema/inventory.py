@@ -1,6 +1,6 @@
-"""What of the pipeline is there, by the catalog: not what version it is said to be, but which objects are missing.
+"""The pipeline's objects in the database, compared with PostgreSQL's catalog.
 
-Policies and the grants that go with them are looked at by `schema`; whether all of it works, by `rehearsal`.
+`isolation` checks policies and their grants; `rehearsal` checks that everything works together.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ OPERATOR_TABLES = (
     "cliniko.database_identity",
     "cliniko.contacts_filter",
 )
-"""The tables of the schema cliniko that hold no organization's data."""
+"""The tables of the schema cliniko without row-level security."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """Columns that are unique in a table; where `is_deferred`, at the end of a transaction."""
+    """Unique columns of a table, checked at the end of a transaction where `is_deferred`."""
 
     table: str
     columns: tuple[str, ...]
@@ -57,14 +57,16 @@ KEYS = (
     Key("cliniko.webhook_targets", ("organization_id",)),
     Key("cliniko.webhook_deliveries", ("organization_id", "run_id")),
 )
-"""The columns by which rows are found again (`on conflict`), and by which no contact is two patients'."""
+"""The unique columns that `on conflict` needs, and those that give a contact to one patient only."""
 
 _BODY = "$function$"
 
 
 def missing_objects(connection: Connection, functions: Sequence[str], role: str) -> list[str]:
-    """Return what is missing that a migration makes again, in words: public.active_patients, unique
-    indexes, functions (also those with another text), triggers, and privileges of the role.
+    """Return, in words, the missing objects that a migration makes again.
+
+    These are public.active_patients, unique indexes, functions (also those with another text), triggers, and
+    privileges of the role.
     """
     bodies = {name: _body(name) for name in functions}
     rows = connection.execute(
@@ -74,33 +76,44 @@ def missing_objects(connection: Connection, functions: Sequence[str], role: str)
             "functions": list(bodies),
             "bodies": list(bodies.values()),
             "watched": [table.qualified for table in WATCHED],
-            "keyed": [key.table for key in KEYS],
-            "keys": [",".join(sorted(key.columns)) for key in KEYS],
-            "deferred": [key.is_deferred for key in KEYS],
             "tenants": list(TENANT_TABLES),
             "role": role,
         },
     )
-    return list(rows.scalars())
+    keys = [
+        "the unique index of {} ({})".format(key.table.replace('"', ""), ",".join(sorted(key.columns)))
+        for key in missing_keys(connection, KEYS)
+    ]
+    return [*rows.scalars(), *keys]
+
+
+def missing_keys(connection: Connection, keys: Sequence[Key]) -> list[Key]:
+    """Return the keys without a unique index. A missing table and a view lack none."""
+    rows = connection.execute(
+        sa.text(sql("schema/missing_keys")),
+        {
+            "tables": [key.table for key in keys],
+            "keys": [",".join(sorted(key.columns)) for key in keys],
+            "deferred": [key.is_deferred for key in keys],
+        },
+    )
+    return [keys[position - 1] for position in rows.scalars()]
 
 
 def ensure_keys(connection: Connection) -> None:
-    """Make the unique indexes that are missing."""
-    for key in KEYS:
+    """Create the missing unique indexes."""
+    for key in missing_keys(connection, KEYS):
         columns = ", ".join(f'"{column}"' for column in key.columns)
-        is_there = connection.execute(
-            sa.text(sql("schema/has_unique_key")),
-            {"keyed": key.table, "key": ",".join(sorted(key.columns)), "is_deferred": key.is_deferred},
-        ).scalar_one()
-        if not is_there and key.is_deferred:
+        if key.is_deferred:
             connection.exec_driver_sql(f"alter table {key.table} add unique ({columns}) deferrable initially deferred")
-        elif not is_there:
+        else:
             connection.exec_driver_sql(f"create unique index on {key.table} ({columns})")
 
 
 def require_own_tables(connection: Connection) -> None:
-    """Raise DatabaseSetupError where tables of the schema cliniko are missing: made again they would be empty, and what
-    was read from Cliniko is known by other tables.
+    """Raise DatabaseSetupError where tables of the schema cliniko are missing.
+
+    An empty table in their place would contradict the checkpoints and cursors in the other tables.
     """
     tables = [*(table for table in TENANT_TABLES if table != ACTIVE_PATIENTS.qualified), *OPERATOR_TABLES]
     rows = connection.execute(
@@ -110,24 +123,24 @@ def require_own_tables(connection: Connection) -> None:
     missing = list(rows.scalars())
     if missing:
         raise DatabaseSetupError(
-            f"The pipeline has lost {', '.join(missing)}: restore the schema cliniko from"
-            " a backup. Without one, `drop schema cliniko cascade` and `cliniko-pipeline migrate` make it"
-            " new (schedules, tokens and webhooks are lost), and the next syncs read everything."
+            f"The tables {', '.join(missing)} are missing: restore the schema cliniko from a backup. Without one, run"
+            " `drop schema cliniko cascade` and `cliniko-pipeline migrate`. Schedules, tokens and webhooks are lost"
+            " then, and the next syncs are full ones."
         )
 
 
 def require_own_schema(connection: Connection) -> None:
-    """Raise DatabaseSetupError where a schema of the pipeline's name is somebody else's: nothing was made yet."""
+    """Raise DatabaseSetupError where a schema with the pipeline's name belongs to another program."""
     foreign = connection.execute(sa.text(sql("schema/foreign_schemas"))).all()
     if foreign:
         schema, tables = foreign[0].schema, ", ".join(foreign[0].tables[:5])
         raise DatabaseSetupError(
-            f"The schema {schema} is not the pipeline's: it has {tables} of somebody else's, and the pipeline needs the"
-            f" name. Rename it (`alter schema {schema} rename to ...`), or point DATABASE_URL at another database."
+            f"The schema {schema} is not the pipeline's: another program made {tables} in it. Rename it (`alter schema"
+            f" {schema} rename to ...`), or point DATABASE_URL at another database."
         )
 
 
 def _body(function: str) -> str | None:
-    """Its text, of which PostgreSQL keeps a copy; None of those in SQL, which it keeps otherwise."""
+    """Return the body as pg_proc.prosrc has it; None for functions in SQL, which have none there."""
     parts = sql(f"functions/{function}").split(_BODY)
     return parts[1] if len(parts) > 1 else None

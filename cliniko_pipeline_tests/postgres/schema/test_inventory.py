@@ -51,7 +51,7 @@ def test_migration_makes_again_what_is_missing(database: Database) -> None:
         administer(database.url, loss)
         with pytest.raises(DatabaseSetupError) as raised:
             schema.require_current(database)
-        assert_one_line(raised.value, words, "`cliniko-pipeline migrate` makes that again")
+        assert_one_line(raised.value, words, "`cliniko-pipeline migrate` creates that again")
         assert any(words in each for each in schema.migrate(database).made_again), words
         schema.require_current(database)
         assert not schema.migrate(database).changed

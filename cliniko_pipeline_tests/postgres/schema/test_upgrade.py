@@ -12,6 +12,7 @@ from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline.postgres.schema import upgrade as schema
+from cliniko_pipeline.postgres.schema.application_tables import APPLICATION_TABLES
 from cliniko_pipeline.postgres.tables import TENANT_TABLES, WRITTEN
 from cliniko_pipeline_tests.support.databases import administer, organization_role_of
 from cliniko_pipeline_tests.support.schemas import (
@@ -48,7 +49,7 @@ def assert_refused(database: Database, *parts: str, actions: Sequence[Action] = 
 
 
 def test_missing_table_or_column_is_named(application: Database) -> None:
-    for table, columns in schema.APPLICATION_TABLES.items():
+    for table, columns in APPLICATION_TABLES.items():
         renaming = "alter table public.{} rename to {}"
         administer(application.url, renaming.format(table, "renamed"))
         assert_refused(application, f"public.{table} is missing")

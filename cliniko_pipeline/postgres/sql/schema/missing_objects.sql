@@ -1,11 +1,10 @@
--- What a migration makes again, in words.
+-- The missing objects that a migration makes again, in words. missing_keys.sql finds the unique indexes.
 --
 -- :active_patients         the table in the application's schema
 -- :functions, :bodies      names and texts of the functions
--- :watched                 the tables whose changes triggers note
--- :keyed, :keys, :deferred tables, the sorted columns of a unique index of each, and whether that may be deferred
--- :tenants                 the tables of the organizations
--- :role                    the role of the organizations
+-- :watched                 the tables with triggers that note changes
+-- :tenants                 the tenant tables
+-- :role                    the organization role
 with
 role as (
     select oid from pg_roles where rolname = :role
@@ -15,33 +14,10 @@ own_function as (
     select pg_proc.oid, pg_proc.proname, pg_proc.prosrc
     from pg_proc
     where pg_proc.pronamespace = to_regnamespace('cliniko')
-),
-
-keyed as (
-    select to_regclass(named.name) as oid, named.name, named.key, named.is_deferred
-    from
-        unnest(cast(:keyed as text[]), cast(:keys as text[]), cast(:deferred as boolean[]))
-            as named (name, key, is_deferred)
 )
 
 select 'the table ' || replace(:active_patients, '"', '')
 where to_regclass(:active_patients) is null
-union all
-select 'the unique index of ' || replace(keyed.name, '"', '') || ' (' || keyed.key || ')'
-from keyed
-where keyed.oid is not null
-    and not exists (
-        select
-        from pg_index
-        where pg_index.indrelid = keyed.oid
-            and pg_index.indisunique and (pg_index.indimmediate or keyed.is_deferred) and pg_index.indisvalid
-            and pg_index.indpred is null and pg_index.indexprs is null
-            and keyed.key = (
-                select string_agg(attname, ',' order by attname collate "C")
-                from pg_attribute
-                where attrelid = keyed.oid and attnum = any((pg_index.indkey::smallint[])[0:pg_index.indnkeyatts - 1])
-            )
-    )
 union all
 select 'the function cliniko.' || wanted.name
 from unnest(cast(:functions as text[]), cast(:bodies as text[])) as wanted (name, body)

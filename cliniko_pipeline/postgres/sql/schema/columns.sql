@@ -1,4 +1,5 @@
--- From the catalog, not information_schema, which hides what the user has no right to.
+-- The columns of tables and views of a schema; :names selects some, null all. information_schema would hide columns on
+-- which the database user has no privilege.
 select
     pg_class.relname as table_name,
     pg_class.relkind in ('r', 'p') as is_table,
@@ -6,9 +7,9 @@ select
     array_agg(format_type(pg_attribute.atttypid, null) order by pg_attribute.attnum) as column_types
 from pg_class
 inner join pg_attribute on pg_attribute.attrelid = pg_class.oid
-where pg_class.relnamespace = 'public'::regnamespace
+where pg_class.relnamespace = to_regnamespace(:schema)
     and pg_class.relkind in ('r', 'p', 'v', 'm', 'f')
-    and pg_class.relname = any(:names)
+    and (cast(:names as text[]) is null or pg_class.relname = any(cast(:names as text[])))
     and pg_attribute.attnum > 0
     and not pg_attribute.attisdropped
 group by pg_class.relname, pg_class.relkind

@@ -1,2 +1,0 @@
-grant usage on schema {schema} to {role};
-grant select, insert, update, delete on {table} to {role};
