@@ -1,7 +1,7 @@
-"""Reads `public.active_patients` a page at a time, in the organization context that the caller opened.
+"""Pages of `public.active_patients`, in the organization context that the caller opened.
 
-A page is one statement: it shows what one sync wrote, whole, whatever another writes meanwhile. Each page begins where
-the one before it ended, by an index for every order, so that the last costs no more than the first.
+A page is one statement, so it shows the rows of one sync. Each page starts after the last row of the one before, by an
+index for every order: the last page costs no more than the first.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from cliniko_pipeline.postgres.engine import sql, statement
 
 
 class Order(StrEnum):
-    """What pages can be sorted by; ties by contact."""
+    """The sort orders of pages. Ties are sorted by contact."""
 
     CONTACT = "contact_id"
     LAST_APPOINTMENT = "last_appointment_date"
@@ -60,7 +60,7 @@ def page(
     after: Place | None,
     limit: int,
 ) -> Sequence[sa.RowMapping]:
-    """Up to so many rows, those that come after the place."""
+    """Return up to `limit` rows after the place."""
     conditions, parameters = _conditions(filters)
     sign, direction = ("<", "desc") if descending else (">", "asc")
     if after is not None and order is Order.CONTACT:
@@ -78,7 +78,7 @@ def page(
 
 
 def one(connection: Connection, contact_id: UUID) -> sa.RowMapping | None:
-    """The contact's row; None: the contact is not that of an active patient."""
+    """Return the contact's row; None where the contact has no active patient."""
     found = page(
         connection,
         Order.CONTACT,

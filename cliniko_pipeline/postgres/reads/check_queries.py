@@ -1,4 +1,4 @@
-"""What the asset checks ask of an organization's stored data: numbers only."""
+"""Counts of an organization's stored data for the asset checks."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ class MappingCounts:
 
 @dataclass(frozen=True)
 class ActivePatientsRecount:
-    """`public.active_patients` against a second reckoning: rows there are, missing, too many, and twice."""
+    """The rows of `public.active_patients` compared with a second count: stored, missing, surplus and duplicate."""
 
     stored: int
     missing: int
@@ -62,7 +62,7 @@ def rejected_counts(connection: Connection) -> dict[str, int]:
 
 
 def mapping_counts(connection: Connection, *, force: bool) -> tuple[MappingCounts, bool]:
-    """Counts the organization's mapping; and whether it was counted earlier, and nothing has changed."""
+    """Return the counts of the mapping, and whether they are kept from an earlier count of the same rows."""
     query = sql("checks/mapping_counts")
     found, is_kept = derivations.read_or_compute(
         connection,

@@ -1,4 +1,4 @@
-"""Who has no contact: patients that the mapping left alone, in the organization context that the caller opened."""
+"""Patients without a contact, in the organization context that the caller opened."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ from cliniko_pipeline.postgres.engine import sql, statement
 
 
 class WithoutContact(StrEnum):
-    """Why a patient has none."""
+    """Why a patient has no contact."""
 
     UNMATCHED = "unmatched"
     AMBIGUOUS = "ambiguous"
@@ -27,7 +27,7 @@ class PersonWithoutContact:
 def without_contact(
     connection: Connection, status: WithoutContact, *, after: str | None, limit: int
 ) -> list[PersonWithoutContact]:
-    """Those after the patient with that id, in the order of their ids as numbers."""
+    """Return the patients after the one with that id, in the order of their ids as numbers."""
     rows = connection.execute(
         statement(sql("reads/people_without_contact")), {"status": status.value, "after": after, "limit": limit}
     )

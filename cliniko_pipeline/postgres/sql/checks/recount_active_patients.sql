@@ -1,5 +1,5 @@
--- Who belongs into active_patients, reckoned from the appointments up, not from the people down as active_patients.sql
--- does; and how what is stored differs. The instant is the one that the stored rows were judged by.
+-- The active patients, counted from the appointments, compared with the stored rows. active_patients.sql starts from
+-- the people instead. The instant is the one that the stored rows were computed for.
 --
 -- :as_of               where there are no rows: the instant to judge by
 -- :activity_window, :count_no_shows   as in active_patients.sql

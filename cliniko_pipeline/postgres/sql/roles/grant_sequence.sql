@@ -1,4 +1,4 @@
--- Where active_patients numbers its rows itself, whoever writes them needs the numbers.
+-- Writers of active_patients need the sequence of its ids, if it has one.
 do $$
 declare
     ids text := pg_get_serial_sequence('public.active_patients', 'id');
