@@ -156,7 +156,7 @@ def test_retries_back_off_until_a_sync_succeeds(deployment: Deployment) -> None:
 def test_partitions_are_active_or_running_organizations(deployment: Deployment) -> None:
     deployment.watch_partitions()
     assert deployment.partitions == {"alpha", "beta"}
-    assert "those of the organizations" in (deployment.watch_partitions() or "")
+    assert "equal the active organizations" in (deployment.watch_partitions() or "")
     deployment.add_run(dg.DagsterRunStatus.STARTING, {"dagster/partition": "beta"})
     set_active(deployment, "alpha", active=False)
     organizations.remove(deployment.database, "beta")
