@@ -28,7 +28,11 @@ WRITTEN = ("cliniko.patients", "cliniko.appointments", "cliniko.contact_mapping"
 """The tables of a sync in the order in which it writes them."""
 
 
-LOST = ("the server shut down or ended the connection", "a connection in use was lost", "for this run was lost")
+LOST = (
+    "the server shut down or ended the connection",
+    "a connection in use was lost",
+    "holds the lock of organization",
+)
 Mode = Literal["fast", "immediate"]
 
 

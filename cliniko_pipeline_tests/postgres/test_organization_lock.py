@@ -36,7 +36,7 @@ def test_organization_lock_ends_with_its_connection(database: Database) -> None:
     with database.organization_lock("a") as require_lock:
         require_lock()
         administer(database.url, f"select pg_terminate_backend(pid, 5000) {HELD}")
-        with pytest.raises(DatabaseUnavailableError, match="keeps organization 'a' for this run was lost"):
+        with pytest.raises(DatabaseUnavailableError, match="holds the lock of organization 'a' was lost"):
             require_lock()
         with database.organization_lock("a"):
             pass

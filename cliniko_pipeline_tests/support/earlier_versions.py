@@ -11,6 +11,7 @@ from cliniko_pipeline.postgres.tables import TENANT_TABLES
 SHARED_ROLE = "cliniko_organization"
 FIRST_VERSION = "0001"
 _LATER_TABLES = ("crawled_ids", "table_states")
+_LATER_FUNCTIONS = ("stored_records", "take_requests")
 
 
 def migrate_with_shared_role(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +33,8 @@ def migrate_as_first_version(database: Database, monkeypatch: pytest.MonkeyPatch
         patch.setattr(schema, "WATCHED", ())
         patch.setattr(schema.identity, "adopt", lambda _, **__: None)
         patch.setattr(schema.filters, "store", lambda *_: False)
-        patch.setattr(schema, "FUNCTIONS", tuple(name for name in schema.FUNCTIONS if name != "take_requests"))
+        functions = tuple(name for name in schema.FUNCTIONS if name not in _LATER_FUNCTIONS)
+        patch.setattr(schema, "FUNCTIONS", functions)
         patch.setattr(schema, "expected_version", lambda: FIRST_VERSION)
         schema.migrate(database, create_application_tables=True)
 
