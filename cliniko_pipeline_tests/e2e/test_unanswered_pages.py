@@ -67,7 +67,7 @@ def test_unreadable_record_of_a_first_sync_is_rejected(clinic: SyncedOrganizatio
     assert len(clinic.pipeline.active_patients(clinic.id)) == 329
     (reason,) = reasons(clinic)
     assert reason.startswith(f"{UNANSWERED} (record 151, after 10149 created at ")
-    assert "1 records could not be read or understood" in clinic.problems()
+    assert "1 records are rejected: they could not be read or understood" in clinic.problems()
     assert "the id of 1 rejected records is not known" in clinic.problems()
     metadata = materializations_of(result)["cliniko/appointments"]
     assert metadata["records_rejected"] == 1
