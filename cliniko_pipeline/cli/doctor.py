@@ -10,7 +10,7 @@ import click
 
 from cliniko_pipeline.cli.session import CHECK_ATTEMPTS
 from cliniko_pipeline.cli.status import statuses
-from cliniko_pipeline.cli.terminal import printable
+from cliniko_pipeline.cli.terminal import printable, warn
 from cliniko_pipeline.clocks import ClockDifference
 from cliniko_pipeline.errors import ClinikoPipelineError, CredentialsError
 from cliniko_pipeline.postgres.engine import Database
@@ -71,7 +71,7 @@ def _examine_migrated(runtime: Runtime, *, has_key: bool) -> bool:
     if not found:
         click.echo("No organizations yet: `cliniko-pipeline organizations add ID --name NAME`.")
     for warning in [*(_shared_keys(runtime, found) if has_key else []), *_refused_fields(runtime, found)]:
-        click.secho(f"! {warning}", fg="yellow")
+        warn(warning)
     with ThreadPoolExecutor(MAX_CONCURRENT_KEY_CHECKS) as pool:
         answers = [(organization_id, pool.submit(_validate, runtime, organization_id)) for organization_id in found]
         accepted = [
@@ -86,7 +86,7 @@ def _show_risks(runtime: Runtime) -> None:
     risks = [] if is_embedded else schema.risks(runtime.database)
     stopped = stopped_problem(runtime.database, runtime.settings.ui_url)
     for risk in filter(None, [*risks, stopped]):
-        click.secho(f"! {risk}", fg="yellow")
+        warn(risk)
     if not is_embedded and (hint := schema.dump_hint(runtime.database)) is not None:
         click.echo(f"  {hint}")
 
@@ -132,7 +132,7 @@ def _require_schema(runtime: Runtime) -> None:
 
 def _rehearse(database: Database) -> None:
     for untried in require_rehearsed(database):
-        click.secho(f"! {untried}", fg="yellow")
+        warn(untried)
 
 
 def _validate(runtime: Runtime, organization_id: str) -> ClockDifference | None:
@@ -149,7 +149,7 @@ def _require_accepted(answer: Future[ClockDifference | None]) -> None:
 def _require_clock(difference: ClockDifference) -> None:
     difference.require_allowed()
     if difference.is_notable:
-        click.secho(f"! {difference}: set the clock that is wrong (NTP)", fg="yellow")
+        warn(f"{difference}: set the clock that is wrong (NTP)")
 
 
 def _check(title: str, check: Callable[[], object]) -> bool:

@@ -2,6 +2,7 @@
 
 import click
 
+from cliniko_pipeline.cli.terminal import warn
 from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline.postgres.schema.identity import copy_problem
 from cliniko_pipeline.postgres.schema.rehearsal import require_rehearsed
@@ -26,11 +27,11 @@ def migrate(*, adopt: bool) -> None:
         where = runtime.database.location
         _report(done, where)
         for risk in [] if embedded else schema.risks(runtime.database):
-            click.secho(f"! {risk}", fg="yellow")
+            warn(risk)
         if (problem := copy_problem(runtime.database)) is not None:
-            click.secho(f"! {problem}", fg="yellow")
+            warn(problem)
         for untried in require_rehearsed(runtime.database):
-            click.secho(f"! {untried}", fg="yellow")
+            warn(untried)
 
 
 def _report(done: Migration, where: str) -> None:
@@ -52,4 +53,4 @@ def _report(done: Migration, where: str) -> None:
             "\npg_dump now needs a role with BYPASSRLS."
         )
     for warning in done.warnings:
-        click.secho(f"! {warning}", fg="yellow")
+        warn(warning)

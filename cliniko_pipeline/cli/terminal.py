@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import click
 from rich.console import Console
 from rich.markup import escape
 
@@ -16,6 +17,11 @@ def printable(text: str | None) -> str:
 def shown(text: str | None) -> str:
     """Return the text for a table of rich: printable, and without a meaning as markup."""
     return escape(printable(text))
+
+
+def warn(text: str) -> None:
+    """Print a warning on standard output."""
+    click.secho(f"! {text}", fg="yellow")
 
 
 def utc_text(instant: datetime | None) -> str:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cliniko_pipeline.cli.runs.sync import report
+from cliniko_pipeline.cli.runs.sync import chosen_organizations, report
 from cliniko_pipeline.cli.session import session
-from cliniko_pipeline.errors import ArgumentError, OrganizationUnknownError
-from cliniko_pipeline.postgres.operator_tables import organizations as stored
+from cliniko_pipeline.errors import OrganizationUnknownError
 from cliniko_pipeline.postgres.schema.identity import require_own
 from cliniko_pipeline.runtime import Runtime
 
@@ -42,21 +41,15 @@ def backfill(
     with session() as runtime:
         require_own(runtime.database)
         runtime.machine_clock().require_allowed()
-        ids = _chosen(runtime, organization_ids)
+        ids = _active_ids(runtime, organization_ids)
         errors = _launch(runtime, ids, assets, full=full, follow=follow)
         if follow:
             report(runtime, ids, errors)
     raise SystemExit(1 if errors else 0)
 
 
-def _chosen(runtime: Runtime, named: Sequence[str]) -> list[str]:
-    with runtime.database.operator() as connection:
-        if named:
-            found = [stored.organization(connection, name) for name in dict.fromkeys(named)]
-        else:
-            found = [organization for organization in stored.organizations(connection) if organization.is_active]
-    if not found:
-        raise ArgumentError("There is no organization to sync: `cliniko-pipeline organizations add ID --name NAME`.")
+def _active_ids(runtime: Runtime, named: Sequence[str]) -> list[str]:
+    found = chosen_organizations(runtime, named)
     for organization in found:
         if not organization.is_active:
             raise OrganizationUnknownError(

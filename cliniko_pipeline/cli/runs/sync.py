@@ -12,6 +12,7 @@ from cliniko_pipeline.cli.terminal import printable
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.postgres.operator_tables import organizations as stored
+from cliniko_pipeline.postgres.operator_tables.organizations import Organization
 from cliniko_pipeline.postgres.schema.identity import require_own
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import SyncOptions
@@ -55,7 +56,7 @@ def sync(
     with session() as runtime:
         require_own(runtime.database)
         runtime.machine_clock().require_allowed()
-        ids = _chosen(runtime, organization_ids)
+        ids = [organization.id for organization in chosen_organizations(runtime, organization_ids)]
         errors = run_syncs(ids, options)
         report(runtime, ids, errors)
     raise SystemExit(1 if errors else 0)
@@ -80,11 +81,15 @@ def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None
         click.echo(f"Error: {printable(organization_id)} failed. {printable(str(error))}", err=True)
 
 
-def _chosen(runtime: Runtime, named: Sequence[str]) -> list[str]:
+def chosen_organizations(runtime: Runtime, named: Sequence[str]) -> list[Organization]:
+    """Return the named organizations, or without names all that are not disabled.
+
+    Raises OrganizationUnknownError for an unknown name, and ArgumentError where all are disabled.
+    """
     with runtime.database.operator() as connection:
         if named:
-            return [stored.organization(connection, name).id for name in dict.fromkeys(named)]
-        found = [organization.id for organization in stored.organizations(connection) if organization.is_active]
+            return [stored.organization(connection, name) for name in dict.fromkeys(named)]
+        found = [organization for organization in stored.organizations(connection) if organization.is_active]
     if not found:
         raise ArgumentError("There is no organization to sync: `cliniko-pipeline organizations add ID --name NAME`.")
     return found
