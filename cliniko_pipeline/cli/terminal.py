@@ -19,7 +19,7 @@ def shown(text: str | None) -> str:
     return escape(printable(text))
 
 
-def warn(text: str) -> None:
+def warn(text: object) -> None:
     """Print a warning on standard output."""
     click.secho(f"! {text}", fg="yellow")
 

@@ -77,10 +77,7 @@ def list_(organization_id: str) -> None:
 @click.argument("organization_id", metavar="ORG")
 @click.argument("secret_id", metavar="ID")
 @click.option(
-    "--expires-in-hours",
-    type=click.IntRange(1, MAX_HOURS),
-    metavar="HOURS",
-    help="Keep it valid for so many hours.",
+    "--expires-in-hours", type=click.IntRange(1, MAX_HOURS), metavar="HOURS", help="Keep it valid for so many hours."
 )
 def revoke(organization_id: str, secret_id: str, expires_in_hours: int | None) -> None:
     """Revoke a secret."""

@@ -2,8 +2,8 @@
 
 import threading
 import time
-from types import TracebackType
-from typing import Protocol, Self
+from abc import ABC, abstractmethod
+from typing import Self
 
 import click
 from rich.console import Console
@@ -15,22 +15,22 @@ from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class ProgressDisplay(Protocol):
+class ProgressDisplay(ABC):
     """A display of the events of clients and of ended syncs."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:  # noqa: B027 (nothing to end by default)
+        """End the display."""
 
+    @abstractmethod
     def show(self, organization_id: str, event: Event) -> None:
         """Show the event; called from many threads."""
-        ...
 
+    @abstractmethod
     def ended(self, organization_id: str, error: str | None) -> None:
         """Show the end of the organization's sync; `error` is None after a success."""
-        ...
 
 
 def progress_display(organization_ids: list[str]) -> ProgressDisplay:
@@ -39,7 +39,7 @@ def progress_display(organization_ids: list[str]) -> ProgressDisplay:
     return _LiveDisplay(console, organization_ids) if console.is_terminal else _LineDisplay()
 
 
-class _LiveDisplay:
+class _LiveDisplay(ProgressDisplay):
     def __init__(self, console: Console, organization_ids: list[str]) -> None:
         self._progress = Progress(
             TextColumn("[bold]{task.fields[organization]}"),
@@ -53,13 +53,7 @@ class _LiveDisplay:
         )
         self._tasks: dict[str, TaskID] = {
             organization_id: self._progress.add_task(
-                "queued",
-                total=None,
-                start=False,
-                organization=shown(organization_id),
-                pages="",
-                records=0,
-                budget="",
+                "queued", total=None, start=False, organization=shown(organization_id), pages="", records=0, budget=""
             )
             for organization_id in organization_ids
         }
@@ -68,9 +62,7 @@ class _LiveDisplay:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def show(self, organization_id: str, event: Event) -> None:
@@ -100,18 +92,10 @@ class _LiveDisplay:
         self._progress.stop_task(task)
 
 
-class _LineDisplay:
+class _LineDisplay(ProgressDisplay):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: dict[str, float] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
     def show(self, organization_id: str, event: Event) -> None:
         with self._lock:

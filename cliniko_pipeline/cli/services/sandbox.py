@@ -5,30 +5,18 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from types import FrameType
 
 import click
 
 from cliniko_pipeline.errors import ClinikoPipelineError
+from cliniko_pipeline.hosts import is_loopback
+from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.sandbox.accounts.demo import demo_organizations
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sandbox.server import DEFAULT_REQUESTS_PER_MINUTE, Sandbox, running_sandbox
 
 _RATE = click.FloatRange(0, 1)
-
-
-def _read_instant(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | None:
-    """Read an instant with its offset to UTC."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise click.BadParameter("not an instant like 2026-01-31T09:00:00Z")
-    return moment.astimezone(UTC)
 
 
 @click.command()
@@ -45,7 +33,6 @@ def _read_instant(_context: click.Context, _option: click.Parameter, text: str |
 @click.option(
     "--anchor",
     metavar="INSTANT",
-    callback=_read_instant,
     help="Instant around which the data lie (2026-01-31T09:00:00Z); default: now.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the random faults.")
@@ -62,7 +49,7 @@ def sandbox(  # noqa: PLR0913 - one argument for each option
     allow_remote: bool,
     port: int,
     requests_per_minute: int,
-    anchor: datetime | None,
+    anchor: str | None,
     seed: int,
     latency_ms: float,
     jitter_ms: float,
@@ -77,10 +64,10 @@ def sandbox(  # noqa: PLR0913 - one argument for each option
     It has three made-up clinics. Processes on this machine can inspect and control it:
     GET /sandbox/counters, GET and PUT /sandbox/faults, GET /sandbox/accounts/NAME.
     """
-    if not allow_remote and not _is_loopback(host):
+    if not allow_remote and not is_loopback(host):
         raise click.UsageError("--host is not a loopback address; add --allow-remote to accept it.")
-    organizations = demo_organizations(anchor or datetime.now(UTC))
     try:
+        organizations = demo_organizations(datetime.now(UTC) if anchor is None else parse_instant(anchor))
         faults = Faults(
             seed=seed,
             latency_ms=latency_ms,
@@ -130,10 +117,3 @@ def _until_signal() -> Generator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -95,14 +95,7 @@ def serve(
 
 def _dagster(workspace: Path, port: int, environment: Mapping[str, str]) -> _Service:
     # Plain `dagster dev` would let every web page open on this machine use the UI.
-    command = [
-        sys.executable,
-        "-m",
-        "cliniko_pipeline.orchestration.webserver",
-        "dev",
-        "--workspace",
-        str(workspace),
-    ]
+    command = [sys.executable, "-m", "cliniko_pipeline.orchestration.webserver", "dev", "--workspace", str(workspace)]
     return _Service(
         [*command, "--host", HOST, "--port", str(port), "--log-level", "warning"],
         environment,
