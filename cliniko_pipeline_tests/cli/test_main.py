@@ -17,7 +17,7 @@ def test_unusable_setting_is_named(command: CommandLine) -> None:
         ("status", {"DATABASE_URL": "mysql://user:hidden@host/name"}, "DATABASE_URL", "PostgreSQL", "mysql"),
         ("status", {"DATABASE_URL": "postgresql://user:hidden@127.0.0.1:1/name"}, "refused", "DATABASE_URL"),
         ("status", {"CREDENTIALS_ENCRYPTION_KEY": "hidden"}, "CREDENTIALS_ENCRYPTION_KEY", "Fernet"),
-        ("status", {"CLINIKO_PIPELINE_HOME": "/dev/null/home", "DATABASE_URL": ""}, "/dev/null/home", "written"),
+        ("status", {"CLINIKO_PIPELINE_HOME": "/dev/null/home", "DATABASE_URL": ""}, "/dev/null/home", "writable"),
         ("demo", {"CLINIKO_PIPELINE_HOME": "/dev/null/home"}, "/dev/null/home", "written"),
         ("ui", {"DAGSTER_HOME": "/dev/null/home"}, "/dev/null/home", "written"),
     ]

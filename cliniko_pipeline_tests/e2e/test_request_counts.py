@@ -261,6 +261,7 @@ def processes() -> Iterator[SyncProcesses]:
         yield processes
 
 
+@pytest.mark.slow
 def test_killed_sync_has_stored_all_pages_but_two(processes: SyncProcesses, database_url: URL, tmp_path: Path) -> None:
     """Of the pages read before the kill, only the last and the one being written may be missing."""
     environ = environment(database_url, home_with_files(tmp_path))

@@ -79,7 +79,7 @@ def test_limit_is_kept_in_every_window(clock, long_sleeps, limit, plans, blocks)
     taken = []
     if limit > 6:
         other = Process(clock, limit, simulation.key)
-        other.budget._at_once = limit - 6
+        other.budget._batch_size = limit - 6
         other.begin()
         taken = [Sent(0.0)] * (limit - 6)
     sent = simulation.run(plans, blocks)
