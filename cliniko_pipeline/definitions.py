@@ -2,10 +2,11 @@
 
 import dagster as dg
 
+from cliniko_pipeline.orchestration.assets import ASSETS
 from cliniko_pipeline.orchestration.checks import CHECKS
 from cliniko_pipeline.orchestration.instance.consoles import quiet_console
 from cliniko_pipeline.orchestration.io_managers import postgres_io_manager
-from cliniko_pipeline.orchestration.jobs import ASSETS, cliniko_counts, cliniko_sync
+from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
 from cliniko_pipeline.orchestration.resources import ProgressListener, cliniko_resource, runtime_resource
 from cliniko_pipeline.orchestration.schedules import cliniko_count_comparisons, cliniko_syncs
 from cliniko_pipeline.orchestration.sensors import (

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cliniko_pipeline.api.dagster_runs import DagsterRuns
 from cliniko_pipeline.api.gate import Gate
 from cliniko_pipeline.api.problems import answer_problems
-from cliniko_pipeline.api.routes import active_patients, health, metrics, organizations, syncs, webhooks
+from cliniko_pipeline.api.routes import ROUTERS, health, metrics, webhooks
 from cliniko_pipeline.api.routes.page import page_router
 from cliniko_pipeline.runtime import Runtime
 
@@ -26,8 +26,6 @@ answer 404, like resources that do not exist. Errors are problem details (RFC 94
 
 MAX_BODY_BYTES = 64 * 1024
 """Limit of every route but the webhooks, which have their own."""
-
-ROUTERS = (organizations.router, active_patients.router, syncs.router, webhooks.router, health.router, metrics.router)
 
 
 def create_application(runtime: Runtime) -> FastAPI:

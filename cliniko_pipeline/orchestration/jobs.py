@@ -2,13 +2,8 @@
 
 import dagster as dg
 
-from cliniko_pipeline.orchestration.assets.active_patients import active_patients
-from cliniko_pipeline.orchestration.assets.appointments import appointments
-from cliniko_pipeline.orchestration.assets.contact_mapping import contact_mapping
-from cliniko_pipeline.orchestration.assets.patients import patients
+from cliniko_pipeline.orchestration.assets import ASSETS
 from cliniko_pipeline.orchestration.checks import COUNT_CHECKS, SYNC_CHECKS
-
-ASSETS = (patients, appointments, contact_mapping, active_patients)
 
 cliniko_sync = dg.define_asset_job(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
     "cliniko_sync",

@@ -33,7 +33,7 @@ MAY_ADVISE_MIGRATE = {
     ("postgres/schema/isolation.py", "retire_other_roles"): "in `migrate` itself: for other databases",
     ("postgres/schema/identity.py", "require_own"): "with --adopt",
     ("postgres/schema/contacts_filter.py", "require_stored"): "`migrate` stores the setting",
-    ("postgres/sql/functions/refuse_contacts_filter.sql", ""): "after the setting was corrected",
+    ("postgres/sql/contacts/refuse_contacts_filter.sql", ""): "after the setting was corrected",
 }
 
 # Places that advise `doctor`. `doctor` and `migrate`, which rehearse a sync, never load these modules.

@@ -22,9 +22,9 @@ import dagster as dg
 import sqlalchemy as sa
 
 from cliniko_pipeline.errors import ArgumentError, ClinikoPipelineError, DatabaseSetupError, DatabaseUnavailableError
+from cliniko_pipeline.orchestration.assets import ASSETS
 from cliniko_pipeline.orchestration.assets.appointments import appointments
 from cliniko_pipeline.orchestration.assets.patients import patients
-from cliniko_pipeline.orchestration.jobs import ASSETS
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
 from cliniko_pipeline.orchestration.runs.in_flight import ENDED_BACKFILLS
 from cliniko_pipeline.orchestration.runs.in_process import end_abandoned_runs

@@ -181,7 +181,7 @@ def take(
 ) -> Row[Any]:
     """Take requests from the budget, in an operator's transaction; `answered`: tickets, and how many seconds ago."""
     return connection.execute(
-        statement(sql("request_budgets/take_requests")),
+        statement(sql("request_budgets/call_take_requests")),
         {
             "key_digest": key_digest,
             "wanted": wanted,

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -68,7 +69,7 @@ def missing_objects(connection: Connection, functions: Sequence[str], role: str)
     These are public.active_patients, unique indexes, functions (also those with another text), triggers, and
     privileges of the role.
     """
-    bodies = {name: _body(name) for name in functions}
+    bodies = {PurePosixPath(file).name: _body(file) for file in functions}
     rows = connection.execute(
         sa.text(sql("schema/missing_objects")),
         {
@@ -140,7 +141,7 @@ def require_own_schema(connection: Connection) -> None:
         )
 
 
-def _body(function: str) -> str | None:
+def _body(file: str) -> str | None:
     """Return the body as pg_proc.prosrc has it; None for functions in SQL, which have none there."""
-    parts = sql(f"functions/{function}").split(_BODY)
+    parts = sql(file).split(_BODY)
     return parts[1] if len(parts) > 1 else None

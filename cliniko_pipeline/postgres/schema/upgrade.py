@@ -60,24 +60,24 @@ TABLE_LOCK_TIMEOUT_SECONDS = 5
 # Alembic keeps the running migration in variables of its modules.
 _ALEMBIC = Lock()
 
-# In the order of their dependencies.
+# Their files under `sql/`, in the order of their dependencies.
 FUNCTIONS = (
-    "casefold",
-    "name_key",
-    "email_key",
-    "instant",
-    "persons",
-    "stored_records",
-    "require_visible_contacts",
-    "present_contacts_query",
-    "contacts_query",
-    "refuse_contacts_filter",
-    "organization_contacts",
-    "contacts_fingerprint",
-    "contact_absence",
-    "note_change",
-    "note_update",
-    "take_requests",
+    "functions/casefold",
+    "functions/name_key",
+    "functions/email_key",
+    "functions/instant",
+    "functions/persons",
+    "functions/stored_records",
+    "contacts/require_visible_contacts",
+    "contacts/present_contacts_query",
+    "contacts/contacts_query",
+    "contacts/refuse_contacts_filter",
+    "contacts/organization_contacts",
+    "contacts/contacts_fingerprint",
+    "contacts/contact_absence",
+    "functions/note_change",
+    "functions/note_update",
+    "request_budgets/take_requests",
 )
 
 _MIGRATIONS = "cliniko_pipeline.postgres.migrations"
@@ -238,7 +238,7 @@ def dump_hint(database: Database) -> str | None:
 
 def expected_version() -> str:
     """Return the last migration's revision and a digest of functions and policies, e.g. `0001+3f2a...`."""
-    texts = "\x1f".join(sql(name) for name in (*(f"functions/{name}" for name in FUNCTIONS), *ISOLATION, WATCH))
+    texts = "\x1f".join(sql(name) for name in (*FUNCTIONS, *ISOLATION, WATCH))
     return f"{_revisions()[-1]}+{sha256(texts.encode()).hexdigest()[:12]}"
 
 
@@ -301,7 +301,7 @@ def _upgrade(connection: Connection) -> list[str]:
     ensure_keys(connection)
     warnings = isolate(connection)
     for name in FUNCTIONS:
-        connection.exec_driver_sql(sql(f"functions/{name}"))
+        connection.exec_driver_sql(sql(name))
     for table in WATCHED:
         connection.exec_driver_sql(sql(WATCH).format(table=table.qualified))
     connection.exec_driver_sql(
