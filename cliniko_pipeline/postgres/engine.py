@@ -283,11 +283,6 @@ def _psycopg_text(text: str) -> bytes:
     return str(statement(text).compile(dialect=PGDialect_psycopg())).encode()
 
 
-def plan_for_bulk(connection: Connection) -> None:
-    """Make the planner expect whole tables, until the end of the transaction."""
-    connection.execute(statement(sql("transforms/plan_for_bulk")))
-
-
 def ensure_created(connection: Connection, text: str) -> None:
     """Create an object of the session, such as a temporary table, unless this connection has created it."""
     created: set[str] = connection.info.setdefault(_CREATED, set())

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.postgres.engine import Database, plan_for_bulk, sql
+from cliniko_pipeline.postgres.engine import Database, sql
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, CONTACT_MAPPING, Table
 from cliniko_pipeline.postgres.writing import crawls
 from cliniko_pipeline.postgres.writing.merge import Written, replace_by_query
@@ -103,11 +103,10 @@ def test_deleted_records_are_found_without_nested_loop(database: Database) -> No
         assert crawls.mark_missing_deleted(connection, "attendees", None) == SIZE // 10
 
 
-def test_planner_setting_ends_with_its_transaction(database: Database) -> None:
+def test_planner_settings_end_with_the_organization_context(database: Database) -> None:
     with database.organization("a") as connection:
-        replace_by_query(connection, CONTACT_MAPPING, sql("transforms/contact_mapping"), {})
         assert connection.execute(sa.text("show enable_nestloop")).scalar_one() == "off"
-    with database.organization("a") as connection:
+    with database.operator() as connection:
         assert connection.execute(sa.text("show enable_nestloop")).scalar_one() == "on"
 
 
@@ -171,6 +170,5 @@ def _most_rows(database: Database, name: str) -> int:
     """Of the step that gave, or threw away, the most."""
     counted = ("Actual Rows", "Rows Removed by Join Filter", "Rows Removed by Filter")
     with database.organization("a") as connection:
-        plan_for_bulk(connection)  # as `replace_by_query` does
         nodes = _nodes(connection, "analyze, timing off, ", sql(f"transforms/{name}"), QUERIES[name][1])
     return int(max(node.get(rows, 0) * node["Actual Loops"] for node in nodes for rows in counted))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cliniko_pipeline.postgres.engine import plan_for_bulk, sql, statement
+from cliniko_pipeline.postgres.engine import sql, statement
 from cliniko_pipeline.postgres.reads import lost_matches
 from cliniko_pipeline.postgres.reads.lost_matches import LostMatches
 from cliniko_pipeline.postgres.tables import (
@@ -89,7 +89,5 @@ def kept_matches(connection: Connection, *, force: bool) -> tuple[LostMatches, b
 
 def recount_active_patients(connection: Connection, parameters: Mapping[str, object]) -> ActivePatientsRecount:
     """Count again who belongs into the table, from the appointments up; `parameters` as in active_patients.sql."""
-    # After a first sync the planner knows nothing of the tables yet.
-    plan_for_bulk(connection)
     row = connection.execute(statement(sql("checks/recount_active_patients")), dict(parameters)).mappings().one()
     return ActivePatientsRecount(**row)

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import DataError
-from cliniko_pipeline.postgres.engine import BoundStatement, plan_for_bulk, sql, statement
+from cliniko_pipeline.postgres.engine import BoundStatement, sql, statement
 
 OVERLAP = timedelta(minutes=3)
 """How much earlier than the beginning of the last crawl the next one starts.
@@ -198,8 +198,6 @@ def count_missing(connection: Connection, resource: str, next_cursor: datetime |
     has_nameless = connection.execute(
         statement(sql("crawls/has_rejected_without_id")), {"resource": resource}
     ).scalar_one()
-    # The planner cannot estimate the number of ids, and would scan all of them for every row.
-    plan_for_bulk(connection)
     parameters = {"resource": resource, "next_cursor": next_cursor}
     row = connection.execute(statement(sql("crawls/count_missing")), parameters).one()
     return MissingCount(row.known, 0 if has_nameless else row.missing)
@@ -207,7 +205,6 @@ def count_missing(connection: Connection, resource: str, next_cursor: datetime |
 
 def mark_missing_deleted(connection: Connection, resource: str, next_cursor: datetime | None) -> int:
     """Mark the records that the reconciling crawl did not see as deleted; return their number."""
-    plan_for_bulk(connection)
     parameters = {"resource": resource, "next_cursor": next_cursor}
     return connection.execute(statement(sql("crawls/mark_missing_deleted")), parameters).scalar_one()
 

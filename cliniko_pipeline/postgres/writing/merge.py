@@ -24,7 +24,6 @@ from cliniko_pipeline.postgres.engine import (
     driver_of,
     ensure_created,
     execute_pipelined,
-    plan_for_bulk,
 )
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, Table
 
@@ -98,7 +97,6 @@ def replace_by_query(
     """
     _lock_replacement(connection, table)
     _create_staging(connection, table)
-    plan_for_bulk(connection)
     columns = _list(table.written)
     connection.execute(
         sa.text(f"insert into {STAGING} ({columns}) select {columns} from ({query}) as computed"),

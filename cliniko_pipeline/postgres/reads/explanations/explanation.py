@@ -15,7 +15,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from cliniko_pipeline.postgres.engine import plan_for_bulk, sql
+from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.postgres.reads.explanations.attendances import Attendance, Counts, count, read_attendances
 from cliniko_pipeline.postgres.reads.explanations.match import Match, read_match
 from cliniko_pipeline.postgres.reads.explanations.person import Person, read_person, values_of
@@ -153,7 +153,6 @@ def explain(connection: Connection, patient_id: str, rules: Rules, as_of: dateti
     `as_of`: the instant to explain; None: that of the last computation.
     """
     connection.execute(sa.text("set transaction read only"))
-    plan_for_bulk(connection)
     person = read_person(connection, patient_id)
     if person is None:
         return None

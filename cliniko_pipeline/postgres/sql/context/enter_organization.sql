@@ -4,6 +4,13 @@ select
     set_config('lock_timeout', :lock_timeout, true),
     set_config('synchronous_commit', coalesce(:synchronous_commit, current_setting('synchronous_commit')), true),
     set_config('TimeZone', 'UTC', true),
+    -- The planner cannot estimate the sizes of a query's steps, nor those of tables that nobody has analyzed: it guesses
+    -- a few rows. A nested loop on a wrong guess takes hours instead of seconds; a hash join on a right one costs a
+    -- millisecond.
+    set_config('enable_nestloop', 'off', true),
+    set_config('jit', 'off', true),
+    -- In kB. With PostgreSQL's default of 4 MB, a large clinic's aggregates go to disk.
+    set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 16 * 1024)::text, true),
     set_config('app.organization_id', :organization_id, true),
     -- The role of organization_role_name.sql.
     set_config(
