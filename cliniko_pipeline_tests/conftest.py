@@ -6,6 +6,7 @@ CLINIKO_TEST_POSTGRESQL, a folder with initdb, pg_ctl and postgres, makes them s
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
@@ -33,6 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # root gives the embedded servers, those of other sessions included.
     if config.option.basetemp is None:
         config.option.basetemp = config.stash[OWN_FOLDER] = mkdtemp(prefix="cliniko-tests-")
+    # A shell starts commands in the background with Ctrl-C ignored, and the commands under test would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
