@@ -31,6 +31,7 @@ class Runtime:
     Args:
         sleep: is called for every wait, so that a caller can end waits early.
         wall_clock: this machine's clock in UNIX seconds. Only its difference from the database's clock is used.
+        elapsed: a clock that only advances, in seconds.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class Runtime:
         database: Database,
         sleep: Callable[[float], None],
         wall_clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.database = database
+        self.elapsed = elapsed
         self._sleep = sleep
         self._wall_clock = wall_clock
         self._budgets = BudgetRegistry(self._budget_of)
@@ -139,10 +142,14 @@ class Runtime:
 
 
 @contextmanager
-def open_runtime(settings: Settings, *, sleep: Callable[[float], None] = time.sleep) -> Generator[Runtime, None, None]:
+def open_runtime(
+    settings: Settings, *, sleep: Callable[[float], None] = time.sleep, elapsed: Callable[[], float] = time.monotonic
+) -> Generator[Runtime, None, None]:
     """Open the runtime with the database of the settings, or with the embedded one, which is started.
 
-    Raise DatabaseSetupError where the embedded server cannot run. An operator's server is first used later.
+    `sleep` and `elapsed`: see Runtime. An operator's server is first used later.
+
+    Raises DatabaseSetupError where the embedded server cannot run.
     """
     with ExitStack() as stack:
         if settings.database_url is None:
@@ -151,4 +158,4 @@ def open_runtime(settings: Settings, *, sleep: Callable[[float], None] = time.sl
             url = settings.database_url
         database = Database(url)
         stack.callback(database.close)
-        yield Runtime(settings, database, sleep)
+        yield Runtime(settings, database, sleep, elapsed=elapsed)

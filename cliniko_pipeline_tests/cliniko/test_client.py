@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from cliniko_pipeline import errors
-from cliniko_pipeline.cliniko.crawling import page_requests
 from cliniko_pipeline.cliniko.crawling.refusals import consequence
 from cliniko_pipeline.cliniko.events import PageRead, Retrying
 from cliniko_pipeline.cliniko.exchange.retry import MAX_REFUSED_ATTEMPTS
@@ -74,9 +73,8 @@ def test_counting_and_validating_request_one_record_each():
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 8])
-def test_pages_in_flight_reach_their_limit_and_no_more(monkeypatch, max_in_flight):
+def test_pages_in_flight_reach_their_limit_and_no_more(max_in_flight):
     """Events arrive one at a time."""
-    monkeypatch.setattr(page_requests, "MIN_PAGES_IN_FLIGHT", max_in_flight)
     lock, now, most, handled = threading.Lock(), [0], [0], [0]
     together = threading.Barrier(max_in_flight)
 
@@ -103,8 +101,7 @@ def test_pages_in_flight_reach_their_limit_and_no_more(monkeypatch, max_in_fligh
     assert most[0] == max_in_flight
 
 
-def test_failure_of_a_page_in_flight_is_raised_in_order(monkeypatch):
-    monkeypatch.setattr(page_requests, "MIN_PAGES_IN_FLIGHT", 8)
+def test_failure_of_a_page_in_flight_is_raised_in_order():
 
     def answer(request):
         return httpx.Response(404) if request.url.params["page"] == "5" else listing(request, total=1000)

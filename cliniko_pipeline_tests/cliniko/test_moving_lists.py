@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.cliniko.crawling import page_requests
 from cliniko_pipeline.cliniko.crawling.crawl import crawl_pages
 from cliniko_pipeline.cliniko.crawling.listing import Listing
 from cliniko_pipeline.cliniko.decoding.pages import FetchedPage
@@ -29,8 +28,7 @@ from cliniko_pipeline_tests.support.simulated_lists import (
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pages() -> Iterator[None]:
-    # Every wait counts as a long one: the most pages allowed are in flight.
-    with patch.object(Listing, "page_size", PAGE), patch.object(page_requests, "SLOW_WAIT_SECONDS", -1.0):
+    with patch.object(Listing, "page_size", PAGE):
         yield
 
 

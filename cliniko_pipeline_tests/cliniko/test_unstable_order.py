@@ -8,7 +8,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cliniko_pipeline.cliniko.crawling import page_requests
 from cliniko_pipeline.cliniko.crawling.listing import Listing
 from cliniko_pipeline.errors import UnexpectedResponseError
 from cliniko_pipeline_tests.support.properties import examples
@@ -17,7 +16,7 @@ from cliniko_pipeline_tests.support.simulated_lists import PAGE, START, Account,
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pages() -> Iterator[None]:
-    with patch.object(Listing, "page_size", PAGE), patch.object(page_requests, "SLOW_WAIT_SECONDS", -1.0):
+    with patch.object(Listing, "page_size", PAGE):
         yield
 
 

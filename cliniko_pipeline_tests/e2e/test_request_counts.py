@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,20 +262,32 @@ def processes() -> Iterator[SyncProcesses]:
         yield processes
 
 
-@pytest.mark.slow
-def test_killed_sync_has_stored_all_pages_but_two(processes: SyncProcesses, database_url: URL, tmp_path: Path) -> None:
-    """Of the pages read before the kill, only the last and the one being written may be missing."""
+@pytest.mark.parametrize(
+    "killed_at", [3, 11, *(pytest.param(page, marks=pytest.mark.slow) for page in (1, 5, 6, 7, 10, 12))]
+)
+def test_killed_crawl_resumes_at_the_last_commit(
+    processes: SyncProcesses, database_url: URL, tmp_path: Path, killed_at: int
+) -> None:
+    """At a page a second, a batch has five pages. A kill loses the pages since the last batch, and an unwritten one."""
+    pages = 12
     environ = environment(database_url, home_with_files(tmp_path))
-    with opened_pipeline(environ) as pipeline, counted_clinic(pipeline, account_of(500, groups=False)) as clinic:
-        # The names of both kinds, and three pages of individual appointments.
-        assert processes.run(environ, "clinic", SyncOptions(START), kill_at_page=2 + 3).signal is not None
+    run = partial(processes.run, environ, "clinic", SyncOptions(START), seconds_a_page=1.0)
+    with (
+        opened_pipeline(environ) as pipeline,
+        counted_clinic(pipeline, account_of(pages * PAGE, groups=False)) as clinic,
+    ):
+        # Two pages of names come before.
+        assert run(kill_at_page=2 + killed_at).signal is not None
         crawls = {row["resource"]: row for row in clinic.organization.rows("cliniko.crawls")}
         crawl = crawls["individual_appointments"]
         stored = crawl["records"] // PAGE
-        assert stored in (1, 2)
         assert (crawl["records"], crawl["completed_at"]) == (stored * PAGE, None)
+        handed_over = (killed_at - 1) // 5 * 5
+        assert stored in (handed_over, max(0, handed_over - 5))
         with clinic.counted() as requests:
-            assert processes.run(environ, "clinic", SyncOptions(START)).succeeded
-        # The records of the second at the edge of what is stored are read again by themselves.
-        again = 1
-        assert requests == {"patients": 5, "individual_appointments": 5 - stored + 1 + again, "group_appointments": 1}
+            assert run().succeeded
+        # The page of the checkpoint is read again, and what has changed since is asked for.
+        again = 2 if stored else 0
+        assert requests["individual_appointments"] <= pages - stored + again + 1
+        stored_ids = {row["id"] for row in clinic.organization.rows("cliniko.appointments")}
+        assert stored_ids == set(clinic.account.records["individual_appointments"])

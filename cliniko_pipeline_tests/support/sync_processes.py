@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,6 +17,7 @@ from typing import Any, Self
 
 import yaml
 
+from cliniko_pipeline import runtime
 from cliniko_pipeline.cli.runs import workers
 from cliniko_pipeline.cliniko.events import PageRead
 from cliniko_pipeline.sync_options import SyncOptions
@@ -66,10 +68,14 @@ class SyncProcesses:
         *,
         kill_when: Callable[[], bool] | None = None,
         kill_at_page: int | None = None,
+        seconds_a_page: float | None = None,
     ) -> Ended:
-        """Sync the organization; kill the process when `kill_when` is true or `kill_at_page` pages are read."""
+        """Sync the organization; kill the process when `kill_when` is true or `kill_at_page` pages are read.
+
+        With `seconds_a_page` the clock that decides when a batch is committed advances with the pages read.
+        """
         as_of = options.as_of and options.as_of.isoformat()
-        arguments = (organization_id, kill_at_page, {**asdict(options), "as_of": as_of})
+        arguments = (organization_id, kill_at_page, seconds_a_page, {**asdict(options), "as_of": as_of})
         with TemporaryFile() as answer, Path(os.devnull).open() as nothing:
             # Its standard output carries the answer; what it prints goes to pytest's standard error.
             streams = (nothing.fileno(), answer.fileno(), 2)
@@ -97,7 +103,8 @@ class _Command:
     def __init__(self, organization_id: str, kill_at_page: int | None) -> None:
         self.error: str | None = "it reported no end"
         self._waiting = [organization_id]
-        self._pages_left = kill_at_page
+        self._kill_at_page = kill_at_page
+        self.pages_read = 0
 
     def recv(self) -> str:
         if not self._waiting:
@@ -107,18 +114,21 @@ class _Command:
     def send(self, message: object) -> None:
         if isinstance(message, workers._Ended):
             self.error = message.error
-        elif isinstance(message, PageRead) and self._pages_left is not None:
-            self._pages_left -= 1
-            if self._pages_left == 0:
+        elif isinstance(message, PageRead):
+            self.pages_read += 1
+            if self.pages_read == self._kill_at_page:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sync(organization_id: str, kill_at_page: int | None, options: dict[str, Any]) -> None:
+def sync(organization_id: str, kill_at_page: int | None, seconds_a_page: float | None, options: dict[str, Any]) -> None:
     """Run in the fork: sync the organization, and write the error to standard output."""
     answer = os.dup(1)
     os.dup2(2, 1)
     as_of = options.pop("as_of")
     command: Any = _Command(organization_id, kill_at_page)
+    if seconds_a_page is not None:
+        open_runtime = partial(runtime.open_runtime, elapsed=lambda: command.pages_read * seconds_a_page)
+        runtime.open_runtime = open_runtime
     workers._serve(command, SyncOptions(as_of and datetime.fromisoformat(as_of), **options))
     os.write(answer, json.dumps(command.error).encode())
     os._exit(0)

@@ -3,7 +3,6 @@
 A page requested before the previous one had arrived counts only if both announce the same number of entries.
 """
 
-import time
 from collections.abc import Callable
 from typing import Generic
 
@@ -16,14 +15,10 @@ from cliniko_pipeline.errors import ClinikoUnavailableError, FieldRefusedError, 
 
 MAX_CONTRADICTIONS = 10
 """Per crawl: pages that contradict themselves, and growth of a list that cannot grow."""
-MIN_PAGES_IN_FLIGHT = 1
 MAX_PAGES_IN_FLIGHT = 8
-PAGES_READ_PER_PAGE_IN_FLIGHT = 80
-"""The number in flight grows with the pages read: a crawl that breaks off loses those in flight and held back."""
+"""A crawl that breaks off loses the pages in flight and as many that are held back."""
 SINGLE_PAGES_AFTER_A_CHANGE = 4
 """Pages requested one by one after the list has changed: those in flight would be read in vain."""
-SLOW_WAIT_SECONDS = 0.03
-"""A longer wait for a page adds one more page in flight."""
 
 RequestPage = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
 """Request the address of a page with this number; return a function that waits for the page.
@@ -41,7 +36,6 @@ class PageRequests(Generic[RecordT]):
         self._request = request
         self._fetch_part = fetch_part
         self._max_in_flight = max_in_flight
-        self._target = min(max_in_flight, MIN_PAGES_IN_FLIGHT)
         self._contradictions = 0
         self._single_pages = 1  # until the number of entries is known
         self._in_flight: dict[str, tuple[int, Callable[[], FetchedPage[RecordT]]]] = {}
@@ -141,10 +135,7 @@ class PageRequests(Generic[RecordT]):
         was_in_flight = url in self._in_flight
         self.requested_after, wait = self._in_flight.pop(url, None) or (self.pages_read, self._request(url, number))
         self._request_ahead(listing, number, ahead)
-        started = time.monotonic()
         page = wait()
-        if time.monotonic() - started > SLOW_WAIT_SECONDS:
-            self._target = min(self._target + 1, self._max_in_flight)
         if page.total_entries != self._last_total:
             # The list has changed. Pages in flight may have been selected before that.
             self._in_flight.clear()
@@ -156,8 +147,7 @@ class PageRequests(Generic[RecordT]):
         return page
 
     def _request_ahead(self, listing: Listing[RecordT], number: int, ahead: int) -> None:
-        in_flight = min(max(self._target, 1 + self.pages_read // PAGES_READ_PER_PAGE_IN_FLIGHT), self._max_in_flight)
-        count = 0 if self._single_pages else min(ahead, in_flight - 1)
+        count = 0 if self._single_pages else min(ahead, self._max_in_flight - 1)
         self._single_pages = max(0, self._single_pages - 1)
         for before in range(number - 1, number - 1 - count, -1):
             if (url := listing.url(before)) not in self._in_flight:

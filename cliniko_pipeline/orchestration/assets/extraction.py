@@ -25,10 +25,10 @@ from cliniko_pipeline.postgres.writing.record_batches import CrawlProgress, Reco
 from cliniko_pipeline.postgres.writing.sync_journal import RequestCost
 from cliniko_pipeline.runtime import Runtime
 
-MAX_PAGES_PER_BATCH = 20
-"""Pages written in one transaction: 2,000 records, a few hundred kilobytes."""
-PAGES_READ_PER_PAGE_OF_A_BATCH = 40
-"""Batches grow by one page per 40 pages read: a crawl that breaks off loses a small share of what it has read."""
+COMMIT_INTERVAL_SECONDS = 5.0
+"""A crawl that breaks off loses the pages of the last five seconds: 17 pages at Cliniko's limit."""
+MAX_PAGES_PER_BATCH = 200
+"""Pages written in one transaction, however fast they come: 20,000 records, which memory must hold."""
 
 
 class ExtractionConfig(dg.Config):
@@ -151,15 +151,19 @@ class AccountReading:
             refused_fields=plan.refused,
         )
         pages = self._client.crawl(source.resource, changed_since=plan.changed_since, checkpoint=plan.position)
-        yield from _batched(source, begun, pages, refusals)
+        yield from _batched(source, begun, pages, refusals, self.runtime.elapsed)
         for refused in refusals.of(name):
             self.log.warning("%s", consequence(name, refused))
 
 
 def _batched(
-    source: Source[RecordT], begun: CrawlProgress, pages: Iterator[Page[RecordT]], refusals: Refusals
+    source: Source[RecordT],
+    begun: CrawlProgress,
+    pages: Iterator[Page[RecordT]],
+    refusals: Refusals,
+    elapsed: Callable[[], float],
 ) -> Iterator[RecordBatch]:
-    """Join pages into batches, and yield each one as soon as it is full.
+    """Join pages into batches; yield each one when it is full, or COMMIT_INTERVAL_SECONDS after the one before.
 
     An empty first batch precedes the first request, so that a crawl that fails on its first page is recorded as begun.
     A resumed crawl has none.
@@ -170,7 +174,8 @@ def _batched(
     rows: list[tuple[object, ...]] = []
     rejected: list[RejectedRecord] = []
     held, is_last, progress = 0, False, begun
-    for read, page in enumerate(pages, start=1):
+    committed_at = elapsed()
+    for page in pages:
         rows.extend(map(source.row, page.records))
         rejected.extend(
             RejectedRecord(record.id, record.reason, record.reason.startswith(UNANSWERED)) for record in page.rejected
@@ -185,8 +190,8 @@ def _batched(
             total_entries=checkpoint.total_entries if checkpoint else None,
             refused_fields=refusals.of(name),
         )
-        if is_last or held >= min(MAX_PAGES_PER_BATCH, read // PAGES_READ_PER_PAGE_OF_A_BATCH):
+        if is_last or held == MAX_PAGES_PER_BATCH or elapsed() - committed_at >= COMMIT_INTERVAL_SECONDS:
             yield RecordBatch(name, table, rows, rejected, is_last=is_last, crawl=progress)
-            rows, rejected, held = [], [], 0
+            rows, rejected, held, committed_at = [], [], 0, elapsed()
     if not is_last:
         yield RecordBatch(name, table, rows, rejected, is_last=True, crawl=progress)
