@@ -11,22 +11,32 @@ import click
 from cliniko_pipeline.errors import ClinikoPipelineError
 
 COMMANDS = {
-    "alerts": "cliniko_pipeline.cli.alerts:alerts",
-    "api": "cliniko_pipeline.cli.services.api:api",
-    "backfill": "cliniko_pipeline.cli.runs.backfill:backfill",
-    "credentials": "cliniko_pipeline.cli.credentials:credentials",
-    "demo": "cliniko_pipeline.cli.services.demo:demo",
-    "doctor": "cliniko_pipeline.cli.doctor:doctor",
-    "explain": "cliniko_pipeline.cli.explain.command:explain",
-    "migrate": "cliniko_pipeline.cli.migrate:migrate",
-    "organizations": "cliniko_pipeline.cli.organizations:organizations",
-    "sandbox": "cliniko_pipeline.cli.services.sandbox:sandbox",
-    "status": "cliniko_pipeline.cli.status:status",
-    "sync": "cliniko_pipeline.cli.runs.sync:sync",
-    "tokens": "cliniko_pipeline.cli.tokens:tokens",
-    "ui": "cliniko_pipeline.cli.services.ui:ui",
-    "webhooks": "cliniko_pipeline.cli.webhooks:webhooks",
+    "alerts": ("cliniko_pipeline.cli.alerts:alerts", "Show open alerts and test the channels."),
+    "api": ("cliniko_pipeline.cli.services.api:api", "Serve the HTTP API and its page until Ctrl-C."),
+    "backfill": (
+        "cliniko_pipeline.cli.runs.backfill:backfill",
+        "Sync organizations in one backfill of Dagster's daemon.",
+    ),
+    "credentials": ("cliniko_pipeline.cli.credentials:credentials", "Manage the encryption of stored credentials."),
+    "demo": ("cliniko_pipeline.cli.services.demo:demo", "Sync three made-up clinics and serve the UI."),
+    "doctor": ("cliniko_pipeline.cli.doctor:doctor", "Check everything that a sync needs."),
+    "explain": (
+        "cliniko_pipeline.cli.explain.command:explain",
+        "Explain from the stored data whether a patient is active, and how it is matched to a contact.",
+    ),
+    "migrate": ("cliniko_pipeline.cli.migrate:migrate", "Bring the database's schema up to date and rehearse a sync."),
+    "organizations": (
+        "cliniko_pipeline.cli.organizations:organizations",
+        "Manage organizations, credentials and schedules.",
+    ),
+    "sandbox": ("cliniko_pipeline.cli.services.sandbox:sandbox", "Serve a simulated Cliniko until Ctrl-C."),
+    "status": ("cliniko_pipeline.cli.status:status", "Show last syncs, counts and problems."),
+    "sync": ("cliniko_pipeline.cli.runs.sync:sync", "Sync organizations, with progress."),
+    "tokens": ("cliniko_pipeline.cli.tokens:tokens", "Create, list and revoke tokens of the HTTP API."),
+    "ui": ("cliniko_pipeline.cli.services.ui:ui", "Serve the Dagster UI and daemon until Ctrl-C."),
+    "webhooks": ("cliniko_pipeline.cli.webhooks:webhooks", "Manage incoming webhook events and outgoing deliveries."),
 }
+"""Each command's place and the first sentence of its help, so that `--help` imports none of them."""
 
 
 class _LazyGroup(click.Group):
@@ -38,8 +48,12 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
         return getattr(import_module(module), name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,6 +1,7 @@
 """`cliniko-pipeline`: help, and one-line errors with a remedy and an exit code."""
 
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
 from cryptography.fernet import Fernet
@@ -49,6 +50,8 @@ def test_every_command_has_help(command: CommandLine) -> None:
         done = command(name, "--help")
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith(f"Usage: cliniko-pipeline {name}")
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        assert getattr(import_module(module), attribute).get_short_help_str(200) == COMMANDS[name][1]
     assert command("nonsense").returncode == 2
 
 
