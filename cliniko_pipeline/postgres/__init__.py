@@ -1,4 +1,4 @@
-"""All that is stored: engine, organization context, migrations, bulk merge, embedded server.
+"""PostgreSQL: engine, organization context, migrations, bulk merge, embedded server.
 
-Knows no Dagster, no HTTP.
+This package imports neither Dagster nor an HTTP client.
 """

@@ -1,6 +1,6 @@
 """Connections to PostgreSQL, and the organization context of every statement on tenant data.
 
-Nothing here knows a table: `tables` lists them, and `writing` fills them.
+This module is independent of the tables, which `tables` lists and `writing` fills.
 """
 
 import hashlib
@@ -50,17 +50,17 @@ def sql(name: str) -> str:
 
 @cache
 def statement(text: str) -> sa.TextClause:
-    """Return the parsed statement, cached: parsing takes longer than sending."""
+    """Return the parsed statement, cached because parsing takes longer than sending."""
     return sa.text(text)
 
 
 class Database:
-    """A pool of connections to the operator's PostgreSQL or to the embedded one.
+    """A pool of connections to the operator's PostgreSQL server or to the embedded server.
 
-    `organization(id)` opens transactions on tenant data. `operator()` is for organizations, credentials and migrations
-    only.
+    `organization(id)` opens transactions on tenant data. `operator()` opens transactions on all other tables, such as
+    organizations, credentials, schedules and alerts.
 
-    Both raise DatabaseUnavailableError, DatabaseSetupError and DataError, whose messages never hold a statement's
+    Both raise DatabaseUnavailableError, DatabaseSetupError and DataError. Their messages never contain a statement's
     parameters.
     """
 
@@ -77,12 +77,13 @@ class Database:
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_SECONDS,
                 "application_name": "cliniko_pipeline",
-                # Another default encoding would return bytes instead of texts.
+                # Under SQL_ASCII, which a role's settings may choose, psycopg returns bytes instead of str.
                 "client_encoding": "utf8",
             },
         )
         self._outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        # Before SQLAlchemy's own listener, which reads the isolation level that it restores later.
+        # `insert` runs `_prepare` before SQLAlchemy's listener. That listener remembers the isolation level for resets,
+        # and must remember the level that `_prepare` sets.
         event.listen(self._engine, "connect", self._prepare, insert=True)
         keep_no_read_only_sessions(self._engine)
         event.listen(self._engine, "checkout", self._require_current_generation)
@@ -100,12 +101,12 @@ class Database:
                 self._is_session_mode = True
             self._user = prepare_session(connection)
         except BaseException:
-            # The pool does not own the connection yet, and would not close it.
+            # The pool does not own the connection yet, so it would stay open.
             connection.close()
             raise
 
     def _require_current_generation(self, _connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
-        """Replace connections opened before the last failure that affects whole sessions."""
+        """Make the pool replace a connection that is older than the last change of the generation."""
         if entry.info[_GENERATION] != self._generation:
             raise DisconnectionError
 
@@ -114,7 +115,7 @@ class Database:
 
     @property
     def location(self) -> str:
-        """Return the database's name and host, for messages; never the user or the password."""
+        """Return the database's name and host for messages, without user and password."""
         host = self.url.host or self.url.query.get("host") or "the local socket"
         return f"{self.url.database} on {host}"
 
@@ -126,27 +127,28 @@ class Database:
     def operator(self) -> Generator[Connection, None, None]:
         """Open a transaction as the user of DATABASE_URL.
 
-        Row-level security hides tenant data unless that user may bypass it.
+        Row-level security hides tenant data from this user, except where the user may bypass it.
         """
         with self._translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def operator_statement(self) -> Generator[Connection, None, None]:
-        """Open a connection as that user in autocommit mode: a process that hangs holds no locks."""
+        """Open an autocommit connection of DATABASE_URL's user, so that a hanging process keeps no lock."""
         with self._translated(), self._outside_transactions.connect() as connection:
             yield connection
 
     @contextmanager
     def organization(self, organization_id: str, *, is_resumable: bool = False) -> Generator[Connection, None, None]:
-        """Open a transaction in the organization context: it sees and writes one organization's rows only.
+        """Open a transaction in the organization context.
 
-        The context is a role without BYPASSRLS and `app.organization_id`. Both end with the transaction.
+        The transaction sees and writes one organization's rows only. The context consists of a role without BYPASSRLS
+        and the setting `app.organization_id`. Both end with the transaction.
 
         Args:
             organization_id: the organization.
-            is_resumable: whether the transaction saves its own checkpoint. Its commit then does not wait for the disk:
-                a server that crashes loses whole transactions, which are written again.
+            is_resumable: whether the transaction saves its own checkpoint. The commit of a resumable transaction does
+                not wait for the disk. If the server crashes, the crawl resumes at the last saved checkpoint.
         """
         with (
             self._translated(is_in_context=True),
@@ -160,24 +162,26 @@ class Database:
                 "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
                 "synchronous_commit": "off" if is_resumable else None,
             }
-            # Pipelined with the `begin` of the transaction.
+            # Pipelining sends the statement together with `begin`, which saves a round trip.
             enter = sql("context/enter_organization"), parameters
             [(*_, self._organization_role)] = execute_pipelined(connection, [enter])
             yield connection
 
     @contextmanager
     def organization_lock(self, organization_id: str) -> Generator[Callable[[], None], None, None]:
-        """Hold the organization lock: no other run writes the organization's data.
+        """Hold the organization lock, so that no other run writes the organization's data.
 
-        The lock belongs to a connection of its own, and ends with it. Yield a function that raises
-        DatabaseUnavailableError if that connection is lost: another run may be writing, or the server crashed and lost
-        commits that did not wait for the disk. Raise the same if another run keeps the lock for too long.
+        The lock has its own connection, and a lost connection releases the lock. Yield a function that checks the
+        connection and raises DatabaseUnavailableError if it is lost. Then another run may be writing, or a crashed
+        server may have lost commits that did not wait for the disk.
+
+        Raise DatabaseUnavailableError if another run holds the lock for too long.
         """
         with self._translated(), self._outside_transactions.connect() as connection:
             key = {"key": advisory_key("organization", organization_id)}
             try:
                 connection.execute(sa.text(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
-                # The connection is idle while an account is read.
+                # The lock's connection is idle while an account is read. A timeout would release the lock.
                 connection.execute(sa.text("set idle_session_timeout = 0"))
                 connection.execute(sa.text("select pg_advisory_lock(:key)"), key)
             except DBAPIError as error:
@@ -200,7 +204,7 @@ class Database:
             try:
                 yield require
             finally:
-                with suppress(SQLAlchemyError):  # a lost connection has lost the lock
+                with suppress(SQLAlchemyError):  # If the connection is lost, the lock is released already.
                     connection.execute(sa.text("select pg_advisory_unlock(:key)"), key)
                     connection.execute(sa.text("reset lock_timeout"))
                     connection.execute(sa.text("reset idle_session_timeout"))
@@ -211,14 +215,14 @@ class Database:
             return connection.execute(statement("select clock_timestamp()")).scalar_one().astimezone(UTC)
 
     def require_writable(self) -> None:
-        """Raise DatabaseUnavailableError where the database is read-only at present."""
+        """Raise DatabaseUnavailableError if the database is read-only at present."""
         with self.operator() as connection:
             takes_writes = not is_read_only(connection)
         if not takes_writes:
             raise DatabaseUnavailableError(f"PostgreSQL cannot be used ({self.location}): {READ_ONLY}")
 
     def require_supported_version(self) -> None:
-        """Raise DatabaseSetupError where the server is older than PostgreSQL 14 or not in UTF-8."""
+        """Raise DatabaseSetupError if PostgreSQL is older than version 14 or not in UTF-8."""
         with self.operator() as connection:
             version = int(connection.execute(sa.text("show server_version_num")).scalar_one())
             encoding = connection.execute(sa.text("show server_encoding")).scalar_one()
@@ -234,7 +238,10 @@ class Database:
             )
 
     def translated(self, error: SQLAlchemyError | psycopg.Error, role: str | None = None) -> ClinikoPipelineError:
-        """Return the pipeline's error for a driver's; `role` is the role of the transaction, where it has one."""
+        """Return the ClinikoPipelineError for an error of psycopg or SQLAlchemy.
+
+        `role` is the role of the failed transaction, if it has set one.
+        """
         return translated(error, self.location, role, self._user)
 
     @contextmanager
@@ -244,9 +251,9 @@ class Database:
         except ClinikoPipelineError:
             raise
         except (SQLAlchemyError, psycopg.Error) as error:
-            if ends_pooled_connections(error):
+            if ends_pooled_connections(error):  # Connections of older generations may keep failing.
                 self._generation += 1
-            # Without the chain: a driver's error can quote the row.
+            # `from None` hides the driver's error, which can quote values of a row.
             raise self.translated(error, self._organization_role if is_in_context else None) from None
 
 
@@ -257,9 +264,9 @@ BoundStatement = tuple[str, Mapping[str, object]]
 def execute_pipelined(
     connection: Connection, statements: Sequence[BoundStatement], *, after_sending: Callable[[], object] = lambda: None
 ) -> list[Any]:
-    """Execute pipelined statements; return the first row of each, None where there is none.
+    """Execute pipelined statements; return each statement's first row, or None if it has no row.
 
-    `after_sending` is called between sending the statements and waiting for their results.
+    `after_sending` is called after the statements are sent and before their results are awaited.
     """
     driver = driver_of(connection)
     with driver.pipeline():
@@ -269,7 +276,7 @@ def execute_pipelined(
 
 
 def is_read_only(connection: Connection) -> bool:
-    """Return whether the transaction is read-only, so that optional writes are left out."""
+    """Return whether the transaction is read-only. Callers then skip optional writes."""
     return connection.execute(statement("show transaction_read_only")).scalar_one() == "on"
 
 
@@ -284,7 +291,7 @@ def _psycopg_text(text: str) -> bytes:
 
 
 def ensure_created(connection: Connection, text: str) -> None:
-    """Create an object of the session, such as a temporary table, unless this connection has created it."""
+    """Create an object of the session, such as a temporary table, once per connection."""
     created: set[str] = connection.info.setdefault(_CREATED, set())
     if text not in created:
         connection.execute(sa.text(text))
@@ -292,13 +299,13 @@ def ensure_created(connection: Connection, text: str) -> None:
 
 
 def forget_created(connection: Connection) -> None:
-    """Make `ensure_created` create every object again, after a savepoint was rolled back."""
+    """Make `ensure_created` create its objects again, because a savepoint was rolled back."""
     connection.info.pop(_CREATED, None)
 
 
 @contextmanager
 def _forgetting_created_on_failure() -> Generator[list[dict[Any, Any]]]:
-    # The failed transaction may have created an object. No event reports a commit that fails.
+    # A failed transaction rolls back the objects that it created. SQLAlchemy has no event for a failed commit.
     infos: list[dict[Any, Any]] = []
     try:
         yield infos

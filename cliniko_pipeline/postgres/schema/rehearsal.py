@@ -1,8 +1,8 @@
-"""The rehearsal of a sync: one of everything that a sync does to the database, in transactions that are rolled back.
+"""The rehearsal of a sync: every kind of database access of a sync, in rolled back transactions.
 
-The steps call the functions that a sync calls, as the roles that a sync has: what fails here would fail there. An
-organization is made up for them, but for `public.active_patients`, whose rows may refer to the application's: there an
-existing contact of an existing organization is taken. Nothing stays but gaps in the numbers of sequences.
+The steps call a sync's functions under a sync's roles, so a failing step shows what a sync cannot do. The steps use an
+organization that does not exist. Only the step for `public.active_patients` uses an existing contact, because the
+application may have foreign keys on that table. Afterwards only gaps in sequences remain.
 """
 
 from collections.abc import Generator, Sequence
@@ -28,22 +28,25 @@ from cliniko_pipeline.postgres.schema.rehearsed_steps import (
 from cliniko_pipeline.postgres.server.driver_errors import BUSY, already_set_up, state_of
 
 LOCK_TIMEOUT_SECONDS = 2
-"""How long the rehearsal waits for a table or a row in use."""
+"""How long the rehearsal waits for a table or row that another transaction has locked."""
 STATEMENT_TIMEOUT_SECONDS = 30
 SHOWN = 5
-"""So many causes are named, and so many steps of each."""
+"""The maximum number of causes in the error message, and of steps per cause."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A step that failed: what a sync cannot do, why, and what to do. `is_busy`: it could only not be tried now."""
+    """A step of a sync that failed, with its reason and remedy.
+
+    `is_busy`: whether another transaction blocked the step, so that a later rehearsal may succeed.
+    """
 
     step: str
     reason: str
     is_busy: bool = False
 
     def __str__(self) -> str:
-        could = "It could not be tried whether a sync can" if self.is_busy else "A sync cannot"
+        could = "Another transaction blocked the test whether a sync can" if self.is_busy else "A sync cannot"
         return f"{could} {self.step}: {self.reason}"
 
 
@@ -54,39 +57,40 @@ class _Contact:
 
 
 class _UndoneError(Exception):
-    """Rolls a transaction back."""
+    """The exception that makes a transaction roll back."""
 
 
 def rehearse(database: Database) -> list[Finding]:
-    """Return what of a sync would fail; nothing where all is well.
+    """Return the steps of a sync that would fail, or an empty list if a sync would succeed.
 
-    Needs a schema that is current. Raises DatabaseUnavailableError where the database cannot be used at all.
+    The schema must be current. Raises DatabaseUnavailableError if the database cannot be used at all.
     """
     organization_id = str(uuid4())
     findings: list[Finding] = []
     with _undone(database.operator()) as connection:
-        findings += _carried_out(database, connection, operator_steps(organization_id))
+        findings += _failures(database, connection, operator_steps(organization_id))
         contact = _existing_contact(connection)
     with _undone(database.organization(organization_id)) as connection:
-        findings += _carried_out(database, connection, organization_steps())
+        findings += _failures(database, connection, organization_steps())
     if contact is not None:
         with _undone(database.organization(contact.organization_id)) as connection:
-            findings += _carried_out(database, connection, [contact_step(contact.id)])
+            findings += _failures(database, connection, [contact_step(contact.id)])
     return findings + _rehearse_lock(database, organization_id)
 
 
 def require_rehearsed(database: Database) -> list[Finding]:
-    """Rehearse; return what could not be tried, others being at work. Raises DatabaseSetupError where a sync would
-    fail, naming everything that would.
+    """Rehearse a sync; return the steps that other transactions blocked.
+
+    Raises DatabaseSetupError, with the failed steps and their reasons, if a sync would fail.
     """
     findings = rehearse(database)
-    failed: dict[str, list[str]] = {}  # one cause may have many
+    failed: dict[str, list[str]] = {}  # Grouped by reason, since one reason may make many steps fail.
     for each in findings:
         if not each.is_busy:
             failed.setdefault(each.reason, []).append(each.step)
     if failed:
         causes = [str(Finding(_first(steps, ", ", " and more"), reason)) for reason, steps in failed.items()]
-        raise DatabaseSetupError(_first(causes, " ", " There is more."))
+        raise DatabaseSetupError(_first(causes, " ", " Other steps fail as well."))
     return findings
 
 
@@ -95,16 +99,13 @@ def _first(texts: Sequence[str], separator: str, more: str) -> str:
 
 
 def rehearse_addition(database: Database, organization_id: str, name: str) -> None:
-    """Store credentials of the organization and roll that back.
-
-    Raises DatabaseSetupError, naming what is in the way.
-    """
+    """Store credentials of the organization and roll back; raise DatabaseSetupError if that fails."""
 
     def save(connection: Connection) -> None:
         organizations.save(connection, organization_id, name, {"encrypted_data": ""}, validated=False)
 
     with _undone(database.operator()) as connection:
-        for found in _carried_out(database, connection, [Step("be set up", save)]):
+        for found in _failures(database, connection, [Step("be set up", save)]):
             raise DatabaseSetupError(f"The credentials of '{organization_id}' could not be stored: {found.reason}")
 
 
@@ -119,17 +120,18 @@ def _undone(transaction: AbstractContextManager[Connection]) -> Generator[Connec
         raise _UndoneError
 
 
-def _carried_out(database: Database, connection: Connection, steps: Sequence[Step]) -> list[Finding]:
+def _failures(database: Database, connection: Connection, steps: Sequence[Step]) -> list[Finding]:
     role = str(connection.execute(sa.text("select quote_ident(current_user)")).scalar_one())
     with already_set_up():
-        return [found for step in steps for found in _tried(database, connection, step, role)]
+        return [found for step in steps for found in _failure(database, connection, step, role)]
 
 
-def _tried(database: Database, connection: Connection, step: Step, role: str) -> Generator[Finding]:
+def _failure(database: Database, connection: Connection, step: Step, role: str) -> Generator[Finding]:
+    """Carry out the step; yield a finding if it fails."""
     try:
         with connection.begin_nested():
             step.act(connection)
-            # What would be checked at the end of the transaction.
+            # The rollback would skip constraints that are deferred to the commit.
             connection.exec_driver_sql("set constraints all immediate")
     except (StepFailedError, DataError, DatabaseSetupError) as failed:
         yield Finding(step.name, str(failed))
@@ -137,23 +139,23 @@ def _tried(database: Database, connection: Connection, step: Step, role: str) ->
         found = database.translated(error, role)
         is_busy = state_of(error) in BUSY
         if isinstance(found, DatabaseUnavailableError) and not is_busy:
-            raise  # nor could the other steps be tried
+            raise  # The database cannot be used, so every other step would fail, too.
         forget_created(connection)
         yield Finding(step.name, str(found), is_busy)
 
 
 def _existing_contact(connection: Connection) -> _Contact | None:
-    """A contact of an organization, preferably one of the pipeline's; None where there is none, or none is visible."""
+    """Return a visible contact, preferably of an organization with credentials, or None."""
     try:
         with connection.begin_nested():
             row = connection.execute(sa.text(sql("schema/existing_contact"))).one_or_none()
     except SQLAlchemyError:
-        return None  # the steps above and below say what is wrong
+        return None  # Other steps read the contacts, too, and report the error.
     return None if row is None else _Contact(row.id, row.organization_id)
 
 
 def _rehearse_lock(database: Database, organization_id: str) -> list[Finding]:
-    """Hold an organization's lock while other transactions of this process come and go."""
+    """Hold the organization lock while another connection has transactions; return what fails."""
     step = "keep an organization's lock"
     key = {"key": advisory_key("organization", organization_id)}
     try:

@@ -1,4 +1,4 @@
-"""What a rehearsal of a sync carries out, step by step, by the functions that a sync calls."""
+"""The steps of a rehearsed sync, which call the functions that a sync calls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,21 +45,21 @@ Act = Callable[[Connection], object]
 
 @dataclass(frozen=True)
 class Step:
-    """Something that a sync does; `name` goes on after "A sync cannot"."""
+    """A database access of a sync. `name` completes the sentence "A sync cannot ..."."""
 
     name: str
     act: Act
 
 
 class StepFailedError(Exception):
-    """A step was carried out, and its outcome is wrong; the text says what, and what to do."""
+    """A step ran without an error of PostgreSQL, but its outcome is wrong. The text has the remedy."""
 
 
 # As the database user. ----------------------------------------------------------------------------------------------
 
 
 def operator_steps(organization_id: str) -> list[Step]:
-    """Return what a sync does as the database user."""
+    """Return the steps that a sync carries out as the database user."""
     now = datetime.now(UTC)
     check = CheckResult(organization_id, "active_patients", "rehearsal", holds=True, remark="", run_id=None)
 
@@ -121,7 +121,7 @@ def _row(table: Table, **values: object) -> tuple[object, ...]:
     return tuple({**_FILLED, **values}.get(column) for column in table.written)
 
 
-# Each with two versions of a row.
+# The table of each resource, a new row, and the same row with a changed value.
 _RECORDS: dict[str, tuple[Table, tuple[object, ...], tuple[object, ...]]] = {
     "patients": (PATIENTS, _row(PATIENTS), _row(PATIENTS, email="e")),
     "appointment_types": (APPOINTMENT_TYPES, _row(APPOINTMENT_TYPES), _row(APPOINTMENT_TYPES, name="n")),
@@ -138,7 +138,7 @@ _COMPUTED = ((CONTACT_MAPPING, _row(CONTACT_MAPPING), _row(CONTACT_MAPPING, meth
 
 
 def organization_steps() -> list[Step]:
-    """Return what a sync does in the context of an organization."""
+    """Return the steps that a sync carries out in the organization context."""
     return [
         Step("note its progress in cliniko.sync_runs", _note_run),
         *(Step(f"write {_RECORDS[each][0].name} ({each})", partial(_read, each)) for each in _RECORDS),
@@ -160,14 +160,14 @@ def _note_run(connection: Connection) -> None:
 
 
 def _read(resource: str, connection: Connection) -> None:
-    """Write what a full crawl of the resource writes: a new row, a changed one, and a record that is rejected."""
+    """Write what a full crawl of the resource writes: a new row, a change, a rejected record."""
     table, new, changed = _RECORDS[resource]
     identity = str(new[table.written.index("id")])
     reconciles = resource in RECONCILED
     crawls.begin(connection, resource, is_full=True, reconciles=reconciles)
     advancing = crawls.build_advance(resource, records=1, next_cursor=_NOW, next_page=1, total_entries=2)
     execute_pipelined(connection, [stage(connection, table, [new], are_new=True), advancing])
-    empty_staging(connection, table)  # else two batches are two transactions
+    empty_staging(connection, table)  # In a sync the end of each batch's transaction empties the staging table.
     crawls.save_rejected(connection, resource, accepted=[], rejected=[RejectedRecord("9", "rehearsal")])
     execute_pipelined(connection, [stage(connection, table, [changed]), advancing])
     empty_staging(connection, table)
@@ -228,15 +228,15 @@ def _check(connection: Connection) -> None:
 
 
 def contact_step(contact_id: UUID) -> Step:
-    """Return the writing of the row of a contact that exists, in the context of its organization."""
+    """Return the step that writes the contact's row, in the context of its organization."""
     return Step("write active_patients", partial(_write_active_patient, contact_id))
 
 
 def _write_active_patient(contact_id: UUID, connection: Connection) -> None:
-    """Delete, insert, update and delete the row of the contact; the organization's other rows stay as they are."""
+    """Delete, insert, update and delete the contact's row; leave the organization's other rows."""
     columns = ", ".join(ACTIVE_PATIENTS.written)
     others = f"select {columns} from {ACTIVE_PATIENTS.qualified} where contact_id <> '{contact_id}'"
-    # Of whatever type the columns are.
+    # Literals of unknown type fit whatever types the application's columns have.
     row = f"select '{contact_id}', '{{}}', '0', '1', '2000-01-01', '[]', '[]', '2000-01-01', '2000-01-01'"
     present = f"{others} union all {row}"
     for query in (others, present.format(1), present.format(2), others):

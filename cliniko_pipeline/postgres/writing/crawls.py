@@ -13,21 +13,20 @@ from cliniko_pipeline.errors import DataError
 from cliniko_pipeline.postgres.engine import BoundStatement, sql, statement
 
 OVERLAP = timedelta(minutes=3)
-"""How much earlier than the beginning of the last crawl the next one starts.
+"""How far before the start of the last crawl the next incremental crawl reads changes.
 
-Cliniko's clock may be a minute early at the beginning and a minute late when a record changes. A change is stamped a
-moment before it can be read.
+Cliniko's servers' clocks may differ by two minutes. A changed record becomes readable a moment after its time stamp.
 """
 
 
 @dataclass(frozen=True)
 class RejectedRecord:
-    """A record that could not be understood or was not answered.
+    """A record that the pipeline could not understand, or that Cliniko did not deliver.
 
     Attributes:
-        id: the record's id, where it is readable.
-        reason: the field and the rule; never a value of the record.
-        is_unanswered: whether Cliniko does not answer a request for the record.
+        id: the record's id, if it is readable.
+        reason: the invalid field and the rule that it breaks, without any value of the record.
+        is_unanswered: whether Cliniko does not answer requests for the record.
     """
 
     id: str | None
@@ -37,19 +36,21 @@ class RejectedRecord:
 
 @dataclass(frozen=True)
 class CrawlState:
-    """The stored state of a resource's crawl. Instants are of Cliniko's clock.
+    """The stored state of a resource's last crawl. All times are by Cliniko's clock.
 
     Attributes:
         is_complete: whether the last crawl reached the end.
-        is_full: whether it was a full crawl.
-        reconciles: whether it marks the records that it did not see as deleted.
-        next_cursor: when it began.
-        next_page, total_entries: the checkpoint of a full crawl that broke off; no page: the beginning.
-        records: how many records it has read.
-        is_partial: whether records from before `next_cursor` were left out, because none of them counts.
-        cursor: where an incremental crawl starts; None: there was no complete crawl.
-        needs_full: why the next crawl must be full; None: it may be incremental.
-        doubtful_deletions: records that the last full crawl missed and did not mark as deleted.
+        is_full: whether the last crawl was a full crawl.
+        reconciles: whether the crawl marks the records that it did not see as deleted.
+        next_cursor: when the crawl began.
+        next_page: the page at which an interrupted full crawl resumes; None if it must start again.
+        total_entries: the number of records that the list of an interrupted full crawl has.
+        records: the number of records that the crawl has stored.
+        is_partial: whether records from before a skipped crawl's `next_cursor` are not stored, since no table needs
+            them.
+        cursor: where an incremental crawl starts; None if Cliniko's time is unknown or no crawl was complete.
+        needs_full: why the next crawl must be full; None if it may be incremental.
+        doubtful_deletions: the number of records that the last full crawl missed but did not mark as deleted.
         refused_fields: the sort and filter fields that Cliniko refuses for this list.
     """
 
@@ -70,34 +71,34 @@ class CrawlState:
 
 @dataclass(frozen=True)
 class MissingCount:
-    """The records that a full crawl should have seen, and those of them that it did not see."""
+    """The number of records that a full crawl should have seen, and the number that it missed."""
 
     known: int
     missing: int
 
     @property
     def share(self) -> float:
-        """Return the missing share, 0 to 1."""
+        """Return the share of missing records, 0 to 1."""
         return self.missing / self.known if self.known else 0.0
 
 
 @dataclass(frozen=True)
 class StoredCount:
-    """The stored records of a resource, and the rejected ones without a row.
+    """The numbers of a resource's stored records, and of its rejected records without a row.
 
-    A rejected record may lie outside the range that was counted.
+    Stored records are counted up to an instant. A rejected record may be later than this instant.
     """
 
     stored: int
     rejected: int
 
     def agrees_with(self, total: int) -> bool:
-        """Return whether Cliniko's total is consistent with the stored records."""
+        """Return whether Cliniko's total number of records is consistent with these numbers."""
         return self.stored <= total <= self.stored + self.rejected
 
 
 def read_states(connection: Connection) -> dict[str, CrawlState]:
-    """Return the state of every resource that was ever crawled, by its name."""
+    """Return the state of every resource that was ever crawled, by the resource's name."""
     rows = connection.execute(statement(sql("crawls/states"))).mappings()
     return {row["resource"]: CrawlState(**row) for row in rows}
 
@@ -119,7 +120,7 @@ def build_advance(
     total_entries: int | None = None,
     refused_fields: Sequence[str] = (),
 ) -> BoundStatement:
-    """Return the statement that saves a checkpoint. It yields whether the resource has rejected records."""
+    """Return the statement that saves a checkpoint. It selects whether there are rejected records."""
     return sql("crawls/advance"), {
         "resource": resource,
         "records": records,
@@ -138,7 +139,7 @@ def complete(
     is_partial: bool = False,
     doubtful_deletions: int = 0,
 ) -> None:
-    """Complete the crawl. The next one starts at `next_cursor`, less an overlap."""
+    """Complete the crawl. The next incremental crawl starts at `next_cursor`, less OVERLAP."""
     connection.execute(
         statement(sql("crawls/complete")),
         {
@@ -154,7 +155,7 @@ def complete(
 
 
 def require_full(connection: Connection, resource: str, reason: str) -> None:
-    """Make the next crawl of the resource a full one."""
+    """Make the resource's next crawl a full crawl."""
     connection.execute(
         statement("update cliniko.crawls set needs_full = :reason where resource = :resource"),
         {"resource": resource, "reason": reason},
@@ -164,7 +165,7 @@ def require_full(connection: Connection, resource: str, reason: str) -> None:
 def save_rejected(
     connection: Connection, resource: str, *, accepted: Sequence[str], rejected: Sequence[RejectedRecord]
 ) -> None:
-    """Save the rejected records, and delete those whose ids are now `accepted`."""
+    """Save the rejected records, and delete earlier entries of records that are accepted now."""
     nameless = [record for record in rejected if record.id is None]
     named = {record.id: record for record in rejected if record.id is not None}
     connection.execute(
@@ -193,7 +194,7 @@ def save_crawled_ids(connection: Connection, resource: str, ids: Sequence[str]) 
 def count_missing(connection: Connection, resource: str, next_cursor: datetime | None) -> MissingCount:
     """Count the records that the reconciling crawl did not see.
 
-    None is missing if the crawl rejected a record without a readable id: it could be any stored one.
+    If the crawl rejected a record without a readable id, this record could be any of them. The count is then 0.
     """
     has_nameless = connection.execute(
         statement(sql("crawls/has_rejected_without_id")), {"resource": resource}
@@ -204,7 +205,7 @@ def count_missing(connection: Connection, resource: str, next_cursor: datetime |
 
 
 def mark_missing_deleted(connection: Connection, resource: str, next_cursor: datetime | None) -> int:
-    """Mark the records that the reconciling crawl did not see as deleted; return their number."""
+    """Mark records as deleted that the reconciling crawl did not see; return their number."""
     parameters = {"resource": resource, "next_cursor": next_cursor}
     return connection.execute(statement(sql("crawls/mark_missing_deleted")), parameters).scalar_one()
 
@@ -212,7 +213,8 @@ def mark_missing_deleted(connection: Connection, resource: str, next_cursor: dat
 def count_stored(connection: Connection, state: CrawlState) -> StoredCount:
     """Count the stored records that were created before the cursor.
 
-    All of these were read, and Cliniko gets no more of them. Doubtful deletions do not count: Cliniko lacks them.
+    This set is final, because the crawl has read it and Cliniko adds only later records. Doubtful deletions are not
+    counted, because Cliniko no longer has these records.
     """
     parameters = {"resource": state.resource, "created_before": state.cursor}
     row = connection.execute(statement(sql("crawls/count_stored")), parameters).one()
@@ -220,7 +222,7 @@ def count_stored(connection: Connection, state: CrawlState) -> StoredCount:
 
 
 def require_complete(connection: Connection, resources: Sequence[str]) -> None:
-    """Raise DataError where the last crawl of a resource is not complete: its rows are then inconsistent."""
+    """Raise DataError if a resource's last crawl is incomplete, so that its rows are inconsistent."""
     states = read_states(connection)
     incomplete = [name for name in resources if name not in states or not states[name].is_complete]
     if incomplete:

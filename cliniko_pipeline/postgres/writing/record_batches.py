@@ -19,8 +19,8 @@ from cliniko_pipeline.postgres.writing import crawls
 from cliniko_pipeline.postgres.writing.crawls import MissingCount, RejectedRecord
 from cliniko_pipeline.postgres.writing.merge import RowExistsError, Written, raising_row_exists, stage
 
-MAX_REJECTED_AT_START = 10
-"""A first full crawl fails when its first batch holds this many rejected records and no row."""
+TOO_MANY_UNREADABLE = 10
+"""A full crawl that has stored no record yet fails at a batch with this many unreadable records and no row."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,13 @@ class CrawlProgress:
     """The kind of a crawl, and its checkpoint after a batch.
 
     Attributes:
-        is_full: whether the crawl is full or incremental.
+        is_full: whether the crawl reads all records; an incremental crawl reads changed records.
         reconciles: whether records that the crawl does not see are marked as deleted at its end.
-        next_cursor: Cliniko's clock when the crawl began.
-        next_page, total_entries: the checkpoint of a full crawl.
-        is_partial: whether records from before `next_cursor` are left out, because none of them counts.
-        max_missing_share: the largest share of missing records, 0 to 1, that is marked as deleted.
+        next_cursor: when the crawl began, by Cliniko's clock. The next incremental crawl starts there, less an overlap.
+        next_page: the page at which a full crawl resumes.
+        total_entries: the number of records that the list of a full crawl has.
+        is_partial: whether the crawl skipped all records from before `next_cursor`, because no table needs them.
+        max_missing_share: the limit for the share of missing records, 0 to 1. Above it no record is marked as deleted.
         refused_fields: the sort and filter fields that Cliniko refuses for this list.
     """
 
@@ -52,12 +53,13 @@ class RecordBatch:
     """Records of one resource that are written in one transaction.
 
     Attributes:
-        resource: Cliniko's name for it, such as `group_appointments`.
+        resource: Cliniko's name of the resource, such as `group_appointments`.
         table: the table of the rows.
         rows: tuples in the order of `table.written`.
-        rejected: records rejected since the batch before.
-        is_first, is_last: whether the crawl begins or is complete with this batch.
-        crawl: the crawl after this batch; None for rows that belong to no crawl.
+        rejected: records that were rejected since the previous batch.
+        is_first: whether the crawl begins with this batch.
+        is_last: whether the crawl is complete with this batch.
+        crawl: the crawl's checkpoint after this batch; None for rows that belong to no crawl.
     """
 
     resource: str
@@ -72,8 +74,8 @@ class RecordBatch:
 class BatchWriter:
     """A writer that writes each batch in the background while the caller reads the next one.
 
-    The first and the last batch of a crawl are written when `write` returns. No batch is being written after the end of
-    the `with` block.
+    For the first and the last batch of a crawl, `write` returns only after the commit. The end of the `with` block
+    waits for the batch in the background.
 
     Args:
         on_written: called in the caller's thread with each batch and its result.
@@ -106,16 +108,16 @@ class BatchWriter:
         try:
             self._finish_pending()
         except ClinikoPipelineError:
-            if error is None:  # otherwise the first error says more
+            if error is None:  # The error of the `with` block is the earlier one, and takes precedence.
                 raise
         finally:
             self._thread.close()
-            # An interruption may have come between `submit` and the assignment of its future.
+            # If an interruption came right after `submit`, `_pending` misses the batch. The lock waits for its write.
             with self._writing:
                 self._is_closed = True
 
     def write(self, batch: RecordBatch) -> None:
-        """Write the batch; raise what `write_batch` raises for this batch or the one before."""
+        """Write the batch; raise the errors of `write_batch` for this batch or the previous batch."""
         self._finish_pending()
         if batch.is_first or batch.is_last:
             self._on_written(batch, self._write(batch))
@@ -129,7 +131,8 @@ class BatchWriter:
             return self._write(batch)
 
     def _write(self, batch: RecordBatch) -> Written:
-        # A first crawl sees a record twice only if others moved between its pages.
+        # In a first crawl nearly all rows are new, so a faster insert is tried before the merge. It fails only if
+        # records moved between pages and a record is read twice.
         if _is_first_crawl(batch) and batch.resource not in self._resources_with_rows:
             try:
                 return write_batch(self._database, self._organization_id, batch, self._require_lock, are_new=True)
@@ -144,13 +147,13 @@ class BatchWriter:
         try:
             written = wait_for(future)
         finally:
-            if future.done():  # an interruption ends the wait earlier
+            if future.done():  # After an interrupted wait the batch stays pending, so that `__exit__` waits for it.
                 self._pending = None
         self._on_written(batch, written)
 
 
 def _is_first_crawl(batch: RecordBatch) -> bool:
-    # Later full crawls of these resources reconcile.
+    # Full crawls of RECONCILED resources reconcile, except the first one.
     crawl = batch.crawl
     return crawl is not None and crawl.is_full and not crawl.reconciles and batch.resource in RECONCILED
 
@@ -163,12 +166,12 @@ def write_batch(
     *,
     are_new: bool = False,
 ) -> Written:
-    """Write the batch in one transaction, and return the counts with the records marked as deleted.
+    """Write the batch in one transaction; return the counts, including records marked as deleted.
 
     Raises:
         RowExistsError: `are_new` is set and a row exists. Nothing was written.
-        DataError: a first full crawl begins with rejected records only, and nothing was written. Or too many records
-            are missing at the end of a full crawl: the batch was written, and nothing was marked as deleted.
+        DataError: a full crawl has read only unreadable records so far (nothing was written), or it misses too many
+            records at its end (the batch was written, and no record was marked as deleted).
     """
     suspicious: MissingCount | None = None
     with database.organization(organization_id, is_resumable=not (batch.is_first or batch.is_last)) as connection:
@@ -196,7 +199,8 @@ def _write_rows(
         crawls.begin(connection, batch.resource, is_full=crawl.is_full, reconciles=crawl.reconciles)
     merge = [stage(connection, batch.table, batch.rows, are_new=are_new)] if batch.rows else []
     advance = [] if crawl is None else [_build_advance(batch, crawl)]
-    # With this transaction open: a server that crashes now loses either this connection or the lock's.
+    # The lock is checked while this transaction is open. A crash before the check closed the lock's connection, and a
+    # crash after it closes this connection. So no batch is committed after a lost batch.
     with raising_row_exists() if are_new else nullcontext():
         first_rows = execute_pipelined(connection, merge + advance, after_sending=require_lock)
     written = Written(*first_rows[0]) if merge else Written()
@@ -208,13 +212,13 @@ def _write_rows(
 
 def _require_readable_records(connection: Connection, batch: RecordBatch) -> None:
     unreadable = [record for record in batch.rejected if not record.is_unanswered]
-    if len(unreadable) < MAX_REJECTED_AT_START:
+    if len(unreadable) < TOO_MANY_UNREADABLE:
         return
     state = crawls.read_states(connection).get(batch.resource)
     if state is None or state.records == 0:
         raise DataError(
             f"{batch.resource}: all of the first {len(unreadable)} records were rejected ({unreadable[0].reason}), and"
-            " nothing was written. Cliniko's answers seem to have changed: look for a new version of the pipeline."
+            " nothing was written. Cliniko's responses seem to have changed: look for a new version of the pipeline."
         )
 
 
