@@ -1,6 +1,6 @@
-"""The resources: the runtime (settings, database, vault) and the clients of Cliniko.
+"""The Dagster resources `runtime` (settings, database, vault) and `cliniko` (clients).
 
-They are no ConfigurableResources, whose `repr` shows resolved fields: these hold secrets.
+They are not ConfigurableResources, because the `repr` of those shows resolved fields, which include secrets.
 """
 
 import time
@@ -12,7 +12,7 @@ import dagster as dg
 
 from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.events import Event, PageRead, Retrying, Waiting
-from cliniko_pipeline.orchestration.runs.liveness import run_alive_within
+from cliniko_pipeline.orchestration.runs.liveness import heartbeats_inside_run
 from cliniko_pipeline.orchestration.runs.progress import RecordedProgress
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
@@ -29,7 +29,7 @@ class ProgressListener(Protocol):
 
 
 class ClinikoResource:
-    """The factory of clients, with an organization's decrypted credentials, request budget and progress."""
+    """A factory of clients that use an organization's credentials and request budget."""
 
     def __init__(self, runtime: Runtime, listener: ProgressListener | None = None, run_id: str | None = None) -> None:
         self._runtime = runtime
@@ -37,7 +37,7 @@ class ClinikoResource:
         self._run_id = run_id
 
     def client(self, organization_id: str, log: "dg.DagsterLogManager") -> ClinikoClient:
-        """Return a client of the organization.
+        """Return a client for the organization's account.
 
         Raise OrganizationUnknownError, CredentialsError, SettingsError or DatabaseUnavailableError.
         """
@@ -81,13 +81,13 @@ def describe(event: Event) -> str:
 
 
 def runtime_resource() -> dg.ResourceDefinition:
-    """Define the runtime of a process that Dagster started, with the settings of its environment."""
+    """Define the runtime of a process that Dagster started, with settings from the environment."""
 
     @contextmanager
     def opened(context: dg.InitResourceContext) -> Generator[Runtime, None, None]:
         with open_runtime(load_settings()) as runtime, ExitStack() as stack:
             if context.run is not None:
-                stack.enter_context(run_alive_within(runtime, context.run.run_id))
+                stack.enter_context(heartbeats_inside_run(runtime, context.run.run_id))
             yield runtime
 
     return dg.ResourceDefinition(opened, description="Settings, database and credentials vault")

@@ -1,4 +1,4 @@
-"""The four assets, partitioned by organization: two extract from Cliniko, two are computed in PostgreSQL."""
+"""The four assets: two are extracted from Cliniko, and two are computed in PostgreSQL."""
 
 from cliniko_pipeline.orchestration.assets.active_patients import active_patients
 from cliniko_pipeline.orchestration.assets.appointments import appointments

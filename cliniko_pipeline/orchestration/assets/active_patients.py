@@ -20,11 +20,13 @@ from cliniko_pipeline.runtime import Runtime
 
 
 class ActivePatientsConfig(dg.Config):
-    """The configuration of a run."""
+    """The run configuration of `active_patients`."""
 
     as_of: str | None = Field(
         default=None,
-        description="The instant that counts refer to, ISO 8601 with an offset or Z. Default: now.",
+        description=(
+            "The time that separates past from upcoming appointments. Default: now. Use ISO 8601 with an offset or Z."
+        ),
     )
 
 
@@ -37,7 +39,7 @@ class ActivePatientsConfig(dg.Config):
     owners=["team:data-engineering"],
     description=(
         "The organization's active patients with a contact, one row each, with recent, upcoming and total appointments."
-        " Active: at least one appointment in the last 60 days (a setting)."
+        " A patient is active with at least one appointment in the last 60 days (a setting)."
     ),
     metadata={
         "dagster/table_name": "public.active_patients",
@@ -48,11 +50,11 @@ class ActivePatientsConfig(dg.Config):
             ("upcoming_appointment_count", "integer", "appointments after search_date_to"),
             ("total_appointment_count", "integer", "appointments at any time"),
             ("last_appointment_date", "timestamp", "start of the latest past appointment, UTC"),
-            ("recent_appointments", "jsonb", "their details, latest first"),
-            ("upcoming_appointments", "jsonb", "their details, soonest first"),
+            ("recent_appointments", "jsonb", "details of the recent appointments, latest first"),
+            ("upcoming_appointments", "jsonb", "details of the upcoming appointments, soonest first"),
             ("search_date_from", "timestamp", "start of the window, UTC"),
-            ("search_date_to", "timestamp", "end of the window: the as_of of the run, UTC"),
-            ("organization_id", "text", "the organization of row-level security"),
+            ("search_date_to", "timestamp", "end of the window, which is the run's as_of, UTC"),
+            ("organization_id", "text", "the organization's id, which row-level security checks"),
             ("created_at", "timestamp", "UTC"),
             ("updated_at", "timestamp", "UTC"),
         ),
@@ -73,7 +75,7 @@ def active_patients(
     limit, organization_id = runtime.settings.lost_matches_share_limit, context.partition_key
 
     def inspect(connection: Connection) -> None:
-        # Contacts may have been deleted since they were mapped.
+        # Contacts may have been deleted since the mapping was checked.
         lost_matches.of_stored_mapping(connection).require_believable(limit, organization_id)
 
     requires = ("patients", *(source.resource.name for source in APPOINTMENT_SOURCES))

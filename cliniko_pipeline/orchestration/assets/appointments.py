@@ -1,4 +1,4 @@
-"""The asset `cliniko/appointments`: appointments, attendees, and names of types and practitioners."""
+"""The asset `cliniko/appointments`, which also stores attendees and names."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class _AppointmentReading:
-    """The crawls of one sync that make up the asset."""
+    """The crawls that one run of the asset needs."""
 
     def __init__(self, reading: AccountReading) -> None:
         self._reading = reading
@@ -95,29 +95,32 @@ class _AppointmentReading:
         yield from self._attendees()
 
     def _with_names(self, batches: Iterator[RecordBatch]) -> Iterator[RecordBatch]:
-        """Yield names before the first appointments that show them, so that no interruption leaves them nameless."""
+        """Yield unknown names before the appointments that refer to them.
+
+        Otherwise an interruption could leave appointments without names.
+        """
         for batch in batches:
             for names in self._names:
                 yield from names.of(batch)
             yield batch
 
     def _attendees(self) -> Iterator[RecordBatch]:
-        """Yield attendees, or skip them in an account without group appointments.
+        """Yield attendees, or skip their crawl in an account without group appointments.
 
-        Cliniko lists the attendees of individual appointments, too: skipping saves a request per hundred appointments.
+        Cliniko's list also has an attendee per individual appointment, so the skipped crawl would be a long one.
         """
         with self._reading.runtime.database.organization(self._reading.organization_id) as connection:
             there_are_groups = has_groups(connection)
         if there_are_groups:
             return self._reading.read(IN_GROUPS)
-        return self._reading.leave_out(IN_GROUPS, self._groups_horizon, "there is no group appointment")
+        return self._reading.leave_out(IN_GROUPS, self._groups_horizon, "the account has no group appointments")
 
 
 @dataclass
 class _Names:
-    """The names that a column of the appointments refers to, read in full crawls and when a name is unknown.
+    """The names of the types or practitioners whose ids are in one column of the appointments.
 
-    `others` is a second list, which is read if a name is not in the first.
+    They are read by full crawls, and when an id is unknown. Names that are still missing are read from `others`.
     """
 
     reading: AccountReading
@@ -141,22 +144,22 @@ class _Names:
         ids = {str(row[place]) for row in batch.rows if row[place] is not None}
         if not ids or not ids - self._stored():
             return
-        yield from self.reading.read_full(self.source, "one is not known")
+        yield from self.reading.read_full(self.source, "an appointment refers to an unknown id")
         self._known = None
-        # The batch that is being written is not in the database yet.
+        # The batches of `_read_others` may not be written yet, so their ids are collected here.
         others: set[str] = set()
         if ids - self._stored():
             for found in self._read_others():
                 others.update(str(row[found.table.written.index("id")]) for row in found.rows)
                 yield found
-        # Store ids without a name in Cliniko, so that not every sync requests them.
+        # Store the ids that have no name in Cliniko, so that later syncs do not request them again.
         nameless = sorted(ids - self._stored() - others)
         rows = [(id_, None, _EPOCH, _EPOCH) for id_ in nameless]
         yield RecordBatch(self.source.resource.name, self.source.table, rows)
         self._known = self._stored() | set(nameless) | others
 
     def _stored(self, *, named: bool = True) -> set[str]:
-        """Return the stored ids, or the stored ids without a name."""
+        """Return the stored ids; with `named=False`, only those without a name."""
         if named and self._known is not None:
             return self._known
         with self.reading.runtime.database.organization(self.reading.organization_id) as connection:
@@ -181,18 +184,18 @@ class _Names:
     metadata={
         "dagster/table_name": "cliniko.appointments",
         "dagster/column_schema": column_schema(
-            ("organization_id", "text", "the organization of row-level security"),
+            ("organization_id", "text", "the organization's id, which row-level security checks"),
             ("kind", "text", "individual or group"),
             ("id", "text", "Cliniko's id, digits"),
-            ("patient_id", "text", "of an individual appointment; a group has attendees"),
+            ("patient_id", "text", "for individual appointments only; see cliniko.attendees for groups"),
             ("appointment_type_id", "text", ""),
             ("practitioner_id", "text", ""),
             ("starts_at", "timestamptz", ""),
             ("ends_at", "timestamptz", ""),
-            ("cancelled_at", "timestamptz", "of an individual appointment; in a group each attendee cancels"),
+            ("cancelled_at", "timestamptz", "for individual appointments only; see cliniko.attendees for groups"),
             ("archived_at", "timestamptz", ""),
             ("deleted_at", "timestamptz", ""),
-            ("did_not_arrive", "boolean", "a no-show; in a group each attendee has its own"),
+            ("did_not_arrive", "boolean", "a no-show at an individual appointment; see cliniko.attendees for groups"),
             ("created_at", "timestamptz", "in Cliniko"),
             ("updated_at", "timestamptz", "in Cliniko"),
             ("synced_at", "timestamptz", "last write of this row"),
@@ -206,6 +209,6 @@ def appointments(
     runtime: dg.ResourceParam[Runtime],
     cliniko: dg.ResourceParam[ClinikoResource],
 ) -> RecordStream:
-    """Return a stream of appointments, each resource in `created_at` order, groups before attendees."""
+    """Return a stream of all or changed appointments, with their attendees and names."""
     reading = AccountReading(runtime, cliniko, context.partition_key, config.full, config.accept_deletions, context.log)
     return reading.stream(SOURCES, _AppointmentReading(reading).batches)

@@ -16,15 +16,15 @@ from cliniko_pipeline.runtime import Runtime
 
 
 class ContactMappingConfig(dg.Config):
-    """The configuration of a run."""
+    """The run configuration of `contact_mapping`."""
 
     accept_unmatched: bool = Field(
-        default=False, description="Map contacts even if suspiciously many patients lose theirs."
+        default=False, description="Replace the mapping even if suspiciously many patients lose their contact."
     )
 
 
 @dg.asset(
-    # It reads no appointments, but after a failed crawl of them nothing that the application reads may change.
+    # The query reads no appointments. The dependency keeps the mapping unchanged when their crawl has failed.
     deps=[patients, appointments],
     partitions_def=ORGANIZATIONS,
     io_manager_key="postgres",
@@ -32,17 +32,17 @@ class ContactMappingConfig(dg.Config):
     kinds={"sql", "postgres"},
     owners=["team:data-engineering"],
     description=(
-        "The contact of each person, found by the contact's cliniko_patient_id, e-mail or name where"
-        " that is certain. Ambiguous and unmatched patients are kept and counted."
+        "The contact of each person, found by the contact's cliniko_patient_id, e-mail or name if the match is certain."
+        " Ambiguous and unmatched patients are kept and counted."
     ),
     metadata={
         "dagster/table_name": "cliniko.contact_mapping",
         "dagster/column_schema": column_schema(
-            ("organization_id", "text", "the organization of row-level security"),
-            ("patient_id", "text", "the person: the patient at the end of a chain of merges"),
+            ("organization_id", "text", "the organization's id, which row-level security checks"),
+            ("patient_id", "text", "the person, which is the patient at the end of a chain of merges"),
             ("contact_id", "uuid", "public.contacts.id; null unless matched"),
             ("status", "text", "matched, ambiguous or unmatched"),
-            ("method", "text", "the pass that decided: cliniko_patient_id, email or name"),
+            ("method", "text", "the criterion that decided the status: cliniko_patient_id, email or name"),
             ("candidate_count", "integer", "number of possible contacts of an ambiguous patient"),
             ("created_at", "timestamptz", ""),
             ("updated_at", "timestamptz", "last change of any column above"),

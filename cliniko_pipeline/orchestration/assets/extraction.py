@@ -1,4 +1,4 @@
-"""Crawls of a Cliniko account, in batches, for the extracting assets."""
+"""The crawls of a Cliniko account, as batches of rows for the two extracting assets."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,26 +26,26 @@ from cliniko_pipeline.postgres.writing.sync_journal import RequestCost
 from cliniko_pipeline.runtime import Runtime
 
 COMMIT_INTERVAL_SECONDS = 5.0
-"""A crawl that breaks off loses the pages of the last five seconds: 17 pages at Cliniko's limit."""
+"""The time between two commits. A resumed crawl reads the pages since the last commit again, about 17 of them."""
 MAX_PAGES_PER_BATCH = 200
-"""Pages written in one transaction, however fast they come: 20,000 records, which memory must hold."""
+"""The largest number of pages in one transaction. Their 20,000 records must fit in memory."""
 
 
 class ExtractionConfig(dg.Config):
-    """Options of a launch."""
+    """The run configuration of the two extracting assets."""
 
     full: bool = Field(
         default=False,
-        description="Read every record, and mark records that Cliniko no longer has as deleted.",
+        description="Read every record. Stored records that Cliniko no longer has are marked as deleted.",
     )
     accept_deletions: bool = Field(
-        default=False, description="Mark records as deleted even if suspiciously many are missing."
+        default=False, description="Mark missing records as deleted even if there are suspiciously many."
     )
 
 
 @dataclass(frozen=True)
 class Source(Generic[RecordT]):
-    """A resource, its table, and the function from a record to a row in the order of `table.written`."""
+    """A resource and its table. `row` converts a record to values for `table.written`."""
 
     resource: Resource[RecordT]
     table: Table
@@ -53,13 +53,13 @@ class Source(Generic[RecordT]):
 
 
 def source(resource: Resource[RecordT], table: Table) -> Source[RecordT]:
-    """Return a source whose records have the table's columns as fields."""
+    """Return a source for records whose fields are named like the table's columns."""
     return Source(resource, table, attrgetter(*table.written))
 
 
 @dataclass
 class AccountReading:
-    """The crawls of an account in one run (see ExtractionConfig)."""
+    """The crawls of one account in one run, with the options of `ExtractionConfig`."""
 
     runtime: Runtime
     cliniko: ClinikoResource
@@ -70,7 +70,7 @@ class AccountReading:
     _client: ClinikoClient | None = field(default=None, repr=False)
 
     def stream(self, sources: Sequence[Source[Any]], batches: Callable[[], Iterator[RecordBatch]]) -> RecordStream:
-        """Return an asset's value; `batches` is called when the client is open."""
+        """Return an asset's value. Iterating it opens the client, then calls `batches`."""
 
         def opened() -> Iterator[RecordBatch]:
             with self._opened():
@@ -87,9 +87,9 @@ class AccountReading:
         return plan_crawl(state, full=self.full)
 
     def read(self, source: Source[RecordT]) -> Iterator[RecordBatch]:
-        """Yield the source's batches.
+        """Yield the source's batches. A resumed crawl is followed by an incremental crawl.
 
-        A resumed crawl is followed by an incremental one: its first pages may have changed since they were read.
+        The reason is that records may have changed since the interrupted crawl read them.
         """
         plan = self.plan(source)
         yield from self._read(source, plan)
@@ -97,32 +97,32 @@ class AccountReading:
             yield from self._read(source, self.plan(source))
 
     def read_full(self, source: Source[RecordT], reason: str) -> Iterator[RecordBatch]:
-        """Yield the batches of a full crawl that does not reconcile."""
+        """Yield the batches of a full crawl that marks no records as deleted."""
         refused = self.plan(source).refused
-        reason = f"read in full: {reason}"
+        reason = f"full crawl, because {reason}"
         yield from self._read(source, CrawlPlan(is_full=True, reconciles=False, reason=reason, refused=refused))
 
     def read_beside(self, resource: Resource[RecordT], source: Source[RecordT]) -> Iterator[RecordBatch]:
-        """Yield the batches of a second list of the source's records, which some accounts lack."""
+        """Yield the batches of an additional list for the source. Some accounts lack this list."""
         if self._client is None:
             raise RuntimeError("The client is not open")
         try:
             for page in self._client.crawl(resource):
                 yield RecordBatch(source.resource.name, source.table, list(map(source.row, page.records)))
         except RequestRejectedError as error:
-            self.log.warning("%s is not read, the sync goes on: %s", resource.path or resource.name, error)
+            self.log.warning("The sync continues without the list %s: %s", resource.path or resource.name, error)
 
     def leave_out(self, source: Source[Any], next_cursor: datetime | None, reason: str) -> Iterator[RecordBatch]:
-        """Yield the batch of a crawl without requests: no record from before `next_cursor` counts."""
-        self.log.info("%s: not read, %s", source.resource.name, reason)
+        """Yield an empty batch, which completes the crawl up to `next_cursor` without requests."""
+        self.log.info("%s: not read, because %s", source.resource.name, reason)
         crawl = CrawlProgress(is_full=True, reconciles=False, next_cursor=next_cursor, is_partial=True)
         yield RecordBatch(source.resource.name, source.table, (), is_first=True, is_last=True, crawl=crawl)
 
     def _require_full(self, sources: Sequence[Source[Any]]) -> None:
-        """Make the next crawls full, in case this full sync breaks off before them."""
+        """Store that each source needs a full crawl, even if this sync ends before it crawls them."""
         with self.runtime.database.organization(self.organization_id) as connection:
             for source in sources:
-                crawls.require_full(connection, source.resource.name, "a full sync broke off before it")
+                crawls.require_full(connection, source.resource.name, "the last full sync ended before this crawl")
 
     @contextmanager
     def _opened(self) -> Generator[None, None, None]:
@@ -163,10 +163,9 @@ def _batched(
     refusals: Refusals,
     elapsed: Callable[[], float],
 ) -> Iterator[RecordBatch]:
-    """Join pages into batches; yield each one when it is full, or COMMIT_INTERVAL_SECONDS after the one before.
+    """Join pages into batches. Yield a batch when it is full or after COMMIT_INTERVAL_SECONDS.
 
-    An empty first batch precedes the first request, so that a crawl that fails on its first page is recorded as begun.
-    A resumed crawl has none.
+    A new crawl starts with an empty batch, which records its beginning even if the first request fails.
     """
     name, table = source.resource.name, source.table
     if begun.next_page is None:

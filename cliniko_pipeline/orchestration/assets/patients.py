@@ -1,4 +1,4 @@
-"""The asset `cliniko/patients`: every patient of the account, archived and merged ones included."""
+"""The asset `cliniko/patients`, which includes archived and merged patients."""
 
 import dagster as dg
 
@@ -28,15 +28,15 @@ SOURCE = source(PATIENTS_RESOURCE, PATIENTS)
     metadata={
         "dagster/table_name": "cliniko.patients",
         "dagster/column_schema": column_schema(
-            ("organization_id", "text", "the organization of row-level security"),
+            ("organization_id", "text", "the organization's id, which row-level security checks"),
             ("id", "text", "Cliniko's id, digits"),
             ("first_name", "text", ""),
             ("last_name", "text", ""),
             ("email", "text", ""),
             ("archived_at", "timestamptz", ""),
             ("deleted_at", "timestamptz", ""),
-            ("merged_at", "timestamptz", "when it was merged into another patient"),
-            ("merged_into_id", "text", "that patient's id"),
+            ("merged_at", "timestamptz", "when the patient was merged into another one"),
+            ("merged_into_id", "text", "id of the patient into which this one was merged"),
             ("created_at", "timestamptz", "in Cliniko"),
             ("updated_at", "timestamptz", "in Cliniko"),
             ("synced_at", "timestamptz", "last write of this row"),
@@ -50,6 +50,6 @@ def patients(
     runtime: dg.ResourceParam[Runtime],
     cliniko: dg.ResourceParam[ClinikoResource],
 ) -> RecordStream:
-    """Return a stream of all or changed patients, in `created_at` order."""
+    """Return a stream of all or changed patients."""
     reading = AccountReading(runtime, cliniko, context.partition_key, config.full, config.accept_deletions, context.log)
     return reading.stream([SOURCE], lambda: reading.read(SOURCE))

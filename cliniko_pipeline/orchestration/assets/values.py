@@ -10,12 +10,12 @@ from cliniko_pipeline.postgres.writing.record_batches import RecordBatch
 from cliniko_pipeline.postgres.writing.sync_journal import RequestCost
 
 MATCHES_ARE_KEPT = "matches_are_kept"
-"""The asset check of contact_mapping that fails where its rows must not be replaced."""
+"""The asset check that fails when the rows of contact_mapping must not be replaced."""
 
 
 @dataclass(frozen=True)
 class RecordStream:
-    """The batches of an extracting asset. Iterating `batches()` sends the requests, and `cost()` returns their cost."""
+    """The batches of an extracting asset, and the cost of the requests that read them."""
 
     batches: Callable[[], Iterator[RecordBatch]] = field(repr=False)
     cost: Callable[[], RequestCost] = field(repr=False)
@@ -28,11 +28,11 @@ class TableQuery:
     Attributes:
         table: the table.
         query: the name of the SQL file, without `.sql`.
-        parameters: returns the query's parameters when it is run, so that their errors are recorded like any other.
+        parameters: returns the query's parameters. It is called in the run, which records its errors.
         requires: the resources whose last crawl must be complete.
         inputs: the tables that the query reads besides the contacts. An incremental sync skips the query while these
-            are unchanged (see derivations). Empty: never skipped.
-        inspect: called when the rows are in the staging table; raises where they must not replace the stored ones.
+            tables are unchanged (see derivations). A query without inputs is never skipped.
+        inspect: checks the rows in the staging table. It raises if they must not replace the stored rows.
     """
 
     table: Table
@@ -45,9 +45,9 @@ class TableQuery:
 
 @dataclass(frozen=True)
 class TableReference:
-    """The input of a downstream asset that wants the table instead of its rows.
+    """The input of a downstream asset that queries a table instead of receiving its rows.
 
-    `qualified` is its quoted name, for SQL in the context of the organization (`Database.organization`).
+    `qualified` is the table's quoted name, for SQL in the organization context (`Database.organization`).
     """
 
     qualified: str

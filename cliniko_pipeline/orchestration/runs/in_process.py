@@ -1,6 +1,6 @@
-"""Runs of `cliniko_sync` in this process, for the command line. The Dagster UI shows them like other runs.
+"""Runs of `cliniko_sync` in this process, for the command line.
 
-Lost runs are marked as failed here, since Dagster starts no run of an organization while another one is unfinished.
+The module also marks lost runs as failed. Otherwise, Dagster would start no further run of their organization.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from cliniko_pipeline.orchestration.runs.failures import reason_of
 from cliniko_pipeline.orchestration.runs.in_flight import WITH_PROCESS
-from cliniko_pipeline.orchestration.runs.liveness import delete_ended_heartbeats, find_lost_runs, run_alive
+from cliniko_pipeline.orchestration.runs.liveness import delete_ended_heartbeats, find_lost_runs, heartbeats_of_run
 from cliniko_pipeline.postgres.operator_tables import scheduling, sync_runs
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import JOB, PARTITION_TAG, TERMINAL_TAG, SyncOptions, run_config
@@ -21,7 +21,7 @@ ABANDONED = "The run's process was killed: sync the organization again."
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a run. `error` is one line; None: the run succeeded."""
+    """The result of a run. `error` is one line, or None if the run succeeded."""
 
     run_id: str
     error: str | None
@@ -34,13 +34,13 @@ def run_sync(
     organization_id: str,
     options: SyncOptions,
 ) -> RunResult:
-    """Run `cliniko_sync` for one organization. The result holds a failure or an interruption."""
+    """Run `cliniko_sync` for one organization. Return failures and interruptions as results."""
     end_abandoned_runs(instance, runtime, organization_id)
     with runtime.database.operator() as connection:
         # Otherwise the schedule would request the same sync again.
         scheduling.note_requested(connection, {organization_id: options.full}, runtime.now())
     run_id = str(uuid4())
-    with run_alive(runtime, run_id):
+    with heartbeats_of_run(runtime, run_id):
         result = definitions.resolve_job_def(JOB).execute_in_process(
             instance=instance,
             partition_key=organization_id,
@@ -55,7 +55,7 @@ def run_sync(
 def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organization_id: str) -> None:
     """Mark the organization's lost runs as failed, in Dagster and in `cliniko.sync_runs`.
 
-    A killed process of this machine is noticed at once, one of another machine after some minutes.
+    A process killed on this machine is noticed at once. A process killed on another machine is noticed after minutes.
     """
     tags = {PARTITION_TAG: organization_id}
     for run in find_lost_runs(runtime, instance.get_runs(dg.RunsFilter(tags=tags, statuses=WITH_PROCESS))):

@@ -1,6 +1,6 @@
-"""Run liveness: the process of a run stores a heartbeat every few seconds.
+"""Run liveness, judged by heartbeats that each run's process stores in the database.
 
-So every machine, login and Dagster home can tell a running run from a killed one.
+Any machine, user or Dagster home can therefore tell whether the process of a run was killed.
 """
 
 import os
@@ -20,15 +20,18 @@ from cliniko_pipeline.runtime import Runtime
 
 SECONDS_BETWEEN_BEATS = 15.0
 JOIN_SECONDS = 5.0
-_START_TIME = 18
-"""The index of the start time in /proc/PID/stat, counted from the field after the state."""
+_START_TIME_FIELD = 18
+"""The index of the start time in /proc/PID/stat, counting from the field after the state."""
 
 
 @contextmanager
-def run_alive(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
-    """Keep the run alive during the block. After an exception it counts as lost until it has ended."""
+def heartbeats_of_run(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
+    """Send heartbeats during the block, which contains the whole run.
+
+    An exception marks the run as lost, because Dagster may not have recorded that the run ended.
+    """
     try:
-        with _beating(runtime, run_id):
+        with _heartbeats(runtime, run_id):
             yield
     except BaseException:
         with suppress(ClinikoPipelineError), runtime.database.operator() as connection:
@@ -39,14 +42,17 @@ def run_alive(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
 
 
 @contextmanager
-def run_alive_within(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
-    """Keep the run alive during a block within it. The last heartbeat leaves Dagster the time to end the run."""
-    with _beating(runtime, run_id):
+def heartbeats_inside_run(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
+    """Send heartbeats during a block inside the run.
+
+    The last heartbeat is not deleted, so that Dagster has time to end the run before the run counts as lost.
+    """
+    with _heartbeats(runtime, run_id):
         yield
 
 
 def find_lost_runs(runtime: Runtime, runs: Sequence[dg.DagsterRun]) -> list[dg.DagsterRun]:
-    """Return those of the unfinished runs whose process was killed."""
+    """Return those of the unfinished `runs` whose process was killed."""
     if not runs:
         return []
     with runtime.database.operator() as connection:
@@ -56,7 +62,7 @@ def find_lost_runs(runtime: Runtime, runs: Sequence[dg.DagsterRun]) -> list[dg.D
 
 
 def delete_ended_heartbeats(instance: dg.DagsterInstance, runtime: Runtime) -> None:
-    """Delete the heartbeats of runs that ended without deleting them."""
+    """Delete the heartbeats that ended runs left behind."""
     with runtime.database.operator() as connection:
         for run_id in run_heartbeats.silent_runs(connection):
             run = instance.get_run_by_id(run_id)
@@ -65,7 +71,7 @@ def delete_ended_heartbeats(instance: dg.DagsterInstance, runtime: Runtime) -> N
 
 
 @contextmanager
-def _beating(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
+def _heartbeats(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
     has_ended = threading.Event()
     process = this_process()
 
@@ -75,7 +81,7 @@ def _beating(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
 
     def beat_until_end() -> None:
         while not has_ended.wait(SECONDS_BETWEEN_BEATS):
-            # Without the database no other process can judge the run, either.
+            # A missed heartbeat does no harm, because other processes need the same database to judge the run.
             with suppress(ClinikoPipelineError):
                 beat()
 
@@ -91,29 +97,29 @@ def _beating(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
 
 
 def this_process() -> str:
-    """Return a name of this process that is unique over all machines."""
-    number = os.getpid()
-    return f"{_machine()} {number} {_started_at(number)}"
+    """Return an identifier of this process that is unique across all machines."""
+    pid = os.getpid()
+    return f"{_machine()} {pid} {_started_at(pid)}"
 
 
 def _has_local_process_ended(heartbeat: Heartbeat) -> bool:
-    """Return whether the process ran on this machine and has ended. Then no time-out is needed."""
-    machine, number, started_at = (heartbeat.process or "  ").rsplit(" ", 2)
+    """Return whether the run's process has ended. Only processes of this machine are checked."""
+    machine, pid, started_at = (heartbeat.process or "  ").rsplit(" ", 2)
     if machine != _machine():
         return False
     try:
-        os.kill(int(number), 0)
+        os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
     except OSError:
         return False
-    now = _started_at(int(number))
+    now = _started_at(int(pid))
     return started_at != now and "" not in {started_at, now}
 
 
 @cache
 def _machine() -> str:
-    """Return the machine's boot and the container: process ids mean nothing elsewhere."""
+    """Return an identifier of the boot and the container in which a process id is unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -121,11 +127,11 @@ def _machine() -> str:
         return gethostname()
 
 
-def _started_at(process: int) -> str:
+def _started_at(pid: int) -> str:
     try:
-        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         state, *fields = stat.rpartition(")")[2].split()
-        # A zombie has ended, but its parent has not read its exit code.
-        return state if state == "Z" else fields[_START_TIME]
+        # A zombie has ended although its pid still exists. "Z" differs from every start time.
+        return state if state == "Z" else fields[_START_TIME_FIELD]
     except (OSError, IndexError):
         return ""

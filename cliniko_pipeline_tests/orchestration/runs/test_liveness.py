@@ -11,7 +11,7 @@ import pytest
 
 from cliniko_pipeline.orchestration.runs import liveness as run_liveness
 from cliniko_pipeline.orchestration.runs.in_process import ABANDONED
-from cliniko_pipeline.orchestration.runs.liveness import run_alive, run_alive_within
+from cliniko_pipeline.orchestration.runs.liveness import heartbeats_inside_run, heartbeats_of_run
 from cliniko_pipeline.orchestration.sensors import lost_runs
 from cliniko_pipeline_tests.support.deployments import Deployment
 from cliniko_pipeline_tests.support.environments import environment
@@ -19,10 +19,10 @@ from cliniko_pipeline_tests.support.waiting import wait_until
 
 DIES_IN_A_RUN = """
 import os, signal, sys
-from cliniko_pipeline.orchestration.runs.liveness import run_alive_within
+from cliniko_pipeline.orchestration.runs.liveness import heartbeats_inside_run
 from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.settings import load_settings
-with open_runtime(load_settings()) as runtime, run_alive_within(runtime, sys.argv[1]):
+with open_runtime(load_settings()) as runtime, heartbeats_inside_run(runtime, sys.argv[1]):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -58,7 +58,7 @@ def test_beating_run_is_alive_for_everybody(deployment: Deployment, monkeypatch:
     """Also after the database was away for so long that all beats are old."""
     monkeypatch.setattr(run_liveness, "SECONDS_BETWEEN_BEATS", 0.05)
     run = add_run(deployment)
-    for alive in (run_alive, run_alive_within):
+    for alive in (heartbeats_of_run, heartbeats_inside_run):
         with alive(deployment.pipeline.runtime, run.run_id):
             for _ in range(3):
                 let_pass(deployment, "1 hour")
@@ -69,7 +69,7 @@ def test_beating_run_is_alive_for_everybody(deployment: Deployment, monkeypatch:
 def test_silent_run_is_ended_after_minutes(deployment: Deployment) -> None:
     """Its process is of another machine, or never came to say that it lives; there may be no trace of its home."""
     heard_of, never_heard_of = add_run(deployment), add_run(deployment)
-    with run_alive_within(deployment.pipeline.runtime, heard_of.run_id):
+    with heartbeats_inside_run(deployment.pipeline.runtime, heard_of.run_id):
         pass
     for time, status in (("1 minute", "STARTED"), ("2 minutes", "STARTED"), ("1 minute", "FAILURE")):
         assert watch(deployment, heard_of).value in {"STARTED", status}
@@ -93,9 +93,9 @@ def test_run_of_a_killed_process_is_ended_at_once(deployment: Deployment, tmp_pa
 
 def test_run_whose_block_is_interrupted_is_lost_at_once(deployment: Deployment) -> None:
     run = add_run(deployment)
-    with pytest.raises(KeyboardInterrupt), run_alive(deployment.pipeline.runtime, run.run_id):
+    with pytest.raises(KeyboardInterrupt), heartbeats_of_run(deployment.pipeline.runtime, run.run_id):
         raise KeyboardInterrupt
     assert watch(deployment, run) == dg.DagsterRunStatus.FAILURE
-    with run_alive(deployment.pipeline.runtime, "ends well"):
+    with heartbeats_of_run(deployment.pipeline.runtime, "ends well"):
         assert "ends well" in known_runs(deployment)
     assert "ends well" not in known_runs(deployment)
