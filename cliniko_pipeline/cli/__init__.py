@@ -1,1 +1,1 @@
-"""The command line: one file a command group. What a command does stands elsewhere; here it is asked for and shown."""
+"""Commands that parse options and print results. Other packages do the work."""

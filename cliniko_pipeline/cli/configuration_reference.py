@@ -1,4 +1,4 @@
-"""The page docs/configuration.md, from the fields of the settings; `python -m` with this module prints it."""
+"""Generator of docs/configuration.md. Run the module with `python -m` to print the page."""
 
 import click
 from pydantic import BaseModel
@@ -11,7 +11,8 @@ _HEAD = """# Configuration
 Generated from the code by `make configuration`: change the code, not this page.
 
 Settings are environment variables. A blank value counts as unset. The command `doctor` checks all of them.
-A schedule of an organization's own precedes the settings: `cliniko-pipeline organizations schedule --help`.
+A schedule set for one organization overrides the schedule settings: see
+`cliniko-pipeline organizations schedule --help`.
 """
 
 

@@ -42,7 +42,7 @@ def rotate() -> None:
 def _encrypted_values(
     connection: Connection,
 ) -> Iterator[tuple[str, object, Callable[[dict[str, str]], None]]]:
-    """Return the name of each stored value, the value, and the function that replaces it."""
+    """Yield the name of each encrypted value, the value itself, and a function that replaces it."""
     for organization_id, encrypted in stored.all_stored_credentials(connection).items():
         yield f"'{organization_id}'", encrypted, partial(stored.replace_encrypted, connection, organization_id)
     for table, key, encrypted in webhooks.encrypted_values(connection):

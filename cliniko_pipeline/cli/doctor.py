@@ -1,4 +1,4 @@
-"""`cliniko-pipeline doctor`: a check of everything that a sync needs, in that order, with remedies."""
+"""`cliniko-pipeline doctor`: checks of everything that a sync needs, with remedies."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ def doctor() -> None:
 
 
 def _examine(runtime: Runtime) -> bool:
-    """Run all checks up to a failed one that the next ones need; return whether all passed."""
+    """Run the checks; return whether all passed. Stop at a failure that later checks depend on."""
     has_key = _check("There is an encryption key", lambda: runtime.vault)
     where = runtime.database.location
     if not _check(f"PostgreSQL answers ({where})", runtime.database.require_supported_version):
@@ -101,7 +101,7 @@ def _shared_keys(runtime: Runtime, organization_ids: Sequence[str]) -> list[str]
     sharing: dict[str, list[str]] = defaultdict(list)
     with runtime.database.operator() as connection:
         for organization_id in organization_ids:
-            with suppress(CredentialsError):  # reported by the check of the key
+            with suppress(CredentialsError):  # the check of the key reports this error
                 key = runtime.vault.decrypt(stored.stored_credentials(connection, organization_id)).api_key
                 sharing[key].append(printable(organization_id))
     return [

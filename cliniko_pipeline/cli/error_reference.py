@@ -1,4 +1,4 @@
-"""The page docs/errors.md, from the tables of faults and answers; `python -m` with this module prints it."""
+"""Generator of docs/errors.md. Run the module with `python -m` to print the page."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,20 +15,21 @@ _HEAD = """# Errors
 Generated from the code by `make errors`: change the code, not this page.
 
 Syncs that end with `RateLimitedError` or an error named `...UnavailableError` are retried automatically.
-All other errors need the action that their message names.
+For every other error, do what its message says.
 """
 
 _DATABASE = """
 ## PostgreSQL: connecting
 
-Recognized by the SQLSTATE, or without one by words of the driver or the pooler (regular expressions).
+An error is recognized by its SQLSTATE. If it has no SQLSTATE, it is recognized by words of the driver or the pooler
+(regular expressions).
 """
 
 _STATEMENTS = """
 ## PostgreSQL: statements
 
-Of two entries that match an SQLSTATE, the longer one counts. Messages name the objects in place of the words in
-capitals, and the role.
+If two entries match an SQLSTATE, the longer entry applies. Messages have the names of the objects in place of the
+words in capitals, and the name of the role.
 """
 
 
@@ -43,9 +44,9 @@ def render() -> str:
             table(("what happened", "what to do", "SQLSTATE", "error"), map(_statement, STATEMENTS)),
             "\n## Cliniko\n",
             table(("status", "what it means and what to do", "error"), map(_answer, documented_rules())),
-            "\nA field that Cliniko refuses is omitted until the next full sync; `status` and `doctor` report it.\n",
+            "\nIf Cliniko refuses a field, it is omitted until the next full sync. `status` and `doctor` report it.\n",
             table(("refused", "consequence"), _refused_fields()),
-            "\n## The HTTP API\n\nProblem details by RFC 9457; `detail` has the specific cause.\n",
+            "\n## The HTTP API\n\nErrors are problem details (RFC 9457), and `detail` has the specific cause.\n",
             table(("status", "meaning"), ((str(status), meaning) for status, meaning in MEANINGS.items())),
         )
     )
@@ -71,7 +72,7 @@ def _refused_fields() -> list[tuple[str, str]]:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of Markdown, after a blank line."""
+    """Return a blank line and a Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n" + "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 

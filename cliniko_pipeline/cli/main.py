@@ -1,4 +1,4 @@
-"""The program `cliniko-pipeline`: its commands, and the message and exit code of every error."""
+"""The program `cliniko-pipeline`, with its commands, error messages and exit codes."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    """A group that imports a command when it is used: `status` must not wait for Dagster."""
+    """A group that imports a command only when it is used, so that `status` need not import Dagster."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         return sorted(COMMANDS)
@@ -71,7 +71,7 @@ def main() -> None:
     Exit code 0: success; 1: an error, described in one line on stderr; 2: wrong usage; 130: interrupted.
     """
     _treat_signals_as_ctrl_c()
-    # An interruption can hit a connection in the middle of a statement; the pool logs that it drops it.
+    # If an interruption breaks a statement, the pool drops the connection and would log an error.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     debug = "--debug" in sys.argv[1:]
     try:
@@ -98,11 +98,11 @@ def main() -> None:
 
 
 def _treat_signals_as_ctrl_c() -> None:
-    """Raise KeyboardInterrupt at every signal that ends a program, so that its own processes are ended too."""
+    """Raise KeyboardInterrupt on every terminating signal, so that child processes are ended too."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(_signal: int, _frame: object) -> None:
-        # The end takes a moment, with a limit: a second signal would cut it short.
+        # Further signals are ignored, because they would interrupt the clean-up, which has a time limit.
         for number in signals:
             signal.signal(number, lambda _signal, _frame: None)
         raise KeyboardInterrupt
@@ -123,7 +123,7 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _describe_defect(error: Exception) -> str:
-    # Its text may hold anything, so it is shown on demand only.
+    # The error's text may contain personal data, so it is shown only with --debug.
     return (
         f"an unexpected {type(error).__name__}; this is a defect."
         " `cliniko-pipeline --debug ...` shows where (the traceback can hold personal data)."

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline migrate`: the schema of this version, and a rehearsed sync."""
+"""`cliniko-pipeline migrate`: an upgrade of the schema, followed by a rehearsed sync."""
 
 import click
 
@@ -13,7 +13,7 @@ from cliniko_pipeline.settings import load_settings
 
 
 @click.command()
-@click.option("--adopt", is_flag=True, help="Let this database, which was copied, renamed or moved, sync and send.")
+@click.option("--adopt", is_flag=True, help="Allow syncs, alerts and webhooks after a copy, renaming or move.")
 def migrate(*, adopt: bool) -> None:
     """Bring the database's schema up to date and rehearse a sync. Safe to repeat."""
     with already_set_up(), open_runtime(load_settings()) as runtime:
@@ -47,8 +47,8 @@ def _report(done: Migration, where: str) -> None:
         click.echo("Stored CLINIKO_CONTACTS_FILTER; each organization's next sync uses it.")
     if done.closed_to_readers:
         click.echo(
-            "public.active_patients, which had rows, is now under row-level security: readers set"
-            " app.organization_id first,\nor get a policy of their own"
+            "public.active_patients, which had rows, is now under row-level security. Readers must set"
+            " app.organization_id first,\nor need their own policy"
             ' (docs/database.md, "Read active_patients from the application").'
             "\npg_dump now needs a role with BYPASSRLS."
         )

@@ -30,15 +30,15 @@ def organizations() -> None:
 
 @organizations.command()
 @click.argument("organization_id", metavar="ID")
-@click.option("--name", required=True, help="Name, used if the application has not stored one.")
-@click.option("--api-url", help="Needed if the key has no shard suffix: https://api.au4.cliniko.com/v1")
+@click.option("--name", required=True, help="Name to store unless the application has stored a name.")
+@click.option("--api-url", help="Such as https://api.au4.cliniko.com/v1. Needed if the key has no shard suffix.")
 @click.option("--no-validate", is_flag=True, help="Store the key without checking it against Cliniko.")
 def add(organization_id: str, name: str, api_url: str | None, *, no_validate: bool) -> None:
-    """Store an organization's Cliniko API key, encrypted. It is read from standard input or a hidden prompt."""
+    """Store an organization's Cliniko API key, encrypted. The key is read from standard input or a hidden prompt."""
     if not organization_id.strip() or not organization_id.isprintable():
         raise click.BadParameter("must be printable and not blank.", param_hint="ID")
     with session() as runtime:
-        # The key is asked for last, when everything else works.
+        # Everything else is checked before the key is requested.
         vault = runtime.vault
         rehearse_addition(runtime.database, organization_id, name)
         credentials = _with_location(ClinikoCredentials(_read_api_key(), None, api_url), runtime.settings.allowed_hosts)
@@ -93,7 +93,7 @@ def validate(organization_id: str) -> None:
 @organizations.command()
 @click.argument("organization_id", metavar="ID")
 def disable(organization_id: str) -> None:
-    """Stop syncing an organization. Its data stay."""
+    """Stop syncing an organization. Its data is kept."""
     with session() as runtime, runtime.database.operator() as connection:
         stored.set_active(connection, organization_id, active=False)
     click.echo(f"Disabled '{organization_id}'.")
@@ -101,7 +101,7 @@ def disable(organization_id: str) -> None:
 
 @organizations.command()
 @click.argument("organization_id", metavar="[ID]", required=False)
-@click.option("--paused", "all_paused", is_flag=True, help="All paused organizations, after the cause is fixed.")
+@click.option("--paused", "all_paused", is_flag=True, help="Resume all paused organizations. Fix the cause first.")
 def enable(organization_id: str | None, *, all_paused: bool) -> None:
     """Resume syncs of a disabled or paused organization."""
     if (organization_id is not None) == all_paused:
@@ -127,9 +127,9 @@ class _TimeOfDay(click.ParamType[time]):
 @click.argument("organization_id", metavar="ID")
 @click.option("--every", "minutes", type=click.IntRange(1, 1440), metavar="MINUTES", help="Minutes between syncs.")
 @click.option("--full-at", type=_TimeOfDay(), metavar="HH:MM", help="Time of the daily full sync.")
-@click.option("--time-zone", "zone", metavar="NAME", help="Time zone of full syncs: an IANA name.")
+@click.option("--time-zone", "zone", metavar="NAME", help="Time zone of full syncs, such as Australia/Sydney.")
 @click.option("--on/--off", "is_on", default=None, help="Whether scheduled syncs run.")
-@click.option("--default", "as_settings", is_flag=True, help="Follow the settings; the time zone stays.")
+@click.option("--default", "as_settings", is_flag=True, help="Follow the settings, but keep the time zone.")
 def schedule(
     organization_id: str,
     minutes: int | None,
@@ -139,7 +139,7 @@ def schedule(
     is_on: bool | None,
     as_settings: bool,
 ) -> None:
-    """Give an organization a schedule of its own."""
+    """Give an organization its own schedule."""
     own = (minutes, full_at, zone, is_on) != (None, None, None, None)
     if own == as_settings:
         raise click.UsageError("Give --every, --full-at, --time-zone, --on or --off, or else --default.")
@@ -179,7 +179,7 @@ def remove(organization_id: str, *, yes: bool) -> None:
 
 
 def _with_location(credentials: ClinikoCredentials, allowed_hosts: frozenset[str]) -> ClinikoCredentials:
-    """Add region and API URL, for programs that read the stored credentials and cannot derive them."""
+    """Add the region and API URL for programs that read stored credentials but cannot derive them."""
     key = credentials.api_key
     api_url = resolve_api_url(api_key=key, region=None, api_url=credentials.api_url, allowed_hosts=allowed_hosts)
     host = urlsplit(api_url).hostname or ""
@@ -211,7 +211,7 @@ def _full_sync_zone(organization_id: str, zone: str | None) -> str:
 
 
 def _name_of(runtime: Runtime, organization_id: str) -> str:
-    """Return the name for the confirmation; blank without credentials, which does not prevent a removal."""
+    """Return the organization's name in parentheses, or nothing if it has no credentials."""
     with runtime.database.operator() as connection:
         names = {organization.id: organization.name for organization in stored.organizations(connection)}
     return f" ({printable(names[organization_id])})" if organization_id in names else ""

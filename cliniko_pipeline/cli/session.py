@@ -1,4 +1,4 @@
-"""The start of most commands: settings, runtime, and a database with the current schema."""
+"""Common start of commands, which load the settings and need a database with the current schema."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,14 +9,14 @@ from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
 CHECK_ATTEMPTS = 2
-"""Attempts of a request that checks an API key; few, because a person waits for the answer."""
+"""Attempts of a request that checks an API key. The number is small because a person is waiting."""
 
 
 @contextmanager
 def session() -> Generator[Runtime, None, None]:
     """Open a runtime whose database has the schema of this version.
 
-    The embedded database is migrated here; an operator's only by `cliniko-pipeline migrate`.
+    An embedded database is migrated here. Any other database is migrated only by `cliniko-pipeline migrate`.
     Raises SettingsError, DatabaseSetupError, DatabaseUnavailableError.
     """
     with open_runtime(load_settings()) as runtime:

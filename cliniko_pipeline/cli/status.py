@@ -45,7 +45,7 @@ def status(*, as_json: bool) -> None:
 
 
 def statuses(runtime: Runtime, only: list[str] | None = None) -> list[tuple[Organization, OrganizationStatus]]:
-    """Return all organizations or those in `only`, each with its status, read in its organization context."""
+    """Return all organizations, or those in `only`, with their statuses."""
     with runtime.database.operator() as connection:
         found = stored.organizations(connection)
     result: list[tuple[Organization, OrganizationStatus]] = []

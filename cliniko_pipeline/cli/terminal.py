@@ -1,4 +1,4 @@
-"""Output for the terminal. Texts of databases and of Cliniko can hold anything, also escape sequences."""
+"""Safe output for terminals, because texts from databases and Cliniko can contain escape sequences."""
 
 from datetime import UTC, datetime
 
@@ -15,7 +15,7 @@ def printable(text: str | None) -> str:
 
 
 def shown(text: str | None) -> str:
-    """Return the text for a table of rich: printable, and without a meaning as markup."""
+    """Return the text for a Rich table, with unprintable characters replaced and markup escaped."""
     return escape(printable(text))
 
 
@@ -30,6 +30,6 @@ def utc_text(instant: datetime | None) -> str:
 
 
 def output_console() -> Console:
-    """Return a console on standard output; where that is no terminal, no row of a table wraps."""
+    """Return a console on standard output. If it is not a terminal, table rows do not wrap."""
     console = Console()
     return console if console.is_terminal else Console(width=_UNLIMITED_WIDTH)

@@ -31,10 +31,12 @@ def tokens() -> None:
     multiple=True,
     default=("read",),
     show_default=True,
-    help="Repeatable; admin includes the others.",
+    help="Repeatable. The scope admin includes read and sync.",
 )
-@click.option("--organization", "organizations", multiple=True, metavar="ID", help="Opened by the token; repeatable.")
-@click.option("--all-organizations", is_flag=True, help="Also those added later.")
+@click.option(
+    "--organization", "organizations", multiple=True, metavar="ID", help="Accessible organization. Repeatable."
+)
+@click.option("--all-organizations", is_flag=True, help="Access to all organizations, including those added later.")
 @click.option(
     "--days", type=click.IntRange(1, MAX_DAYS), default=DEFAULT_DAYS, show_default=True, help="Days of validity."
 )
@@ -52,7 +54,7 @@ def create(
     never_expires: bool,
     requests_per_minute: int | None,
 ) -> None:
-    """Create a token and print it. It is not shown again: only its digest is stored."""
+    """Create a token and print it once. Only the token's digest is stored."""
     if bool(organizations) == all_organizations:
         raise click.UsageError("Give either --organization ID or --all-organizations.")
     if not name.strip() or not name.isprintable():

@@ -39,7 +39,7 @@ def secrets_() -> None:
 @secrets_.command()
 @click.argument("organization_id", metavar="ORG")
 def create(organization_id: str) -> None:
-    """Create another secret and print it. It is not shown again."""
+    """Create a secret and print it once."""
     secret = _new_secret()
     with session() as runtime, runtime.database.operator() as connection:
         stored.organization(connection, organization_id)
@@ -77,7 +77,10 @@ def list_(organization_id: str) -> None:
 @click.argument("organization_id", metavar="ORG")
 @click.argument("secret_id", metavar="ID")
 @click.option(
-    "--expires-in-hours", type=click.IntRange(1, MAX_HOURS), metavar="HOURS", help="Keep it valid for so many hours."
+    "--expires-in-hours",
+    type=click.IntRange(1, MAX_HOURS),
+    metavar="HOURS",
+    help="Keep the secret valid for this many hours.",
 )
 def revoke(organization_id: str, secret_id: str, expires_in_hours: int | None) -> None:
     """Revoke a secret."""
@@ -99,10 +102,10 @@ def out() -> None:
 @click.argument("organization_id", metavar="ORG")
 @click.argument("url", required=False)
 def set_(organization_id: str, url: str | None) -> None:
-    """Post each future result of a sync of ORG to URL; print the secret that signs the posts.
+    """Post the result of each future sync of ORG to URL, and print the secret that signs these requests.
 
-    Without URL, it is read from standard input or a hidden prompt. The list of processes and the shell's history
-    show arguments: omit a URL that holds a secret.
+    If the argument URL is omitted, it is read from standard input or a hidden prompt. Omit a URL that contains a
+    secret, because process lists and shell histories show arguments.
     """
     url = _given_url() if url is None else url
     require_usable(url)

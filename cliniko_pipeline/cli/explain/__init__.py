@@ -1,5 +1,5 @@
-"""`cliniko-pipeline explain`: why a patient is or is not active, and how it was or was not matched to a contact.
+"""`cliniko-pipeline explain`: why a patient is active or not, and which contact matches.
 
-The output has ids, instants, kinds, and the names of appointment types and practitioners. It never has the name or
-address of a patient or a contact, because a terminal keeps its scrollback.
+The output never contains names or addresses of patients and contacts, because terminals keep their scrollback. It does
+contain ids, instants, appointment types and the names of practitioners.
 """

@@ -1,4 +1,4 @@
-"""The command, its errors and its JSON output."""
+"""The command `explain`, its errors and its JSON output."""
 
 import json
 import re
@@ -26,11 +26,11 @@ from cliniko_pipeline.runtime import Runtime
 @click.argument("organization_id", metavar="ORG")
 @click.argument("patient_id", metavar="PATIENT_ID")
 @click.option(
-    "--as-of", metavar="INSTANT", help="Explain this instant (2026-01-31T09:30:00Z) instead of the last sync's."
+    "--as-of", metavar="INSTANT", help="Explain activity at this instant (2026-01-31T09:30:00Z), not at the last sync."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with all attendances.")
 def explain(organization_id: str, patient_id: str, *, as_of: str | None, as_json: bool) -> None:
-    """Explain from the stored data whether a patient is active, and how it is matched to a contact."""
+    """Explain why a patient is active or not, and which contact matches, from stored data."""
     if not re.fullmatch("[0-9]{1,20}", patient_id):
         raise click.BadParameter("must be Cliniko's id of the patient: digits.", param_hint="PATIENT_ID")
     instant = None if as_of is None else parse_instant(as_of)
@@ -43,7 +43,7 @@ def explain(organization_id: str, patient_id: str, *, as_of: str | None, as_json
 
 
 def _explanation(runtime: Runtime, organization_id: str, patient_id: str, as_of: datetime | None) -> Explanation:
-    """Raise OrganizationUnknownError, ArgumentError or DataError where there is nothing to explain."""
+    """Return the explanation. Raise OrganizationUnknownError, ArgumentError or DataError if there is none."""
     rules = Rules(timedelta(days=runtime.settings.activity_window_days), runtime.settings.count_no_shows)
     with runtime.database.organization(organization_id) as connection:
         found = explanation.explain(connection, patient_id, rules, as_of)
@@ -75,7 +75,7 @@ def _unknown_patient_error(organization_id: str, patient_id: str, unknown: Unkno
 
 def _as_json(organization_id: str, found: Explanation) -> dict[str, Any]:
     match = asdict(found.match)
-    match["passes"] = [{**asdict(each), "explanation": pass_text(each, found.person)} for each in found.match.passes]
+    match["passes"] = [{**asdict(tried), "explanation": pass_text(tried, found.person)} for tried in found.match.passes]
     return {
         "organization_id": organization_id,
         "patient_id": found.patient_id,

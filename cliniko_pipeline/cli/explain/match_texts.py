@@ -1,4 +1,4 @@
-"""The sentences about the match of a person with a contact."""
+"""Sentences about the match between a person and a contact."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ _METHODS = {"cliniko_patient_id": "cliniko_patient_id", "email": "e-mail", "name
 
 
 def match_lines(match: Match, person: Person) -> list[str]:
-    """Return the stored mapping, the next one where it differs, and the passes that decide."""
+    """Return sentences about the stored mapping, the next mapping if it differs, and the matching passes."""
     if match.now is None:
         return ["The person has no record, so no contact."]
     stored = "not mapped yet" if match.stored is None else _mapping(match.stored)
@@ -19,7 +19,7 @@ def match_lines(match: Match, person: Person) -> list[str]:
         lines.append(f"That contact {contact_absence(match)} later.")
     if match.stored != match.now:
         lines.append(f"The next mapping will be: {_mapping(match.now)}. These are its passes:")
-    lines += [f"By {_METHODS[each.method]}: {pass_text(each, person)}." for each in match.passes]
+    lines += [f"By {_METHODS[tried.method]}: {pass_text(tried, person)}." for tried in match.passes]
     return lines
 
 
@@ -32,32 +32,32 @@ def _mapping(mapping: Mapping) -> str:
     }[mapping.status]
 
 
-def pass_text(each: Pass, person: Person) -> str:
-    """Return the outcome of a pass, as the second half of a sentence."""
-    if each.method == "cliniko_patient_id":
-        return _pass_by_id(each, person)
-    key = _METHODS[each.method]
-    if each.reason == "only_pair":
-        (contact,) = (candidate for candidate in each.candidates if candidate.state == "free")
+def pass_text(tried: Pass, person: Person) -> str:
+    """Return the outcome of a matching pass, phrased as the end of a sentence."""
+    if tried.method == "cliniko_patient_id":
+        return _pass_by_id(tried, person)
+    key = _METHODS[tried.method]
+    if tried.reason == "only_pair":
+        (contact,) = (candidate for candidate in tried.candidates if candidate.state == "free")
         return f"contact {contact.id} is the only free one with the same {key}, and no other patient has it"
     simple = {
         "not_current": f"skipped, because the patient is {person.state}",
         "no_key": f"the patient has no {key}",
         "no_contact": f"no contact has the same {key}",
-        "none_free": f"{_not_free(each.candidates)}, so no contact with the same {key} is free",
+        "none_free": f"{_not_free(tried.candidates)}, so no contact with the same {key} is free",
     }
-    return simple.get(each.reason) or _pass_among_several(each, key)
+    return simple.get(tried.reason) or _pass_among_several(tried, key)
 
 
-def _pass_by_id(each: Pass, person: Person) -> str:
-    if each.reason == "no_contact":
+def _pass_by_id(tried: Pass, person: Person) -> str:
+    if tried.reason == "no_contact":
         others = len(person.patient_ids) - 1
         merged = f" or that of one of the {number_of(others, 'patient')} merged into it" if others else ""
         return f"no contact carries its id, {person.id}{merged}"
-    carried = list_of([f"contact {candidate.id} carries {candidate.patient_id}" for candidate in each.candidates])
-    if each.reason == "only_pair":
+    carried = list_of([f"contact {candidate.id} carries {candidate.patient_id}" for candidate in tried.candidates])
+    if tried.reason == "only_pair":
         return carried
-    equal = [candidate for candidate in each.candidates if candidate.equal_name]
+    equal = [candidate for candidate in tried.candidates if candidate.equal_name]
     if len(equal) == 1:
         return f"{carried}; only {equal[0].id} also has the name of patient {person.id}"
     return (
@@ -65,20 +65,20 @@ def _pass_by_id(each: Pass, person: Person) -> str:
     )
 
 
-def _pass_among_several(each: Pass, key: str) -> str:
-    free = [str(candidate.id) for candidate in each.candidates if candidate.state == "free"]
-    others = each.other_patient_ids
+def _pass_among_several(tried: Pass, key: str) -> str:
+    free = [str(candidate.id) for candidate in tried.candidates if candidate.state == "free"]
+    others = tried.other_patient_ids
     shared = (
         f"it shares its {key} with patient{'s' if len(others) > 1 else ''} {list_of(others)}"
         if others
         else f"no other patient has its {key}"
     )
     contacts = f"free with the same {key}: contact{'s' if len(free) > 1 else ''} {list_of(free)}"
-    if each.reason == "equal_names":
+    if tried.reason == "equal_names":
         return f"{shared}; {contacts}; only this patient and its contact have equal names"
-    taken = [candidate for candidate in each.candidates if candidate.state != "free"]
+    taken = [candidate for candidate in tried.candidates if candidate.state != "free"]
     not_free = f"; {_not_free(taken)}" if taken else ""
-    reason = "no pair with equal names is unique" if each.method == "email" else "nothing distinguishes them"
+    reason = "no pair with equal names is unique" if tried.method == "email" else "nothing distinguishes them"
     return f"{shared}; {contacts}{not_free}; {reason}"
 
 

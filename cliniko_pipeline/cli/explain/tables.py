@@ -1,4 +1,4 @@
-"""The layout of an explanation on a terminal."""
+"""Layout of an explanation on a terminal."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ from cliniko_pipeline.postgres.reads.explanations.explanation import Explanation
 MAX_ATTENDANCES = 20
 MAX_NAME_LENGTH = 24
 MIN_WIDTH_FOR_NAMES = 120
-"""Columns of a terminal that has room for appointment types and practitioners."""
+"""Terminal width, in characters, from which the table shows appointment types and practitioners."""
 
 
 def show(console: Console, found: Explanation) -> None:
@@ -61,10 +61,10 @@ def _show_attendances(console: Console, attendances: Sequence[Attendance]) -> No
         for heading in ("Type", "Practitioner"):
             table.add_column(heading, no_wrap=True, max_width=MAX_NAME_LENGTH if console.is_terminal else None)
     table.add_column("Counts", overflow="fold")
-    for each in _most_relevant(attendances):
-        names = (printable(each.appointment_type), printable(each.practitioner)) if has_names else ()
-        cells = (utc(each.starts_at), each.window, each.kind, each.id or "unknown", *names, standing(each))
-        table.add_row(*(Text(cell) for cell in cells), style=None if each.counts else "dim")
+    for row in _most_relevant(attendances):
+        names = (printable(row.appointment_type), printable(row.practitioner)) if has_names else ()
+        cells = (utc(row.starts_at), row.window, row.kind, row.id or "unknown", *names, standing(row))
+        table.add_row(*(Text(cell) for cell in cells), style=None if row.counts else "dim")
     console.print()
     console.print(table)
     if len(attendances) > MAX_ATTENDANCES:
@@ -72,10 +72,10 @@ def _show_attendances(console: Console, attendances: Sequence[Attendance]) -> No
 
 
 def _most_relevant(attendances: Sequence[Attendance]) -> list[Attendance]:
-    """Return the recent attendances, then upcoming and earlier ones while there is room, in the order given."""
-    recent = [each for each in attendances if each.window == "recent"]
-    upcoming = [each for each in attendances if each.window == "upcoming"]
-    others = [each for each in attendances if each.window not in {"recent", "upcoming"}]
-    # The latest stands first: of the upcoming ones, the soonest are the most relevant.
-    chosen = {id(each) for each in [*recent, *reversed(upcoming), *others][:MAX_ATTENDANCES]}
-    return [each for each in attendances if id(each) in chosen]
+    """Choose at most MAX_ATTENDANCES, recent ones before upcoming and earlier ones. Keep the given order."""
+    recent = [row for row in attendances if row.window == "recent"]
+    upcoming = [row for row in attendances if row.window == "upcoming"]
+    others = [row for row in attendances if row.window not in {"recent", "upcoming"}]
+    # The latest attendance comes first, so the list is reversed to choose the soonest upcoming ones.
+    chosen = {id(row) for row in [*recent, *reversed(upcoming), *others][:MAX_ATTENDANCES]}
+    return [row for row in attendances if id(row) in chosen]

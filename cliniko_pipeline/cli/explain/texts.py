@@ -1,4 +1,4 @@
-"""The sentences of an explanation, but for the match."""
+"""Sentences of an explanation, except those about the match."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ RESOURCES = tuple(
         records.PRACTITIONERS,
     )
 )
-"""The resources that the numbers are computed from."""
+"""The resources from which active patients are computed."""
 
 MAX_IDS = 5
 
@@ -54,7 +54,7 @@ def _other_appointments(found: Explanation) -> str:
 
 
 def listing(found: Explanation) -> str:
-    """Return how the person stands in public.active_patients, and why."""
+    """Return whether the person has a row in public.active_patients, and why."""
     if found.row is not None:
         row = f"It has row {found.row.id} in public.active_patients, computed for {utc(found.row.search_date_to)} UTC"
         if found.listing == "out_of_date":
@@ -85,7 +85,7 @@ def contact_absence(match: Match) -> str:
 
 
 def candidates(mapping: Mapping | None) -> str:
-    """Return the number of contacts that an ambiguous patient may be."""
+    """Return how many contacts an ambiguous patient may match, e.g. `2 contacts`."""
     return number_of((mapping and mapping.candidate_count) or 0, "contact")
 
 
@@ -139,7 +139,7 @@ def as_of_line(found: Explanation) -> str:
 
 
 def counts_line(found: Explanation) -> str:
-    """Return the numbers of attendances."""
+    """Return a sentence with the numbers of attendances."""
     counts = found.counts
     last = "none so far" if counts.last is None else f"last one {utc(counts.last)} UTC"
     not_counted = sum(not attendance.counts for attendance in found.attendances)
@@ -150,7 +150,7 @@ def counts_line(found: Explanation) -> str:
 
 
 def person_lines(person: Person) -> list[str]:
-    """Return the patients that are this person, and how they were merged."""
+    """Return sentences about the person's patient records and their merges."""
     lines = [_patient_line(patient, person) for patient in person.chain]
     if person.record is None:
         lines.append(f"Patient {person.id} has no record: the person is neither active nor matched.")
@@ -182,7 +182,7 @@ def _deletion(record: PatientRecord) -> str:
 
 
 def standing(attendance: Attendance) -> str:
-    """Return whether the attendance counts, and why not."""
+    """Return whether the attendance is counted, with the reasons if it is not."""
     if attendance.counts:
         return f"yes{' (no-show)' if attendance.is_no_show else ''}"
     texts = {
@@ -202,7 +202,7 @@ def standing(attendance: Attendance) -> str:
 
 
 def list_of(items: Sequence[str]) -> str:
-    """Return the first items with commas, and the number of the others."""
+    """Return the first MAX_IDS items, separated by commas, and how many more there are."""
     shown = ", ".join(items[:MAX_IDS])
     return shown if len(items) <= MAX_IDS else f"{shown} and {len(items) - MAX_IDS} more"
 

@@ -1,1 +1,1 @@
-"""The commands that run syncs, their worker processes and their progress."""
+"""Commands that run syncs, with their worker processes and progress displays."""

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline backfill`: assets of many organizations, run by Dagster's daemon."""
+"""`cliniko-pipeline backfill`: a Dagster backfill of the assets of many organizations."""
 
 import logging
 import time
@@ -27,8 +27,8 @@ NO_DAEMON = "no Dagster daemon is running: `cliniko-pipeline ui` starts one"
 @click.argument("organization_ids", metavar="[ID]...", nargs=-1)
 @click.option("--all", "all_organizations", is_flag=True, help="All organizations that are not disabled.")
 @click.option("--assets", metavar="NAME,NAME", help="Only these assets, such as contact_mapping,active_patients.")
-@click.option("--full", is_flag=True, help="Read all records; mark those that Cliniko no longer has as deleted.")
-@click.option("--follow", is_flag=True, help="Wait for the end; exit code 0 only if all succeeded.")
+@click.option("--full", is_flag=True, help="Read all records, and mark those deleted in Cliniko.")
+@click.option("--follow", is_flag=True, help="Wait for the end. The exit code is 0 only if all syncs succeeded.")
 def backfill(
     organization_ids: tuple[str, ...], *, all_organizations: bool, assets: str | None, full: bool, follow: bool
 ) -> None:
@@ -66,13 +66,13 @@ def _launch(runtime: Runtime, ids: Sequence[str], assets: str | None, *, full: b
 
     names = backfills.asset_names() if assets is None else [name.strip() for name in assets.split(",")]
     chosen = backfills.chosen_assets(names, full=full)
-    # Dagster would log every attempt while the database is down.
+    # Without a handler, Python prints a warning of Dagster for every attempt while the database is down.
     logging.getLogger().addHandler(logging.NullHandler())
     with open_instance(runtime) as instance:
         has_daemon = backfills.has_daemon(instance, datetime.now(UTC))
         if follow and not has_daemon:
             raise click.ClickException(
-                f"Nothing was launched: {NO_DAEMON}. Without --follow, the backfill waits for one."
+                f"Nothing was launched: {NO_DAEMON}. Without --follow, the backfill waits for a daemon."
             )
         backfill_id = backfills.launch_backfill(instance, runtime, ids, chosen, full=full)
         click.echo(f"Backfill {backfill_id} of {len(ids)} organization{'s' if len(ids) > 1 else ''} was launched.")

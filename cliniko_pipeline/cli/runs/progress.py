@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressDisplay(ABC):
-    """A display of the events of clients and of ended syncs."""
+    """A display of client events and of ended syncs."""
 
     def __enter__(self) -> Self:
         return self
@@ -26,7 +26,7 @@ class ProgressDisplay(ABC):
 
     @abstractmethod
     def show(self, organization_id: str, event: Event) -> None:
-        """Show the event; called from many threads."""
+        """Show the event. Many threads call this method."""
 
     @abstractmethod
     def ended(self, organization_id: str, error: str | None) -> None:

@@ -26,7 +26,7 @@ DEFAULT_OPTIONS = SyncOptions()
 @click.option(
     "--as-of", metavar="INSTANT", help="Judge activity by this instant (2026-01-31T09:30:00Z) instead of now."
 )
-@click.option("--full", is_flag=True, help="Read all records; mark those that Cliniko no longer has as deleted.")
+@click.option("--full", is_flag=True, help="Read all records, and mark those deleted in Cliniko.")
 @click.option(
     "--accept-deletions",
     is_flag=True,
@@ -46,7 +46,7 @@ def sync(
 ) -> None:
     """Sync organizations, with progress.
 
-    Reads Cliniko and updates the active patients, as runs that the Dagster UI shows.
+    Reads Cliniko and updates the active patients. The Dagster UI shows each sync as a run.
     """
     if bool(organization_ids) == all_organizations:
         raise click.UsageError("Name organizations, or give --all.")
@@ -63,7 +63,7 @@ def sync(
 
 
 def run_syncs(ids: Sequence[str], options: SyncOptions = DEFAULT_OPTIONS) -> dict[str, str]:
-    """Sync the organizations and show progress; return one line of error per failed organization."""
+    """Sync the organizations and show progress; return one error line per failed organization."""
     click.echo(f"Syncing {len(ids)} organization{'s' if len(ids) > 1 else ''} ...", err=True)
     with progress_display(list(ids)) as display:
         return run_in_workers(ids, options, display)
@@ -82,9 +82,9 @@ def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None
 
 
 def chosen_organizations(runtime: Runtime, named: Sequence[str]) -> list[Organization]:
-    """Return the named organizations, or without names all that are not disabled.
+    """Return the organizations with these ids; without ids, all that are not disabled.
 
-    Raises OrganizationUnknownError for an unknown name, and ArgumentError where all are disabled.
+    Raises OrganizationUnknownError for an unknown id, and ArgumentError if no organization is left.
     """
     with runtime.database.operator() as connection:
         if named:

@@ -1,7 +1,7 @@
-"""Worker processes that run syncs for the command line; each syncs one organization at a time.
+"""Worker processes that run syncs for the command line.
 
-Processes, not threads: Dagster sets up logging for every run, in which two threads of one process can deadlock.
-A killed worker ends the sync of one organization only.
+Syncs run in processes because Dagster sets up logging for every run, where two threads can deadlock. Each worker syncs
+one organization at a time, so a killed worker ends only that sync.
 """
 
 import logging
@@ -31,16 +31,16 @@ SECONDS_BETWEEN_INTERRUPTIONS = 2.5
 
 @dataclass(frozen=True)
 class _Ended:
-    """The end of an organization's sync; `is_last`: the worker ends, too."""
+    """The end of an organization's sync. If `is_last`, the worker process ends too."""
 
     error: str | None
     is_last: bool = False
 
 
 def run_in_workers(organization_ids: Sequence[str], options: SyncOptions, display: ProgressDisplay) -> dict[str, str]:
-    """Sync the organizations; return one line of error per failed organization.
+    """Sync the organizations; return one error line per failed organization.
 
-    A KeyboardInterrupt is passed on to the workers, which end their runs, and then raised.
+    On KeyboardInterrupt, interrupt the workers, which end their runs, then raise KeyboardInterrupt.
     """
     pool = _WorkerPool(organization_ids, options, display)
     workers = min(WORKERS, len(organization_ids))
@@ -92,7 +92,7 @@ class _WorkerPool:
         """Interrupt all workers, and kill those that do not end soon."""
         with self._lock:
             self._is_stopping = True
-        # Several times: Dagster ignores an interruption between two steps.
+        # Dagster ignores an interruption between two steps, so the workers are interrupted several times.
         for _ in range(INTERRUPTIONS):
             for worker in self._workers:
                 worker.interrupt()
@@ -127,16 +127,16 @@ def _end_runs_of(organization_ids: Sequence[str]) -> None:
     from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
     from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
 
-    # The next sync does it otherwise. An error here must not hide the error that ended the workers.
+    # Errors are ignored, because they must not hide the error that ended the workers. The next sync would end the runs.
     with suppress(Exception), open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:
-        # Twice: the worker's last transaction can add a run during the first pass.
+        # A dead worker's last transaction can add a run during the first pass, which the second pass then finds.
         for organization_id in [*organization_ids, *organization_ids]:
             with suppress(Exception):
                 end_abandoned_runs(instance, runtime, organization_id)
 
 
 class _Worker:
-    """A worker process, as its parent sees it."""
+    """The parent's handle of a worker process."""
 
     def __init__(self, options: SyncOptions) -> None:
         context = multiprocessing.get_context("spawn")
@@ -144,7 +144,7 @@ class _Worker:
         self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, options), name="sync worker")
         self.has_died = False
         self._has_ended = False
-        # The process inherits the blocked SIGINT, and unblocks it when it can be interrupted.
+        # The worker inherits the blocked SIGINT and unblocks it when it can handle interruptions.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
@@ -170,7 +170,7 @@ class _Worker:
     def interrupt(self) -> None:
         process_id = self._process.pid
         if process_id is not None and self._process.is_alive():
-            with suppress(ProcessLookupError):  # it may have just ended, and another thread waits for it
+            with suppress(ProcessLookupError):  # the process may have ended since the check
                 os.kill(process_id, signal.SIGINT)
 
     def end(self) -> None:
@@ -190,10 +190,10 @@ class _Worker:
 
 
 def _serve(connection: Connection, options: SyncOptions) -> None:
-    """Sync the organizations that the connection names, until it closes."""
+    """Sync each organization whose id arrives on the connection, until the connection closes."""
     # Ctrl-C in the terminal reaches only the command, which passes it on.
     os.setsid()
-    # An interruption can hit a connection in the middle of a statement; the pool logs that it drops it.
+    # If an interruption breaks a statement, the pool drops the connection and would log an error.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -216,7 +216,7 @@ def _serve_with_runtime(connection: Connection, organization_id: str, options: S
     from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
     from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
 
-    def on_event(organization_id: str, event: Event) -> None:  # noqa: ARG001 (the parent knows it)
+    def on_event(organization_id: str, event: Event) -> None:  # noqa: ARG001 (the parent knows the id)
         connection.send(event)
 
     with open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:

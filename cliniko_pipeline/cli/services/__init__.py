@@ -1,1 +1,1 @@
-"""The commands that serve until Ctrl-C: UI, HTTP API, sandbox, demo."""
+"""Commands that serve the UI, the HTTP API, the sandbox or the demo until Ctrl-C."""

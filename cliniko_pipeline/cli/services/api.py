@@ -15,7 +15,7 @@ PORT = 8000
 
 
 @click.command()
-@click.option("--host", default=HOST, show_default=True, help="0.0.0.0 opens it to the network: use a proxy with TLS.")
+@click.option("--host", default=HOST, show_default=True, help="0.0.0.0 opens the API to the network. Use a TLS proxy.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True)
 def api(host: str, port: int) -> None:
     """Serve the HTTP API and its page until Ctrl-C."""

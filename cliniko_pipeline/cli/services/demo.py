@@ -22,7 +22,7 @@ from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization, demo_organi
 from cliniko_pipeline.sandbox.server import DEFAULT_REQUESTS_PER_MINUTE, Sandbox, running_sandbox
 from cliniko_pipeline.settings import load_settings
 
-# The age at which the data of the made-up clinics are replaced by ones with recent appointments.
+# Older data is replaced, so that the made-up clinics have recent appointments.
 MAX_ANCHOR_AGE = timedelta(days=1)
 TOKEN_LIFETIME = timedelta(days=1)
 PAGE_PORT = 8000
@@ -34,9 +34,9 @@ HIDDEN_VARIABLES = ("DATABASE_URL", "DAGSTER_HOME", "CREDENTIALS_ENCRYPTION_KEY"
 def demo(*, no_ui: bool) -> None:
     """Sync three made-up clinics and serve the UI.
 
-    A simulated Cliniko and an embedded database of its own; nothing to set up.
+    The demo has its own simulated Cliniko and embedded database, and needs no setup.
     """
-    # A home of its own, with a database of its own: made-up clinics never mix with real ones.
+    # The demo has its own home and database, so that made-up clinics never mix with real ones.
     home = load_settings({**os.environ, "DATABASE_URL": ""}).home / "demo"
     anchor, is_new = _anchor(home / "demo-anchor")
     clinics = demo_organizations(anchor)
@@ -74,7 +74,7 @@ def _set_up(runtime: Runtime, sandbox: Sandbox, clinic: DemoOrganization, *, is_
 
 
 def _token(runtime: Runtime, ids: list[str]) -> str:
-    """Create a token for the page. It may be printed, because the clinics are made up."""
+    """Create a token for the page. The caller may print it, because the clinics are made up."""
     expires_at = datetime.now(UTC) + TOKEN_LIFETIME
     with runtime.database.operator() as connection:
         made = api_tokens.create(connection, "demo", scopes=["read", "sync"], organizations=ids, expires_at=expires_at)
@@ -82,7 +82,7 @@ def _token(runtime: Runtime, ids: list[str]) -> str:
 
 
 def _anchor(path: Path) -> tuple[datetime, bool]:
-    """Return the instant around which the clinics' data lie, and whether it is new."""
+    """Return the instant around which the clinics' data is generated, and whether the instant is new."""
     now = datetime.now(UTC)
     try:
         kept = datetime.fromisoformat(path.read_text(encoding="utf-8").strip())

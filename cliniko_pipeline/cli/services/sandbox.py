@@ -1,4 +1,4 @@
-"""`cliniko-pipeline sandbox`: the options and output of the simulated Cliniko with the demo's organizations."""
+"""`cliniko-pipeline sandbox`: a simulated Cliniko with the organizations of the demo."""
 
 import signal
 import threading
@@ -22,28 +22,28 @@ _RATE = click.FloatRange(0, 1)
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address.")
 @click.option("--allow-remote", is_flag=True, help="Accept a --host that other machines can reach.")
-@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: a free port.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="Use 0 for a free port.")
 @click.option(
     "--requests-per-minute",
     default=DEFAULT_REQUESTS_PER_MINUTE,
     show_default=True,
     type=click.IntRange(0),
-    help="Rate limit of each API key; 0: none.",
+    help="Rate limit of each API key. Use 0 for no limit.",
 )
 @click.option(
     "--anchor",
     metavar="INSTANT",
-    help="Instant around which the data lie (2026-01-31T09:00:00Z); default: now.",
+    help="Instant around which the data is generated (2026-01-31T09:00:00Z). The default is now.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the random faults.")
-@click.option("--latency-ms", default=0.0, type=click.FloatRange(0), help="Delay of each answer.")
-@click.option("--jitter-ms", default=0.0, type=click.FloatRange(0), help="Additional random delay, at most.")
-@click.option("--server-error-rate", default=0.0, type=_RATE, help="Share of answers with status 500, 502 or 503.")
+@click.option("--latency-ms", default=0.0, type=click.FloatRange(0), help="Delay of each response.")
+@click.option("--jitter-ms", default=0.0, type=click.FloatRange(0), help="Maximum additional random delay.")
+@click.option("--server-error-rate", default=0.0, type=_RATE, help="Share of responses with status 500, 502 or 503.")
 @click.option("--reset-rate", default=0.0, type=_RATE, help="Share of connections that are reset.")
-@click.option("--truncated-rate", default=0.0, type=_RATE, help="Share of bodies that end early.")
-@click.option("--html-rate", default=0.0, type=_RATE, help="Share of answers with an HTML page.")
-@click.option("--too-many-requests-rate", default=0.0, type=_RATE, help="Share of answers with status 429.")
-def sandbox(  # noqa: PLR0913 - one argument for each option
+@click.option("--truncated-rate", default=0.0, type=_RATE, help="Share of response bodies that end early.")
+@click.option("--html-rate", default=0.0, type=_RATE, help="Share of responses with an HTML page.")
+@click.option("--too-many-requests-rate", default=0.0, type=_RATE, help="Share of responses with status 429.")
+def sandbox(  # noqa: PLR0913 - one argument per option
     *,
     host: str,
     allow_remote: bool,
@@ -105,7 +105,7 @@ def _introduce(served: Sandbox) -> None:
 
 @contextmanager
 def _until_signal() -> Generator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event for the length of the block."""
+    """Yield an event that SIGINT and SIGTERM set while the block runs."""
     ended = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:

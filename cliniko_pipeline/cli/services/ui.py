@@ -32,7 +32,7 @@ SECONDS_BETWEEN_POLLS = 0.2
     type=click.IntRange(1, MAX_PORT),
     default=PORT,
     show_default=True,
-    help="If in use, the next free port is taken.",
+    help="If this port is in use, the next free port is taken.",
 )
 @click.option(
     "--api-port",
@@ -42,14 +42,14 @@ SECONDS_BETWEEN_POLLS = 0.2
 def ui(port: int, api_port: int | None) -> None:
     """Serve the Dagster UI and daemon until Ctrl-C."""
     with session() as runtime:
-        # Dagster's daemon stores times: after a clock that was ahead, it would stand still.
+        # Dagster's daemon stores times. If the clock is ahead, the daemon does nothing after the clock is corrected.
         runtime.machine_clock().require_allowed()
         serve(runtime, port, api_port=api_port)
 
 
 @dataclass(frozen=True)
 class _Service:
-    """A process that runs until it is stopped, and the error if it ends earlier."""
+    """A process that runs until it is stopped, and the error message if it ends by itself."""
 
     command: Sequence[str]
     environment: Mapping[str, str]
@@ -63,9 +63,9 @@ def serve(
     api_port: int | None = None,
     log_in: str = "log in with a token of `cliniko-pipeline tokens create`",
 ) -> None:
-    """Run `dagster dev`, and the API if it has a port, until Ctrl-C or SIGTERM; then end both process groups.
+    """Run `dagster dev`, and the API if `api_port` is given, until Ctrl-C or SIGTERM.
 
-    `log_in` is printed beside the page's address.
+    Then end their process groups. `log_in` is printed beside the page's address.
     """
     from cliniko_pipeline.orchestration.instance.home import instance_environment, open_instance  # noqa: PLC0415
     from cliniko_pipeline.orchestration.partitions import ensure_partitions  # noqa: PLC0415
@@ -77,11 +77,11 @@ def serve(
         ensure_partitions(instance, ids)
         for organization_id in ids:
             end_abandoned_runs(instance, runtime, organization_id)
-    # Dagster warns at every start about its older command.
+    # Without PYTHONWARNINGS, Dagster warns at every start that `dagster dev` is an older command.
     environment = os.environ | instance_environment(runtime) | {"PYTHONWARNINGS": "ignore"}
     free = _free_port(port, "the UI", "--port")
     address = f"http://{HOST}:{free}"
-    # For links in alerts.
+    # Alerts link to this address.
     environment.setdefault("CLINIKO_UI_URL", address)
     with resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "workspace.yaml") as workspace:
         services = [_dagster(workspace, free, environment)]
@@ -94,12 +94,12 @@ def serve(
 
 
 def _dagster(workspace: Path, port: int, environment: Mapping[str, str]) -> _Service:
-    # Plain `dagster dev` would let every web page open on this machine use the UI.
+    # Plain `dagster dev` would accept requests from every web page that is open on this machine.
     command = [sys.executable, "-m", "cliniko_pipeline.orchestration.webserver", "dev", "--workspace", str(workspace)]
     return _Service(
         [*command, "--host", HOST, "--port", str(port), "--log-level", "warning"],
         environment,
-        # It ends with exit code 0 when its daemon or webserver does, and has logged the reason.
+        # If its daemon or webserver ends, `dagster dev` logs the reason and ends with exit code 0.
         "Dagster has ended by itself, or was killed. Start the command again: interrupted runs are repeated.",
     )
 
@@ -118,7 +118,7 @@ def _run_until_stopped(services: Sequence[_Service]) -> None:
     started: list[subprocess.Popen[bytes]] = []
     try:
         for service in services:
-            # In a session of its own: Ctrl-C reaches this process only, which ends each group in order.
+            # Each service has its own session, so that Ctrl-C reaches only this process, which ends them in order.
             process = subprocess.Popen(service.command, env=service.environment, start_new_session=True)  # noqa: S603
             started.append(process)
         while all(process.poll() is None for process in started):
@@ -134,7 +134,7 @@ def _run_until_stopped(services: Sequence[_Service]) -> None:
 
 
 def _end_groups(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End the process groups, the one started last first."""
+    """End the process groups. Signal the group that was started last first."""
     left = list(reversed(processes))
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         left = [process for process in left if _signal_group(process, sign)]
@@ -154,7 +154,7 @@ def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> boo
 
 
 def _free_port(wanted: int, service: str, option: str, *, taken: int | None = None) -> int:
-    """Return the port, or the next free one; `taken` counts as in use."""
+    """Return the wanted port, or the next free one. Skip the port `taken`."""
     last = min(wanted + MAX_PORTS_TRIED - 1, MAX_PORT)
     for port in range(wanted, last + 1):
         if port == taken:
