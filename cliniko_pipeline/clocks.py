@@ -1,4 +1,4 @@
-"""Differences of this machine's and Cliniko's clock from the database's."""
+"""Differences of this machine's clock and of Cliniko's clock from the database's clock."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -9,7 +9,7 @@ MACHINE = "This machine's clock"
 CLINIKO = "Cliniko's clock"
 
 _REPORTED_PART = 12
-"""A difference is reported above a twelfth of the allowed one: five minutes of an hour."""
+"""A difference is reported if it exceeds a twelfth of the allowed difference, such as 5 of 60 minutes."""
 
 _REMEDIES = {
     MACHINE: "Correct the wrong clock, this machine's or the database server's, with NTP.",
@@ -19,7 +19,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class ClockDifference:
-    """The time by which a clock is ahead of the database's (negative: behind), and the limit."""
+    """The time by which a clock is ahead of the database's clock, negative if it is behind, and the limit."""
 
     clock: str
     ahead: timedelta
@@ -35,7 +35,7 @@ class ClockDifference:
         return f"{self.clock} is {_in_words(abs(self.ahead))} {direction} the database's"
 
     def require_allowed(self) -> None:
-        """Raise ClockSkewError where the difference is larger than allowed."""
+        """Raise ClockSkewError if the difference is larger than allowed."""
         if abs(self.ahead) > self.allowed:
             raise ClockSkewError(
                 f"{self}, more than the {_in_words(self.allowed)} allowed (CLINIKO_MAX_CLOCK_SKEW_MINUTES): syncs"

@@ -1,6 +1,7 @@
-"""A pool of daemon threads, which the end of the process does not join.
+"""A pool of daemon threads, which do not delay the end of the process.
 
-`concurrent.futures` joins its threads: a request, or a wait between two attempts, would delay Ctrl-C by a minute.
+`concurrent.futures` waits for its threads, so that a request or a wait between two attempts could delay Ctrl-C by a
+minute.
 """
 
 import queue
@@ -13,7 +14,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 POLL_SECONDS = 0.1
-"""The main thread handles a signal that another thread received only between two waits."""
+"""The length of one wait. The main thread handles a signal that another thread received only after the wait."""
 
 
 class DaemonThreads:
@@ -42,7 +43,7 @@ class DaemonThreads:
                 return
             try:
                 future.set_result(work())
-            except BaseException as error:  # noqa: BLE001 -- raised again where the result is waited for
+            except BaseException as error:  # noqa: BLE001 -- the future raises it again
                 future.set_exception(error)
 
         self._queue.put(run)
@@ -65,6 +66,6 @@ class DaemonThreads:
 def wait_for(future: "Future[_T]") -> _T:
     """Return the future's result, or raise its error. A signal interrupts the wait."""
     while not future.done():
-        with suppress(TimeoutError):  # raised below if it is the work's own
+        with suppress(TimeoutError):  # raised below if the work raised it
             return future.result(POLL_SECONDS)
     return future.result()

@@ -1,4 +1,4 @@
-"""Dagster's composition root: all definitions, without logic."""
+"""The composition root for Dagster, which collects all definitions and contains no logic."""
 
 import dagster as dg
 
@@ -24,8 +24,8 @@ from cliniko_pipeline.runtime import Runtime
 def build_definitions(*, runtime: Runtime | None = None, listener: ProgressListener | None = None) -> dg.Definitions:
     """Return all definitions.
 
-    Callers that run jobs in their own process, the command line and tests, can pass a runtime to use instead of the
-    environment's, and a listener for the events of the clients.
+    The command line and tests run jobs in their own process. They can pass a runtime, which replaces the one made from
+    the environment, and a listener for the events of the Cliniko clients.
     """
     return dg.Definitions(
         assets=ASSETS,

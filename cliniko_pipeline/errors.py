@@ -5,28 +5,28 @@
     │   ├── SettingsError              an environment variable
     │   ├── ArgumentError              an argument of a command, a request or a run
     │   ├── DatabaseSetupError         the wrong database system, a missing table, privilege or migration
-    │   │   └── NoOrganizationsError   no organization is visible, though some were before
-    │   ├── DatabaseCopyError          a copy of the database that the pipeline was set up in: it sends nothing
+    │   │   └── NoOrganizationsError   organizations that were visible before are not visible any more
+    │   ├── DatabaseCopyError          the database is a copy of the original one, so no requests are sent
     │   ├── ClockSkewError             this machine's or Cliniko's clock is too far from the database's
     │   └── OrganizationUnknownError   the organization does not exist or has no active credentials
-    ├── CredentialsError               an organization needs other credentials
+    ├── CredentialsError               the organization's credentials do not work: replace them
     │   ├── CredentialsDecryptionError no encryption key decrypts the stored credentials
     │   ├── CredentialsFormatError     the value is not a Cliniko credential
     │   ├── AuthenticationError        Cliniko does not know the API key (401)
     │   └── PermissionDeniedError      the API key's user lacks a right (403)
-    ├── TransientError                 try again later: nothing has to be changed
+    ├── TransientError                 the cause is temporary: try again later without any change
     │   ├── ClinikoUnavailableError    time-outs, resets, 5xx or unreadable bodies in every attempt
-    │   ├── RateLimitedError           429 after every wait that Cliniko asked for
+    │   ├── RateLimitedError           429 even after every wait that Cliniko asked for
     │   └── DatabaseUnavailableError   PostgreSQL is down, or the connection was lost
     └── DataError                      a retry gives the same result: look at the data
         ├── RequestRejectedError       Cliniko refuses the request (400, 404, 422, ...)
         │   └── FieldRefusedError      Cliniko refuses to sort or filter a list by a field
         ├── LostMatchesError           suspiciously many patients would lose their contact
-        ├── UnexpectedResponseError    a well-formed answer that breaks the API's promise
+        ├── UnexpectedResponseError    a well-formed response that differs from the API's documentation
         └── ForeignLinkError           a link or redirect to another host: it is not followed
 
-A message is one line: what happened, and what to do next. It never holds a secret, a patient's data, a response body
-or the query of a URL.
+A message is one line that says what happened and what to do next. It never contains a secret, a patient's data, a
+response body or the query of a URL.
 """
 
 from typing import Literal, TypeVar
@@ -56,15 +56,15 @@ class DatabaseSetupError(ConfigurationError):
 
 
 class NoOrganizationsError(DatabaseSetupError):
-    """No organization is visible, though some were before: a policy hides them, or their rows are gone."""
+    """No organization is visible any more, because a policy hides them or their rows are gone."""
 
 
 class DatabaseCopyError(ConfigurationError):
-    """The database is a copy of the one that the pipeline was set up in: it sends no requests."""
+    """The database is a copy of the original one, so the pipeline sends no requests."""
 
 
 class ClockSkewError(ConfigurationError):
-    """Two clocks differ by more than is allowed: nothing is written by a time that may be wrong."""
+    """Two clocks differ by more than is allowed, so that times in the database might be wrong."""
 
 
 class OrganizationUnknownError(ConfigurationError):
@@ -72,7 +72,7 @@ class OrganizationUnknownError(ConfigurationError):
 
 
 class CredentialsError(ClinikoPipelineError):
-    """An organization's credentials do not work; it needs others."""
+    """The organization's credentials do not work and must be replaced."""
 
 
 class CredentialsDecryptionError(CredentialsError):
@@ -92,17 +92,17 @@ class PermissionDeniedError(CredentialsError):
 
 
 class TransientError(ClinikoPipelineError):
-    """The cause passes: a later attempt can succeed without any change."""
+    """The cause is temporary, so that a later attempt can succeed without any change."""
 
     permanent = False
 
 
 class ClinikoUnavailableError(TransientError):
-    """Cliniko could not be reached or gave no readable answer in any attempt."""
+    """Cliniko could not be reached or gave no readable response in any attempt."""
 
 
 class RateLimitedError(TransientError):
-    """Cliniko answers 429 after every wait that it asked for."""
+    """Cliniko responds with 429 even after every wait that it asked for."""
 
 
 class DatabaseUnavailableError(TransientError):
@@ -110,7 +110,7 @@ class DatabaseUnavailableError(TransientError):
 
 
 class DataError(ClinikoPipelineError):
-    """An answer or a value that a retry does not change."""
+    """A response or a value that a retry would not change."""
 
 
 class RequestRejectedError(DataError):
@@ -118,7 +118,7 @@ class RequestRejectedError(DataError):
 
 
 class FieldRefusedError(RequestRejectedError):
-    """Cliniko refuses to sort or filter a list by a field (HTTP 400 that names it)."""
+    """Cliniko refuses to sort or filter a list by a field (HTTP 400 or 422)."""
 
     use: Literal["sort", "filter"] = "filter"
     field: str = ""
@@ -129,7 +129,7 @@ class LostMatchesError(DataError):
 
 
 class UnexpectedResponseError(DataError):
-    """Cliniko's answer is well-formed but breaks the promise of its API."""
+    """Cliniko's response is well-formed but differs from the API's documentation."""
 
 
 class ForeignLinkError(DataError):
@@ -140,5 +140,5 @@ _Error = TypeVar("_Error", bound=ClinikoPipelineError)
 
 
 def in_organization(organization_id: str, error: _Error) -> _Error:
-    """Return the error with its organization named in the message."""
+    """Return the error with the organization's id at the start of its message."""
     return type(error)(f"Organization '{organization_id}': {error}")

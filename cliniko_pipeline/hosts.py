@@ -1,4 +1,4 @@
-"""The rule by which a host is this machine itself."""
+"""The rule that decides whether a host is this machine."""
 
 import ipaddress
 
@@ -6,7 +6,7 @@ import ipaddress
 def is_loopback(host: str) -> bool:
     """Return whether a host name or address is this machine, without resolving it.
 
-    Names under `localhost` are not: some resolvers send them to other machines.
+    Names that end with `.localhost` do not qualify, because some resolvers send them to other machines.
     """
     if host == "localhost":
         return True

@@ -6,7 +6,7 @@ from cliniko_pipeline.errors import ArgumentError
 
 
 def parse_instant(text: str) -> datetime:
-    """Return an ISO 8601 instant in UTC. Raise ArgumentError for other text, and without an offset."""
+    """Return an ISO 8601 instant with an offset, in UTC. Raise ArgumentError for any other text."""
     try:
         instant = datetime.fromisoformat(text)
         if instant.tzinfo is not None:

@@ -5,7 +5,7 @@ from cliniko_pipeline.postgres.operator_tables.organizations import Organization
 from cliniko_pipeline.postgres.operator_tables.sync_runs import OrganizationStatus
 
 REPORTED_IN_DETAIL = {"nothing_was_rejected", "counts_agree_with_cliniko"}
-"""Asset checks whose failures appear as more detailed problems."""
+"""Asset checks whose failures are left out, because other problems describe them in more detail."""
 
 
 def problems(organization: Organization, state: OrganizationStatus) -> list[str]:
@@ -36,15 +36,17 @@ def problems(organization: Organization, state: OrganizationStatus) -> list[str]
         )
     if state.doubtful_deletions:
         found.append(
-            f"{state.doubtful_deletions} records are no longer in Cliniko, too many to be believed deleted. If they are"
-            f" deleted, run `cliniko-pipeline sync {organization.id} --full --accept-deletions`."
+            f"{state.doubtful_deletions} records are no longer in Cliniko, too many to be marked as deleted without"
+            " confirmation. If they were deleted, run"
+            f" `cliniko-pipeline sync {organization.id} --full --accept-deletions`."
         )
     if state.full_readings_due:
         found.append(f"the next sync reads all records of some resources ({'; '.join(state.full_readings_due)}).")
     found += refused_fields(state)
     if state.patients_in_merge_loops:
         found.append(
-            f"{state.patients_in_merge_loops} patients are merged in a loop; the one with the lowest id represents it."
+            f"{state.patients_in_merge_loops} patients are merged in a loop; the patient with the lowest id represents"
+            " the loop."
         )
     return found
 

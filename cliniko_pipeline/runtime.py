@@ -1,6 +1,6 @@
-"""The composition root of a process: settings, database, vault and clients of Cliniko. Dagster is not imported.
+"""The composition root of a process, for its settings, database, vault and Cliniko clients. It does not import Dagster.
 
-The pool of connections and the request budgets are shared within the process.
+All threads of a process share its connection pool and its request budgets.
 """
 
 import time
@@ -26,12 +26,12 @@ from cliniko_pipeline.settings import Settings
 
 
 class Runtime:
-    """Settings, database, vault and clients, made by `open_runtime`. Thread-safe.
+    """The settings, database, vault and Cliniko clients of a process. Thread-safe.
 
     Args:
-        sleep: is called for every wait, so that a caller can end waits early.
-        wall_clock: this machine's clock in UNIX seconds. Only its difference from the database's clock is used.
-        elapsed: a clock that only advances, in seconds.
+        sleep: the function called for every wait, so that a caller can end waits early.
+        wall_clock: this machine's clock in UNIX seconds, which is only compared with the database's clock.
+        elapsed: a monotonic clock in seconds.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class Runtime:
         return self.database.now()
 
     def machine_clock(self) -> ClockDifference:
-        """Return how far this machine's clock is ahead of the database's."""
+        """Return how far this machine's clock is ahead of the database's clock."""
         before = self._wall_clock()
         now = self.database.now()
-        # The answer is from between the two.
+        # The database read its clock between the two readings of this machine's clock.
         return ClockDifference(MACHINE, at((before + self._wall_clock()) / 2) - now, self.max_clock_skew)
 
     def _compare_cliniko_clock(self, now: datetime) -> ClockDifference:
-        """Return how far Cliniko's clock, which shows `now`, is ahead of the database's."""
+        """Return how far Cliniko's clock, which shows `now`, is ahead of the database's clock."""
         return ClockDifference(CLINIKO, now - self.now(), self.max_clock_skew)
 
     def to_database_time(self, instant: datetime) -> datetime:
-        """Return this machine's instant by the database's clock; unchanged unless the clocks differ notably."""
+        """Convert an instant of this machine's clock to the database's clock, if the two differ notably."""
         difference = self.machine_clock()
         return instant - difference.ahead if difference.is_notable else instant
 
@@ -79,7 +79,7 @@ class Runtime:
 
     @cached_property
     def vault(self) -> Vault:
-        """The vault for stored credentials. Raise SettingsError without an encryption key."""
+        """The vault for stored credentials. Raises SettingsError if there is no encryption key."""
         return Vault(self.settings.ensure_encryption_keys())
 
     def credentials(self, organization_id: str) -> ClinikoCredentials:
@@ -103,7 +103,7 @@ class Runtime:
     ) -> ClinikoClient:
         """Return a client with the organization's stored credentials.
 
-        Raise the errors of `credentials` and `client_for`, and DatabaseCopyError where this database is a copy.
+        Raise the errors of `credentials` and `client_for`, and DatabaseCopyError if this database is a copy.
         """
         require_own(self.database)
         credentials = self.credentials(organization_id)
@@ -119,8 +119,8 @@ class Runtime:
     ) -> ClinikoClient:
         """Return a client with credentials that may not be stored yet.
 
-        Raise CredentialsFormatError where their host is not allowed, and SettingsError where the host needs
-        CLINIKO_CONTACT_EMAIL.
+        Raise CredentialsFormatError if the credentials' host is not allowed, and SettingsError if requests to that
+        host require CLINIKO_CONTACT_EMAIL and it is not set.
         """
         try:
             api_url = resolve_api_url(
@@ -145,11 +145,11 @@ class Runtime:
 def open_runtime(
     settings: Settings, *, sleep: Callable[[float], None] = time.sleep, elapsed: Callable[[], float] = time.monotonic
 ) -> Generator[Runtime, None, None]:
-    """Open the runtime with the database of the settings, or with the embedded one, which is started.
+    """Open the runtime; start the embedded database server unless DATABASE_URL is set.
 
-    `sleep` and `elapsed`: see Runtime. An operator's server is first used later.
+    `sleep` and `elapsed` are those of Runtime. Opening the runtime does not connect to the server in DATABASE_URL.
 
-    Raises DatabaseSetupError where the embedded server cannot run.
+    Raises DatabaseSetupError if the embedded server cannot run.
     """
     with ExitStack() as stack:
         if settings.database_url is None:

@@ -14,11 +14,11 @@ UNFINISHED_STATUSES = ("NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELIN
 """Dagster's statuses of runs that have not ended."""
 
 PARTITION_TAG = "dagster/partition"
-"""The organization of a run."""
+"""The tag with the organization of a run."""
 FULL_TAG = "cliniko_pipeline/full"
-"""Whether a run reads all records."""
+"""The tag that says whether a run reads all records."""
 TERMINAL_TAG = "cliniko_pipeline/terminal"
-"""Present on runs that the command line executes itself."""
+"""The tag of runs that the command line executes in its own process."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class SyncOptions:
     """The options of one sync.
 
     Attributes:
-        as_of: the instant that "recent" and "upcoming" refer to; None: now.
-        full: read all records, and mark those that Cliniko no longer has as deleted.
+        as_of: the instant that "recent" and "upcoming" refer to, None for the current time.
+        full: read all records, and mark records as deleted that Cliniko no longer has.
         accept_deletions: mark records as deleted even if suspiciously many are missing.
         accept_unmatched: map contacts even if suspiciously many patients lose theirs.
     """

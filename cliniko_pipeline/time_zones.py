@@ -1,4 +1,4 @@
-"""Time zones, by the names that the IANA's database gives them."""
+"""Time zones by their names in the IANA time zone database."""
 
 from datetime import UTC, tzinfo
 from functools import cache
@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 
 def time_zone(name: str | None) -> tzinfo:
-    """Return the time zone of this name; UTC where there is no name, or none that this machine knows."""
+    """Return the time zone of this name, or UTC if the name is None or unknown on this machine."""
     try:
         return UTC if name is None else ZoneInfo(name)
     except (KeyError, ValueError, OSError):
@@ -17,7 +17,7 @@ _known = cache(available_timezones)
 
 
 def iana_name(text: str | None) -> str | None:
-    """Return the IANA name that `text` is, or of whose city it is the name ("Sydney"); None: of no one zone."""
+    """Return the IANA name for an IANA name or a city ("Sydney"), or None unless one zone fits."""
     known = _known()
     if text is None or text in known:
         return text

@@ -81,7 +81,7 @@ def test_unfilterable_changes_are_read_with_everything():
 
 def test_group_that_cannot_be_isolated_fails_the_crawl():
     account = account_of([40], refused=frozenset({"sort:id", "filter:created_at"}))
-    with pytest.raises(UnexpectedResponseError, match="no order and refuses to filter by created_at"):
+    with pytest.raises(UnexpectedResponseError, match="no fixed order, and refuses to filter by created_at"):
         crawl(account, None, [])
 
 

@@ -68,7 +68,7 @@ def test_order_that_cannot_be_made_up_for_fails_the_sync(clinic: SyncedOrganizat
     clinic.sandbox.faults = Faults(refused_fields=(SORT_BY_ID, RefusedField("created_at", "filter")))
     clinic.clock.advance(hours=1)
     message = clinic.fail(full=True)
-    assert "patients: Cliniko gives records of one second no order and refuses to filter by created_at" in message
+    assert "patients: Cliniko returns records created in the same second in no fixed order, and refuses" in message
     after = clinic.pipeline.contents(clinic.id)
     unchanged = ("cliniko.patients", "cliniko.appointments", "public.active_patients")
     assert {name: after[name] for name in unchanged} == {name: tables[name] for name in unchanged}

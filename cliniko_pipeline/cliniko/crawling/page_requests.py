@@ -1,6 +1,7 @@
-"""Requests for a list's pages: several in flight, each page consistent in itself and with the page read before it.
+"""The requests for a list's pages, several of which may be in flight.
 
-A page requested before the previous one had arrived counts only if both announce the same number of entries.
+A page is requested again if it does not have the number of records that it should have. A page that was requested
+before the previous page arrived is also requested again if the two announce different numbers of entries.
 """
 
 from collections.abc import Callable
@@ -14,21 +15,21 @@ from cliniko_pipeline.cliniko.records import RecordT
 from cliniko_pipeline.errors import ClinikoUnavailableError, FieldRefusedError, UnexpectedResponseError
 
 MAX_CONTRADICTIONS = 10
-"""Per crawl: pages that contradict themselves, and growth of a list that cannot grow."""
+"""A crawl tolerates this many contradictions, such as an inconsistent page or the growth of a bounded list."""
 MAX_PAGES_IN_FLIGHT = 8
-"""A crawl that breaks off loses the pages in flight and as many that are held back."""
+"""A crawl that breaks off loses up to this many pages in flight, and up to this many pages that were held back."""
 SINGLE_PAGES_AFTER_A_CHANGE = 4
-"""Pages requested one by one after the list has changed: those in flight would be read in vain."""
+"""The number of pages requested one by one after a change, because another change would waste pages in flight."""
 
 RequestPage = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
-"""Request the address of a page with this number; return a function that waits for the page.
+"""A function that requests a page by its URL and number, and returns a function that waits for the page.
 
-The function may never be called.
+The crawl may never call the returned function.
 """
 
 
 class PageRequests(Generic[RecordT]):
-    """The requests of one crawl. Pages are requested from the last to the first."""
+    """The requests of one crawl, which reads the pages of a list backwards."""
 
     def __init__(
         self, request: RequestPage[RecordT], max_in_flight: int, fetch_part: FetchPart[RecordT] | None = None
@@ -37,31 +38,31 @@ class PageRequests(Generic[RecordT]):
         self._fetch_part = fetch_part
         self._max_in_flight = max_in_flight
         self._contradictions = 0
-        self._single_pages = 1  # until the number of entries is known
+        self._single_pages = 1  # The page that is read first announces the number of entries.
         self._in_flight: dict[str, tuple[int, Callable[[], FetchedPage[RecordT]]]] = {}
         self._last_total: int | None = None
         self.pages_read = 0
         self.requested_after = 0
-        """The pages that had been read when the last page was requested."""
+        """The number of pages that had been read when the latest page was requested."""
 
     @property
     def has_pages_in_flight(self) -> bool:
-        """Whether pages are in flight that were requested before the last one arrived."""
+        """Whether pages are in flight. All of them were requested before the latest page arrived."""
         return bool(self._in_flight)
 
     def discard_pages_in_flight(self) -> None:
-        """Forget the pages in flight because the list has changed; request the next ones singly."""
+        """Discard the pages in flight because the list has changed; request the next pages one by one."""
         self._in_flight.clear()
         self._single_pages = SINGLE_PAGES_AFTER_A_CHANGE
 
     def read(self, listing: Listing[RecordT], number: int, ahead: int = 0) -> FetchedPage[RecordT]:
-        """Return a page, and request up to `ahead` pages in front of it."""
+        """Return a page, and request up to `ahead` of the pages before it."""
 
         def fetch(url: str) -> FetchedPage[RecordT]:
             try:
                 return self._await_page(listing, url, number, ahead)
             except ClinikoUnavailableError as error:
-                # The pages in flight were requested before the parts are.
+                # The pages in flight may show an older state of the list than the parts will.
                 self.discard_pages_in_flight()
                 self.requested_after = self.pages_read
                 return self._read_in_parts(listing, number, error)
@@ -81,20 +82,21 @@ class PageRequests(Generic[RecordT]):
                 page = self._read_in_parts(listing, number, error)
             if not listing.can_filter_by("created_at"):
                 raise UnexpectedResponseError(
-                    f"{listing.resource.name}: Cliniko gives records of one second no order and refuses to filter by"
-                    " created_at, so that some may be missed. Nothing was marked as deleted: the next sync tries again"
+                    f"{listing.resource.name}: Cliniko returns records created in the same second in no fixed order,"
+                    " and refuses to filter by created_at, so that some may be missed. Nothing was marked as deleted:"
+                    " the next sync tries again"
                 )
             return page
 
         return self._read_consistent(listing, number, fetch)
 
     def count_contradiction(self, listing: Listing[RecordT], number: int) -> None:
-        """Raise UnexpectedResponseError after too many contradictions."""
+        """Count a contradiction; raise UnexpectedResponseError after too many of them."""
         self._contradictions += 1
         if self._contradictions > MAX_CONTRADICTIONS:
             raise UnexpectedResponseError(
-                f"{listing.resource.name}, page {number}: the list does not hold the number of entries it announces, "
-                "or never stays the same: try again later, and report this to Cliniko if it stays"
+                f"{listing.resource.name}, page {number}: the list does not have the number of entries it announces, "
+                "or keeps changing: try again later, and report this to Cliniko if the error persists"
             )
 
     def _read_consistent(
@@ -107,19 +109,19 @@ class PageRequests(Generic[RecordT]):
             except FieldRefusedError as error:
                 if not listing.refusals.add(listing.resource.name, error.use, error.field):
                     raise
-                # The pages in flight have the same field.
+                # The pages in flight were requested with the same field.
                 self._in_flight.clear()
                 continue
             check_next_link(page.next_url, url, listing, number)
             if page.is_consistent(number, listing.page_size):
                 return page
-            # Cliniko may count the entries a moment before or after it selects them.
+            # Request the page again, because Cliniko may count the entries before a change and select them after it.
             self.count_contradiction(listing, number)
 
     def _read_in_parts(
         self, listing: Listing[RecordT], number: int, error: ClinikoUnavailableError
     ) -> FetchedPage[RecordT]:
-        """Read a page in parts until they agree; raise the page's error if nothing else is answered either."""
+        """Read a page in parts until the parts agree; raise `error` if Cliniko returns no other record either."""
         if self._fetch_part is None:
             raise error
         while True:
@@ -137,7 +139,7 @@ class PageRequests(Generic[RecordT]):
         self._request_ahead(listing, number, ahead)
         page = wait()
         if page.total_entries != self._last_total:
-            # The list has changed. Pages in flight may have been selected before that.
+            # The list has changed, and Cliniko may have selected the pages in flight before the change.
             self._in_flight.clear()
             if self._last_total is not None:
                 self.discard_pages_in_flight()

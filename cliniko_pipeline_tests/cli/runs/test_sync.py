@@ -39,7 +39,7 @@ def test_deletions_are_accepted_in_a_terminal(command: CommandLine, clinics: Cli
     assert "patients: 1 of 2 records are no longer in Cliniko" in refused
     (doubtful,) = json.loads(command("status", "--json").stdout)
     assert (doubtful["patients"], doubtful["doubtful_deletions"]) == (2, 1)
-    assert any("too many to be believed deleted" in problem for problem in doubtful["problems"])
+    assert any("too many to be marked as deleted" in problem for problem in doubtful["problems"])
 
     shown = _in_a_terminal(command, "sync", name, "--full", "--accept-deletions", "--as-of", AS_OF.isoformat())
     for words in (r"\x1b\[", re.escape(name), "page 1/1", r"\d+ records", r"\d+ requests left this minute", "done"):

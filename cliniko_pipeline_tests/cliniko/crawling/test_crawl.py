@@ -159,7 +159,7 @@ def test_link_to_another_page_number_is_refused(query):
     "source", [List(150, end=10**9), List(500, end=2), List(0, end=10**9), List(100, end=2), List(3000, per_page=50)]
 )
 def test_list_that_contradicts_its_total_is_refused(source):
-    with pytest.raises(UnexpectedResponseError, match="the list does not hold"):
+    with pytest.raises(UnexpectedResponseError, match="the list does not have"):
         source.crawl()
     assert len(source.requested) <= MAX_CONTRADICTIONS + 5
 
@@ -171,7 +171,7 @@ def test_list_that_announces_missing_records_is_refused():
     def fetch(url, number):
         return source.fetch(url, number) if number == 1 else FetchedPage([], [], 10**12, None, MOMENT)
 
-    with pytest.raises(UnexpectedResponseError, match="page 10000000000: the list does not hold"):
+    with pytest.raises(UnexpectedResponseError, match="page 10000000000: the list does not have"):
         list(crawl(fetch))
 
 
@@ -182,7 +182,7 @@ def test_list_that_never_stops_growing_is_refused():
         source.total += 250
         return source.fetch(url, number)
 
-    with pytest.raises(UnexpectedResponseError, match="never stays the same"):
+    with pytest.raises(UnexpectedResponseError, match="keeps changing"):
         list(crawl(fetch))
     assert len(source.requested) <= 3 * MAX_CONTRADICTIONS
 
