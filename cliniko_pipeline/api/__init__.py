@@ -1,5 +1,5 @@
 """The HTTP service: active patients, syncs, webhooks, monitoring, and the web page.
 
-`application.py` puts it together; `routes/` has one file for each resource. It imports no Dagster: syncs are requested
-from Dagster's webserver over GraphQL.
+`application.py` builds the service, and `routes/` has one file per resource. The package does not import Dagster. It
+requests syncs from Dagster's webserver over GraphQL.
 """

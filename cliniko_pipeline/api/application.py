@@ -1,4 +1,4 @@
-"""The FastAPI application: routes, gate, problem details, and the middleware of every request."""
+"""The FastAPI application with its routes, gate, problem details and middleware."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -20,16 +20,17 @@ from cliniko_pipeline.runtime import Runtime
 DESCRIPTION = """
 The active patients of each organization, and the syncs that keep them current.
 
-Send a token of `cliniko-pipeline tokens create` as `Authorization: Bearer TOKEN`. Another organization's resources
-answer 404, like resources that do not exist. Errors are problem details (RFC 9457). All instants are UTC.
+Send a token of `cliniko-pipeline tokens create` as `Authorization: Bearer TOKEN`. A request for a resource of another
+organization gets status 404, as if the resource did not exist. Errors are problem details (RFC 9457). All instants are
+UTC.
 """
 
 MAX_BODY_BYTES = 64 * 1024
-"""Limit of every route but the webhooks, which have their own."""
+"""Limit for every route except the webhooks, which have their own limit."""
 
 
 def create_application(runtime: Runtime) -> FastAPI:
-    """Return the service on this runtime. It connects to the database and to Dagster with the first request only."""
+    """Return the service. It connects to the database and to Dagster only when a request needs them."""
     dagster = DagsterRuns(runtime.settings.dagster_url)
 
     @asynccontextmanager
@@ -41,7 +42,7 @@ def create_application(runtime: Runtime) -> FastAPI:
         title="cliniko_pipeline",
         version=version("cliniko_pipeline"),
         description=DESCRIPTION,
-        # FastAPI's documentation pages load scripts from other hosts; /openapi.json stays.
+        # FastAPI's documentation pages are off, because they load scripts from other hosts. /openapi.json is on.
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
@@ -62,7 +63,7 @@ def create_application(runtime: Runtime) -> FastAPI:
 
 
 class _LimitedBodies:
-    """Refuses large bodies. FastAPI reads a body before it checks the token."""
+    """Middleware that refuses large bodies, because FastAPI reads a body before it checks the token."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
@@ -88,7 +89,10 @@ class _LimitedBodies:
 
 
 class _SafeHeaders:
-    """Adds headers that keep health data out of caches, and browsers from guessing another content type."""
+    """Middleware that adds headers.
+
+    They keep health data out of caches and browsers from guessing another content type.
+    """
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application

@@ -1,6 +1,6 @@
-"""Client of Dagster's webserver: runs of `cliniko_sync` are launched, found and cancelled over GraphQL.
+"""Client that launches, finds and cancels runs of `cliniko_sync` over Dagster's GraphQL.
 
-`dagster_graphql` would import Dagster, which costs seconds and 100 MB of memory.
+The package `dagster_graphql` is not used, because it imports Dagster, which costs seconds and 100 MB of memory.
 """
 
 import logging
@@ -35,8 +35,10 @@ IDEMPOTENCY_TAG = "cliniko_pipeline/idempotency"
 
 TIMEOUT_SECONDS = 20
 MAX_CONCURRENT_REQUESTS = 10
-"""Requests that may wait for Dagster at a time. Each holds a thread, some a database connection: if Dagster hangs, the
-others are left for requests that do not need it.
+"""Requests that may wait for Dagster at the same time.
+
+Such a request occupies a thread, and may occupy a database connection. The limit leaves enough of both for requests
+that do not need Dagster, even if Dagster hangs.
 """
 
 MAX_UNFINISHED_RUNS = 50
@@ -45,7 +47,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class DagsterUnavailableError(TransientError):
-    """Dagster's webserver cannot be reached, or refuses."""
+    """Dagster's webserver cannot be reached, or it refuses the request."""
 
 
 class CancellationRefusedError(Exception):
@@ -83,13 +85,13 @@ _STATUSES = {
 
 @dataclass(frozen=True)
 class DagsterRun:
-    """A run of the main job, or of all its assets.
+    """A run of the main job, or of all its assets. Times are UTC.
 
     Attributes:
-        organization_id: the partition; None: the run has none.
-        is_full: None: unknown, the run was launched without the tag.
-        is_terminal: whether a terminal executes the run.
-        started_at: in UTC, as all times; None: not started.
+        organization_id: partition of the run; None if the run has no partition.
+        is_full: whether the run is a full sync; None if the run has no tag that says so.
+        is_terminal: whether a command in a terminal executes the run.
+        started_at: None if the run has not started.
     """
 
     run_id: str
@@ -130,7 +132,9 @@ _TERMINATE = "mutation ($id: String!) { terminateRun(runId: $id) { __typename } 
 
 
 class DagsterRuns:
-    """Client of the webserver at this URL. Thread-safe. Every method raises DagsterUnavailableError.
+    """Client of Dagster's webserver. Thread-safe.
+
+    Every method that returns or changes runs raises DagsterUnavailableError.
 
     Attributes:
         slots: limit of concurrent requests; callers take a slot before they take a thread.
@@ -138,7 +142,7 @@ class DagsterRuns:
 
     def __init__(self, url: str) -> None:
         self.slots = anyio.CapacityLimiter(MAX_CONCURRENT_REQUESTS)
-        # The webserver is in the operator's network: no proxy of the environment is used.
+        # The webserver is in the operator's network, so proxies of the environment are ignored.
         self._client = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, trust_env=False)
 
     def close(self) -> None:
@@ -161,7 +165,7 @@ class DagsterRuns:
         return self._find({"tags": [_tag(PARTITION_TAG, organization_id)]}, limit)
 
     def find(self, run_id: str) -> DagsterRun | None:
-        """Return the run; None: it does not exist, or is no sync."""
+        """Return the run, or None if it does not exist or is not a sync."""
         found = self._query(_GET, {"id": run_id})["runOrError"]
         return _parse_run(found) if found["__typename"] == "Run" and _is_sync(found) else None
 
@@ -190,8 +194,9 @@ class DagsterRuns:
         return launched["run"]["runId"]
 
     def cancel(self, run_id: str) -> None:
-        """Cancel the run: a queued run ends immediately, a running one after its current step. Raise
-        CancellationRefusedError.
+        """Cancel the run. Raise CancellationRefusedError if Dagster cannot cancel it.
+
+        A queued run ends immediately. A started run ends after its current step.
         """
         answer = self._query(_TERMINATE, {"id": run_id})["terminateRun"]["__typename"]
         if answer != "TerminateRunSuccess":
@@ -217,7 +222,7 @@ class DagsterRuns:
             response.raise_for_status()
             data: object = response.json().get("data")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
-            # The error's text holds the webserver's address.
+            # Only the error's type is logged, because its text contains the webserver's address.
             _LOG.warning("Dagster's webserver cannot be reached: %s", type(error).__name__)
             data = None
         if not isinstance(data, dict):
@@ -229,7 +234,7 @@ class DagsterRuns:
 
 
 def _is_sync(run: Mapping[str, Any]) -> bool:
-    """Return whether it is a run of the main job or, as in a backfill, of all its assets."""
+    """Return whether the run is of the main job or, as in a backfill, of all its assets."""
     selection = run["assetSelection"]
     if selection is None:
         return run["jobName"] == JOB

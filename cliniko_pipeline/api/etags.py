@@ -1,4 +1,4 @@
-"""ETags of answers, and their comparison with the header If-None-Match."""
+"""ETags of responses, and their comparison with the header If-None-Match."""
 
 import hashlib
 
@@ -9,5 +9,5 @@ def etag(body: bytes) -> str:
 
 
 def etag_matches(current: str, if_none_match: str) -> bool:
-    """Return whether the header, a list of ETags, names the current one. Proxies may have made it a weak one."""
+    """Return whether the header lists the current ETag, which proxies may have turned into a weak ETag."""
     return current in {sent.strip().removeprefix("W/") for sent in if_none_match.split(",")}

@@ -1,4 +1,4 @@
-"""Authentication: bearer tokens with their scopes and organizations, rate limits, and the log of refused requests."""
+"""Authentication by tokens, rate limits, and the log of refused requests."""
 
 import logging
 import threading
@@ -27,10 +27,10 @@ from cliniko_pipeline.runtime import Runtime
 READ, SYNC, ADMIN = "read", "sync", "admin"
 
 MAX_FOLLOWERS = 20
-"""Syncs that one token may follow at a time: each queries Dagster once a second."""
+"""Syncs that one token may follow at a time. Each followed sync queries Dagster once a second."""
 
 MAX_REFUSALS_PER_MINUTE = 100
-"""Distinct refusals that a process stores; equal ones are counted in one row."""
+"""Distinct refusals that a process stores per minute. Equal refusals share a row, which has their number."""
 
 OTHER_REFUSALS = Refusal("others", "", "", "", "", "")
 
@@ -47,9 +47,9 @@ class Principal:
     """The owner of a token.
 
     Attributes:
-        id: the token's id, or the issuer's id of the user.
-        organizations: None: all.
-        requests_per_minute: None: the setting holds.
+        id: id of the token; for a JWT, `jwt:` and the issuer's id of the user.
+        organizations: ids of the accessible organizations; None for all organizations.
+        requests_per_minute: limit of the token; None if the setting's limit applies.
     """
 
     id: str
@@ -58,16 +58,16 @@ class Principal:
     requests_per_minute: int | None = None
 
     def may(self, scope: str) -> bool:
-        """Return whether the scopes include this one."""
+        """Return whether the token's scopes include the scope."""
         return scope in self.scopes or ADMIN in self.scopes
 
     def sees(self, organization_id: str) -> bool:
-        """Return whether the token opens the organization."""
+        """Return whether the token may access the organization."""
         return self.organizations is None or organization_id in self.organizations
 
 
 class Gate:
-    """Authenticates requests and stores refusals. One for the process; thread-safe."""
+    """Authenticator of requests, which also stores refusals. Thread-safe; a process has one gate."""
 
     def __init__(self, runtime: Runtime, clock: Callable[[], float] = time.monotonic) -> None:
         self._runtime = runtime
@@ -81,7 +81,7 @@ class Gate:
 
     @contextmanager
     def hold_follower_slot(self, principal: Principal) -> Generator[None]:
-        """Hold a slot for a followed sync. Raise ProblemError (429) if the token has none left."""
+        """Occupy one of the token's slots for followed syncs. Raise ProblemError (429) if all are occupied."""
         with self._lock:
             if self._followers[principal.id] >= MAX_FOLLOWERS:
                 raise ProblemError(
@@ -95,10 +95,10 @@ class Gate:
         finally:
             with self._lock:
                 self._followers[principal.id] -= 1
-                self._followers += Counter()  # drops those at zero
+                self._followers += Counter()  # drops counts of zero
 
     def authenticate(self, request: Request, credentials: HTTPAuthorizationCredentials | None) -> Principal:
-        """Return the owner of the token. Raise ProblemError (401, 429)."""
+        """Return the owner of the request's token. Raise ProblemError (401, 429)."""
         if credentials is None:
             raise self.refuse(request, "no token", HTTPStatus.UNAUTHORIZED)
         principal = self._find_principal(request, credentials.credentials)
@@ -114,25 +114,26 @@ class Gate:
     ) -> ProblemError:
         """Store the refusal with its reason, and return the problem to raise."""
         route = request.scope.get("route")
-        named = "" if principal is None else str(request.path_params.get("organization_id", ""))
+        organization_id = "" if principal is None else str(request.path_params.get("organization_id", ""))
         refusal = Refusal(
             reason=reason,
             token_id=_plain(token_id if principal is None else principal.id),
-            # Behind a proxy of API_TRUSTED_PROXIES: the client's address as the proxy reports it.
+            # For a request through a proxy of API_TRUSTED_PROXIES, this is the address that the proxy reports.
             address=_plain(request.client.host if request.client else ""),
             method=request.method,
-            # The template: the caller chose the values in the path.
+            # The route's template is stored, because the caller chose the values in the path.
             route=getattr(route, "path", "")[:200],
             organization_id="",
         )
         try:
             with self._runtime.database.operator() as connection:
-                # Only ids that exist: any other is a text of the caller's choice.
-                if _plain(named) == named and organizations.find(connection, named) is not None:
-                    refusal = replace(refusal, organization_id=named)
+                # Only ids of known organizations are stored, because the caller can choose any other text.
+                is_plain = _plain(organization_id) == organization_id
+                if is_plain and organizations.find(connection, organization_id) is not None:
+                    refusal = replace(refusal, organization_id=organization_id)
                 api_tokens.note_refusal(connection, self._bounded(refusal))
         except ClinikoPipelineError as error:
-            # The request is refused all the same.
+            # The request is refused even if the refusal cannot be stored.
             _LOG.warning("A refused request could not be stored: %s", error)
         return ProblemError(status, _DETAILS[status], _HEADERS.get(status))
 
@@ -162,7 +163,7 @@ class Gate:
         with self._lock:
             is_within = self._limiter.hit(limit, principal.id)
         if not is_within:
-            # Not stored: there may be very many.
+            # These refusals are not stored, because there may be very many.
             raise ProblemError(status := HTTPStatus.TOO_MANY_REQUESTS, _DETAILS[status], _HEADERS[status])
 
     def _bounded(self, refusal: Refusal) -> Refusal:
@@ -190,7 +191,7 @@ _HEADERS = {
 
 
 def _plain(text: str) -> str:
-    """Return the caller's text, short and printable, fit for a table and a terminal."""
+    """Return the start of the caller's text, with `?` for each unprintable character."""
     return "".join(character if character.isprintable() else "?" for character in text[:100])
 
 
@@ -227,7 +228,7 @@ def requires(*scopes: str) -> Callable[..., Principal]:
 authenticate_reader = requires(READ)
 authenticate_syncer = requires(SYNC)
 authenticate_follower = requires(READ, SYNC)
-"""The scope `sync` opens syncs too, but no patients."""
+"""Tokens with the scope `sync` may follow syncs, although they may not read patients."""
 authenticate_administrator = requires(ADMIN)
 
 Reader = Annotated[Principal, Depends(authenticate_reader)]
@@ -237,8 +238,9 @@ Administrator = Annotated[Principal, Depends(authenticate_administrator)]
 
 
 def organization_for(authenticate: Callable[..., Principal]) -> Callable[..., Organization]:
-    """Return a dependency that injects the organization in the path. The answer is the same 404 if it does not exist
-    or the token does not open it.
+    """Return a dependency that injects the organization in the path.
+
+    The response is the same 404 for an unknown organization and for one that the token may not access.
     """
 
     def visible_organization(

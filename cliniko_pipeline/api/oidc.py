@@ -1,7 +1,7 @@
-"""JSON Web Tokens of an OpenID Connect issuer, such as the one that the application's users log in at.
+"""JSON Web Tokens of an OpenID Connect issuer, such as the login service of the application.
 
-The issuer's keys are fetched with the first token, and again when a token names an unknown key. Fetches are at least a
-minute apart: otherwise forged tokens could flood the issuer.
+The issuer's keys are fetched for the first token, every hour, and when a token has an unknown key. Two fetches are at
+least a minute apart, so that forged tokens cannot flood the issuer.
 """
 
 import threading
@@ -18,19 +18,19 @@ from cliniko_pipeline.errors import ClinikoPipelineError, TransientError
 from cliniko_pipeline.settings import Settings
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""Asymmetric ones only: with a shared secret, each verifier could issue tokens."""
+"""Only asymmetric algorithms are allowed, because with a shared secret every verifier could issue tokens."""
 
 LEEWAY_SECONDS = 30
-"""Tolerated difference of the issuer's clock."""
+"""Tolerated difference between the clocks of the issuer and of this machine."""
 
 FETCH_INTERVAL_SECONDS = 60
 KEY_LIFETIME_SECONDS = 3600
 FETCH_TIMEOUT_SECONDS = 5
 MAX_LOCK_WAIT_SECONDS = 1
-"""Wait for keys that another request is fetching."""
+"""Longest time to wait for keys that another request is fetching."""
 
 MAX_LIFETIME_SECONDS = 24 * 3600
-"""From `iat` to `exp`: a JWT cannot be revoked here."""
+"""Longest time from `iat` to `exp`. It is limited because a JWT cannot be revoked here."""
 
 MAX_ANSWER_BYTES = 1024 * 1024
 
@@ -40,12 +40,12 @@ class IssuerUnavailableError(TransientError):
 
 
 class TokenRefusedError(ClinikoPipelineError):
-    """The token is invalid; the message says why, and holds nothing of the token."""
+    """The token is invalid. The message says why, and contains no part of the token."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The owner of a token: the issuer's id of the user, and the organization."""
+    """The owner of a token. `subject` is the issuer's id of the user."""
 
     subject: str
     organization_id: str
@@ -94,8 +94,8 @@ class OidcVerifier:
 
     def _key(self, key_id: str) -> jwt.PyJWK:
         if not self._is_outdated() and key_id in (keys := self._keys):
-            return keys[key_id]  # without the lock: another request may be fetching keys
-        # Anybody can name an unknown key, and the issuer may hang: only one request waits for it.
+            return keys[key_id]  # without the lock, which another request may hold while it fetches keys
+        # Only one request waits for the issuer, because anybody can send an unknown key id and the issuer may hang.
         if not self._lock.acquire(timeout=MAX_LOCK_WAIT_SECONDS if self._is_outdated() else 0):
             raise _unavailable()
         try:

@@ -1,6 +1,6 @@
-"""Errors as problem details (RFC 9457), in one shape for all exceptions.
+"""Responses to errors, as problem details (RFC 9457).
 
-A problem never holds a secret, a patient's data, or a part of the request.
+A problem never contains a secret, a patient's data or a part of the request.
 """
 
 import logging
@@ -31,16 +31,16 @@ _LOG = logging.getLogger(__name__)
 MEANINGS = {
     400: "The request is malformed, or lacks a header.",
     401: "The token or the signature is missing, wrong, expired or revoked.",
-    403: "The token's scopes do not include this.",
-    404: "It does not exist, or the token does not open its organization: the answer is the same.",
-    405: "The route does not take that method; the header Allow lists those it takes.",
+    403: "The token's scopes do not allow this request.",
+    404: "The resource does not exist, or the token may not access its organization. Both cases get the same response.",
+    405: "The route does not support the method. The header Allow lists the supported methods.",
     408: "The body did not arrive in time.",
-    409: "The state does not allow it: the organization is disabled, or the sync cannot be cancelled.",
+    409: "The organization is disabled, or the sync cannot be cancelled.",
     413: "The body is too large.",
-    422: "A parameter or a field has a value that is not allowed; `errors` names it.",
-    429: "The token has sent too many requests; the header Retry-After says when to try again.",
-    500: "A defect, or the service is not set up correctly; its log says more.",
-    503: "The database or Dagster is unavailable, or the database is read-only; the header Retry-After says when to try"
+    422: "A parameter or a field has a value that is not allowed. `errors` lists the invalid ones.",
+    429: "The token has sent too many requests. The header Retry-After says when to try again.",
+    500: "The service has a defect or is not set up correctly. Its log says more.",
+    503: "The database or Dagster is unavailable, or the database is read-only. The header Retry-After says when to try"
     " again.",
 }
 """The meaning of each status, for the API's description and docs/errors.md."""
@@ -54,10 +54,10 @@ class WrongParameter(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """A problem by RFC 9457."""
+    """A problem as defined by RFC 9457."""
 
     type: str = Field(default="about:blank", examples=["about:blank"])
-    title: str = Field(examples=["Not Found"], description="The name of the status.")
+    title: str = Field(examples=["Not Found"], description="Name of the HTTP status.")
     status: int = Field(examples=[404])
     detail: str = Field(examples=["There is no such organization."], description="What happened and what to do next.")
     errors: list[WrongParameter] | None = Field(
@@ -66,7 +66,7 @@ class ProblemDetails(BaseModel):
 
 
 class ProblemError(Exception):
-    """A problem to answer the request with."""
+    """A problem that becomes the response."""
 
     def __init__(self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -76,12 +76,12 @@ class ProblemError(Exception):
 
 
 def not_found(detail: str = "There is nothing here that this token may see.") -> ProblemError:
-    """Return the problem both for resources that do not exist and for those of another organization."""
+    """Return the problem that missing resources and resources of other organizations share."""
     return ProblemError(HTTPStatus.NOT_FOUND, detail)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the problems of a route, for its OpenAPI description."""
+    """Return the OpenAPI descriptions of a route's problems."""
     return {
         status: {
             "model": ProblemDetails,
@@ -93,7 +93,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def answer_problems(application: FastAPI) -> None:
-    """Register handlers that answer every exception with a problem."""
+    """Register handlers that respond to every exception with a problem."""
     application.add_exception_handler(ProblemError, _answer_problem)
     application.add_exception_handler(ClinikoPipelineError, _answer_pipeline_error)
     application.add_exception_handler(RequestValidationError, _answer_invalid)
@@ -139,14 +139,14 @@ def _answer_pipeline_error(_request: Request, error: Exception) -> JSONResponse:
 
 def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 (by registration)
-    # Without the values: they may hold anything.
+    # The values are left out, because they may contain personal data.
     errors = [WrongParameter(where=".".join(map(str, found["loc"])), reason=_reason(found)) for found in error.errors()]
     detail = "The request is invalid: correct what `errors` lists, then send it again."
     return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
 
 
 def _reason(error: Mapping[str, Any]) -> str:
-    # FastAPI takes a body without a JSON content type for a string.
+    # FastAPI reads a body without a JSON content type as a string, so its own reason would mislead.
     if tuple(error["loc"]) == ("body",):
         return "Send a JSON object, with the header Content-Type: application/json"
     return str(error["msg"]).removeprefix("Value error, ")
@@ -161,7 +161,7 @@ def _answer_http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed_methods(request: Request) -> set[str]:
-    """Return the methods of all routes with the request's path; Starlette knows those of the first route only."""
+    """Return the methods of all routes with the request's path. Starlette knows only the first such route."""
     paths: dict[str, dict[str, object]] = request.app.openapi()["paths"]
     path = getattr(request.scope.get("route"), "path", request.url.path)
     return {method.upper() for method in paths.get(path, {})}
@@ -174,8 +174,9 @@ _HTTP_DETAILS = {
 
 
 class AnsweredDefects:
-    """Middleware that answers a defect with a problem. It logs the traceback without the error's text, which may hold
-    a patient's data.
+    """Middleware that responds to a defect with a problem.
+
+    It logs the traceback without the error's text, which may contain a patient's data.
     """
 
     def __init__(self, application: ASGIApp) -> None:

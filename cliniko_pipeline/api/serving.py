@@ -1,4 +1,4 @@
-"""uvicorn's configuration: limits on connections, and time limits for sending a head and a body.
+"""Configuration of uvicorn that limits connections and the time to send a request.
 
 An ASGI application sees a request when its head is complete. Before that, only the protocol can close the connection.
 """
@@ -15,11 +15,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cliniko_pipeline.settings import Settings
 
 MAX_CONNECTIONS = 500
-"""Half of the usual limit of open files; the rest is for the database and Dagster."""
+"""Half of the usual limit of open files. The other half is for the database and Dagster."""
 
 HEAD_SECONDS = 10
 BODY_SECONDS = 20
-"""Webhooks have a shorter limit of their own, which answers 408."""
+"""Webhooks have their own shorter limit, after which they get status 408."""
 
 SHUTDOWN_SECONDS = 10
 WARNING_INTERVAL_SECONDS = 60
@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection that is closed if there are too many, or if a head or body is not complete in time."""
+    """A connection that is closed if too many are open, or if a head or body is not complete in time."""
 
     _warned_at: ClassVar[float | None] = None
 
@@ -38,7 +38,7 @@ class BoundedProtocol(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept the connection, or close it if there are too many."""
+        """Accept the connection, or close it if too many are open."""
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             self._warn()
@@ -47,7 +47,7 @@ class BoundedProtocol(H11Protocol):
             self._set_deadline()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the data."""
+        """Parse the data and update the timer."""
         super().data_received(data)
         self._set_deadline()
 
@@ -57,7 +57,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _set_deadline(self) -> None:
-        """Start the timer when a head or body starts. Further bytes of it do not extend the time."""
+        """Start the timer when a head or body starts. Further bytes do not extend the time."""
         state: Any = self.conn.their_state
         if state is self._client_state:
             return
@@ -86,18 +86,18 @@ class BoundedProtocol(H11Protocol):
 
 
 def server_configuration(application: ASGIApp, settings: Settings, **options: Any) -> uvicorn.Config:
-    """Return uvicorn's configuration for the application, with further options of uvicorn's."""
+    """Return the configuration for the application. `options` are passed to uvicorn."""
     return uvicorn.Config(
         application,
         # h11 limits heads to 16 KiB, and ignores headers after the body (trailers).
         http=BoundedProtocol,
         ws="none",
         log_config=None,
-        # URLs name organizations and contacts.
+        # The access log is off, because URLs contain ids of organizations and contacts.
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        # X-Forwarded-For sets the address stored with a refusal: only trusted proxies may send it.
+        # Only trusted proxies may send X-Forwarded-For, because it sets the address stored with a refusal.
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
         **options,

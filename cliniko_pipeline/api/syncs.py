@@ -1,4 +1,4 @@
-"""Syncs as the API describes them: Dagster's run and the stored row of `cliniko.sync_runs`, put together."""
+"""Syncs of the API, which combine Dagster's run with the row of `cliniko.sync_runs`."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -39,10 +39,12 @@ class SyncProgress(BaseModel):
     """Progress of a running sync, as last stored."""
 
     resource: str = Field(examples=["individual_appointments"])
-    records_read: int = Field(examples=[4200], description="Of this resource.")
-    records: int = Field(examples=[6265], description="Total of this resource.")
-    requests: int = Field(examples=[57], description="Requests to Cliniko so far, of all resources.")
-    seconds_left: float | None = Field(examples=[38.5], description="Estimate for this resource; null: none yet.")
+    records_read: int = Field(examples=[4200], description="Records of this resource read so far.")
+    records: int = Field(examples=[6265], description="All records of this resource.")
+    requests: int = Field(examples=[57], description="Requests to Cliniko so far, for all resources.")
+    seconds_left: float | None = Field(
+        examples=[38.5], description="Estimated time left for this resource. null if there is no estimate yet."
+    )
     at: AwareDatetime
 
 
@@ -58,25 +60,25 @@ class SyncedTable(BaseModel):
 
 
 class Sync(BaseModel):
-    """A sync: its status, progress and results."""
+    """A sync with its status, progress and results."""
 
     id: UUID
     organization_id: str = Field(examples=["surf-rehab"])
     status: SyncStatus
-    full: bool | None = Field(description="Whether it is a full sync; null: not known yet.")
+    full: bool | None = Field(description="Whether this is a full sync. null if not known yet.")
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
     requests: int = Field(description="Requests to Cliniko.")
     seconds_waited: float = Field(description="Seconds waited for Cliniko's rate limit.")
-    progress: SyncProgress | None = Field(description="While it is running.")
+    progress: SyncProgress | None = Field(description="Set only while the sync is running.")
     tables: list[SyncedTable]
-    error: str | None = Field(description="Why it failed.", examples=[None])
+    error: str | None = Field(description="Why the sync, or a step of a running sync, failed.", examples=[None])
     url: str = Field(description="The run in the Dagster UI.", examples=["https://dagster.example.org/runs/..."])
 
 
 @dataclass(frozen=True)
 class SyncFinder:
-    """Finds syncs for the principal of a request."""
+    """Finder of syncs for one request."""
 
     request: Request
     gate: Gate
@@ -84,9 +86,10 @@ class SyncFinder:
     dagster: DagsterRuns
 
     def find(self, principal: Principal, run_id: str, organization_id: str | None = None) -> Sync:
-        """Return the sync. Raise ProblemError (404) if it does not exist or the token does not open its
-        organization, and DagsterUnavailableError if only Dagster could say which. Without `organization_id` the
-        organization is looked up.
+        """Return the sync. Without `organization_id`, look up its organization.
+
+        Raise ProblemError (404) if the sync does not exist or the token may not access its organization. Raise
+        DagsterUnavailableError if this cannot be decided without Dagster.
         """
         unavailable: DagsterUnavailableError | None = None
         try:
@@ -106,7 +109,7 @@ class SyncFinder:
         return describe_sync(self.runtime, organization_id, stored, run)
 
     def latest_runs(self, organization_id: str, limit: int) -> Sequence[DagsterRun]:
-        """Return Dagster's latest runs of the organization, none while Dagster cannot be reached."""
+        """Return Dagster's latest runs of the organization, or no runs if Dagster cannot be reached."""
         try:
             return self.dagster.list_latest(organization_id, limit)
         except DagsterUnavailableError:
@@ -136,7 +139,7 @@ _T = TypeVar("_T")
 
 
 def needs_dagster(function: Callable[_P, _T]) -> Callable[_P, Awaitable[_T]]:
-    """Run a route or dependency that has a parameter `finder` in a thread, once a slot of DagsterRuns is free."""
+    """Make the function wait for a slot of DagsterRuns, then run in a thread. It needs the parameter `finder`."""
 
     @wraps(function)
     async def run_in_slot(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -164,8 +167,9 @@ CancellableSync = Annotated[Sync, Depends(sync_for(authenticate_syncer))]
 
 
 def describe_sync(runtime: Runtime, organization_id: str, stored: StoredSync | None, run: DagsterRun | None) -> Sync:
-    """Return the sync from its stored row and Dagster's run, of which at least one is given. Stored values win, but
-    for the status: a killed process stores none.
+    """Combine a stored row with Dagster's run, at least one of which must be given.
+
+    Stored values take precedence, except for the status, because a killed process does not store its end.
     """
     known: dict[str, Any] = {}
     if run is not None:
@@ -197,7 +201,7 @@ def _progress(stored: StoredSync) -> SyncProgress | None:
     if progress is None:
         return None
     at = datetime.fromisoformat(progress["at"])
-    # The clock of the estimate starts when the first page has been read.
+    # `begun_at` is the time when the first page had been read, so that page is not part of the estimate.
     read, left = progress["pages_read"] - 1, progress["pages"] - progress["pages_read"]
     seconds = (at - datetime.fromisoformat(progress["begun_at"])).total_seconds()
     return SyncProgress(

@@ -10,7 +10,7 @@ const MAX_RECONNECT_SECONDS = 15;
 const SILENCE_SECONDS = 60;
 const MAX_CSV_PAGES = 500;
 
-/** An error, with the text of the API's problem details. `wait`: seconds until a retry may help, or null. */
+/** An error with the text of the API's problem details. `wait` is the seconds until a retry may help, or null. */
 export class Problem extends Error {
   constructor(status, detail, wait = null) {
     super(detail);
@@ -40,7 +40,7 @@ export function storeToken(text) {
   try {
     sessionStorage.setItem(TOKEN, token);
   } catch {
-    // The variable holds it.
+    // The token is stored in the variable only.
   }
   return true;
 }
@@ -62,12 +62,12 @@ export function randomKey() {
 
 export const organizationPath = (id, rest = "") => `v1/organizations/${encodeURIComponent(id)}${rest}`;
 
-/** Returns the JSON answer to a GET. Throws Problem, LoggedOut, or AbortError once the signal is aborted. */
+/** Returns the JSON response to a GET. Throws Problem, LoggedOut, or AbortError if the signal is aborted. */
 export async function get(path, query = {}, { signal } = {}) {
   return (await request("GET", path, { query, signal })).json();
 }
 
-/** Sends a request, and again after the time in Retry-After if the answer is 429 or 503. Throws as `get` does. */
+/** Sends a request. After status 429 or 503, sends it again when Retry-After allows. Throws the errors of `get`. */
 export async function request(method, path, { query = {}, body, headers = {}, signal } = {}) {
   for (let retries = 0; ; retries += 1) {
     const response = await send(method, path, { query, body, headers, signal });
@@ -111,14 +111,14 @@ async function problemOf(response) {
     const body = await response.json();
     if (typeof body.detail === "string" && body.detail !== "") detail = body.detail;
   } catch {
-    // Not JSON: probably a proxy's error page.
+    // The body is not JSON; it is probably a proxy's error page.
   }
   if (![429, 503].includes(response.status)) return new Problem(response.status, detail);
   const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
   return new Problem(response.status, detail, Math.min(Math.max(wait || DEFAULT_WAIT_SECONDS, 1), MAX_WAIT_SECONDS));
 }
 
-// One notice for all requests that wait for a retry.
+// All requests that wait for a retry share one notice.
 
 const waiting = new Map();
 let ticking = null;
@@ -163,7 +163,7 @@ const pause = (seconds, signal) =>
 
 /**
  * Follows a sync until it has ended, and returns its final state. Calls `onSync` with every state, and `onReconnect`
- * before it reopens a lost connection. Throws as `get` does.
+ * before it reopens a lost connection. Throws the errors of `get`.
  */
 export async function follow(id, { signal, onSync, onReconnect }) {
   for (let reconnects = 0; ; reconnects += 1) {
@@ -186,7 +186,7 @@ export async function follow(id, { signal, onSync, onReconnect }) {
   }
 }
 
-/** Yields the server-sent events of a stream. EventSource cannot send the token. */
+/** Yields the server-sent events of a stream. The browser's EventSource is not used, because it cannot send the token. */
 async function* readEvents(stream, signal) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -208,7 +208,7 @@ async function* readEvents(stream, signal) {
   }
 }
 
-/** Waits for a read, at most SILENCE_SECONDS: the service sends a ping more often than that. */
+/** Waits for a read. Fails after SILENCE_SECONDS, because the service sends pings more often than that. */
 function readWithTimeout(read, signal) {
   const timer = new AbortController();
   const silence = pause(SILENCE_SECONDS, timer.signal).then(() => { throw new TypeError("silence"); });
@@ -218,7 +218,7 @@ function readWithTimeout(read, signal) {
   });
 }
 
-/** Loads all pages as one CSV text. `isComplete`: false if MAX_CSV_PAGES were not enough. */
+/** Loads up to MAX_CSV_PAGES pages as one CSV text. `isComplete` is false if there are more. */
 export async function loadCsv(path, query, { signal }) {
   const parts = [];
   let cursor = null;

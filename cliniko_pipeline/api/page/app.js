@@ -1,4 +1,4 @@
-// The page: login, the choice of the view, and what all views share.
+// The login, the choice of the view, and everything that all views share.
 
 import { forgetToken, get, hasToken, LoggedOut, retryNow, storeToken } from "./api.js";
 import { make } from "./elements.js";

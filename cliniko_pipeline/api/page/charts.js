@@ -1,4 +1,4 @@
-// Charts as SVG, each with a text alternative and a table of its data. They are redrawn when their width changes.
+// SVG charts, each with a text alternative and a table of its data. A chart is redrawn when its width changes.
 
 import { count, day, fullDay, number } from "./formats.js";
 import { draw, make, put } from "./elements.js";

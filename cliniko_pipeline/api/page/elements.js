@@ -1,4 +1,4 @@
-// DOM elements made of text. Texts of the API may be hostile: they never become markup.
+// DOM elements made of text. Texts of the API never become markup, because they may be hostile.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -30,7 +30,7 @@ export function put(element, ...children) {
   }
 }
 
-/** Isolates a text of the API: its right-to-left marks do not reorder the text around it. */
+/** Isolates a text of the API, so that its right-to-left marks do not reorder the text around it. */
 export function isolate(text) {
   return make("bdi", {}, text);
 }
@@ -41,15 +41,15 @@ export function makeLink(address, label) {
   try {
     url = new URL(address);
   } catch {
-    // Shown as text.
+    // An invalid address is shown as text.
   }
   if (url === null || !["http:", "https:"].includes(url.protocol)) return make("span", {}, label);
   return make("a", { href: url.href, target: "_blank", rel: "noopener noreferrer" }, label);
 }
 
 /**
- * Makes a table that becomes a list of cards on narrow screens. The cards' CSS removes the implicit roles, so they are
- * set. Columns: {title, cell(row), number, heading}.
+ * Makes a table that becomes a list of cards on narrow screens. Roles are set because the cards' CSS removes the
+ * implicit ones. A column is {title, cell(row), number, heading}.
  */
 export function makeTable(caption, columns, rows) {
   const head = columns.map((column) =>

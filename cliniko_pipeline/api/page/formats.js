@@ -11,12 +11,12 @@ const REFRESH_SECONDS = 20;
 
 export const number = (value) => NUMBER.format(value);
 
-/** "1 sync", "3 syncs". */
+/** Returns a text such as "1 sync" or "3 syncs". */
 export const count = (value, one, many = `${one}s`) => `${number(value)} ${value === 1 ? one : many}`;
 
 export const capitalize = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-/** "4 minutes ago", "in 3 days". */
+/** Returns a text such as "4 minutes ago" or "in 3 days". */
 export function relative(instant, now = Date.now()) {
   const seconds = (instant.getTime() - now) / 1000;
   if (Math.abs(seconds) < 45) return seconds > 10 ? "in a moment" : "just now";
@@ -29,10 +29,10 @@ export function relative(instant, now = Date.now()) {
 export const day = (text) => DAY.format(new Date(`${text}T00:00:00Z`));
 export const fullDay = (text) => FULL_DAY.format(new Date(`${text}T00:00:00Z`));
 
-/** The instant in UTC, to the second. */
+/** Returns the instant in UTC, with seconds. */
 export const exact = (instant) => `${instant.toISOString().slice(0, 19).replace("T", " ")} UTC`;
 
-/** "12 s", "3 min 5 s", "2 h 10 min". */
+/** Returns a text such as "12 s", "3 min 5 s" or "2 h 10 min". */
 export function duration(seconds) {
   if (seconds < 1) return "under 1 s";
   if (seconds < 60) return `${Math.round(seconds)} s`;

@@ -56,7 +56,7 @@ export async function showOrganization(main, { id, signal, onLoggedOut }) {
 
   async function loadSyncs() {
     await syncs.show(() => load("/syncs", { limit: SYNCS_SHOWN }), (page) => {
-      // It may have been requested elsewhere, or before the page was opened.
+      // The unfinished sync may have been requested elsewhere, or before the page was opened.
       const unfinished = page.items.find(isUnfinished);
       if (unfinished !== undefined) control.follow(unfinished.id);
       return makeSyncTable(page.items);
@@ -91,7 +91,7 @@ export async function showOrganization(main, { id, signal, onLoggedOut }) {
   await loadAll();
 }
 
-/** Problems of age. The API reports them only if a daemon runs. */
+/** Returns the problems of old data, which the API reports only while a daemon runs. */
 function ageProblems({ is_active: isActive, last_success_at: last }) {
   if (!isActive) return ["The organization is disabled: it is not synced."];
   if (last === null) return ["There was no successful sync yet."];
@@ -131,7 +131,7 @@ function renderTrend(trend) {
 
 const rowsPerPage = () => (NARROW.matches ? ROWS_PER_PAGE.narrow : ROWS_PER_PAGE.wide);
 
-/** The patients with the latest appointments, as many as MAX_CHART_PAGES hold. */
+/** Loads the patients with the latest appointments, at most MAX_CHART_PAGES pages. */
 async function loadLatestPatients(load) {
   const found = [];
   let cursor = null;
@@ -171,14 +171,14 @@ const SORTS = [
   ["total_appointment_count asc", "Fewest appointments in total"],
   ["contact_id asc", "Contact id"],
 ];
-const UPCOMING = [["", "All"], ["true", "With an upcoming appointment"], ["false", "Without one"]];
+const UPCOMING = [["", "All"], ["true", "With an upcoming appointment"], ["false", "Without an upcoming appointment"]];
 
 function makeChoice(id, label, options, onchange) {
   const select = make("select", { id, onchange }, options.map(([value, text]) => make("option", { value }, text)));
   return { select, node: make("p", { class: "choice" }, make("label", { for: id }, label), select) };
 }
 
-/** Fills the panel; returns a function that shows the first page. */
+/** Fills the panel. Returns a function that shows the first page. */
 function fillActivePatients(panel, { load, path, id, signal, onLoggedOut }) {
   const sorted = makeChoice("sort", "Sort by", SORTS, () => first());
   const filtered = makeChoice("upcoming", "Show", UPCOMING, () => first());
@@ -254,7 +254,7 @@ const CANDIDATES = {
 };
 const PEOPLE_COLUMNS = { unmatched: [PATIENT], ambiguous: [PATIENT, CANDIDATES] };
 
-/** Makes the pages of a list: forward by the API's cursors, back by the earlier ones. */
+/** Makes the pages of a list. The API gives the cursor of the next page; the earlier cursors are remembered. */
 function makePages(panel, load, render) {
   const cursors = [null];
 
@@ -265,7 +265,7 @@ function makePages(panel, load, render) {
       const isAlone = cursors.length === 1 && page.next_cursor === null;
       const place = make("span", { class: "faint", role: "status" }, `Page ${number(cursors.length)}`);
       const buttons = isAlone ? null : make("nav", { class: "paging", "aria-label": "Pages" }, back, place, next);
-      // The buttons are replaced: the focus returns to the pressed one, or to the other if it is disabled.
+      // The buttons are replaced, so the focus moves to the new pressed button, or to the other if that is disabled.
       const pressed = focused === "next" ? [next, back] : [back, next];
       if (focused !== null) queueMicrotask(() => requestAnimationFrame(() => pressed.find((button) => !button.disabled)?.focus()));
       return [render(page.items), buttons];

@@ -1,4 +1,4 @@
-// The organizations that the token opens; those with a bad state come first.
+// The organizations that the token may access. Organizations in a bad state come first.
 
 import { get } from "./api.js";
 import { isolate, make, makeTable, put } from "./elements.js";
@@ -76,7 +76,7 @@ export async function showOverview(main, { signal, onLoggedOut }) {
   await load();
 }
 
-const NONE = "This token opens no organization that has Cliniko credentials.";
+const NONE = "This token may not access any organization with Cliniko credentials.";
 
 const COLUMNS = [
   {

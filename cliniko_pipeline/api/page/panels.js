@@ -1,9 +1,9 @@
-// Sections of a view. Each loads by itself: if one fails, it shows the problem, and the others still work.
+// Sections of a view. Each section loads by itself, so a section that fails shows its problem and the rest still work.
 
 import { LoggedOut } from "./api.js";
 import { make } from "./elements.js";
 
-/** Whether an error needs no message in the view: another view is shown, or the login is, since the token was refused. */
+/** Returns whether an error needs no message, because another view is shown. Shows the login if the token was refused. */
 export function isHandled(error, { signal, onLoggedOut }) {
   if (error instanceof LoggedOut) onLoggedOut(error);
   return signal.aborted || error.name === "AbortError" || error instanceof LoggedOut;
@@ -20,8 +20,8 @@ export function makeProblem(error, retry = null) {
 }
 
 /**
- * A section with a heading. `show(load, render)` fills it: `load` returns data of the API, `render` makes nodes of it.
- * Of several calls only the last is shown.
+ * A section with a heading. `show(load, render)` fills the section: `load` returns data of the API, and `render` makes
+ * nodes of the data. A later call replaces an earlier one that is still loading.
  */
 export class Panel {
   #calls = 0;

@@ -1,4 +1,4 @@
-// The state of an organization: a word, a sign and a colour.
+// The state of an organization, shown by a word, a sign and a colour.
 
 import { make } from "./elements.js";
 
@@ -13,12 +13,12 @@ export const STATES = {
   disabled: { word: "disabled", sign: "–", rank: 4 },
 };
 
-/** Whether the last success is older than a day, whatever the schedule. */
+/** Returns whether the last success is older than a day, for any schedule. */
 export const isOld = (last, now = Date.now()) => last === null || now - Date.parse(last) > OLD_HOURS * 3600000;
 
 /**
- * Returns the key in STATES. Stale: the check of the daemon has failed, or the last success is older than a day, as
- * happens while the daemon does not run.
+ * Returns the organization's key in STATES. An organization is stale if its freshness check has failed, or if the last
+ * success is older than a day. The freshness check cannot fail while Dagster's daemon does not run.
  */
 export function stateOf(organization) {
   if (!organization.is_active) return "disabled";
@@ -28,7 +28,7 @@ export function stateOf(organization) {
   return organization.failed_checks.some((check) => check.startsWith(`${FRESHNESS}:`)) ? "stale" : "fresh";
 }
 
-/** The failed asset checks without the freshness check, which the state shows. */
+/** Returns the failed asset checks, except the freshness check, which the state shows. */
 export const otherFailedChecks = (organization) => organization.failed_checks.filter((check) => !check.startsWith(`${FRESHNESS}:`));
 
 /** Makes the badge of a state. */

@@ -1,4 +1,4 @@
-// Syncs: requested, followed, cancelled and listed.
+// Requests, follows, cancels and lists syncs.
 
 import { follow, organizationPath, Problem, randomKey, request } from "./api.js";
 import { askConfirmation, isolate, make, makeLink, makeTable } from "./elements.js";
@@ -16,7 +16,7 @@ const STEPS = {
 
 export const isUnfinished = (sync) => UNFINISHED.includes(sync.status);
 
-/** The buttons, and the progress and result of a followed sync. Calls `onEnded` when it has ended. */
+/** The buttons, and the progress and result of a followed sync. Calls `onEnded` when the sync has ended. */
 export class SyncControl {
   constructor(organizationId, { signal, onLoggedOut, onEnded }) {
     this.organizationId = organizationId;
@@ -24,7 +24,7 @@ export class SyncControl {
     this.onLoggedOut = onLoggedOut;
     this.onEnded = onEnded;
     this.followed = null;
-    // A list loaded just before the end of a sync must not make it followed again.
+    // Ended syncs are not followed again, even if a list that was loaded earlier shows them as running.
     this.ended = new Set();
     this.sync = make("button", { type: "button", class: "main", onclick: () => this.#start(false) }, "Sync now");
     this.full = make("button", { type: "button", onclick: () => this.#askForFull() }, "Full sync …");
@@ -98,7 +98,7 @@ export class SyncControl {
     this.result.replaceChildren(...(failure === null ? resultOf(ended) : [failure]));
     this.#announce(failure === null ? `The sync ${OUTCOMES[ended.status]}.` : "");
     if (hadFocus) this.heading.focus();
-    // After a failure the user may retry: reloading everything would follow the sync again immediately.
+    // After a failure, the user decides about a retry. Reloading everything would follow the sync again immediately.
     if (failure !== null) return;
     this.ended.add(id);
     this.onEnded();
@@ -135,7 +135,7 @@ export class SyncControl {
     this.#showSilence();
   }
 
-  /** Says how long nothing has changed: the API sends changes only. */
+  /** Shows how long nothing has changed, which the page must count because the API sends only changes. */
   #showSilence() {
     const seconds = this.updatedAt === null ? 0 : Math.floor((Date.now() - this.updatedAt) / 1000);
     const silence = `No progress for ${duration(seconds)}: the sync may be waiting for Cliniko's rate limit.`;
@@ -163,7 +163,7 @@ export class SyncControl {
     this.node.hidden = false;
     this.heading.textContent = "Sync";
     this.result.replaceChildren(make("p", {}, "Requesting the sync …"));
-    // A retried request has the same key, so it starts no second sync.
+    // A retried request has the same key, so it does not start another sync.
     const headers = { "Idempotency-Key": randomKey() };
     try {
       const path = organizationPath(this.organizationId, "/syncs");
@@ -206,7 +206,7 @@ function resultOf(sync) {
   ].filter((node) => node !== null);
 }
 
-/** Duration in seconds; null: not started or not ended. */
+/** Returns the duration in seconds, or null if the sync has not started or not ended. */
 function secondsOf(sync) {
   if (sync.started_at === null || sync.finished_at === null) return null;
   return (Date.parse(sync.finished_at) - Date.parse(sync.started_at)) / 1000;

@@ -1,4 +1,4 @@
-"""The routes, one file for each resource."""
+"""The routes of the HTTP API, with one file per resource."""
 
 from cliniko_pipeline.api.routes import active_patients, health, metrics, organizations, syncs, webhooks
 

@@ -1,4 +1,4 @@
-"""Active patients in pages, as JSON or CSV, and their number over time."""
+"""Routes of active patients, in pages of JSON or CSV, and of their number over time."""
 
 import base64
 import binascii
@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1/organizations/{organization_id}", tags=["active p
 
 
 def _require_instant(value: object) -> object:
-    # pydantic takes a number for seconds since 1970.
+    # pydantic would read a number as seconds since 1970.
     if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value):
         raise ValueError("must be an instant such as 2026-01-31T09:30:00Z")
     return value
@@ -64,26 +64,27 @@ class ActivePatient(BaseModel):
 
     contact_id: UUID
     recent_appointment_count: int = Field(
-        examples=[3], description="From `search_date_from` to `search_date_to`: 60 days by default."
+        examples=[3],
+        description="Appointments from `search_date_from` to `search_date_to`, which are 60 days apart by default.",
     )
-    upcoming_appointment_count: int = Field(examples=[1], description="After `search_date_to`.")
-    total_appointment_count: int = Field(examples=[17], description="At any time.")
+    upcoming_appointment_count: int = Field(examples=[1], description="Appointments after `search_date_to`.")
+    total_appointment_count: int = Field(examples=[17], description="Appointments at any time.")
     last_appointment_date: AwareDatetime | None
     recent_appointments: list[Attendance] = Field(description="The latest first.")
     upcoming_appointments: list[Attendance] = Field(description="The soonest first.")
     search_date_from: AwareDatetime
-    search_date_to: AwareDatetime = Field(description="The instant that the sync counted as now.")
+    search_date_to: AwareDatetime = Field(description="The instant that the sync used as the current time.")
 
 
 class ActivePatientsPage(BaseModel):
     """A page of active patients, all written by one sync."""
 
     items: list[ActivePatient]
-    next_cursor: str | None = Field(description="Of the next page; null: this is the last one.")
+    next_cursor: str | None = Field(description="Cursor of the next page, or null on the last page.")
 
 
 class DayOfTrend(BaseModel):
-    """The number of active patients at the end of a day, UTC."""
+    """The number of active patients at the end of a UTC day."""
 
     day: str = Field(examples=["2026-06-15"])
     active_patients: int = Field(examples=[225])
@@ -104,7 +105,7 @@ class PageQuery(BaseModel):
     cursor: str | None = Field(
         default=None,
         max_length=MAX_CURSOR_LENGTH,
-        description="`next_cursor` of the previous page, with the same sort and order.",
+        description="`next_cursor` of the previous page. Send the same `sort` and `order` with it.",
     )
     sort: Order = Order.LAST_APPOINTMENT
     order: Literal["asc", "desc"] = "desc"
@@ -113,14 +114,16 @@ class PageQuery(BaseModel):
     )
     last_appointment_from: Instant | None = Field(
         default=None,
-        description="Only patients whose last appointment was then or later.",
+        description="Only patients whose last appointment was at this instant or later.",
         examples=["2026-05-01T00:00:00Z"],
     )
     last_appointment_before: Instant | None = Field(
-        default=None, description="Only patients whose last appointment was earlier.", examples=["2026-06-01T00:00:00Z"]
+        default=None,
+        description="Only patients whose last appointment was before this instant.",
+        examples=["2026-06-01T00:00:00Z"],
     )
     contact_id: list[UUID] | None = Field(
-        default=None, max_length=MAX_CONTACTS, description="Only these contacts; may be given several times."
+        default=None, max_length=MAX_CONTACTS, description="Only these contacts. Repeat the parameter for several."
     )
 
     @property
@@ -131,7 +134,7 @@ class PageQuery(BaseModel):
 
 
 class _Cursor(BaseModel):
-    """The end of a page; opaque to clients."""
+    """Position of the last row of a page. Clients treat the encoded cursor as opaque."""
 
     sort: Order
     order: Literal["asc", "desc"]
@@ -143,7 +146,7 @@ class _Cursor(BaseModel):
 
     @classmethod
     def decode(cls, text: str, query: PageQuery) -> Self:
-        """Return the cursor. Raise ArgumentError if it is malformed, or of another sort or order."""
+        """Return the cursor. Raise ArgumentError if it is malformed or has another sort or order."""
         try:
             cursor = cls.model_validate_json(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
         except (ValueError, binascii.Error):
@@ -155,7 +158,7 @@ class _Cursor(BaseModel):
         return cursor
 
     def has_valid_value(self) -> bool:
-        """Return whether the value has the type of the column it is sorted by."""
+        """Return whether the value has the type of the sort column."""
         match self.sort:
             case Order.CONTACT:
                 return self.value is None
@@ -168,7 +171,7 @@ class _Cursor(BaseModel):
 PAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ActivePatientsPage,
-        "description": "The page. The header `Link` names the next one.",
+        "description": "The page. The header `Link` has the address of the next page.",
         "content": {CSV: {"schema": {"type": "string"}}},
     },
     304: {"description": "The page has not changed since it had this ETag."},
@@ -182,10 +185,10 @@ def list_active_patients(
     runtime: RuntimeDependency,
     organization: ReadableOrganization,
     query: Annotated[PageQuery, Query()],
-    accept: Annotated[str, Header(description="text/csv: the same page as CSV.")] = JSON,
-    if_none_match: Annotated[str, Header(description="An ETag: the answer is 304 if the page has not changed.")] = "",
+    accept: Annotated[str, Header(description="Send text/csv to get the page as CSV.")] = JSON,
+    if_none_match: Annotated[str, Header(description="ETag of a stored page. An unchanged page gets status 304.")] = "",
 ) -> Response:
-    """List the organization's active patients in pages. Between two syncs, the pages hold every patient once."""
+    """List the organization's active patients. If no sync ends in between, each patient is on exactly one page."""
     cursor = None if query.cursor is None else _Cursor.decode(query.cursor, query)
     after = None if cursor is None else Place(cursor.value, cursor.contact_id)
     with runtime.database.organization(organization.id) as connection:
@@ -203,7 +206,7 @@ def list_active_patients(
     body = _csv(rows) if as_csv else _json({"items": rows, "next_cursor": next_cursor})
     headers = {"ETag": etag(body), "Vary": "Accept, Authorization", "Cache-Control": "private, no-cache"}
     if next_cursor is not None:
-        # The server decodes the path, but an id may hold characters that a header cannot.
+        # The server has decoded the path. An id may contain characters that are not allowed in a header.
         path = quote(request.scope["path"], safe="/")
         headers["Link"] = f'<{path}?{request.url.include_query_params(cursor=next_cursor).query}>; rel="next"'
     if etag_matches(headers["ETag"], if_none_match):
@@ -246,7 +249,7 @@ def _prefers_csv(accept: str) -> bool:
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    # Without the models: they would take ten times as long to write what the database holds already.
+    # The rows are written without the response models, which would take ten times as long.
     return json.dumps(content, default=_text, separators=(",", ":")).encode()
 
 

@@ -28,7 +28,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """State of the database and of Dagster. Without Dagster everything can be read, but no sync requested."""
+    """State of the database and of Dagster. Without Dagster, only requests of syncs fail."""
 
     database: Literal["ok", "read_only", "unusable"]
     dagster: Literal["ok", "unreachable"]
@@ -47,7 +47,7 @@ _NOT_READY = {"model": Readiness, "description": "The database is unusable or re
 async def get_readiness(
     request: Request, runtime: RuntimeDependency, dagster: DagsterDependency, response: Response
 ) -> Readiness:
-    """Return 200 if the database takes writes and has this version's schema. Results are cached for 3 seconds."""
+    """Return 200 if the database accepts writes and has this version's schema. Results are cached for 3 seconds."""
     probe: ReadinessProbe = request.app.state.readiness
     readiness = await probe.latest(runtime, dagster)
     if readiness.database != "ok":
@@ -56,7 +56,7 @@ async def get_readiness(
 
 
 class ReadinessProbe:
-    """The latest readiness, renewed after READINESS_SECONDS. No token is needed, so only one thread may probe."""
+    """Cache of the readiness. The route needs no token, so only one thread may probe, once in READINESS_SECONDS."""
 
     def __init__(self) -> None:
         self._lock = anyio.Lock()

@@ -1,4 +1,4 @@
-"""`/metrics`: request counts and the state of each organization, for Prometheus."""
+"""`/metrics`, the request counts and the state of each organization for Prometheus."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -27,12 +27,12 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 router = APIRouter(tags=["monitoring"])
 
-# Otherwise every number has a second row with the time of its creation.
+# Without this call, every counter has an additional line with the time of its creation.
 disable_created_metrics()
 
 
 class RequestMetrics:
-    """Counts and durations of requests by route, in a registry of the application's own."""
+    """Counts and durations of requests by route, in the application's own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -41,14 +41,14 @@ class RequestMetrics:
         )
         self.seconds = Histogram(
             "cliniko_api_request_seconds",
-            "Seconds from a request to the start of its answer.",
+            "Seconds from a request to the start of its response.",
             ["method", "route"],
             registry=self.registry,
         )
 
 
 class MeasuredRequests:
-    """Middleware that measures requests. Labels hold the route's template: its values name organizations."""
+    """Middleware that measures requests. Its labels have the route's template, without ids of organizations."""
 
     def __init__(self, application: ASGIApp, metrics: RequestMetrics) -> None:
         self._application = application
@@ -76,12 +76,15 @@ class MeasuredRequests:
     "/metrics",
     response_class=Response,
     responses={
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "In Prometheus's format."},
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "description": "The metrics in Prometheus's format.",
+        },
         **documented(401, 403, 429, 503),
     },
 )
 def get_metrics(request: Request, runtime: RuntimeDependency, principal: Administrator) -> Response:
-    """Return request counts, and the state of each organization that the token opens."""
+    """Return request counts, and the state of each organization that the token may access."""
     with runtime.database.operator() as connection:
         visible = [row for row in organizations.organizations(connection) if principal.sees(row.id)]
         states = {state.organization_id: state for state in scheduling.schedulings(connection)}
@@ -103,7 +106,7 @@ class _OrganizationCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         succeeded = _gauge("cliniko_last_success_timestamp_seconds", "Time of the last successful complete sync.")
         failures = _gauge("cliniko_failures_in_a_row", "Consecutive failed syncs.")
-        paused = _gauge("cliniko_paused", "1: not synced until its credentials change.")
+        paused = _gauge("cliniko_paused", "1 if syncs are paused until the credentials change.")
         checks = _gauge("cliniko_failed_checks", "Failed asset checks.")
         waiting = _gauge(
             "cliniko_pending_webhooks", "Webhook events received since the start of the last complete sync."

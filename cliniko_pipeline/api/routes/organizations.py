@@ -1,4 +1,4 @@
-"""Organizations: freshness, counts and problems, and their patients without a contact."""
+"""Routes of organizations, with freshness, counts, problems, and patients without a contact."""
 
 from typing import Annotated
 
@@ -22,26 +22,26 @@ class OrganizationSummary(BaseModel):
 
     id: str = Field(examples=["surf-rehab"])
     name: str = Field(examples=["Surf Rehab"])
-    is_active: bool = Field(description="false: disabled, not synced.")
-    is_paused: bool = Field(description="true: not synced until its credentials change.")
+    is_active: bool = Field(description="Whether the organization is enabled. Disabled organizations are not synced.")
+    is_paused: bool = Field(description="Whether syncs are paused until the credentials change.")
     last_success_at: AwareDatetime | None
     failures: int = Field(examples=[0], description="Consecutive failed syncs.")
     failed_checks: list[str]
 
 
 class OrganizationsPage(BaseModel):
-    """The organizations that the token opens, by id."""
+    """The organizations that the token may access, ordered by id."""
 
     items: list[OrganizationSummary]
-    next_cursor: str | None = Field(description="Of the next page; null: this is the last one.")
+    next_cursor: str | None = Field(description="Cursor of the next page, or null on the last page.")
 
 
 class OrganizationCounts(BaseModel):
-    """Counts of stored rows, without records that were deleted in Cliniko."""
+    """Numbers of stored records, without those deleted in Cliniko."""
 
     patients: int
     appointments: int = Field(description="Individual and group appointments.")
-    attendees: int = Field(description="Attendees of individual and of group appointments.")
+    attendees: int = Field(description="Attendees of individual and group appointments.")
     matched: int = Field(description="People with a contact.")
     unmatched: int
     ambiguous: int = Field(description="People with more than one possible contact.")
@@ -60,22 +60,22 @@ class OrganizationDetails(BaseModel):
     last_success_at: AwareDatetime | None
     age_seconds: float | None = Field(description="Age of the last successful sync.", examples=[1260.5])
     counts: OrganizationCounts
-    problems: list[str] = Field(description="What needs attention, in words.", examples=[[]])
+    problems: list[str] = Field(description="Problems that need attention.", examples=[[]])
 
 
 class Person(BaseModel):
     """A patient without a contact."""
 
-    patient_id: str = Field(examples=["1234567890123"], description="The id in Cliniko.")
+    patient_id: str = Field(examples=["1234567890123"], description="Cliniko's id of the patient.")
     status: WithoutContact
     candidate_count: int | None = Field(description="Possible contacts of an ambiguous patient.", examples=[2])
 
 
 class PeoplePage(BaseModel):
-    """Patients without a contact, by id."""
+    """Patients without a contact, ordered by id."""
 
     items: list[Person]
-    next_cursor: str | None = Field(description="Of the next page; null: this is the last one.")
+    next_cursor: str | None = Field(description="Cursor of the next page, or null on the last page.")
 
 
 @router.get("", responses=documented(401, 403, 422, 429, 503))
@@ -85,7 +85,7 @@ def list_organizations(
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     cursor: Annotated[str | None, Query(max_length=500, pattern=r"^[^\x00]*$")] = None,
 ) -> OrganizationsPage:
-    """List the organizations that the token opens and that have Cliniko credentials, by id."""
+    """List the organizations that have Cliniko credentials and that the token may access, ordered by id."""
     with runtime.database.operator() as connection:
         states = {state.organization_id: state for state in scheduling.schedulings(connection)}
         found = [row for row in organizations.organizations(connection) if principal.sees(row.id)]
@@ -141,7 +141,7 @@ def list_people_without_contact(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, Query(max_length=100, pattern=r"^[^\x00]*$")] = None,
 ) -> PeoplePage:
-    """List unmatched or ambiguous patients, by id."""
+    """List unmatched or ambiguous patients, ordered by id."""
     with runtime.database.organization(organization.id) as connection:
         found = people.without_contact(connection, status, after=cursor, limit=limit + 1)
     items = [

@@ -1,5 +1,6 @@
-"""The web page: static files, and the headers that confine them. The page reads the HTTP API with the token that its
-user enters; the files hold no data and need no token.
+"""Static files of the web page, with headers that restrict what the page can load and do.
+
+The page uses the HTTP API with the token that its user enters. The files contain no data, so they need no token.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
-    # Browsers revalidate each file: after an upgrade none mixes the files of two versions.
+    # Browsers revalidate each file, so that they do not mix files of two versions after an upgrade.
     "Cache-Control": "no-cache",
 }
 
@@ -50,7 +51,7 @@ class _File:
 
 
 def page_router() -> APIRouter:
-    """Return the routes `/` and `/page/NAME`, with the files read now."""
+    """Read the files, and return the routes `/` and `/page/NAME`."""
     files = _read_files()
     router = APIRouter(include_in_schema=False)
 

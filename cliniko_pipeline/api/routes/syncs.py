@@ -1,4 +1,4 @@
-"""Syncs: requested, listed, followed and cancelled."""
+"""Routes that request, list, follow and cancel syncs."""
 
 import base64
 import hashlib
@@ -49,7 +49,7 @@ EVENT_INTERVAL_SECONDS = 1.0
 """Shortest time between two events of a followed sync."""
 
 _LATEST = (datetime(9999, 1, 1, tzinfo=UTC), str(UUID(int=0)))
-"""Cursor before all stored syncs."""
+"""The cursor of the first page."""
 
 router = APIRouter(prefix="/v1", tags=["syncs"])
 
@@ -62,21 +62,21 @@ class SyncRequest(BaseModel):
     full: bool = Field(
         default=False,
         strict=True,
-        description="true: read everything from the beginning, and mark records deleted in Cliniko. false: read what"
-        " has changed.",
+        description="Whether to read everything and mark records deleted in Cliniko, instead of reading only changes.",
     )
 
 
 class AcceptedSync(BaseModel):
-    """The sync that was launched, or the one that is queued or running already."""
+    """The launched sync, or the sync that was already queued or running."""
 
     id: UUID
     organization_id: str = Field(examples=["surf-rehab"])
     is_new: bool = Field(
-        description="false: this sync was queued or running already, or was requested with the same key."
+        description="Whether this request launched the sync. false if the sync was already queued or running, or was"
+        " requested with the same key."
     )
     full: bool | None = Field(
-        description="Whether this is a full sync, which may differ from the request; null: unknown."
+        description="Whether this is a full sync, which may differ from the request. null if unknown."
     )
 
 
@@ -84,7 +84,7 @@ class SyncsPage(BaseModel):
     """Syncs, the latest first."""
 
     items: list[Sync]
-    next_cursor: str | None = Field(description="Of the next page; null: this is the last one.")
+    next_cursor: str | None = Field(description="Cursor of the next page, or null on the last page.")
 
 
 IdempotencyKey = Annotated[
@@ -93,8 +93,8 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="A text of your choice: a repeated request with the same key returns the same sync, even if it has"
-        " ended.",
+        description="A text of your choice. A repeated request with the same key returns the same sync, even if the"
+        " sync has ended.",
     ),
 ]
 
@@ -112,21 +112,21 @@ def request_sync(
     wanted: SyncRequest | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> AcceptedSync:
-    """Launch a sync of the organization. If one is queued or running, return that one instead."""
+    """Launch a sync of the organization. If a sync is already queued or running, return that sync instead."""
     if not organization.is_active:
         raise ProblemError(HTTPStatus.CONFLICT, "The organization is disabled: ask the operator to enable it.")
     runtime, dagster = finder.runtime, finder.dagster
     options = SyncOptions(full=False if wanted is None else wanted.full)
     idempotency = None
     if idempotency_key is not None:
-        # Dagster shows tags to its users: they hold a digest instead of the caller's text.
+        # The tag contains a digest instead of the caller's text, because Dagster's UI shows tags.
         parts = "\x1f".join((principal.id, organization.id, idempotency_key))
         idempotency = hashlib.sha256(parts.encode()).hexdigest()[:32]
     # On a read-only database Dagster would launch a run that fails.
     runtime.database.require_writable()
     now = runtime.now()
     with runtime.database.operator() as connection:
-        # Of two concurrent requests, the second must find the run of the first.
+        # A lock per organization ensures that a concurrent request finds the run that this request launches.
         connection.execute(sa.text("set local lock_timeout = '20s'"))
         connection.execute(
             sa.text("select pg_advisory_xact_lock(:key)"),
@@ -138,7 +138,7 @@ def request_sync(
                 id=UUID(existing.run_id), organization_id=organization.id, is_new=False, full=existing.is_full
             )
         run_id = dagster.launch(organization.id, options, idempotency)
-        # The schedule need not launch another one immediately.
+        # This keeps the schedule from launching another sync immediately.
         scheduling.note_requested(connection, {organization.id: options.full}, now)
     return AcceptedSync(id=UUID(run_id), organization_id=organization.id, is_new=True, full=options.full)
 
@@ -158,7 +158,7 @@ def list_syncs(
         stored = sync_runs.syncs(connection, limit + 1, before)
     runs = {run.run_id: run for run in finder.latest_runs(organization.id, limit)}
     stored_ids = {sync.run_id for sync in stored}
-    # Queued runs have no row yet, and runs cancelled while queued never get one.
+    # A queued run has no row yet, and a run that was cancelled while queued never gets a row.
     unstored = [run for run in runs.values() if run.run_id not in stored_ids] if before is None else []
     found: list[tuple[datetime, StoredSync | None, DagsterRun | None]] = [
         *((sync.started_at, sync, runs.get(sync.run_id)) for sync in stored),
@@ -174,7 +174,7 @@ def list_syncs(
 
 
 async def follower_slot(gate: GateDependency, principal: Follower) -> AsyncIterator[None]:
-    """Hold one of the token's slots for followed syncs while the stream is open."""
+    """Occupy one of the token's slots for followed syncs while the stream is open."""
     with gate.hold_follower_slot(principal):
         yield
 
@@ -198,7 +198,7 @@ async def follow_sync(
     principal: Follower,
     sync: FollowableSync,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Stream the sync as server-sent events: `sync` when something has changed, `ended` with the final state."""
+    """Stream the sync as server-sent events. `sync` is sent after each change, and `ended` with the final state."""
     sent = None
     while True:
         if sync.status.has_ended:
@@ -214,9 +214,9 @@ async def follow_sync(
                 partial(finder.find, principal, str(sync.id), sync.organization_id), limiter=finder.dagster.slots
             )
         except ProblemError:
-            return  # the sync is gone, or the token no longer valid
+            return  # the sync is gone, or the token is no longer valid
         except TransientError:
-            continue  # until the database and Dagster can be reached again
+            continue  # the database or Dagster cannot be reached now
 
 
 @router.delete(
@@ -228,8 +228,8 @@ def cancel_sync(
     principal: Syncer,
     sync: CancellableSync,
 ) -> Sync:
-    """Cancel the sync: immediately while it is queued, soon while it is running. What it has stored stays, and the next
-    sync resumes there. A sync that has ended is returned unchanged.
+    """Cancel the sync. A queued sync ends immediately, and a running sync ends after its current step. The records
+    read so far are kept, and the next sync resumes there. A sync that has already ended is returned unchanged.
     """
     if sync.status.has_ended:
         return sync
@@ -262,7 +262,7 @@ def _existing_run(
 
 
 def _encode_cursor(last: StoredSync | None) -> str:
-    """Return the cursor after the page's last stored sync; None: the page has none, all are still to come."""
+    """Return the cursor after the last stored sync. None means that the page has no stored sync."""
     started_at, run_id = _LATEST if last is None else (last.started_at, last.run_id)
     return base64.urlsafe_b64encode(f"{started_at.isoformat()} {run_id}".encode()).decode().rstrip("=")
 

@@ -1,7 +1,7 @@
-"""Inbound webhooks: each announces that an organization's Cliniko account has changed.
+"""Route of webhook events, which announce that an organization's Cliniko account has changed.
 
-An event is stored before the answer, and a sync follows. Bodies are not stored: they may hold a patient's data, and the
-sync finds the changes by itself.
+An event is stored before the response is sent, and a sync follows. Bodies are not stored, because they may contain a
+patient's data and the sync finds the changes by itself.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from cliniko_pipeline.runtime import Runtime
 PATH = "/v1/webhooks/"
 MAX_BODY_BYTES = 256 * 1024
 MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES
-"""Size up to which a too large body is read and discarded: clients then see the answer, not a closed connection."""
+"""Size up to which a body is read even if it is too large, so that the client gets a response."""
 
 BODY_SECONDS = 10
 """Time limit for the complete body."""
@@ -38,12 +38,12 @@ NOT_SIGNED = "webhook without a valid signature"
 
 _LOG = logging.getLogger(__name__)
 
-# Without it the server would read the rest of the body.
+# Without this header, the server would read the rest of the body.
 _CLOSE = {"Connection": "close"}
 
 _MESSAGE_ID = re.compile(r"[!-~]{1,256}")
 _SIGNATURE = re.compile(r"v1,[A-Za-z0-9+/]{43}=")
-# Matches neither names (capital letters) nor numbers nor addresses.
+# The pattern excludes names (with capital letters), numbers and addresses.
 _TYPE = re.compile(r"[a-z]+([._][a-z]+){0,5}")
 _MAX_TYPE_LENGTH = 64
 
@@ -65,7 +65,7 @@ class AcceptedWebhook(BaseModel):
     """The event is stored, and a sync will follow."""
 
     accepted: bool = Field(default=True, examples=[True])
-    duplicate: bool = Field(examples=[False], description="Whether this `webhook-id` had been received before.")
+    duplicate: bool = Field(examples=[False], description="Whether this `webhook-id` was received before.")
 
 
 class _BodyTooLargeError(Exception):
@@ -75,10 +75,10 @@ class _BodyTooLargeError(Exception):
 @router.post(
     PATH + "{organization_id}",
     status_code=HTTPStatus.ACCEPTED,
-    summary="Say that something has changed in an organization's Cliniko account",
+    summary="Announce a change in an organization's Cliniko account",
     responses={
         **documented(400, 401, 408, 413, 422, 503),
-        202: {"description": "The event is stored. A sync starts within seconds, or after the one that is running."},
+        202: {"description": "The event is stored. A sync starts within seconds, or after the running sync."},
     },
     openapi_extra={"requestBody": _REQUEST_BODY},
 )
@@ -91,7 +91,7 @@ async def receive(
         str,
         Header(
             alias="webhook-id",
-            description="Id of the message, the same when it is sent again: 1 to 256 visible ASCII characters.",
+            description="Id of the message, of 1 to 256 visible ASCII characters. A retry has the same id.",
             examples=["msg_2KWPBgLlAfxdpx2AI54pPJ85f4W"],
         ),
     ] = "",
@@ -107,12 +107,14 @@ async def receive(
         str,
         Header(
             alias="webhook-signature",
-            description="`v1,` and the base64 of the HMAC-SHA256, by Standard Webhooks; several with spaces between.",
+            description="`v1,` and the HMAC-SHA256 in base64, as Standard Webhooks defines. Separate several signatures"
+            " by spaces.",
             examples=["v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4="],
         ),
     ] = "",
 ) -> AcceptedWebhook:
-    """Needs no token, but a signature by [Standard Webhooks](https://www.standardwebhooks.com) with a secret of
+    """Store the event. The request needs no token, but it needs a signature as
+    [Standard Webhooks](https://www.standardwebhooks.com) defines, with a secret of
     `cliniko-pipeline webhooks secrets create`. All events received during a sync lead to one sync after it.
     """
     if message_id and _MESSAGE_ID.fullmatch(message_id) is None:
@@ -132,9 +134,9 @@ def _store(
     with runtime.database.operator() as connection:
         found = [] if "\0" in organization_id else webhooks.webhook_secrets(connection, organization_id)
         encrypted = [secret.encrypted for secret in found if secret.is_valid]
-        # Without a secret a random one is tried, so that the time does not reveal whether there is one.
+        # If there is no secret, a random secret is tried, so that the time does not reveal this.
         encrypted = encrypted or [runtime.vault.encrypt_text(secrets.token_urlsafe(32))]
-        # All are tried, for the same reason.
+        # All secrets are tried, even after a match, for the same reason.
         is_signed = [_is_signed(_decrypt(runtime, secret), headers, body) for secret in encrypted]
         if any(is_signed):
             return webhooks.note_event(connection, organization_id, headers["webhook-id"], _type(body))
@@ -186,7 +188,7 @@ async def _read_limited(request: Request) -> bytes:
 def _is_signed(secret: str | None, headers: Mapping[str, str], body: bytes) -> bool:
     if secret is None:
         return False
-    # The library fails at signatures of other kinds: without them it verifies the valid one beside them.
+    # The library fails if any signature is of another kind, so only signatures of this kind are passed on.
     signatures = [part for part in headers["webhook-signature"].split(" ") if _SIGNATURE.fullmatch(part)]
     try:
         Webhook(secret).verify(body, {**headers, "webhook-signature": " ".join(signatures)}, json_parse=False)
@@ -204,8 +206,9 @@ def _decrypt(runtime: Runtime, encrypted: object) -> str | None:
 
 
 def _type(body: bytes) -> str | None:
-    """Return the event's type; None: it has none that may be stored. Raise ProblemError (400) if the body is no JSON
-    object.
+    """Return the event's type, or None if it has no type that may be stored.
+
+    Raise ProblemError (400) if the body is not a JSON object.
     """
     try:
         members: object = json.loads(body)
