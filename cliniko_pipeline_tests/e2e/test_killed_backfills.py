@@ -79,7 +79,7 @@ def test_backfill_completes_after_kills(
         _kill_database(command.folder / "server" / "data")
         assert following.wait(90) == 1
     (error,) = (line for line in following.output.splitlines() if line.startswith("Error:"))
-    assert "A launched backfill continues when it does." in error
+    assert "Once it runs, a launched backfill continues." in error
     assert "Traceback" not in following.output
 
     clinics.sandbox.faults = Faults()

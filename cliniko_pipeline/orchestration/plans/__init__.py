@@ -1,1 +1,1 @@
-"""Pure decisions: values in, values out."""
+"""Pure functions that make decisions. They read no clock and no database."""

@@ -1,8 +1,8 @@
-"""The alerts that are due. Pure functions.
+"""Pure functions that decide which alerts are due.
 
-A problem of an organization is its sync (`paused`, or `failed` several times) or a failed check. A problem of all
-organizations is that none is found (`missing`). An alert is sent when a problem appears, when a failed sync is paused,
-once a day (a setting) while it persists, and when it is solved.
+An organization has a problem if its sync is paused, if its sync failed several times, or if a check failed. It is a
+problem of all organizations if no organization is found (`missing`). An alert is sent when a problem appears, and when
+a failed sync is paused. It is repeated once a day (a setting). Another message is sent when the problem is solved.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ CHECK = "check"
 MISSING = "missing"
 
 ALL_ORGANIZATIONS = "all organizations"
-"""Replaces the organization's id in a problem of all organizations."""
+"""The id in a problem that affects all organizations."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Problem:
     """Something that is wrong now.
 
     Attributes:
-        name: `sync`, or the asset and name of a check. An organization has at most one problem of a name.
+        name: `sync`, or the asset and the name of a check. It is unique within the organization.
         kind: paused, failed, check or missing.
         reason: what happened and, for an error, what to do about it.
-        run_id: the run that found it; None: no run did.
-        is_implied: whether a failing or paused sync explains it. Then only the sync raises an alert.
-        since: when a pause began.
+        run_id: the run that found the problem, or None if no run did.
+        is_implied: whether a failing or paused sync explains the problem, so that the problem needs no alert.
+        since: when the pause of a paused sync began.
     """
 
     organization_id: str
@@ -47,7 +47,7 @@ class Problem:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Identifies the problem and its alert."""
+        """The key that the problem and its alert have in common."""
         return self.organization_id, self.name
 
 
@@ -56,10 +56,11 @@ class AlertPlan:
     """The alerts to send, save and delete.
 
     Attributes:
-        raised, repeated: problems to alert for the first time, and again.
-        recovered: alerts whose problem is solved, which is sent.
-        forgotten: alerts of disabled or removed organizations, about which nothing is sent.
-        kept: the alerts to save: those of `raised` and `repeated`.
+        raised: the problems to send an alert about for the first time.
+        repeated: the problems to send an alert about again.
+        recovered: the alerts whose problem is solved. A message about this is sent.
+        forgotten: the alerts of disabled or removed organizations. No message is sent.
+        kept: the alerts of `raised` and `repeated`, which are saved.
     """
 
     raised: tuple[Problem, ...]
@@ -74,8 +75,8 @@ def find_problems(
 ) -> list[Problem]:
     """Return the problems of the active organizations.
 
-    `after_failures` is the number of consecutive transient failures before an alert. A failing sync explains a failed
-    `freshness_check`.
+    `after_failures` is the number of consecutive transient failures before an alert. A failed `freshness_check` is
+    implied if the sync fails or is paused.
     """
     active = [state for state in schedulings if state.is_active]
     watched = {state.organization_id for state in active}
@@ -119,8 +120,8 @@ def plan_alerts(
 ) -> AlertPlan:
     """Compare the problems with the open alerts.
 
-    `watched` are the active organizations. `recovering` are those whose sync still fails, perhaps too seldom for a
-    problem: their open alerts stay.
+    `watched` holds the active organizations. `recovering` holds organizations whose last sync failed, even if it failed
+    too seldom to be a problem. Their sync alerts stay open.
     """
     known = {(alert.organization_id, alert.name): alert for alert in alerts}
     raised = [problem for problem in found if _is_new(problem, known)]
@@ -140,7 +141,7 @@ def _is_new(problem: Problem, known: Mapping[tuple[str, str], Alert]) -> bool:
     alert = known.get(problem.key)
     if alert is None:
         return not problem.is_implied
-    # A sync that fails after its pause has ended is no new problem. A new pause is one.
+    # A failure after the end of a pause continues the old problem. A new pause is a new problem.
     return problem.kind == PAUSED and (
         alert.kind == FAILED or (problem.since is not None and problem.since > alert.told_at)
     )

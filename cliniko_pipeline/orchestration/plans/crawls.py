@@ -1,4 +1,4 @@
-"""The kind of a crawl: full, resumed or incremental. Pure functions."""
+"""Pure functions that decide whether a crawl is full, resumed or incremental."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ class CrawlPlan:
     """How to crawl a resource.
 
     Attributes:
-        is_full: whether all records are read, or only changed ones.
-        reconciles: whether records that the crawl does not see are then marked as deleted.
+        is_full: whether the crawl reads all records instead of only changed ones.
+        reconciles: whether records that the crawl does not see are marked as deleted at its end.
         reason: the reason of the choice, for the log.
         changed_since: the cursor of an incremental crawl.
         position: the checkpoint of a resumed crawl.
-        refused: fields that are not used, since Cliniko refused them. A new full crawl tries all fields again.
+        refused: the sort and filter fields that Cliniko refused. Only a new full crawl tries them again.
     """
 
     is_full: bool
@@ -30,9 +30,9 @@ class CrawlPlan:
 
 
 def plan_crawl(state: CrawlState | None, *, full: bool) -> CrawlPlan:
-    """Plan from the resource's state. `full`: the operator requested a full crawl.
+    """Plan the next crawl of a resource. `full` means that the operator requested a full crawl.
 
-    The first crawl does not reconcile, since no records are stored yet.
+    The first crawl does not reconcile, because no records are stored yet.
     """
     if state is None:
         return CrawlPlan(is_full=True, reconciles=False, reason="first crawl")

@@ -1,4 +1,4 @@
-"""The syncs and comparisons that are due, and the freshness of organizations. Pure functions."""
+"""Pure functions for due syncs, due count comparisons and the freshness of organizations."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -13,13 +13,12 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class DefaultSchedule:
-    """The schedule of organizations without their own.
+    """The schedule of organizations that have no schedule of their own.
 
     Attributes:
-        sync_every_minutes: None: no incremental syncs.
-        full_sync_at: the local time, in each organization's time zone, after which full syncs start; None: no full
-            syncs.
-        full_sync_spread: the time over which the full syncs are spread.
+        sync_every_minutes: the time between incremental syncs, or None for no incremental syncs.
+        full_sync_at: when full syncs begin, in each organization's time zone, or None for no full syncs.
+        full_sync_spread: the period after `full_sync_at` over which the full syncs are spread.
     """
 
     sync_every_minutes: int | None
@@ -40,9 +39,9 @@ def due_syncs(
 ) -> list[DueSync]:
     """Return the syncs to request at `now` (aware, UTC), at most one per organization.
 
-    A sync is due if none was requested since its last scheduled time, or if a retry is due. So a sync that was missed,
-    while the daemon was down or another run was in flight, is requested afterwards. The times are spread by a hash of
-    the organization's id.
+    A sync is due if none was requested since its last scheduled time, or if a retry is due. So a sync that was missed
+    while the daemon was down or another run was in flight is requested later. A hash of the organization's id spreads
+    the scheduled times.
     """
     return [
         due for state in schedulings if _can_sync(state, in_flight) if (due := _due(state, default, now)) is not None
@@ -54,7 +53,7 @@ def due_counts(
 ) -> list[str]:
     """Return the organizations whose record counts are to be compared at `now`.
 
-    Only organizations that were synced before are compared. The times are spread like those of syncs.
+    Organizations that were never synced are left out. The scheduled times are spread like the times of syncs.
     """
     if every is None:
         return []
@@ -63,7 +62,7 @@ def due_counts(
         for state in schedulings
         if _can_sync(state, in_flight)
         if (last := state.counts_requested_at or state.succeeded_at) is not None
-        if last < _last_scheduled(now, every, _share(state.organization_id, "counts", every))
+        if last < _last_scheduled(now, every, _offset(state.organization_id, "counts", every))
     ]
 
 
@@ -73,19 +72,20 @@ def _can_sync(state: Scheduling, in_flight: Collection[str]) -> bool:
 
 @dataclass(frozen=True)
 class Freshness:
-    """Whether the last complete sync of an organization is recent enough, and a remark."""
+    """Whether the last complete sync of an organization is recent enough, with an explanation."""
 
     holds: bool
     remark: str
 
 
 def freshness(scheduling: Scheduling, default: DefaultSchedule, within: timedelta, now: datetime) -> Freshness:
-    """Compare the age of the last complete sync with `within`, or with two of the organization's periods if longer.
+    """Compare the age of the organization's last complete sync with its freshness limit.
 
-    Organizations that are disabled or not scheduled are always fresh.
+    The limit is `within`, or twice the time between two syncs if that is longer. Organizations that are disabled or
+    not scheduled are always fresh.
     """
     period = _period(scheduling, default)
-    # The time before an organization was enabled does not count.
+    # An organization that was enabled after its last sync has the full limit from then on.
     instants = (scheduling.succeeded_at, scheduling.known_since)
     since = max((instant for instant in instants if instant is not None), default=None)
     if period is None or since is None or not scheduling.is_active or not scheduling.is_on:
@@ -99,7 +99,7 @@ def freshness(scheduling: Scheduling, default: DefaultSchedule, within: timedelt
 
 
 def _period(scheduling: Scheduling, default: DefaultSchedule) -> timedelta | None:
-    """Return the time between two syncs; None: the organization is not scheduled."""
+    """Return the time between two syncs, or None if the organization is not scheduled."""
     every = scheduling.sync_every_minutes or default.sync_every_minutes
     if every is not None:
         return timedelta(minutes=every)
@@ -115,10 +115,11 @@ def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> Due
     full_at = scheduling.full_sync_at or default.full_sync_at
     spread = timedelta(0) if scheduling.full_sync_at is not None else default.full_sync_spread
     if full_at is not None:
-        # The first sync is always full.
+        # If no full sync was requested yet, use the last sync, because the first sync reads everything.
         last_full = scheduling.full_requested_at or scheduling.requested_at
-        share = _share(organization_id, "full", spread)
-        if last_full is not None and last_full < _last_night(now, full_at, share, time_zone(scheduling.time_zone)):
+        offset = _offset(organization_id, "full", spread)
+        scheduled = _last_full_sync_time(now, full_at, offset, time_zone(scheduling.time_zone))
+        if last_full is not None and last_full < scheduled:
             return DueSync(organization_id, is_full=True)
     every = scheduling.sync_every_minutes or default.sync_every_minutes
     is_scheduled = every is not None or full_at is not None
@@ -127,30 +128,30 @@ def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> Due
     if every is None:
         return None
     period = timedelta(minutes=every)
-    scheduled = _last_scheduled(now, period, _share(organization_id, "sync", period))
+    scheduled = _last_scheduled(now, period, _offset(organization_id, "sync", period))
     if scheduling.requested_at is None or scheduling.requested_at < scheduled:
         return DueSync(organization_id, is_full=False)
     return None
 
 
 def _last_scheduled(now: datetime, period: timedelta, offset: timedelta) -> datetime:
-    """Return the last instant up to `now` that is `offset` after a multiple of `period` since 1970."""
+    """Return the latest scheduled time up to `now`: `offset` plus a multiple of `period`."""
     epoch = datetime(1970, 1, 1, tzinfo=now.tzinfo)
     return now - (now - epoch - offset) % period
 
 
-def _last_night(now: datetime, begins: time, share: timedelta, zone: tzinfo) -> datetime:
-    """Return the last instant up to `now` that is `share` after the local time `begins` of a date.
+def _last_full_sync_time(now: datetime, begins: time, offset: timedelta, zone: tzinfo) -> datetime:
+    """Return the latest time up to `now` that is `offset` after the local time `begins`.
 
-    Each date has one. A skipped local time is computed as if the clock had not been changed; of a repeated one the
-    first counts. A skipped date has the instant of the next date.
+    If a change of the clock skips `begins` on a date, the time is computed as if the clock had not been changed. If
+    `begins` occurs twice on a date, the first time is used. A date that the zone skips has the same time as the next.
     """
     today = now.astimezone(zone).date()
-    nights = (datetime.combine(today + days * DAY, begins, zone).astimezone(UTC) + share for days in range(-3, 2))
-    return max(night for night in nights if night <= now)
+    times = (datetime.combine(today + days * DAY, begins, zone).astimezone(UTC) + offset for days in range(-3, 2))
+    return max(instant for instant in times if instant <= now)
 
 
-def _share(organization_id: str, purpose: str, spread: timedelta) -> timedelta:
+def _offset(organization_id: str, purpose: str, spread: timedelta) -> timedelta:
     """Return the organization's offset within `spread`, the same on every machine."""
     digest = sha256(f"{purpose} {organization_id}".encode()).digest()
     return spread * (int.from_bytes(digest[:8]) / 2**64)

@@ -1,4 +1,4 @@
-"""The partitions to add and remove. Pure functions."""
+"""A pure function that decides which partitions to add and remove."""
 
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PartitionChanges:
-    """The changes that make the partitions equal the organizations, in the order of the ids."""
+    """The partitions to add and to remove, in the order of their ids."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -15,5 +15,5 @@ class PartitionChanges:
 def plan_partitions(
     source: AbstractSet[str], existing: AbstractSet[str], in_flight: AbstractSet[str]
 ) -> PartitionChanges:
-    """Compare the active organizations with the partitions. Partitions that a run or a backfill needs stay."""
+    """Compare the active organizations with the partitions. Keep the partitions in `in_flight`."""
     return PartitionChanges(tuple(sorted(source - existing)), tuple(sorted(existing - source - in_flight)))

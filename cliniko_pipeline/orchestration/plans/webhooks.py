@@ -1,4 +1,4 @@
-"""The syncs that webhook events request, and the messages about ended syncs. Pure functions."""
+"""Pure functions for the syncs that webhook events request and for the deliveries' bodies."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -11,7 +11,7 @@ from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import Complet
 from cliniko_pipeline.postgres.operator_tables.webhooks import PendingEvents
 
 MIN_REQUEST_INTERVAL = timedelta(seconds=10)
-"""Between two requests for one organization."""
+"""The shortest time between two requested syncs of an organization."""
 
 REPEAT_INTERVAL = timedelta(hours=1)
 """A sync that an operator ended, or that failed permanently, is requested again after this time."""
@@ -27,7 +27,7 @@ DELAYS = (
     timedelta(hours=20),
     timedelta(hours=24),
 )
-"""Delays between attempts, as Standard Webhooks recommends. After three days a delivery is given up."""
+"""The delays between attempts, as Standard Webhooks recommends. A delivery is given up after three days."""
 
 _COUNTS = ("records", "rejected", "inserted", "updated", "deleted")
 
@@ -43,10 +43,10 @@ class AnnouncedSync:
 def announced_syncs(
     pending: Mapping[str, PendingEvents], schedulings: Iterable[Scheduling], in_flight: Collection[str], now: datetime
 ) -> list[AnnouncedSync]:
-    """Return the syncs to request at `now` (aware, UTC), at most one per organization, scheduled or not.
+    """Return the syncs to request at `now` (aware, UTC), at most one per organization.
 
-    An organization is left out while a run is in flight, while it is paused, and until a failed sync is due for its
-    retry.
+    Organizations need no schedule. An organization is left out while it is paused, while it has a run in flight, and
+    until the retry of a failed sync is due.
     """
     return [
         AnnouncedSync(state.organization_id, _run_key(pending[state.organization_id], state.failures, now))
@@ -61,7 +61,7 @@ def announced_syncs(
 
 
 def sync_message(sync: CompleteSync, organization_id: str) -> str:
-    """Return the body of the delivery about an ended sync: its counts and its error."""
+    """Return the body of a delivery with the counts and the error of an ended sync."""
     finished_at = sync.finished_at or sync.started_at
     counts = {
         asset: {name: result[name] for name in _COUNTS if isinstance(result.get(name), int)}
@@ -88,7 +88,7 @@ def trial_message(organization_id: str, now: datetime) -> str:
 
 
 def delay_after(attempts: int) -> timedelta | None:
-    """Return the delay after so many failed attempts; None: the delivery is given up."""
+    """Return the delay after this number of failed attempts, or None to give up the delivery."""
     return DELAYS[attempts - 1] if attempts <= len(DELAYS) else None
 
 
@@ -98,7 +98,7 @@ def _run_key(pending: PendingEvents, failures: int, now: datetime) -> str:
 
 
 def _is_within(since: datetime | None, time: timedelta, now: datetime) -> bool:
-    """Return whether `since` is less than `time` ago. False for the future: another clock is wrong."""
+    """Return whether `since` is less than `time` ago. A future `since` means a wrong clock."""
     return since is not None and timedelta(0) <= now - since < time
 
 

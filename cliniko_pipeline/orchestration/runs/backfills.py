@@ -1,10 +1,10 @@
-"""Backfills: a run for each of many organizations, executed by Dagster's daemon and shown on one page of its UI.
+"""Backfills, which have one run per organization and one page in the Dagster UI.
 
-A backfill is launched by the UI's own mutation, through `dagster-graphql`. Its schema is public; the alternative uses
-several private classes of Dagster. The code server of that command takes three seconds to start.
+The command `dagster-graphql` launches a backfill with the mutation that the UI uses. The GraphQL schema is public,
+whereas other ways need private classes of Dagster. The command takes three seconds to start a code server.
 
-The backfill is one of assets, not of the job. An asset backfill reserves the ids of its runs, so a daemon that is
-killed between creating and submitting a run resumes. A job backfill would leave that run unsubmitted.
+These are backfills of assets, not of the job, because an asset backfill reserves the ids of its runs. If the daemon is
+killed between creating and submitting a run, an asset backfill resumes. A job backfill would never submit that run.
 """
 
 import json
@@ -35,7 +35,7 @@ from cliniko_pipeline.sync_options import PARTITION_TAG
 BACKFILL_TAG = "dagster/backfill"
 LAUNCH_SECONDS = 180
 DAEMON_TIMEOUT = timedelta(minutes=2)
-"""A daemon sends a heartbeat every 30 seconds."""
+"""A daemon without a heartbeat for this time has stopped. Heartbeats are sent every 30 seconds."""
 
 EXTRACTING = (patients, appointments)
 """The assets that read from Cliniko, in full or incrementally."""
@@ -56,7 +56,7 @@ mutation {
 class BackfillProgress:
     """The organizations of a backfill by the state of their runs.
 
-    `failed` holds the runs' ids; None: the backfill ended without a run.
+    `failed` maps each organization to its run's id, or to None if the backfill ended without a run for it.
     """
 
     waiting: list[str] = field(default_factory=list[str])
@@ -100,7 +100,7 @@ def launch_backfill(
 ) -> str:
     """Request a run of these assets for each organization; return the backfill's id.
 
-    `instance` comes from `open_instance`, which sets the environment of the launching process. Raise
+    `instance` must come from `open_instance`, which sets the environment variables that the launch needs. Raise
     DatabaseSetupError if Dagster refuses.
     """
     extracting = [asset.op.name for asset in EXTRACTING if _name(asset) in assets]
@@ -116,7 +116,7 @@ def launch_backfill(
 
 
 def has_daemon(instance: dg.DagsterInstance, now: datetime) -> bool:
-    """Return whether a daemon runs that will execute a backfill."""
+    """Return whether Dagster's daemon, which executes backfills, is running."""
     with _storage_errors_translated():
         heartbeats = instance.get_daemon_heartbeats().values()
     oldest = (now - DAEMON_TIMEOUT).timestamp()
@@ -130,7 +130,7 @@ def backfill_progress(
     with _storage_errors_translated():
         backfill = instance.get_backfill(backfill_id)
         runs = instance.get_runs(dg.RunsFilter(tags={BACKFILL_TAG: backfill_id}))
-    # Dagster returns the newest runs first; only the newest of an organization counts.
+    # Dagster returns the newest runs first. In reverse, the newest run of an organization replaces older runs.
     latest = {run.tags.get(PARTITION_TAG): run for run in reversed(runs)}
     is_over = backfill is None or backfill.status.value in ENDED_BACKFILLS
     progress = BackfillProgress()
@@ -159,7 +159,7 @@ def reasons(instance: dg.DagsterInstance, runtime: Runtime, failed: dict[str, st
 def _reason(instance: dg.DagsterInstance, runtime: Runtime, organization_id: str, run_id: str | None) -> str:
     if run_id is None:
         return "The backfill ended before its run was created: see the Dagster UI."
-    # A killed run has not stored its failure.
+    # A killed run has not stored its failure, so store it here.
     end_abandoned_runs(instance, runtime, organization_id)
     with runtime.database.organization(organization_id) as connection:
         error = connection.execute(
@@ -173,7 +173,7 @@ def _name(asset: dg.AssetsDefinition) -> str:
 
 
 def _literal(value: object) -> str:
-    """Return the GraphQL literal of a text or a list of texts, which JSON writes in the same way."""
+    """Return a text or a list of texts as a GraphQL literal, which looks the same in JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -183,7 +183,8 @@ def _launched(mutation: str) -> str:
         tempfile.TemporaryDirectory() as folder,
         resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "workspace.yaml") as workspace,
     ):
-        # The code server logs to the standard streams. The mutation is passed on standard input, since it may be long.
+        # The code server logs to standard output, so the response is written to a file. The mutation may be too long
+        # for an argument, so it is passed on standard input.
         output = Path(folder) / "answer.json"
         program = [sys.executable, "-W", "ignore", "-c", "from dagster_graphql.cli import main; main()"]
         try:
@@ -196,7 +197,7 @@ def _launched(mutation: str) -> str:
             )
             answer = json.loads(output.read_text(encoding="utf-8"))["data"]["launchPartitionBackfill"]
         except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError):
-            answer = None  # its output may hold secrets
+            answer = None  # The output is not reported, because it may contain secrets.
     if answer is None or "backfillId" not in answer:
         raise DatabaseSetupError(
             f"Dagster refused the backfill ({'no answer' if answer is None else answer['__typename']}):"
@@ -211,9 +212,9 @@ def _storage_errors_translated() -> Generator[None, None, None]:
         yield
     except ClinikoPipelineError:
         raise
-    except Exception as error:  # noqa: BLE001 (a configured storage raises what it likes)
+    except Exception as error:  # noqa: BLE001 (a configured storage can raise anything)
         # Dagster's own errors can quote the storage URL with its password.
         raise DatabaseUnavailableError(
-            f"Dagster's storage cannot be read ({type(error).__name__}): check that the database runs. A"
-            " launched backfill continues when it does."
+            f"Dagster's storage cannot be read ({type(error).__name__}): check that the database runs. Once it runs, a"
+            " launched backfill continues."
         ) from None

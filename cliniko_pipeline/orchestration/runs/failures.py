@@ -1,4 +1,4 @@
-"""Failures of steps: one line without the chained errors, which may hold secrets, and no retry of permanent errors."""
+"""Failures of steps. They leave out chained errors, which may contain secrets."""
 
 import dagster as dg
 
@@ -6,13 +6,16 @@ from cliniko_pipeline.errors import ClinikoPipelineError, LostMatchesError
 
 
 def is_permanent(event: dg.DagsterEvent) -> bool:
-    """Return whether a retry cannot help."""
+    """Return whether the error is permanent, so that a retry would fail as well."""
     data = event.step_failure_data.user_failure_data
     return data is not None and data.metadata.get("permanent") == dg.MetadataValue.bool(True)
 
 
 def reason_of(event: dg.DagsterEvent) -> str:
-    """Return the reason in one line. Of an unexpected error, name only the class: its text may hold secrets."""
+    """Return the reason in one line, for an unexpected error without its text.
+
+    The text of an unexpected error may contain secrets, so only the error's class is shown.
+    """
     data = event.step_failure_data
     failure_data = data.user_failure_data
     if failure_data is not None and failure_data.description:
@@ -24,7 +27,7 @@ def reason_of(event: dg.DagsterEvent) -> str:
 
 
 def is_failed_check(event: dg.DagsterEvent) -> bool:
-    """Return whether the step is a failed blocking check, or failed in place of one."""
+    """Return whether the step failed because of a blocking check or a LostMatchesError."""
     data = event.step_failure_data
     if data.user_failure_data is not None:
         return data.user_failure_data.metadata.get("error") == dg.MetadataValue.text(LostMatchesError.__name__)
@@ -35,9 +38,9 @@ def is_failed_check(event: dg.DagsterEvent) -> bool:
 def failure(
     error: ClinikoPipelineError, *, description: str | None = None, is_permanent: bool | None = None
 ) -> dg.Failure:
-    """Return the failure to raise, `from None`, in place of the error.
+    """Return the Dagster failure to raise instead of the error, with `from None`.
 
-    `description` and `is_permanent` replace the error's own.
+    `description` and `is_permanent` replace the error's text and the error's `permanent`.
     """
     return dg.Failure(
         description=description or str(error),

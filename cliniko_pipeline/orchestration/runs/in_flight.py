@@ -6,7 +6,7 @@ from cliniko_pipeline.sync_options import PARTITION_TAG, UNFINISHED_STATUSES
 
 UNFINISHED = [dg.DagsterRunStatus(status) for status in UNFINISHED_STATUSES]
 WITH_PROCESS = [status for status in UNFINISHED if status != dg.DagsterRunStatus.QUEUED]
-"""The statuses of runs whose process should be alive, or about to start."""
+"""The statuses of runs that have a process, or whose process is about to start."""
 
 ENDED_BACKFILLS = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
 
@@ -18,5 +18,5 @@ def organizations_in_flight(instance: dg.DagsterInstance) -> set[str]:
 
 
 def has_backfill(instance: dg.DagsterInstance) -> bool:
-    """Return whether a backfill has not ended. Dagster fails a backfill that names a removed partition."""
+    """Return whether a backfill is unfinished. Dagster fails it if its partitions are removed."""
     return any(backfill.status.value not in ENDED_BACKFILLS for backfill in instance.get_backfills(limit=100))

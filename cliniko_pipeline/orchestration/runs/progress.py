@@ -17,7 +17,7 @@ SECONDS_BETWEEN_UPDATES = 1.0
 class RecordedProgress:
     """A listener to the client's events during one crawl.
 
-    It stores the progress once a second at most. In the first second it stores nothing, so short crawls cost nothing.
+    It stores the progress at most once per second, and nothing during the first second. So short crawls store nothing.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class RecordedProgress:
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Store the progress after the event; raise nothing."""
+        """Count the event, and store the progress if that is due. Raise nothing."""
         with self._lock:
             match event:
                 case PageRead():
@@ -73,5 +73,5 @@ class RecordedProgress:
             with self._database.organization(self._organization_id, is_resumable=True) as connection:
                 sync_runs.note_progress(connection, run_id=self._run_id, progress=json.dumps(progress))
         except ClinikoPipelineError:
-            # Progress must not fail a sync. Writing the records meets the same error.
+            # An error here must not end the sync. If it persists, writing the records reports it.
             return

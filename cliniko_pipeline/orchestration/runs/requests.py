@@ -1,4 +1,4 @@
-"""Requests of syncs by schedules and sensors."""
+"""The run requests of schedules and sensors."""
 
 import dagster as dg
 
@@ -6,12 +6,12 @@ from cliniko_pipeline.sync_options import SyncOptions, run_config, run_tags
 
 
 def sync_request(organization_id: str, run_key: str, *, is_full: bool = False) -> dg.RunRequest:
-    """Return the request of a sync. Dagster launches one run per key."""
+    """Return the run request of a sync. Dagster launches only one run per `run_key`."""
     options = SyncOptions(full=is_full)
     return dg.RunRequest(
         run_key=run_key,
         partition_key=organization_id,
         run_config=run_config(options),
-        # The partition's tag spares Dagster a query per request.
+        # These tags include the partition's tag. Without it, Dagster would send a query per run request.
         tags=run_tags(organization_id, options),
     )
