@@ -143,7 +143,7 @@ def test_pipeline_of_a_superuser_passes_to_an_owner(owned: Owned) -> None:
     assert_one_line(raised.value, "schema cliniko", owned.user, '"Change the database user"', "Nothing was changed")
     assert "## Change the database user" in DOCUMENT
     assert schema_objects(superuser) == before
-    statements = documented("-- What is the pipeline's", owned.user).removesuffix("\\gexec\n")
+    statements = documented("-- Generates one statement", owned.user).removesuffix("\\gexec\n")
     with superuser.operator() as connection:
         for statement in connection.execute(sa.text(statements)).scalars().all():
             connection.exec_driver_sql(statement)
