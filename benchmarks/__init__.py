@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks --list` names them. Neither tests nor part of the package."""
+"""Benchmarks of the pipeline. `python -m benchmarks --list` lists them."""

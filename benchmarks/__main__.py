@@ -1,4 +1,4 @@
-"""The entry to all benchmarks: `python -m benchmarks [NAME ...]`."""
+"""Command line of the benchmarks: `python -m benchmarks [NAME ...]`."""
 
 import argparse
 import signal
@@ -16,18 +16,18 @@ NAMES = ("budgets", "memory", "reads", "runs", "syncs", "transforms")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the paragraphs of a docstring, and name the defaults of options."""
+    """A help formatter that keeps the paragraphs of a docstring and shows the defaults of options."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Return 0 if every target of the named benchmarks is met, 1 if one is missed."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # processes and databases are ended, too
+    """Run the named benchmarks. Return 0 if all targets are met, and 1 if a target is missed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM also ends processes and databases
     names = list(takewhile(NAMES.__contains__, arguments))
     options = arguments[len(names) :]
     if not names or (options and len(names) > 1):
         parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run benchmarks in turn.")
-        parser.add_argument("names", metavar="NAME", nargs="*", help=f"{', '.join(NAMES)}; without a name: all")
-        parser.add_argument("--list", action="store_true", help="list what each measures, its duration and its targets")
+        parser.add_argument("names", metavar="NAME", nargs="*", help=f"{', '.join(NAMES)}; default: all of them")
+        parser.add_argument("--list", action="store_true", help="list all benchmarks with durations and targets")
         parser.epilog = "NAME --help shows the options of one benchmark. Options need exactly one name."
         parsed = parser.parse_args(arguments)
         if parsed.list:
@@ -47,7 +47,10 @@ def main(arguments: Sequence[str]) -> int:
 def list_benchmarks() -> None:
     """Print a table of all benchmarks."""
     found = {name: _module(name).BENCHMARK for name in NAMES}
-    rows = [(name, one.measures, one.duration, "\n".join(one.targets)) for name, one in found.items()]
+    rows = [
+        (name, benchmark.measures, benchmark.duration, "\n".join(benchmark.targets))
+        for name, benchmark in found.items()
+    ]
     shown = table([(heading, "{}") for heading in ("name", "measures", "duration", "targets")], rows, left=4)
     shown.show_lines = True
     Report().show(shown)

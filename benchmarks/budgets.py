@@ -1,8 +1,8 @@
-"""How much of the request budget syncs use, and whether Cliniko ever answers 429.
+"""Benchmark of the request budget: how much of it syncs use, and whether they get status 429.
 
-Five cases run at the same time and need hardly any CPU. Each has a database and a simulated Cliniko, which allows 200
-requests in any minute and answers after 500 to 800 ms. Its processes crawl one account with one API key again and
-again. `budgets --minutes 2` is a quick try.
+Five cases run at the same time and need hardly any CPU. Each case has a database and a simulated Cliniko, which allows
+200 requests in any minute and responds after 500 to 800 ms. The processes of a case crawl one account repeatedly with
+one API key. `budgets --minutes 2` is a quick try.
 """
 
 import argparse
@@ -54,9 +54,9 @@ class Case:
     """The programs that use one API key.
 
     Attributes:
-        killed_after: a share of the time, after which one of the processes is killed.
-        other_interval: seconds between requests of another program, which ignores the budget.
-        other_burst: how many requests it sends each time.
+        killed_after: share of the measured time after which one of the processes is killed.
+        other_interval: seconds between bursts of another program, which ignores the budget.
+        other_burst: number of requests in a burst.
     """
 
     name: str
@@ -82,7 +82,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class RateLimited:
-    """A 429, and the end of the wait that it asked for; UNIX seconds."""
+    """A response with status 429. `until` is the end of the requested wait; both times are UNIX seconds."""
 
     at: float
     until: float
@@ -90,7 +90,7 @@ class RateLimited:
 
 @dataclass(frozen=True)
 class Result:
-    """What one case measured. The 429s are those of its own processes."""
+    """The measurement of one case. Only 429s of the case's own processes are counted."""
 
     case: Case
     answered: int
@@ -112,8 +112,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
         finally:
             cases.stop()
         report.show_machine(server.version)
-    report.show(f"{seconds / 60:g} minutes; answers after 500 to 800 ms")
-    rows = [(one.case.name, *astuple(one)[1:]) for one in results]
+    report.show(f"{seconds / 60:g} minutes; responses after 500 to 800 ms")
+    rows = [(result.case.name, *astuple(result)[1:]) for result in results]
     headings = ("busiest minute", "429s", "in the first window*", "in a later one*")
     columns = [
         ("with one key", "{}"),
@@ -122,8 +122,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
         *((heading, "{}") for heading in headings),
     ]
     report.show(table(columns, rows))
-    report.show("* the most that one process got before the end of the wait that the first of them asked for")
-    report.show_verdicts(target for one in results for target in _targets(one))
+    report.show("* most 429s of one process; a window lasts until the end of the wait that its first 429 requested")
+    report.show_verdicts(target for result in results for target in _targets(result))
 
 
 def _targets(result: Result) -> Sequence[Target]:
@@ -140,7 +140,7 @@ def _targets(result: Result) -> Sequence[Target]:
 
 
 class _Cases:
-    """Measures cases in threads that begin together."""
+    """Measurement of cases in threads that begin together."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -153,7 +153,7 @@ class _Cases:
         self._ready.abort()
 
     def measure(self, server: Server, case: Case) -> Result:
-        """Run a case from start to end."""
+        """Run a case and return its measurement."""
         account = generated_account(*ACCOUNT_SIZE, 1, datetime.now(UTC))
         rate_limited: list[list[RateLimited]] = []
         ended = threading.Event()
@@ -181,10 +181,10 @@ class _Cases:
                 with suppress(EOFError):
                     while True:
                         rate_limited[-1].append(connection.recv())
-            recorded = [(one.at, one.status) for one in sandbox.counters.recorded]
+            recorded = [(request.at, request.status) for request in sandbox.counters.recorded]
         begin = min(at for at, _ in recorded)
         answered = sum(status != 429 and at < begin + self._seconds for at, status in recorded)
-        windows = [_windows(one) for one in rate_limited if one]
+        windows = [_windows(responses) for responses in rate_limited if responses]
         return Result(
             case,
             answered,
@@ -197,7 +197,7 @@ class _Cases:
 
 
 def _crawl_repeatedly(connection: Connection, database_url: str, api_url: str, api_key: str) -> None:
-    """Request as syncs do until killed, and send each 429. Writing the records would only use CPU."""
+    """Crawl the account as syncs do, without writing records, until killed. Send each 429 to the connection."""
 
     def send_rate_limited(event: Event) -> None:
         if isinstance(event, Waiting) and "429" in event.reason:
@@ -233,7 +233,7 @@ def _request_without_budget(case: Case, api_url: str, api_key: str, ended: threa
 
 
 def _busiest_minute(moments: Sequence[float]) -> int:
-    """Return the most requests in any 60 seconds; `moments` are sorted."""
+    """Return the largest number of requests within 60 seconds. `moments` must be sorted."""
     most, oldest = 0, 0
     for newest, at in enumerate(moments):
         while moments[oldest] <= at - 60:
@@ -243,12 +243,12 @@ def _busiest_minute(moments: Sequence[float]) -> int:
 
 
 def _windows(rate_limited: Sequence[RateLimited]) -> list[int]:
-    """Return how many 429s each window has: it begins with a 429 and ends with the wait that this one asked for."""
+    """Return the number of 429s in each window. A window lasts as long as its first 429 asks to wait."""
     windows: list[int] = []
     until = -math.inf
-    for one in rate_limited:
-        if one.at >= until:
+    for limited in rate_limited:
+        if limited.at >= until:
             windows.append(0)
-            until = one.until
+            until = limited.until
         windows[-1] += 1
     return windows

@@ -1,4 +1,4 @@
-"""Stopwatches of measured processes, and what they show."""
+"""Stopwatches for measured processes, and their measurements."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from benchmarks.reporting import progress
 
 @dataclass(frozen=True)
 class Taken:
-    """Wall and CPU seconds between start and stop, the process's peak in MB, and CPU seconds of PostgreSQL."""
+    """A measurement: wall and CPU seconds, the process's peak in MB, and CPU seconds of PostgreSQL."""
 
     seconds: float
     cpu: float
@@ -24,13 +24,13 @@ class Taken:
 
 
 def median_of(taken: Sequence[Taken]) -> Taken:
-    """Return the median of each figure."""
+    """Return the median of each figure of the measurements."""
     return Taken(*(median(figures) for figures in zip(*map(astuple, taken), strict=True)))
 
 
 def seconds_range(taken: Sequence[Taken]) -> str:
-    """Return the fewest and the most seconds, or nothing for a single measurement."""
-    seconds = [one.seconds for one in taken]
+    """Return the fewest and the most seconds, or an empty text for a single measurement."""
+    seconds = [measurement.seconds for measurement in taken]
     return f"{min(seconds):.2f} {max(seconds):.2f}" if len(seconds) > 1 else ""
 
 
@@ -41,7 +41,7 @@ def noted(what: str, taken: Taken) -> Taken:
 
 
 class Stopwatch:
-    """Measures this process from `start` to the last `stop`; `server_cpu` returns the CPU seconds of PostgreSQL."""
+    """Stopwatch of this process, from `start` to the last `stop`. `server_cpu` returns PostgreSQL's CPU seconds."""
 
     def __init__(self, server_cpu: Callable[[], float] = lambda: 0.0) -> None:
         self._server_cpu = server_cpu
@@ -53,11 +53,11 @@ class Stopwatch:
         self._started = self._now()
 
     def stop(self) -> None:
-        """End what is measured here, unless it is stopped again."""
+        """End the measurement now. A later call replaces this end."""
         self._stopped = self._now()
 
     def taken(self) -> Taken:
-        """Return what was measured."""
+        """Return the measurement."""
         seconds, cpu, server_cpu = (end - start for start, end in zip(self._started, self._stopped, strict=True))
         return Taken(seconds, cpu, peak_memory(os.getpid()), server_cpu)
 

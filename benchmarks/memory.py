@@ -1,9 +1,10 @@
-"""The peak memory of syncs of two accounts, one ten times the size of the other: it must not grow with the account.
+"""Benchmark of the peak memory of syncs, which must not grow with the size of the account.
 
-Takes 6 GB of memory (5 of them the simulated Cliniko's) and 3 GB of disk under TMPDIR. Each sync is the command
-`cliniko-pipeline sync`. `memory 1000 10000` measures accounts of other sizes.
+It measures two accounts, the second ten times as large as the first. It needs 6 GB of memory, 5 GB of them for the
+simulated Cliniko, and 3 GB of disk under TMPDIR. `memory 1000 10000` measures accounts of other sizes.
 
-A peak is the command's VmHWM, and the highest of the processes that it starts. ru_maxrss covers their last moments.
+Each sync is a command `cliniko-pipeline sync`. Peaks (VmHWM) are read repeatedly for the command and for its worker
+processes. ru_maxrss adds the last moments of the processes.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from cliniko_pipeline.sandbox.server import Sandbox
 APPOINTMENTS_PER_PATIENT = 10
 GROUP_SHARE = 0.1
 CHANGED_PAGE_INTERVAL = 10
-"""Of so many pages of appointments one record changes, and one is deleted, before the account is synced again."""
+"""Before the incremental sync, one appointment changes and one is deleted on every tenth page."""
 
 MAX_GROWTH = 1.2
 MAX_PEAK = 300
@@ -48,7 +49,7 @@ BENCHMARK = Benchmark(
 
 @dataclass(frozen=True)
 class Measurement:
-    """One sync of an account of `size` appointments. Peaks in MB."""
+    """One sync of an account with `size` appointments. Peaks are in MB."""
 
     sync: str
     size: int
@@ -76,9 +77,9 @@ def run(options: argparse.Namespace, report: Report) -> None:
     columns = [("sync", "{}"), ("appointments", "{:,}"), ("requests", "{:,}"), ("seconds", "{:.0f}")]
     columns += [("command's peak", "{:.0f} MB"), ("worker's peak", "{:.0f} MB")]
     report.show(table(columns, map(astuple, measured)))
-    small, *_, large = [one for one in measured if one.sync == "first"] * 2
+    small, *_, large = [measurement for measurement in measured if measurement.sync == "first"] * 2
     growth = large.worker_peak / small.worker_peak
-    highest = max(max(one.command_peak, one.worker_peak) for one in measured)
+    highest = max(max(measurement.command_peak, measurement.worker_peak) for measurement in measured)
     claim = f"Peak of a first sync, {large.size:,} / {small.size:,} appointments"
     report.show_verdicts([Target(claim, growth, MAX_GROWTH), Target("Highest peak, MB", highest, MAX_PEAK)])
 
@@ -96,7 +97,7 @@ def _measure(runtime: Runtime, environ: dict[str, str], sync: str, size: int, *o
 
 
 def _peaks(environ: dict[str, str], log: Path, *options: str) -> tuple[float, float]:
-    """Sync; return the command's peak, and the highest of all processes that it started."""
+    """Run a sync. Return the peak of the command, and the highest peak of the processes that it started."""
     script = Path(sysconfig.get_path("scripts")) / "cliniko-pipeline"
     peaks: dict[int, float] = {}
     with started([script, "sync", ORGANIZATION, *options], environ, log) as process:
@@ -114,7 +115,7 @@ def _peaks(environ: dict[str, str], log: Path, *options: str) -> tuple[float, fl
 
 
 def _change(_sandbox: Sandbox, account: Account) -> None:
-    """Cancel a few appointments and delete as many, spread over the whole list."""
+    """Cancel one appointment and delete another on every tenth page of the list."""
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     name = "individual_appointments"
     number, total = 1, 1

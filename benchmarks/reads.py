@@ -1,11 +1,11 @@
-"""Pages of active patients: their time in the database, and what many readers see while syncs replace them.
+"""Benchmark of pages of active patients, in the database and over HTTP while syncs replace the rows.
 
-Takes 1 GB of disk under TMPDIR. The database has an organization of 100,000 active patients and one of 20,000.
+It needs 1 GB of disk under TMPDIR. The database has two organizations, with 100,000 and 20,000 active patients.
 
-Measured are the first page and later ones in each order and direction and with each filter: planning and execution, as
-`explain analyze` shows them. Then readers walk through pages over HTTP, from the service in a process of its own,
-while the statement of the asset `active_patients` replaces all rows again and again, each time for a later instant.
-Counted are responses other than 200, and pages with rows of more than one sync.
+First, the planning and execution of single pages is measured with `explain analyze`. There are first and later pages
+for each order, direction and filter. Then many readers read pages over HTTP from a separate service process. At the
+same time, the statement of the asset `active_patients` repeatedly replaces all rows, each time for a later instant. The
+benchmark counts failed responses, and pages that mix rows of different syncs.
 """
 
 import argparse
@@ -52,7 +52,7 @@ insert into public.api_credentials (organization_id, service_name, credentials_e
 values ('{}', 'cliniko', '{{}}')
 """
 POSITIONS = (0.0, 0.3, 0.7, 0.999)
-"""Shares of the list that precede a measured page."""
+"""Positions of the measured pages, as shares of the list that precede the page."""
 
 BENCHMARK = Benchmark(
     measures="pages of 100,000 active patients, for fifty readers while syncs replace them",
@@ -82,7 +82,7 @@ FILTERS: Mapping[str, Filters] = {
 
 @dataclass(frozen=True)
 class PageTime:
-    """The planning and execution of one page; `page` describes it."""
+    """The time to plan and execute one page, which `page` describes."""
 
     order: Order
     page: str
@@ -91,7 +91,7 @@ class PageTime:
 
 @dataclass
 class Seen:
-    """What one reader met. `instants` are those of the syncs whose rows it read."""
+    """The results of one reader. `instants` has the instant of every sync whose rows the reader got."""
 
     milliseconds: list[float] = field(default_factory=list[float])
     errors: int = 0
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
             (OTHER, min(OTHER_PATIENTS, options.patients)),
         ):
             progress(f"Making {count:,} active patients")
-            # A few patients more, since some have no appointment that counts.
+            # A few more patients are made, because some have no appointment that counts.
             patients = round(count * 1.03)
             clinic = Clinic(patients, 4 * patients, organization_id=organization_id, days_ago=59, days=62)
             execute(database, *clinic.statements(), CREDENTIALS.format(organization_id))
@@ -119,9 +119,9 @@ def run(options: argparse.Namespace, report: Report) -> None:
         report.show_machine(server.version, "psycopg", "fastapi")
     rows: list[tuple[object, ...]] = []
     for order in Order:
-        of_order = [each for each in pages if each.order is order]
-        slowest = max(of_order, key=lambda each: each.milliseconds)
-        middle = median(each.milliseconds for each in of_order)
+        of_order = [page for page in pages if page.order is order]
+        slowest = max(of_order, key=lambda page: page.milliseconds)
+        middle = median(page.milliseconds for page in of_order)
         rows.append((order.value, len(of_order), middle, slowest.milliseconds, slowest.page))
     columns = [
         ("sorted by", "{}"),
@@ -131,8 +131,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
         ("slowest page", "{}"),
     ]
     report.show(table(columns, rows, "Pages in the database, milliseconds"))
-    milliseconds = [each for one in seen for each in one.milliseconds]
-    instants = set[str]().union(*(one.instants for one in seen))
+    milliseconds = [duration for reader in seen for duration in reader.milliseconds]
+    instants = set[str]().union(*(reader.instants for reader in seen))
     cuts = quantiles(milliseconds, n=100)
     report.show(
         f"{options.readers} readers: {len(milliseconds):,} pages over HTTP, median {cuts[49]:.0f} ms, 95th percentile"
@@ -140,9 +140,9 @@ def run(options: argparse.Namespace, report: Report) -> None:
     )
     report.show_verdicts(
         [
-            Target("Slowest page in the database, ms", max(one.milliseconds for one in pages), MAX_MILLISECONDS),
-            Target("Errors", sum(one.errors for one in seen), 0),
-            Target("Pages with rows of two syncs", sum(one.mixed for one in seen), 0),
+            Target("Slowest page in the database, ms", max(page.milliseconds for page in pages), MAX_MILLISECONDS),
+            Target("Errors", sum(reader.errors for reader in seen), 0),
+            Target("Pages with rows of two syncs", sum(reader.mixed for reader in seen), 0),
             Target("Syncs whose rows were read", len(instants), 2, at_least=True),
         ]
     )
@@ -152,7 +152,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
 
 
 def _measure_pages(database: Database) -> list[PageTime]:
-    """Measure a page at each position of each order, direction and filter."""
+    """Measure a page for each order, direction, filter and position."""
     progress("Measuring pages one by one")
     found: list[PageTime] = []
     with database.organization(ORGANIZATION) as connection:
@@ -189,7 +189,7 @@ def _place(row: Any, order: Order) -> Place:
 def _explain(
     connection: sa.Connection, order: Order, filters: Filters, after: Place | None, *, descending: bool
 ) -> tuple[float, int]:
-    """Return the milliseconds of planning and execution, and the rows of the page."""
+    """Return the milliseconds of planning and execution, and the number of rows."""
 
     def explain(_connection: object, _cursor: object, text: str, given: object, *_rest: object) -> tuple[str, object]:
         return f"explain (analyze, format json) {text}", given
@@ -209,7 +209,7 @@ def _explain(
 
 
 def _measure_readers(server: Server, database: Database, readers: int, seconds: float) -> tuple[list[Seen], int]:
-    """Return what each reader saw, and the number of syncs that ended."""
+    """Return the results of each reader, and the number of finished syncs."""
     with _service(server, database) as (url, token):
         progress(f"{readers} readers for {seconds:.0f} s")
         ended = threading.Event()
@@ -219,11 +219,11 @@ def _measure_readers(server: Server, database: Database, readers: int, seconds: 
                 syncs = _sync_repeatedly(database, seconds)
             finally:
                 ended.set()
-            return [each.result() for each in reading], syncs
+            return [future.result() for future in reading], syncs
 
 
 def _sync_repeatedly(database: Database, seconds: float) -> int:
-    """Replace all rows until the time is over and some syncs have ended; return how many did."""
+    """Replace all rows until the time is over and MIN_SYNCS syncs have ended. Return the number of syncs."""
     begin, count = time.monotonic(), 0
     while (passed := time.monotonic() - begin) < seconds or (
         count < MIN_SYNCS and passed < seconds + MAX_EXTRA_SECONDS
@@ -234,7 +234,7 @@ def _sync_repeatedly(database: Database, seconds: float) -> int:
 
 
 def _read(url: str, token: str, number: int, ended: threading.Event) -> Seen:
-    """Walk through pages of one order after the other."""
+    """Read pages in randomly chosen orders until the event is set."""
     chosen = random.Random(number)  # noqa: S311 (no secret)
     seen = Seen()
     with httpx.Client(
@@ -265,7 +265,7 @@ def _read(url: str, token: str, number: int, ended: threading.Event) -> Seen:
 
 @contextmanager
 def _service(server: Server, database: Database) -> Generator[tuple[str, str]]:
-    """Run the HTTP service in a process of its own; yield its URL and a token."""
+    """Run the HTTP service in a separate process. Yield its URL and a token."""
     with database.operator() as connection:
         token = api_tokens.create(
             connection,

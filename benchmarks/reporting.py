@@ -1,4 +1,4 @@
-"""What benchmarks print: the machine and its load, tables, verdicts; their progress, on standard error."""
+"""Output of benchmarks: the machine, tables and verdicts, and progress on standard error."""
 
 import os
 import platform
@@ -16,16 +16,17 @@ WIDTH = 140
 
 
 class BenchmarkError(Exception):
-    """A benchmark cannot measure what it should; the message says why."""
+    """A benchmark has no result. The message says why."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What `--list` shows of a benchmark, and its options.
+    """A benchmark's options, and its description in `--list`.
 
     Attributes:
-        needs_linux: whether it reads /proc.
-        options: the default and the help of each; a tuple takes several values, `False` none.
+        needs_linux: whether the benchmark reads /proc.
+        options: default and help text by option. An option whose default is a tuple takes several values. An option
+            whose default is `False` takes no value.
     """
 
     measures: str
@@ -37,7 +38,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Target:
-    """A limit that a measured figure must keep: the most, or with `at_least` the least."""
+    """An upper limit for a measured figure, or a lower limit if `at_least`."""
 
     claim: str
     figure: float
@@ -46,12 +47,12 @@ class Target:
 
     @property
     def is_met(self) -> bool:
-        """Whether the figure keeps the limit."""
+        """Whether the figure is within the limit."""
         return self.figure >= self.limit if self.at_least else self.figure <= self.limit
 
     def __str__(self) -> str:
         bound = "at least" if self.at_least else "at most"
-        figures = (f"{one:,.0f}" if abs(one) >= 1000 else f"{one:.3g}" for one in (self.figure, self.limit))
+        figures = (f"{figure:,.0f}" if abs(figure) >= 1000 else f"{figure:.3g}" for figure in (self.figure, self.limit))
         return f"{self.claim}: {next(figures)} ({bound} {next(figures)}) {'ok' if self.is_met else 'missed'}"
 
 
@@ -59,7 +60,7 @@ class Report:
     """The printed result of one benchmark.
 
     Attributes:
-        is_missed: whether a target was missed so far.
+        is_missed: whether any target has been missed.
     """
 
     def __init__(self) -> None:
@@ -91,13 +92,13 @@ class Report:
 
 
 Column = tuple[str, str]
-"""A heading, and the pattern that formats its values; None is left empty."""
+"""A heading, and the format pattern of its values. The value None gives an empty cell."""
 
 
 def table(
     columns: Sequence[Column], rows: Iterable[Sequence[Any]], title: str | None = None, *, left: int = 1
 ) -> Table:
-    """Return a table whose first `left` columns are aligned left and the others right."""
+    """Return a table. The first `left` columns are aligned left, all other columns right."""
     made = Table(title=title, title_justify="left")
     for number, (heading, _) in enumerate(columns):
         made.add_column(heading, justify="left" if number < left else "right", no_wrap=number == 0)

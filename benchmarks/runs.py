@@ -1,11 +1,11 @@
-"""Syncs that find nothing changed, launched by the schedule for many organizations, beside an empty Dagster project.
+"""Benchmark of scheduled syncs of many organizations that find no changes, compared with empty Dagster runs.
 
-Takes 2 GB of disk under TMPDIR. `runs --organizations 8` is a quick try; `--settings` also measures with other settings
-of Dagster's. Dagster's daemon, two code servers (the pipeline's and that of `empty_runs`), PostgreSQL and the simulated
-Cliniko are processes on this machine. All organizations become due together, so that one tick of `cliniko_syncs`
-requests a run for each. Half of the empty runs are launched before, half after.
+It needs 2 GB of disk under TMPDIR. `runs --organizations 8` is a quick try. `--settings` also measures with other
+settings of Dagster. The machine runs Dagster's daemon, the code servers of the pipeline and of `empty_runs`, PostgreSQL
+and the simulated Cliniko. All organizations become due together, so that one tick of `cliniko_syncs` requests all runs.
+Half of the empty runs are launched before the syncs, and half after.
 
-A code server's CPU seconds include those of its ended children, so those of all runs are measured.
+The CPU seconds of a code server include those of its ended children, so the CPU seconds of all runs are measured.
 """
 
 import argparse
@@ -69,7 +69,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "dequeue_interval_seconds: 5": {"run_queue": {"dequeue_interval_seconds": 5}},
     "dequeue_use_threads: true": {"run_queue": {"dequeue_use_threads": True, "dequeue_num_workers": 4}},
 }
-"""Changes of the shipped dagster.yaml, by their name in tables."""
+"""Changes to the shipped dagster.yaml, by their name in the tables."""
 
 POLL_SECONDS = 0.2
 SECONDS_BEFORE_TICK = 8
@@ -79,14 +79,15 @@ MAX_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Measurement:
-    """The runs that one tick requested, or several ticks.
+    """The measured runs of one or several ticks.
 
     Attributes:
-        seconds: from the launch of the first run to the end of the last.
-        run_seconds: of each run, from its launch to its end.
-        peaks: MB, of each run's own process.
-        cpu: CPU seconds, by their owner; `OWN` are the runs' own processes, `OTHERS` programs beside the benchmark.
-        events, connections: events that Dagster stored, and connections to PostgreSQL.
+        seconds: time from the launch of the first run to the end of the last run.
+        run_seconds: time from the launch to the end of each run.
+        peaks: peak of each run's process in MB.
+        cpu: CPU seconds by owner. `OWN` stands for the processes of the runs, and `OTHERS` for unrelated programs.
+        events: number of events that Dagster stored.
+        connections: number of connections to PostgreSQL.
     """
 
     runs: int
@@ -110,7 +111,7 @@ class Measurement:
 
     @property
     def total_cpu(self) -> float:
-        """CPU seconds of everything but programs beside the benchmark."""
+        """CPU seconds of everything except unrelated programs."""
         return sum(self.cpu.values()) - self.cpu[OTHERS]
 
 
@@ -118,7 +119,7 @@ OWN, OTHERS = "CPU seconds of the run's process", "CPU seconds of other programs
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
-    """Measure with the shipped settings, or with several, and report each."""
+    """Measure with the shipped settings, and with other settings if asked, and report."""
     patients = max(1, options.appointments // APPOINTMENTS_PER_PATIENT)
     own_schedule = {"CLINIKO_SYNC_EVERY_MINUTES": "1440", "CLINIKO_FULL_SYNC_AT": "off"}
     with (
@@ -143,22 +144,22 @@ def _show(report: Report, title: str, ours: Measurement, empty: Measurement) -> 
         rows.append((heading, pattern.format(of_ours), pattern.format(of_empty), f"{ratio:.2f}" if ratio else ""))
         return ratio
 
-    def per_hour(one: Measurement) -> float:
-        return one.runs / one.seconds * 3600
+    def per_hour(measured: Measurement) -> float:
+        return measured.runs / measured.seconds * 3600
 
     add("runs an hour", per_hour, "{:,.0f}")
-    add("seconds from launch to end, median", lambda one: median(one.run_seconds), "{:.1f}")
-    ratios = {OWN: add(OWN, lambda one: one.cpu[OWN] / one.runs)}
+    add("seconds from launch to end, median", lambda measured: median(measured.run_seconds), "{:.1f}")
+    ratios = {OWN: add(OWN, lambda measured: measured.cpu[OWN] / measured.runs)}
     for owner in ours.cpu:
         if owner not in (OWN, OTHERS):
-            add(f"  of {owner}, for each run", lambda one, owner=owner: one.cpu[owner] / one.runs)
+            add(f"  of {owner}, for each run", lambda measured, owner=owner: measured.cpu[owner] / measured.runs)
     total, memory = "CPU seconds of all these", "peak memory of the run's process, median"
-    ratios[total] = add(total, lambda one: one.total_cpu / one.runs)
-    ratios[memory] = add(memory, lambda one: median(one.peaks), "{:.0f} MB")
-    add("  highest", lambda one: max(one.peaks), "{:.0f} MB")
-    add("connections to PostgreSQL", lambda one: one.connections / one.runs, "{:.0f}")
-    add("events that Dagster stores", lambda one: one.events / one.runs, "{:.0f}")
-    add(OTHERS, lambda one: one.cpu[OTHERS] / one.runs)
+    ratios[total] = add(total, lambda measured: measured.total_cpu / measured.runs)
+    ratios[memory] = add(memory, lambda measured: median(measured.peaks), "{:.0f} MB")
+    add("  highest", lambda measured: max(measured.peaks), "{:.0f} MB")
+    add("connections to PostgreSQL", lambda measured: measured.connections / measured.runs, "{:.0f}")
+    add("events that Dagster stores", lambda measured: measured.events / measured.runs, "{:.0f}")
+    add(OTHERS, lambda measured: measured.cpu[OTHERS] / measured.runs)
     headings = ("", "a sync that finds nothing changed", "an empty run", "ratio")
     report.show(table([(heading, "{}") for heading in headings], rows, title))
     report.show_verdicts(
@@ -173,7 +174,7 @@ def _show(report: Report, title: str, ours: Measurement, empty: Measurement) -> 
 
 
 def _sync_first(runtime: Runtime, ids: Sequence[str], sandbox: SandboxProcess) -> None:
-    """Add the organizations, all with the same account, and sync each in this process."""
+    """Add the organizations, which share one account, and sync each in this process."""
     account = sandbox.account
     definitions = build_definitions(runtime=runtime)
     with dg.DagsterInstance.ephemeral() as instance:  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
@@ -187,7 +188,7 @@ def _sync_first(runtime: Runtime, ids: Sequence[str], sandbox: SandboxProcess) -
                 raise BenchmarkError(f"the first sync of {organization_id} failed: {error}")
     _set_due(runtime, due=False)
     with runtime.database.operator() as connection:
-        connection.execute(sa.text("analyze"))  # as the server does by itself, a minute later
+        connection.execute(sa.text("analyze"))  # so that autovacuum does not do it during the measurement
 
 
 def _measure(
@@ -197,7 +198,7 @@ def _measure(
     ids: Sequence[str],
     changes: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Measurement, Measurement]:
-    """Return the measurement of our runs, and that of as many empty ones."""
+    """Return the measurement of the pipeline's runs, and of the same number of empty runs."""
     with open_instance(runtime) as instance:
         ensure_partitions(instance, list(ids))
     half = list(ids[: len(ids) // 2])
@@ -210,7 +211,7 @@ def _measure(
 
 
 def _measure_tick(runtime: Runtime, processes: Mapping[str, int], code: str, ids: Sequence[str]) -> Measurement:
-    """Have a tick request a run for each organization; measure until the last has ended."""
+    """Make a tick request a run for each organization. Measure until the last run has ended."""
     time.sleep((60 - SECONDS_BEFORE_TICK - time.time()) % 60)
     progress(f"{len(ids)} runs: {code}")
     last = scalar(runtime, "select coalesce(max(id), 0) from dagster.runs")
@@ -241,7 +242,7 @@ def _measure_tick(runtime: Runtime, processes: Mapping[str, int], code: str, ids
 
 
 def _request(runtime: Runtime, code: str, ids: Sequence[str]) -> None:
-    """Make the next tick request a run for each organization, and later ticks none."""
+    """Make the next tick request a run for each organization. Later ticks request no runs."""
     if code == EMPTY:
         (runtime.settings.dagster_home / empty_runs.DUE_FILE).write_text("\n".join(ids), encoding="utf-8")
         return
@@ -258,7 +259,7 @@ def _set_due(runtime: Runtime, *, due: bool) -> None:
 
 
 def _times(runtime: Runtime, code: str, last: int) -> list[tuple[float, float]]:
-    """Return the launch and the end of each ended run with an id above `last`. Raise an error where one failed."""
+    """Return the launch and end of each ended run with an id above `last`. Raise BenchmarkError if a run failed."""
     statement = (
         "select run.status, extract(epoch from launch.timestamp)::float8, run.end_time"
         " from dagster.runs as run join dagster.event_logs as launch"
@@ -273,7 +274,7 @@ def _times(runtime: Runtime, code: str, last: int) -> list[tuple[float, float]]:
 
 
 def _require_unchanged(runtime: Runtime, ids: Sequence[str]) -> None:
-    """Raise an error where the last sync of an organization changed rows or read more than the newest pages."""
+    """Raise BenchmarkError if an organization's last sync changed rows or read more than the newest pages."""
     for organization_id in ids:
         with runtime.database.organization(organization_id) as connection:
             run = connection.execute(
@@ -286,7 +287,7 @@ def _require_unchanged(runtime: Runtime, ids: Sequence[str]) -> None:
 
 
 def _stored(runtime: Runtime) -> tuple[int, int]:
-    """Return the events that Dagster has stored, and the connections that PostgreSQL has had."""
+    """Return the numbers of events stored by Dagster and of connections opened to PostgreSQL."""
     return (
         scalar(runtime, "select coalesce(max(id), 0) from dagster.event_logs"),
         scalar(runtime, "select sessions from pg_stat_database where datname = current_database()"),
@@ -294,7 +295,7 @@ def _stored(runtime: Runtime) -> tuple[int, int]:
 
 
 def _cpu(runtime: Runtime, processes: Mapping[str, int], code: str) -> dict[str, float]:
-    """Return the CPU seconds so far by their owner; those of `OTHERS` are the whole machine's."""
+    """Return the CPU seconds so far by owner. The value of `OTHERS` is for the whole machine."""
     code_server, runs = cpu_seconds(processes[code])
     return {
         OWN: runs,
@@ -309,7 +310,7 @@ def _cpu(runtime: Runtime, processes: Mapping[str, int], code: str) -> dict[str,
 
 
 class _Workers:
-    """Measures the peaks of runs' processes, which are a code server's children, until the end of the block."""
+    """Measurement of the peaks of run processes, which are children of a code server, while the block runs."""
 
     def __init__(self, code_server: int) -> None:
         self.peaks: dict[int, float] = {}
@@ -327,15 +328,19 @@ class _Workers:
         self._thread.join()
 
     def alive(self) -> list[int]:
-        """Return the runs' processes that the code server still has."""
-        return [one for one in children(self._code_server) if one not in self._others and self._is_worker(one)]
+        """Return the ids of the run processes that are still alive."""
+        return [
+            process
+            for process in children(self._code_server)
+            if process not in self._others and self._is_worker(process)
+        ]
 
     def _is_worker(self, process: int) -> bool:
         if process in self.peaks:
             return True
         with suppress(OSError):
             command = Path(f"/proc/{process}/cmdline").read_bytes()
-            if b"resource_tracker" in command:  # Python's own, which does not end
+            if b"resource_tracker" in command:  # Python's own process, which does not end
                 self._others.add(process)
             return b"spawn_main" in command
         return False

@@ -1,4 +1,4 @@
-"""Charts as SVG, written by hand: horizontal bars, one chart beside the other, readable on light and dark pages."""
+"""SVG charts with horizontal bars, side by side, readable on light and dark pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _OURS, _OTHER, _INK, _PAPER = "#1f6feb", "#9aa4b2", "#24292f", "#ffffff"
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar, with its value as it is shown."""
+    """A bar. `label` is the shown text of its value."""
 
     name: str
     value: float
@@ -21,14 +21,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars from zero, all on one scale."""
+    """Bars that start at zero and have the same scale."""
 
     title: str
     bars: Sequence[Bar]
 
 
 def as_svg(title: str, charts: Sequence[Chart]) -> str:
-    """All charts in a row; the first names the bars, which are the same in each."""
+    """Return the charts in a row. All charts have the same bars, whose names are shown once."""
     height = _HEAD + max(len(chart.bars) for chart in charts) * (_BAR + _GAP) + _GAP
     width = _NAMES + len(charts) * (_WIDTH + _VALUES)
     lines = [

@@ -1,10 +1,11 @@
-"""The first sync of an account beside dlt, a plain loop, and hand-written floors: no program could be faster.
+"""Benchmark of the first sync of an account, compared with dlt, a plain loop and hand-written floors.
 
-Takes 2 GB of memory and 2 GB of disk under TMPDIR. The simulated Cliniko answers at once, then after 100 ms. Each
-contender (see `benchmarks.others`) runs in a fresh process on a fresh database of the same server; each round has
-another order. `syncs --patients 1000 --appointments 5000` is a quick try; `--docs` renews the charts in docs/.
+A floor is a program that does only the unavoidable work. The benchmark needs 2 GB of memory and 2 GB of disk under
+TMPDIR. The simulated Cliniko responds at once in a first series, and after 100 ms in a second series. Each contender
+(see `benchmarks.others`) runs in a fresh process on a fresh database of the same server. The order changes with each
+round. `syncs --patients 1000 --appointments 5000` is a quick try. `--docs` renews the charts in docs/.
 
-Wall and CPU seconds are those of the work, without the start of the process. All contenders must store the same.
+The measured time excludes the start of the process. All contenders must store the same rows.
 """
 
 import argparse
@@ -64,11 +65,12 @@ class Contender:
     """A program that reads the account.
 
     Attributes:
-        name: its name in tables.
-        module: its module of `benchmarks.others`, and after a slash the variant.
-        patients, appointments: the tables that it fills, if any.
-        has_our_columns: whether these tables have the columns of ours, and must have the same rows.
-        is_slow: whether it takes minutes.
+        name: name of the contender in tables.
+        module: module of `benchmarks.others`; a variant follows after a slash.
+        patients: table in which the contender stores patients, if any.
+        appointments: table in which the contender stores appointments, if any.
+        has_our_columns: whether these tables have the pipeline's columns, and so must have the same rows.
+        is_slow: whether the contender takes minutes.
     """
 
     name: str
@@ -98,7 +100,7 @@ CONTENDERS = (OURS, *COPYING, *DOWNLOADING, PLAIN, DLT)
 
 @dataclass(frozen=True)
 class Medians:
-    """The measurements of a contender at one latency; `others` are other processes' CPU seconds by owner."""
+    """The measurements of a contender at one latency. `others` has the CPU seconds of other processes by owner."""
 
     contender: Contender
     all_taken: Sequence[Taken]
@@ -112,9 +114,13 @@ class Medians:
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure all contenders at all latencies, and report."""
-    contenders = [each for each in CONTENDERS if not options.only or any(word in each.module for word in options.only)]
+    contenders = [
+        contender
+        for contender in CONTENDERS
+        if not options.only or any(word in contender.module for word in options.only)
+    ]
     packages = ["dagster", "httpx", "msgspec", "psycopg", "aiohttp"]
-    if any(each != OURS for each in contenders):
+    if any(contender != OURS for contender in contenders):
         if not all(map(find_spec, ("dlt", "pycurl", "requests"))):
             raise BenchmarkError("it needs benchmarks/requirements.txt: run `make benchmark ARGS=syncs`")
         packages += ["pycurl", "requests", "dlt"]
@@ -136,25 +142,25 @@ def run(options: argparse.Namespace, report: Report) -> None:
 def _measure(
     course: "_Course", contenders: Sequence[Contender], latency: int, options: argparse.Namespace
 ) -> list[Medians]:
-    """Measure all contenders, each round beginning with another."""
+    """Measure all contenders. Each round begins with another contender."""
     course.sandbox.apply(partial(_set_latency, latency))
-    found: dict[Contender, list[tuple[Taken, dict[str, float]]]] = {each: [] for each in contenders}
+    found: dict[Contender, list[tuple[Taken, dict[str, float]]]] = {contender: [] for contender in contenders}
     for number in range(max(options.rounds, options.rounds_of_slow)):
         first = number * len(contenders) // max(1, options.rounds)
-        for each in [*contenders[first:], *contenders[:first]]:
-            if number < (options.rounds_of_slow if each.is_slow else options.rounds):
-                taken, others = course.measure(each)
-                noted(f"Answered {_latency(latency)}, round {number + 1}: {each.name}", taken)
-                found[each].append((taken, others))
+        for contender in [*contenders[first:], *contenders[:first]]:
+            if number < (options.rounds_of_slow if contender.is_slow else options.rounds):
+                taken, others = course.measure(contender)
+                noted(f"Answered {_latency(latency)}, round {number + 1}: {contender.name}", taken)
+                found[contender].append((taken, others))
     return [
-        Medians(each, [taken for taken, _ in measured], _medians_by_name([others for _, others in measured]))
-        for each, measured in found.items()
+        Medians(contender, [taken for taken, _ in measured], _medians_by_name([others for _, others in measured]))
+        for contender, measured in found.items()
         if measured
     ]
 
 
 def _medians_by_name(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: median(one[name] for one in figures) for name in figures[0]}
+    return {name: median(by_name[name] for by_name in figures) for name in figures[0]}
 
 
 def _set_latency(latency: int, sandbox: Sandbox, _account: Account) -> None:
@@ -162,7 +168,7 @@ def _set_latency(latency: int, sandbox: Sandbox, _account: Account) -> None:
 
 
 class _Course:
-    """The simulated Cliniko and the server that all contenders use."""
+    """The simulated Cliniko and the PostgreSQL server that all contenders use."""
 
     def __init__(self, server: Server, sandbox: SandboxProcess, patients: int, appointments: int) -> None:
         self.sandbox = sandbox
@@ -171,16 +177,16 @@ class _Course:
         self._stored: list[str] = []
 
     def measure(self, contender: Contender) -> tuple[Taken, dict[str, float]]:
-        """Run a first sync; return what it took, and the CPU seconds of other processes by their owner."""
+        """Run a first sync. Return its measurement, and the CPU seconds of other processes by owner."""
         account = self.sandbox.account
         with self._server.database() as database:
-            self._server.execute("checkpoint")  # what was measured before left pages to be written
+            self._server.execute("checkpoint")  # so that no pages of the previous measurement are left to write
             folder = self._server.home / "contenders" / str(database.url.database)
             folder.mkdir(parents=True)
             task = Task(
                 account.api_url, account.api_key, account.host, libpq_url(database.url), str(folder), *self._counts
             )
-            # dlt would report its use, and keep its state in the user's home.
+            # Without these variables, dlt would send telemetry and keep its state in the user's home.
             environ = {"RUNTIME__DLTHUB_TELEMETRY": "false", "DLT_DATA_DIR": str(folder)}
             module, _, variant = contender.module.partition("/")
             before = self._cpu()
@@ -192,14 +198,14 @@ class _Course:
                 folder=folder,
                 seconds=MAX_SECONDS,
             )
-            # A process of the server that started and ended in between is missing.
+            # The difference can be negative, because /proc no longer shows processes that have ended.
             spent = {name: max(0.0, seconds - before[name]) for name, seconds in self._cpu().items()}
             self._require_same(contender, database)
         all_cpu, contender_cpu = spent.pop("all"), spent.pop("contender")
         return taken, spent | {"all else": max(0.0, all_cpu - contender_cpu - sum(spent.values()))}
 
     def _require_same(self, contender: Contender, database: Database) -> None:
-        """Raise an error where records are missing, or differ from those of the contenders before."""
+        """Raise BenchmarkError if records are missing or differ from those of the previous contenders."""
         if contender.patients is None or contender.appointments is None:
             return
         tables = {contender.patients: PATIENTS, contender.appointments: APPOINTMENTS}
@@ -221,7 +227,7 @@ class _Course:
         self._stored = max(self._stored, found, key=len)
 
     def _cpu(self) -> dict[str, float]:
-        """Return the CPU seconds so far by their owner."""
+        """Return the CPU seconds so far by owner."""
         ended = os.times()
         return {
             "PostgreSQL": server_cpu_seconds(self._server.home),
@@ -237,7 +243,7 @@ class _Course:
 def _targets(medians: Mapping[int, Sequence[Medians]]) -> list[Target]:
     targets: list[Target] = []
     for latency, found in medians.items():
-        taken = {each.contender: each.taken for each in found}
+        taken = {measured.contender: measured.taken for measured in found}
         if OURS not in taken:
             continue
         ours = taken[OURS]
@@ -247,7 +253,7 @@ def _targets(medians: Mapping[int, Sequence[Medians]]) -> list[Target]:
         ) -> None:
             targets.append(Target(f"Answered {when}: {claim}", figure, limit, at_least=at_least))
 
-        if floors := [taken[each].seconds for each in COPYING if each in taken]:
+        if floors := [taken[contender].seconds for contender in COPYING if contender in taken]:
             add("seconds of ours / of the fastest COPY", ours.seconds / min(floors), 1.3 if latency else 1.5)
         if DLT in taken:
             add("seconds of dlt / of ours", taken[DLT].seconds / ours.seconds, 8 if latency else 15, at_least=True)
@@ -260,23 +266,29 @@ def _targets(medians: Mapping[int, Sequence[Medians]]) -> list[Target]:
 
 
 def _table(found: Sequence[Medians], title: str) -> Table:
-    """Return a table of medians, and their ratios to ours."""
-    ours = next((each.taken for each in found if each.contender == OURS), None)
+    """Return a table of medians and of their ratios to the pipeline's medians."""
+    ours = next((measured.taken for measured in found if measured.contender == OURS), None)
     columns = [("", "{}"), ("rounds", "{}"), ("seconds", "{:.2f}"), ("from to", "{}"), ("of ours", "{:.2f}")]
     columns += [("CPU seconds", "{:.2f}"), ("of ours", "{:.2f}"), ("peak", "{:.0f} MB")]
     columns += [(f"CPU of {name}", "{:.1f}") for name in found[0].others]
     rows: list[tuple[object, ...]] = []
-    for each in found:
-        taken, seconds, cpu = each.taken, None, None
+    for measured in found:
+        taken, seconds, cpu = measured.taken, None, None
         if ours:
             seconds, cpu = taken.seconds / ours.seconds, taken.cpu / ours.cpu
-        first = (each.contender.name, len(each.all_taken), taken.seconds, seconds_range(each.all_taken), seconds)
-        rows.append((*first, taken.cpu, cpu, taken.peak, *each.others.values()))
+        first = (
+            measured.contender.name,
+            len(measured.all_taken),
+            taken.seconds,
+            seconds_range(measured.all_taken),
+            seconds,
+        )
+        rows.append((*first, taken.cpu, cpu, taken.peak, *measured.others.values()))
     return table(columns, rows, title)
 
 
 def _write_docs(medians: Mapping[int, Sequence[Medians]], size: str) -> None:
-    """Replace the charts, and the part of the document between its marks."""
+    """Replace the charts, and the part of the document between the marks."""
     parts = ["", ""]
     for latency, found in medians.items():
         picture = f"benchmark-syncs-{latency}ms.svg"
@@ -291,13 +303,19 @@ def _write_docs(medians: Mapping[int, Sequence[Medians]], size: str) -> None:
 
 
 def _charts(found: Sequence[Medians]) -> list[Chart]:
-    """Return charts of ours, the fastest of each floor, the plain loop and dlt."""
+    """Return charts of the pipeline, the fastest floor of each kind, the plain loop and dlt."""
     fastest = [
-        min((each for each in found if each.contender in floor), key=lambda each: each.taken.seconds, default=None)
+        min(
+            (measured for measured in found if measured.contender in floor),
+            key=lambda measured: measured.taken.seconds,
+            default=None,
+        )
         for floor in (DOWNLOADING, COPYING)
     ]
-    rest = [next((each for each in found if each.contender == one), None) for one in (OURS, PLAIN, DLT)]
-    shown = [each for each in (*fastest, *rest) if each is not None]
+    rest = [
+        next((measured for measured in found if measured.contender == wanted), None) for wanted in (OURS, PLAIN, DLT)
+    ]
+    shown = [measured for measured in (*fastest, *rest) if measured is not None]
 
     figures: tuple[tuple[str, str, Callable[[Taken], float]], ...] = (
         ("Seconds", "{:.1f}", lambda taken: taken.seconds),
@@ -306,8 +324,11 @@ def _charts(found: Sequence[Medians]) -> list[Chart]:
     )
     charts: list[Chart] = []
     for title, pattern, figure in figures:
-        values = [(each.contender, figure(each.taken)) for each in shown]
-        bars = [Bar(one.name.partition(",")[0], value, pattern.format(value), one == OURS) for one, value in values]
+        values = [(measured.contender, figure(measured.taken)) for measured in shown]
+        bars = [
+            Bar(contender.name.partition(",")[0], value, pattern.format(value), contender == OURS)
+            for contender, value in values
+        ]
         charts.append(Chart(title, bars))
     return charts
 

@@ -1,13 +1,14 @@
-"""The two transformations at size: `active_patients` and `contact_mapping`.
+"""Benchmark of the transformations `active_patients` and `contact_mapping` with many rows.
 
-Takes 1 GB of memory and 2 GB of disk under TMPDIR. The database has the server's default settings. `transforms
+It needs 1 GB of memory and 2 GB of disk under TMPDIR. The database has the server's default settings. `transforms
 --appointments 20000 --patients 2000 --sizes 500 1000` is a quick try.
 
-Measured is all that the IO manager does for a table: the lock, the query, the comparison with the stored rows, the
-commit. One appointment has changed before. `active_patients` is compared with a statement written by hand, which runs
-as a superuser without row-level security, into an empty table with the same columns and indexes. It runs with the
-server's settings and with the pipeline's, and the faster one counts. The rows of both must be the same. Rounds
-alternate, and medians are shown; CPU seconds are those of the server's process that does the work.
+Everything that the IO manager does for a table is measured: the lock, the query, the comparison with the stored rows,
+and the commit. One appointment changes before each measurement. `active_patients` is compared with a hand-written
+statement, which fills an empty table with the same columns and indexes, as a superuser without row-level security. The
+statement runs with the server's settings and with the pipeline's settings, and the faster time is used. Both must give
+the same rows. The order changes with each round, and medians are shown. CPU seconds are those of the server's process
+that does the work.
 """
 
 import argparse
@@ -83,7 +84,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Mapping:
-    """The mapping of a clientele of `size` patients; `statuses` are the patients by status."""
+    """The mapping of a clientele of `size` patients. `statuses` has the number of patients by status."""
 
     clientele: Clientele
     size: int
@@ -94,7 +95,7 @@ class Mapping:
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure both tables and report."""
     with running_server() as server:
-        # What vacuum and analyze have to do is done before anything is measured.
+        # Autovacuum is off, because tables are vacuumed and analyzed explicitly before each measurement.
         server.execute("alter system set autovacuum = off", "select pg_reload_conf()")
         rows = [*_measure_active_patients(server, options)] if "active_patients" in options.only else []
         mappings = [*_measure_mappings(server, options)] if "contact_mapping" in options.only else []
@@ -103,7 +104,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     if rows:
         title = f"active_patients, {options.appointments:,} appointments and {options.patients:,} patients"
         by_hand_rows = [row.taken for row in rows if row.name.startswith(BY_HAND)]
-        floor = Taken(min(one.seconds for one in by_hand_rows), min(one.cpu for one in by_hand_rows))
+        floor = Taken(min(taken.seconds for taken in by_hand_rows), min(taken.cpu for taken in by_hand_rows))
         report.show(_table_of_rows(rows, floor, title))
         ours = next(row.taken for row in rows if row.name == OURS)
         targets += [
@@ -112,8 +113,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
         ]
     if mappings:
         report.show(_table_of_mappings(mappings))
-        for clientele in dict.fromkeys(each.clientele for each in mappings):
-            smallest, *_, largest = [each for each in mappings if each.clientele == clientele] * 2
+        for clientele in dict.fromkeys(mapping.clientele for mapping in mappings):
+            smallest, *_, largest = [mapping for mapping in mappings if mapping.clientele == clientele] * 2
             claim = f"contact_mapping of {clientele.name}"
             targets.append(Target(f"{claim}: seconds of {largest.size:,}", largest.taken.seconds, MAX_MAPPING_SECONDS))
             if largest.size > smallest.size:
@@ -129,7 +130,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
 
 
 def _measure_active_patients(server: Server, options: argparse.Namespace) -> Generator[Row]:
-    """Measure the pipeline and the hand-written statement; then later syncs, and a clinic with classes."""
+    """Measure the pipeline and the hand-written statement, then later syncs and a clinic with classes."""
     progress(f"Making a clinic of {options.patients:,} patients and {options.appointments:,} appointments")
     with _clinic(server, Clinic(options.patients, options.appointments).statements()) as database:
         execute(database, BY_HAND_TABLE)
@@ -167,7 +168,7 @@ def _measure_active_patients(server: Server, options: argparse.Namespace) -> Gen
 
 
 def _measure_again(server: Server, database: Database, rounds: int, name: str, later: timedelta = timedelta()) -> Row:
-    """Measure a table that exists, with an instant `later` than before."""
+    """Measure the replacement of an existing table. Each round uses an instant `later` than the previous round."""
     taken: list[Taken] = []
     for number in range(rounds):
         replace = partial(replace_active_patients, database, as_of=AS_OF + later * (number + 1))
@@ -178,9 +179,9 @@ def _measure_again(server: Server, database: Database, rounds: int, name: str, l
 
 
 def _table_of_rows(rows: Sequence[Row], floor: Taken, title: str) -> Table:
-    """Return a table of medians, and their ratios to the hand-written statement's."""
+    """Return a table of medians and of their ratios to the hand-written statement's medians."""
     columns = [("", "{}"), ("rounds", "{}"), ("rows", "{:,}"), ("seconds", "{:.2f}"), ("from to", "{}")]
-    columns += [(each, "{:.2f}") for each in ("by hand = 1", "CPU seconds", "by hand = 1")]
+    columns += [(heading, "{:.2f}") for heading in ("by hand = 1", "CPU seconds", "by hand = 1")]
     lines: list[tuple[object, ...]] = []
     for row in rows:
         seconds, cpu = row.taken.seconds, row.taken.cpu
@@ -196,9 +197,9 @@ def _change(database: Database) -> None:
 
 
 def _require_same(database: Database) -> None:
-    """Raise an error where the rows differ from the hand-written statement's, or there are none."""
+    """Raise BenchmarkError if the rows differ from the hand-written statement's rows, or if there are no rows."""
     columns = ", ".join(tables.ACTIVE_PATIENTS.written)
-    ours, others = (f"select organization_id, {columns} from {each}" for each in (OURS_TABLE, BY_HAND_ROWS))  # noqa: S608
+    ours, others = (f"select organization_id, {columns} from {name}" for name in (OURS_TABLE, BY_HAND_ROWS))  # noqa: S608
     different = _count(database, f"(({ours} except all {others}) union all ({others} except all {ours})) as either")
     if different or not _count(database, OURS_TABLE):
         raise BenchmarkError(f"{different} rows differ from the hand-written statement's")
@@ -219,7 +220,8 @@ def _measure_mappings(server: Server, options: argparse.Namespace) -> Generator[
                     taken.append(_timed(server, database, name, partial(replace_mapping, database)))
                 condition = "cliniko.contact_mapping where status ="
                 statuses = {
-                    each: _count(database, f"{condition} '{each}'") for each in ("matched", "ambiguous", "unmatched")
+                    status: _count(database, f"{condition} '{status}'")
+                    for status in ("matched", "ambiguous", "unmatched")
                 }
                 matched, expected = statuses["matched"], clientele.matched
                 if expected is not None and matched != size * expected:
@@ -228,15 +230,17 @@ def _measure_mappings(server: Server, options: argparse.Namespace) -> Generator[
 
 
 def _table_of_mappings(mappings: Sequence[Mapping]) -> Table:
-    """Return a table with the growth of CPU seconds since the size before."""
-    columns = [("", "{}"), *((each, "{:,}") for each in ("patients", "matched", "ambiguous", "unmatched"))]
-    columns += [(each, "{:.2f}") for each in ("seconds", "CPU seconds", "growth", "n log n")]
+    """Return a table with the growth of CPU seconds from each size to the next."""
+    columns = [("", "{}"), *((heading, "{:,}") for heading in ("patients", "matched", "ambiguous", "unmatched"))]
+    columns += [(heading, "{:.2f}") for heading in ("seconds", "CPU seconds", "growth", "n log n")]
     rows: list[tuple[object, ...]] = []
-    for last, each in zip((None, *mappings), mappings, strict=False):
-        name, growth, most = each.clientele.name, None, None
-        if last and last.clientele == each.clientele:
-            name, growth, most = "", each.taken.cpu / last.taken.cpu, _n_log_n(each.size) / _n_log_n(last.size)
-        rows.append((name, each.size, *each.statuses.values(), each.taken.seconds, each.taken.cpu, growth, most))
+    for last, mapping in zip((None, *mappings), mappings, strict=False):
+        name, growth, most = mapping.clientele.name, None, None
+        if last and last.clientele == mapping.clientele:
+            name, growth, most = "", mapping.taken.cpu / last.taken.cpu, _n_log_n(mapping.size) / _n_log_n(last.size)
+        rows.append(
+            (name, mapping.size, *mapping.statuses.values(), mapping.taken.seconds, mapping.taken.cpu, growth, most)
+        )
     return table(columns, rows, "contact_mapping, as many patients as contacts")
 
 
@@ -256,7 +260,7 @@ def _clinic(server: Server, statements: Sequence[str]) -> Generator[Database]:
 
 
 def _timed(server: Server, database: Database, name: str, work: Callable[[], None]) -> Taken:
-    server.execute("checkpoint")  # what was measured before left pages to be written
+    server.execute("checkpoint")  # so that no pages of the previous measurement are left to write
     with database.operator() as connection:
         backend = _backend(connection)
     cpu_before, begin = _cpu_of(backend), time.perf_counter()
@@ -273,7 +277,7 @@ def _backend(connection: Connection) -> int:
 
 
 def _cpu_of(process: int) -> float:
-    """Return the CPU seconds of a process; finer than the ticks of /proc/PID/stat."""
+    """Return the CPU seconds of a process. They are more precise than the ticks of /proc/PID/stat."""
     return int(Path(f"/proc/{process}/schedstat").read_text("ascii").split()[0]) / 1e9
 
 

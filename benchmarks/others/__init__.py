@@ -1,1 +1,1 @@
-"""The contenders of the benchmark of syncs: the `run` of each module reads an account and returns what it took."""
+"""Contenders of the benchmark of syncs. `run` of a contender reads an account and returns the measurement."""

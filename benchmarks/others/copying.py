@@ -1,7 +1,7 @@
-"""The floor's way from pages to tables.
+"""Fastest way to store pages, for the floors.
 
-Only the needed fields are decoded. Their text goes by COPY into a temporary table, and one statement a resource stores
-it. Nothing is checked.
+Only the needed fields are decoded. COPY writes them into a temporary table per resource, from which one statement
+stores the rows. Nothing is checked.
 """
 
 from collections import Counter
@@ -80,10 +80,10 @@ def _id(link: _Link | None) -> str:
 def _patient_lines(body: bytes) -> str:
     return "".join(
         [
-            f"{one.id}\t{_text(one.first_name)}\t{_text(one.last_name)}\t{_text(one.email)}"
-            f"\t{one.archived_at or _NULL}\t{one.deleted_at or _NULL}\t{one.merged_at or _NULL}"
-            f"\t{_id(one.merged_with_patient)}\t{one.created_at}\t{one.updated_at}\n"
-            for one in _decode_patients(body).patients
+            f"{record.id}\t{_text(record.first_name)}\t{_text(record.last_name)}\t{_text(record.email)}"
+            f"\t{record.archived_at or _NULL}\t{record.deleted_at or _NULL}\t{record.merged_at or _NULL}"
+            f"\t{_id(record.merged_with_patient)}\t{record.created_at}\t{record.updated_at}\n"
+            for record in _decode_patients(body).patients
         ]
     )
 
@@ -91,10 +91,11 @@ def _patient_lines(body: bytes) -> str:
 def _appointment_lines(body: bytes) -> str:
     return "".join(
         [
-            f"individual\t{one.id}\t{_id(one.patient)}\t{_id(one.appointment_type)}\t{_id(one.practitioner)}"
-            f"\t{one.starts_at}\t{one.ends_at or _NULL}\t{one.cancelled_at or _NULL}\t{one.archived_at or _NULL}"
-            f"\t{one.deleted_at or _NULL}\t{one.did_not_arrive}\t{one.created_at}\t{one.updated_at}\n"
-            for one in _decode_appointments(body).individual_appointments
+            f"individual\t{record.id}\t{_id(record.patient)}\t{_id(record.appointment_type)}\t{_id(record.practitioner)}"
+            f"\t{record.starts_at}\t{record.ends_at or _NULL}\t{record.cancelled_at or _NULL}"
+            f"\t{record.archived_at or _NULL}"
+            f"\t{record.deleted_at or _NULL}\t{record.did_not_arrive}\t{record.created_at}\t{record.updated_at}\n"
+            for record in _decode_appointments(body).individual_appointments
         ]
     )
 
@@ -106,18 +107,20 @@ _LINES: dict[str, Callable[[bytes], str]] = {
 
 
 class Copying:
-    """Copies pages into temporary tables, in any order and from one thread.
+    """Copier of pages into temporary tables. The pages may come in any order, but from one thread.
 
-    The last page of a resource begins the statement that stores its rows, in a thread: the other's pages still come in.
+    After the last page of a resource, a thread stores its rows while pages of the other resource still arrive.
     """
 
     def __init__(self, task: Task, stack: ExitStack) -> None:
         self._left = Counter(resource for resource, _ in task.pages())
         self._storing = stack.enter_context(ThreadPoolExecutor(len(self._left)))
         self._stored: list[Future[None]] = []
-        self._connections = {each: stack.enter_context(psycopg.connect(task.database_url)) for each in self._left}
-        self._open = {each: ExitStack() for each in self._left}
-        self._copies = {each: self._begin(each) for each in self._left}
+        self._connections = {
+            resource: stack.enter_context(psycopg.connect(task.database_url)) for resource in self._left
+        }
+        self._open = {resource: ExitStack() for resource in self._left}
+        self._copies = {resource: self._begin(resource) for resource in self._left}
 
     def _begin(self, resource: str) -> psycopg.Copy:
         table = TABLES[resource]
@@ -140,6 +143,6 @@ class Copying:
         self._connections[resource].commit()
 
     def finish(self) -> None:
-        """Wait until all is stored."""
-        for each in self._stored:
-            each.result()
+        """Wait until all rows are stored."""
+        for stored in self._stored:
+            stored.result()

@@ -1,11 +1,11 @@
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnusedImport=false
-"""dlt's `rest_api` source into PostgreSQL, merged by id, with dlt's defaults."""
+"""Contender with dlt's `rest_api` source, which merges records into PostgreSQL by id, with dlt's defaults."""
 
 from typing import Any
 from urllib.parse import urlsplit
 
 import dlt
-import psycopg2  # noqa: F401 (dlt imports it late; its import is not measured)
+import psycopg2  # noqa: F401 (imported here so that dlt's late import is not measured)
 from dlt.destinations import postgres
 from dlt.sources.rest_api import rest_api_source
 
@@ -26,7 +26,7 @@ def run(task: Task) -> Taken:
                 "paginator": {"type": "page_number", "base_page": 1, "page_param": "page", "total_path": None},
             },
             "resource_defaults": {"primary_key": "id", "write_disposition": "merge"},
-            "resources": [_resource(each) for each in ("patients", "individual_appointments")],
+            "resources": [_resource(name) for name in ("patients", "individual_appointments")],
         }
     )
     pipeline = dlt.pipeline(
@@ -48,6 +48,6 @@ def _resource(name: str) -> dict[str, Any]:
 
 
 def _credentials(url: str) -> str:
-    """Return the URL with a host, which dlt requires; libpq uses the socket that the query names."""
+    """Return the URL with a host, which dlt requires. libpq still uses the socket in the URL's query."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{parts.netloc}localhost").geturl() if parts.netloc.endswith("@") else url

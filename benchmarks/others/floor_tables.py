@@ -1,4 +1,4 @@
-"""The tables of the floors and the plain loop: columns, keys and indexes as ours, without row-level security."""
+"""Tables of the floors and the plain loop, like the pipeline's but without row-level security."""
 
 import psycopg
 
@@ -8,7 +8,7 @@ from cliniko_pipeline.postgres.tables import APPOINTMENTS, PATIENTS
 SCHEMA = "written_by_hand"
 ORGANIZATION = "clinic"
 TABLES = {"patients": PATIENTS, "individual_appointments": APPOINTMENTS}
-"""Our tables by resource."""
+"""The pipeline's tables by resource."""
 
 
 def make_tables(task: Task) -> None:

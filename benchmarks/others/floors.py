@@ -1,7 +1,8 @@
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""The floors: eight connections read all pages by their known numbers, and either drop them or copy them into tables.
+"""Floors: programs that only download all pages, or that also copy them into tables.
 
-Written by hand with three HTTP clients; ours is compared with the fastest.
+The page numbers are known, and eight connections read the pages. There is a floor for each of three HTTP clients. The
+pipeline is compared with the fastest floor.
 """
 
 import asyncio
@@ -50,11 +51,11 @@ def _headers(task: Task) -> dict[str, str]:
     return {**HEADERS, "Authorization": f"Basic {key}"}
 
 
-# Each calls `take` with every page, in one thread.
+# The downloads call `take` with every page, from one thread.
 
 
 def with_pycurl(task: Task, take: Take) -> None:
-    """Download with libcurl, one thread a connection."""
+    """Download with libcurl, with one thread per connection."""
     threads = threading.local()
 
     def connect() -> None:
@@ -79,7 +80,7 @@ def with_pycurl(task: Task, take: Take) -> None:
 
 
 async def with_aiohttp(task: Task, take: Take) -> None:
-    """Download with aiohttp, one coroutine a connection."""
+    """Download with aiohttp, with one coroutine per connection."""
     pages = iter(task.pages())
     connector = aiohttp.TCPConnector(limit=CONNECTIONS)
     async with aiohttp.ClientSession(connector=connector, headers=_headers(task), read_bufsize=2**20) as session:
@@ -95,7 +96,7 @@ async def with_aiohttp(task: Task, take: Take) -> None:
 
 
 async def with_streams(task: Task, take: Take) -> None:
-    """Download with asyncio's streams, and as much HTTP as this server needs."""
+    """Download with asyncio's streams, with only the parts of HTTP that this server needs."""
     address = urlsplit(task.api_url)
     head = "".join(f"{name}: {value}\r\n" for name, value in _headers(task).items())
     pages = iter(task.pages())
@@ -107,7 +108,7 @@ async def with_streams(task: Task, take: Take) -> None:
             writer.write(request.encode())
             status, *fields = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
             _require_success(int(status.split()[1]))
-            length = next(int(each[15:]) for each in fields if each.startswith(b"content-length:"))
+            length = next(int(field[15:]) for field in fields if field.startswith(b"content-length:"))
             take(resource, await reader.readexactly(length))
         writer.close()
         await writer.wait_closed()

@@ -1,4 +1,4 @@
-"""The obvious program: one page after the other, one statement a row."""
+"""Contender that is an obvious program, which reads page after page and stores row after row."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ LINKS = {
     "appointment_type_id": "appointment_type",
     "practitioner_id": "practitioner",
 }
-"""The fields of a record that link to another, by their column."""
+"""The fields that link a record to another record, by column."""
 
 
 def run(task: Task) -> Taken:

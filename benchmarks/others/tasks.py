@@ -1,4 +1,4 @@
-"""The task of each contender of the benchmark of syncs, and how Cliniko wants to be asked."""
+"""The task of the contenders, with the headers and queries of its requests."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ PAGE_SIZE = 100
 
 @dataclass(frozen=True)
 class Task:
-    """An account to read into a migrated database. `folder` is empty, and the contender's own."""
+    """An account to read into a migrated database. `folder` is an empty folder for the contender's files."""
 
     api_url: str
     api_key: str
@@ -32,10 +32,10 @@ EVERYTHING = {
     "patients": ("archived_at:*",),
     "individual_appointments": ("archived_at:*", "cancelled_at:*", "deleted_at:*"),
 }
-"""The filters without which Cliniko leaves records out."""
+"""Filters that make Cliniko return all records, even archived, cancelled and deleted ones."""
 
 
 def query_string(resource: str) -> str:
-    """Return a page's query without its number."""
-    filters = "".join(f"&q%5B%5D={each.replace(':', '%3A')}" for each in EVERYTHING[resource])
+    """Return the query string of a page, without the page number."""
+    filters = "".join(f"&q%5B%5D={condition.replace(':', '%3A')}" for condition in EVERYTHING[resource])
     return f"per_page={PAGE_SIZE}&sort=created_at,id{filters}"
