@@ -11,7 +11,7 @@ from cliniko_pipeline.postgres.tables import TENANT_TABLES
 SHARED_ROLE = "cliniko_organization"
 FIRST_VERSION = "0001"
 _LATER_TABLES = ("crawled_ids", "table_states")
-_LATER_FUNCTIONS = ("stored_records", "take_requests")
+_LATER_FUNCTIONS = ("functions/stored_records", "request_budgets/take_requests")
 
 
 def migrate_with_shared_role(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.crawling.crawl import Page
 from cliniko_pipeline.cliniko.crawling.refusals import Refusals, consequence
 from cliniko_pipeline.cliniko.records import UNANSWERED, RecordT, Resource
-from cliniko_pipeline.errors import RequestRejectedError
+from cliniko_pipeline.errors import ClinikoPipelineError, RequestRejectedError
 from cliniko_pipeline.orchestration.assets.values import RecordStream
 from cliniko_pipeline.orchestration.plans.crawls import CrawlPlan, plan_crawl
 from cliniko_pipeline.orchestration.resources import ClinikoResource
@@ -166,6 +166,7 @@ def _batched(
     """Join pages into batches. Yield a batch when it is full or after COMMIT_INTERVAL_SECONDS.
 
     A new crawl starts with an empty batch, which records its beginning even if the first request fails.
+    If a later request fails, the pages before it are still written.
     """
     name, table = source.resource.name, source.table
     if begun.next_page is None:
@@ -174,23 +175,33 @@ def _batched(
     rejected: list[RejectedRecord] = []
     held, is_last, progress = 0, False, begun
     committed_at = elapsed()
-    for page in pages:
-        rows.extend(map(source.row, page.records))
-        rejected.extend(
-            RejectedRecord(record.id, record.reason, record.reason.startswith(UNANSWERED)) for record in page.rejected
-        )
-        held += 1
-        is_last = page.checkpoint is None
-        checkpoint = page.checkpoint if begun.is_full else None
-        progress = replace(
-            begun,
-            next_cursor=page.started_at,
-            next_page=checkpoint.page if checkpoint else None,
-            total_entries=checkpoint.total_entries if checkpoint else None,
-            refused_fields=refusals.of(name),
-        )
-        if is_last or held == MAX_PAGES_PER_BATCH or elapsed() - committed_at >= COMMIT_INTERVAL_SECONDS:
-            yield RecordBatch(name, table, rows, rejected, is_last=is_last, crawl=progress)
-            rows, rejected, held, committed_at = [], [], 0, elapsed()
+
+    def batch(*, is_last: bool) -> RecordBatch:
+        return RecordBatch(name, table, rows, rejected, is_last=is_last, crawl=progress)
+
+    try:
+        for page in pages:
+            rows.extend(map(source.row, page.records))
+            rejected.extend(
+                RejectedRecord(record.id, record.reason, record.reason.startswith(UNANSWERED))
+                for record in page.rejected
+            )
+            held += 1
+            is_last = page.checkpoint is None
+            checkpoint = page.checkpoint if begun.is_full else None
+            progress = replace(
+                begun,
+                next_cursor=page.started_at,
+                next_page=checkpoint.page if checkpoint else None,
+                total_entries=checkpoint.total_entries if checkpoint else None,
+                refused_fields=refusals.of(name),
+            )
+            if is_last or held == MAX_PAGES_PER_BATCH or elapsed() - committed_at >= COMMIT_INTERVAL_SECONDS:
+                yield batch(is_last=is_last)
+                rows, rejected, held, committed_at = [], [], 0, elapsed()
+    except ClinikoPipelineError:
+        if held:
+            yield batch(is_last=False)
+        raise
     if not is_last:
-        yield RecordBatch(name, table, rows, rejected, is_last=True, crawl=progress)
+        yield batch(is_last=True)

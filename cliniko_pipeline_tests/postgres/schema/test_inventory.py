@@ -1,6 +1,7 @@
 """What is missing of the pipeline: `migrate` makes it again, whatever version the database is said to have."""
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 import pytest
 import sqlalchemy as sa
@@ -34,7 +35,7 @@ def losses(database: Database) -> dict[str, str]:
         "to use the sequence": "revoke usage on sequence public.active_patients_id_seq from {role}",
         "to use the schema cliniko": "revoke usage on schema cliniko from {role}",
     }
-    lost |= {f"the function cliniko.{name}": _drop_function(database, name) for name in schema.FUNCTIONS}
+    lost |= {f"the function cliniko.{name}": _drop_function(database, name) for name in map(_name_of, schema.FUNCTIONS)}
     for table in TENANT_TABLES:
         name = table.replace('"', "")
         lost[f" on {name}"] = f"revoke update on {table} from {{role}}"
@@ -118,6 +119,10 @@ def test_schema_of_somebody_else_is_named_before_anything_is_made(application: D
     administer(application.url, f"alter schema {name} rename to theirs")
     assert not has_pipeline_schema(application)
     assert schema.migrate(application).changed
+
+
+def _name_of(file: str) -> str:
+    return PurePosixPath(file).name
 
 
 def _drop_function(database: Database, name: str) -> str:
