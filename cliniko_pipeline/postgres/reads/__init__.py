@@ -1,1 +1,1 @@
-"""Reads of an organization's tables, in the organization context that the caller opened."""
+"""Reads of an organization's tables, in the caller's organization context."""

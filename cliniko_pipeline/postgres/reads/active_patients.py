@@ -1,7 +1,7 @@
-"""Pages of `public.active_patients`, in the organization context that the caller opened.
+"""Pages of `public.active_patients`, in the caller's organization context.
 
-A page is one statement, so it shows the rows of one sync. Each page starts after the last row of the one before, by an
-index for every order: the last page costs no more than the first.
+A page is read by one statement, so all its rows are from the same sync. Each page starts after the last row of the
+previous page. Each order has an index, so all pages are equally fast.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from cliniko_pipeline.postgres.engine import sql, statement
 
 
 class Order(StrEnum):
-    """The sort orders of pages. Ties are sorted by contact."""
+    """The columns that pages can be sorted by. Rows with equal values are sorted by contact."""
 
     CONTACT = "contact_id"
     LAST_APPOINTMENT = "last_appointment_date"
@@ -29,12 +29,13 @@ class Order(StrEnum):
 
 @dataclass(frozen=True)
 class Filters:
-    """Which active patients; None: all.
+    """Conditions that active patients must meet. None is no condition.
 
     Attributes:
-        has_upcoming: with an upcoming appointment, or without one.
-        last_from, last_before: whose last appointment was then or later, and earlier than then (aware).
-        contact_ids: of these contacts.
+        has_upcoming: whether the patient has an upcoming appointment.
+        last_from: the earliest time of the last appointment (aware, inclusive).
+        last_before: the latest time of the last appointment (aware, exclusive).
+        contact_ids: the patients' contacts.
     """
 
     has_upcoming: bool | None = None
@@ -45,7 +46,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a page ended: what its last row has of what it is sorted by, and its contact."""
+    """The end of a page: the last row's value in the sort column, and its contact."""
 
     value: datetime | int | None
     contact_id: UUID
@@ -60,7 +61,7 @@ def page(
     after: Place | None,
     limit: int,
 ) -> Sequence[sa.RowMapping]:
-    """Return up to `limit` rows after the place."""
+    """Return up to `limit` rows that come after `after`; None is the beginning."""
     conditions, parameters = _conditions(filters)
     sign, direction = ("<", "desc") if descending else (">", "asc")
     if after is not None and order is Order.CONTACT:
@@ -69,7 +70,7 @@ def page(
         conditions.append(f"(patient.{order}, patient.contact_id) {sign} (:after_value, :after_contact)")
     if after is not None:
         parameters |= {"after_value": _stored(after.value), "after_contact": after.contact_id}
-    # Of the table, not of what is selected under the same name: only that has an index.
+    # The qualified names are the table's columns, which have indexes. Unqualified names would be the output columns.
     columns = "patient.contact_id" if order is Order.CONTACT else f"patient.{order} {direction}, patient.contact_id"
     text = sql("reads/active_patients_page").format(
         conditions="".join(f"\n    and {each}" for each in conditions), order=f"{columns} {direction}"
@@ -78,7 +79,7 @@ def page(
 
 
 def one(connection: Connection, contact_id: UUID) -> sa.RowMapping | None:
-    """Return the contact's row; None where the contact has no active patient."""
+    """Return the contact's row, or None if the contact has no active patient."""
     found = page(
         connection,
         Order.CONTACT,
@@ -108,5 +109,5 @@ def _conditions(filters: Filters) -> tuple[list[str], dict[str, Any]]:
 
 
 def _stored(value: datetime | int | None) -> datetime | int | None:
-    # The table's times are UTC without saying so.
+    # The table has UTC times in columns without time zone.
     return value.astimezone(UTC).replace(tzinfo=None) if isinstance(value, datetime) else value

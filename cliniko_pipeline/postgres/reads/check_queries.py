@@ -19,8 +19,9 @@ from cliniko_pipeline.postgres.writing.derivations import Question
 
 @dataclass(frozen=True)
 class MappingCounts:
-    """How many people have which status in `cliniko.contact_mapping`, how many of them are current (neither archived
-    nor deleted), and how many contacts stand there twice.
+    """The numbers of people in `cliniko.contact_mapping` by status.
+
+    Current people are neither archived nor deleted. `contacts_used_twice` is the number of surplus uses of contacts.
     """
 
     matched: int
@@ -32,13 +33,13 @@ class MappingCounts:
 
     @property
     def unmatched_share(self) -> float:
-        """Of the current people; 0 where there is nobody."""
+        """Return the share of unmatched people among current people, or 0 without current people."""
         return self.current_unmatched / self.current_people if self.current_people else 0.0
 
 
 @dataclass(frozen=True)
 class ActivePatientsRecount:
-    """The rows of `public.active_patients` compared with a second count: stored, missing, surplus and duplicate."""
+    """The numbers of stored, missing, surplus and duplicate rows of `public.active_patients`."""
 
     stored: int
     missing: int
@@ -47,12 +48,12 @@ class ActivePatientsRecount:
 
     @property
     def agrees(self) -> bool:
-        """Whether every active patient with a contact is stored once, and nobody else."""
+        """Return whether the table has one row per active patient with a contact, and no other row."""
         return not (self.missing or self.surplus or self.twice)
 
 
 def rejected_counts(connection: Connection) -> dict[str, int]:
-    """How many records of each resource are set aside at present; resources without any are left out."""
+    """Return the number of rejected records by resource, without resources that have none."""
     rows = connection.execute(
         sa.text(
             "select resource, count(*) as records from cliniko.rejected_records group by resource order by resource"
@@ -62,7 +63,7 @@ def rejected_counts(connection: Connection) -> dict[str, int]:
 
 
 def mapping_counts(connection: Connection, *, force: bool) -> tuple[MappingCounts, bool]:
-    """Return the counts of the mapping, and whether they are kept from an earlier count of the same rows."""
+    """Return the counts of the mapping, and whether the result of an earlier count was reused."""
     query = sql("checks/mapping_counts")
     found, is_kept = derivations.read_or_compute(
         connection,
@@ -74,8 +75,9 @@ def mapping_counts(connection: Connection, *, force: bool) -> tuple[MappingCount
 
 
 def kept_matches(connection: Connection, *, force: bool) -> tuple[LostMatches, bool]:
-    """Return which matches have lost their contact, and whether that was found earlier of the same mapping: a sync that
-    leaves it as it was has compared it with the contacts.
+    """Return the stored matches that lost their contact, and whether an earlier result was reused.
+
+    The result is reused while the mapping is unchanged, since each sync compares the mapping with the contacts.
     """
     query = sql("checks/matches_without_contact")
     found, is_kept = derivations.read_or_compute(
@@ -88,6 +90,9 @@ def kept_matches(connection: Connection, *, force: bool) -> tuple[LostMatches, b
 
 
 def recount_active_patients(connection: Connection, parameters: Mapping[str, object]) -> ActivePatientsRecount:
-    """Count again who belongs into the table, from the appointments up; `parameters` as in active_patients.sql."""
+    """Compute the active patients in another way, and compare them with the stored rows.
+
+    `parameters` are those of active_patients.sql.
+    """
     row = connection.execute(statement(sql("checks/recount_active_patients")), dict(parameters)).mappings().one()
     return ActivePatientsRecount(**row)

@@ -1,4 +1,4 @@
-"""Matches of persons and contacts that would be lost: whether so many can be true."""
+"""Lost matches of people and contacts, and the check that there are not suspiciously many."""
 
 from dataclasses import dataclass
 
@@ -8,39 +8,43 @@ from cliniko_pipeline.errors import LostMatchesError
 from cliniko_pipeline.postgres.engine import sql, statement
 
 MIN_SUSPICIOUS = 10
-"""Fewer lost matches are believed, whatever their share: in a small clinic one is a large one."""
+"""Fewer lost matches are never suspicious. In a small clinic even one match is a large share."""
 
 
 @dataclass(frozen=True)
 class LostMatches:
-    """How many of the matches are lost; `has_lost_all_contacts`: there were some, and there is no contact any more."""
+    """The numbers of matches and of lost matches.
+
+    `has_lost_all_contacts`: whether the organization has matches but no contact any more.
+    """
 
     matched: int
     lost: int
     has_lost_all_contacts: bool
 
     def is_suspicious(self, limit: float) -> bool:
-        """Return whether they are more than is believed; `limit` is a share from 0 to 1."""
+        """Return whether suspiciously many matches are lost. `limit` is the allowed share, 0 to 1."""
         return self.has_lost_all_contacts or (self.lost >= MIN_SUSPICIOUS and self.lost > limit * self.matched)
 
     def require_believable(self, limit: float, organization_id: str) -> None:
-        """Raise LostMatchesError where they are suspicious."""
+        """Raise LostMatchesError if suspiciously many matches are lost."""
         if not self.is_suspicious(limit):
             return
-        what = "The organization has no contact any more, though it had some: " if self.has_lost_all_contacts else ""
+        what = "The organization has no contact any more, though it had some. " if self.has_lost_all_contacts else ""
+        why = "" if self.has_lost_all_contacts else ", more than CLINIKO_LOST_MATCHES_SHARE_LIMIT allows"
         raise LostMatchesError(
-            f"{what}{self.lost} of {self.matched} matches of patients and contacts would be lost, more than is believed"
-            " (CLINIKO_LOST_MATCHES_SHARE_LIMIT). contact_mapping and active_patients were left as they were. Restore"
-            " the contacts (public.contacts), and the next sync goes on by itself; if it is true, run"
+            f"{what}{self.lost} of {self.matched} matches of patients and contacts would be lost{why}. contact_mapping"
+            " and active_patients were not changed. If contacts are missing from public.contacts by mistake, restore"
+            " them, and the next sync succeeds. If they were removed on purpose, run"
             f" `cliniko-pipeline sync {organization_id} --accept-unmatched`."
         )
 
 
 def of_computed_mapping(connection: Connection) -> LostMatches:
-    """Return what the mapping that was computed into the staging table would lose of the stored one."""
+    """Return the stored matches that the new mapping in the staging table would lose."""
     return LostMatches(**connection.execute(statement(sql("checks/lost_matches"))).mappings().one())
 
 
 def of_stored_mapping(connection: Connection) -> LostMatches:
-    """Return which of the stored matches have lost their contact."""
+    """Return the stored matches that have lost their contact."""
     return LostMatches(**connection.execute(statement(sql("checks/matches_without_contact"))).mappings().one())

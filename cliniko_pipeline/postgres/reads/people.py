@@ -1,4 +1,4 @@
-"""Patients without a contact, in the organization context that the caller opened."""
+"""Patients without a contact, in the caller's organization context."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +17,7 @@ class WithoutContact(StrEnum):
 
 @dataclass(frozen=True)
 class PersonWithoutContact:
-    """A patient without a contact; `candidate_count`: how many contacts it could be, of an ambiguous one."""
+    """A patient without a contact. `candidate_count` is the number of an ambiguous patient's contacts."""
 
     patient_id: str
     status: WithoutContact
@@ -27,7 +27,7 @@ class PersonWithoutContact:
 def without_contact(
     connection: Connection, status: WithoutContact, *, after: str | None, limit: int
 ) -> list[PersonWithoutContact]:
-    """Return the patients after the one with that id, in the order of their ids as numbers."""
+    """Return patients in numerical order of their ids, starting after the id `after`."""
     rows = connection.execute(
         statement(sql("reads/people_without_contact")), {"status": status.value, "after": after, "limit": limit}
     )

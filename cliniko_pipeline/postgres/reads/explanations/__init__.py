@@ -1,1 +1,1 @@
-"""Explanations of why a patient is or is not active, and how it was or was not matched to a contact."""
+"""Explanations of why a patient is active or not, and why it is matched to a contact or not."""

@@ -1,4 +1,4 @@
-"""The attendances of a person: which ones count, and why the others do not."""
+"""The attendances of a person, and why some of them are not counted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ LeftOut = Literal[
     "no_show",
     "counted_once",
 ]
-"""Why an attendance does not count. `vanished`: a full sync marked it as deleted in Cliniko."""
+"""Why an attendance is not counted. `vanished` means that a full sync marked it as deleted in Cliniko."""
 
 _EVENTS: tuple[LeftOut, ...] = (
     "cancelled",
@@ -43,11 +43,11 @@ class Attendance:
     """An individual appointment, or one attendee of a group.
 
     Attributes:
-        id: the appointment's (the booking's, in a group); None where the attendee has no booking.
-        patient_id: the one of the person's ids that it is stored under.
-        counts: whether it is counted.
-        left_out: why it is not counted, with the instant of an event.
-        counted_attendee_id: the attendee by which the same group is counted.
+        id: the id of the individual appointment or of the group's booking; None if the attendee has no booking.
+        patient_id: the patient id in the record, which is one of the person's ids.
+        counts: whether the attendance is counted.
+        left_out: the reasons why it is not counted, with the time if the reason is an event.
+        counted_attendee_id: the other attendee by which the same group appointment is counted.
     """
 
     kind: Literal["individual", "group"]
@@ -67,7 +67,7 @@ class Attendance:
 
 @dataclass(frozen=True)
 class Counts:
-    """The numbers of public.active_patients."""
+    """The numbers of attendances that public.active_patients shows."""
 
     recent: int
     upcoming: int
@@ -78,13 +78,16 @@ class Counts:
 def read_attendances(
     connection: Connection, patient_ids: Sequence[str], parameters: Mapping[str, Any]
 ) -> tuple[Attendance, ...]:
-    """Return the attendances of these patients, latest first; `parameters` are those of active_patients.sql."""
+    """Return the patients' attendances, the latest first.
+
+    `parameters` are those of active_patients.sql.
+    """
     rows = connection.execute(sa.text(sql("explain/attendances")), {"patient_ids": list(patient_ids), **parameters})
     return tuple(Attendance(**values_of(Attendance, row), left_out=_left_out(row)) for row in rows.mappings())
 
 
 def count(attendances: Sequence[Attendance]) -> Counts:
-    """Return the numbers of the attendances that count."""
+    """Return the numbers of counted attendances."""
     counted = [attendance for attendance in attendances if attendance.counts]
     past = [attendance.starts_at for attendance in counted if attendance.window != "upcoming"]
     return Counts(
@@ -99,7 +102,7 @@ def _left_out(row: RowMapping) -> tuple[tuple[LeftOut, datetime | None], ...]:
     if row["counts"]:
         return ()
     at = {event: row[f"{event}_at"] for event in _EVENTS}
-    # A vanished record has the same instant as deletion; one that was deleted before shows both reasons.
+    # Marking a record as vanished sets `deleted_at` to the same time, which is then no reason of its own.
     events: list[tuple[LeftOut, datetime | None]] = [
         (event, at[event])
         for event in _EVENTS

@@ -1,9 +1,9 @@
-"""The explanation of one patient: the stored data it rests on, the person, the attendances, the match and the row.
+"""The explanation of one patient: data state, person, attendances, match and row.
 
-Only ids, instants and kinds leave the database, never a name or an e-mail address. The texts stand in `cli/explain`.
+Only ids, times and kinds are read, no names and no e-mail addresses. `cli/explain` has the texts.
 
-The match is computed by contact_mapping.sql itself, the row by active_patients.sql. `explain/attendances.sql` repeats
-the rules of active_patients.sql, and also returns the attendances that do not count.
+contact_mapping.sql computes the match, and active_patients.sql computes the row. `explain/attendances.sql` repeats the
+rules of active_patients.sql, because it also returns attendances that are not counted.
 """
 
 from collections.abc import Sequence
@@ -26,31 +26,31 @@ AsOfSource = Literal["argument", "active_patients", "last_run", "now"]
 
 Listing = Literal[
     "listed",  # the row is correct
-    "differs",  # the row has other values than are computed now, for the same instant
-    "out_of_date",  # there is a row, and none is computed now
-    "not_active",  # no row, which is correct
-    "unmapped",  # no row: the mapping is older than the patient
-    "unmatched",
-    "ambiguous",
-    "contact_gone",  # no row: the contact was deleted or is excluded
-    "other_instant",  # no row: the person was not active at the instant the table was computed for
-    "not_computed",  # no row: the table is older than the stored records
+    "differs",  # a computation for the row's instant now gives other values
+    "out_of_date",  # a computation for the row's instant now gives no row
+    "not_active",  # there is no row, which is correct
+    "unmapped",  # there is no row, because the mapping is older than the patient
+    "unmatched",  # there is no row, because the person has no contact
+    "ambiguous",  # there is no row, because the person's contact is uncertain
+    "contact_gone",  # there is no row, because the contact was deleted or is excluded
+    "other_instant",  # there is no row, because the person was not active when the table was computed
+    "not_computed",  # there is no row, because the table is older than the stored records
 ]
-"""How the person stands in public.active_patients."""
+"""Whether public.active_patients has the person's row, and why not."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The settings that the numbers depend on."""
+    """The settings that decide which attendances are recent and counted."""
 
     activity_window: timedelta
     count_no_shows: bool
 
     def window_start(self, as_of: datetime) -> datetime:
-        """Return the beginning of the window that ends at `as_of`."""
+        """Return the start of the activity window that ends at `as_of`."""
         try:
             return as_of - self.activity_window
-        except OverflowError:  # before the calendar begins
+        except OverflowError:  # The start would be before year 1.
             return datetime.min.replace(tzinfo=UTC)
 
     def parameters(self, as_of: datetime) -> dict[str, object]:
@@ -67,12 +67,14 @@ class State:
     """The age and completeness of the organization's stored data.
 
     Attributes:
-        judged_at: the instant public.active_patients was computed for; None where it is empty.
-        last_computed_at: start of the last successful run that computed it.
-        last_run_status, last_run_started_at, last_run_error: of the last run of any kind.
-        resources_complete: resources whose last crawl is complete.
-        rejected_records: number of rejected records.
-        doubtful_deletions: number of records that the last full crawls missed but did not mark as deleted.
+        judged_at: the instant for which public.active_patients was computed; None if the table is empty.
+        last_computed_at: the start of the last successful run that computed public.active_patients.
+        last_run_status: the status of the last run of any kind.
+        last_run_started_at: the start of the last run of any kind.
+        last_run_error: the error of the last run of any kind.
+        resources_complete: the resources whose last crawl is complete.
+        rejected_records: the number of rejected records.
+        doubtful_deletions: the number of records that the last full crawls missed but did not mark as deleted.
     """
 
     now: datetime
@@ -88,9 +90,9 @@ class State:
 
 @dataclass(frozen=True)
 class ActiveRow:
-    """The person's row of public.active_patients, without the appointments themselves.
+    """The person's row of public.active_patients, without the lists of appointments.
 
-    `differences`: the columns whose values differ from those computed now, for the row's own instant.
+    `differences` are the columns with other values than a computation for the row's instant gives now.
     """
 
     id: int
@@ -109,7 +111,7 @@ class ActiveRow:
 class UnknownPatient:
     """A patient without a record.
 
-    `rejected_because`: why its record was rejected, if it was; `mentions`: number of records that refer to it.
+    `rejected_because` is the reason if the record was rejected. `mentions` is the number of records that refer to it.
     """
 
     rejected_because: str | None
@@ -134,12 +136,12 @@ class Explanation:
 
     @property
     def is_active(self) -> bool:
-        """Whether the person is active at `as_of`."""
+        """Return whether the person is active at `as_of`."""
         return _is_active(self.person, self.counts)
 
     @property
     def changed_after(self) -> datetime | None:
-        """When a record of the person was last written, if that was after its row was computed."""
+        """Return when a record of the person was last written, if the row is older."""
         if self.row is None or self.row.updated_at is None:
             return None
         records = (*self.person.chain, *self.person.merged, *self.attendances)
@@ -148,9 +150,10 @@ class Explanation:
 
 
 def explain(connection: Connection, patient_id: str, rules: Rules, as_of: datetime | None = None) -> Explanation | None:
-    """Return the explanation of a patient; None where it has no record. Makes the transaction read-only.
+    """Return the explanation of a patient, or None if it has no record.
 
-    `as_of`: the instant to explain; None: that of the last computation.
+    `as_of` is the instant to explain, by default the instant of the last computation. The transaction becomes
+    read-only.
     """
     connection.execute(sa.text("set transaction read only"))
     person = read_person(connection, patient_id)
@@ -178,7 +181,7 @@ def explain(connection: Connection, patient_id: str, rules: Rules, as_of: dateti
 
 
 def unknown_patient(connection: Connection, patient_id: str) -> UnknownPatient:
-    """Return what is stored of a patient that has no record."""
+    """Return what is stored about a patient without a record."""
     row = connection.execute(sa.text(sql("explain/unknown_patient")), {"patient_id": patient_id}).mappings().one()
     return UnknownPatient(**row)
 
@@ -198,9 +201,9 @@ def _as_of(argument: datetime | None, state: State) -> tuple[datetime, AsOfSourc
 
 
 def _read_row(connection: Connection, match: Match, rules: Rules, state: State) -> tuple[ActiveRow | None, bool]:
-    """Return the stored row of the person's contact, and whether one is computed now.
+    """Return the stored row of the person's contact, and whether a computation now gives a row.
 
-    The instant is the stored row's or, without one, the table's.
+    The computation is for the instant of the stored row, or of the table if there is no row.
     """
     if match.stored is None or match.stored.contact_id is None:
         return None, False
@@ -228,7 +231,7 @@ def _active_row(stored: RowMapping, computed: RowMapping | None) -> ActiveRow:
 
 
 def _utc(value: Any) -> Any:
-    """Return an instant of a column without time zone, which is in UTC, as an aware one; other values unchanged."""
+    """Return a time, which the database has in UTC, as an aware time; return other values unchanged."""
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) else value
 
 

@@ -1,4 +1,4 @@
-"""The match of a person with a contact: the stored one, and how the passes of contact_mapping.sql decide now."""
+"""The match of a person with a contact, as stored and as contact_mapping.sql decides now."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,19 @@ Method = Literal["cliniko_patient_id", "email", "name"]
 PassOutcome = Literal["matched", "ambiguous", "no_candidate", "not_taken"]
 PassReason = Literal[
     "only_pair",  # one person and one contact
-    "equal_names",  # of several, the pair with equal names that are unique on both sides
+    "equal_names",  # several candidates, and the names of this pair are equal and unique on both sides
     "several",  # several possible contacts
-    "no_key",  # the person has no e-mail, or no name
-    "no_contact",  # no contact carries the id, or has the same e-mail or name
-    "none_free",  # all such contacts belong to other persons
+    "no_key",  # the person has no e-mail or no name to compare
+    "no_contact",  # no contact has the person's id, e-mail or name
+    "none_free",  # all contacts with the person's e-mail or name belong to other people
     "not_current",  # archived and deleted people take part in the first pass only
 ]
 
 ContactAbsence = Literal["deleted", "soft_deleted", "filtered"]
-"""`soft_deleted`: marked as deleted by the application. `filtered`: excluded by CLINIKO_CONTACTS_FILTER."""
+"""Why a stored match's contact is not used.
+
+`soft_deleted` contacts are marked as deleted by the application. CLINIKO_CONTACTS_FILTER excludes `filtered` contacts.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ class Candidate:
     """A contact that a pass compares.
 
     Attributes:
-        state: `free`, or the reason why not: it `names_another` person, or was `taken` in an earlier pass.
-        patient_id: that other person; where the contact names the explained person, the id by which it does.
-        equal_name: whether it has the person's name.
+        state: `free`; `names_another` if the contact has another person's id; `taken` if an earlier pass matched it.
+        patient_id: the other person's id, or in the first pass the patient id that the contact has.
+        equal_name: whether the contact has the person's name.
     """
 
     id: UUID
@@ -57,7 +60,7 @@ class Candidate:
 class Pass:
     """The outcome of one pass of the mapping, computed from the stored data.
 
-    `other_patient_ids`: the other patients with the same key that take part.
+    `other_patient_ids` are the other patients with the same e-mail or name that take part in the pass.
     """
 
     method: Method
@@ -69,12 +72,12 @@ class Pass:
 
 @dataclass(frozen=True)
 class Match:
-    """The stored mapping of a person, and the passes up to the one that decides.
+    """The stored mapping of a person, and the passes up to the deciding pass.
 
     Attributes:
-        stored: the stored mapping; None where there is none.
-        now: what the next mapping will store; None for a person without a record.
-        contact_absence: why the contact of the stored mapping does not count; None where it does.
+        stored: the stored mapping, if there is one.
+        now: the mapping that the next sync will store; None for a person without a record.
+        contact_absence: why the contact of the stored mapping is not used; None if it is used.
     """
 
     stored: Mapping | None
@@ -84,7 +87,7 @@ class Match:
 
 
 def read_match(connection: Connection, person_id: str) -> Match:
-    """Return how the person is matched, as stored and as the next mapping will."""
+    """Return the person's match, as stored and as the next sync will store it."""
     found = connection.execute(
         sa.text(
             "select *, case when contact_id is not null then cliniko.contact_absence(contact_id) end as absence"
@@ -106,7 +109,7 @@ def read_match(connection: Connection, person_id: str) -> Match:
 
 
 def _passes(person: RowMapping, contacts: Sequence[RowMapping], patients: Sequence[RowMapping]) -> tuple[Pass, ...]:
-    """Return the passes that the person takes part in, up to the one that decides."""
+    """Return the person's passes up to the deciding pass."""
     passes = [_pass_by_id(person, [contact for contact in contacts if contact["named_person_id"] == person["id"]])]
     if passes[0].outcome == "no_candidate" and not person["is_current"]:
         return (*passes, Pass("email", "not_taken", "not_current"), Pass("name", "not_taken", "not_current"))
@@ -137,7 +140,7 @@ def _pass_by_key(
     patients: Sequence[RowMapping],
 ) -> Pass:
     has_key = f"has_{method}"
-    # Patients that an earlier pass decided do not take part.
+    # Patients that an earlier pass has decided take no part.
     earlier = {"cliniko_patient_id"} if method == "email" else {"cliniko_patient_id", "email"}
     others = tuple(patient["id"] for patient in patients if patient[has_key] and patient["method"] not in earlier)
     candidates = tuple(_candidate(person, contact) for contact in contacts if contact[has_key])
@@ -155,7 +158,7 @@ def _candidate(person: RowMapping, contact: RowMapping) -> Candidate:
     contact_id, equal_name = UUID(contact["id"]), contact["has_name"]
     if contact["named_person_id"] is not None:
         return Candidate(contact_id, "names_another", contact["named_person_id"], equal_name)
-    # A contact that is matched by name was free until that last pass.
+    # A match by name does not make a contact `taken`, because the pass by name is the last one.
     if contact["method"] == "email" and contact["matched_person_id"] != person["id"]:
         return Candidate(contact_id, "taken", contact["matched_person_id"], equal_name)
     return Candidate(contact_id, "free", None, equal_name)

@@ -10,14 +10,14 @@ from sqlalchemy.engine import Connection, RowMapping
 from cliniko_pipeline.postgres.engine import sql
 
 PersonState = Literal["current", "archived", "deleted", "no_record"]
-"""`no_record`: the chain of merges ends at a patient without a record."""
+"""The state of a person. `no_record` means that the chain of merges ends at a patient without a record."""
 
 
 @dataclass(frozen=True)
 class PatientRecord:
-    """A stored patient, without name and address.
+    """A stored patient without name and e-mail address.
 
-    `vanished_at`: when a full sync marked it as deleted in Cliniko.
+    `vanished_at` is when a full sync marked the patient as deleted in Cliniko.
     """
 
     id: str
@@ -34,11 +34,11 @@ class Person:
     """The patient at the end of a chain of merges, with all patients merged into it.
 
     Attributes:
-        id: the patient at the end of the chain.
-        record: its record; None where there is none.
-        chain: the explained patient, the one it was merged into, and so on. Each patient of a loop stands there once.
+        id: the id of the patient at the end of the chain.
+        record: the record of this patient, if it exists.
+        chain: the explained patient, the patient that it was merged into, and so on. A loop is followed once.
         merged: all other patients that are merged into this person.
-        in_loop: whether the merges form a loop. Its lowest id is the person's.
+        in_loop: whether the merges form a loop. The lowest id in a loop is the person's id.
     """
 
     id: str
@@ -49,13 +49,13 @@ class Person:
 
     @property
     def patient_ids(self) -> list[str]:
-        """All patients that are this person, its own record first."""
+        """Return the ids of all patients that are this person, the person's own id first."""
         ids = [record.id for record in (*self.chain, *self.merged)]
         return sorted(ids, key=lambda patient_id: patient_id != self.id)
 
     @property
     def state(self) -> PersonState:
-        """Whether the person can be active at all."""
+        """Return the state of the person. Only a current person can be active."""
         if self.record is None:
             return "no_record"
         if self.record.archived_at is not None:
@@ -64,7 +64,7 @@ class Person:
 
 
 def read_person(connection: Connection, patient_id: str) -> Person | None:
-    """Return the person that the patient stands for; None where the patient has no record."""
+    """Return the patient's person, or None if the patient has no record."""
     rows = connection.execute(sa.text(sql("explain/person")), {"patient_id": patient_id}).mappings().all()
     if not rows:
         return None
@@ -85,5 +85,5 @@ def read_person(connection: Connection, patient_id: str) -> Person | None:
 
 
 def values_of(kind: type, row: RowMapping) -> dict[str, Any]:
-    """Return the values of the row for the fields of a dataclass, as far as the row has them."""
+    """Return the row's values for the fields of a dataclass. Fields that the row lacks are left out."""
     return {field.name: row[field.name] for field in fields(kind) if field.name in row}

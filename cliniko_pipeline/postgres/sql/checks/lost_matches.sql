@@ -1,5 +1,5 @@
--- What the mapping in pg_temp.staging would make of the matches that are stored, of persons that are still there. Only
--- current ones are counted as lost: archived and deleted patients are no longer matched by e-mail or name.
+-- The stored matches of current people, and how many of them the new mapping in pg_temp.staging loses. Archived and
+-- deleted people are left out, because they are no longer matched by e-mail or name.
 with
 compared as (
     select

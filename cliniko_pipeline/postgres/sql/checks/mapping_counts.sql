@@ -1,5 +1,5 @@
--- Archived and deleted patients are matched by their id only, so that most of an old clinic's have no contact: whether
--- too many are without one, the current ones tell.
+-- Archived and deleted people are matched by id only, so most of them have no contact in an old clinic. The share of
+-- unmatched people is therefore computed for current people.
 select
     count(*) filter (where mapping.status = 'matched') as matched,
     count(*) filter (where mapping.status = 'ambiguous') as ambiguous,

@@ -1,4 +1,4 @@
--- The stored matches, and those whose contact is no longer there.
+-- The number of stored matches, and the number whose contact no longer exists.
 with
 contact as materialized (
     select id from cliniko.organization_contacts()

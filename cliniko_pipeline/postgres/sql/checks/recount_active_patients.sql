@@ -1,10 +1,10 @@
--- The active patients, counted from the appointments, compared with the stored rows. active_patients.sql starts from
--- the people instead. The instant is the one that the stored rows were computed for.
+-- Computes the active patients in another way than active_patients.sql, and compares them with the stored rows. This
+-- query starts from the appointments. It uses the instant for which the stored rows were computed.
 --
--- :as_of               where there are no rows: the instant to judge by
+-- :as_of               the instant to use if there are no stored rows
 -- :activity_window, :count_no_shows   as in active_patients.sql
 with
--- Looked up once, not for each appointment.
+-- Materialized, so that the instant is looked up once instead of per appointment.
 judged as materialized (
     select coalesce(max(search_date_to) at time zone 'UTC', cast(:as_of as timestamptz)) as as_of
     from public.active_patients
@@ -47,7 +47,7 @@ active as (
 
 select
     (select count(*) from public.active_patients) as stored,
-    -- A contact that the application deleted a moment ago is no mistake.
+    -- A row is not missing if the application has deleted the contact since the sync.
     (
         select count(*)
         from active

@@ -1,4 +1,5 @@
--- Without a server time an incremental crawl keeps its cursor, and the crawl after a full one is full again.
+-- :next_cursor is null if Cliniko sent no time. An incremental crawl then keeps its cursor. A full crawl then leaves no
+-- cursor, so that the next crawl is full again.
 update cliniko.crawls
 set
     completed_at = now(),
@@ -13,7 +14,7 @@ set
     end,
     needs_full = case
         when is_full then null
-        -- Later changes may carry times from before the cursor.
+        -- An incremental crawl would miss changes whose times are before the cursor.
         when cast(:next_cursor as timestamptz) < cursor then 'Cliniko''s clock was set back'
         else needs_full
     end,

@@ -1,5 +1,5 @@
--- The records that the full crawl should have seen, and those of them that it did not see. Records created after its
--- beginning do not count.
+-- The number of records that the full crawl should have seen, and the number that it missed. Records that were created
+-- after the crawl began are left out.
 select
     count(*) as known,
     count(*) filter (

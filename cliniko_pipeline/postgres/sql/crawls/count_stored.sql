@@ -1,4 +1,5 @@
--- The records of a resource that are stored and were created before an instant, and the rejected records without a row.
+-- The number of a resource's stored records that were created before :created_before, and the number of its rejected
+-- records without a row.
 select
     (
         select count(*)

@@ -1,4 +1,4 @@
--- A complete full crawl has rejected again every record that still cannot be understood.
+-- Deletes rejections from before a full crawl. The crawl has rejected every still unreadable record again.
 delete from cliniko.rejected_records as rejected
 using cliniko.crawls as crawl
 where rejected.resource = :resource

@@ -1,4 +1,5 @@
--- The crawl has read the records with these ids again. Records without an id replace those of earlier crawls.
+-- Deletes rejections of records that the crawl has read again. Records without an id cannot be identified, so rejections
+-- with the same reasons from earlier crawls are deleted.
 delete from cliniko.rejected_records as rejected
 where rejected.resource = :resource
     and (

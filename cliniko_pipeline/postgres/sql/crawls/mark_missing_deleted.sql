@@ -1,4 +1,5 @@
--- Marks the records that count_missing.sql counts, and returns their number.
+-- Marks the records as deleted that count_missing.sql counts as missing, and returns their number. The resource decides
+-- which one of the three updates changes rows.
 with
 missing as materialized (
     select record.id

@@ -1,10 +1,8 @@
--- Every attendance of a person, whether it counts or not, latest first: each individual appointment and each attendee
--- of a group. The rules are those of active_patients.sql, where a row that does not count is left out.
+-- All attendances of a person, the latest first, and whether active_patients.sql counts them. An attendance is an
+-- individual appointment or one attendee of a group appointment.
 --
--- :patient_ids         the patients that the person is
--- :as_of               the instant judged by
--- :activity_window     how long before it an appointment is recent
--- :count_no_shows      whether an appointment nobody came to counts
+-- :patient_ids         all patient ids of the person
+-- :as_of, :activity_window, :count_no_shows   as in active_patients.sql
 with
 individual as (
     select
@@ -75,7 +73,7 @@ attended as (
     from (select * from individual union all select * from in_group) as each
 ),
 
--- A person counts once per group: by the first attendee that stands, before all others one that was not a no-show.
+-- A person is counted once per group appointment, by one attendee. Attendees who arrived are preferred.
 ranked as (
     select
         attended.*,

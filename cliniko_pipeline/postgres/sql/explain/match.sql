@@ -1,6 +1,7 @@
--- How a person is matched by what is stored now: the person itself, every contact that names it or shares its e-mail or
--- its name, and every other person that shares one of the two. Never the e-mail and the name themselves.
--- Filled in is contact_mapping.sql, whose rules are written there alone.
+-- The match of a person, computed from the stored data by contact_mapping.sql, which is inserted here.
+--
+-- The rows are the person, every contact with the person's id, e-mail or name, and every other person with the same
+-- e-mail or name. E-mails and names themselves are not selected.
 with
 mapping as materialized ({contact_mapping}),
 

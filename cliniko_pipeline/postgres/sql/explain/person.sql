@@ -1,4 +1,4 @@
--- Every patient that is the same person as the one asked for, the person's own record and the one asked for included.
+-- All patients that are the same person as :patient_id, including the person's own record.
 with
 identity as materialized (
     select patient_id, person_id, in_loop from cliniko.persons()

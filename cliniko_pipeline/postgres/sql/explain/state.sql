@@ -1,5 +1,4 @@
--- What the organization's stored data are worth, in one row: when they were last computed from, and whether they are
--- whole.
+-- The age and completeness of the organization's stored data, in one row.
 with
 last_run as (
     select status, started_at, error from cliniko.sync_runs order by started_at desc, run_id desc limit 1

@@ -1,4 +1,4 @@
--- What is stored of a patient that has no record.
+-- Why a patient's record was rejected, if it was, and how many stored records refer to the patient.
 select
     (
         select reason from cliniko.rejected_records where resource = 'patients' and id = :patient_id limit 1

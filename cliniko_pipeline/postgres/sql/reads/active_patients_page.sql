@@ -1,5 +1,5 @@
--- The organization is named besides the policy that keeps to it: an index begins with it.
--- In a table that the application made, times may say their zone, and arrays may be json or text.
+-- The condition on organization_id repeats the policy's condition in the form that an index needs.
+-- If the application created the table, times may have a time zone, and arrays may be json or text.
 select
     patient.contact_id,
     patient.recent_appointment_count,

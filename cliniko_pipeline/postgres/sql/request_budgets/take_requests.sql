@@ -1,8 +1,11 @@
--- Takes requests from the budget of an API key, or returns the seconds to wait. At most `allowed` requests are sent in
--- any window of `window_seconds`, by the server's clock. The caller reports how long ago its earlier requests were
--- answered, so neither slow answers nor other machines' clocks let two windows overlap.
+-- Takes requests from the budget of an API key, or returns the seconds to wait. The budget allows `allowed` requests in
+-- any window of `window_seconds`.
 --
--- The key's row is locked until the end of the transaction. That is the only coordination.
+-- A request is counted until `window_seconds` after its response. The caller reports how many seconds ago responses
+-- came, so only the database server's clock matters. Without a report, a request is counted as if its response took
+-- `longest_answer_seconds`.
+--
+-- A lock on the key's row, until the end of the transaction, makes concurrent callers take turns.
 create or replace function cliniko.take_requests(
     digest text,
     wanted integer,
@@ -27,7 +30,7 @@ begin
     insert into cliniko.request_budgets (key_digest) values (digest) on conflict do nothing;
     select * into budget from cliniko.request_budgets where key_digest = digest for update;
     moment := clock_timestamp();
-    -- After the clock was set back, the budget is not blocked for longer than requested.
+    -- After the clock was set back, the stored time may be far in the future. This limits the wait.
     budget.blocked_until := least(budget.blocked_until, moment + make_interval(secs => longest_block_seconds));
 
     select
@@ -40,7 +43,7 @@ begin
         select
             entry.ticket,
             entry.requests,
-            -- Nor does a request count for longer than an answer can take.
+            -- After the clock was set back, this limits how long the request is counted.
             least(
                 case
                     when answer.ticket is null then entry.until

@@ -1,19 +1,19 @@
 -- The organization's active people with a contact, one row each.
 --
 -- :as_of               the instant that separates recent from upcoming appointments
--- :activity_window     how long before it an appointment is recent
--- :count_no_shows      whether no-shows count
+-- :activity_window     the age at :as_of up to which an appointment is recent
+-- :count_no_shows      whether missed appointments are counted
 with
 identity as materialized (
     select patient_id, person_id from cliniko.persons()
 ),
 
--- People with a contact, neither archived nor deleted.
+-- The people that have a contact and are neither archived nor deleted.
 person as materialized (
     select patient.id, mapping.contact_id
     from cliniko.contact_mapping as mapping
     inner join cliniko.patients as patient on patient.id = mapping.patient_id
-    -- A mapped contact may have been deleted since.
+    -- The contact may have been deleted after it was mapped.
     inner join cliniko.organization_contacts() as contact on contact.id = mapping.contact_id
     where mapping.contact_id is not null and patient.archived_at is null and patient.deleted_at is null
 ),
@@ -24,7 +24,8 @@ patient as materialized (
     inner join person on person.id = identity.person_id
 ),
 
--- Scanned twice: all earlier appointments are counted, and the few current ones are listed.
+-- Not materialized, because two scans with different conditions are faster. The many earlier appointments are only
+-- counted. The few current ones, which are recent or upcoming, are listed.
 individual as not materialized (
     select
         patient_id,
@@ -43,7 +44,7 @@ individual as not materialized (
         and deleted_at is null
 ),
 
--- A person counts once per group appointment, however often re-added.
+-- One row per person and group appointment. Cliniko adds another attendee if a person is added again.
 in_group as not materialized (
     select
         patient.person_id,
@@ -67,7 +68,7 @@ in_group as not materialized (
     group by patient.person_id, appointment.organization_id, appointment.kind, appointment.id
 ),
 
--- Recent and upcoming attendances, one row each.
+-- Recent and upcoming attendances, missed ones included.
 current_attendance as (
     select
         patient.person_id,
@@ -87,7 +88,7 @@ current_attendance as (
     where is_current
 ),
 
--- Individual appointments are counted by patient first: joining every one with its person is slower.
+-- Individual appointments are counted per patient first, because joining each with its person is slower.
 earlier_of_patient as (
     select patient_id, count(*) as attendances
     from individual
@@ -102,7 +103,7 @@ earlier_in_group as (
     group by person_id
 ),
 
--- The number of earlier attendances of each person.
+-- The number of earlier attendances per person.
 earlier as (
     select person_id, cast(sum(attendances) as integer) as attendances
     from (
@@ -115,7 +116,8 @@ earlier as (
     group by person_id
 ),
 
-attendance as (
+-- Recent and upcoming attendances that are counted.
+counted_attendance as (
     select
         judged.person_id,
         judged.kind,
@@ -135,22 +137,22 @@ attendance as (
             ends_at,
             appointment_type_id,
             practitioner_id,
-            -- A group appointment in the future has no no-shows yet.
+            -- An attendee's arrival is meaningless before the group appointment.
             did_not_arrive and (kind <> 'group' or starts_at <= :as_of) as did_not_arrive
         from current_attendance
     ) as judged
     where :count_no_shows or not judged.did_not_arrive
 ),
 
--- A person with a recent attendance is active; the latest attendance is then a recent one.
-counted as (
+-- The active people, who have at least one recent attendance. Their last past attendance is therefore a recent one.
+active_person as (
     select
         person_id,
         count(*) filter (where not is_upcoming) as recent,
         count(*) filter (where is_upcoming) as upcoming,
-        count(*) as total,
+        count(*) as recent_and_upcoming,
         max(starts_at) filter (where not is_upcoming) as last_starts_at
-    from attendance
+    from counted_attendance
     group by person_id
     having count(*) filter (where not is_upcoming) >= 1
 ),
@@ -171,10 +173,10 @@ described as (
             'practitioner', practitioner.name,
             'did_not_arrive', attendance.did_not_arrive
         ) as details
-    from attendance
+    from counted_attendance as attendance
     left join cliniko.appointment_types as appointment_type on appointment_type.id = attendance.appointment_type_id
     left join cliniko.practitioners as practitioner on practitioner.id = attendance.practitioner_id
-    where attendance.person_id in (select counted.person_id from counted)
+    where attendance.person_id in (select active_person.person_id from active_person)
 ),
 
 listed as (
@@ -190,15 +192,15 @@ listed as (
 
 select
     person.contact_id,
-    cast(counted.recent as integer) as recent_appointment_count,
-    cast(counted.upcoming as integer) as upcoming_appointment_count,
-    cast(counted.total + coalesce(earlier.attendances, 0) as integer) as total_appointment_count,
-    counted.last_starts_at at time zone 'UTC' as last_appointment_date,
+    cast(active_person.recent as integer) as recent_appointment_count,
+    cast(active_person.upcoming as integer) as upcoming_appointment_count,
+    cast(active_person.recent_and_upcoming + coalesce(earlier.attendances, 0) as integer) as total_appointment_count,
+    active_person.last_starts_at at time zone 'UTC' as last_appointment_date,
     listed.recent_appointments,
     coalesce(listed.upcoming_appointments, '[]'::jsonb) as upcoming_appointments,
     (cast(:as_of as timestamptz) - :activity_window) at time zone 'UTC' as search_date_from,
     cast(:as_of as timestamptz) at time zone 'UTC' as search_date_to
-from counted
-inner join listed on listed.person_id = counted.person_id
-inner join person on person.id = counted.person_id
-left join earlier on earlier.person_id = counted.person_id
+from active_person
+inner join listed on listed.person_id = active_person.person_id
+inner join person on person.id = active_person.person_id
+left join earlier on earlier.person_id = active_person.person_id

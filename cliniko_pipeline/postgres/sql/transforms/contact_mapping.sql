@@ -1,8 +1,11 @@
--- The organization's people, each with its contact if that is certain.
+-- The organization's people, each with its contact if the match is certain.
 --
--- Three passes over the unmatched rest: the contact names the patient; same e-mail; same name. In a group with several
--- candidates, a pair must also agree in a name that is unique on both sides. The group's other patients are ambiguous:
--- a wrong pair would show one person's appointments as another's.
+-- Pass 1 matches by the patient id that a contact has, pass 2 by e-mail, pass 3 by name. A pass decides some people,
+-- and leaves the other people to the next pass.
+--
+-- Where several people or contacts share an id or an e-mail, only pairs with a name that is unique on both sides match.
+-- The other people are ambiguous while an unpaired contact is left, because a wrong pair would show one person's
+-- appointments as another's. Without such a contact they go on to the next pass.
 with
 identity as materialized (
     select patient_id, person_id from cliniko.persons()
@@ -18,56 +21,60 @@ person as materialized (
     inner join identity on identity.patient_id = patient.id and identity.person_id = patient.id
 ),
 
--- named_person_id: the existing person that the contact names.
+-- linked_person_id: the existing person whose id, or a merged patient's id, the contact has.
 contact as materialized (
     select
         contact.id,
         cliniko.name_key(contact.name) as name_key,
         cliniko.email_key(contact.email) as email_key,
-        person.id as named_person_id
+        person.id as linked_person_id
     from cliniko.organization_contacts() as contact
     left join identity on identity.patient_id = contact.cliniko_patient_id
     left join person on person.id = identity.person_id
 ),
 
--- Pass 1: the contact names the patient, or a patient merged into it. -----------------------------------------------
-named_group as (
-    select named_person_id as person_id, count(*) as contacts, (array_agg(id))[1] as contact_id
+-- Pass 1: the contact has the id of the patient, or of a patient merged into it. ------------------------------------
+linked_group as (
+    select linked_person_id as person_id, count(*) as contacts, (array_agg(id))[1] as contact_id
     from contact
-    where named_person_id is not null
-    group by named_person_id
+    where linked_person_id is not null
+    group by linked_person_id
 ),
 
-named_by_name as (
+linked_with_name as (
     select person.id as person_id, (array_agg(contact.id))[1] as contact_id
     from person
-    inner join contact on contact.named_person_id = person.id and contact.name_key = person.name_key
+    inner join contact on contact.linked_person_id = person.id and contact.name_key = person.name_key
     group by person.id
     having count(*) = 1
 ),
 
-named as materialized (
+by_id as materialized (
     select
-        named_group.person_id,
-        case when named_group.contacts = 1 then named_group.contact_id else named_by_name.contact_id end as contact_id,
-        named_group.contacts as candidates
-    from named_group
-    left join named_by_name on named_by_name.person_id = named_group.person_id
+        linked_group.person_id,
+        case
+            when linked_group.contacts = 1 then linked_group.contact_id
+            else linked_with_name.contact_id
+        end as contact_id,
+        linked_group.contacts as candidates
+    from linked_group
+    left join linked_with_name on linked_with_name.person_id = linked_group.person_id
 ),
 
 -- Pass 2: same e-mail. ----------------------------------------------------------------------------------------------
--- A contact that names an existing person is not free for others. Pass 1 has decided that person.
+-- Pass 1 decides every person whose id a contact has. These people and contacts take no part in the later passes.
+-- Archived and deleted people take part in pass 1 only.
 free_person as materialized (
     select person.*
     from person
-    where person.is_current and not exists (select from named where named.person_id = person.id)
+    where person.is_current and not exists (select from by_id where by_id.person_id = person.id)
 ),
 
 free_contact as materialized (
-    select * from contact where named_person_id is null
+    select * from contact where linked_person_id is null
 ),
 
--- Joins groups, not rows: thousands of people may share an address.
+-- Groups are joined instead of rows, because thousands of people may share an address.
 email_group as materialized (
     select email_key, persons, person_id, contacts, contact_id
     from (
@@ -151,7 +158,7 @@ by_name as (
 ),
 
 decided as (
-    select person_id, contact_id, 'cliniko_patient_id' as method, candidates from named
+    select person_id, contact_id, 'cliniko_patient_id' as method, candidates from by_id
     union all
     select person_id, contact_id, 'email', null from email_pair
     union all

@@ -1,7 +1,8 @@
--- The versions of the named tables, or null where one has no version or no enabled triggers; and the fingerprint of the
--- contacts, now or when they were mapped.
+-- The state of the tables in :names, and the fingerprint of the contacts. The tables' state is null if one of them has
+-- no version or lacks an enabled trigger. :contacts selects the fingerprint of now or of the last mapping.
 --
--- Truncate, restore and disabled triggers change no version. The filenode and the triggers' own versions reveal them.
+-- A truncate, a restore and disabled triggers leave the version as it is. They change the table's filenode or the
+-- row versions of the triggers, which are therefore part of the state.
 select
     (
         select case
