@@ -1,5 +1,5 @@
-"""The Dagster side: partitions, resources, the IO manager, assets and jobs.
+"""The Dagster definitions, such as assets, checks, jobs, schedules and sensors.
 
-The only folder, besides `definitions.py`, that imports Dagster. No module here may use
-`from __future__ import annotations`: Dagster reads the annotations.
+Only this folder and `definitions.py` import Dagster. No module here may use `from __future__ import annotations`,
+because Dagster reads the annotations.
 """

@@ -1,4 +1,4 @@
-"""The IO manager that writes assets' values into the organization's tables, and reads them back."""
+"""The IO manager that writes and reads the organization's rows of the assets."""
 
 import sys
 from collections.abc import Callable, Generator, Mapping
@@ -35,7 +35,7 @@ ACTIVE_PATIENTS_KEY = dg.AssetKey("active_patients")
 
 @dataclass(frozen=True)
 class _Output:
-    """One output of a run: the organization's rows of an asset."""
+    """The output of one asset for the run's organization."""
 
     organization_id: str
     schema: str
@@ -46,9 +46,10 @@ class _Output:
 
 
 class PostgresIOManager(dg.IOManager):
-    """An IO manager for assets partitioned by organization. It writes in the organization context.
+    """An IO manager for assets that are partitioned by organization.
 
-    It takes a RecordStream, a TableQuery or a pandas DataFrame, and records every output in `cliniko.sync_runs`.
+    It writes a RecordStream, a TableQuery or a pandas DataFrame in the organization context. It records every output in
+    `cliniko.sync_runs`.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -56,9 +57,9 @@ class PostgresIOManager(dg.IOManager):
         self._database = runtime.database
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
-        """Write `obj`, with the counts as metadata.
+        """Write `obj`, and add the counts to the output's metadata.
 
-        Raises Failure with a one-line description, and without retries where the error is permanent.
+        Raise Failure with a one-line description. It forbids retries if the error is permanent.
         """
         with self._recorded(context) as output:
             match obj:
@@ -82,7 +83,7 @@ class PostgresIOManager(dg.IOManager):
             context.add_output_metadata(metadata)  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
 
     def load_input(self, context: dg.InputContext) -> "pd.DataFrame | TableReference":
-        """Return the organization's rows as a DataFrame, or a TableReference where the input is annotated as one."""
+        """Return the organization's rows, or a TableReference if the input is annotated as one."""
         schema, table = _schema_and_table(context.asset_key)
         organization_id = _organization_of(context)
         if context.dagster_type.typing_type is TableReference:
@@ -149,7 +150,7 @@ class PostgresIOManager(dg.IOManager):
 
     @contextmanager
     def _recorded(self, context: dg.OutputContext) -> Generator[_Output, None, None]:
-        """Hold the organization lock, and record in the journal what happens inside."""
+        """Hold the organization lock during the block, and record its result in the journal."""
         organization_id = _organization_of(context)
         job, run_config = context.step_context.job_def, context.step_context.run_config
         outcome = Outcome()
@@ -178,7 +179,7 @@ class PostgresIOManager(dg.IOManager):
             raise
 
     def _fail_matches_check(self, context: dg.OutputContext, organization_id: str, remark: str) -> None:
-        """Report the asset check of contact_mapping as failed: Dagster does not run it when the step fails."""
+        """Report MATCHES_ARE_KEPT as failed, because Dagster does not run checks after a failed step."""
         name = CONTACT_MAPPING_KEY.to_user_string()
         result = CheckResult(organization_id, name, MATCHES_ARE_KEPT, False, remark, context.run_id)
         with self._database.operator() as connection:
@@ -206,7 +207,7 @@ def postgres_io_manager() -> dg.IOManagerDefinition:
 
 
 def _organization_of(context: dg.OutputContext | dg.InputContext) -> str:
-    """Return the organization of the partition; raise Failure where there is not exactly one."""
+    """Return the organization of the partition. Raise Failure unless there is exactly one."""
     if (
         not context.has_partition_key
         or not context.has_asset_partitions
@@ -214,23 +215,23 @@ def _organization_of(context: dg.OutputContext | dg.InputContext) -> str:
         or len(context.asset_partition_keys) != 1
     ):
         error = DataError(
-            f"The asset {context.asset_key.to_user_string()} is stored by organization: give every asset that writes or"
-            " reads it partitions_def=ORGANIZATIONS (cliniko_pipeline.orchestration.partitions), and run one partition"
-            " at a time."
+            f"The asset {context.asset_key.to_user_string()} is stored by organization: set"
+            " partitions_def=ORGANIZATIONS (cliniko_pipeline.orchestration.partitions) for this asset and for assets"
+            " that read it, and run one partition at a time."
         )
         raise failure(error)
     return context.asset_partition_key
 
 
 def _is_data_frame(obj: object) -> bool:
-    # Without importing pandas, which takes a third of a second and 45 MB.
+    # Do not import pandas here, because the import takes a third of a second and 45 MB.
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(obj, pandas.DataFrame)
 
 
 def _schema_and_table(key: dg.AssetKey) -> tuple[str, str]:
-    """Return ("cliniko", "patients") for `cliniko/patients`; only `contact_mapping` has no schema in its key."""
-    if key == CONTACT_MAPPING_KEY:
+    """Return the asset's schema and table, such as ("cliniko", "patients")."""
+    if key == CONTACT_MAPPING_KEY:  # the only key that lacks its schema
         return "cliniko", "contact_mapping"
     *schema, table = key.path
     return "_".join(schema) or "public", table

@@ -1,4 +1,4 @@
-"""The two jobs: a sync, and a comparison of record counts."""
+"""The two jobs, which sync an organization and compare its record counts."""
 
 import dagster as dg
 
@@ -7,9 +7,9 @@ from cliniko_pipeline.orchestration.checks import COUNT_CHECKS, SYNC_CHECKS
 
 cliniko_sync = dg.define_asset_job(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
     "cliniko_sync",
-    # Count checks send requests of their own.
+    # Count checks send requests to Cliniko, which would slow down every sync.
     selection=dg.AssetSelection.assets(*ASSETS).without_checks() | dg.AssetSelection.checks(*SYNC_CHECKS),
-    # A process per step costs more than the step.
+    # A new process for each step would cost more than the step itself.
     executor_def=dg.in_process_executor,
     description="Sync one organization: crawl its Cliniko account, map its contacts, compute active_patients.",
 )
@@ -19,7 +19,7 @@ cliniko_counts = dg.define_asset_job(  # pyright: ignore[reportUnknownMemberType
     selection=dg.AssetSelection.checks(*COUNT_CHECKS),
     executor_def=dg.in_process_executor,
     description=(
-        "Compare one organization's numbers of records with Cliniko's, in four requests. The next sync reads a resource"
-        " in full if its numbers differ."
+        "Compare one organization's record counts with Cliniko's, using four requests. If the counts of a resource"
+        " differ, the next sync reads it in full."
     ),
 )

@@ -1,12 +1,12 @@
 """Dagster's storage in PostgreSQL, with pooled connections and in a schema of its own.
 
-The `dagster.yaml` of every installation names this module and its class: the names stay.
+Do not rename this module or its class, because the `dagster.yaml` of every installation refers to them.
 
-Dagster's own storage opens a connection per statement: three hundred per sync, which took three of its seven CPU
-seconds (docs/benchmarks.md).
+Dagster's own storage opens a connection per statement. A sync opened three hundred connections, which took three of
+its seven CPU seconds (docs/benchmarks.md).
 
-The URL names the schema, which is set on every connection. A start-up option would not do: poolers drop it, and
-Dagster's tables would be made in `public`.
+The URL contains the schema, which is set on every connection. Poolers would drop a start-up option, and Dagster would
+then create its tables in `public`.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dagster_postgres.auth import PgTokenProvider
 
 CONNECTIONS_KEPT = 2
-"""Idle connections of a process. More are opened on demand, and closed after use."""
+"""The idle connections that a process keeps. More are opened on demand, and closed after use."""
 
 _DIALECT = "postgresql.cliniko_dagster_storage"
 _SCHEMA = "storage_schema"
@@ -45,19 +45,19 @@ def storage_url(url: URL, schema: str) -> URL:
 
 
 class StorageDialect(PGDialect_psycopg2):
-    """A dialect of psycopg2 whose search path is only the URL's schema.
+    """A dialect that sets the search path to the URL's schema.
 
-    dagster-postgres does not understand the errors of psycopg 3.
+    It uses psycopg2, because dagster-postgres does not understand the errors of psycopg 3.
     """
 
     supports_statement_cache = True
 
     def create_connect_args(self, url: URL) -> Any:
-        """Remove the parameter that is not PostgreSQL's."""
+        """Return psycopg2's arguments, without the schema that only this dialect understands."""
         return super().create_connect_args(url.difference_update_query([_SCHEMA]))  # pyright: ignore[reportUnknownVariableType]
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
-        """Return whether the pool must open new connections, as it must after the database was read-only."""
+        """Return whether the pool must replace its connections, as after a read-only database."""
         return super().is_disconnect(e, connection, cursor) or ends_pooled_connections(e)
 
     def on_connect_url(self, url: URL) -> Callable[[Any], None]:
@@ -67,9 +67,9 @@ class StorageDialect(PGDialect_psycopg2):
         prepare = super().on_connect_url(url)
 
         def connect(connection: Any) -> None:
-            second = {**connection.info.dsn_parameters, "password": connection.info.password or None}
-            second.pop("options", None)
-            require_session_mode(connection, connection.info.backend_pid, second)
+            parameters = {**connection.info.dsn_parameters, "password": connection.info.password or None}
+            parameters.pop("options", None)
+            require_session_mode(connection, connection.info.backend_pid, parameters)
             prepare_session(connection)
             enter_schema(connection, schema)
             if prepare:
@@ -82,7 +82,7 @@ registry.register(_DIALECT, __name__, StorageDialect.__name__)
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):
-    """The storages of runs, events and schedules, which share one pool until the instance is disposed."""
+    """The storages of runs, events and schedules, which share one connection pool."""
 
     def __init__(
         self,
@@ -104,13 +104,13 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         keep_no_read_only_sessions(engine)
         self._run_storage = _RunStorage(postgres_url, should_autocreate_tables=False, token_provider=token_provider)
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
-            storage._engine = engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] (each makes its own)
+            storage._engine = engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] (each would make its own)
 
     @classmethod
     def from_config_value(
         cls, inst_data: "ConfigurableClassData | None", config_value: "PostgresStorageConfig"
     ) -> Self:
-        """Return a storage of this class, which Dagster's method does not."""
+        """Return a storage of this class, whereas Dagster's method returns one of the base class."""
         return cls(
             inst_data=inst_data,
             postgres_url=pg_url_from_config(config_value),
@@ -120,7 +120,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
 
 class _RunStorage(PostgresRunStorage):
-    """The storage whose disposal ends the pool: an instance disposes of it last."""
+    """The storage of runs. Its disposal closes the pool, because the instance disposes of it last."""
 
     def dispose(self) -> None:
         super().dispose()

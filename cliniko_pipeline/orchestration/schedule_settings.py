@@ -1,4 +1,4 @@
-"""The settings of schedules, as arguments of the plans."""
+"""The default schedule, as configured by the settings."""
 
 from datetime import timedelta
 
@@ -7,7 +7,7 @@ from cliniko_pipeline.settings import Settings
 
 
 def default_schedule(settings: Settings) -> DefaultSchedule:
-    """Return the schedule of organizations without their own."""
+    """Return the schedule of organizations that have no schedule of their own."""
     return DefaultSchedule(
         sync_every_minutes=settings.sync_every_minutes or None,
         full_sync_at=settings.full_sync_at,

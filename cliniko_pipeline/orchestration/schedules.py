@@ -1,4 +1,4 @@
-"""Schedules: syncs and comparisons of counts."""
+"""The schedules of syncs and of count comparisons."""
 
 from datetime import UTC, timedelta
 
@@ -18,14 +18,14 @@ from cliniko_pipeline.sync_options import PARTITION_TAG
 @dg.schedule(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
     name="cliniko_syncs",
     job=cliniko_sync,
-    # Each tick requests what is due, so the organizations are spread over the hour.
+    # Each tick requests the syncs that are due in its minute, which spreads the organizations over the hour.
     cron_schedule="* * * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description=(
-        "Syncs every organization hourly and, at night, in full, each at its own minute. Settings and"
+        "Syncs every organization hourly, and in full at night. Each organization has its own minute. Settings and"
         " `cliniko-pipeline organizations schedule` change the times. Skips organizations that are disabled, paused or"
-        " in flight."
+        " already in a run."
     ),
 )
 def cliniko_syncs(
@@ -43,7 +43,7 @@ def cliniko_syncs(
     if not due:
         return dg.SkipReason(f"None of {len(found)} organizations is due.")
     return [
-        # The key keeps a tick that is evaluated again from requesting a run twice.
+        # With this key, Dagster launches a run only once, even if the tick is evaluated twice.
         sync_request(sync.organization_id, f"{sync.organization_id} {now.isoformat()}", is_full=sync.is_full)
         for sync in due
     ]

@@ -1,4 +1,4 @@
-"""Sensors: partitions, lost and failed runs, freshness, alerts, and incoming and outgoing webhooks."""
+"""The sensors of partitions, runs, freshness, alerts and webhooks."""
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -39,15 +39,15 @@ RUN_KEY_TAG = "dagster/run_key"
 def organization_partitions(
     context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> dg.SensorResult | dg.SkipReason:
-    """Return the changes of the partitions. The first tick, the daemon's earliest, also rehearses a sync."""
+    """Return the changes of the partitions. The first tick also rehearses a sync."""
     rehearse_at_start(runtime, context.log)
     try:
-        source = _active_organizations(runtime)
+        active = _active_organizations(runtime)
     except ClinikoPipelineError as error:
-        return dg.SkipReason(f"The partitions stay, since the organizations cannot be read: {error}")
+        return dg.SkipReason(f"The partitions are unchanged, because the organizations cannot be read: {error}")
     existing = set(context.instance.get_dynamic_partitions(PARTITIONS))
     in_flight = existing if has_backfill(context.instance) else organizations_in_flight(context.instance)
-    changes = plan_partitions(source, existing, in_flight)
+    changes = plan_partitions(active, existing, in_flight)
     requests = [
         *([ORGANIZATIONS.build_add_request(list(changes.added))] if changes.added else []),
         *([ORGANIZATIONS.build_delete_request(list(changes.removed))] if changes.removed else []),
@@ -64,7 +64,7 @@ def organization_partitions(
     description="Marks runs whose process was killed, on any machine, as failed.",
 )
 def lost_runs(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
-    """Mark lost runs as failed; `failed_runs` then notes their failures."""
+    """Mark lost runs as failed. The sensor `failed_runs` then stores their failures."""
     runs = context.instance.get_runs(dg.RunsFilter(statuses=WITH_PROCESS))
     lost = find_lost_runs(runtime, runs)
     for organization_id in {run.tags[PARTITION_TAG] for run in lost if PARTITION_TAG in run.tags}:
@@ -82,14 +82,14 @@ def lost_runs(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Run
     ),
 )
 def failed_runs(context: dg.RunFailureSensorContext, runtime: dg.ResourceParam[Runtime]) -> None:
-    """Note the run's failure, and when to retry."""
+    """Store the run's failure, and when the sync is retried."""
     run = context.dagster_run
     organization_id = run.tags.get(PARTITION_TAG)
     if organization_id is None:
         return
     end_abandoned_runs(context.instance, runtime, organization_id)
     events = context.get_step_failure_events()
-    # A failed check raises its own alert, and a comparison of counts is repeated when it is next due.
+    # Do not retry these: failed checks have their own alerts, and count comparisons are repeated when they are due.
     if run.job_name == cliniko_counts.name or (events and all(map(is_failed_check, events))):
         return
     record = context.instance.get_run_record_by_id(run.run_id)
@@ -114,7 +114,7 @@ def stale_organizations(
     context: dg.SensorEvaluationContext,  # noqa: ARG001 (Dagster passes it by position)
     runtime: dg.ResourceParam[Runtime],
 ) -> dg.SensorResult | dg.SkipReason:
-    """Return the check's results that differ from the stored ones."""
+    """Return the results of the freshness check that differ from the stored results."""
     changed = note_freshness(runtime, runtime.now())
     if not changed:
         return dg.SkipReason("The freshness of no organization has changed.")
@@ -138,8 +138,8 @@ def stale_organizations(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Sends an alert to CLINIKO_ALERT_URLS when syncs fail or pause or a check fails, and a message when the problem"
-        " is solved."
+        "Sends an alert to CLINIKO_ALERT_URLS when a sync fails repeatedly, a sync is paused or a check fails. Sends"
+        " another message when the problem is solved."
     ),
 )
 def alerts(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
@@ -149,7 +149,7 @@ def alerts(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtim
     planned = plan_messages(runtime)
     sent = send_messages(runtime)
     for label in sent.failing:
-        context.log.warning("%s of CLINIKO_ALERT_URLS did not take a message, which will be sent again.", label)
+        context.log.warning("%s of CLINIKO_ALERT_URLS did not accept a message, which will be sent again.", label)
     return dg.SkipReason(f"{planned} new messages; {sent.taken} sent, {sent.waiting} waiting.")
 
 
@@ -166,7 +166,10 @@ def alerts(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtim
 def webhook_syncs(
     context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]
 ) -> list[dg.RunRequest] | dg.SkipReason:
-    """Return the runs for pending events. Events stay pending until a run that began later has succeeded."""
+    """Return the runs that pending events request.
+
+    An event stays pending until a run that began after the event has succeeded.
+    """
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
     with runtime.database.operator() as connection:
@@ -174,7 +177,7 @@ def webhook_syncs(
         pending = webhooks.pending_events(connection)
     if not pending:
         return dg.SkipReason("No webhook events are pending.")
-    # A new organization has no partition for a moment. Its run would fail.
+    # A new organization may not have its partition yet, and its run would fail without it.
     missing = pending.keys() - set(context.instance.get_dynamic_partitions(PARTITIONS))
     in_flight = organizations_in_flight(context.instance) | missing
     now = runtime.now()
@@ -195,7 +198,7 @@ def webhook_syncs(
     description="Posts the result of each complete sync to the organization's webhook target, if it has one.",
 )
 def webhook_deliveries(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
-    """Enqueue deliveries of ended syncs, send the due ones, and delete old ones."""
+    """Enqueue deliveries of ended syncs, send due deliveries, and delete old deliveries."""
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
     added = enqueue_deliveries(runtime, context.instance)
@@ -208,9 +211,9 @@ def webhook_deliveries(context: dg.SensorEvaluationContext, runtime: dg.Resource
 
 
 def _launched_run_keys(instance: dg.DagsterInstance, planned: Sequence[AnnouncedSync]) -> set[str]:
-    """Return the keys of runs that Dagster has launched and will not launch again.
+    """Return the run keys that Dagster has already launched and will not launch again.
 
-    To note these as requested would postpone scheduled syncs.
+    Their syncs must not be stored as requested, because that would postpone scheduled syncs.
     """
     keys = [sync.run_key for sync in planned]
     if not keys:

@@ -1,7 +1,7 @@
 """Dagster's webserver behind `ui_guard`, and `dagster dev` with that webserver.
 
-`python -m cliniko_pipeline.orchestration.webserver` takes the options of `dagster-webserver`, and with `dev` as its
-first argument those of `dagster dev`. Supervisors of installations use this name: it stays.
+`python -m cliniko_pipeline.orchestration.webserver` takes the options of `dagster-webserver`. If its first argument is
+`dev`, it takes the options of `dagster dev`. Do not rename this module, because process supervisors start it by name.
 """
 
 import sys
@@ -29,24 +29,24 @@ def main(arguments: Sequence[str]) -> None:
         dev.dev_command(arguments[1:], prog_name="dagster dev")
     else:
         hosts = ui_hosts(load_settings())
-        theirs: Any = cli
-        create_app = theirs.create_app_from_workspace_process_context
+        dagster_cli: Any = cli
+        create_app = dagster_cli.create_app_from_workspace_process_context
 
         def guarded(*args: Any, **options: Any) -> ASGIApp:
             return GuardedUI(create_app(*args, **options), hosts)
 
         # Dagster has no hook for a middleware, so its factory of the application is wrapped.
-        theirs.create_app_from_workspace_process_context = guarded
+        dagster_cli.create_app_from_workspace_process_context = guarded
         cli.dagster_webserver(arguments, prog_name="dagster-webserver", auto_envvar_prefix="DAGSTER_WEBSERVER")
 
 
 def ui_hosts(settings: Settings) -> frozenset[str]:
-    """Return the hosts of the UI in the settings: for people, for proxies and for the API."""
+    """Return the UI's hosts from the settings, which browsers, proxies and the API use."""
     return settings.ui_hosts | {urlsplit(url).netloc.lower() for url in (settings.ui_url, settings.dagster_url)}
 
 
 def _started(command: Sequence[str], **options: Any) -> Any:
-    """Start a process of `dagster dev`, and the guarded webserver in place of Dagster's own."""
+    """Start a process of `dagster dev`. Replace Dagster's webserver by the guarded one."""
     return open_ipc_subprocess([MODULE if word == THEIR_MODULE else word for word in command], **options)
 
 

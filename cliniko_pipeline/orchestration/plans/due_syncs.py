@@ -135,7 +135,7 @@ def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> Due
 
 
 def _last_scheduled(now: datetime, period: timedelta, offset: timedelta) -> datetime:
-    """Return the latest scheduled time up to `now`: `offset` plus a multiple of `period`."""
+    """Return the latest time up to `now` that lies `offset` after a multiple of `period`."""
     epoch = datetime(1970, 1, 1, tzinfo=now.tzinfo)
     return now - (now - epoch - offset) % period
 
