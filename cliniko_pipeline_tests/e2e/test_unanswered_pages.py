@@ -103,7 +103,7 @@ def test_unreadable_change_is_rejected_and_read_by_the_next_full_sync(clinic: Sy
     clinic.clock.advance(hours=1)
     clinic.sync()
     (reason,) = reasons(clinic)
-    assert reason.startswith(f"{UNANSWERED} (record 1 of what changed since ")
+    assert reason.startswith(f"{UNANSWERED} (record 1 of those changed since ")
     assert {row["last_name"] for row in clinic.rows("cliniko.patients") if row["id"] == "1007"} == {"Ngo"}
     assert_healed(clinic)
 

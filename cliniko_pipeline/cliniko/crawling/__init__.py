@@ -1,1 +1,1 @@
-"""Reading a list page by page, without losing a record."""
+"""Crawls, which read a list page by page without missing a record."""

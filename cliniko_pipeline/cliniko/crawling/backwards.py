@@ -1,7 +1,7 @@
-"""A list read from a page back to its second one, and to its first if that must be read again.
+"""The backward part of a crawl, from a page of the list to its second page, or to its first page if needed.
 
-A page requested while others were in flight is held back. It counts when a page requested after it announces the same
-number of entries: then nothing was deleted in between. Otherwise it is read again.
+A page that arrives while other pages are in flight is held back. It is yielded once a page that was requested after its
+arrival announces the same number of entries, because then nothing was deleted in between. Otherwise it is read again.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,10 @@ from cliniko_pipeline.cliniko.records import RecordT
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[RecordT]):
-    """The page `number` of the list as it was read, and the number of the page to read next, 0 for none.
+    """A page that was read, with its number in the list.
 
-    `expected` is the number of entries the list would have without deletions; `is_shorter` if it has fewer.
+    `next_number` is the number of the page to read next, 0 if there is none. `expected` is the number of entries that
+    the list would have without deletions. `is_shorter` is true if the list may have fewer entries.
     """
 
     page: FetchedPage[RecordT]
@@ -29,14 +30,14 @@ class Step(Generic[RecordT]):
 
 
 def read_first(listing: Listing[RecordT], requests: PageRequests[RecordT]) -> Step[RecordT]:
-    """Read the first page of a list, which is followed by its last one."""
+    """Read the first page of a list, after which the last page is the next one."""
     page = requests.read(listing, 1)
     total = page.total_entries
     return Step(page, 1, listing.page_count(total) if total > listing.page_size else 0, total, is_shorter=False)
 
 
 def read_growing(listing: Listing[RecordT], requests: PageRequests[RecordT]) -> Iterator[Step[RecordT]]:
-    """Read a list to which records may be added all the time: its first page, then backwards from its last."""
+    """Read a list to which records may be added at any time, from its first page and then backwards from its last."""
     first = read_first(listing, requests)
     yield first
     if first.next_number:
@@ -52,22 +53,23 @@ def read_backwards(
     first_again: bool = False,
     can_grow: bool = False,
 ) -> Iterator[Step[RecordT]]:
-    """Read a list of `expected` entries from page `number` back to the second, or with `first_again` to the first.
+    """Read a list of `expected` entries from page `number` back to its second page.
 
-    Invariant between two requests: everything after page `number` has been read, of a list of `known` entries. A list
-    that `can_grow` loses this guarantee after MAX_CONTRADICTIONS rereads: a later crawl reads what it still holds.
+    With `first_again`, or if the list may have become shorter, the first page is read again at the end.
+    Invariant between two requests: every entry after page `number` has been read, and the list had `known` entries. A
+    list that `can_grow` loses this guarantee after MAX_CONTRADICTIONS rereads. A later crawl reads the missed records.
     """
     known, rereads = expected, 0
     first_again = first_again or number == 1
     held: list[tuple[int, Step[RecordT]]] = []
     while number:
-        # The last pages are requested one by one, so that none is held back at the end.
+        # The pages read last are requested one by one, so that no page is still held back at the end.
         page = requests.read(listing, number, ahead=0 if can_grow else number - 3)
         can_grow = can_grow or not listing.is_bounded
         total = page.total_entries
         grown, known, has_changed = max(0, total - known), total, total != known
         expected += grown
-        # Growth may have moved unread records this far back.
+        # The added records may have moved unread records up to this page.
         furthest = min((held[0][1].number if held else number) + listing.page_count(grown), _last_page(listing, total))
         is_moved = grown and furthest > number and not (can_grow and rereads == MAX_CONTRADICTIONS)
         if is_moved or (held and has_changed):
@@ -81,9 +83,9 @@ def read_backwards(
             continue
         while held and held[0][0] <= requests.requested_after:
             yield held.pop(0)[1]
-        # Without bounds, additions may hide deletions.
+        # Without bounds, added records may hide deletions, so the list may be shorter than it seems.
         is_shorter = first_again or total < expected or not listing.is_bounded
-        # Pages after the end of a list that got shorter are empty.
+        # Skip the pages after the new end of a list that got shorter, because they are empty.
         before = min(number - 1, _last_page(listing, total))
         step = Step(page, number, 0 if before == 1 and not is_shorter else before, expected, is_shorter)
         number = step.next_number

@@ -1,8 +1,9 @@
-"""Groups of records created in one second that a page boundary splits, some of which a crawl may miss.
+"""Groups of records that a page boundary splits, so that a crawl may miss some of their records.
 
-Records of one second have no order unless Cliniko sorts them by id: a page may repeat some and leave out others. One
-answer holds all of them. Several pages hold all of them if none comes twice. So only the group at the boundary of two
-pages is kept in memory.
+A group is all records created in the same clock second. Unless Cliniko sorts them by id, their order may change with
+every request, so that a page may repeat records of another page and leave out the rest. A group on a single page is
+complete. A group on several pages is complete if no record comes twice. So only the group at the boundary of two pages
+is kept in memory.
 """
 
 from collections.abc import Sequence
@@ -16,31 +17,34 @@ from cliniko_pipeline.cliniko.records import UNANSWERED, RecordT
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The records of one second that were read; `ids` is None if unknown. Of a torn group, some may be missed."""
+    """The records of a group that were read; `ids` is None if unknown. A torn group may lack records."""
 
     second: datetime
     ids: frozenset[int] | None = field(repr=False)
     is_torn: bool = False
 
     def join(self, later: "_Group") -> "_Group":
-        """Return this group with its records from later pages, torn if a record came twice."""
+        """Return this group with its records from later pages. It is torn if a record may have come twice."""
         if self.ids is None or later.ids is None or self.may_share_records_with(later):
             return _torn(self)
         return _Group(self.second, self.ids | later.ids)
 
     def may_share_records_with(self, later: "_Group") -> bool:
-        """Return whether a record may be in both."""
+        """Return whether a record may be in both groups."""
         return self.ids is None or later.ids is None or not self.ids.isdisjoint(later.ids)
 
 
-def _group(second: datetime, ids: Sequence[int], nameless: int = 0) -> _Group:
-    if nameless or len(set(ids)) < len(ids):
-        return _Group(second, None, is_torn=not nameless)
+def _group(second: datetime, ids: Sequence[int], unidentified: int = 0) -> _Group:
+    if unidentified or len(set(ids)) < len(ids):
+        return _Group(second, None, is_torn=not unidentified)
     return _Group(second, frozenset(ids))
 
 
 class Boundaries:
-    """Follows a crawl backwards from page to page. A resumed crawl does not know the pages after its checkpoint."""
+    """The page boundaries of a backward crawl.
+
+    A resumed crawl does not call `begin`, because it does not know the pages after its checkpoint.
+    """
 
     def __init__(self) -> None:
         self._head: _Group | None = None
@@ -49,20 +53,20 @@ class Boundaries:
         self._number: int | None = None
 
     def begin(self, page: FetchedPage[RecordT]) -> None:
-        """Note the first page. The list's last page follows."""
+        """Note the first page of the list, after which the crawl reads its last page."""
         groups = _groups(page)
         self._head = groups[-1] if groups else None
         self._is_unknown = False
 
     def take(self, number: int, page: FetchedPage[RecordT], *, is_end: bool) -> list[datetime]:
-        """Note a page; return the seconds of torn groups that begin in it or after it."""
+        """Note a page; return the creation times of torn groups that begin on this page or after it."""
         groups, behind = _groups(page), self._behind
         follows, self._number = self._number is None or number == self._number - 1, number
         if not groups:
             return []
         torn: list[datetime] = []
         if self._is_unknown and not is_end and len(groups) == 1:
-            # Only a group that fills the page can be incomplete: another one begins within it.
+            # Only a group that fills the page is unchecked. The crawl checked any other group before it broke off.
             groups[0] = _torn(groups[0])
         elif behind is not None and not is_end:
             if behind.second == groups[-1].second:
@@ -71,10 +75,10 @@ class Boundaries:
                 torn.append(behind.second)
         self._is_unknown = False
         self._behind = groups[0]
-        return torn + [one.second for one in groups[1:] if one.is_torn]
+        return torn + [group.second for group in groups[1:] if group.is_torn]
 
     def finish(self) -> list[datetime]:
-        """Return the second of the group at the beginning of the last page, if it is torn."""
+        """Return the creation time of the first group on the page read last, if the group may lack records."""
         if self._behind is None:
             return []
         if self._number == 1:
@@ -89,13 +93,13 @@ def _groups(page: FetchedPage[RecordT]) -> list[_Group]:
     runs = [(second, [id_ for _, id_ in run]) for second, run in groupby(keys, key=lambda key: key[0])]
     if not runs:
         return []
-    # The second of a rejected record is unknown: it may belong to either edge.
+    # The creation time of a rejected record is unknown, so that it may belong to the first or the last group.
     rejected = [int(one.id) for one in page.rejected if one.id is not None]
-    # An unanswered record keeps its place in a page whose parts agree: no other record is missed.
-    nameless = sum(one.id is None and not one.reason.startswith(UNANSWERED) for one in page.rejected)
+    # An unanswered record hides no other record, because it keeps its place on a page whose parts agree.
+    unidentified = sum(one.id is None and not one.reason.startswith(UNANSWERED) for one in page.rejected)
     edges = {0, len(runs) - 1}
     return [
-        _group(second, ids + rejected, nameless) if place in edges else _group(second, ids)
+        _group(second, ids + rejected, unidentified) if place in edges else _group(second, ids)
         for place, (second, ids) in enumerate(runs)
     ]
 

@@ -1,14 +1,16 @@
-"""A crawl of a list that changes while it is read, without losing a record.
+"""A crawl of a list that changes while it is read, which misses no record.
 
-Pages are offsets into a live list. Read from the front, a deletion would move the record after the page boundary to a
-page that was already read. So the first page, which announces the number of entries, is followed by the last page and
-then backwards: deletions move records towards the pages still to be read. If the list got shorter, the first page is
-read again at the end (backwards.py).
+Pages are offsets into a live list. If pages were read from first to last, a deletion would move a record from the next
+page to a page that was already read. So the crawl reads the first page, which announces the number of entries, then the
+last page, and then the pages before it. In this order, deletions move records only to pages that are still to be read.
+If the list got shorter, the first page is read again at the end (backwards.py).
 
-That holds while nothing is added to the list. So all pages but the first are bounded: they hold only records with time
-stamps two minutes before the first answer, because a server's clock may be set back. Newer records are read last, and
-only where the number of entries shows that there may be any. A clock set back further can still add older records:
-then the list is found longer, and as many pages are read again as the additions can have moved.
+This works as long as nothing is added to the list. So all pages except the first are bounded: they contain only records
+with time stamps more than two minutes before the first response. The two minutes allow for differences between the
+clocks of Cliniko's servers. Newer records are read last, and only if the number of entries shows that there may be any.
+
+If a clock is set back by more than that, records can still be added to the bounded pages. The list then has more
+entries than expected, and as many pages are read again as the added records may have moved.
 """
 
 from collections.abc import Iterator
@@ -29,10 +31,12 @@ from cliniko_pipeline.errors import UnexpectedResponseError
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a crawl resumes, in any process: at `page`, then at those before it; 0 for the newest records only.
+    """The place where a crawl resumes, in the same or another process.
 
-    `started_at` is the server's clock when the crawl began, None if unknown; later records do not belong to the crawl.
-    `total_entries` is the number of entries the list would have without deletions since then.
+    `page` is the number of the page to read next, before the pages in front of it. It is 0 if only the newest records
+    are still to be read. `started_at` is the server's clock at the start of the crawl, None if unknown. The
+    crawl does not have to read records added later. `total_entries` is the number of entries that the list would have
+    without deletions since the start.
     """
 
     started_at: datetime | None
@@ -44,9 +48,10 @@ class Checkpoint:
 class Page(Generic[RecordT]):
     """One page of a crawl.
 
-    `number` counts the pages from 1 in the order of reading; `pages` is their expected number. `total_entries` counts
-    the list at the crawl's start. `started_at` is the server's clock (UTC) at the first answer: less an overlap, the
-    cursor of a later crawl. `checkpoint` is where the crawl resumes after this page, None after the last one.
+    `number` is the page's place in the order of reading, from 1. `pages` is the expected number of pages.
+    `total_entries` is the number of entries that the list would have without deletions since the start. `started_at` is
+    the server's clock (UTC) at the first response. The cursor of a later crawl is this time minus an overlap.
+    `checkpoint` is where the crawl resumes after this page, None after the last page.
     """
 
     records: list[RecordT]
@@ -68,14 +73,16 @@ def crawl_pages(
 ) -> Iterator[Page[RecordT]]:
     """Yield a list's pages from the start or a checkpoint, with up to `max_in_flight` requests at a time.
 
-    Yields every record that is in the list at the start and is neither deleted nor changed, some of them twice. Costs
-    one request a page. A list that got shorter costs one more for the first page, and one for each page of the newest
-    records. `fetch_part` requests parts of a page for which `request` raised ClinikoUnavailableError; a record for
-    which it raises that, too, is rejected if Cliniko answers others.
+    Yields every record that is in the list at the start and is neither deleted nor changed during the crawl. Some
+    records come twice. Each page costs one request. A list that got shorter costs one more request for the first page,
+    and one for each page of the newest records.
 
-    Raises ForeignLinkError for a `next` link that leaves the API URL. Raises UnexpectedResponseError for a link to the
-    wrong page and for a list that contradicts itself repeatedly: incomplete pages, an end that does not fit the
-    announced number of entries, growth where nothing can be added.
+    If `request` raises ClinikoUnavailableError for a page, `fetch_part` requests parts of it. A record for which
+    `fetch_part` raises the same error becomes a rejected record, if Cliniko returns other records.
+
+    Raises ForeignLinkError for a `next` link that leaves the API URL. Raises UnexpectedResponseError for a `next` link
+    to the wrong page, and for a list that contradicts itself repeatedly. Contradictions are incomplete pages, a last
+    page that does not fit the number of entries, and growth where nothing can be added.
     """
     requests = PageRequests(request, max_in_flight, fetch_part)
     if checkpoint is not None:
@@ -84,7 +91,7 @@ def crawl_pages(
         except UnexpectedResponseError:
             if listing.can_filter_by("created_at"):
                 raise
-            # The records of the second at the checkpoint cannot be requested by themselves.
+            # Start again, because without this filter the group at the checkpoint cannot be read by itself.
             yield from crawl_pages(listing, request, max_in_flight=max_in_flight, fetch_part=fetch_part)
         return
     first = read_first(listing, requests)
@@ -109,39 +116,39 @@ def _crawl_rest(
     started_at, expected = checkpoint.started_at, checkpoint.total_entries
     last_number, first_again = checkpoint.page, checkpoint.page == 1
     if is_resumed and last_number:
-        # The checkpoint does not hold how much of the second at the page boundary was read: read that page again.
+        # Read the page after the checkpoint again, because its first group may have been read only in part.
         last_number = min(last_number + 1, max(1, listing.page_count(expected)))
-    number = listing.page_count(expected) - last_number + 1
-    left: Checkpoint | None = checkpoint
-    # Nothing is added to this part any more: its time is over by every clock of the server.
+    pages_yielded = listing.page_count(expected) - last_number + 1
+    resume_at: Checkpoint | None = checkpoint
+    # Nothing is added to this part any more, because its latest time stamp is past by every clock of the server.
     older = listing if started_at is None else listing.before(started_at - MAX_CLOCK_SKEW)
     for step in read_backwards(older, requests, last_number, expected, first_again=first_again):
         expected = step.expected
-        for page in _reread_seconds(older, requests, boundaries, step):
-            number += 1
-            yield _page(listing, page, number, expected, started_at, left)
-        number += 1
+        for page in _reread_torn_groups(older, requests, boundaries, step):
+            pages_yielded += 1
+            yield _page(listing, page, pages_yielded, expected, started_at, resume_at)
+        pages_yielded += 1
         has_newest = step.is_shorter and started_at is not None and older.is_bounded
-        left = Checkpoint(started_at, step.next_number, expected) if step.next_number or has_newest else None
-        yield _page(listing, step.page, number, expected, started_at, left)
-    if left is None or started_at is None or not older.is_bounded:
+        resume_at = Checkpoint(started_at, step.next_number, expected) if step.next_number or has_newest else None
+        yield _page(listing, step.page, pages_yielded, expected, started_at, resume_at)
+    if resume_at is None or started_at is None or not older.is_bounded:
         return
     newest, boundaries = listing.newest(started_at), Boundaries()
     for step in read_growing(newest, requests):
         if step.number == 1 and step.next_number:
             boundaries.begin(step.page)
         else:
-            for page in _reread_seconds(newest, requests, boundaries, step):
-                number += 1
-                yield _page(listing, page, number, expected, started_at, left)
-        number += 1
-        yield _page(listing, step.page, number, expected, started_at, left if step.next_number else None)
+            for page in _reread_torn_groups(newest, requests, boundaries, step):
+                pages_yielded += 1
+                yield _page(listing, page, pages_yielded, expected, started_at, resume_at)
+        pages_yielded += 1
+        yield _page(listing, step.page, pages_yielded, expected, started_at, resume_at if step.next_number else None)
 
 
-def _reread_seconds(
+def _reread_torn_groups(
     listing: Listing[RecordT], requests: PageRequests[RecordT], boundaries: Boundaries, step: Step[RecordT]
 ) -> Iterator[FetchedPage[RecordT]]:
-    """Read again each second that the crawl has passed and of which it may have missed records."""
+    """Yield pages with all records of each group that the crawl has passed and may not have read completely."""
     page = step.page
     is_end = step.number * listing.page_size >= page.total_entries
     torn = boundaries.take(step.number, page, is_end=is_end)

@@ -1,7 +1,8 @@
-"""All records of one second, read in parts that fit into one answer each.
+"""Reading of a group, which is all records created in the same clock second.
 
-One answer misses nothing, whatever its order. A larger group is split by ranges of ids. Where Cliniko refuses to filter
-by id, its pages are read repeatedly until as many distinct records have arrived as Cliniko announces.
+A group that fits into one response is complete, whatever the order of its records. A larger group is split by ranges of
+ids. If Cliniko refuses to filter by id, the pages of the group are read repeatedly, until as many distinct records have
+arrived as Cliniko announces.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,10 +14,10 @@ from cliniko_pipeline.errors import UnexpectedResponseError
 
 MIN_REQUESTS = 20
 REQUESTS_PER_PAGE = 20
-"""After so many requests, all records of a group have arrived with near certainty."""
+"""With MIN_REQUESTS and this many requests for each of its pages, a group is almost certainly complete."""
 
 Part = tuple[int | None, int | None]
-"""Ids above the first and up to the second."""
+"""A range of ids, above the first number and up to the second; None for no limit."""
 
 
 def group_pages(
@@ -25,9 +26,9 @@ def group_pages(
     page_size: int,
     what: str,
 ) -> Iterator[FetchedPage[RecordT]]:
-    """Yield pages that hold every record of the group.
+    """Yield pages that together contain every record of the group.
 
-    `read` gets further filters and a page's number. `can_filter` returns whether Cliniko filters by id.
+    `read` takes additional filters and a page number. `can_filter` returns whether Cliniko filters by id.
     Raises UnexpectedResponseError after too many requests.
     """
     parts: list[Part] = [(None, None)]
@@ -58,7 +59,7 @@ def _read_repeatedly(
     while True:
         page = read((), number)
         if page.total_entries != total:
-            # The group has changed: a record seen and then deleted would count for an unseen one.
+            # Start over after a change, because a deleted record would be counted in place of an unread one.
             seen, total = set[str | None](), page.total_entries
         yield page
         seen |= {one.id for one in page.records} | {one.id for one in page.rejected}
@@ -75,19 +76,19 @@ def _allowed(total: int, page_size: int) -> int:
 
 
 def _pivots(ids: list[int], total: int, page_size: int) -> list[int]:
-    """Return the ids that end a part, ascending, without the greatest: so each part is smaller than the group."""
+    """Return, ascending, ids at which to split a group so that each part is smaller than the group."""
     ordered = sorted(set(ids))
     if len(ordered) < 2:
         return []
     if ids == ordered:
-        # Sorted by id: the next page begins after this one.
+        # The page is sorted by id, so that the second part begins with its last record.
         return [ordered[-2]]
     parts = min(len(ordered), -(-total * 5 // (page_size * 3)))
     return sorted({ordered[len(ordered) * place // parts - 1] for place in range(1, parts)})
 
 
 def _lies_within(page: FetchedPage[RecordT], part: Part) -> bool:
-    """Return whether the filters had an effect."""
+    """Return whether Cliniko applied the filters of the part."""
     above, to = part
     return all((above is None or int(one.id) > above) and (to is None or int(one.id) <= to) for one in page.records)
 
@@ -99,6 +100,6 @@ def _filters(part: Part) -> tuple[str, ...]:
 
 def _incomplete(what: str) -> UnexpectedResponseError:
     return UnexpectedResponseError(
-        f"{what}: Cliniko gives the records of one second no order, and not all of them could be read in any other way."
-        " Nothing was marked as deleted, and the next sync reads them again: report this to Cliniko if it stays"
+        f"{what}: Cliniko returns these records in no fixed order, and not all of them could be read. Nothing was"
+        " marked as deleted, and the next sync reads them again: report this to Cliniko if the error persists"
     )

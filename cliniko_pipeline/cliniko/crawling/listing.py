@@ -1,4 +1,4 @@
-"""The addresses of a list's pages: order, filters, and the parts of a list that a crawl reads one after the other."""
+"""The URLs of a list's pages, with the sort order, the filters and the bounds of the parts that a crawl reads."""
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -9,14 +9,14 @@ from cliniko_pipeline.cliniko.crawling.refusals import Refusals
 from cliniko_pipeline.cliniko.records import RecordT, Resource
 
 MAX_CLOCK_SKEW = timedelta(minutes=2)
-"""How far the server's clocks may differ: a record stamped by one that is a minute fast, read by one a minute slow."""
+"""The allowed difference between two of Cliniko's clocks, one of which is a minute fast and one a minute slow."""
 
 
 @dataclass(frozen=True)
 class Listing(Generic[RecordT]):
-    """A resource's list: all of it, or the records changed at or after an instant of the server's clock.
+    """A resource's list, or its records changed at or after `changed_since` by the server's clock.
 
-    `bounds` are further filters. Filters and sort fields that Cliniko refuses are left out.
+    `bounds` are additional filters. Filters and sort fields that Cliniko refuses are left out.
     """
 
     page_size: ClassVar[int] = 100
@@ -29,10 +29,10 @@ class Listing(Generic[RecordT]):
     refusals: Refusals = field(default_factory=Refusals, compare=False, repr=False)
 
     def url(self, page: int, per_page: int | None = None) -> str:
-        """Return the address of a page that includes archived, cancelled and deleted records.
+        """Return the URL of a page that includes archived, cancelled and deleted records.
 
-        Pages are sorted by creation time, which never changes: a record never moves because it was updated.
-        Records created in the same second have no order of their own, so they are sorted by id.
+        Pages are sorted by creation time, so that an update never moves a record to another page. Records created in
+        the same clock second are sorted by id, because their order may change otherwise.
         """
         return f"{self._unpaged_url}&page={page}&per_page={per_page or self.page_size}"
 
@@ -45,22 +45,22 @@ class Listing(Generic[RecordT]):
             if self.can_filter_by(_field_of(condition))
         ]
         order = [name for name in ("created_at", "id") if self.refusals.allows(self.resource.name, "sort", name)]
-        # Cliniko sorts by creation by default; `sort=id` alone would replace that order.
+        # Send no `sort=id` alone, because it would replace the default order by creation time.
         sort = [("sort", ",".join(order))] if "created_at" in order else []
         return f"{self.address}?{urlencode([*sort, *conditions])}"
 
     @property
     def address(self) -> str:
-        """The list's address without a query."""
+        """The list's URL without a query."""
         return f"{self.api_url}/{self.resource.path or self.resource.name}"
 
     def can_filter_by(self, name: str) -> bool:
-        """Return whether no filter by this field has been refused yet."""
+        """Return whether Cliniko has not refused to filter by this field so far."""
         return self.refusals.allows(self.resource.name, "filter", name)
 
     @property
     def is_bounded(self) -> bool:
-        """Whether no bound has been refused."""
+        """Whether Cliniko has refused none of the bounds so far."""
         return all(self.can_filter_by(_field_of(bound)) for bound in self.bounds)
 
     @property
@@ -70,43 +70,43 @@ class Listing(Generic[RecordT]):
         return [name for name in names if not self.can_filter_by(name)]
 
     def page_count(self, entries: int) -> int:
-        """Return the number of pages of so many entries."""
+        """Return the number of pages for this many entries."""
         return -(-entries // self.page_size)
 
     def describe_place(self, entry: int) -> str:
-        """Return words for the place of an entry, counted from 1."""
-        since = "" if self.changed_since is None else f" of what changed since {format_second(self.changed_since)}"
+        """Describe the place of an entry in the list, counted from 1."""
+        since = "" if self.changed_since is None else f" of those changed since {format_second(self.changed_since)}"
         return f"record {entry}{since}"
 
     def before(self, instant: datetime) -> "Listing[RecordT]":
-        """Return the part with time stamps before the instant."""
+        """Return the part of the list with time stamps before the instant."""
         return replace(self, bounds=(f"{self._bounded_field}:<{format_second(instant)}",))
 
     def newest(self, started_at: datetime) -> "Listing[RecordT]":
-        """Return the part with time stamps around the crawl's start, to which records may still be added."""
+        """Return the part of the list with time stamps around the crawl's start. This part may still grow."""
         earliest, latest = format_second(started_at - MAX_CLOCK_SKEW), format_second(started_at + MAX_CLOCK_SKEW)
         return replace(self, bounds=(f"{self._bounded_field}:>={earliest}", f"{self._bounded_field}:<={latest}"))
 
     def of_second(self, second: datetime) -> "Listing[RecordT]":
-        """Return the part created within this second."""
-        others = [bound for bound in self.bounds if _field_of(bound) != "created_at"]
-        # Cliniko may store fractions of the second.
+        """Return the part of the list with the records created in this clock second."""
+        other_bounds = [bound for bound in self.bounds if _field_of(bound) != "created_at"]
+        # The bounds span the whole second, because Cliniko may store fractions of it.
         end = format_second(second + timedelta(seconds=1))
-        return replace(self, bounds=(*others, f"created_at:>={format_second(second)}", f"created_at:<{end}"))
+        return replace(self, bounds=(*other_bounds, f"created_at:>={format_second(second)}", f"created_at:<{end}"))
 
     def filtered(self, filters: tuple[str, ...]) -> "Listing[RecordT]":
-        """Return the part to which these filters apply, too."""
+        """Return the part of the list that these additional filters select."""
         return replace(self, bounds=(*self.bounds, *filters))
 
     @property
     def _bounded_field(self) -> str:
-        # An update moves a record out of "updated before", but never out of "created before".
+        # Prefer created_at, because an update moves a record out of "updated before", but not of "created before".
         is_full = self.changed_since is None or not self.can_filter_by("updated_at")
         return "created_at" if is_full else "updated_at"
 
 
 def format_second(moment: datetime) -> str:
-    """Return an instant as filters take it, in whole seconds: the precision of the server's clock, too."""
+    """Return an instant in the format of filters, in whole seconds like the server's Date header."""
     return f"{moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat()}Z"
 
 

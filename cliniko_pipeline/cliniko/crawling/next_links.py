@@ -1,4 +1,4 @@
-"""Checks of the `next` links in Cliniko's answers. They are never followed, but a wrong one reveals a wrong API URL."""
+"""Checks of `next` links, which the crawl never follows. A wrong link reveals a wrong API URL."""
 
 import re
 
@@ -13,9 +13,10 @@ _PAGE_PARAMETER = re.compile(r"(?:^|&)page=([^&#]*)")
 
 
 def check_next_link(link: str | None, current: str, listing: Listing[RecordT], number: int) -> None:
-    """Check the link from page `number`, requested at `current`, to the next one.
+    """Check the link to the next page in the response for page `number`, which has the URL `current`.
 
-    Raises ForeignLinkError for a link that leaves the API URL, UnexpectedResponseError for another page's number.
+    Raises ForeignLinkError for a link that leaves the API URL. Raises UnexpectedResponseError if the link does not lead
+    to page `number` + 1.
     """
     if link is None or _is_plain(link, listing, number):
         return
@@ -28,12 +29,12 @@ def check_next_link(link: str | None, current: str, listing: Listing[RecordT], n
     if url.params.get("page") != str(number + 1):
         raise UnexpectedResponseError(
             f"{where}: the link to the next page does not lead to page {number + 1}: try again later, and report this "
-            "to Cliniko if it stays"
+            "to Cliniko if the error persists"
         )
 
 
 def _is_plain(link: str, listing: Listing[RecordT], number: int) -> bool:
-    # Parsing the URL takes longer than everything else done with a page, except decoding it.
+    # Compare text first, because parsing the URL takes longer than all other work on a page except decoding.
     address, _, query = link.partition("?")
     return address == listing.address and _PAGE_PARAMETER.findall(query) == [str(number + 1)]
 

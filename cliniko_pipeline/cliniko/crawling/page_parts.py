@@ -1,7 +1,7 @@
-"""A page that Cliniko does not answer, read as smaller pages down to single records.
+"""Reading of a page that Cliniko fails to return, as smaller pages down to single records.
 
-The parts begin and end where the page does. They are read from the last to the first: a deletion moves records
-towards the parts still to be read.
+The parts together cover exactly the page. They are read from the last to the first, so that a deletion moves records
+only to parts that are still to be read.
 """
 
 from collections.abc import Callable
@@ -17,21 +17,21 @@ from cliniko_pipeline.cliniko.records import UNANSWERED, Record, RecordT, Reject
 from cliniko_pipeline.errors import ClinikoUnavailableError
 
 SIZES = (50, 25, 5, 1)
-"""Each divides the size before it; the first divides a page."""
+"""The sizes of parts. Each size divides the previous size, and the first divides the size of a page."""
 
 PartT = TypeVar("PartT")
 
 FetchPart = Callable[[str, int], FetchedPage[RecordT]]
-"""Request the address of a part of a page with this number."""
+"""A function that returns a part of a page, given the URL of the part and the number of the page."""
 
 
 def read_page_in_parts(
     listing: Listing[RecordT], number: int, fetch: FetchPart[RecordT]
 ) -> FetchedPage[RecordT] | None:
-    """Return the page, with each record that is not answered alone as a rejected one.
+    """Return the page, with a rejected record for each record that Cliniko fails to return even alone.
 
-    Return None if the parts contradict one another. Raises ClinikoUnavailableError where Cliniko answers no other
-    record of the resource either.
+    Return None if the parts contradict one another. Raise ClinikoUnavailableError if Cliniko returns no other record of
+    the resource either.
     """
     return _PageInParts(listing, number, fetch).read()
 
@@ -39,9 +39,9 @@ def read_page_in_parts(
 def split_page(
     fetch: Callable[[int, int], PartT], first: int, beyond: int, sizes: tuple[int, ...] = SIZES
 ) -> list[PartT]:
-    """Return the parts that hold the entries from `first` (counted from 0) to before `beyond`, in their order.
+    """Return the parts with the entries from `first`, counted from 0, up to and without `beyond`, in list order.
 
-    `fetch` gets a part's number and size. An error for a single entry is raised.
+    `fetch` takes a part's number and size. If it raises ClinikoUnavailableError, smaller parts are tried.
     """
     size, smaller = sizes[0], sizes[1:]
     parts: list[PartT] = []
@@ -71,7 +71,7 @@ class _PageInParts(Generic[RecordT]):
         try:
             total = self._request(self.listing, beyond + 1, 1).total_entries
         except ClinikoUnavailableError:
-            # The record at that place may be the unanswered one.
+            # Cliniko may fail to return just the record at that place, so request the first record instead.
             total = self._request(self.listing, 1, 1).total_entries
         parts = split_page(partial(self._part, total), first, min(beyond, total))
         return _join_parts(parts, total, self.listing.url(self.number + 1) if total > beyond else None)
@@ -94,7 +94,7 @@ class _PageInParts(Generic[RecordT]):
         return part, part.is_consistent(number, size)
 
     def _other_page(self, error: ClinikoUnavailableError) -> FetchedPage[RecordT]:
-        """Return a page with another record of the resource; raise the error where none is answered."""
+        """Return a page with any record of the resource; raise `error` if Cliniko returns none."""
         everything = replace(self.listing, changed_since=None, bounds=())
         for place in (1, 2, self.listing.page_size + 1):
             with suppress(ClinikoUnavailableError):
@@ -105,7 +105,7 @@ class _PageInParts(Generic[RecordT]):
 
 
 def _join_parts(parts: list[_Part[RecordT]], total: int, next_url: str | None) -> FetchedPage[RecordT] | None:
-    """Return the page that the parts make, with their earliest time; None if they contradict one another."""
+    """Return the page that the parts make, with their earliest Date, or None if the parts contradict one another."""
     pages = [page for page, _ in parts]
     records = [record for page in pages for record in page.records]
     rejected = [_with_neighbours(record, pages, place) for place, page in enumerate(pages) for record in page.rejected]
@@ -119,7 +119,7 @@ def _join_parts(parts: list[_Part[RecordT]], total: int, next_url: str | None) -
 
 
 def _with_neighbours(rejected: RejectedRecord, parts: list[FetchedPage[RecordT]], place: int) -> RejectedRecord:
-    """Add the records before and after an unanswered one to its reason: nothing else is known about it."""
+    """Add the neighbours of an unanswered record to its reason, because nothing else is known about the record."""
     if not rejected.reason.startswith(UNANSWERED):
         return rejected
     before = [f"after {_describe(part.records[-1])}" for part in parts[:place] if part.records][-1:]

@@ -30,11 +30,11 @@ class Refusals:
         return is_new
 
     def allows(self, resource: str, use: Use, name: str) -> bool:
-        """Return whether no refusal of the field is known."""
+        """Return whether Cliniko has not refused this use of the field so far."""
         return f"{use} {name}" not in self._refused.get(resource, ())
 
     def of(self, resource: str) -> list[str]:
-        """Return the refused fields of a resource, to be stored."""
+        """Return the refused fields of a resource as a list that can be stored."""
         return sorted(self._refused.get(resource, ()))
 
     def remember(self, resource: str, refused: Iterable[str]) -> None:
@@ -43,9 +43,9 @@ class Refusals:
 
 
 def find_refused_field(url: str, body: bytes) -> tuple[Use, str] | None:
-    """Return the sent field that a refusal names, and its use; None where it names none or several.
+    """Return the use and the name of the refused field, or None unless exactly one sent field is in the body.
 
-    An error's body may hold anything: only its words are compared with the names that were sent.
+    The body of an error may contain anything, so only its words are compared with the fields that were sent.
     """
     body = body[:_MAX_BODY_BYTES]
     match = _NOT_POSSIBLE.search(body)
@@ -53,11 +53,11 @@ def find_refused_field(url: str, body: bytes) -> tuple[Use, str] | None:
     parameters = httpx.URL(url).params
     filters = {condition.partition(":")[0] for condition in parameters.get_list("q[]")}
     sorts = {order.partition(":")[0] for order in parameters.get("sort", "").split(",")}
-    named = sorted(words & (filters | sorts))
-    if len(named) != 1:
+    found = sorted(words & (filters | sorts))
+    if len(found) != 1:
         return None
-    is_sort = named[0] in sorts and (named[0] not in filters or any(word.startswith("sort") for word in words))
-    return ("sort" if is_sort else "filter"), named[0]
+    is_sort = found[0] in sorts and (found[0] not in filters or any(word.startswith("sort") for word in words))
+    return ("sort" if is_sort else "filter"), found[0]
 
 
 def field_refused(what: str, use: Use, name: str) -> FieldRefusedError:
@@ -70,18 +70,18 @@ def field_refused(what: str, use: Use, name: str) -> FieldRefusedError:
 def consequence(resource: str, refused: str) -> str:
     """Return a sentence with the refusal and its consequence."""
     use, _, name = refused.partition(" ")
-    follows = WITHOUT_SORT if use == "sort" else WITHOUT_FILTER.get(name, "more is read than is needed")
-    return f"Cliniko refuses to {use} {resource} by {name}: {follows}"
+    effect = WITHOUT_SORT if use == "sort" else WITHOUT_FILTER.get(name, "more is read than is needed")
+    return f"Cliniko refuses to {use} {resource} by {name}: {effect}"
 
 
 WITHOUT_FILTER = {
-    "archived_at": "archived records are not listed, and keep their last state until a full sync misses them",
-    "cancelled_at": "cancelled records are not listed, and count as before until a full sync misses them",
-    "deleted_at": "deleted records are not listed, and count as before until a full sync misses them",
+    "archived_at": "archived records are not listed, and keep their last state until a full sync finds them missing",
+    "cancelled_at": "cancelled records are not listed, and keep their last state until a full sync finds them missing",
+    "deleted_at": "deleted records are not listed, and keep their last state until a full sync finds them missing",
     "updated_at": "every sync reads the list in full",
-    "created_at": "records that come while the list is read make it be read further back",
-    "id": "many records of one second are read several times",
+    "created_at": "records that are added while the list is read cause some of its pages to be read again",
+    "id": "many records created in the same second are read several times",
 }
 """The consequence of a filter that is left out, by its field."""
 
-WITHOUT_SORT = "where a page ends within records of one second, these are read once more"
+WITHOUT_SORT = "records created in the same second are read once more if they are on two pages"
