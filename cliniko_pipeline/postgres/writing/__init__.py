@@ -1,1 +1,1 @@
-"""Writes of an organization's tables, in the organization context that the caller opened."""
+"""Writes of an organization's tables, in the caller's organization context."""

@@ -1,4 +1,4 @@
-"""Queries on stored appointments for the next crawl. They run in the organization context."""
+"""Queries on stored appointments for the next crawl, in the caller's organization context."""
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -8,7 +8,7 @@ from cliniko_pipeline.postgres.tables import Table
 
 
 def has_groups(connection: Connection) -> bool:
-    """Return whether there is a group appointment, rejected ones included."""
+    """Return whether there is a group appointment, stored or rejected."""
     return connection.execute(sa.text(sql("crawls/has_group_appointments"))).scalar_one()
 
 

@@ -1,8 +1,8 @@
 """Computed tables, recomputed only when their inputs have changed.
 
-`cliniko.table_states` keeps a version of each table, which triggers change with the rows. It also keeps the versions
-that a computed table was computed from. In doubt the table is recomputed. Every function runs in the organization
-context of the caller.
+`cliniko.table_states` has a version of each table, which triggers change whenever rows change. For a computed table it
+also has the versions of the inputs. If these are uncertain, the table is recomputed. Every function runs in the
+caller's organization context.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ class Derivation:
 
     Attributes:
         table: the computed table, one of WATCHED.
-        query: the SQL.
-        inputs: the tables that the query reads, all of them WATCHED.
-        parameters: the query's parameters, none of which may depend on the time.
-        inspect: called when the rows are in the staging table; raises where they must not replace the stored ones.
+        query: the SQL query that computes the rows.
+        inputs: the tables that the query reads, all of them in WATCHED.
+        parameters: the query's parameters. None of them may depend on the time.
+        inspect: called when the new rows are in the staging table. It raises if they must not replace the stored rows.
     """
 
     table: Table
@@ -42,7 +42,7 @@ class Derivation:
 
 @dataclass(frozen=True)
 class Question:
-    """A query for numbers about tables, whose answer is kept while the tables are unchanged."""
+    """A query for numbers about tables. Its result is reused while the tables are unchanged."""
 
     name: str
     tables: tuple[Table, ...]
@@ -51,11 +51,11 @@ class Question:
 
 
 def write(connection: Connection, derivation: Derivation, *, force: bool) -> Written | None:
-    """Compute the organization's rows and write the differences. Return None if the inputs are unchanged.
+    """Compute the organization's rows and write the differences; return None for unchanged inputs.
 
     With `force` the rows are always computed.
     """
-    # Read before the computation: a later change makes the next sync recompute.
+    # The state is read before the computation, so that the next sync notices changes during the computation.
     _ensure_states(connection, (derivation.table, *derivation.inputs))
     origin = _inputs_state(connection, derivation.inputs, derivation.query, derivation.parameters, contacts=AS_THEY_ARE)
     if not force and origin is not None and _is_computed_from(connection, derivation.table, origin):
@@ -81,7 +81,7 @@ def _is_computed_from(connection: Connection, table: Table, origin: Mapping[str,
 
 
 def is_watched(connection: Connection, table: Table) -> bool:
-    """Return whether the table, which must have changed once, has enabled triggers that record its changes."""
+    """Return whether triggers record the table's changes. The table must have changed at least once."""
     row = connection.execute(
         statement(sql("transforms/inputs_state")), {"names": [_name(table)], "contacts": None}
     ).one()
@@ -89,7 +89,10 @@ def is_watched(connection: Connection, table: Table) -> bool:
 
 
 def row_count(connection: Connection, schema: str, table: str, *, force: bool = False) -> int:
-    """Return the organization's number of rows. For watched tables it is kept; `force` counts again."""
+    """Return the organization's number of rows.
+
+    The number is stored for tables in WATCHED. `force` counts again.
+    """
     count = f"select count(*) from {Table(schema, table, (), ()).qualified}"
     watched = [known for known in WATCHED if (known.schema, known.name) == (schema, table)]
     if not watched:
@@ -101,7 +104,7 @@ def row_count(connection: Connection, schema: str, table: str, *, force: bool = 
     ).scalar_one()
     if kept is not None and not force:
         return kept
-    # Concurrent changes wait for this lock, and then add to the new count.
+    # Concurrent changes wait for this lock. Then their triggers adjust the new count.
     connection.execute(statement("select from cliniko.table_states where name = :name for update"), name)
     counted = connection.execute(sa.text(count)).scalar_one()
     connection.execute(
@@ -113,9 +116,9 @@ def row_count(connection: Connection, schema: str, table: str, *, force: bool = 
 def read_or_compute(
     connection: Connection, question: Question, compute: Callable[[], Mapping[str, int | bool]], *, force: bool
 ) -> tuple[dict[str, Any], bool]:
-    """Return the kept answer for the same rows, or compute one and keep it; and whether the answer was kept.
+    """Return the stored result if the tables are unchanged, else compute and store the result.
 
-    The answer is kept with the first of the tables.
+    The second value is whether the stored result was returned. Results are stored in the row of the first table.
     """
     _ensure_states(connection, question.tables)
     state = _inputs_state(connection, question.tables, question.query, question.parameters)
@@ -159,7 +162,7 @@ def _inputs_state(
 
 
 def _ensure_states(connection: Connection, tables: Sequence[Table]) -> None:
-    """Give a version to each table without one, so that its next change is recorded."""
+    """Give a version to each table that lacks a version, so that its next change is recorded."""
     connection.execute(statement(sql("transforms/ensure_states")), {"names": [_name(table) for table in tables]})
 
 

@@ -1,6 +1,6 @@
-"""pandas DataFrames of an operator's own assets, written to tenant tables and read from them.
+"""Writes and reads of tenant tables as pandas DataFrames, for an operator's own assets.
 
-A missing table is created under forced row-level security, like all others.
+A missing table is created under forced row-level security, like all tenant tables.
 """
 
 import re
@@ -26,7 +26,7 @@ _COLUMN_NAME = re.compile(r"[^\W\d][\w ]*")
 # PostgreSQL truncates longer names.
 _MAX_NAME_BYTES = 63
 
-# In this order: bool is a subclass of int, datetime of date.
+# The first match applies, and bool is a subclass of int, and datetime of date.
 _SQL_TYPES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     ((bool, np.bool_), "boolean"),
     ((int, np.integer), "bigint"),
@@ -40,7 +40,7 @@ _SQL_TYPES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (str, "text"),
 )
 
-# The types of columns without and with missing values; other columns (numeric, uuid, jsonb, ...) hold objects.
+# The dtypes of columns without and with missing values. Columns of other types (numeric, uuid, jsonb) have objects.
 _FRAME_TYPES = {
     "smallint": ("int64", "Int64"),
     "integer": ("int64", "Int64"),
@@ -56,10 +56,10 @@ _INTEGERS = ("smallint", "integer", "bigint")
 
 
 def write(database: Database, organization_id: str, schema: str, name: str, frame: pd.DataFrame) -> Written:
-    """Make the organization's rows exactly the frame's. The index is not stored.
+    """Replace the organization's rows by the rows of the frame. The index is not stored.
 
-    Raises DataError where the frame has a column `organization_id`, columns other than the table's, or a value that
-    PostgreSQL cannot store.
+    Raises DataError if the frame has a column `organization_id`, columns that differ from the table's columns, or a
+    value that PostgreSQL cannot store.
     """
     columns = _usable_columns(frame, f"{schema}.{name}")
     table = _known(schema, name)
@@ -77,7 +77,7 @@ def write(database: Database, organization_id: str, schema: str, name: str, fram
 
 
 def read(database: Database, organization_id: str, schema: str, name: str) -> pd.DataFrame:
-    """Return the organization's rows, without `organization_id`."""
+    """Return the organization's rows without the column `organization_id`."""
     with database.organization(organization_id) as connection:
         result = connection.execute(sa.text(f"select * from {quote(schema)}.{quote(name)}"))
         names = list(result.keys())
@@ -93,7 +93,7 @@ def read(database: Database, organization_id: str, schema: str, name: str) -> pd
 
 def _series(values: list[Any], sql_type: str) -> "pd.Series[Any]":
     if sql_type == "text" and any(value is not None for value in values):
-        return pd.Series(values)  # pandas' own type for texts, which differs between its versions
+        return pd.Series(values)  # pandas chooses its type for texts, which differs between versions.
     complete, gaps = _FRAME_TYPES.get(sql_type, ("object", "object"))
     return pd.Series(values, dtype=gaps if None in values else complete)
 
@@ -101,17 +101,17 @@ def _series(values: list[Any], sql_type: str) -> "pd.Series[Any]":
 def _usable_columns(frame: pd.DataFrame, table: str) -> tuple[str, ...]:
     columns = tuple(frame.columns)
     if not columns:
-        raise DataError(f"The DataFrame for {table} has no columns: an empty one needs the columns of the table, too.")
+        raise DataError(f"The DataFrame for {table} has no columns: even without rows it needs the table's columns.")
     if "organization_id" in columns:
         raise DataError(
-            f"The DataFrame for {table} has a column organization_id: remove it. The organization is that of the"
-            " partition."
+            f"The DataFrame for {table} has a column organization_id: remove it. The partition decides the"
+            " organization."
         )
     unusable = [column for column in columns if not _is_usable(column)]
     if unusable:
         raise DataError(
-            f"The DataFrame for {table} has {len(unusable)} columns whose names are not texts of letters, digits, _"
-            f" and spaces, of {_MAX_NAME_BYTES} bytes at most: rename them."
+            f"The DataFrame for {table} has {len(unusable)} unusable column names: rename these columns. A name has"
+            f" letters, digits, _ and spaces only, starts with a letter or _, and has {_MAX_NAME_BYTES} bytes at most."
         )
     if len(set(columns)) < len(columns):
         raise DataError(f"The DataFrame for {table} has two columns of the same name: rename one.")
@@ -137,16 +137,16 @@ def _ensure_table(database: Database, schema: str, name: str, frame: pd.DataFram
     unknown = [column for column in frame.columns if column not in existing]
     if unknown:
         raise DataError(
-            f"The table {schema}.{name} has no column {', '.join(unknown)}: add it there, or drop the table, and the"
-            " next run creates it."
+            f"The table {schema}.{name} has no column {', '.join(unknown)}: add the column to the table, or drop the"
+            " table, which the next run then creates again."
         )
 
 
 def _create_table_once(database: Database, schema: str, name: str, frame: pd.DataFrame) -> dict[str, str]:
     """Create the table unless a concurrent run has created it; return its columns."""
     with database.operator() as connection:
-        # The first runs of several organizations would all create it. The lock comes first: a transaction that has
-        # looked before may not see the new table.
+        # Without the lock, concurrent first runs of several organizations would all create the table. Look for it only
+        # under the lock, since the lock's previous holder may have created it.
         key = advisory_key("create table", schema, name)
         connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": key})
         if not _columns(connection, schema, name):

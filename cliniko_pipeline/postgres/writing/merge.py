@@ -1,9 +1,9 @@
-"""Bulk writes in the caller's transaction: COPY or a query into a staging table, then one merge.
+"""Bulk writes in the caller's transaction, by a staging table that is merged into the table.
 
-- `upsert` inserts and updates the given rows, and leaves all others (batches of records).
-- `replace_...` makes the organization's rows exactly the given ones (computed tables).
+- `upsert` inserts and updates the given rows, and leaves all other rows (for batches of records).
+- `replace_...` also deletes the organization's other rows (for computed tables).
 
-Both run in the organization context: `organization_id` comes from it, never from the data.
+The caller has opened the organization context, which decides `organization_id`. The data never contain it.
 """
 
 import re
@@ -33,7 +33,7 @@ _ORGANIZATION = "current_setting('app.organization_id')"
 
 @dataclass(frozen=True)
 class Written:
-    """The numbers of rows that a write inserted, updated and deleted. Unchanged rows do not count."""
+    """The numbers of rows that a write inserted, updated and deleted."""
 
     inserted: int = 0
     updated: int = 0
@@ -46,20 +46,20 @@ class Written:
 def upsert(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
     """Insert the rows, and update those whose key exists with other values.
 
-    `rows` are tuples of text, aware datetimes, booleans, integers and None, in the order of `table.written`. The last
-    row of a key counts.
+    `rows` are tuples of text, aware datetimes, booleans, integers and None, in the order of `table.written`. If several
+    rows have the same key, the last one is written.
     """
     ((inserted, updated),) = execute_pipelined(connection, [stage(connection, table, rows)])
     return Written(inserted, updated)
 
 
 class RowExistsError(DataError):
-    """A row that should be new exists. Nothing was written."""
+    """An error because a row that should be new exists already. Nothing was written."""
 
 
 @contextmanager
 def raising_row_exists() -> Generator[None]:
-    """Raise RowExistsError where PostgreSQL finds an existing row with the key of a new one."""
+    """Raise RowExistsError if PostgreSQL finds that the key of a new row exists already."""
     try:
         yield
     except psycopg.errors.UniqueViolation:
@@ -69,13 +69,14 @@ def raising_row_exists() -> Generator[None]:
 def stage(
     connection: Connection, table: Table, rows: Iterable[Sequence[object]], *, are_new: bool = False
 ) -> BoundStatement:
-    """Copy rows into the staging table; return the merge statement, which yields (inserted, updated).
+    """Copy rows into the staging table; return the merge statement, which selects two counts.
 
-    With `are_new` the merge is faster, and fails where a row exists (see raising_row_exists).
+    The counts are the numbers of inserted and updated rows. With `are_new` the merge is faster, but fails if a row
+    exists already (see raising_row_exists).
     """
     last_of_each = {tuple(row[: len(table.key)]): row for row in rows}
     with _refusing_unstorable_values(table):
-        # Inserting in the order of the index is faster.
+        # Inserts in the order of the key's index are faster.
         csv = _as_csv([last_of_each[key] for key in sorted(last_of_each)])
     staging = _keep_staging(connection, table)
     options = r"format csv, null 'null', escape E'\\'"
@@ -91,9 +92,10 @@ def replace_by_query(
     parameters: Mapping[str, object],
     inspect: Callable[[Connection], None] | None = None,
 ) -> Written:
-    """Make the organization's rows exactly those that `query` selects, with the columns of `table.written`.
+    """Replace the organization's rows by the rows that `query` selects.
 
-    `inspect` is called when the rows are in the staging table, and may raise.
+    The query selects the columns of `table.written`. `inspect` is called when the rows are in the staging table. It
+    raises an error to keep the stored rows.
     """
     _lock_replacement(connection, table)
     _create_staging(connection, table)
@@ -108,7 +110,7 @@ def replace_by_query(
 
 
 def replace_by_rows(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> Written:
-    """Make the organization's rows exactly `rows`, tuples in the order of `table.written`."""
+    """Replace the organization's rows by `rows`, which are tuples in the order of `table.written`."""
     _lock_replacement(connection, table)
     _create_staging(connection, table)
     _copy(connection, table, rows)
@@ -131,7 +133,7 @@ def replace_all(connection: Connection, table: Table, rows: Iterable[Sequence[ob
 
 
 def _lock_replacement(connection: Connection, table: Table) -> None:
-    # Two concurrent replacements would both insert, or undo each other.
+    # Without the lock, two concurrent replacements could insert the same rows or delete each other's rows.
     organization = connection.execute(sa.text(f"select {_ORGANIZATION}")).scalar_one()
     key = advisory_key("replace", table.qualified, organization)
     connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": key})
@@ -147,9 +149,9 @@ def _create_staging(connection: Connection, table: Table) -> None:
 
 
 def _keep_staging(connection: Connection, table: Table) -> str:
-    """Return the name of a staging table that the connection keeps, and that is empty after each transaction.
+    """Return the name of the connection's staging table for this table.
 
-    Creating one for every batch takes as long as writing the batch.
+    The table is empty after each transaction. To create one per batch takes as long as to write the batch.
     """
     staging = quote(f"staging_{table.schema}_{table.name}")
     ensure_created(
@@ -161,12 +163,12 @@ def _keep_staging(connection: Connection, table: Table) -> str:
 
 
 def empty_staging(connection: Connection, table: Table) -> None:
-    """Empty the staging table of `stage` before the end of the transaction."""
+    """Empty the staging table of `stage` without ending the transaction."""
     connection.execute(sa.text(f"delete from {_keep_staging(connection, table)}"))
 
 
 def _copy(connection: Connection, table: Table, rows: Iterable[Sequence[object]]) -> None:
-    """Copy rows of any types, as an operator's own assets have; psycopg adapts every value."""
+    """Copy rows with values of any type that psycopg can adapt, for an operator's own assets."""
     with _copying(connection, f"copy {STAGING} ({_list(table.written)}) from stdin") as copy:
         for row in rows:
             with _refusing_unstorable_values(table):
@@ -183,7 +185,7 @@ def _copying(connection: Connection, statement: str) -> Generator[psycopg.Copy]:
 def _refusing_unstorable_values(table: Table) -> Generator[None]:
     try:
         yield
-    except (TypeError, ValueError) as error:  # its text quotes the value
+    except (TypeError, ValueError) as error:  # The text of the error may contain the value.
         raise DataError(
             f"A row for {table.schema}.{table.name} holds a value that PostgreSQL cannot store"
             f" ({type(error).__name__})."
@@ -196,9 +198,9 @@ _CONTROL = {b"\\b": b"\b", b"\\f": b"\f", b"\\n": b"\n", b"\\r": b"\r", b"\\t": 
 
 
 def _as_csv(rows: Sequence[Sequence[object]]) -> bytes:
-    """Return the rows as CSV, made from JSON arrays: only the brackets and the escapes of control characters differ.
+    """Return the rows as CSV. Times are in ISO 8601 with their offset.
 
-    Instants become ISO 8601 with their offset.
+    msgspec encodes the rows as JSON arrays. JSON lines differ from CSV only by brackets and escaped control characters.
     """
     lines = _encode_lines(rows)[1:-2].replace(b"]\n[", b"\n")
     return _JSON_ESCAPE.sub(_unescaped, lines) if b"\\" in lines else lines
@@ -206,8 +208,8 @@ def _as_csv(rows: Sequence[Sequence[object]]) -> bytes:
 
 def _unescaped(escape: re.Match[bytes]) -> bytes:
     if escape[1]:
-        return bytes([int(escape[1], 16)])  # msgspec escapes control characters only in this form
-    return _CONTROL.get(escape[0], escape[0])  # quotation marks and backslashes stay escaped
+        return bytes([int(escape[1], 16)])  # msgspec writes only control characters as \uXXXX.
+    return _CONTROL.get(escape[0], escape[0])  # Quotation marks and backslashes stay escaped, as CSV needs it.
 
 
 @cache
@@ -228,10 +230,10 @@ def _merge_statement(table: Table, staging: str, *, are_new: bool) -> str:
 
 
 def _replace_by_staging(connection: Connection, table: Table) -> Written:
-    # Key columns only: statistics of the JSON columns take as long as writing the rows.
+    # Only key columns are analyzed, because statistics of JSON columns take as long as writing the rows.
     connection.execute(sa.text(f"analyze {STAGING} ({_list(table.key)})"))
     same_row = " and ".join(f"target.{quote(c)} = staging.{quote(c)}" for c in table.key)
-    mine = f"target.organization_id::text = {_ORGANIZATION}"  # another type in some applications
+    mine = f"target.organization_id::text = {_ORGANIZATION}"  # In some applications the column is not text.
     deleted = _count(
         connection,
         f"delete from {table.qualified} as target where {mine}"
@@ -256,7 +258,7 @@ def _replace_by_staging(connection: Connection, table: Table) -> Written:
 
 
 def _organization_of(table: Table) -> str:
-    """Return the context's organization in the type of the table's column."""
+    """Return the SQL of the context's organization id, in the type of the table's column."""
     if table != ACTIVE_PATIENTS:
         return _ORGANIZATION
     row = f"jsonb_populate_record(null::{table.qualified}, jsonb_build_object('organization_id', {_ORGANIZATION}))"
@@ -271,7 +273,7 @@ def _assignments(table: Table, source: str) -> str:
 
 
 def _differs(table: Table, left: str, right: str) -> str:
-    # Expensive columns come last. Where the application has `json`, they can be compared as text only.
+    # The JSON columns come last, because comparing them is slow. Columns of type `json` can only be compared as text.
     columns = [quote(c) for c in table.columns if c not in table.arrays] + [f"{quote(c)}::text" for c in table.arrays]
     lefts = ", ".join(f"{left}.{column}" for column in columns)
     rights = ", ".join(f"{right}.{column}" for column in columns)
@@ -280,7 +282,7 @@ def _differs(table: Table, left: str, right: str) -> str:
 
 
 def _count(connection: Connection, statement: str) -> int:
-    # SQLAlchemy drops the count of INSERT .. SELECT otherwise.
+    # Without this option SQLAlchemy drops the row count of INSERT .. SELECT.
     result = connection.execution_options(preserve_rowcount=True).execute(sa.text(statement))
     return result.rowcount
 

@@ -1,6 +1,6 @@
-"""The journal of a run: what an asset's part of it did, in `cliniko.sync_runs` and `cliniko.scheduling`.
+"""The journal of a run's assets, in `cliniko.sync_runs` and `cliniko.scheduling`.
 
-The journal has transactions of its own, so that a failed run is recorded too.
+The journal does not use the transactions of the data, so that failed runs are recorded, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ from cliniko_pipeline.postgres.operator_tables import scheduling, sync_runs
 from cliniko_pipeline.postgres.writing.merge import Written
 from cliniko_pipeline.postgres.writing.record_batches import RecordBatch
 
-FIRST_REFUSAL = "That may pass: only if Cliniko refuses a later attempt, too, is the organization paused."
+FIRST_REFUSAL = "The refusal may be temporary. The organization is paused only if Cliniko refuses a later attempt, too."
 
 
 @dataclass(frozen=True)
 class RequestCost:
-    """The requests that an asset sent, and the difference between Cliniko's and the database's clocks."""
+    """The requests that an asset sent, and the clock difference between Cliniko and the database."""
 
     requests: int = 0
     retries: int = 0
@@ -36,12 +36,13 @@ class RequestCost:
 
 @dataclass
 class Outcome:
-    """What an asset's part of a run has done so far.
+    """The work that an asset has done so far in a run.
 
     Attributes:
-        written: the rows written.
-        records, rejected: the records read; None for an asset that reads none.
-        rows: the organization's rows in the table.
+        written: the numbers of inserted, updated and deleted rows.
+        records: the number of accepted records; None for an asset that reads no records.
+        rejected: the number of rejected records.
+        rows: the organization's number of rows in the table.
         cost: the requests sent.
         is_recomputed: whether a computed table was computed; None for other tables.
     """
@@ -54,13 +55,13 @@ class Outcome:
     is_recomputed: bool | None = None
 
     def add(self, batch: RecordBatch, written: Written) -> None:
-        """Count a batch that was written."""
+        """Add the counts of a written batch."""
         self.written += written
         self.records = (self.records or 0) + len(batch.rows)
         self.rejected += len(batch.rejected)
 
     def counts(self) -> dict[str, int]:
-        """Return the counts as `cliniko.sync_runs` keeps them."""
+        """Return the counts in the form of `cliniko.sync_runs`."""
         read = {} if self.records is None else {"records": self.records, "rejected": self.rejected}
         rows = {} if self.rows is None else {"rows": self.rows}
         written = {
@@ -73,17 +74,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RecordedFailure:
-    """A failure as the journal describes it: one line, and whether another attempt cannot help."""
+    """A failure, as the journal describes it in one line. A permanent failure is not retried."""
 
     description: str
     is_permanent: bool
 
 
 class SyncJournal:
-    """The entries of one asset in one organization's run.
+    """A writer of the journal entries of one asset in one organization's run.
 
     Args:
-        warn: called with a text where a failure could not be recorded.
+        warn: called with a text if a failure could not be recorded.
     """
 
     def __init__(
@@ -99,32 +100,35 @@ class SyncJournal:
     def start(self, planned: Sequence[str], *, is_full: bool) -> None:
         """Record that the asset has begun; `planned` are all assets of the run."""
         with self._database.operator() as connection:
-            # Before they are used: an operator may replace them while the run goes on.
+            # Read now, so that a failure is not blamed on credentials that an operator stores during the run.
             self._credentials = scheduling.credentials_digest(connection, self._organization_id)
         with self._database.organization(self._organization_id) as connection:
             sync_runs.note_started(connection, run_id=self._run_id, asset=self._asset, planned=planned, is_full=is_full)
 
     def succeed(self, outcome: Outcome, *, completes_sync: bool) -> None:
-        """Record success; where it `completes_sync`, of the organization's sync too."""
+        """Record the asset's success. With `completes_sync` the organization's sync has succeeded, too."""
         began_at = self._finish(outcome)
         if completes_sync:
             with self._database.operator() as connection:
                 scheduling.note_success(connection, self._organization_id, read_began_at=began_at)
 
     def fail(self, outcome: Outcome, error: ClinikoPipelineError) -> RecordedFailure:
-        """Record the failure, and pause the organization where only its operator can help."""
+        """Record the failure, and pause the organization if only an operator can help."""
         is_first_refusal = self._pause(error)
         description = f"{error}. {FIRST_REFUSAL}" if is_first_refusal else str(error)
         self._finish_failed(outcome, description)
         return RecordedFailure(description, error.permanent and not is_first_refusal)
 
     def interrupt(self, outcome: Outcome, error: BaseException) -> None:
-        """Record a defect or an interruption by its kind only: its text may hold anything."""
+        """Record a defect or an interruption by its class only, because its text may contain secrets."""
         self._finish_failed(outcome, f"The run was ended by {type(error).__name__}.")
 
     def _pause(self, error: ClinikoPipelineError) -> bool:
-        """Return True instead of pausing for Cliniko's first refusal of a key, which may pass."""
-        # DatabaseSetupError concerns all organizations, and they go on when it is corrected.
+        """Pause the organization if necessary; return whether this is Cliniko's first refusal of the key.
+
+        A first refusal does not pause the organization, because it may be temporary.
+        """
+        # A DatabaseSetupError affects all organizations, and their syncs continue once it is corrected.
         if not isinstance(error, CredentialsError | SettingsError):
             return False
         is_refusal = isinstance(error, AuthenticationError | PermissionDeniedError)
@@ -141,7 +145,7 @@ class SyncJournal:
         return False
 
     def _finish(self, outcome: Outcome, error: str | None = None) -> datetime | None:
-        """Return when the run began, if all of its assets have succeeded."""
+        """Record the end; return when the run began if all its assets have succeeded."""
         with self._database.organization(self._organization_id) as connection:
             return sync_runs.note_finished(
                 connection,
