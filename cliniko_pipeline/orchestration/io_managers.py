@@ -179,7 +179,7 @@ class PostgresIOManager(dg.IOManager):
             raise
 
     def _fail_matches_check(self, context: dg.OutputContext, organization_id: str, remark: str) -> None:
-        """Report MATCHES_ARE_KEPT as failed, because Dagster does not run checks after a failed step."""
+        """Report MATCHES_ARE_KEPT as failed, since Dagster runs no checks of a failed asset."""
         name = CONTACT_MAPPING_KEY.to_user_string()
         result = CheckResult(organization_id, name, MATCHES_ARE_KEPT, False, remark, context.run_id)
         with self._database.operator() as connection:

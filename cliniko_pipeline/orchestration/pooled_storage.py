@@ -120,7 +120,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
 
 class _RunStorage(PostgresRunStorage):
-    """The storage of runs. Its disposal closes the pool, because the instance disposes of it last."""
+    """The storage of runs. The instance disposes of it last, so its disposal closes the pool."""
 
     def dispose(self) -> None:
         super().dispose()

@@ -1,4 +1,4 @@
-"""Alert channels, by Apprise: e-mail, Slack, Teams, webhooks and many more."""
+"""Alert channels such as e-mail, Slack, Teams or webhooks, which Apprise provides."""
 
 import logging
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ _TYPES = {RECOVERED: "success", TEST: "info", CHECK: "warning"}
 
 @dataclass(frozen=True)
 class Channel:
-    """One of CLINIKO_ALERT_URLS. `label` may be shown; `digest` identifies it in the database."""
+    """One of CLINIKO_ALERT_URLS. `digest` identifies it in the database; `label` has no secret."""
 
     position: int
     digest: str
@@ -49,9 +49,9 @@ def require_known(channel: Channel) -> None:
 
 
 def send(channel: Channel, message: Message) -> bool:
-    """Send the message as plain text; return whether the channel took it. Raise nothing.
+    """Send the message as plain text; return whether the channel accepted it. Raise nothing.
 
-    Takes a few seconds at most if the service answers.
+    Sending takes a few seconds at most if the service responds.
     """
     target = _apprise(channel)
     if not target:
@@ -59,16 +59,16 @@ def send(channel: Channel, message: Message) -> bool:
     try:
         kind = _TYPES.get(message.kind, "failure")
         return bool(target.notify(title=message.title, body=message.body, notify_type=kind, body_format="text"))
-    except Exception:  # noqa: BLE001 (a hundred services' modules raise what they like)
+    except Exception:  # noqa: BLE001 (the modules of the services can raise anything)
         return False
 
 
 def _apprise(channel: Channel) -> Any:
-    """Return Apprise's object; None if it does not understand the URL."""
-    # The import takes half a second.
+    """Return Apprise's object, or None if Apprise does not understand the URL."""
+    # The import takes half a second, so other commands must not need it.
     import apprise  # noqa: PLC0415
 
-    # Apprise logs failures with the URL, which holds secrets. The caller reports them instead.
+    # Apprise logs failures with the URL, which contains secrets. The caller reports failures instead.
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
     target: Any = apprise.Apprise(asset=apprise.AppriseAsset(app_id="cliniko_pipeline", secure_logging=True))
     if not target.add(channel.url.get_secret_value()):

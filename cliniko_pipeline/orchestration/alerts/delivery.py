@@ -1,7 +1,7 @@
-"""Alerts: messages about problems are queued for each channel, then sent.
+"""The delivery of alerts. Messages about problems are queued for each channel, then sent.
 
-A message is queued in the transaction that decides it, and deleted when its channel has taken it. A process killed in
-between sends it again.
+A message is queued in the transaction that saves its alert. It is deleted after the channel has accepted it. If the
+process is killed before the deletion, the message is sent again.
 """
 
 import time
@@ -29,12 +29,12 @@ from cliniko_pipeline.runtime import Runtime
 
 ACTIVE_PATIENTS = "active_patients"
 SENDING_SECONDS = 30.0
-"""The limit for one tick. Dagster ends a sensor's tick after 60 s; the next tick sends the rest."""
+"""The time for sending in one tick, since Dagster ends a tick after 60 s. The next tick sends the rest."""
 
 
 @dataclass(frozen=True)
 class SentMessages:
-    """How many messages were taken, how many are waiting, and the labels of the failing channels."""
+    """The numbers of accepted and waiting messages, and the labels of the failing channels."""
 
     taken: int
     waiting: int
@@ -42,7 +42,7 @@ class SentMessages:
 
 
 def note_freshness(runtime: Runtime, now: datetime) -> list[CheckResult]:
-    """Store the freshness of the organizations for which it has changed; return these results."""
+    """Store the freshness results that have changed; return them."""
     settings = runtime.settings
     with runtime.database.operator() as connection:
         stale = {check.organization_id for check in failed_checks(connection) if check.name == FRESHNESS}
@@ -57,7 +57,7 @@ def note_freshness(runtime: Runtime, now: datetime) -> list[CheckResult]:
 
 
 def plan_messages(runtime: Runtime, now: datetime | None = None) -> int:
-    """Queue messages about new, repeated and solved problems; return how many. One process at a time decides."""
+    """Queue messages about new, repeated and solved problems; return their number."""
     now = now or runtime.now()
     settings = runtime.settings
     repeat_after = timedelta(hours=settings.alert_repeat_hours) if settings.alert_repeat_hours else None
@@ -70,13 +70,13 @@ def plan_messages(runtime: Runtime, now: datetime | None = None) -> int:
             for state in states
             if not freshness(state, default_schedule(settings), settings.fresh_within, now).holds
         }
-        # A stored freshness may be older than the sync that has just ended.
+        # A stored freshness result may be outdated, because a sync may have just ended.
         failed = [
             check for check in failed_checks(connection) if check.name != FRESHNESS or check.organization_id in stale
         ]
         names, missing = _names(connection)
         if missing:
-            # The state of single organizations is unknown.
+            # The alerts of single organizations must stay as they are, because their state is unknown.
             open_alerts = [alert for alert in open_alerts if alert.organization_id == ALL_ORGANIZATIONS]
         plan = plan_alerts(
             [*missing, *find_problems(states, failed, settings.alert_after_failures, FRESHNESS)],
@@ -94,7 +94,7 @@ def plan_messages(runtime: Runtime, now: datetime | None = None) -> int:
 
 
 def _names(connection: Connection) -> tuple[dict[str, str], list[Problem]]:
-    """Return the organizations' names by id, and the problem that none is found where there were some."""
+    """Return the organizations' names by id, or a problem if all organizations disappeared."""
     try:
         return {found.id: found.name for found in organizations.organizations(connection)}, []
     except NoOrganizationsError as error:
@@ -102,7 +102,7 @@ def _names(connection: Connection) -> tuple[dict[str, str], list[Problem]]:
 
 
 def send_messages(runtime: Runtime) -> SentMessages:
-    """Send the due messages. A channel that fails gets no second one in this call."""
+    """Send the due messages. After a failure, send nothing else to that channel in this call."""
     known = {channel.digest: channel for channel in channels(runtime.settings.alert_urls)}
     started = time.monotonic()
     taken = 0

@@ -10,39 +10,43 @@ RECOVERED = "recovered"
 TEST = "test"
 
 MAX_SINGLE_MESSAGES = 10
-"""More messages than this are sent as one digest: a key that fails everywhere is one problem, not a thousand."""
+"""More messages than this are sent as one digest, because they probably have one common cause."""
 MAX_LISTED = 25
 
 _ADVICE = {
     PAUSED: (
         "Store working credentials (`cliniko-pipeline organizations add {id} --name NAME`, or in the application):"
-        " syncs then resume by themselves. If the credentials are right, solve the problem above, then run"
-        " `cliniko-pipeline organizations enable {id}`. Until then nothing is synced."
+        " syncs then resume automatically. If the credentials are right, solve the problem described above, then run"
+        " `cliniko-pipeline organizations enable {id}`. Nothing is synced until then."
     ),
     FAILED: (
         "The sync is retried automatically; active_patients stays as the last successful sync left it. If the syncs"
         " keep failing, look at the run. `cliniko-pipeline doctor` checks what a sync needs."
     ),
     MISSING: (
-        "See above. Until then nothing is synced; partitions and active_patients stay as they are."
-        " `cliniko-pipeline doctor` shows when the problem is solved."
+        "Solve the problem described above. Nothing is synced until then; partitions and active_patients stay"
+        " unchanged. `cliniko-pipeline doctor` shows whether the problem is solved."
     ),
 }
 _DEFAULT_ADVICE = "Look at the run."
 _CHECK_ADVICE = {
-    "counts_agree_with_cliniko": "Nothing: the next sync is full. If it comes back, compare the records in Cliniko.",
+    "counts_agree_with_cliniko": (
+        "Nothing, because the next sync reads the resource in full. If the check fails again, compare the stored"
+        " records with the records in Cliniko."
+    ),
     "nothing_was_rejected": (
         "`select * from cliniko.rejected_records` in the organization's context shows the records and the reasons."
-        " Correct them in Cliniko, or report those that it does not answer to its support. All others were synced."
+        " Correct these records in Cliniko. If Cliniko does not respond to the request for a record, report that to"
+        " Cliniko's support. All other records were synced."
     ),
     "no_contact_is_used_twice": (
         "active_patients was not changed. Look at cliniko.contact_mapping in the organization's context, and report a"
         " bug."
     ),
-    "matches_are_kept": "See above. Every sync retries it.",
+    "matches_are_kept": "Do what is described above. Every sync repeats the check.",
     "unmatched_share_is_below_the_limit": (
-        "Check that the organization's contacts are complete. If so many patients without a contact are right, raise"
-        " CLINIKO_UNMATCHED_SHARE_LIMIT."
+        "Check that the organization's contacts are complete. If it is right that this many patients have no contact,"
+        " raise CLINIKO_UNMATCHED_SHARE_LIMIT."
     ),
     "every_active_patient_with_a_contact_is_stored_once": (
         "Sync the organization again with `cliniko-pipeline sync {id} --full`; `cliniko-pipeline explain {id}"
@@ -63,7 +67,7 @@ def advice(problem: Problem) -> str:
 
 
 def build_messages(plan: AlertPlan, names: Mapping[str, str], ui_url: str, now: datetime) -> list[Message]:
-    """Return the plan's messages; `names` holds the organizations' names by id."""
+    """Return the plan's messages. `names` maps the organizations' ids to their names."""
 
     def label(organization_id: str) -> str:
         name = names.get(organization_id, organization_id)

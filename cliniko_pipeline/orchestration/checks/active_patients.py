@@ -1,4 +1,4 @@
-"""The asset checks of `active_patients`: its rows, and its freshness."""
+"""The asset checks of the rows and the freshness of `active_patients`."""
 
 from datetime import timedelta
 
@@ -54,7 +54,7 @@ ACTIVE_PATIENTS_CHECKS = define_checks(
             active_patients,
             FRESHNESS,
             "The last complete sync succeeded within CLINIKO_FRESH_WITHIN_MINUTES, or within twice the organization's"
-            " sync interval where that is longer.",
+            " sync interval if that is longer.",
             dg.AssetCheckSeverity.ERROR,
             _is_fresh,
         ),

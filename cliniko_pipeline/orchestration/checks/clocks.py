@@ -1,4 +1,4 @@
-"""The check that the clocks agree. It is no asset check of Dagster's, but its result is stored like one."""
+"""The check that clocks agree, which is stored like an asset check but unknown to Dagster."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ _ASSET = "cliniko/patients"
 
 
 def store_clock_check(runtime: Runtime, organization_id: str, cliniko: ClockDifference | None) -> Mapping[str, str]:
-    """Store whether the clocks agree; return notable differences as metadata of a materialization."""
+    """Store whether the clocks agree. Return notable differences as an asset's metadata."""
     differences = [runtime.machine_clock(), *([] if cliniko is None else [cliniko])]
     remark = " ".join(f"{difference}." for difference in differences if difference.is_notable)
     with runtime.database.operator() as connection:

@@ -45,8 +45,8 @@ CONTACT_MAPPING_CHECKS = define_checks(
         Check(
             contact_mapping,
             "no_contact_is_used_twice",
-            "No contact is used for two people, who would see each other's appointments. If it fails, active_patients"
-            " stays unchanged.",
+            "No contact is used for two people, who would see each other's appointments. If the check fails,"
+            " active_patients stays unchanged.",
             dg.AssetCheckSeverity.ERROR,
             _no_contact_is_used_twice,
             is_blocking=True,
@@ -54,8 +54,8 @@ CONTACT_MAPPING_CHECKS = define_checks(
         Check(
             contact_mapping,
             MATCHES_ARE_KEPT,
-            "No suspicious share of the matches is lost at once (CLINIKO_LOST_MATCHES_SHARE_LIMIT, at least ten), and"
-            " some contacts remain. If it fails, contact_mapping and active_patients stay unchanged.",
+            "A sync loses fewer than ten matches, or at most the share CLINIKO_LOST_MATCHES_SHARE_LIMIT, and some"
+            " contacts remain. If the check fails, contact_mapping and active_patients stay unchanged.",
             dg.AssetCheckSeverity.ERROR,
             _matches_are_kept,
             is_blocking=True,

@@ -1,4 +1,4 @@
-"""The asset checks that compare the numbers of records with Cliniko's, at one request a resource."""
+"""The asset checks that compare record counts with Cliniko's, by one request per resource."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from cliniko_pipeline.postgres.writing import crawls
 from cliniko_pipeline.postgres.writing.crawls import StoredCount
 from cliniko_pipeline.runtime import Runtime
 
-COUNTS_DIFFER = "Cliniko has another number of records"
+COUNTS_DIFFER = "Cliniko has a different number of records"
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Comparison:
 
     Attributes:
         passed: whether the numbers agree, or need not be compared.
-        remark: why they were not compared, or what follows from a difference.
-        total: the number in Cliniko; None if it is not known.
+        remark: why the numbers were not compared, or the consequence of a difference.
+        total: the number in Cliniko, or None if it is not known.
     """
 
     resource: str
@@ -50,8 +50,8 @@ def _counts_agree(asset: dg.AssetsDefinition, sources: Sequence[Source[Any]]) ->
         asset=asset,
         name="counts_agree_with_cliniko",
         description=(
-            "As many records are stored as Cliniko has of those created before the last sync. If it fails, records were"
-            " deleted for good or missed, and the next sync reads the resource in full."
+            "The number of stored records equals Cliniko's number of records created before the last sync. If the check"
+            " fails, records were deleted permanently or missed, and the next sync reads the resource in full."
         ),
         partitions_def=ORGANIZATIONS,
     )

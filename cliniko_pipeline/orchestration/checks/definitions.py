@@ -1,4 +1,4 @@
-"""The type of an asset check that reads only the database, and its Dagster definition."""
+"""Asset checks that read only the database, and their Dagster definitions."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ REUSED = "is_reused"
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """Whether a check passed, why, and the numbers behind it."""
+    """The result of a check, with an explanation and the numbers that it is based on."""
 
     passed: bool
     remark: str
@@ -39,8 +39,8 @@ class CheckedOrganization:
 
     Attributes:
         connection: a transaction in the organization context.
-        as_of: the instant that the run's counts refer to.
-        force: whether to compute the result even if an earlier one belongs to the same rows.
+        as_of: the time that separates past from upcoming appointments in this run.
+        force: whether to compute the result even if the result for the same rows is stored.
     """
 
     connection: Connection
@@ -52,7 +52,7 @@ class CheckedOrganization:
 
 @dataclass(frozen=True)
 class Check:
-    """An asset check. A blocking one that fails keeps the assets downstream unchanged."""
+    """An asset check. If a blocking check fails, the downstream assets stay unchanged."""
 
     asset: dg.AssetsDefinition
     name: str
@@ -120,7 +120,7 @@ def _result(check: Check, outcome: CheckOutcome) -> dg.AssetCheckResult:
 def _record_blocked_run(
     connection: Connection, context: dg.AssetCheckExecutionContext, outcomes: Iterable[tuple[Check, CheckOutcome]]
 ) -> None:
-    """Record in `cliniko.sync_runs` that a blocking check failed. Dagster ends the run by itself."""
+    """Record in `cliniko.sync_runs` that a blocking check failed. Dagster itself ends the run."""
     for check, outcome in outcomes:
         if check.is_blocking and not outcome.passed:
             sync_runs.note_finished(

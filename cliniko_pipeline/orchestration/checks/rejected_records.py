@@ -26,8 +26,8 @@ def _nothing_was_rejected(asset: dg.AssetsDefinition, resources: Iterable[str]) 
     return Check(
         asset,
         "nothing_was_rejected",
-        "Every record that Cliniko sent could be understood. A rejected record is kept with its reason in"
-        " cliniko.rejected_records; the other records are synced.",
+        "Every record of Cliniko could be read and understood. The id of a rejected record and the reason are stored in"
+        " cliniko.rejected_records. All other records are synced.",
         dg.AssetCheckSeverity.WARN,
         run,
     )

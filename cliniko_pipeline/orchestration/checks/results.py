@@ -1,4 +1,4 @@
-"""What all asset checks share: partitions, failures and stored results."""
+"""Functions for the partitions, failures and stored results of all asset checks."""
 
 import warnings
 from collections.abc import Generator, Sequence
@@ -15,7 +15,7 @@ from cliniko_pipeline.runtime import Runtime
 
 @contextmanager
 def partitioned_checks() -> Generator[None, None, None]:
-    """Suppress Dagster's preview warning for checks with partitions, which keep a result per organization."""
+    """Suppress Dagster's preview warning for partitioned checks, which the block defines."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PreviewWarning)
         yield
@@ -33,7 +33,7 @@ def errors_as_failures() -> Generator[None, None, None]:
 def organization_of(context: dg.AssetCheckExecutionContext) -> str:
     """Return the organization that is checked. Raise DataError if the run has none."""
     if not context.has_partition_key:
-        # The button on the asset's page of the UI launches a run without a partition.
+        # The asset's page in the UI has a button that launches the check without a partition.
         raise DataError(
             "The check needs an organization, and the run has none: launch the job cliniko_sync or cliniko_counts with"
             " the tag dagster/partition set to the organization's id."
@@ -47,7 +47,7 @@ def store_results(
     organization_id: str,
     results: Sequence[dg.AssetCheckResult],
 ) -> None:
-    """Store the results in `cliniko.check_results`, where alerts and status find them."""
+    """Store the results in `cliniko.check_results`, from which alerts and status read them."""
     selected = next(iter(context.selected_asset_check_keys))
     stored = [
         CheckResult(

@@ -1,1 +1,1 @@
-"""The Dagster instance: home, storage, webserver, consoles."""
+"""The Dagster instance, the console logger, the rehearsal at the start and the UI's guard."""

@@ -1,4 +1,4 @@
-"""The console logger of runs: warnings and errors. Everything else is in the events of the run."""
+"""The console logger of runs, which shows only warnings and errors by default."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The Dagster instance of this machine: its home, and its storage of runs and events."""
+"""The Dagster instance of this machine, with its home and its storage of runs and events."""
 
 import os
 import shutil
@@ -24,19 +24,19 @@ TABLES_OF_DAGSTER = {
     "event_logs": ("run_id", "event"),
     "jobs": ("job_origin_id", "job_body"),
 }
-"""The first table of each of Dagster's storages, and columns that identify it."""
+"""One table of each of Dagster's storages, with columns that identify the table."""
 
 
 def instance_environment(runtime: Runtime) -> dict[str, str]:
-    """Return the environment variables of Dagster's processes. One holds the database password.
+    """Return the environment variables of Dagster's processes, including the database password.
 
-    Make the home with the shipped `dagster.yaml` if it has none.
+    Copy the shipped `dagster.yaml` to the Dagster home if the home has none.
     """
     home = runtime.settings.dagster_home
     home.mkdir(parents=True, exist_ok=True)
     configuration = home / "dagster.yaml"
     if not configuration.exists():
-        # Atomic: Dagster would accept the empty file of a killed process.
+        # Rename a complete copy, because Dagster would accept the empty file that a killed process leaves.
         unfinished = home / f"dagster.yaml.{os.getpid()}"
         with resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "dagster.yaml") as shipped:
             shutil.copyfile(shipped, unfinished)
@@ -45,20 +45,20 @@ def instance_environment(runtime: Runtime) -> dict[str, str]:
     return {
         "DAGSTER_HOME": str(home),
         STORAGE_VARIABLE: storage.render_as_string(hide_password=False),
-        # Failed runs per tick of a sensor. With Dagster's five, those of an outage take hours.
+        # A tick handles this many failed runs. With the default of 5, the runs of an outage would take hours.
         "DAGSTER_RUN_STATUS_SENSOR_PROCESS_LIMIT": "50",
     }
 
 
 def open_instance(runtime: Runtime) -> dg.DagsterInstance:
-    """Open the instance, and make its storage if there is none.
+    """Open the instance, and create its storage if there is none.
 
-    Raise DatabaseSetupError where it cannot be opened, and DatabaseUnavailableError.
+    Raise DatabaseSetupError if the instance cannot be opened, or DatabaseUnavailableError.
     """
     environment = instance_environment(runtime)
     os.environ.update(environment)
     try:
-        # Of several processes only one may make the tables.
+        # Only one process at a time may create the tables.
         with runtime.database.operator() as connection:
             connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("dagster storage")})
             if not _has_storage(connection):
@@ -66,20 +66,20 @@ def open_instance(runtime: Runtime) -> dg.DagsterInstance:
             return dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
     except ClinikoPipelineError:
         raise
-    except Exception as error:  # noqa: BLE001 (whatever a configured storage may raise)
+    except Exception as error:  # noqa: BLE001 (a configured storage can raise anything)
         if found := database_error_behind(error, runtime.database.location):
             raise found from None
         # Dagster's own errors can quote the storage URL with its password.
         raise DatabaseSetupError(
             f"The Dagster instance in {environment['DAGSTER_HOME']} cannot be opened ({type(error).__name__}):"
-            " check its dagster.yaml, or move it away to get the shipped one."
+            " check its dagster.yaml, or move that file away to get the shipped one."
         ) from None
 
 
 def _has_storage(connection: Connection) -> bool:
-    """Return whether the schema exists. Raise DatabaseSetupError if its tables are not Dagster's.
+    """Return whether the schema exists. Raise DatabaseSetupError if it is not Dagster's.
 
-    Dagster itself fills an empty schema.
+    An empty schema is accepted, because Dagster creates its tables in it.
     """
     if not connection.execute(sa.text("select to_regnamespace(:name)"), {"name": STORAGE_SCHEMA}).scalar_one():
         return False
@@ -99,9 +99,9 @@ def _has_storage(connection: Connection) -> bool:
 
 
 def _make_storage(database: Database, environment: Mapping[str, str]) -> None:
-    """Make all tables in a temporary schema, then rename it.
+    """Create all tables in a temporary schema, then rename the schema.
 
-    Dagster takes a schema with some of its tables for complete, so a killed process must not leave one.
+    Otherwise a killed process could leave only some of the tables, which Dagster would accept as complete.
     """
     with database.operator() as connection:
         connection.execute(sa.text(f"drop schema if exists {UNFINISHED_SCHEMA} cascade"))

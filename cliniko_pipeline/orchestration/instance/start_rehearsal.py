@@ -1,4 +1,4 @@
-"""The rehearsal of a sync at the start of the daemon's code server, before the first sync is due."""
+"""The rehearsal of a sync when the daemon's code server starts."""
 
 import logging
 
@@ -12,9 +12,9 @@ _rehearsed: set[str] = set()
 
 
 def rehearse_at_start(runtime: Runtime, log: logging.Logger) -> None:
-    """Rehearse a sync at the first call of this process, and log what would fail.
+    """Rehearse a sync at the first call in this process, and log what would fail.
 
-    A database that is unavailable is tried again at the next call.
+    If the database is unavailable, the next call rehearses instead.
     """
     database = runtime.database
     if database.location in _rehearsed:
@@ -25,7 +25,7 @@ def rehearse_at_start(runtime: Runtime, log: logging.Logger) -> None:
         for untried in require_rehearsed(database):
             log.warning("The rehearsal of a sync is incomplete. %s", untried)
     except DatabaseUnavailableError:
-        return  # The caller notices it itself.
+        return  # The caller reads the database next, and reports that it is unavailable.
     except ClinikoPipelineError as error:
         # A traceback would hide the remedy.
         log.error("Syncs will fail until this is corrected (check with `cliniko-pipeline doctor`). %s", error)  # noqa: TRY400

@@ -1,7 +1,7 @@
-"""The guard of the Dagster UI, which has no users: it refuses requests of other web pages.
+"""A guard that refuses requests of other web pages to the Dagster UI, which has no login.
 
-Any page that is open in a browser can send requests to this machine. They have the page's `Origin`, a `Sec-Fetch-Site`
-other than `same-origin` or, after DNS rebinding, a foreign `Host`.
+Any page that is open in a browser can send requests to this machine. Such requests have the page's `Origin`, or a
+`Sec-Fetch-Site` other than `same-origin`. After DNS rebinding, they have a foreign `Host`.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cliniko_pipeline.hosts import is_loopback
 
-POLICY_VIOLATION = 1008  # of WebSockets
+POLICY_VIOLATION = 1008  # a close code of WebSockets
 JSON_TYPES = ("application/json", "application/graphql")
-"""The types of bodies that Dagster reads a query from. With any other it runs the query in the URL."""
+"""The content types of bodies that Dagster reads a query from. For other types, it runs the query in the URL."""
 
 FOREIGN_HOST = (
     "The Dagster UI does not have this host name: open it at its own address, or add the host to CLINIKO_UI_HOSTS."
@@ -27,10 +27,10 @@ NOT_JSON = "The Dagster UI takes GraphQL as JSON only: send Content-Type: applic
 
 
 class GuardedUI:
-    """The UI's application behind the guard.
+    """The UI's application, protected by the guard.
 
     Args:
-        hosts: other hosts of the UI than this machine: `host` or `host:port`, lower case.
+        hosts: the UI's hosts besides this machine, as `host` or `host:port` in lower case.
     """
 
     def __init__(self, application: ASGIApp, hosts: Iterable[str]) -> None:
@@ -39,7 +39,7 @@ class GuardedUI:
         self._names = frozenset(map(_name, self._hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or refuse it."""
+        """Pass a request to the application, or refuse it."""
         refusal = self._refusal(scope) if scope["type"] in {"http", "websocket"} else None
         if refusal is None:
             await self._application(scope, receive, send)
@@ -67,7 +67,7 @@ class GuardedUI:
 
 
 def _is_from_elsewhere(scope: Scope, headers: Headers) -> bool:
-    """Return whether another page sent the request. A followed link, which opens the UI, is accepted."""
+    """Return whether another page sent the request, other than by a link that opens the UI."""
     if headers.get("sec-fetch-site", "none") in {"none", "same-origin"}:
         return False
     is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
@@ -78,7 +78,7 @@ def _graphql_refusal(method: str, headers: Headers) -> tuple[HTTPStatus, str] | 
     if method == "POST":
         is_json = headers.get("content-type", "").lower().startswith(JSON_TYPES)
         return None if is_json else (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, NOT_JSON)
-    # As HTML, Dagster returns its query editor and runs no query.
+    # Dagster responds to requests for HTML with its query editor, and runs no query.
     if method == "GET" and "text/html" in headers.get("accept", ""):
         return None
     return HTTPStatus.METHOD_NOT_ALLOWED, NOT_BY_GET

@@ -1,4 +1,4 @@
-"""The source columns of each computed column. `contacts` is a table of the application's, not an asset."""
+"""The source columns of each computed column, which the Dagster UI shows as lineage."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import dagster as dg
 _PATIENTS = dg.AssetKey(["cliniko", "patients"])
 _APPOINTMENTS = dg.AssetKey(["cliniko", "appointments"])
 _MAPPING = dg.AssetKey("contact_mapping")
-_CONTACTS = dg.AssetKey("contacts")
+_CONTACTS = dg.AssetKey("contacts")  # a table of the application, not an asset
 
 _Column = tuple[dg.AssetKey, str]
 
@@ -50,7 +50,7 @@ _LINEAGE: dict[dg.AssetKey, dict[str, tuple[_Column, ...]]] = {
 
 
 def lineage(asset: dg.AssetKey) -> Mapping[str, dg.TableColumnLineage]:
-    """Return the metadata of a materialization; it is empty for an asset that is read from Cliniko."""
+    """Return the lineage metadata of a computed asset. Return nothing for other assets."""
     by_column = _LINEAGE.get(asset)
     if by_column is None:
         return {}

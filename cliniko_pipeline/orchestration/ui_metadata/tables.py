@@ -1,4 +1,4 @@
-"""The columns and counts of a table in the Dagster UI, without any row, id or date of a patient or contact."""
+"""The columns and counts of tables in the Dagster UI, without data of patients or contacts."""
 
 import dagster as dg
 import sqlalchemy as sa
@@ -15,7 +15,7 @@ def column_schema(*columns: tuple[str, str, str]) -> dg.TableSchema:
 
 
 def numbers(connection: Connection, schema: str, table: str, *, force: bool = True) -> dict[str, int]:
-    """Return the counts, besides the number of rows, that the UI plots over time."""
+    """Return the counts that the UI plots over time, apart from the number of rows."""
     match schema, table:
         case "cliniko", "contact_mapping":
             counts, _ = mapping_counts(connection, force=force)
@@ -25,7 +25,7 @@ def numbers(connection: Connection, schema: str, table: str, *, force: bool = Tr
 
 
 def problems(connection: Connection, schema: str, table: str) -> dict[str, dg.TableMetadataValue]:
-    """Return the metadata entry with problems of the table and their counts; empty without problems."""
+    """Return a metadata entry with the table's problems and their counts, or no entry."""
     query = _PROBLEMS.get((schema, table))
     if query is None:
         return {}
@@ -34,8 +34,8 @@ def problems(connection: Connection, schema: str, table: str) -> dict[str, dg.Ta
     return {"problems": dg.MetadataValue.table(found)} if found else {}
 
 
-# Dagster's events are outside of row-level security and outlive a removed organization. So reasons are cut at the
-# brackets, which hold ids.
+# Row-level security does not protect Dagster's events, and they are not deleted with an organization. So reasons are
+# cut before the brackets, which contain ids.
 _REJECTED = (
     "select resource, split_part(reason, ' (', 1) as reason, count(*) as records"
     " from cliniko.rejected_records where {condition} group by 1, 2 order by 3 desc, 1, 2 limit 100"

@@ -1,1 +1,1 @@
-"""Webhook deliveries: enqueued in a transaction, posted later."""
+"""Webhook deliveries, which are enqueued first and posted later."""

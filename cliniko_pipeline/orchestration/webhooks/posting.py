@@ -1,4 +1,4 @@
-"""One signed HTTP exchange with a webhook target, limited in time and size."""
+"""One signed HTTP request to a webhook target, limited in time."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from cliniko_pipeline.hosts import is_loopback
 
 CONNECT_SECONDS = 5
 EXCHANGE_SECONDS = 10
-"""The limit for the complete exchange. A target that answers slowly must not delay other deliveries."""
+"""The limit for request and response together, so that a slow target does not delay other deliveries."""
 
 _LONGEST_URL = 2048
 
@@ -48,7 +48,7 @@ class Destination:
 
     @classmethod
     def from_text(cls, text: str) -> "Destination":
-        """Return the destination that `as_text` described."""
+        """Return the destination from a text that `as_text` returned."""
         members = json.loads(text)
         return cls(members["url"], members["secret"])
 
@@ -58,7 +58,7 @@ class Answer:
     """The result of an attempt.
 
     Attributes:
-        status: the HTTP status; None: there was no answer.
+        status: the HTTP status, or None if there was no response.
         outcome: a short description, without secrets.
     """
 
@@ -77,7 +77,10 @@ class Answer:
 
 
 def require_usable(url: str) -> None:
-    """Raise ArgumentError if the URL cannot be a target. The text never shows the URL, which may hold a secret."""
+    """Raise ArgumentError if the URL cannot be a target.
+
+    The message does not show the URL, which may contain a secret.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -87,7 +90,7 @@ def require_usable(url: str) -> None:
     if not url.isascii() or not url.isprintable() or " " in url or len(url) > _LONGEST_URL or not host or port == 0:
         raise ArgumentError("This is not an ASCII URL such as https://hooks.example.org/cliniko.")
     if parts.username is not None or parts.password is not None:
-        raise ArgumentError("The URL must hold no user and no password: deliveries are signed instead.")
+        raise ArgumentError("The URL must contain no user and no password: deliveries are signed instead.")
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
         raise ArgumentError("The URL must begin with https://. Only targets on this machine may use http://.")
 
@@ -95,20 +98,20 @@ def require_usable(url: str) -> None:
 def post(to: Destination, message_id: str, body: str, now: datetime) -> Answer:
     """Post the message, signed as of `now`, within `EXCHANGE_SECONDS`; raise nothing.
 
-    Redirects are not followed. The answer's body is not read.
+    Redirects are not followed. The response's body is not read.
     """
-    # Not asyncio.run: it waits for a name lookup that has outlived the limit.
+    # asyncio.run would wait for a name lookup that exceeds the limit.
     with closing(asyncio.new_event_loop()) as loop:
         try:
             status = loop.run_until_complete(_exchange(to.url, _headers(to.secret, message_id, body, now), body))
-        # A proxy that the environment names wrongly raises ImportError or ValueError.
+        # A wrong proxy setting in the environment raises ImportError or ValueError.
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ImportError, ValueError) as error:
             return Answer(None, _failure(error))
     return Answer(status, f"HTTP {status}")
 
 
 async def _exchange(url: str, headers: Mapping[str, str], body: str) -> int:
-    # At this client's level of INFO, URLs with their secrets would be logged.
+    # At the level INFO, httpx logs URLs, which may contain secrets.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     timeout = httpx.Timeout(EXCHANGE_SECONDS, connect=CONNECT_SECONDS)
     async with (
@@ -125,7 +128,7 @@ def _trusted_certificates() -> ssl.SSLContext:
 
 
 def _headers(secret: str, message_id: str, body: str, now: datetime) -> Mapping[str, str]:
-    # Imported here to spare other commands its import.
+    # Imported here, so that other commands do not import it.
     from standardwebhooks import Webhook  # noqa: PLC0415
 
     return {
