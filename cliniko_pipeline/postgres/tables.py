@@ -1,7 +1,7 @@
-"""The tenant tables that the pipeline writes: their keys, and the columns that a merge compares and sets.
+"""The tenant tables that merges write, with their keys and columns.
 
-`migrations` creates the columns; a test compares the two. Every table has `organization_id`, and no list here does: it
-comes from the organization context only.
+`migrations` creates the columns, and a test compares them with this module. Every table also has `organization_id`. The
+lists here leave it out, because its value comes from the organization context only.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ class Table:
     """A tenant table.
 
     Attributes:
-        schema, name: the qualified name.
+        schema: the name of the schema.
+        name: the name of the table.
         key: the columns that identify a row within an organization.
-        columns: the other columns that a writer sets.
-        arrays: the columns that hold JSON.
-        stamps: columns set to the transaction's time when a row is inserted or changed.
-        inserted: the stamp that is set on insert only.
-        vanishes: whether full crawls set `vanished_at`. A later write clears it.
+        columns: the other columns that a merge sets.
+        stamps: the columns that are set to the transaction's time when a row is inserted or changed.
+        inserted: the one of `stamps` that is set on insert only.
+        arrays: the columns with JSON arrays.
+        vanishes: whether full crawls set `vanished_at`, which later writes of the row clear.
     """
 
     schema: str
@@ -37,7 +38,7 @@ class Table:
 
     @property
     def written(self) -> tuple[str, ...]:
-        """Return the columns that a writer sets: the key, then the others."""
+        """Return the columns that a merge sets, the key's columns first."""
         return self.key + self.columns
 
 
@@ -158,7 +159,7 @@ WATCHED = (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING)
 
 
 RECONCILED = frozenset({"patients", "individual_appointments", "group_appointments", "attendees"})
-"""The resources whose records a full crawl marks as deleted where it does not see them (see stored_records.sql)."""
+"""The resources whose missing records a full crawl marks as deleted (see stored_records.sql)."""
 
 TENANT_TABLES = (
     *(table.qualified for table in WRITTEN),
@@ -168,4 +169,4 @@ TENANT_TABLES = (
     "cliniko.sync_runs",
     "cliniko.table_states",
 )
-"""The tables of organizations' data, quoted for SQL. Row-level security is forced on all of them."""
+"""The qualified names of all tables with organizations' data. They have forced row-level security."""

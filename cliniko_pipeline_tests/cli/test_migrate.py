@@ -70,7 +70,10 @@ def test_contacts_filter_is_checked_and_stored(database_url: URL, tmp_path: Path
     assert command("doctor").returncode == 0, "it was not stored"
     examined = command("doctor", **right)
     assert examined.returncode == 1
-    assert "✗ The schema is up to date\n  CLINIKO_CONTACTS_FILTER is set, and the database has none" in examined.stdout
+    assert (
+        "✗ The schema is up to date\n  CLINIKO_CONTACTS_FILTER is set, but the database has no filter"
+        in examined.stdout
+    )
     assert "Stored CLINIKO_CONTACTS_FILTER" in command("migrate", **right).stdout
     assert "Stored" not in command("migrate", **right).stdout
     assert command("doctor", **right).returncode == 0

@@ -58,7 +58,9 @@ def test_own_policy_of_the_application_by_our_name_is_kept(empty_database_url: U
         before = schema_objects(database)
         with pytest.raises(DatabaseSetupError) as raised:
             schema.migrate(database)
-        assert_one_line(raised.value, "The policy organization_isolation of active_patients is not the pipeline's")
+        assert_one_line(
+            raised.value, "policy organization_isolation of active_patients does not belong to the pipeline"
+        )
         assert schema_objects(database) == before
         administer(database.url, str(raised.value).split("`")[1])
         schema.migrate(database)
@@ -74,7 +76,7 @@ def test_own_policy_of_the_application_by_our_name_is_kept(empty_database_url: U
             own,
         )
         for look in (schema.require_isolation, schema.migrate):
-            with pytest.raises(DatabaseSetupError, match="is not the pipeline's"):
+            with pytest.raises(DatabaseSetupError, match="does not belong to the pipeline"):
                 look(database)
     finally:
         database.close()

@@ -1,1 +1,1 @@
-"""Alembic's migrations: versioned steps in `versions/`, run by `schema.migrate`, never by hand."""
+"""Alembic's migrations in `versions/`, run by `schema.migrate`, never by hand."""

@@ -1,4 +1,4 @@
-"""Alembic's entry point: runs the migrations on the connection that `schema` hands over, in its transaction."""
+"""Alembic's entry point, which runs the migrations in the transaction of `schema.migrate`."""
 
 from alembic import context
 

@@ -1,1 +1,1 @@
-"""The database's objects: making, checking and rehearsing them."""
+"""The creation, the checks and the rehearsal of the database's objects."""

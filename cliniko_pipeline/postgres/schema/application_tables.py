@@ -1,4 +1,4 @@
-"""The application's tables, and what the pipeline needs of them."""
+"""The application's tables, and the checks that the pipeline can use them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +27,7 @@ APPLICATION_TABLES = {
     ),
     "contacts": ("id", "organization_id", "cliniko_patient_id", "name", "email"),
 }
-"""The application's tables in schema public and the columns of them that the pipeline needs."""
+"""The application's tables in the schema public, and their columns that the pipeline needs."""
 
 PRIVILEGES = {
     "organizations": "select, insert",
@@ -54,11 +54,11 @@ USABLE_TYPES = {
         "search_date_to": _INSTANTS,
     },
 }
-"""The possible types of columns of the application's tables, the usual one first. Other columns may have any type."""
+"""The allowed types of columns, the usual type first. All other columns may have any type."""
 
 
 def require_application_tables(connection: Connection) -> None:
-    """Raise DatabaseSetupError where the pipeline cannot use a table of the application, or active_patients."""
+    """Raise DatabaseSetupError if an application table or active_patients is missing or unusable."""
     names = [*APPLICATION_TABLES, ACTIVE_PATIENTS.name]
     rows = connection.execute(sa.text(sql("schema/columns")), {"schema": "public", "names": names})
     found = {row.table_name: row for row in rows}
@@ -75,15 +75,15 @@ def require_application_tables(connection: Connection) -> None:
     require_privileges(connection, migrates=False)
     if missing_keys(connection, [Key("public.api_credentials", ("organization_id", "service_name"))]):
         raise DatabaseSetupError(
-            "The table public.api_credentials has no unique constraint by which credentials are found again: run"
-            " `create unique index on public.api_credentials (organization_id, service_name)`, after removing"
-            " duplicate rows."
+            "The table public.api_credentials has no unique constraint on organization_id and service_name: remove"
+            " duplicate rows, and run `create unique index on public.api_credentials (organization_id, service_name)`."
         )
     if ACTIVE_PATIENTS.name in found:
         existing = found[ACTIVE_PATIENTS.name]
         if not existing.is_table:
             raise DatabaseSetupError(
-                f"public.{ACTIVE_PATIENTS.name} is a view: the pipeline writes a table of that name; rename the view."
+                f"public.{ACTIVE_PATIENTS.name} is a view, but the pipeline needs this name for a table: rename the"
+                " view."
             )
         needed = ("id", "organization_id", *ACTIVE_PATIENTS.written, *ACTIVE_PATIENTS.stamps)
         _require_columns(ACTIVE_PATIENTS.name, needed, existing.column_names)
@@ -99,9 +99,9 @@ def _require_columns(table: str, needed: Sequence[str], found: Sequence[str]) ->
 
 
 def require_privileges(connection: Connection, *, migrates: bool) -> None:
-    """Raise DatabaseSetupError, with the statements that grant it, where the database user lacks a privilege.
+    """Raise DatabaseSetupError, with the `grant` statements, if the database user lacks a privilege.
 
-    `migrates`: privileges to create and change the pipeline's objects are needed, too.
+    `migrates`: whether privileges to create and change the pipeline's objects are required, too.
     """
     parameters = {"tables": list(PRIVILEGES), "privileges": list(PRIVILEGES.values())}
     parameters |= {"migrates": migrates, "active_patients": _NAME}
@@ -114,7 +114,7 @@ def require_privileges(connection: Connection, *, migrates: bool) -> None:
 
 
 def require_own_objects(connection: Connection) -> None:
-    """Raise DatabaseSetupError where an object in the schema cliniko belongs to another role."""
+    """Raise DatabaseSetupError if an object in the schema cliniko has another owner."""
     foreign = connection.execute(sa.text(sql("roles/foreign_owners"))).one_or_none()
     if foreign is not None:
         raise DatabaseSetupError(
@@ -125,7 +125,7 @@ def require_own_objects(connection: Connection) -> None:
 
 
 def _require_usable_types(types: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise DatabaseSetupError where a column has an unusable type; `types`: by table and column."""
+    """Raise DatabaseSetupError if a column has an unusable type. `types` are by table and column."""
     for table, usable in USABLE_TYPES.items():
         for column, allowed in usable.items():
             found = types.get(table, {}).get(column, allowed[0])
@@ -133,28 +133,29 @@ def _require_usable_types(types: Mapping[str, Mapping[str, str]]) -> None:
                 raise DatabaseSetupError(
                     f"The column {column} of public.{table} is of type {found}: the pipeline needs"
                     f" {' or '.join(allowed)}. Run `alter table public.{table} alter column {column} type"
-                    f" {allowed[0]} using {column}::{allowed[0]}`, with what refers to it. Nothing was changed."
+                    f" {allowed[0]} using {column}::{allowed[0]}`, and change columns that refer to it, too. Nothing"
+                    " was changed."
                 )
 
 
 def _require_no_unknown_obligations(connection: Connection) -> None:
-    """Raise DatabaseSetupError where active_patients has an unknown column that is not null and has no default."""
+    """Raise DatabaseSetupError if active_patients has an unknown column that requires a value."""
     known = ["organization_id", *ACTIVE_PATIENTS.written, *ACTIVE_PATIENTS.stamps]
     rows = connection.execute(sa.text(sql("schema/obligatory_columns")), {"table": _NAME, "known": known})
     columns = list(rows.scalars())
     if columns:
         raise DatabaseSetupError(
-            f"{_NAME} has columns without default that must not be null, and that the pipeline does not write:"
-            f" {', '.join(columns)}. Run `alter table {_NAME} alter column {columns[0]} set default ...`, or"
-            " `... drop not null`."
+            f"The pipeline does not write the columns {', '.join(columns)} of {_NAME}, which are not null and have no"
+            f" default. Run `alter table {_NAME} alter column {columns[0]} set default ...`, or `... drop not null`."
         )
 
 
 def require_room_for_every_contact(connection: Connection) -> None:
-    """Raise DatabaseSetupError where rows of a wrong organization block the unique contacts of active_patients.
+    """Raise DatabaseSetupError if rows with a wrong organization block correct rows of active_patients.
 
-    Row-level security hides such rows from the contact's organization, and every sync would conflict with them. Takes
-    row-level security off the table, in a transaction that the caller rolls back.
+    A unique index on the contact alone allows one row per contact. Row-level security hides a wrong row from the
+    contact's organization, whose syncs would fail. This function switches row-level security off for the table, so the
+    caller must roll back.
     """
     names = connection.execute(sa.text(sql("schema/keys_without_organization")), {"table": _NAME}).scalars().all()
     if not names:
@@ -162,13 +163,13 @@ def require_room_for_every_contact(connection: Connection) -> None:
     try:
         with connection.begin_nested():
             connection.exec_driver_sql(f"alter table {_NAME} no force row level security")
-    except ProgrammingError:  # not the owner; the rehearsal writes a row as well
+    except ProgrammingError:  # Only the owner may do this. The rehearsal also writes a row, which would fail.
         return
     rows = connection.execute(sa.text(sql("schema/misplaced_active_patients"))).scalar_one()
     if rows:
         raise DatabaseSetupError(
-            f"{rows} rows of {_NAME} have no organization, or another one than their contact, and {', '.join(names)}"
-            " allows one row a contact: no sync can write the correct ones. Remove them as a role with BYPASSRLS"
+            f"{rows} rows of {_NAME} have no organization or not the organization of their contact. They block correct"
+            f" rows, because {', '.join(names)} allows one row per contact. Delete them as a role with BYPASSRLS"
             f" (`delete from {_NAME} as row where not exists (select from public.contacts as contact where contact.id ="
             " row.contact_id and contact.organization_id::text = row.organization_id::text)`). The next syncs write the"
             " missing rows."
@@ -176,11 +177,11 @@ def require_room_for_every_contact(connection: Connection) -> None:
 
 
 def views_to_review(connection: Connection) -> list[str]:
-    """Return warnings about the application's views of active_patients, which row-level security applies to."""
+    """Return warnings about views of active_patients whose rows are limited by row-level security."""
     rows = connection.execute(sa.text(sql("schema/views_of_table")), {"table": _NAME}).all()
     return [
-        f"The view {row.name} reads {_NAME} with the privileges of {row.reader}: it shows rows only where"
-        " app.organization_id is set. To show all rows, run"
+        f"The view {row.name} reads {_NAME} with the privileges of {row.reader}. It shows only the rows of the"
+        " organization in the setting app.organization_id. To show all rows, run"
         f" `create policy application_reads on {_NAME} for select to {row.reader} using (true)`"
         ' (docs/database.md, "Read active_patients from the application").'
         for row in rows

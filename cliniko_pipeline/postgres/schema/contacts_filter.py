@@ -1,7 +1,7 @@
-"""`cliniko.contacts_filter`: the condition of the operator's that contacts must meet to count.
+"""`cliniko.contacts_filter`: the operator's condition for contacts. Other contacts are ignored.
 
-The setting CLINIKO_CONTACTS_FILTER is in the environment, the functions that read contacts are in the database:
-`cliniko-pipeline migrate` takes the setting over, and every command compares the two.
+The functions that read contacts are in the database and cannot read the setting CLINIKO_CONTACTS_FILTER. Therefore
+`cliniko-pipeline migrate` stores the setting, and every command compares it with the stored condition.
 """
 
 import sqlalchemy as sa
@@ -15,20 +15,20 @@ from cliniko_pipeline.postgres.server.driver_errors import primary_message, stat
 SETTING = "CLINIKO_CONTACTS_FILTER"
 
 _OF_THE_CONDITION = ("22", "42")
-"""Classes of SQLSTATE: data exceptions (of constants, here), and errors of syntax and names."""
+"""Classes of SQLSTATE for an invalid condition: data exceptions of its constants, and wrong syntax or names."""
 
-# A row of nulls, not the table: what PostgreSQL says of the condition then holds no value of a contact. The offset
-# keeps the condition from being computed with the nulls.
+# The condition is planned on a row of nulls instead of the table, so that PostgreSQL's message contains no contact's
+# values. `offset 0` keeps the planner from evaluating the condition with the nulls.
 _PLANNED = "explain select from (select (null::public.contacts).* offset 0) as contacts where ({condition})"
 
 
 def require_valid(connection: Connection, condition: str | None) -> None:
-    """Raise SettingsError, with what PostgreSQL says, where the text is no condition over public.contacts."""
+    """Raise SettingsError, with PostgreSQL's message, if the condition is invalid for public.contacts."""
     if condition is None:
         return
     attempt = connection.begin_nested()
     try:
-        # As in the functions that read contacts.
+        # The functions that read contacts set the same search path.
         connection.exec_driver_sql("set local search_path = pg_catalog, pg_temp")
         connection.exec_driver_sql(_PLANNED.format(condition=condition.replace("%", "%%")))
     except DBAPIError as error:
@@ -46,7 +46,7 @@ def require_valid(connection: Connection, condition: str | None) -> None:
 
 
 def store(connection: Connection, condition: str | None) -> bool:
-    """Let this condition hold from now on, or none; return whether another one did before."""
+    """Store the condition, or delete it if None; return whether that is a change."""
     before = _stored(connection)
     if before != condition:
         connection.execute(sa.text("delete from cliniko.contacts_filter"))
@@ -58,16 +58,17 @@ def store(connection: Connection, condition: str | None) -> bool:
 
 
 def require_stored(database: Database, condition: str | None) -> None:
-    """Raise DatabaseSetupError where the database has another condition than the setting. Needs a schema that is
-    current.
+    """Raise DatabaseSetupError if the stored condition differs from the setting.
+
+    The schema must be current.
     """
     with database.operator() as connection:
         stored = _stored(connection)
     if stored != condition:
-        state = "is set, and the database has none" if stored is None else "is not the one that the database has"
-        state = "is not set, and the database has one" if condition is None else state
+        state = "is set, but the database has no filter" if stored is None else "differs from the database's filter"
+        state = "is not set, but the database has a filter" if condition is None else state
         raise DatabaseSetupError(
-            f"{SETTING} {state}: run `cliniko-pipeline migrate` with the setting that is meant; it takes it over."
+            f"{SETTING} {state}: run `cliniko-pipeline migrate` with the correct setting, which it stores."
         )
 
 

@@ -1,8 +1,10 @@
-"""`cliniko.database_identity`: which database the pipeline was set up in. A copy of it, as staging copies are, must not
-use production's API keys or send production's webhooks and alerts.
+"""`cliniko.database_identity`: the identity of the database that the pipeline was set up in.
 
-The identity is the database's name and the server's system identifier: a dump that is restored elsewhere and a database
-made of another as its template have others; a restart, another host name and a failover keep both.
+A copy of the database, such as a staging copy, must not use production's API keys or send production's webhooks and
+alerts. A copy is recognized by its different identity.
+
+The identity consists of the database's name and the server's system identifier. A restored dump and a database created
+from a template differ in one of the two. A restart, another host name and a failover change neither.
 """
 
 import sqlalchemy as sa
@@ -17,7 +19,7 @@ _WITHOUT_SERVER = "select current_database() || ' with oid ' || oid from pg_data
 
 
 def adopt(connection: Connection, *, is_forced: bool) -> None:
-    """Take this database for the pipeline's own: where none is known yet, or in any case."""
+    """Store this database's identity if none is stored yet; with `is_forced`, replace the stored one."""
     conflict = "update set identity = excluded.identity, adopted_at = now()" if is_forced else "nothing"
     connection.execute(
         sa.text(
@@ -29,25 +31,25 @@ def adopt(connection: Connection, *, is_forced: bool) -> None:
 
 
 def require_own(database: Database) -> None:
-    """Raise DatabaseCopyError where this is a copy of the database that the pipeline was set up in."""
+    """Raise DatabaseCopyError if this is a copy of the database that the pipeline was set up in."""
     with database.operator() as connection:
         known, found = identities(connection)
     if known is not None and known != found:
         raise DatabaseCopyError(
             f"This database ({found}) is a copy of the one that the pipeline was set up in ({known}): no request goes"
-            " to Cliniko, and no alert or webhook is sent. If the database was renamed or moved, or this copy is to"
-            " work on its own, run `cliniko-pipeline migrate --adopt`."
+            " to Cliniko, and no alert or webhook is sent. If the database was renamed or moved, or if this copy shall"
+            " sync independently, run `cliniko-pipeline migrate --adopt`."
         )
 
 
 def identities(connection: Connection) -> tuple[str | None, str]:
-    """Return the identity that is noted, None: none is, and the one that the database has."""
+    """Return the stored identity, if there is one, and the database's actual identity."""
     known = connection.execute(sa.text("select identity from cliniko.database_identity")).scalar_one_or_none()
     return known, _identity(connection)
 
 
 def copy_problem(database: Database) -> str | None:
-    """Return what to say where this is a copy; None: it is none."""
+    """Return the error message if this is a copy, else None."""
     try:
         require_own(database)
     except DatabaseCopyError as error:

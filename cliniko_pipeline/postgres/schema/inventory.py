@@ -1,6 +1,6 @@
-"""The pipeline's objects in the database, compared with PostgreSQL's catalog.
+"""The pipeline's objects in the database, and the check that none of them is missing.
 
-`isolation` checks policies and their grants; `rehearsal` checks that everything works together.
+`isolation` checks policies and their grants. `rehearsal` checks that all objects work together.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ OPERATOR_TABLES = (
 
 @dataclass(frozen=True)
 class Key:
-    """Unique columns of a table, checked at the end of a transaction where `is_deferred`."""
+    """Unique columns of a table. `is_deferred` keys are checked at the end of a transaction."""
 
     table: str
     columns: tuple[str, ...]
@@ -58,16 +58,16 @@ KEYS = (
     Key("cliniko.webhook_targets", ("organization_id",)),
     Key("cliniko.webhook_deliveries", ("organization_id", "run_id")),
 )
-"""The unique columns that `on conflict` needs, and those that give a contact to one patient only."""
+"""The unique columns that `on conflict` needs, and the key that gives a contact to one patient only."""
 
 _BODY = "$function$"
 
 
 def missing_objects(connection: Connection, functions: Sequence[str], role: str) -> list[str]:
-    """Return, in words, the missing objects that a migration makes again.
+    """Return descriptions of the missing objects that a migration creates again.
 
-    These are public.active_patients, unique indexes, functions (also those with another text), triggers, and
-    privileges of the role.
+    These are public.active_patients, unique indexes, functions, triggers, and privileges of the role. A function with a
+    different text is missing, too.
     """
     bodies = {PurePosixPath(file).name: _body(file) for file in functions}
     rows = connection.execute(
@@ -89,7 +89,7 @@ def missing_objects(connection: Connection, functions: Sequence[str], role: str)
 
 
 def missing_keys(connection: Connection, keys: Sequence[Key]) -> list[Key]:
-    """Return the keys without a unique index. A missing table and a view lack none."""
+    """Return the keys without a unique index. Keys of views and missing tables are not returned."""
     rows = connection.execute(
         sa.text(sql("schema/missing_keys")),
         {
@@ -112,9 +112,9 @@ def ensure_keys(connection: Connection) -> None:
 
 
 def require_own_tables(connection: Connection) -> None:
-    """Raise DatabaseSetupError where tables of the schema cliniko are missing.
+    """Raise DatabaseSetupError if tables of the schema cliniko are missing.
 
-    An empty table in their place would contradict the checkpoints and cursors in the other tables.
+    The migration does not create them again, because empty tables would contradict checkpoints in other tables.
     """
     tables = [*(table for table in TENANT_TABLES if table != ACTIVE_PATIENTS.qualified), *OPERATOR_TABLES]
     rows = connection.execute(
@@ -124,24 +124,24 @@ def require_own_tables(connection: Connection) -> None:
     missing = list(rows.scalars())
     if missing:
         raise DatabaseSetupError(
-            f"The tables {', '.join(missing)} are missing: restore the schema cliniko from a backup. Without one, run"
-            " `drop schema cliniko cascade` and `cliniko-pipeline migrate`. Schedules, tokens and webhooks are lost"
-            " then, and the next syncs are full ones."
+            f"The tables {', '.join(missing)} are missing: restore the schema cliniko from a backup. Without a backup,"
+            " run `drop schema cliniko cascade` and `cliniko-pipeline migrate`. This deletes schedules, tokens and"
+            " webhooks, and the next syncs are full syncs."
         )
 
 
 def require_own_schema(connection: Connection) -> None:
-    """Raise DatabaseSetupError where a schema with the pipeline's name belongs to another program."""
+    """Raise DatabaseSetupError if a schema that the pipeline needs belongs to another program."""
     foreign = connection.execute(sa.text(sql("schema/foreign_schemas"))).all()
     if foreign:
         schema, tables = foreign[0].schema, ", ".join(foreign[0].tables[:5])
         raise DatabaseSetupError(
-            f"The schema {schema} is not the pipeline's: another program made {tables} in it. Rename it (`alter schema"
-            f" {schema} rename to ...`), or point DATABASE_URL at another database."
+            f"The pipeline needs the schema name {schema}, but this schema has tables of another program ({tables})."
+            f" Rename the schema (`alter schema {schema} rename to ...`), or point DATABASE_URL at another database."
         )
 
 
 def _body(file: str) -> str | None:
-    """Return the body as pg_proc.prosrc has it; None for functions in SQL, which have none there."""
+    """Return the body as in pg_proc.prosrc, or None for an SQL-standard body, which is not there."""
     parts = sql(file).split(_BODY)
     return parts[1] if len(parts) > 1 else None

@@ -1,7 +1,7 @@
 """The organization role and the policies that keep organizations apart.
 
-Every database has an organization role of its own. Roles belong to the server: with one role for all databases, the
-database user of one could read the organizations of another.
+Roles belong to the server, so each database has its own organization role. If databases shared a role, the database
+user of one database could read the organizations of another database.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ ISOLATION = (
     "isolation/isolate",
     "roles/grant_sequence",
 )
-"""The SQL files that policies and grants are created from. `migrate` creates them again when a text changes."""
+"""The SQL files of policies and grants. `migrate` creates policies and grants again when a file changes."""
 
 
 def organization_role(connection: Connection) -> str:
-    """Return the name of the role that statements on tenant data of this database run as."""
+    """Return the name of this database's organization role, which accesses tenant data."""
     return connection.execute(sa.text(sql("roles/organization_role_name"))).scalar_one()
 
 
 def ensure_organization_role(connection: Connection) -> None:
-    """Create the missing role, and let the database user switch to it.
+    """Create the organization role if it is missing, and let the database user switch to it.
 
-    Raise DatabaseSetupError, with the commands for a superuser, where the database user lacks the privilege.
+    Raise DatabaseSetupError, with the commands for a superuser, if the database user lacks a privilege.
     """
     role = organization_role(connection)
     user, may_switch = connection.execute(sa.text(sql("roles/may_switch")), {"role": role}).one()
@@ -44,20 +44,20 @@ def ensure_organization_role(connection: Connection) -> None:
         statements.append(f"grant {role} to {user}")
     if not _has_executed(connection, statements):
         raise DatabaseSetupError(
-            f"The database user {user} lacks a privilege: it may not create the role {role}, which keeps organizations"
-            f" apart, or not switch to it. Run `{'; '.join(statements)}` as a superuser or with CREATEROLE, then"
-            " `cliniko-pipeline migrate` again."
+            f"The database user {user} lacks a privilege to create the role {role}, which keeps organizations apart, or"
+            f" to switch to this role. Run `{'; '.join(statements)}` as a superuser or as a role with CREATEROLE, then"
+            " run `cliniko-pipeline migrate` again."
         )
-    # Staging tables are temporary.
+    # The organization role creates temporary staging tables.
     database = connection.execute(sa.text("select quote_ident(current_database())")).scalar_one()
     connection.exec_driver_sql(f"grant temporary on database {database} to {role}")
 
 
 def isolate(connection: Connection) -> list[str]:
-    """Put every tenant table, and the tables of the operator's own assets, under row-level security.
+    """Put all tenant tables under row-level security, including those of the operator's own assets.
 
-    Return warnings about tables that look like the pipeline's but may be the application's; these stay unchanged. Raise
-    DatabaseSetupError where a partition cannot be protected.
+    Return warnings about tables that may belong to the application although they have the pipeline's policies. These
+    tables are not changed. Raise DatabaseSetupError if a partition cannot be protected.
     """
     warnings: list[str] = []
     for table in connection.execute(sa.text(sql("isolation/unmarked_tables")), {"names": list(TENANT_TABLES)}).all():
@@ -66,9 +66,10 @@ def isolate(connection: Connection) -> list[str]:
             connection.exec_driver_sql(mark)
         else:
             warnings.append(
-                f"{table.name} has the pipeline's policies, but may be a table of your application: it stays unchanged."
-                f" If an asset writes it, run `{mark}` and `cliniko-pipeline migrate` again. Otherwise run `drop policy"
-                f" organization_boundary on {table.name}; alter table {table.name} no force row level security`."
+                f"{table.name} has the pipeline's policies, but may be a table of your application, so it was not"
+                f" changed. If an asset writes it, run `{mark}` and `cliniko-pipeline migrate` again. Otherwise run"
+                f" `drop policy organization_boundary on {table.name}; alter table {table.name} no force row level"
+                " security`."
             )
     for schema, table in isolated_tables(connection):
         isolate_table(connection, schema, table)
@@ -84,7 +85,7 @@ def isolate(connection: Connection) -> list[str]:
 
 
 def isolated_tables(connection: Connection) -> list[tuple[str, str]]:
-    """Return schema and table, both quoted for SQL, of all tables that the pipeline isolates."""
+    """Return (schema, table), both quoted for SQL, of all tables that the pipeline isolates."""
     own = {(table.partition(".")[0].strip('"'), table) for table in TENANT_TABLES}
     operators = {(row.schema, row.name) for row in connection.execute(sa.text(sql("isolation/isolated_tables")))}
     unquoted = {table.replace('"', "") for _, table in own}
@@ -92,7 +93,10 @@ def isolated_tables(connection: Connection) -> list[tuple[str, str]]:
 
 
 def isolate_table(connection: Connection, schema: str, table: str) -> None:
-    """Put a table under row-level security and grant it to the organization role. Both names are quoted for SQL."""
+    """Put a table under row-level security, and grant it to the organization role.
+
+    The caller quotes both names for SQL.
+    """
     _protect(connection, table)
     role = organization_role(connection)
     connection.exec_driver_sql(
@@ -101,7 +105,7 @@ def isolate_table(connection: Connection, schema: str, table: str) -> None:
 
 
 def require_own_policies(connection: Connection) -> None:
-    """Raise DatabaseSetupError where a policy of the application has a name that the pipeline needs."""
+    """Raise DatabaseSetupError if an application's policy has a name that the pipeline needs."""
     names = [*TENANT_TABLES, *(part.name for part in _partitions(connection))]
     foreign = connection.execute(sa.text(sql("isolation/foreign_policies")), {"names": names}).all()
     if foreign:
@@ -110,8 +114,8 @@ def require_own_policies(connection: Connection) -> None:
             f"alter policy {policy.name} on {policy.table} rename to application_{policy.name}" for policy in foreign
         )
         raise DatabaseSetupError(
-            f"The policy {policies} is not the pipeline's, which needs the name. Rename it, as the table's owner:"
-            f" `{renaming}`."
+            f"The policy {policies} does not belong to the pipeline, which needs this name. Rename the policy as the"
+            f" table's owner: `{renaming}`."
         )
 
 
@@ -126,7 +130,7 @@ def _protect(connection: Connection, table: str) -> None:
 
 
 def unisolated_tables(connection: Connection) -> list[str]:
-    """Return the tables that the policies do not protect, or that the organization role cannot use."""
+    """Return the tables without complete policies or without grants to the organization role."""
     parameters = {
         "names": [table for _, table in isolated_tables(connection)],
         "parts": [part.name for part in _partitions(connection)],
@@ -136,11 +140,11 @@ def unisolated_tables(connection: Connection) -> list[str]:
 
 
 def require_powerless_role(connection: Connection) -> None:
-    """Raise DatabaseSetupError where the organization role has more powers than it needs."""
+    """Raise DatabaseSetupError if the organization role has more powers than it needs."""
     name = organization_role(connection)
     role = connection.execute(sa.text(sql("roles/role_powers")), {"role": name}).one_or_none()
     if role is None:
-        return  # the migration creates it
+        return  # The migration creates the role.
     powers = [
         *(["is a superuser"] if role.rolsuper else []),
         *(["bypasses row-level security"] if role.rolbypassrls else []),
@@ -151,13 +155,13 @@ def require_powerless_role(connection: Connection) -> None:
         mend = [f"alter role {name} nosuperuser nobypassrls nologin"]
         mend += [f"revoke {other} from {name}" for other in role.memberships]
         raise DatabaseSetupError(
-            f"The role {name}, which keeps organizations apart, {' and '.join(powers)}: run"
+            f"The role {name}, which must keep organizations apart, {' and '.join(powers)}: run"
             f" `{'; '.join(mend)}` as a superuser. First make sure that no other program uses the role."
         )
 
 
 def strangers(connection: Connection) -> str | None:
-    """Return a warning about members of the organization role that the pipeline does not use; None: there are none."""
+    """Return a warning about unexpected members of the organization role, if there are any."""
     name = organization_role(connection)
     members = list(connection.execute(sa.text(sql("roles/role_members")), {"role": name}).scalars())
     if not members:
@@ -169,7 +173,7 @@ def strangers(connection: Connection) -> str | None:
 
 
 def unbound_user(connection: Connection) -> str | None:
-    """Return a warning about a database user that bypasses row-level security; None: it does not."""
+    """Return a warning if the database user bypasses row-level security, else None."""
     query = "select rolsuper, rolbypassrls, quote_ident(rolname) as name from pg_roles where rolname = session_user"
     user = connection.execute(sa.text(query)).one()
     powers = [*(["is a superuser"] if user.rolsuper else []), *(["has BYPASSRLS"] if user.rolbypassrls else [])]
@@ -183,24 +187,25 @@ def unbound_user(connection: Connection) -> str | None:
 
 
 def dump_hint(connection: Connection) -> str | None:
-    """Return which role can dump the database; None: the database user can."""
+    """Return a hint which role can dump the database, or None if the database user can."""
     user = connection.execute(sa.text(sql("roles/dumping_roles")), {"table": ACTIVE_PATIENTS.qualified}).one()
     if user.may_dump:
         return None
     remedy = (
         f"dump as {' or '.join(user.others)}, or as a superuser."
         if user.others
-        else "dump as a superuser, or as a role for it:"
+        else "dump as a superuser, or create a role for dumps:"
         " `create role clinic_backup login bypassrls in role pg_read_all_data password '...'`."
     )
     return f"pg_dump as {user.name} fails under row-level security: {remedy}"
 
 
 def retire_other_roles(connection: Connection) -> list[str]:
-    """Revoke the privileges of other databases' organization roles in this one; return warnings about the others.
+    """Revoke privileges that other databases' organization roles have in this database.
 
-    Such grants exist in a copy of another database, and where all databases of the server shared one role. This
-    database's role gets what the operator granted to them. An unused role is dropped.
+    Such privileges exist in a copied database, and in databases of an earlier version that shared a role. This
+    database's role gets the privileges that the operator granted to the other roles. Unused roles are dropped. Return
+    warnings about everything that an operator must change.
     """
     own = organization_role(connection)
     warnings: list[str] = []
@@ -216,8 +221,9 @@ def retire_other_roles(connection: Connection) -> list[str]:
             )
     policies = connection.execute(sa.text(sql("isolation/other_policies")), {"role": own}).all()
     warnings += [
-        f"The policy {policy.policy} of {policy.object} names the role {policy.role}: run"
-        f" `alter policy {policy.policy} on {policy.object} to {own}`, with its other roles, as the table's owner."
+        f"The policy {policy.policy} of {policy.object} is for {policy.role}, which is not this database's organization"
+        f" role. As the table's owner, run `alter policy {policy.policy} on {policy.object} to {own}`, followed by the"
+        " policy's other roles."
         for policy in policies
     ]
     names = sorted({row.role for row in (*grants, *policies)})
@@ -233,7 +239,7 @@ def retire_other_roles(connection: Connection) -> list[str]:
 
 
 def _has_executed(connection: Connection, statements: Sequence[str]) -> bool:
-    """Execute the statements; return False, with none executed, where the database user lacks a privilege."""
+    """Execute the statements; if the database user lacks a privilege, roll back and return False."""
     try:
         with connection.begin_nested():
             for statement in statements:

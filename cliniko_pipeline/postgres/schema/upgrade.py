@@ -1,7 +1,7 @@
-"""The migration of a database to this version's schema, and the checks that it has that schema.
+"""The migration of a database to this version's schema, and the checks of the schema.
 
-Tables are changed by versioned steps (Alembic, in `migrations/versions`). Functions, triggers, policies and grants are
-created again whenever their text has changed. All of it is one transaction.
+Versioned Alembic steps in `migrations/versions` change tables. Functions, triggers, policies and grants are created
+again when their texts have changed. A migration is one transaction.
 """
 
 import re
@@ -55,12 +55,12 @@ from cliniko_pipeline.postgres.server.driver_errors import already_set_up
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, WATCHED
 
 TABLE_LOCK_TIMEOUT_SECONDS = 5
-"""How long a migration waits for a table. Later users of the table wait behind it."""
+"""How long a migration waits for a table. Later transactions on the table wait behind the migration."""
 
-# Alembic keeps the running migration in variables of its modules.
+# Alembic stores the running migration in global variables, so one migration runs at a time.
 _ALEMBIC = Lock()
 
-# Their files under `sql/`, in the order of their dependencies.
+# The files of functions under `sql/`, in the order of their dependencies.
 FUNCTIONS = (
     "functions/casefold",
     "functions/name_key",
@@ -84,7 +84,7 @@ _MIGRATIONS = "cliniko_pipeline.postgres.migrations"
 
 WATCH = "isolation/watch"
 MAX_NAMED = 5
-"""Missing objects named in an error."""
+"""The maximum number of missing objects that an error message lists."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class Migration:
     """The outcome of a migration.
 
     Attributes:
-        before: the version before; None: there was none.
-        after: the version now.
-        changed: whether anything was changed.
-        closed_to_readers: whether active_patients had rows and no row-level security. Its readers must now set the
+        before: the version before the migration; None if the database had no schema of the pipeline.
+        after: the version after the migration.
+        changed: whether the migration changed the schema.
+        closed_to_readers: whether active_patients had rows and got row-level security. Its readers must now set the
             organization.
-        warnings: what the operator must review, in words.
+        warnings: problems that the operator must review.
         made_again: missing objects of this version that were created again.
         filter_changed: whether the contacts filter changed.
     """
@@ -119,21 +119,25 @@ def migrate(
     adopts: bool = False,
     contacts_filter: str | None = None,
 ) -> Migration:
-    """Migrate the database to this version's schema. Safe to repeat, and to run concurrently.
+    """Migrate the database to this version's schema. Calls may be repeated and concurrent.
 
-    Attributes:
-        create_application_tables: create missing organizations, api_credentials and contacts, as in the embedded
-            database.
-        adopts: store the database's identity again, for a copy that is to work on its own.
-        contacts_filter: the operator's condition over contacts; None: all count.
+    After an error nothing is changed.
 
-    Raise DatabaseSetupError where a table or column of the application is missing, or the database user lacks a
-    privilege; SettingsError where `contacts_filter` is no condition over contacts; DatabaseUnavailableError where
-    other transactions hold the tables. After an error nothing is changed.
+    Args:
+        database: the database.
+        create_application_tables: whether to create missing application tables, which is for the embedded database.
+        adopts: whether to replace the stored identity, so that a copy of a database can sync independently.
+        contacts_filter: the operator's condition for contacts; None for all contacts.
+
+    Raises:
+        DatabaseSetupError: an application table or column is missing, or the database user lacks a privilege.
+        SettingsError: `contacts_filter` is invalid.
+        DatabaseUnavailableError: other transactions lock the tables for too long.
     """
     database.require_supported_version()
     with database.operator() as connection:
-        # Another migration may take long. Users of the tables must not wait long behind this one.
+        # The wait for another migration may be long. The later waits for tables must be short, because other
+        # transactions wait behind this one.
         _limit_waits(connection, LOCK_TIMEOUT_SECONDS)
         connection.execute(
             sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("cliniko_pipeline.migrate")}
@@ -167,7 +171,7 @@ def migrate(
 
 
 def require_current(database: Database) -> None:
-    """Raise DatabaseSetupError where the schema is not this version's, or an application table is missing."""
+    """Raise DatabaseSetupError if the schema differs from this version's, or a table is unusable."""
     with database.operator() as connection:
         require_application_tables(connection)
         require_powerless_role(connection)
@@ -177,7 +181,7 @@ def require_current(database: Database) -> None:
     if missing:
         raise DatabaseSetupError(
             f"The database lacks {', '.join(missing[:MAX_NAMED])}{' and more' if len(missing) > MAX_NAMED else ''}:"
-            " `cliniko-pipeline migrate` creates that again."
+            " `cliniko-pipeline migrate` creates missing objects again."
         )
     if found != expected_version():
         state = "has no pipeline schema yet" if found is None else "has the schema of another version of the pipeline"
@@ -185,7 +189,7 @@ def require_current(database: Database) -> None:
 
 
 def require_isolation(database: Database) -> None:
-    """Raise DatabaseSetupError where organizations are not isolated, or the database user has no organization context.
+    """Raise DatabaseSetupError if organizations are not isolated, or the organization context fails.
 
     The schema must be current.
     """
@@ -219,7 +223,10 @@ def require_isolation(database: Database) -> None:
 
 
 def require_visible_contacts(database: Database) -> None:
-    """Raise DatabaseSetupError where policies hide contacts from the pipeline. The schema must be current."""
+    """Raise DatabaseSetupError if policies hide contacts from the pipeline.
+
+    The schema must be current.
+    """
     with database.organization("doctor") as connection:
         connection.execute(sa.text("select from cliniko.organization_contacts()"))
 
@@ -231,13 +238,16 @@ def risks(database: Database) -> list[str]:
 
 
 def dump_hint(database: Database) -> str | None:
-    """Return which role can dump the database; None: the database user can."""
+    """Return a hint which role can dump the database, or None if the database user can."""
     with database.operator() as connection:
         return isolation.dump_hint(connection)
 
 
 def expected_version() -> str:
-    """Return the last migration's revision and a digest of functions and policies, e.g. `0001+3f2a...`."""
+    """Return this version's schema version, e.g. `0001+3f2a...`.
+
+    It consists of the last migration's revision and a digest of functions and policies.
+    """
     texts = "\x1f".join(sql(name) for name in (*FUNCTIONS, *ISOLATION, WATCH))
     return f"{_revisions()[-1]}+{sha256(texts.encode()).hexdigest()[:12]}"
 
@@ -248,7 +258,7 @@ def _missing_objects(connection: Connection) -> list[str]:
 
 
 def _current_version(connection: Connection) -> str | None:
-    # Kept as the schema's comment: Alembic's version does not cover functions and policies.
+    # The version is stored in the schema's comment, because Alembic's version does not cover functions and policies.
     return connection.execute(
         sa.text("select obj_description(to_regnamespace('cliniko'), 'pg_namespace')")
     ).scalar_one_or_none()
@@ -282,7 +292,7 @@ def _translated_lock_timeouts() -> Generator[None, None, None]:
 
 
 def _require_known_version(connection: Connection) -> None:
-    """Raise DatabaseSetupError where the database has migrations that this version does not know."""
+    """Raise DatabaseSetupError if a newer version of the pipeline has migrated the database."""
     if connection.execute(sa.text("select to_regclass('cliniko.schema_version')")).scalar_one() is None:
         return
     found = set(connection.execute(sa.text("select version_num from cliniko.schema_version")).scalars())
@@ -314,13 +324,13 @@ def _upgrade(connection: Connection) -> list[str]:
 
 @cache
 def _revisions() -> list[str]:
-    """Return the revisions of all migrations, in order: the numbers of their files."""
+    """Return the revisions of all migrations in order, which are the numbers of their files."""
     names = (file.name for file in resources.files(_MIGRATIONS).joinpath("versions").iterdir())
     return sorted(name[:4] for name in names if re.fullmatch(r"\d{4}_\w+\.py", name))
 
 
 def _run_migrations(connection: Connection) -> None:
-    # The import is slow: a third of the time of `doctor`.
+    # Imported only here, because the import takes a third of the time of `doctor`.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 

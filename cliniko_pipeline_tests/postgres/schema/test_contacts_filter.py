@@ -139,9 +139,9 @@ def test_column_of_the_filter_that_goes_is_named(clinic: StoredClinic, database_
 
 def test_other_setting_than_the_stored_one_asks_for_migrate(clinic: StoredClinic) -> None:
     for stored, setting, words in (
-        (None, "true", "is set, and the database has none"),
-        ("true", None, "is not set, and the database has one"),
-        ("true", "kind is null", "is not the one that the database has"),
+        (None, "true", "is set, but the database has no filter"),
+        ("true", None, "is not set, but the database has a filter"),
+        ("true", "kind is null", "differs from the database's filter"),
     ):
         schema.migrate(clinic.database, contacts_filter=stored)
         require_stored(clinic.database, stored)

@@ -52,7 +52,7 @@ def test_migration_makes_again_what_is_missing(database: Database) -> None:
         administer(database.url, loss)
         with pytest.raises(DatabaseSetupError) as raised:
             schema.require_current(database)
-        assert_one_line(raised.value, words, "`cliniko-pipeline migrate` creates that again")
+        assert_one_line(raised.value, words, "`cliniko-pipeline migrate` creates missing objects again")
         assert any(words in each for each in schema.migrate(database).made_again), words
         schema.require_current(database)
         assert not schema.migrate(database).changed
@@ -115,7 +115,7 @@ def test_schema_of_somebody_else_is_named_before_anything_is_made(application: D
     administer(application.url, f"create schema {name}", f"create table {name}.{table} (id integer)")
     with pytest.raises(DatabaseSetupError) as raised:
         schema.migrate(application)
-    assert_one_line(raised.value, f"schema {name} is not the pipeline's", table, f"alter schema {name} rename to")
+    assert_one_line(raised.value, f"the schema name {name}, but", table, f"alter schema {name} rename to")
     administer(application.url, f"alter schema {name} rename to theirs")
     assert not has_pipeline_schema(application)
     assert schema.migrate(application).changed
