@@ -1,4 +1,4 @@
-"""Sandbox accounts that change, or stop answering, when the test says so."""
+"""Sandbox accounts that tests change or hold while requests are in flight."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 
 
 def add_appointment(account: Account, number: int) -> None:
-    """Give the account's patient 1 an appointment of yesterday, entered now."""
+    """Give patient 1 an appointment that took place yesterday and is created now."""
     at = datetime.now(UTC)
     now, yesterday = (cliniko_text(moment) for moment in (at, at - timedelta(days=1)))
     record = individual_appointment(str(1000 + number), "1", yesterday, created_at=now, updated_at=now)
@@ -20,7 +20,7 @@ def add_appointment(account: Account, number: int) -> None:
 
 
 class Hold:
-    """A stop for requests. `reached` is set when one waits; `release` lets it and all later ones pass."""
+    """A barrier for requests. `reached` is set when a request waits. `release` lets all requests pass."""
 
     def __init__(self) -> None:
         self.reached = Event()
@@ -36,7 +36,7 @@ class Hold:
 
 @contextmanager
 def held(account: Account, *, after: int = 0) -> Iterator[Hold]:
-    """Hold the pages of the account after the first `after`, until released or the end of the block."""
+    """Hold all pages of the account except the first `after` pages, until `release` or the end of the block."""
     hold = Hold()
     page = account.page
     served = 0

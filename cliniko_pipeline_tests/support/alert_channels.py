@@ -1,4 +1,4 @@
-"""An HTTP server as an alert channel, and what it received."""
+"""An HTTP server that acts as an alert channel and stores the received messages."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from cliniko_pipeline_tests.support.webhook_targets import serving
 
 @dataclass
 class WebhookChannel:
-    """A channel. `received` are the messages in order; `is_down` makes it refuse them."""
+    """A channel. `received` has the messages in order. If `is_down`, the channel refuses messages."""
 
     url: str
     received: list[dict[str, Any]] = field(default_factory=list)

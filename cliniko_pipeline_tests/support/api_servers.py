@@ -1,4 +1,4 @@
-"""The HTTP service on a free port, with the server configuration of operators."""
+"""The HTTP service on a free port, with the server configuration that operators use."""
 
 import threading
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from cliniko_pipeline_tests.support.waiting import wait_until
 
 @contextmanager
 def served(runtime: Runtime, application: FastAPI | None = None) -> Iterator[str]:
-    """Serve in a thread of this process; yield the address without a trailing slash."""
+    """Serve in a thread of this process. Yield the address without a trailing slash."""
     configuration = server_configuration(
         application or create_application(runtime), runtime.settings, host="127.0.0.1", port=0
     )

@@ -1,7 +1,7 @@
-"""A Chromium on the Dagster UI or the service's page. Tests find elements by their visible texts and roles.
+"""A Chromium that shows the Dagster UI or the service's page.
 
-The machine's browser is used. CLINIKO_TEST_BROWSER names another program, or `none` to skip these tests.
-CLINIKO_TEST_BROWSER_VISIBLE=1 opens a window; otherwise the browser is headless.
+Tests find elements by their visible texts and roles. The installed browser is used unless CLINIKO_TEST_BROWSER is the
+path of another program, or `none` to skip these tests. The browser is headless unless CLINIKO_TEST_BROWSER_VISIBLE=1.
 """
 
 import os
@@ -18,10 +18,10 @@ from playwright.sync_api import ConsoleMessage, Locator, Page, Request, Viewport
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 WINDOW: ViewportSize = {"width": 1400, "height": 900}
 SECONDS = 60
-"""Time limit for what is shown after a click."""
+"""Time limit for an element to appear."""
 
 ARGUMENTS = (
-    "--no-sandbox",  # Chromium needs it as root; it loads only our pages
+    "--no-sandbox",  # Chromium needs this option if it runs as root
     "--disable-dev-shm-usage",  # containers have little shared memory
     "--disable-gpu",
     "--no-proxy-server",
@@ -42,7 +42,7 @@ DRAWN = """canvas => {
 
 
 def browser_program() -> str:
-    """Return the Chromium to drive. Fail the test if there is none; skip it with CLINIKO_TEST_BROWSER=none."""
+    """Return the Chromium to use. Fail the test without one, or skip the test if CLINIKO_TEST_BROWSER=none."""
     wanted = os.environ.get("CLINIKO_TEST_BROWSER", "")
     if wanted == "none":
         pytest.skip("CLINIKO_TEST_BROWSER=none: no browser wanted")
@@ -57,7 +57,7 @@ def browser_program() -> str:
 
 
 class DagsterUI:
-    """A browser tab. `complaints` are console errors, failed requests and requests to other hosts."""
+    """A browser tab. `complaints` has console errors, failed requests and requests to other hosts."""
 
     def __init__(self, page: Page, address: str, pictures: Path) -> None:
         self.page = page
@@ -74,7 +74,7 @@ class DagsterUI:
         self.page.goto(self.address + path, wait_until="domcontentloaded")
 
     def launch(self, job: str, *, partition: str | None) -> str:
-        """Launch a run of one partition, or a backfill of all (None), in the job's dialog; return its page's path."""
+        """Launch a run of the partition, or a backfill of all partitions (None). Return the path of its page."""
         self.open(f"/locations/cliniko_pipeline/jobs/{job}")
         self.page.get_by_role("button", name="Materialize all").click()
         dialog = self.page.get_by_role("dialog").filter(has_text="Launch runs to materialize")
@@ -105,7 +105,7 @@ class DagsterUI:
         canvas = heading.locator("xpath=following::canvas[1]")
         self.see(canvas)
         shares = [0.0]
-        # The line is animated: it is complete when two samples are equal.
+        # The line is animated, so it is complete when two samples are equal.
         for _ in range(SECONDS * 2):
             shares.append(canvas.evaluate(DRAWN))
             if shares[-1] == shares[-2] > 0:
@@ -117,7 +117,7 @@ class DagsterUI:
         self.page.screenshot(path=self.pictures / f"{name}.png", animations="disabled")
 
     def _note_console(self, message: ConsoleMessage) -> None:
-        # Warnings are ignored: Dagster's GraphQL client logs deprecations.
+        # Warnings are ignored, because Dagster's GraphQL client logs deprecations.
         self._note(message.type == "error", message.text)
 
     def _note_request(self, request: Request) -> None:
@@ -131,16 +131,16 @@ class DagsterUI:
 
 
 def answers(address: str) -> bool:
-    """Return whether the webserver answers."""
+    """Return whether the webserver responds."""
     try:
-        # Without certificates: loading them takes longer than the request.
+        # Certificates are not verified, because loading them takes longer than the request.
         return httpx.get(f"{address}/server_info", trust_env=False, verify=False, timeout=10).is_success
     except httpx.HTTPError:
         return False
 
 
 def pictures_folder(tmp_path: Path) -> Path:
-    """Return the folder named by CLINIKO_TEST_PICTURES (`make screenshots`), or a temporary one."""
+    """Return the folder in CLINIKO_TEST_PICTURES (`make screenshots`), or a temporary folder."""
     folder = Path(os.environ.get("CLINIKO_TEST_PICTURES") or tmp_path / "pictures").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -148,7 +148,7 @@ def pictures_folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def opened_ui(address: str, pictures: Path) -> Iterator[DagsterUI]:
-    """Open a tab on the address. A failing test reports what the page showed."""
+    """Open a tab on the address. If the test fails, its error includes the text of the page."""
     expect.set_options(timeout=SECONDS * 1000)
     with sync_playwright() as driver:
         is_headless = os.environ.get("CLINIKO_TEST_BROWSER_VISIBLE") != "1"

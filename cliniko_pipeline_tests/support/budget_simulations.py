@@ -1,4 +1,4 @@
-"""Simulated processes that share a request budget, in one thread, with a real database and simulated time."""
+"""Simulation of processes that share a request budget, in one thread, with a real database and simulated time."""
 
 import heapq
 import itertools
@@ -21,22 +21,25 @@ WINDOW = 60.0
 
 @dataclass
 class Sent:
-    """Times of a request's permission and answer; infinity: not answered."""
+    """A request. `answered` is infinity until the response arrives."""
 
     permitted: float
     answered: float = float("inf")
 
 
 def max_in_a_window(sent: Iterable[Sent]) -> int:
-    """Return the most requests that Cliniko can count in a window: at any time between permission and answer."""
-    # The database rounds to microseconds.
+    """Return the most requests that Cliniko can count within a window.
+
+    Cliniko may count a request at any time between its permission and its response.
+    """
+    # The subtracted microseconds allow for the rounding of the database.
     changes = [(request.permitted, 1) for request in sent]
     changes += [(request.answered + WINDOW - 5e-6, -1) for request in sent]
     return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
 
 
 class WouldSleep(Exception):  # noqa: N818 (not an error)
-    """Raised instead of sleeping: the simulation continues the process later."""
+    """A process would sleep, and the simulation continues it later."""
 
     def __init__(self, seconds: float) -> None:
         assert 0 < seconds <= request_budgets.LONGEST_SLEEP_SECONDS
@@ -48,7 +51,7 @@ def would_sleep(seconds: float) -> None:
 
 
 class MovableClock:
-    """The clock of PostgreSQL and of all processes, in seconds since the start. A budget takes it for its database."""
+    """The clock of PostgreSQL and of all processes, in seconds since the start. Budgets use it as their database."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -78,7 +81,7 @@ class MovableClock:
 
 @contextmanager
 def movable_database(url: URL) -> Iterator[Database]:
-    """Open the database with a `clock_timestamp` of the test's own, first in the search path."""
+    """Open the database with its own `clock_timestamp`, which comes first in the search path."""
     administer(
         url,
         "create schema movable",
@@ -110,24 +113,24 @@ class Process:
             permission.__enter__()
         except WouldSleep as asleep:
             return asleep.seconds
-        one = Sent(self.clock.now)
-        self.sent.append(one)
-        # Kept: a permission that is garbage-collected would be given back.
-        self.requests.append(Request(self, one, permission))
+        sent = Sent(self.clock.now)
+        self.sent.append(sent)
+        # The permission is kept, because garbage collection would give it back.
+        self.requests.append(Request(self, sent, permission))
         return self.requests[-1]
 
     def may_send(self) -> bool:
-        """Start a request if one is permitted; return whether it was."""
+        """Start a request if the budget permits it. Return whether the request was started."""
         return isinstance(self.ask(), Request)
 
     def begin(self) -> "Request":
-        """Start a request, which must be permitted."""
+        """Start a request, which the budget must permit."""
         outcome = self.ask()
         assert isinstance(outcome, Request)
         return outcome
 
     def send(self) -> float:
-        """Wait until a request is permitted, and answer it immediately; return the seconds waited."""
+        """Wait until a request is permitted, and answer the request immediately. Return the seconds waited."""
         started = self.clock.now
         while isinstance(outcome := self.ask(), float):
             self.clock.now += outcome
@@ -151,7 +154,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """The work of a process: for each thread, pairs of a pause and the latency of the answer."""
+    """The work of a process. A thread has pairs of a pause and the latency of the next response."""
 
     threads: tuple[tuple[tuple[float, float], ...], ...]
     killed_at: float | None = None
@@ -167,7 +170,7 @@ class Simulation:
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def run(self, plans: list[Plan], blocks: list[tuple[float, float]]) -> list[Sent]:
-        """Run the plans and the blocks (moment, seconds); return all requests."""
+        """Run the plans and the blocks, which are pairs of a moment and seconds. Return all requests."""
         self.clock.now = 0.0
         processes = [Process(self.clock, self.limit, self.key) for _ in plans]
         for process, plan in zip(processes, plans, strict=True):

@@ -1,4 +1,4 @@
-"""A request budget of one process, with a clock that tests may move. The real one uses the database's clock."""
+"""A request budget of one process, with a clock that tests may move. Real budgets use the database's clock."""
 
 import math
 import threading
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 MIN_WAIT_SECONDS = 0.001
-"""Clocks of limited resolution might not move by less."""
+"""Shortest wait, because a clock of limited resolution may not move during a shorter one."""
 
 
 class SlidingWindowBudget:
-    """At most `limit` requests in any `window` seconds. `sleep` may raise to interrupt a wait."""
+    """A budget of at most `limit` requests in any `window` seconds. `sleep` may raise to interrupt a wait."""
 
     def __init__(
         self,
@@ -34,14 +34,14 @@ class SlidingWindowBudget:
     def request(self) -> Iterator[float]:
         """Wait until a request is allowed, count it, and yield the seconds waited."""
         waited = 0.0
-        # A block that starts during the sleep holds for this request, too.
+        # A block that starts during the sleep also applies to this request.
         while (wait := self._try_to_take()) > 0:
             self._sleep(wait)
             waited += wait
         yield waited
 
     def close(self) -> None:
-        """Do nothing: no other process shares this budget."""
+        """Do nothing, because no other process shares this budget."""
 
     def block(self, seconds: float) -> None:
         with self._lock:

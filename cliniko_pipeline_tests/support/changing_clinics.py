@@ -1,10 +1,10 @@
 """A clinic whose Cliniko account changes, and the rows that the pipeline must have stored after a sync.
 
-Syncs are run in `history_runs`, and the numbers are computed in `independent`.
+`history_runs` runs the syncs, and `independent` computes the expected numbers.
 
 The pipeline keeps a hard-deleted record until a full sync misses it, and then marks it as deleted. It keeps the last
-readable version of an unreadable record. Both changes are applied only to records that have not changed since the last
-quiet sync: otherwise the stored version would be unknown.
+readable version of an unreadable record. A record is deleted or made unreadable only if it has not changed since the
+last quiet sync, because otherwise its stored version would be unknown.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +30,7 @@ from cliniko_pipeline_tests.support.hostile_accounts import (
 
 START = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 MAX_CLOCK_SKEW_SECONDS = 60
-"""How far the server's clock may be ahead of the true time, or behind it."""
+"""Largest difference between the server's clock and the true time."""
 
 RESOURCES = ("patients", "individual_appointments", "group_appointments", "attendees")
 NAMES = ("appointment_types", "practitioners")
@@ -38,7 +38,7 @@ NAMES = ("appointment_types", "practitioners")
 _FIRST_NAMES = ("Ann", "Bo", "Cy", "Ann")
 _LAST_NAMES = ("Lee", "Fam", "Gross")
 _EMAILS = (None, "ann@example.org", " ANN@example.org", "fam@example.org", "bo@example.org", None)
-# Relative to START: around the window's start, around now, and far from both.
+# Starts of appointments relative to START. They are around the start of the window, around now, and far from both.
 _STARTS = (
     timedelta(days=-1),
     timedelta(days=-59, hours=-23),
@@ -60,7 +60,7 @@ Key = tuple[str, str]
 
 @dataclass
 class ServerClock:
-    """The server's clock: `passed` true seconds since START, and `ahead` seconds ahead of the true time."""
+    """The server's clock. It is `ahead` seconds ahead of the true time, which is START plus `passed` seconds."""
 
     passed: float = 0.0
     ahead: int = 0
@@ -78,7 +78,7 @@ class ServerClock:
 
 @dataclass(frozen=True)
 class Change:
-    """A change at a clinic. `which` chooses the record, `value` everything else; both wrap around."""
+    """A change at a clinic. `which` chooses the record, and `value` chooses the rest. Both wrap around."""
 
     kind: str
     which: int = 0
@@ -96,7 +96,7 @@ class Beginning:
 
 
 class ChangingClinic:
-    """A clinic's account and the application's contacts. Changes are stamped with the server's clock."""
+    """A clinic's account and the application's contacts. The server's clock gives the time of each change."""
 
     def __init__(self, organization_id: str, clock: ServerClock) -> None:
         self.id = organization_id
@@ -108,7 +108,7 @@ class ChangingClinic:
         self.gone: dict[Key, WireRecord | None] = {}
         self._understood: dict[Key, WireRecord] = {}
         self._unsettled: set[Key] = set()
-        self._made = 90  # ids get two and three digits, which sort differently as text
+        self._made = 90  # so that ids have two or three digits, which sort differently as text
 
     # --- Due rows -------------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class ChangingClinic:
         self._unsettled.clear()
 
     def stored(self, resource: str, vanished: Iterable[Key]) -> dict[str, WireRecord]:
-        """Return the due records of the resource by id; those in `vanished` are marked as deleted."""
+        """Return the records by id that must be stored. The records in `vanished` are marked as deleted."""
         known: dict[str, WireRecord | None] = {
             record_id: self._understood.get((resource, record_id)) if (resource, record_id) in self.bad else record
             for record_id, record in self.records[resource].items()
@@ -135,7 +135,7 @@ class ChangingClinic:
         }
 
     def wire(self, vanished: Iterable[Key]) -> dict[str, list[WireRecord]]:
-        """Return the account for the independent computation."""
+        """Return the account's records for the independent computation."""
         found = {resource: list(self.stored(resource, vanished).values()) for resource in RESOURCES}
         return found | {resource: list(self.records[resource].values()) for resource in NAMES}
 
@@ -164,7 +164,7 @@ class ChangingClinic:
         self._unsettled = {(resource, record_id) for resource in RESOURCES for record_id in self.records[resource]}
 
     def happen(self, change: Change) -> str:
-        """Apply the change, and describe it in words."""
+        """Apply the change, and return a description of it."""
         done = CHANGES[change.kind](self, change.which, change.value)
         return f"{change.kind}: {done or 'no record for it'}"
 
@@ -207,7 +207,10 @@ class ChangingClinic:
         return found[which % len(found)] if found else None
 
     def _settled(self, resource: str, which: int) -> WireRecord | None:
-        """Return a record unchanged since the last quiet sync; of attendees, one of a group, which must be stored."""
+        """Return a record that has not changed since the last quiet sync.
+
+        An attendee must belong to a group, because only such attendees must be stored.
+        """
         found = [
             record
             for record_id, record in self.records[resource].items()
@@ -219,7 +222,7 @@ class ChangingClinic:
         return self.is_group(linked(record, "booking"))
 
     def is_group(self, booking_id: str | None) -> bool:
-        """Return whether this is, or was, a group appointment."""
+        """Return whether the booking is, or was, a group appointment."""
         return booking_id in self.records["group_appointments"] or ("group_appointments", booking_id) in self.gone
 
     def _patient_id(self, which: int) -> str:
@@ -227,7 +230,7 @@ class ChangingClinic:
         return found["id"] if found else "1"
 
     def _names(self, value: int = 1) -> dict[str, Any]:
-        """Return links to an appointment type and a practitioner, sometimes to new ones."""
+        """Return links to an appointment type and a practitioner. Some calls add new records for them."""
         found: dict[str, Any] = {}
         for place, resource in enumerate(NAMES):
             known = self.records[resource]
@@ -266,7 +269,7 @@ class ChangingClinic:
     # --- Appointments ----------------------------------------------------------------------------------------
 
     def book(self, which: int, value: int) -> str:
-        """Add an individual appointment, mostly with the attendee that Cliniko adds to it."""
+        """Add an individual appointment. Most have the attendee that Cliniko adds to such an appointment."""
         booking = individual_appointment(self._new_id(), self._patient_id(which), self._start(value))
         if value % 3:
             self._add("attendees", attendee(self._new_id(), booking["id"], self._patient_id(which)))

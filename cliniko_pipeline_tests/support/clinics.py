@@ -16,7 +16,7 @@ AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 
 
 def small_clinic(name: str) -> Account:
-    """Return an account with two patients, of whom one has an appointment two weeks before AS_OF."""
+    """Return an account with two patients. Patient 1 has an appointment two weeks before AS_OF."""
     records = {
         "patients": [patient("1", email="one@clinic.example"), patient("2", email="two@clinic.example")],
         "individual_appointments": [individual_appointment("10", "1", "2026-06-01T09:00:00Z")],
@@ -59,13 +59,13 @@ class Clinics:
             return [tuple(row) for row in connection.exec_driver_sql(statement)]
 
     def run_states(self, name: str) -> list[tuple[str, str | None]]:
-        """Return status and error of the organization's runs, the oldest first."""
+        """Return the status and error of each of the organization's runs, the oldest first."""
         with self.database.organization(name) as connection:
             rows = connection.exec_driver_sql("select status, error from cliniko.sync_runs order by started_at")
             return [tuple(row) for row in rows]
 
     def runs_of_process(self, process: int) -> list[str]:
-        """Return the runs with a heartbeat of this process."""
+        """Return the runs for which this process sends heartbeats."""
         with self.database.operator() as connection:
             rows = connection.exec_driver_sql(
                 "select run_id from cliniko.run_heartbeats where split_part(process, ' ', 3) = %s", (str(process),)

@@ -25,14 +25,14 @@ def administer(url: URL, *statements: str) -> None:
 
 @contextmanager
 def created_database(server_url: URL, template: str = "template1", options: str = "encoding 'UTF8'") -> Iterator[URL]:
-    """Create a copy of the template on the server, and drop it with its connections and its role at the end."""
+    """Create a copy of the template on the server. At the end, drop it with its connections and its role."""
     name = f"test_{uuid4().hex}"
     url = server_url.set(database=name)
     administer(server_url, f"create database {name} template {template} {options}")
     role = organization_role_of(url)
     try:
         if not template.startswith("template"):
-            _migrate(url)  # The copy has the role and the identity of the template.
+            _migrate(url)  # because the copy still has the role and the identity of the template
         yield url
     finally:
         administer(server_url, f"drop database {name} with (force)", f"drop role if exists {role}")
@@ -40,7 +40,7 @@ def created_database(server_url: URL, template: str = "template1", options: str 
 
 @contextmanager
 def owned_database(server: URL) -> Iterator[Database]:
-    """Create a database with the application's tables, owned by a user that may log in and create roles."""
+    """Create a database with the application's tables. Its owner may log in and create roles."""
     owner = f"owner_{uuid4().hex}"
     administer(server, f"create role {owner} login createrole password 'owner'")
     with created_database(server, "template0", f"encoding 'UTF8' owner {owner}") as url:

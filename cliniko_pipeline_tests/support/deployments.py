@@ -1,4 +1,4 @@
-"""Two organizations on a Dagster instance in memory. The test acts as the daemon."""
+"""Two organizations on a Dagster instance in memory. The test does the work of the daemon."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,9 +44,9 @@ class Deployment:
         return {"runtime": self.pipeline.runtime}
 
     def requests(self, schedule: dg.ScheduleDefinition, at: datetime = NOW) -> list[dg.RunRequest]:
-        """Evaluate the schedule at this time."""
+        """Evaluate the schedule at this time. Return the run requests."""
         context = dg.build_schedule_context(scheduled_execution_time=at, resources=self.resources)
-        # Dagster builds the context for instances on disk only, which are eight times slower.
+        # Dagster builds this context only for instances on disk, which are eight times slower.
         context._instance, context._instance_ref = self.instance, object()
         return list(schedule.evaluate_tick(context).run_requests or [])
 
@@ -59,7 +59,7 @@ class Deployment:
         return sensor.evaluate_tick(dg.build_sensor_context(instance=self.instance, resources=self.resources))
 
     def watch_partitions(self) -> str | None:
-        """Apply the changes of partitions that the sensor requests; return its skip message."""
+        """Apply the partition changes that the sensor requests. Return the sensor's skip message."""
         found = self.evaluate(organization_partitions)
         for request in found.dynamic_partitions_requests or []:
             if isinstance(request, dg.AddDynamicPartitionsRequest):
@@ -102,7 +102,7 @@ class Deployment:
             paused(connection, name, reason=reason, run_id=run_id)
 
     def let_refusals_age(self) -> None:
-        """Date refusals back, so that the next one of the same credentials confirms them."""
+        """Date refusals back, so that the next refusal of the same credentials confirms them."""
         self.execute(
             "update cliniko.scheduling set refused_at = refused_at - cast(:age as interval)",
             age=scheduling.REFUSAL_CONFIRMED_AFTER,
@@ -122,6 +122,6 @@ def opened_deployment(environ: Mapping[str, str]) -> Iterator[Deployment]:
 
 
 def paused(connection: Connection, name: str, *, reason: str, run_id: str) -> None:
-    """Pause the organization for the credentials that are stored now."""
+    """Pause the organization until its present credentials change."""
     digest = scheduling.credentials_digest(connection, name)
     scheduling.pause(connection, name, reason=reason, run_id=run_id, credentials=digest)

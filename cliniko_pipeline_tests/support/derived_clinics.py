@@ -1,4 +1,4 @@
-"""A clinic whose tables are written as by a sync, or by hand, and derived from one another."""
+"""A clinic whose source tables the test writes, and whose derived tables are computed as in a sync."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -43,12 +43,12 @@ class DerivedClinic:
         return Derivation(CONTACT_MAPPING, sql("transforms/contact_mapping"), (PATIENTS,))
 
     def derive(self, *, full: bool = False) -> bool:
-        """Return whether the mapping was computed."""
+        """Write the mapping as a sync does. Return whether it was computed."""
         with self.database.organization(self.id) as connection:
             return derivations.write(connection, self.mapping(), force=full) is not None
 
     def sync(self, *, full: bool = False) -> bool:
-        """Derive both tables and check them; return whether the mapping was computed."""
+        """Derive both tables and check them. Return whether the mapping was computed."""
         is_computed = self.derive(full=full)
         with self.database.organization(self.id) as connection:
             replace_by_query(connection, ACTIVE_PATIENTS, sql("transforms/active_patients"), self.parameters)
@@ -56,7 +56,7 @@ class DerivedClinic:
         return is_computed
 
     def check(self) -> None:
-        """Assert that both tables hold what their queries compute, and that the stored row counts are right."""
+        """Assert that both tables equal the results of their queries, and that the stored row counts are right."""
         with self.database.organization(self.id) as connection:
             for table, query, parameters in (
                 (CONTACT_MAPPING, "contact_mapping", {}),
@@ -78,7 +78,7 @@ class DerivedClinic:
             return sorted((dict(row) for row in rows), key=lambda row: str(row.get("id", row)))
 
     def execute(self, statement: str, **values: object) -> None:
-        """Execute in the organization context, or for contacts as the operator, who owns them."""
+        """Execute in the organization context, or as the operator if the statement concerns contacts."""
         of_contacts = "public.contacts" in statement
         with self.database.operator() if of_contacts else self.database.organization(self.id) as connection:
             connection.execute(sa.text(statement), {"organization_id": self.id, **values})

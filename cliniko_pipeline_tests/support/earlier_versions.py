@@ -15,7 +15,7 @@ _LATER_FUNCTIONS = ("functions/stored_records", "request_budgets/take_requests")
 
 
 def migrate_with_shared_role(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Migrate as the versions with one organization role for all databases of a server."""
+    """Migrate as earlier versions did, which shared one organization role among all databases of a server."""
     with monkeypatch.context() as patch:
         _share_role(patch)
         patch.setattr(schema, "expected_version", lambda: "earlier")

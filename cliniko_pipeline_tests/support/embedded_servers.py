@@ -1,4 +1,4 @@
-"""Embedded servers under test: their processes, their answers, and their end."""
+"""Embedded servers under test, with checks of their processes and their end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from cliniko_pipeline.postgres.server import embedded, programs
 from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline_tests.support.waiting import wait_until
 
-# The path is too long for a socket, which is put into the temporary folder.
+# The path is too long for a socket, so the socket is in the temporary folder.
 UNUSUAL_NAME = 'it\'s "so", $HOME `id` \\x %d;# = & ?/gr\xf6\xdfe \u540d\u524d \U0001f600/' + "deep/" * 30 + "end"
 
 
 def statement(url: URL, text: str) -> object:
-    """Execute a statement; return the first value of its result, if it has one."""
+    """Execute a statement. Return the first value of its result, if there is a result."""
     database = Database(url)
     try:
         with database.operator() as connection:
@@ -50,7 +50,7 @@ def is_alive(pid: int) -> bool:
 
 @contextmanager
 def used(root: Path) -> Iterator[EmbeddedServer]:
-    """Run a server, which must answer in the block, and whose processes must have ended after it."""
+    """Run a server while the block runs. Assert that it answers, and that its processes end after the block."""
     with EmbeddedServer(root) as server:
         assert answers(server.url)
         pid = postmaster(root)

@@ -1,7 +1,7 @@
-"""A process that has imported the pipeline, and forks for every command or sync of the tests.
+"""A server process that has imported the pipeline, and forks for every command or sync of the tests.
 
-Starting Python and importing Dagster takes two seconds of processor time; a fork takes milliseconds. pytest itself
-has threads and is never forked. The server ends with pytest, even if pytest is killed.
+Starting Python and importing Dagster takes two seconds of CPU time, but a fork takes milliseconds. pytest cannot be
+forked itself, because it has threads. The server ends with pytest, even if pytest is killed.
 """
 
 import atexit
@@ -39,7 +39,7 @@ START_SECONDS = 120.0
 
 
 class Fork:
-    """A forked process. Its id is not reused before the block ends."""
+    """A forked process. The process id is not reused before the block ends."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -95,7 +95,7 @@ class ForkServer:
         argv: Sequence[str] = (SCRIPT,),
         streams: tuple[int, int, int],
     ) -> Fork:
-        """Run `module:function` with JSON arguments in a fork that has only these variables and streams."""
+        """Run `module:function` in a fork with JSON arguments and only the given variables and streams."""
         order = {"target": target, "arguments": arguments, "environ": dict(environ), "folder": str(folder)}
         message = json.dumps({**order, "argv": list(argv)}).encode()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -117,7 +117,7 @@ def fork_server() -> ForkServer:
 
 
 def _next_order(channel: socket.socket) -> dict[str, Any]:
-    """Wait for orders, and return each one in a fork of its own."""
+    """Wait for orders. Return each order in its own fork."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave no zombies
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, 4)
@@ -139,7 +139,7 @@ def _next_order(channel: socket.socket) -> dict[str, Any]:
 
 
 def _report(process_id: int, streams: list[int], reply: socket.socket) -> NoReturn:
-    """Send the process's id, then its exit code; release the id when the test has read both."""
+    """Send the process's id, then its exit code. Release the id when the test has read both."""
     try:
         for descriptor in (0, 1, 2, *streams):
             os.close(descriptor)
@@ -159,7 +159,7 @@ def _execute(order: Mapping[str, Any]) -> None:
     os.environ.update(order["environ"])
     time.tzset()
     sys.argv = order["argv"]
-    # click and multiprocessing take this for the program: spawned workers import it, as in reality.
+    # click and multiprocessing use this module as the program, so spawned workers import it as in reality.
     program = ModuleType("__main__")
     program.__file__ = SCRIPT
     sys.modules["__main__"] = program

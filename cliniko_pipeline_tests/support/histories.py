@@ -1,4 +1,4 @@
-"""The steps of a clinic's history (changes, clocks, syncs), and strategies that draw random ones."""
+"""Histories of a clinic, whose steps are changes, clocks and syncs, and strategies that draw histories."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from cliniko_pipeline_tests.support.changing_clinics import CHANGES, NAMES, RESO
 
 @dataclass(frozen=True)
 class Clock:
-    """A step in which true seconds pass, and the server's clock is set ahead by `ahead` seconds."""
+    """A step in which `seconds` pass and the server's clock is set ahead of the true time by `ahead` seconds."""
 
     seconds: int = 0
     ahead: int = 0
@@ -17,16 +17,18 @@ class Clock:
 
 @dataclass(frozen=True)
 class Sync:
-    """A sync, quiet unless an attribute says otherwise.
+    """A sync. It is quiet if the account does not change between its requests.
 
     Attributes:
-        full, accept_deletions: options of the sync.
-        hours: from the server's clock to `as_of`.
+        full: option of the sync.
+        accept_deletions: option of the sync.
+        hours: hours from the server's clock to `as_of`.
         pace: seconds between two requests.
-        between_requests: what happens before its second, third, ... request.
+        between_requests: steps before the second, third, ... request.
         faults: seed of transient faults.
         broken: resource and number of a page that cannot be read.
-        killed_at_request, killed_at_commit: the process ends before this request, or instead of this commit of a write.
+        killed_at_request: number of the request before which the process is killed.
+        killed_at_commit: number of the write transaction that is killed before its commit.
     """
 
     full: bool = False
@@ -49,8 +51,9 @@ Step = Change | Clock | Sync
 
 @dataclass(frozen=True)
 class History:
-    """`page_size`: Cliniko's pages hold 100 records; small ones have as many boundaries with fewer records.
+    """A clinic's beginning and the steps that follow.
 
+    `page_size` may be less than Cliniko's 100 records, so that fewer records have the same number of page boundaries.
     Without `ahead`, requests are sent one after the other, so that a history can be repeated exactly.
     """
 
@@ -72,7 +75,7 @@ def changes(kinds: list[str]) -> st.SearchStrategy[Change]:
 
 
 def syncs(happening: st.SearchStrategy[Change | Clock]) -> st.SearchStrategy[Sync]:
-    """Draw syncs that are disturbed by changes, faults or kills."""
+    """Draw syncs that changes, faults or kills disturb."""
     often = {
         "full": st.sampled_from([False, False, True]),
         "accept_deletions": st.sampled_from([True, True, True, False]),
@@ -102,7 +105,7 @@ quiet_syncs = st.builds(
 
 @st.composite
 def histories(draw: st.DrawFn) -> History:
-    """Draw twice: changes, disturbed syncs, more changes, a quiet sync."""
+    """Draw a history of two parts, each with changes, disturbed syncs, more changes and a quiet sync."""
     page_size = draw(st.sampled_from([10, 10, 100]))
     sizes = st.sampled_from([0, page_size - 1, page_size + 1, 2 * page_size + page_size // 2, 3 * page_size])
     beginning = Beginning(
@@ -111,7 +114,7 @@ def histories(draw: st.DrawFn) -> History:
         group_appointments=draw(st.sampled_from([0, 0, 2, page_size + 2])),
         attendees_of_each=draw(st.integers(0, 3)),
     )
-    # A subset of the kinds, so that a kind occurs several times.
+    # Only some kinds are used, so that a kind occurs several times.
     kinds = draw(st.lists(st.sampled_from(sorted(CHANGES)), min_size=5, max_size=15, unique=True))
     happening = st.one_of(changes(kinds), changes(kinds), changes(kinds), clocks)
     steps: list[Step] = []

@@ -1,7 +1,8 @@
-"""Hostile accounts: small sets of Cliniko records and contacts that collide. No code of the pipeline is used.
+"""Hostile accounts, which are small sets of colliding Cliniko records and contacts.
 
-Records have all fields of Cliniko's, and ids that are unique within the resource, unless ``bad_records`` breaks them.
-Contacts hold only what PostgreSQL can hold. Names are invented, addresses are under example.org.
+No code of the pipeline is used. Records have all fields of Cliniko's records, and ids that are unique within the
+resource, unless ``bad_records`` breaks them. Contacts contain only values that PostgreSQL can store. All names are
+invented, and all addresses are under example.org.
 """
 
 import re
@@ -18,7 +19,7 @@ ORGANIZATION = "hostile-clinic"
 OTHER_ORGANIZATION = "other-clinic"
 
 LARGEST_ID = 9_223_372_036_854_775_807
-"""Cliniko's newest ids have 19 digits; none is beyond a signed 64-bit integer."""
+"""Largest signed 64-bit integer. Cliniko's newest ids have 19 digits, and no id is larger than this."""
 
 WireRecord = dict[str, Any]
 ContactRow = dict[str, Any]
@@ -29,10 +30,10 @@ _RECENTLY = "2026-03-01T00:00:00Z"
 
 @dataclass(frozen=True)
 class Account:
-    """One organization's records in Cliniko, the contacts of all organizations, and the instant that counts as now.
+    """One organization's records in Cliniko, the contacts of all organizations, and the current instant.
 
-    ``records``: resource name to wire records, with archived and cancelled ones. ``contacts``: rows of
-    public.contacts, with ids as UUID.
+    ``records`` has wire records by resource, including archived and cancelled records. ``contacts`` has rows of
+    public.contacts, with UUIDs as ids.
     """
 
     records: Mapping[str, Sequence[WireRecord]]
@@ -70,7 +71,7 @@ def patient(
     merged_into: str | None = None,
     **changes: Any,
 ) -> WireRecord:
-    """Return a patient; ``merged_into`` sets the merged_with_patient link."""
+    """Return a patient. ``merged_into`` sets the merged_with_patient link."""
     fields = {
         "first_name": first_name,
         "last_name": last_name,
@@ -89,7 +90,7 @@ def patient(
 def individual_appointment(
     record_id: str | int, patient_id: str | int | None, starts_at: str, **changes: Any
 ) -> WireRecord:
-    """Return an individual appointment, not cancelled; without a patient its link is null."""
+    """Return an individual appointment that is not cancelled. Without a patient id, its patient link is null."""
     fields = {
         "starts_at": starts_at,
         "ends_at": None,
@@ -107,7 +108,7 @@ def individual_appointment(
 
 
 def group_appointment(record_id: str | int, starts_at: str, **changes: Any) -> WireRecord:
-    """Return a group appointment; its attendees are records of their own."""
+    """Return a group appointment. Its attendees are separate records."""
     fields = {
         "starts_at": starts_at,
         "ends_at": None,
@@ -125,7 +126,7 @@ def group_appointment(record_id: str | int, starts_at: str, **changes: Any) -> W
 def attendee(
     record_id: str | int, booking_id: str | int | None, patient_id: str | int | None, **changes: Any
 ) -> WireRecord:
-    """Return an attendee of a group appointment or, as in reality, of an individual appointment."""
+    """Return an attendee of a group appointment or of an individual appointment. Cliniko has both."""
     fields = {
         "arrived": None,
         "cancelled_at": None,
@@ -144,13 +145,13 @@ def appointment_type(record_id: str | int, name: str | None, **changes: Any) -> 
 
 
 def practitioner(record_id: str | int, **changes: Any) -> WireRecord:
-    """Return a practitioner, without names unless given."""
+    """Return a practitioner without names, except those given."""
     fields = {"display_name": None, "label": None, "first_name": None, "last_name": None, "active": True}
     return _record("practitioners", record_id, fields, changes)
 
 
 def contact(number: int, organization_id: str = ORGANIZATION, **columns: str | None) -> ContactRow:
-    """Return a row of public.contacts; its id is the UUID of the number (``contact_id``)."""
+    """Return a row of public.contacts. Its id is `contact_id(number)`."""
     unset = dict.fromkeys(["cliniko_patient_id", "name", "first_name", "last_name", "email"])
     return {"id": contact_id(number), "organization_id": organization_id, **unset, **columns}
 
@@ -168,7 +169,7 @@ def _site(appointment_type_id: int, practitioner_id: int) -> WireRecord:
 
 
 def hand_written_account() -> Account:
-    """Return an account in which every rule about the numbers occurs, as of 2026-03-31T12:00:00Z."""
+    """Return an account with cases for every rule about the numbers, as of 2026-03-31T12:00:00Z."""
     records = {
         "patients": _patients_by_hand(),
         "individual_appointments": _individual_appointments_by_hand(),
@@ -191,7 +192,8 @@ def hand_written_account() -> Account:
 
 def _patients_by_hand() -> list[WireRecord]:
     return [
-        # A chain of merges (one without merged_at), a loop with a way into it, a loop of one, an absent end.
+        # A chain of merges (the first without merged_at), a loop with a chain into it, a patient merged into itself,
+        # and a chain whose end has no record.
         patient(80, "Anna", "Before", merged_into="81"),
         patient("81", "Anne", "Between", merged_into="82", merged_at=_ENDED, archived_at=_ENDED),
         patient("82", "Ann", "Lee", "ann@example.org", archived_at="", deleted_at=""),
@@ -203,7 +205,7 @@ def _patients_by_hand() -> list[WireRecord]:
         patient("96", "abe", "SENT"),
         patient("97", "Fred", "Free", "Free@example.org"),
         patient("98", "Not", "Merged", merged_at=_ENDED),
-        # Named by contacts.
+        # Contacts have the ids of these patients.
         patient("100", "Arch", "Ived", archived_at=_ENDED),
         patient("101", "Two", "Named"),
         patient("102", "Held", "Back", "held@example.org"),
@@ -213,7 +215,7 @@ def _patients_by_hand() -> list[WireRecord]:
         patient("131", "Gone", "Person", deleted_at=_ENDED),
         patient("9223372036854775806", "Big", "Six"),
         patient("9223372036854775807", "Big", "Seven"),
-        # Sharing e-mails with contacts.
+        # These patients share e-mail addresses with contacts.
         patient("110", "Hans", "Gross", " Stra\u00dfe@example.org "),
         patient("111", "Mia", "Fam", "fam@example.org"),
         patient("112", "Tom", "Fam", "FAM@example.org"),
@@ -224,7 +226,7 @@ def _patients_by_hand() -> list[WireRecord]:
         patient("117", "Twin", "Contact", "twin@example.org"),
         patient("118", "Kim", "Part", "part@example.org"),
         patient("119", "Kay", "Part", "part@example.org"),
-        # Sharing names with contacts.
+        # These patients share names with contacts.
         patient("120", "\ufb01n", "\u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2"),
         patient("121", "Sam", "Same"),
         patient("122", "SAM", "same"),
@@ -283,7 +285,7 @@ def _individual_appointments_by_hand() -> list[WireRecord]:
     patientless = individual_appointment("15", None, _RECENTLY)
     del patientless["patient"]
     return [
-        # Patient 82 under all its ids: on, within and beyond both boundaries.
+        # Appointments of person 82, under all its patient ids, at, within and beyond both boundaries of the window.
         individual_appointment(1, 80, "2026-03-31T12:00:00Z", ends_at="2026-03-31T12:45:00Z", **_site(1, 7)),
         individual_appointment("2", "82", "2026-01-30T12:00:00Z", ends_at="", **_site(2, 8)),
         individual_appointment("3", "82", "2026-01-30T11:59:59Z"),
@@ -296,7 +298,7 @@ def _individual_appointments_by_hand() -> list[WireRecord]:
         individual_appointment("9", "82", "2026-03-10T09:00:00.5Z", ends_at="2026-03-10T19:30:00+10:00"),
         individual_appointment("28", "82", "2026-03-08T10:00:00Z"),
         individual_appointment("31", "82", "2026-04-02T10:00:00Z"),
-        # Rejected, and without a patient.
+        # Rejected appointments, and appointments without a patient or a person.
         individual_appointment("11", "82", ""),
         individual_appointment("12", "82", "soon"),
         individual_appointment("13", None, _RECENTLY),
@@ -304,7 +306,7 @@ def _individual_appointments_by_hand() -> list[WireRecord]:
         patientless,
         individual_appointment("16", "9999", _RECENTLY),
         individual_appointment("17", "95", _RECENTLY),
-        # One for every other person.
+        # One appointment for each of the other people.
         individual_appointment("40", "100", _RECENTLY),
         individual_appointment("41", "110", _RECENTLY, did_not_arrive=True),
         individual_appointment("42", "102", _RECENTLY),
@@ -338,30 +340,31 @@ def _group_appointments_by_hand() -> list[WireRecord]:
 
 def _attendees_by_hand() -> list[WireRecord]:
     return [
-        # Added again and again, the first time cancelled, once as a patient that was merged.
+        # One person's three attendees of one group. The first is cancelled, and the last is of a merged patient.
         attendee("201", "20", "82", cancelled_at=_ENDED),
         attendee(202, 20, 82, arrived=True),
         attendee("203", "20", "81", arrived=False),
-        # Archived or deleted, group or attendee.
+        # Attendees that are archived or deleted, or whose group is.
         attendee("204", "21", "82"),
         attendee("205", "22", "82"),
         attendee("206", "23", "82", archived_at=_ENDED),
         attendee("207", "24", "82", deleted_at=_ENDED),
-        # None arrived; one did not arrive and one is unknown; not started yet.
+        # A group where nobody arrived, a group where one arrival is unknown, a group that has not started, and a group
+        # whose only arrival is unknown.
         attendee("208", "25", "82", arrived=False),
         attendee("209", "25", "80", arrived=False),
         attendee("210", "26", "82", arrived=False),
         attendee("211", "26", "82", arrived=""),
         attendee("212", "27", "82", arrived=False),
         attendee("213", "28", "82"),
-        # Without a patient, rejected, of an individual appointment, of an unknown booking, of a rejected group.
+        # Attendees without a patient, with an unreadable field, and of bookings that are not known groups.
         attendee("214", "30", None),
         attendee("215", "30", "82", cancelled_at="soon"),
         attendee("216", "1", "82", cancelled_at=_ENDED),
         attendee("217", "404", "82"),
         attendee("218", None, "82"),
         attendee("219", "32", "82"),
-        # The loop.
+        # Attendees of the loop of merges.
         attendee("220", "45", "93", arrived=True),
         attendee("221", "45", "1000", arrived=""),
     ]
@@ -369,7 +372,7 @@ def _attendees_by_hand() -> list[WireRecord]:
 
 Name = tuple[str | None, str | None]
 
-# Spellings of a few people. Within a list most are the same name, and some only look like it.
+# Spellings of the names of a few people. In each list, most spellings are the same name, and some only look the same.
 _PEOPLE: list[list[Name]] = [
     [
         ("Ann", "Lee"),
@@ -417,7 +420,7 @@ _ENDS = {
     "appointment_types": ["archived_at"],
 }
 _REFERENCES = ["{}", "{}", "{}", " {}\u00a0", "0{}", "{}.0", "#{}"]
-"""Spellings of a patient id in contacts; some do not match."""
+"""Spellings of a patient id in contacts. Some of them do not match the id."""
 
 _AS_OFS = [
     datetime(2026, 3, 31, 12, 0, 0, tzinfo=UTC),
@@ -425,17 +428,17 @@ _AS_OFS = [
     datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC),
     datetime(2026, 4, 5, 2, 30, 0, 500_000, tzinfo=UTC),
 ]
-# Ids of 1 to 19 digits, in families that differ in the last digit only.
+# Ids of 1 to 19 digits. The ids of a family differ only in the last digit.
 _FAMILIES = ["", "8", "900719925474099", "123456789012345678", str(LARGEST_ID)[:-1]]
 _IDS = st.sampled_from([f"{family}{digit}" for family in _FAMILIES for digit in range(1, LARGEST_ID % 10 + 1)])
 
 
 @st.composite
 def accounts(draw: st.DrawFn, *, activity_window_days: int = 60, bad_records: bool = False) -> Account:
-    """Draw small hostile accounts, which shrink towards an empty one.
+    """Draw small hostile accounts, which shrink towards an empty account.
 
-    `activity_window_days` puts instants around that window's start. `bad_records` breaks some records (no id, no or
-    unreadable instants).
+    Many instants are around the start of the window of `activity_window_days`. `bad_records` breaks some records, which
+    then have no id, or missing or unreadable instants.
     """
     as_of = draw(st.sampled_from(_AS_OFS))
     drawing = _Drawing(draw, _instants(as_of, activity_window_days))
@@ -443,7 +446,7 @@ def accounts(draw: st.DrawFn, *, activity_window_days: int = 60, bad_records: bo
     if draw(st.sampled_from([False, False, False, True])):
         _close_a_loop(records["patients"][: draw(st.integers(2, 3))])
     if draw(st.booleans()):
-        # As in old records.
+        # Old records of Cliniko have integers as ids.
         for record in (record for found in records.values() for record in found if len(record["id"]) <= 2):
             record["id"] = int(record["id"])
     contacts = drawing.contacts()
@@ -453,7 +456,7 @@ def accounts(draw: st.DrawFn, *, activity_window_days: int = 60, bad_records: bo
 
 
 class _Drawing:
-    """Draws an account from few names, addresses, ids and instants, so that they collide."""
+    """Generator of an account from few names, addresses, ids and instants, so that they collide."""
 
     def __init__(self, draw: st.DrawFn, instants: list[str]) -> None:
         self.draw = draw
@@ -471,12 +474,12 @@ class _Drawing:
         return self.draw(st.sampled_from(choices))
 
     def unique_ids(self, max_size: int) -> list[str]:
-        # Drawing the size first makes the full sizes as likely as the small ones.
+        # The size is drawn first, so that large sizes are as likely as small sizes.
         size = self.one_of(range(max_size + 1))
         return self.draw(st.lists(_IDS, unique=True, min_size=size, max_size=size))
 
     def records(self) -> dict[str, list[WireRecord]]:
-        """Draw the records. Individual and group appointments share a pool of ids, so that some are equal."""
+        """Draw the records. Individual and group appointments share a pool of ids, so that some ids are equal."""
         kinds = {booking: self.one_of(["individual", "individual", "group", "both"]) for booking in self.booking_ids}
         return {
             "patients": [self.patient(record_id) for record_id in self.own_ids],
@@ -536,7 +539,10 @@ class _Drawing:
         }
 
     def times(self, resource: str) -> WireRecord:
-        """Draw ends, mostly null in either way, sometimes one or all set, and creation times within few seconds."""
+        """Draw the instants of a record.
+
+        Most ends are null or empty, and sometimes one or all ends are set. Records are created within a few seconds.
+        """
         fields = _ENDS.get(resource, [])
         nulls: list[WireRecord] = [dict.fromkeys(fields), dict.fromkeys(fields, "")]
         one_set = [null | {field: _ENDED} for null in nulls for field in fields]
@@ -545,7 +551,7 @@ class _Drawing:
         return ends | {"created_at": f"2025-06-01T08:00:0{created}Z", "updated_at": f"2025-06-01T08:00:0{updated}Z"}
 
     def link_or_none(self, resource: str, ids: Sequence[str]) -> Any:
-        """Draw a link to one of the ids or, less often, a null link in any shape."""
+        """Draw a link to one of the ids or, less often, any form of a missing link."""
         return self.one_of([link(resource, record_id) for record_id in ids] * 4 + _NO_LINKS)
 
     def contacts(self) -> list[ContactRow]:
@@ -555,7 +561,7 @@ class _Drawing:
         ]
 
     def columns(self) -> dict[str, str | None]:
-        """Draw columns that PostgreSQL can hold; half of the contacts name a patient."""
+        """Draw columns that PostgreSQL can store. Half of the contacts have a patient id."""
         first_name, last_name = self.one_of(self.names)
         name: dict[str, str | None] = {"name": self.one_of([None, "", " \u00a0"])}
         name |= {"first_name": first_name, "last_name": last_name}
@@ -571,7 +577,7 @@ class _Drawing:
         }
 
     def break_some(self, records: Mapping[str, list[WireRecord]]) -> None:
-        """Make up to four records unreadable, in one field each."""
+        """Make one field unreadable in each of up to four records."""
         places = [(resource, record) for resource, found in records.items() for record in found]
         chosen = self.draw(st.lists(st.integers(0, len(places) - 1), unique=True, max_size=4)) if places else []
         for resource, record in (places[index] for index in chosen):
@@ -586,7 +592,7 @@ class _Drawing:
 
 
 def _instants(as_of: datetime, activity_window_days: int) -> list[str]:
-    """Return instants at both boundaries, just inside and outside of them, and at the ends of the calendar."""
+    """Return instants at both boundaries of the window, just beside them, and at the ends of the calendar."""
     window = timedelta(days=activity_window_days)
     steps = [timedelta(0), timedelta(seconds=1), timedelta(microseconds=500_000), timedelta(microseconds=1)]
     boundaries = (as_of, as_of - window)
@@ -599,6 +605,6 @@ def _instants(as_of: datetime, activity_window_days: int) -> list[str]:
 
 
 def _close_a_loop(patients: Sequence[WireRecord]) -> None:
-    """Merge every patient into the next, and the last into the first: chance alone rarely does."""
+    """Merge every patient into the next, and the last into the first. Random draws rarely make such a loop."""
     for merged, target in zip(patients, [*patients[1:], *patients[:1]], strict=True):
         merged["merged_with_patient"] = link("patients", target["id"])

@@ -1,48 +1,48 @@
-"""An independent computation of the numbers, with which the pipeline's results are compared.
+"""An independent computation of the numbers, with which tests compare the pipeline's results.
 
-It is plain Python over an account's wire records, written from the definition of the numbers. It shares no code with
-the pipeline (or both could be wrong together), and needs no database and no HTTP.
+It is plain Python over the wire records of an account, and needs no database and no HTTP. It shares no code with the
+pipeline, because a shared error would make both results wrong in the same way. It follows this definition of the
+numbers:
 
-The definition in detail:
+**Wire records.** An id is a string of 1 to 20 digits, or an integer. Ids are compared as numbers. ``""`` means null in
+every field. First, NUL characters are removed from all texts, and each lone surrogate becomes U+FFFD, because
+PostgreSQL can store neither. Instants are ISO 8601 with ``Z`` or an offset, and with at most six digits of fraction.
+A record is rejected if it has no id, ``created_at`` or ``updated_at``, or if any of its instants is unreadable. An
+appointment is also rejected without ``starts_at``. Rejected records are ignored. A linked id is the last segment of the
+link's path. A missing or null link means that there is no linked record. If several records have the same id, the last
+record is used.
 
-**Wire records.** Ids are strings of 1 to 20 digits, compared as numbers; an integer is the same id. ``""``
-is null everywhere. NUL characters are dropped from every text before anything else, and a lone surrogate
-becomes U+FFFD: PostgreSQL can hold neither. Instants are ISO 8601 with ``Z`` or an offset and up to six
-digits of fraction. A record that misses its id, ``created_at``, ``updated_at`` or (appointments)
-``starts_at``, or that holds an unreadable instant, is rejected: it does not exist here. A linked
-id is the last segment of the link's path; a link that is missing or null links to nothing. Of several
-records with one id the last one given holds.
+**The person.** A patient is merged if it has a ``merged_with_patient`` link, even if ``merged_at`` is null. The person
+of a merged patient is the patient at the end of its chain of merges. If that patient has no record, the person is
+not active and not mapped, and no contact matches the person. The person of a loop, and of all chains that lead into
+the loop, is the lowest id in the loop. A person's names and e-mail address, and whether the person is archived or
+deleted, come from the person's own patient record.
 
-**The person.** A patient is merged if it has a ``merged_with_patient`` link, whatever its ``merged_at``
-says, and is then the patient it was merged into, followed to the end of the chain. A chain that ends at an
-id without a patient record ends at a person without a record, who is neither active nor mapped. No contact can
-name that person. A loop ends at its lowest id, and so do the chains that lead into it. Names, e-mail and
-whether a person is archived or deleted are those of the person's own patient record.
+**Attendances.** An attendance is an individual appointment, or a person's place in a group appointment. A person with
+several attendees in a group has one attendance, which counts if any of these attendees counts. An individual
+appointment counts unless it was cancelled, archived or deleted. An attendee counts unless it was cancelled, archived
+or deleted, or its group appointment was archived or deleted. Attendees are ignored unless their booking is a known
+group appointment. Appointments without a patient, or whose person has no record, are ignored.
 
-**Attendances.** One individual appointment, or one group appointment of one person however many of the
-person's attendees it has: it counts if any of them counts. An attendance counts unless it was cancelled
-(``cancelled_at`` of the individual appointment or of the attendee), archived or deleted (itself or its
-group appointment). Attendees of other bookings than known group appointments are ignored. An appointment without
-a patient, or of a person without a record, counts for nobody. An individual appointment's
-``did_not_arrive`` is true or it is false; a group attendance's is true if it has started and every counting
-attendee of the person has ``arrived`` false, not null. With ``count_no_shows=False`` individual no-shows
-are left out, and in a group the attendees that did not arrive are left out first.
+An individual appointment is a no-show if its ``did_not_arrive`` is true. A group attendance is a no-show if the group
+has started and ``arrived`` is false, not null, for all counting attendees of the person. With ``count_no_shows=False``,
+no-shows do not count.
 
-**Details.** At equal ``starts_at`` the lower id comes first, an individual appointment before a group
-appointment. Instants are rendered in UTC with as many digits of fraction as they need. The appointment type
-is its record's unchanged name, archived or not, or null if that is blank; the practitioner is the
-first of ``display_name``, ``label`` and ``first_name last_name`` that is not blank, trimmed.
+**Details.** Attendances with equal ``starts_at`` are ordered by id, and then individual before group appointments.
+Instants are written in UTC with the fewest possible digits of fraction. The appointment type is the unchanged name of
+its record, even if it is archived, or null if the name is blank. The practitioner is the first name that is not blank,
+without surrounding white space, of ``display_name``, ``label`` and ``first_name last_name``.
 
-**Names and e-mails.** A name's key is NFKC, then case-folded, then with white space collapsed; an e-mail's
-is stripped, then case-folded. A blank one is no key. White space is what ``str.split`` and ``str.strip``
-take for it. A contact's name is ``name``, or first and last name where that is blank.
+**Names and e-mail addresses.** The key of a name is the name in NFKC, case-folded, with collapsed white space. The key
+of an e-mail address is the address without surrounding white space, case-folded. A blank key matches nothing. White
+space is defined by ``str.split`` and ``str.strip``. The name of a contact is ``name``, or its first and last name if
+``name`` is blank.
 
-**Contact mapping.** ``contacts.cliniko_patient_id`` is stripped and then compared with patient ids as text.
-A contact that names a person with a record this way takes no part in the passes by e-mail and by name.
-A contact with ``deleted_at`` or a true ``is_deleted`` does not exist here. Archived and deleted people take part in the
-first pass only. ``candidate_count`` of an ambiguous person is
-the number of contacts of its group that were still free when it became ambiguous. The contacts left of an
-ambiguous e-mail group stay free for other people's names.
+**Contact mapping.** ``contacts.cliniko_patient_id`` is compared with patient ids as text, without surrounding white
+space. If it is the id of a patient whose person has a record, the contact takes no part in the passes by e-mail and by
+name. Contacts with ``deleted_at`` or a true ``is_deleted`` are ignored. Archived and deleted people take part only in
+the first pass. An ambiguous person's ``candidate_count`` is the number of contacts in its group that were still free
+at that time. The remaining contacts of an ambiguous e-mail group can still match other people by name.
 """
 
 import re
@@ -66,7 +66,7 @@ Method = Literal["cliniko_patient_id", "email", "name"]
 
 @dataclass(frozen=True)
 class ExpectedMapping:
-    """The mapping of a person: matched to a contact by a method, or ambiguous with a number of candidates."""
+    """The expected mapping of a person."""
 
     status: Status
     contact_id: Any = None
@@ -82,7 +82,7 @@ def expected_contact_mapping(
 ) -> dict[str, ExpectedMapping]:
     """Return the mapping by person id, for every person that has a patient record.
 
-    ``contacts`` may belong to any organization; only the organization's own count.
+    ``contacts`` may include contacts of other organizations, which are ignored.
     """
     patients = _read_all(records, "patients", _read_patient)
     person_of, _ = _follow_merges(patients)
@@ -119,8 +119,8 @@ def expected_active_patients(
 ) -> dict[Any, dict[str, Any]]:
     """Return the rows of public.active_patients by contact id, without ``id``, ``created_at`` and ``updated_at``.
 
-    Timestamps are naive and in UTC, as the columns are; the two JSON columns are lists of dicts. ``as_of``
-    must be aware (ValueError).
+    Timestamps are naive and in UTC, like the columns. The two JSON columns are lists of dicts. Raise ValueError if
+    ``as_of`` has no time zone.
     """
     as_of = _utc(as_of)
     search_from = as_of - timedelta(days=activity_window_days)
@@ -155,7 +155,7 @@ def merge_loops(records: Records) -> frozenset[str]:
 
 
 class _RejectedError(Exception):
-    """The record lacks a required field, or holds an unreadable instant."""
+    """The record lacks a required field, or has an unreadable field."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class _Patient:
 
 @dataclass(frozen=True)
 class _Appointment:
-    """An individual or a group appointment; ``patient_id`` and ``did_not_arrive`` of a group mean nothing."""
+    """An individual or a group appointment. Groups do not use ``patient_id`` and ``did_not_arrive``."""
 
     id: str
     patient_id: str | None
@@ -201,7 +201,7 @@ class _Attendee:
 
 @dataclass(frozen=True)
 class _Named:
-    """An appointment type or a practitioner, of which only the name counts."""
+    """An appointment type or a practitioner, with its shown name."""
 
     id: str
     name: str | None
@@ -310,7 +310,7 @@ def _linked_id(wire: Mapping[str, Any], name: str) -> str | None:
 
 
 def _has_any(wire: Mapping[str, Any], *fields: str) -> bool:
-    """Return whether any of the instants is set; all must be readable."""
+    """Return whether any of the instants is set. All the instants must be readable."""
     return len([field for field in fields if _instant(wire, field) is not None]) > 0
 
 
@@ -351,13 +351,13 @@ def _text(wire: Mapping[str, Any], field: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return the text as PostgreSQL can hold it."""
+    """Return the text without characters that PostgreSQL cannot store."""
     text = text.replace("\0", "")
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _follow_merges(patients: Mapping[str, _Patient]) -> tuple[dict[str, str], set[str]]:
-    """Return person ids by patient id (also for absent ends of chains), and the persons of loops."""
+    """Return person ids by patient id, and the persons of loops. Missing ends of chains are included."""
     person_of: dict[str, str] = {}
     loops: set[str] = set()
     for start in patients:
@@ -434,7 +434,7 @@ def _attendances_by_person(
 def _counting_attendees(
     records: Records, groups: Mapping[str, _Appointment], person_of: Mapping[str, str]
 ) -> dict[tuple[str, str], list[_Attendee]]:
-    """Return the counting attendees by (group appointment id, person id); no list is empty."""
+    """Return the counting attendees by group appointment id and person id. No list is empty."""
     counting: defaultdict[tuple[str, str], list[_Attendee]] = defaultdict(list)
     for attendee in _read_all(records, "attendees", _read_attendee).values():
         group = groups.get(attendee.booking_id or "")
@@ -511,7 +511,7 @@ def _match_by_name(people: Sequence[_Patient], free: Sequence[_Contact]) -> dict
 def _settle_with_names(
     patients: Sequence[_Patient], contacts: Sequence[_Contact], method: Method
 ) -> dict[str, ExpectedMapping]:
-    """Settle a group that shares an id or an e-mail; people not in the result go on to the next pass."""
+    """Settle a group that shares an id or an e-mail address. People without a result go to the next pass."""
     if len(patients) == len(contacts) == 1:
         return {patients[0].id: ExpectedMapping("matched", contacts[0].id, method)}
 
@@ -551,7 +551,7 @@ def _soonest_first(attendances: Iterable[_Attendance]) -> list[_Attendance]:
 
 
 def _latest_first(attendances: Iterable[_Attendance]) -> list[_Attendance]:
-    # A reversed sort is stable: within one starts_at, ids still ascend.
+    # A reversed sort is stable, so ids still ascend where starts_at is equal.
     return sorted(_soonest_first(attendances), key=lambda a: a.starts_at, reverse=True)
 
 

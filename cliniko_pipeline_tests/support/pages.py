@@ -1,4 +1,4 @@
-"""The service's page in a browser: login, browser errors, and small screens."""
+"""Helpers for tests of the service's page in a browser."""
 
 import re
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def log_in(ui: DagsterUI, token: str) -> None:
 
 
 def complaints(ui: DagsterUI, refused: set[int]) -> list[str]:
-    """Return the complaints except for expected statuses and connections that a test broke."""
+    """Return the complaints, except those about expected statuses and about connections that a test broke."""
     expected = re.compile("|".join([rf": {status} http|status of {status} " for status in refused] or ["(?!)"]))
     return [
         complaint
@@ -34,7 +34,7 @@ def complaints(ui: DagsterUI, refused: set[int]) -> list[str]:
 
 
 def assert_fits_a_phone(page: Page, show: Callable[[], object]) -> None:
-    """Assert that on a phone nothing is wider than the window, and that cells show their column's title."""
+    """Assert that, on a phone, nothing is wider than the window and cells show the title of their column."""
     page.set_viewport_size(PHONE)
     show()
     page.get_by_role("cell").first.wait_for()

@@ -1,7 +1,7 @@
-"""A pipeline under test: the real definitions on a real database, with a sandbox over real HTTP.
+"""A pipeline under test, with the real definitions, a real database, and a sandbox over real HTTP.
 
-`python -m cliniko_pipeline_tests.support.pipelines AS_OF ORGANIZATION ...` runs the main job in a process of its own,
-on the Dagster instance in DAGSTER_HOME if that is set.
+`python -m cliniko_pipeline_tests.support.pipelines AS_OF ORGANIZATION ...` runs the main job in a separate process. It
+uses the Dagster instance in DAGSTER_HOME if that variable is set.
 """
 
 import os
@@ -34,7 +34,7 @@ from cliniko_pipeline_tests.support.independent import ExpectedMapping
 
 CONTACT_COLUMNS = ("id", "organization_id", "cliniko_patient_id", "name", "first_name", "last_name", "email")
 
-# Columns that depend on when and in which order rows were written.
+# Columns that depend on the time or order in which rows were written.
 BOOKKEEPING = {
     "cliniko.contact_mapping": ("created_at", "updated_at"),
     "public.active_patients": ("id", "created_at", "updated_at"),
@@ -43,7 +43,7 @@ BOOKKEEPING = {
 }
 
 KEPT = frozenset({"cliniko.table_states"})
-"""Tables whose rows depend on how many syncs there were."""
+"""Tables whose rows depend on the number of syncs."""
 
 Table = list[dict[str, Any]]
 
@@ -60,7 +60,7 @@ class PipelineUnderTest:
 
     @contextmanager
     def sandbox(self, accounts: Iterable[Account], **options: Any) -> Iterator[Sandbox]:
-        """Run a sandbox at the address that the settings allow."""
+        """Run a sandbox at the only address that the settings allow."""
         (host,) = self.runtime.settings.allowed_hosts
         with running_sandbox(accounts, port=int(host.rpartition(":")[2]), **options) as sandbox:
             yield sandbox
@@ -96,7 +96,7 @@ class PipelineUnderTest:
         accept_unmatched: bool = False,
         log_level: str = "DEBUG",
     ) -> dg.ExecuteInProcessResult:
-        """Run the main job as Dagster does; a failure is in the result, not raised."""
+        """Run the main job as Dagster does. Return the result, even if it is a failure."""
         ensure_partitions(self.instance, [organization_id])
         return self.definitions.resolve_job_def("cliniko_sync").execute_in_process(
             instance=self.instance,
@@ -109,7 +109,7 @@ class PipelineUnderTest:
         )
 
     def compare_counts(self, organization_id: str | None) -> dg.ExecuteInProcessResult:
-        """Run the job that compares record counts with Cliniko's; None: for all organizations, as from the UI."""
+        """Run the job that compares record counts with Cliniko. None means all organizations, as from the UI."""
         tags = {} if organization_id is None else {"dagster/partition": organization_id}
         return self.definitions.resolve_job_def("cliniko_counts").execute_in_process(
             instance=self.instance, tags=tags, raise_on_error=False
@@ -129,7 +129,7 @@ class PipelineUnderTest:
         }
 
     def active_patients(self, organization_id: str) -> dict[UUID, dict[str, Any]]:
-        """Return the stored rows by contact, without bookkeeping columns."""
+        """Return the stored rows by contact id, without bookkeeping columns."""
         rows = self.rows(organization_id, "public.active_patients")
         bookkeeping = {"id", "created_at", "updated_at"}
         return {
@@ -143,14 +143,14 @@ class PipelineUnderTest:
             return [dict(row) for row in connection.execute(sa.text(f"select * from {table}")).mappings()]
 
     def tables(self, organization_id: str) -> dict[str, Table]:
-        """Return everything stored for the organization, in a reproducible order."""
+        """Return all stored rows of the organization by table, in a reproducible order."""
         return {
             name: sorted(self.rows(organization_id, name), key=repr)
             for name in (table.replace('"', "") for table in TENANT_TABLES)
         }
 
     def contents(self, organization_id: str) -> dict[str, Table]:
-        """Return the same without bookkeeping columns, sync runs and KEPT tables."""
+        """Return `tables` without bookkeeping columns, sync runs and KEPT tables."""
         return {
             name: sorted(({c: row[c] for c in row if c not in _bookkeeping(name)} for row in rows), key=repr)
             for name, rows in self.tables(organization_id).items()
@@ -193,7 +193,7 @@ class SkippedTime:
 def opened_pipeline(
     environ: Mapping[str, str], *, instance: dg.DagsterInstance | None = None, waits: SkippedTime | None = None
 ) -> Iterator[PipelineUnderTest]:
-    """Open a pipeline, by default on an instance of its own; with `waits`, the client's waits take no time."""
+    """Open a pipeline, by default on a new instance. With `waits`, the waits of the client take no time."""
     settings = load_settings(environ)
     with ExitStack() as stack:
         if instance is None:
@@ -202,7 +202,7 @@ def opened_pipeline(
             yield PipelineUnderTest(stack.enter_context(open_runtime(settings)), instance)
             return
         runtime = stack.enter_context(open_runtime(settings, sleep=waits.sleep))
-        # Real budgets measure real time: without real sleeps they would retry in a busy loop.
+        # Real budgets measure real time, so without real sleeps they would retry in a busy loop.
         runtime._budgets = BudgetRegistry(
             lambda _digest: SlidingWindowBudget(settings.requests_per_minute, clock=waits.clock, sleep=waits.sleep)
         )
@@ -242,7 +242,7 @@ def main() -> int:
 
 
 def sync_in_a_process(environ: Mapping[str, str], as_of: datetime, *organization_ids: str) -> subprocess.Popen[bytes]:
-    """Run the main job for the organizations in turn; the exit code is the number of failures."""
+    """Run the main job for one organization after the other. The exit code is the number of failures."""
     return subprocess.Popen(
         [sys.executable, "-m", "cliniko_pipeline_tests.support.pipelines", as_of.isoformat(), *organization_ids],
         env=os.environ | environ,

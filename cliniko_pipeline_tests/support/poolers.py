@@ -1,4 +1,4 @@
-"""PgBouncer between the tests and their server."""
+"""PgBouncer between the tests and a PostgreSQL server."""
 
 import os
 import pwd
@@ -26,7 +26,7 @@ def _program() -> str:
 
 @contextmanager
 def pooler(server_url: URL, mode: str = "session", **settings: str) -> Iterator[URL]:
-    """Run a PgBouncer in this mode before the server; yield the URL of the same database through it.
+    """Run a PgBouncer in this mode in front of the server. Yield the URL of the same database through PgBouncer.
 
     Skip the test if PgBouncer is not installed.
     """
@@ -59,7 +59,7 @@ def pooler(server_url: URL, mode: str = "session", **settings: str) -> Iterator[
 
 
 def _account(server_url: URL) -> pwd.struct_passwd:
-    """Return an account that may open the server's socket. PgBouncer refuses to run as root."""
+    """Return an account that may open the server's socket. It is not root, as which PgBouncer refuses to run."""
     folder = server_url.query.get("host")
     if os.geteuid() != 0:
         return pwd.getpwuid(os.geteuid())

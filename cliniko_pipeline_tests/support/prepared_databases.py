@@ -1,4 +1,4 @@
-"""A database that is filled once for a module, and pipelines on copies of it."""
+"""A database that is filled once per test module, and pipelines on copies of this database."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, opened_p
 
 
 def prepared_database(prepare: Callable[[PipelineUnderTest], None]) -> Callable[..., Iterator[dict[str, str]]]:
-    """Return a module's fixture: the variables of a pipeline on a new database that `prepare` has filled."""
+    """Return a fixture of a module. It yields the variables of a pipeline on a database that `prepare` has filled."""
 
     @pytest.fixture(scope="module")
     def prepared(server_url: URL, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:

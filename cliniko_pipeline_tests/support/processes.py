@@ -1,4 +1,4 @@
-"""The command line, with a process for every command."""
+"""The command line, with a separate process for each command."""
 
 import os
 import signal
@@ -19,18 +19,18 @@ OURS = ("DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "DAGSTER_HOME", "CLINIKO_"
 
 
 class CommandLine:
-    """Runs commands with the given variables, without those of the tests' environment."""
+    """A runner of commands with the given variables, without the pipeline's variables of the tests."""
 
     def __init__(self, environ: Mapping[str, str], folder: Path) -> None:
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-        # Plain lines, whatever the terminal of the tests.
+        # The output must not depend on the terminal in which the tests run.
         self.environ |= {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **environ}
         self.folder = folder
 
     def __call__(
         self, *arguments: str, stdin: str = "", seconds: float = 120, **changes: str | None
     ) -> subprocess.CompletedProcess[str]:
-        """Run the command in a fork of a process that has imported it; return its exit code and output."""
+        """Run the command in a fork of the fork server. Return its exit code and output."""
         argv = [SCRIPT, *arguments]
         with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
             given.write(stdin.encode())
@@ -49,7 +49,7 @@ class CommandLine:
 
     @contextmanager
     def started_ui(self) -> Iterator["Running"]:
-        """Run daemon, webserver and code server, and send Ctrl-C at the end."""
+        """Run the daemon, webserver and code server. Send Ctrl-C at the end."""
         with self.start("ui", "--port", str(free_port())) as running:
             try:
                 yield running
@@ -64,7 +64,7 @@ class CommandLine:
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str, stdout: str = "") -> None:
-    """Assert that the command failed with one line on standard error that has all the words."""
+    """Assert that the command failed with one line on standard error, which contains all the words."""
     assert (done.returncode, done.stdout) == (1, stdout)
     (line,) = done.stderr.splitlines()
     assert line.startswith("Error: ")
@@ -74,7 +74,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str, stdout: 
 
 
 class Running:
-    """A background command in a process group of its own, and its output so far."""
+    """A background command in its own process group, and its output so far."""
 
     def __init__(self, command: list[str], environ: dict[str, str], folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -111,13 +111,13 @@ class Running:
     def wait_until(
         self, condition: Callable[[], T], failure: str = "the state never came", seconds: float = LIMIT_SECONDS
     ) -> T:
-        """Return the first true result. Fail with the output if the command ends or the time is up."""
+        """Return the first true result of the condition. Raise TimeoutError with the output if there is none."""
         found = wait_until(
             lambda: [result] if (result := condition()) or self.process.poll() is not None else [],
             lambda: f"{failure}; output so far:\n{self.output}",
             seconds,
         )
-        # The last action of the command may be visible only now.
+        # The condition is checked again, because the last action of an ended command may be visible only now.
         return found[0] or wait_until(
             condition, lambda: f"{failure}; it ended with {self.process.returncode}:\n{self.output}", 1
         )
@@ -139,7 +139,7 @@ class Running:
 
 
 def processes_of(home: Path) -> dict[int, str]:
-    """Return the command lines of all processes with this home in their arguments or environment."""
+    """Return the command lines, by process id, of all processes with this home in their arguments or environment."""
     needle = os.fsencode(home)
     found: dict[int, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -154,7 +154,7 @@ def processes_of(home: Path) -> dict[int, str]:
 
 
 def wait_until_processes_end(home: Path) -> None:
-    """Wait for the end of all processes: multiprocessing's resource tracker outlives its command."""
+    """Wait for the end of all processes, because multiprocessing's resource tracker outlives its command."""
     wait_until(lambda: not processes_of(home), lambda: f"still there: {processes_of(home)}")
 
 
@@ -166,7 +166,7 @@ CODE_SERVER_IS_GONE = ("DagsterCodeLocationNotFoundError", "DagsterUserCodeUnrea
 
 
 def tracebacks(output: str) -> list[str]:
-    """Return all tracebacks except for those of a daemon whose code server ended first, which may happen."""
+    """Return all tracebacks, except those of a daemon whose code server ended first, which is allowed."""
     return [
         text
         for text in output.split("Traceback (most recent call last):\n")[1:]

@@ -1,4 +1,4 @@
-"""Numbers of examples for property tests: few in the quick tier, more (profile `thorough`) in the slow one."""
+"""Numbers of examples for property tests. The profile `thorough` of the slow tests has more examples."""
 
 import os
 
@@ -11,7 +11,7 @@ THOROUGH = settings.default == settings.get_profile("thorough")
 
 
 def examples(quick: int, thorough: int | None = None) -> int:
-    """Return the number of examples for the profile in use; ten times the quick number unless `thorough` is given."""
+    """Return the number of examples for the current profile. `thorough` defaults to ten times the quick number."""
     if not THOROUGH:
         return quick
     return 10 * quick if thorough is None else thorough

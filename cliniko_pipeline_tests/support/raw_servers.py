@@ -13,9 +13,9 @@ Behaviour = Callable[[socket.socket], None]
 
 
 class RawServer:
-    """A server that handles every connection by the next behaviour of its script; the last one is repeated.
+    """A server that handles each connection by the next behaviour of its script. The last behaviour is repeated.
 
-    A behaviour starts when the first request of its connection has arrived: `requests` holds the heads received.
+    A behaviour starts when the first request of its connection has arrived. `requests` has the received heads.
     """
 
     def __init__(self, *script: Behaviour) -> None:
@@ -70,7 +70,7 @@ class RawServer:
 
 
 def received(connection: socket.socket) -> bytes:
-    """Return the head of a request; nothing if the client has closed the connection."""
+    """Return the head of a request, or no bytes if the client has closed the connection."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         if not (more := connection.recv(65536)):
@@ -90,7 +90,7 @@ def sending(data: bytes) -> Behaviour:
 
 
 def silent(connection: socket.socket) -> None:
-    """Send nothing more until the client closes the connection."""
+    """Send nothing until the client closes the connection."""
     connection.recv(1)
 
 

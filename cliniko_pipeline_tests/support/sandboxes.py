@@ -1,4 +1,4 @@
-"""Hand-written records and the demo's accounts for a sandbox, and a well-behaved HTTP client."""
+"""Hand-written records, the accounts of the demo, and an HTTP client for tests of the sandbox."""
 
 from datetime import UTC, datetime
 from functools import cache
@@ -27,7 +27,7 @@ def linked(path: str) -> dict[str, Any]:
 
 @cache
 def demo(*, empty_strings_for_nulls: bool = True) -> tuple[DemoOrganization, ...]:
-    """Return the demo's organizations at ANCHOR. They are shared: do not change them."""
+    """Return the demo's organizations at ANCHOR. Tests share them and must not change them."""
     return tuple(demo_organizations(ANCHOR, empty_strings_for_nulls=empty_strings_for_nulls))
 
 

@@ -1,4 +1,4 @@
-"""Databases before and after a migration: the application's own tables, and all objects of a database."""
+"""Objects and the application's tables of a database, for comparisons before and after a migration."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -11,7 +11,7 @@ from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline_tests.support.tenants import row_versions
 
-# The application's own statement.
+# The statement with which the application creates the table.
 ACTIVE_PATIENTS_TABLE = """
 create table public.active_patients (
   id bigserial not null, contact_id uuid not null, recent_appointment_count integer not null,
@@ -43,7 +43,7 @@ def schema_objects(database: Database) -> list[str]:
         return list(connection.execute(sa.text(OBJECTS)).scalars())
 
 
-# Definitions of the tables that the pipeline must not change.
+# The definitions of those tables of the application that the pipeline must not change.
 APPLICATION_TABLES = """
 select oid::regclass, relowner::regrole, relacl, relrowsecurity, relforcerowsecurity,
     (select array_agg(pg_get_constraintdef(oid) order by oid) from pg_constraint where conrelid = pg_class.oid),
@@ -66,7 +66,7 @@ def application_state(database: Database) -> list[Any]:
 
 
 def migrate_concurrently(urls: list[URL]) -> list[bool]:
-    """Migrate all concurrently; return for every URL whether anything changed."""
+    """Migrate all databases concurrently. Return for each URL whether anything changed."""
     start = Barrier(len(urls))
 
     def migrate(url: URL) -> bool:
@@ -87,7 +87,7 @@ def has_pipeline_schema(database: Database) -> bool:
 
 
 def assert_one_line(error: Exception, *parts: str) -> None:
-    """Fail unless the message is one line with all the parts."""
+    """Assert that the message is one line that contains all the parts."""
     text = str(error)
     assert "\n" not in text
     assert all(part in text for part in parts), text

@@ -1,4 +1,4 @@
-"""Schemathesis: sends valid and invalid requests, and compares every answer with the OpenAPI description."""
+"""Runs of schemathesis, which sends requests and compares all responses with the OpenAPI description."""
 
 import subprocess
 import sysconfig
@@ -13,7 +13,7 @@ CHECKS_WITH_TOKEN = f"{CHECKS},negative_data_rejection"
 
 
 def assert_answers_conform(url: str, folder: Path, token: str | None, *options: str) -> None:
-    """Run schemathesis against the service, with a token if one is given; fail with its report."""
+    """Run schemathesis against the service, with the token if there is one. Fail with its report."""
     command = [SCRIPT, "run", f"{url}/openapi.json", "--continue-on-failure", "--request-timeout=60", "--seed=1"]
     command += ["--checks", CHECKS if token is None else CHECKS_WITH_TOKEN]
     if token is not None:

@@ -24,11 +24,11 @@ DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
 RECORD = {"id": "1", "created_at": "2024-01-01T00:00:00Z", "updated_at": "2024-01-01T00:00:00Z"}
 
 Answer = int | type[httpx.RequestError] | httpx.Response | Callable[[httpx.Request], httpx.Response]
-"""A status, an error to raise, an answer, or a function that makes one."""
+"""A status, an error to raise, a response, or a function that makes a response."""
 
 
 def listing(request: httpx.Request, total: int = 3) -> httpx.Response:
-    """Answer a request for patients as Cliniko does."""
+    """Respond to a request for patients as Cliniko does."""
     page = int(request.url.params["page"])
     per_page = int(request.url.params["per_page"])
     numbers = range((page - 1) * per_page, min(page * per_page, total))
@@ -65,7 +65,7 @@ class ScriptedClient:
             "sleep": self.sleep,
             "wall_clock": lambda: NOW + self.now,
             "rng": random.Random(1),
-            # The script has an order.
+            # Requests must be sent in the order of the script.
             "max_pages_in_flight": 1,
         }
         self.client = ClinikoClient(
@@ -94,7 +94,7 @@ class ScriptedClient:
         return list(self.client.crawl(resource, **options))
 
     def crawl_error(self, error: type[Exception]) -> str:
-        """Return the message of the error that a crawl raises, after a check for secrets."""
+        """Crawl, and return the message of the raised error. Assert that the error reveals no secret."""
         with pytest.raises(error) as caught:
             self.crawl()
         assert type(caught.value) is error
@@ -103,7 +103,7 @@ class ScriptedClient:
 
 
 def assert_reveals_no_secret(error: BaseException) -> None:
-    """Search the error, all errors chained to it and its traceback for the secrets of these tests."""
+    """Assert that the error, its chained errors and its traceback contain no secret of these tests."""
     chain: list[BaseException] = []
     chained: BaseException | None = error
     while chained is not None:

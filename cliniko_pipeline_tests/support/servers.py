@@ -19,24 +19,24 @@ LOCAL = "local all all trust"
 
 
 def chosen_programs() -> Path | None:
-    """Return the folder that CLINIKO_TEST_POSTGRESQL names: the programs of another PostgreSQL; None without it."""
+    """Return the folder in CLINIKO_TEST_POSTGRESQL, with the programs of another PostgreSQL, or None."""
     given = os.environ.get("CLINIKO_TEST_POSTGRESQL")
     return Path(given).absolute() if given else None
 
 
 def debian_programs() -> Path | None:
-    """Return the programs' folder of Debian's newest PostgreSQL server; None: none is installed."""
+    """Return the folder with the programs of Debian's newest PostgreSQL, or None if it is not installed."""
     found = [path.parent for path in DEBIAN_VERSIONS.glob("*/bin/initdb")]
     return max(found, key=lambda folder: float(folder.parent.name), default=None)
 
 
 def embedded_programs() -> Path:
-    """Return the folder of the programs of the embedded PostgreSQL, which has neither ICU nor TLS."""
+    """Return the folder with the programs of the embedded PostgreSQL, which has no ICU and no TLS."""
     return binaries()
 
 
 class Server:
-    """A server that listens on a Unix socket, and on a port of 127.0.0.1 and ::1; its superuser is `postgres`."""
+    """A server with the superuser `postgres`. It listens on a Unix socket and on a port of 127.0.0.1 and ::1."""
 
     def __init__(self, programs: Path, folder: Path, account: pwd.struct_passwd) -> None:
         self.programs = programs
@@ -47,7 +47,7 @@ class Server:
 
     @property
     def url(self) -> URL:
-        """The URL of the socket. Nothing there is encrypted."""
+        """The URL of the socket. Connections through it are not encrypted."""
         query = {"host": str(self.folder), "port": str(self.port)}
         return URL.create("postgresql+psycopg", "postgres", database="postgres", query=query)
 
@@ -73,7 +73,7 @@ class Server:
         assert done.returncode == 0, f"{program}: {log.read_text(errors='replace')[-2000:]}"
 
     def control(self, action: str, *arguments: str) -> None:
-        """Run pg_ctl; it waits until the action is done."""
+        """Run pg_ctl, and wait until the action is done."""
         self.run("pg_ctl", action, "--wait", f"--pgdata={self.data}", f"--log={self.folder}/server.log", *arguments)
 
     def initialize(self) -> None:
@@ -82,7 +82,7 @@ class Server:
         self.write("pg_hba.conf", LOCAL)
 
     def start(self) -> None:
-        """Start it. fsync is off, which is safe as long as the machine runs."""
+        """Start the server. fsync is off, which is safe as long as the machine runs."""
         settings = {
             "port": self.port,
             "unix_socket_directories": self.folder,
@@ -92,7 +92,7 @@ class Server:
         self.control("start", "-o", " ".join(f"-c {name}={value}" for name, value in settings.items()))
 
     def restart(self, mode: Literal["fast", "immediate"]) -> None:
-        """Restart it: `fast` ends all sessions and shuts down; `immediate` is a crash."""
+        """Restart the server. `fast` ends all sessions before the shutdown. `immediate` is like a crash."""
         self.control("restart", f"--mode={mode}")
 
     def write(self, name: str, text: str) -> Path:
@@ -126,7 +126,7 @@ class Server:
 
 @contextmanager
 def running_server(programs: Path) -> Iterator[Server]:
-    """Run a new server of this PostgreSQL."""
+    """Run a new server with these programs."""
     with _folder(programs) as (folder, account):
         server = Server(programs, folder, account)
         server.initialize()
@@ -138,7 +138,7 @@ def running_server(programs: Path) -> Iterator[Server]:
 def _folder(programs: Path) -> Iterator[tuple[Path, pwd.struct_passwd]]:
     """Create a folder owned by the server's account, and let that account enter `programs`."""
     account = server_account()
-    # Other accounts cannot enter pytest's folders.
+    # pytest's folders are not used, because other accounts cannot enter them.
     with TemporaryDirectory(prefix="cliniko-server-") as name:
         if account is not None:
             os.chown(name, *account)

@@ -1,4 +1,4 @@
-"""The HTTP service for tests: without Dagster, or with a real Dagster and a sandbox."""
+"""The HTTP service, either without Dagster or with a real Dagster and a sandbox."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from cliniko_pipeline_tests.support.processes import CommandLine, processes_of
 from cliniko_pipeline_tests.support.waiting import wait_until
 
 NO_DAGSTER = {"API_DAGSTER_URL": "http://127.0.0.1:1"}
-"""An address without a server."""
+"""Setting with an address at which no server listens."""
 
 BY_HAND = {
     "CLINIKO_SYNC_EVERY_MINUTES": "0",
@@ -37,7 +37,7 @@ ENDED = {"succeeded", "failed", "cancelled"}
 
 
 def token(database: Database, *scopes: str, organizations: list[str] | None = None, **options: Any) -> str:
-    """Create a token, by default for all organizations; return its text."""
+    """Create a token, by default for all organizations. Return its text."""
     with database.operator() as connection:
         return api_tokens.create(
             connection,
@@ -54,7 +54,7 @@ def client(url: str, token: str | None = None) -> httpx.Client:
 
 
 def add_organization(database: Database, organization_id: str, name: str | None = None) -> None:
-    """Store an organization whose credentials are not used."""
+    """Store an organization with credentials that are not valid and must not be used."""
     with database.operator() as connection:
         organizations.save(
             connection, organization_id, name or organization_id, {"encrypted_data": "x"}, validated=False
@@ -93,7 +93,7 @@ def opened_service(database: Database, home: Path, **variables: str) -> Iterator
 
 
 class ServiceWithDagster(Service):
-    """A service with a real Dagster: its clinics, its home and its webserver's address."""
+    """A service with a real Dagster. `dagster_url` is the address of Dagster's webserver."""
 
     def __init__(self, url: str, clinics: Clinics, home: Path, dagster_url: str) -> None:
         super().__init__(url, clinics.database)
@@ -119,7 +119,7 @@ def opened_service_with_dagster(
                     running.wait_until(lambda: _is_loaded(address), "the code location has not loaded")
                     yield ServiceWithDagster(url, clinics, folder / "home", address)
             finally:
-                # The database is dropped, too: an orderly end is not needed.
+                # The processes are killed, because the database is dropped and no orderly end is needed.
                 for process in processes_of(folder / "home"):
                     with suppress(ProcessLookupError):
                         os.kill(process, signal.SIGKILL)
@@ -133,7 +133,7 @@ def _is_loaded(address: str) -> bool:
 
 
 def request_sync(api: httpx.Client, organization_id: str, *, full: bool = False, key: str | None = None) -> Any:
-    """Request a sync; return the answer."""
+    """Request a sync. Return the body of the response."""
     headers = {} if key is None else {"Idempotency-Key": key}
     answer = api.post(f"/v1/organizations/{organization_id}/syncs", json={"full": full}, headers=headers)
     assert answer.status_code == 202, answer.text
@@ -141,7 +141,7 @@ def request_sync(api: httpx.Client, organization_id: str, *, full: bool = False,
 
 
 def wait_for_status(api: httpx.Client, sync_id: str, *statuses: str) -> Any:
-    """Wait until the sync has one of the statuses; by default until it has ended."""
+    """Wait until the sync has one of the statuses, by default until it has ended. Return the sync."""
     sync: dict[str, Any] = {}
 
     def has_status() -> bool:
@@ -153,7 +153,7 @@ def wait_for_status(api: httpx.Client, sync_id: str, *statuses: str) -> Any:
 
 
 def events(api: httpx.Client, sync_id: str) -> Iterator[tuple[str, Any]]:
-    """Yield name and data of the server-sent events of a sync."""
+    """Yield the name and data of each server-sent event of a sync."""
     with api.stream("GET", f"/v1/syncs/{sync_id}/events") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         name = ""

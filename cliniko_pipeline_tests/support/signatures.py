@@ -1,4 +1,4 @@
-"""Signed webhooks, as relays send them."""
+"""Signed webhook events, such as relays send."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from cliniko_pipeline.postgres.operator_tables import webhooks
 from cliniko_pipeline.runtime import Runtime
 
 CLIENT = httpx.Client(timeout=60, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
-"""Shared: creating a client takes longer than sending."""
+"""The client is shared, because creating a client takes longer than sending a request."""
 
 
 def new_secret() -> str:
@@ -22,7 +22,7 @@ def new_secret() -> str:
 
 
 def add_secret(runtime: Runtime, organization_id: str) -> tuple[str, str]:
-    """Store a new secret of the organization; return it and its id."""
+    """Store a new secret of the organization. Return the secret and its id."""
     secret = new_secret()
     with runtime.database.operator() as connection:
         return secret, webhooks.add_secret(connection, organization_id, runtime.vault.encrypt_text(secret))
@@ -44,7 +44,7 @@ def signed(
 def send(
     url: str, organization_id: str, secret: str, content: Any = None, message_id: str | None = None, **options: Any
 ) -> httpx.Response:
-    """Post a webhook to the service at the URL; options are those of `signed`."""
+    """Post a webhook event to the service at the URL. `options` are passed to `signed`."""
     body = json.dumps({"type": "appointment.updated"} if content is None else content).encode()
     headers = signed(secret, body, message_id, **options)
     return CLIENT.post(f"{url}/v1/webhooks/{organization_id}", content=body, headers=headers)

@@ -1,7 +1,7 @@
-"""A simulated list that changes between requests, and crawls of it.
+"""A simulated list that changes between requests, and crawls of this list.
 
-It behaves as Cliniko documents its lists: offsets into live data in order of creation. Pages hold four records instead
-of a hundred (the test sets `Listing.page_size`), so that few records make many pages.
+It behaves as Cliniko documents its lists. Pages are offsets into live data in order of creation. A page has four
+records instead of a hundred (the test sets `Listing.page_size`), so that few records make many pages.
 """
 
 import random
@@ -36,9 +36,10 @@ class Entry:
 class Account:
     """The records of a simulated Cliniko, and its clock in whole seconds.
 
-    With `dice`, records of one second change their order with every request, whatever the sort order;
-    `refused` are the fields that may not be sorted ("sort:id") or filtered ("filter:id") by. `group_requests` counts
-    the requests for the records of one second.
+    Attributes:
+        dice: if set, records created in the same clock second change their order with every request.
+        refused: fields by which requests may not sort ("sort:id") or filter ("filter:id").
+        group_requests: number of requests for the records of a single clock second.
     """
 
     records: dict[int, Entry] = field(default_factory=dict)
@@ -107,7 +108,7 @@ Change = tuple[str, int, int]
 
 
 def apply(account: Account, change: Change) -> None:
-    """Apply a change: its kind, its place in the list, and a number of records or seconds."""
+    """Apply a change, which has a kind, a place in the list, and a number of records or seconds."""
     kind, place, size = change
     ids = [entry.id for entry in account.listed()]
     here = place % max(1, len(ids))
@@ -127,7 +128,7 @@ def apply(account: Account, change: Change) -> None:
 
 @dataclass
 class Outcome:
-    """The result of a crawl; `requests` without those for the records of one second."""
+    """The result of a crawl. `requests` excludes the requests for the records of a single clock second."""
 
     at_first: set[int]
     yielded: set[int]
@@ -144,9 +145,9 @@ def crawl(
     *,
     changes_within_groups: bool = True,
 ) -> Outcome:
-    """Crawl the account: apply the next changes before every request but the first, and resume after interruptions.
+    """Crawl the account, and resume after interruptions. Apply the next changes before every request after the first.
 
-    Without `changes_within_groups`, the account does not change while the records of one second are read.
+    Without `changes_within_groups`, the account does not change while the records of a single clock second are read.
     One page is in flight at a time, unless `order` says how several are answered.
     """
     next_changes, next_interruptions = iter(changes), iter(interruptions)
@@ -180,9 +181,9 @@ def crawl(
 
 @dataclass(frozen=True)
 class AnswerOrder:
-    """The number of pages in flight, and the order of their answers.
+    """The number of pages in flight, and the order of their responses.
 
-    An item of `answers`: whether a request is answered when it is sent, and which of the pending ones is answered next.
+    An item of `answers` says whether to respond as soon as the next request is sent, and to which pending request.
     """
 
     in_flight: int
@@ -190,7 +191,7 @@ class AnswerOrder:
 
 
 class Server:
-    """Answers requests in the given order, even if the crawl does not wait for them."""
+    """Server that responds to requests in the given order, even if the crawl does not wait for the response."""
 
     def __init__(self, answer: Callable[[str], FetchedPage[Patient]], order: AnswerOrder) -> None:
         self.order = order

@@ -1,4 +1,4 @@
-"""Points inside PostgreSQL at which a session stops, so that its process can be killed exactly there."""
+"""Points inside PostgreSQL at which a session stops, so that a test can kill its process there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,9 +34,9 @@ end $$;
 
 
 class StopPoints:
-    """Triggers that stop the session of the nth write or commit until they are released.
+    """Triggers that stop the session of the nth write or commit until the end of a block.
 
-    If the process is killed, a stopped write is undone, but a stopped commit is completed.
+    If the process is killed, a stopped write is rolled back, but a stopped commit is completed.
     """
 
     def __init__(self, url: URL, tables: tuple[str, ...]) -> None:
@@ -61,7 +61,7 @@ class StopPoints:
         self._engine.dispose()
 
     def stop_at_definitions(self, tag: str) -> None:
-        """Stop at the end of commands such as CREATE INDEX; needs a superuser."""
+        """Stop at the end of commands such as CREATE INDEX. This needs a superuser."""
         self._execute(
             f"create event trigger stop_at_definition on ddl_command_end when tag in ('{tag}')"
             " execute function stop_points.stop_definition()"
@@ -69,7 +69,7 @@ class StopPoints:
 
     @contextmanager
     def at(self, event: Event | Literal["definitions"], number: int = 1) -> Iterator[Callable[[], bool]]:
-        """Stop at the nth event from now; yield a function that returns whether a session has stopped there."""
+        """Stop at the nth event from now. Yield a function that returns whether a session has stopped there."""
         self._execute(f"select pg_advisory_lock({LOCK})")
         self._execute("select setval('stop_points.writes', 1, false), setval('stop_points.commits', 1, false)")
         self._execute(f"insert into stop_points.chosen values ('{event}', {number})")

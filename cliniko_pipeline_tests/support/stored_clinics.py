@@ -40,7 +40,7 @@ def came(appointment_id: str = "10", patient_id: str = "1", starts_at: str = REC
 
 
 class StoredClinic:
-    """An organization whose records are decoded and stored, without HTTP and without Dagster."""
+    """An organization whose records are decoded and stored without HTTP and Dagster."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -62,7 +62,7 @@ class StoredClinic:
                 )
 
     def add_contacts(self, *rows: Mapping[str, Any]) -> None:
-        """Insert contacts made with `hostile_accounts.contact`; `contact_id` returns their ids here."""
+        """Insert contacts made with `hostile_accounts.contact`. `contact_id` returns their new ids."""
         with self.database.operator() as connection:
             for row in rows:
                 organization = self.id if row["organization_id"] == ORGANIZATION else f"{self.id}-neighbour"
@@ -79,7 +79,7 @@ class StoredClinic:
         return uuid5(UUID(self.id.removeprefix("clinic-")), str(number))
 
     def compute(self, as_of: datetime = AS_OF, rules: Rules = RULES) -> None:
-        """Compute the mapping and the active patients with the queries of the pipeline."""
+        """Compute the mapping and the active patients with the pipeline's queries."""
         with self.database.organization(self.id) as connection:
             replace_by_query(connection, tables.CONTACT_MAPPING, sql("transforms/contact_mapping"), {})
         with self.database.organization(self.id) as connection:

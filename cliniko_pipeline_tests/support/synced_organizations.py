@@ -1,4 +1,4 @@
-"""One organization of a pipeline under test: its account on a sandbox, its contacts, and its due rows."""
+"""An organization of a pipeline under test, with its account on a sandbox, contacts and expected rows."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ TABLES = {
 
 
 def wire_records(account: Account) -> dict[str, list[dict[str, Any]]]:
-    """Return all records of the account as they are served."""
+    """Return all records of the account as the sandbox serves them."""
     return {name: account.wire_records(name, "http://sandbox/v1") for name in RESOURCES}
 
 
@@ -51,7 +51,7 @@ class ManualClock:
 
 
 class SyncedOrganization:
-    """An organization whose account may change between syncs. `as_of` is the clock's time, at first START."""
+    """An organization whose account may change between syncs. `as_of` is the clock's time at the last sync."""
 
     def __init__(
         self,
@@ -73,23 +73,23 @@ class SyncedOrganization:
         pipeline.add_contacts(self.contacts)
 
     def put(self, resource: str, record: Mapping[str, Any], at: datetime | str | None = None) -> None:
-        """Add or replace the record, changed now or at the instant given."""
+        """Add or replace the record. It is changed at the given instant, by default now."""
         changed_at = at if isinstance(at, str) else cliniko_text(at or self.clock.now)
         self.account.put(resource, {**record, "updated_at": changed_at})
 
     def run(self, *, full: bool = False) -> dg.ExecuteInProcessResult:
-        """Sync; the result may be a failure."""
+        """Sync and return the result, which may be a failure."""
         self.as_of = self.clock.now
         return self.pipeline.sync(self.id, self.as_of, full=full)
 
     def sync(self, *, full: bool = False) -> dg.ExecuteInProcessResult:
-        """Sync, which must succeed."""
+        """Sync. Assert that the sync succeeds."""
         result = self.run(full=full)
         assert result.success, errors_of(result)
         return result
 
     def fail(self, *, full: bool = False) -> str:
-        """Sync, which must fail; return its errors."""
+        """Sync. Assert that the sync fails, and return its errors."""
         result = self.run(full=full)
         assert not result.success
         return "\n".join(errors_of(result))
@@ -117,7 +117,7 @@ class SyncedOrganization:
 def synced_organization(
     pipeline: PipelineUnderTest, account: Account, contacts: Iterable[Mapping[str, Any]] = (), name: str = "clinic"
 ) -> Iterator[SyncedOrganization]:
-    """Serve the account on a sandbox and store its organization; the caller runs the first sync."""
+    """Serve the account on a sandbox and store its organization. The caller runs the first sync."""
     clock = ManualClock()
     with pipeline.sandbox([account], clock=clock) as sandbox:
         yield SyncedOrganization(pipeline, sandbox, account, contacts, name, clock)
@@ -127,9 +127,9 @@ def synced_organization(
 def synced_numbers(
     pipeline: PipelineUnderTest, patients: int, starts_at: str, **times: str
 ) -> Iterator[SyncedOrganization]:
-    """Make an organization of patients with an appointment and a contact each; the caller runs the first sync.
+    """Make an organization whose patients have an appointment and a contact each. The caller runs the first sync.
 
-    Patients are numbered from 1000, appointments from 10000. `times` are fields of all of them.
+    Patients are numbered from 1000, appointments from 10000. `times` are fields of all these records.
     """
     numbers = range(1000, 1000 + patients)
     records: dict[str, list[dict[str, Any]]] = {resource: [] for resource in RESOURCES}
@@ -145,7 +145,7 @@ def synced_numbers(
 
 @contextmanager
 def synced_demo(pipeline: PipelineUnderTest, name: str = "old-mill-physio") -> Iterator[SyncedOrganization]:
-    """Make an organization of a copy of the demo account."""
+    """Make an organization with a copy of the demo account."""
     demo = _demos()[name]
     records = {resource: list(found.values()) for resource, found in demo.account.records.items()}
     account = Account.from_records(demo.account.name, demo.account.shard, demo.account.api_key, records)
@@ -154,7 +154,7 @@ def synced_demo(pipeline: PipelineUnderTest, name: str = "old-mill-physio") -> I
 
 
 def demo_contacts(demo: DemoOrganization) -> list[dict[str, Any]]:
-    """Return the demo organization's contacts, their ids as UUID."""
+    """Return the demo organization's contacts, with UUIDs as ids."""
     return [{**contact, "id": UUID(contact["id"])} for contact in demo.contacts]
 
 

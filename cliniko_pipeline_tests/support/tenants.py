@@ -9,7 +9,7 @@ from cliniko_pipeline.postgres.engine import Database
 
 MINE, THEIRS = "org_mine", "org_theirs"
 
-# The columns of each row besides organization_id; {n} is the number of the organization.
+# The columns of each row, except organization_id. {n} is the number of the organization.
 SAMPLES: dict[str, dict[str, str]] = {
     '"cliniko"."patients"': {
         "id": "'{n}'", "first_name": "'Pat{n}'", "created_at": "now()", "updated_at": "now()",
@@ -30,7 +30,7 @@ SAMPLES: dict[str, dict[str, str]] = {
     "cliniko.crawled_ids": {"resource": "'resource{n}'", "id": "'{n}'"},
     "cliniko.rejected_records": {"resource": "'resource{n}'", "position": "{n}", "reason": "'unreadable'"},
     "cliniko.sync_runs": {"run_id": "'run{n}'", "planned": "array['a']", "status": "'running'"},
-    # Last, since writes to the other tables add rows here.
+    # This table comes last, because writes to the other tables add rows to it.
     "cliniko.table_states": {"name": "'table{n}'"},
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def sow(database: Database) -> None:
 
 
 def row_versions(connection: Connection, table: str) -> list[Any]:
-    """Return the visible rows with place and transaction of their versions."""
+    """Return the visible rows with the place and transaction of their row versions."""
     return list(
         connection.execute(sa.text(f"select ctid::text, xmin::text, t::text from {table} as t order by 1")).all()
     )

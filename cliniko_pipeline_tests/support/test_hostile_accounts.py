@@ -1,4 +1,4 @@
-"""Drawn accounts contain all oddities."""
+"""Tests that drawn accounts contain all oddities."""
 
 import json
 from collections import Counter
@@ -53,7 +53,7 @@ ODDITIES: dict[str, Callable[[Account], Any]] = {
 
 
 def test_drawn_accounts_contain_every_oddity():
-    """The 200 accounts are the same in every run. Other versions of hypothesis may need more of them."""
+    """Draw the same 200 accounts in every run. Draw more if another version of hypothesis draws other accounts."""
     drawn: list[Account] = []
     same = settings(max_examples=200, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
 

@@ -1,4 +1,4 @@
-"""The independent computation, compared with results written by hand. No code of the pipeline is used."""
+"""Tests of the independent computation against hand-written results, without code of the pipeline."""
 
 from datetime import UTC, datetime
 from typing import Any

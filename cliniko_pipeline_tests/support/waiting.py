@@ -1,4 +1,4 @@
-"""Waits for a state. Tests sleep only here."""
+"""Waits for a state. Only this module sleeps in tests."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 LIMIT_SECONDS = 60.0
-"""Long enough for a busy machine; states are checked fifty times a second."""
+"""Default time limit, long enough for a busy machine."""
 
 
 def wait_until(

@@ -1,4 +1,4 @@
-"""An HTTP server as the target of webhook deliveries, and what it received."""
+"""An HTTP server that acts as the target of webhook deliveries and stores the received requests."""
 
 import socket
 import threading
@@ -18,10 +18,10 @@ class WebhookTarget:
     """A target that receives deliveries.
 
     Attributes:
-        secret: verifies the posts.
-        status: of its answers.
-        drips: whether it sends endless headers, a byte at a time.
-        received: headers and bodies of all posts in order.
+        secret: secret that verifies the requests.
+        status: status of the target's responses.
+        drips: whether the target sends endless headers, a byte at a time.
+        received: headers and bodies of all requests in order.
     """
 
     url: str
@@ -32,7 +32,7 @@ class WebhookTarget:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def verified(self) -> list[dict[str, Any]]:
-        """Return the messages. Raise if a signature is wrong; receivers use the same library."""
+        """Return the messages. Raise an error if a signature is wrong."""
         return [Webhook(self.secret).verify(body, headers) for headers, body in self.received]
 
     @property
@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"x" * 1000)
         self.wfile.flush()
-        # The rest of the body is never sent: a sender that reads it times out.
+        # The rest of the body is never sent, so a sender that reads the body times out.
         self.rfile.read(1)
 
     def _drip(self) -> None:
