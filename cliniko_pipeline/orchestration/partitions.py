@@ -1,4 +1,4 @@
-"""The partitions of the assets: one per organization that has Cliniko credentials."""
+"""The partitions of the assets, one per organization that has Cliniko credentials."""
 
 import dagster as dg
 

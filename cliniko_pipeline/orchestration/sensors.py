@@ -82,7 +82,7 @@ def lost_runs(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Run
     ),
 )
 def failed_runs(context: dg.RunFailureSensorContext, runtime: dg.ResourceParam[Runtime]) -> None:
-    """Store the run's failure, and when the sync is retried."""
+    """Store the run's failure, and schedule a retry if the failure is transient."""
     run = context.dagster_run
     organization_id = run.tags.get(PARTITION_TAG)
     if organization_id is None:

@@ -1,1 +1,1 @@
-"""Alerts to the operator: messages, channels, delivery."""
+"""Alerts to the operator, from their texts to their delivery."""

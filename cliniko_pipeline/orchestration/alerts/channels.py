@@ -27,7 +27,7 @@ class Channel:
 
 
 def channels(urls: Iterable[SecretStr]) -> list[Channel]:
-    """Return the channels of the setting, in its order."""
+    """Return the channels in the order of the setting."""
     return [
         Channel(
             position,

@@ -1,4 +1,4 @@
-"""The texts of alerts: plain text, without secrets or patient data."""
+"""The texts of alerts, which contain no secrets and no patient data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime

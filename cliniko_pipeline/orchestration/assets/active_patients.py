@@ -1,4 +1,4 @@
-"""The asset `active_patients`: the table that the application reads."""
+"""The asset `active_patients`, whose table the application reads."""
 
 from datetime import timedelta
 

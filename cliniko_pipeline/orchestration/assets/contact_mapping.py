@@ -1,4 +1,4 @@
-"""The asset `contact_mapping`: the contact of each person."""
+"""The asset `contact_mapping`, which finds the contact of each person."""
 
 import dagster as dg
 from pydantic import Field

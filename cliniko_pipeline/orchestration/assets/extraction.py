@@ -26,7 +26,7 @@ from cliniko_pipeline.postgres.writing.sync_journal import RequestCost
 from cliniko_pipeline.runtime import Runtime
 
 COMMIT_INTERVAL_SECONDS = 5.0
-"""The time between two commits. A resumed crawl reads the pages since the last commit again, about 17 of them."""
+"""The time between two commits. After a kill, a crawl reads the pages since its last commit again, about 17."""
 MAX_PAGES_PER_BATCH = 200
 """The largest number of pages in one transaction. Their 20,000 records must fit in memory."""
 

@@ -120,8 +120,8 @@ def plan_alerts(
 ) -> AlertPlan:
     """Compare the problems with the open alerts.
 
-    `watched` holds the active organizations. `recovering` holds organizations whose last sync failed, even if it failed
-    too seldom to be a problem. Their sync alerts stay open.
+    `watched` contains the active organizations. `recovering` contains organizations whose last sync failed, even if it
+    failed too seldom to be a problem. Their sync alerts stay open.
     """
     known = {(alert.organization_id, alert.name): alert for alert in alerts}
     raised = [problem for problem in found if _is_new(problem, known)]

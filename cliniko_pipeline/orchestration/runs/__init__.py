@@ -1,1 +1,1 @@
-"""Runs: in-process runs, liveness, progress, failures, backfills."""
+"""The start, the liveness, the progress and the failures of runs."""

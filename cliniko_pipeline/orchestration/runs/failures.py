@@ -6,13 +6,13 @@ from cliniko_pipeline.errors import ClinikoPipelineError, LostMatchesError
 
 
 def is_permanent(event: dg.DagsterEvent) -> bool:
-    """Return whether the error is permanent, so that a retry would fail as well."""
+    """Return whether the step's error is permanent, so that a retry would fail as well."""
     data = event.step_failure_data.user_failure_data
     return data is not None and data.metadata.get("permanent") == dg.MetadataValue.bool(True)
 
 
 def reason_of(event: dg.DagsterEvent) -> str:
-    """Return the reason in one line, for an unexpected error without its text.
+    """Return the reason of the step's failure in one line.
 
     The text of an unexpected error may contain secrets, so only the error's class is shown.
     """
@@ -38,7 +38,7 @@ def is_failed_check(event: dg.DagsterEvent) -> bool:
 def failure(
     error: ClinikoPipelineError, *, description: str | None = None, is_permanent: bool | None = None
 ) -> dg.Failure:
-    """Return the Dagster failure to raise instead of the error, with `from None`.
+    """Return the Dagster failure to raise `from None` instead of the error.
 
     `description` and `is_permanent` replace the error's text and the error's `permanent`.
     """

@@ -1,4 +1,4 @@
-"""Which runs may reuse results of earlier runs, and which must recompute everything."""
+"""The decision whether a run may reuse earlier results or must recompute everything."""
 
 from collections.abc import Mapping
 from typing import Any

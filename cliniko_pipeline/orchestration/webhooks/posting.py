@@ -96,7 +96,7 @@ def require_usable(url: str) -> None:
 
 
 def post(to: Destination, message_id: str, body: str, now: datetime) -> Answer:
-    """Post the message, signed as of `now`, within `EXCHANGE_SECONDS`; raise nothing.
+    """Sign the message with the time `now`, and post it in `EXCHANGE_SECONDS`. Raise nothing.
 
     Redirects are not followed. The response's body is not read.
     """
@@ -141,7 +141,7 @@ def _headers(secret: str, message_id: str, body: str, now: datetime) -> Mapping[
 
 
 def _failure(error: BaseException) -> str:
-    """Describe the failure without the error's own text, which may hold the URL."""
+    """Describe the failure without the error's own text, which may contain the URL."""
     texts: tuple[tuple[type[BaseException], str], ...] = (
         (ssl.SSLCertVerificationError, "the certificate is not trusted"),
         (ssl.SSLError, "no TLS connection"),
