@@ -1,1 +1,1 @@
-"""The client of Cliniko's API. Knows no Dagster and no database, and reads no environment."""
+"""The client of Cliniko's API. It uses neither Dagster, nor a database, nor environment variables."""

@@ -1,4 +1,4 @@
-"""The time zones in Cliniko's answers.
+"""The time zones in Cliniko's responses.
 
 Each business has a `time_zone_identifier`, an IANA name. The account's settings have an undocumented `time_zone`,
 mostly the name of a city.
@@ -14,16 +14,16 @@ class _Zoned(msgspec.Struct):
     time_zone: str | None = None
 
 
-class _Answer(msgspec.Struct):
+class _Response(msgspec.Struct):
     businesses: list[_Zoned] = []
     account: _Zoned | None = None
 
 
-_DECODER = msgspec.json.Decoder(_Answer)
+_DECODER = msgspec.json.Decoder(_Response)
 
 
 def time_zones_in(body: bytes) -> list[str]:
-    """Return the known IANA names in an answer of /businesses or /settings; none for any other answer."""
+    """Return the known IANA names in a response of /businesses or /settings, or [] for any other body."""
     try:
         answer = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -24,19 +24,19 @@ from cliniko_pipeline.daemon_threads import DaemonThreads, wait_for
 from cliniko_pipeline.errors import ClinikoPipelineError, ClinikoUnavailableError, FieldRefusedError, TransientError
 
 MAX_ATTEMPTS_PER_PART = 2
-"""At each part of a page that Cliniko does not answer."""
+"""The attempts at each part of a page that Cliniko fails to return in one piece."""
 DEFAULT_OPTIONS = RequestOptions()
 
 
 class ClinikoClient:
-    """Reads one organization's lists. Use as a context manager, from one thread at a time.
+    """A reader of one organization's lists. Use it as a context manager, from one thread at a time.
 
     `budget` is asked before every attempt. `on_event` is called with progress, by one thread at a time.
-    `compare_clock` returns how far an answer's Date is ahead of the database's clock: a crawl whose first answer
-    differs too much is refused.
+    `compare_clock` returns how far a response's Date is ahead of the database's clock. A crawl fails with
+    ClockSkewError if this difference is too large in its first response.
 
-    Raises CredentialsFormatError for an API key that no header can carry, SettingsError for such a User-Agent.
-    No error, log line or representation holds the API key, an answer's body or a query.
+    Raises CredentialsFormatError or SettingsError if the API key or the User-Agent cannot be sent in a header.
+    No error, log line or representation contains the API key, a response's body or a query.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class ClinikoClient:
         try:
             self.close()
         except TransientError:
-            # The first error says more than a budget that could not be saved.
+            # Keep the first error, which says more than a budget that could not be saved.
             if error is None:
                 raise
 
     def close(self) -> None:
-        """Close the connections and abort requests in flight. Closing twice is fine.
+        """Close the connections and abort requests in flight. Closing twice has no effect.
 
-        Raises DatabaseUnavailableError where a shared budget cannot be updated.
+        Raises DatabaseUnavailableError if a shared budget cannot be updated.
         """
         self._sender.close()
         self._threads.close()
@@ -94,7 +94,7 @@ class ClinikoClient:
 
     @property
     def clock_difference(self) -> ClockDifference | None:
-        """The largest difference of Cliniko's clock from the database's; None if unknown."""
+        """The largest difference so far of Cliniko's clock from the database's clock, None if unknown."""
         return self._clock_difference
 
     def crawl(
@@ -104,10 +104,11 @@ class ClinikoClient:
         changed_since: datetime | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Iterator[Page[RecordT]]:
-        """Yield the pages of a list, its first page first, with archived, cancelled and deleted records.
+        """Yield the pages of a list, including archived, cancelled and deleted records.
 
-        With `changed_since`, an aware instant of the server's clock, only records changed then or later. `checkpoint`
-        is where an earlier crawl of the same kind broke off. Records are in no order, and some come twice.
+        With `changed_since`, an aware instant of the server's clock, the crawl yields only records changed at or after
+        that instant. `checkpoint` is where an earlier crawl of the same kind broke off. The records come in no
+        particular order, and some come twice.
 
         Raises CredentialsError (AuthenticationError, PermissionDeniedError), TransientError (ClinikoUnavailableError,
         RateLimitedError), DataError (RequestRejectedError, UnexpectedResponseError, ForeignLinkError), ClockSkewError.
@@ -117,7 +118,7 @@ class ClinikoClient:
         def fetch(url: str, number: int, what: str, attempts: int | None = None) -> FetchedPage[RecordT]:
             nonlocal is_compared
             page = self._fetch(url, resource, what, attempts)
-            # The cursor of the next crawl comes from these answers.
+            # Check the clock of these responses, because the cursor of the next crawl comes from them.
             if not is_compared or number == 1:
                 difference = self._note_clock(page.server_date)
                 if difference is not None:
@@ -145,20 +146,21 @@ class ClinikoClient:
             yield page
 
     def total_entries(self, resource: Resource[Any], *, created_before: datetime | None = None) -> int:
-        """Return the number of records in a list, or of those created before an instant of the server's clock (aware).
+        """Return the number of records in a list, or of its records created before an instant.
 
-        Costs one request. Raises as `crawl` does, and FieldRefusedError if Cliniko refuses the filter.
+        `created_before` is an aware instant of the server's clock. Costs one request. Raises the errors of `crawl`, and
+        FieldRefusedError if Cliniko refuses the filter.
         """
         return self._first_entry(resource, f"counting {resource.name}", created_before).total_entries
 
     def validate(self) -> None:
-        """Check with one request that the API key opens the account; raise as `crawl` does if not."""
+        """Check with one request that the API key can read the account; raise the errors of `crawl` if it cannot."""
         self._first_entry(PATIENTS, "checking the API key")
 
     def time_zone(self) -> str | None:
-        """Return the IANA time zone of most of the clinic's businesses, or else of its settings.
+        """Return the most frequent IANA time zone of the clinic's businesses, or else the one in its settings.
 
-        None where Cliniko names no known one, refuses the requests or does not answer.
+        Return None if Cliniko sends no known time zone, refuses the requests or does not respond.
         """
         for path in ("businesses", "settings"):
             with suppress(ClinikoPipelineError):
@@ -190,7 +192,7 @@ class ClinikoClient:
         try:
             return self._fetch(listing.url(1, per_page=1), listing.resource, what)
         except ClinikoUnavailableError as error:
-            # The first record alone may be unanswered.
+            # Cliniko may fail to return just the first record, so request the second one.
             with suppress(ClinikoUnavailableError):
                 return self._fetch(listing.url(2, per_page=1), listing.resource, what, MAX_ATTEMPTS_PER_PART)
             raise error from None
@@ -201,7 +203,7 @@ class ClinikoClient:
         return self._sender.get(url, lambda body, date: decode_page(resource, body, date), what, max_attempts)
 
     def _note_clock(self, date: datetime | None) -> ClockDifference | None:
-        """Compare the Date of an answer that has just arrived; keep the largest difference."""
+        """Compare the Date of a new response with the database's clock; keep the largest difference."""
         if date is None or self._compare_clock is None:
             return None
         found = self._compare_clock(date)

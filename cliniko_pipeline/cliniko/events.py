@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class PageRead:
-    """A page arrived. `records` excludes rejected ones; `budget_left` is the API key's at this moment."""
+    """The arrival of a page.
+
+    `records` excludes rejected records. `budget_left` is the number of requests that the API key may send now.
+    """
 
     resource: str
     number: int
@@ -19,7 +22,7 @@ class PageRead:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A wait that Cliniko asked for (reported before it), or one for the request budget (reported after it)."""
+    """A wait that Cliniko asked for, reported in advance, or a wait for the request budget, reported afterwards."""
 
     seconds: float
     reason: str
@@ -27,7 +30,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """Attempt number `attempt` at `what` failed because of `cause`; the next one follows in `seconds`."""
+    """The failure of attempt number `attempt` at `what` because of `cause`. The next attempt follows in `seconds`."""
 
     what: str
     attempt: int
@@ -40,7 +43,7 @@ Event = PageRead | Waiting | Retrying
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """The work of a client so far. `requests` counts every attempt, `records` excludes rejected ones."""
+    """The work of a client so far. `requests` includes every attempt, and `records` excludes rejected records."""
 
     requests: int = 0
     retries: int = 0
@@ -51,7 +54,7 @@ class Statistics:
 
 
 class Reporter:
-    """Keeps a client's statistics and passes its events on, one at a time."""
+    """The statistics of a client, and the listener to its events. The listener gets one event at a time."""
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
@@ -60,7 +63,7 @@ class Reporter:
 
     @property
     def has_listener(self) -> bool:
-        """Whether anybody receives the events."""
+        """Whether a listener receives the events."""
         return self._on_event is not None
 
     def count(self, **more: float) -> None:
@@ -70,7 +73,7 @@ class Reporter:
             self.statistics = replace(before, **{name: getattr(before, name) + number for name, number in more.items()})
 
     def emit(self, event: Event) -> None:
-        """Call `on_event`."""
+        """Pass the event to the listener."""
         if self._on_event:
             with self._lock:
                 self._on_event(event)

@@ -1,4 +1,4 @@
-"""Typed records of Cliniko, and the resources they are read from. No clinical or financial fields."""
+"""Typed records of Cliniko, without clinical and financial fields, and the resources with these records."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,19 +8,22 @@ import msgspec
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """A record of a resource. Ids are text of 1 to 20 digits, as they exceed 2**53; instants are in UTC."""
+    """A record of a resource. Its instants are in UTC.
+
+    Ids are text of 1 to 20 digits, because some programs read integers above 2**53 inexactly.
+    """
 
     id: str
     created_at: datetime
     updated_at: datetime
 
     def __repr__(self) -> str:
-        # Representations end up in logs.
+        # Show only the id, because representations end up in logs.
         return f"<{type(self).__name__} {self.id}>"
 
 
 class Patient(Record, frozen=True, gc=False):
-    """A patient. `merged_into_id` is the patient that this one was merged into."""
+    """A patient. `merged_into_id` is the id of the patient that this patient was merged into."""
 
     first_name: str | None = None
     last_name: str | None = None
@@ -75,7 +78,7 @@ class AppointmentType(Record, frozen=True, gc=False):
 
 
 class Practitioner(Record, frozen=True, gc=False):
-    """A practitioner. `name` is the first non-blank of display name, label, first and last name."""
+    """A practitioner. `name` is the display name, else the label, else the first and last name."""
 
     name: str | None = None
 
@@ -86,8 +89,8 @@ UNANSWERED = "not answered by Cliniko, not even alone"
 class RejectedRecord(msgspec.Struct, frozen=True):
     """A record that could not be read or understood.
 
-    `reason` names the field and the rule, never the value. For a record that Cliniko does not answer, it is UNANSWERED
-    with the record's place in brackets.
+    `reason` contains the field and the broken rule, never the value. If Cliniko fails to return a record, its `reason`
+    is UNANSWERED with the record's place in brackets.
     """
 
     resource: str
@@ -102,9 +105,10 @@ RecordT = TypeVar("RecordT", bound=Record)
 class Resource(Generic[RecordT]):
     """A list in Cliniko's API.
 
-    `name` is the key of the records in an answer and, without a `path`, the last part of the address.
+    `name` is the key of the records in a response and, without a `path`, the last part of the URL.
     `include_everything` are the filters without which Cliniko leaves out archived, cancelled or deleted records
-    (observed in live accounts). They use only fields that the OpenAPI file calls filterable: others get a 400.
+    (observed in live accounts). The filters use only fields that the OpenAPI file calls filterable, because other
+    fields lead to a 400.
     """
 
     name: str

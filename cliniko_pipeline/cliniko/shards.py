@@ -1,4 +1,4 @@
-"""The base URL of an account: the shard in its API key, and the hosts that may receive an API key."""
+"""The rules for the base URL of an account, and for the hosts that may receive an API key."""
 
 import re
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from cliniko_pipeline.errors import CredentialsFormatError
 from cliniko_pipeline.hosts import is_loopback
 
 DEFAULT_SHARD = "au1"
-"""The shard of older keys, which name none."""
+"""The shard of older API keys, which do not end with a shard."""
 
 _SHARD = re.compile(r"[a-z]{2}[0-9]{1,2}")
 _CLINIKO_HOST = re.compile(r"api\.([a-z]{2}[0-9]{1,2})\.cliniko\.com")
@@ -28,7 +28,7 @@ def shard_of(api_key: str) -> str:
     Raises CredentialsFormatError if that text cannot be a shard.
     """
     _, dash, ending = api_key.rpartition("-")
-    return _checked_shard(ending, named="the API key's ending after its last '-'") if dash else DEFAULT_SHARD
+    return _checked_shard(ending, described="the API key's ending after its last '-'") if dash else DEFAULT_SHARD
 
 
 def api_url_for(shard: str) -> str:
@@ -37,14 +37,14 @@ def api_url_for(shard: str) -> str:
     Raises CredentialsFormatError unless the shard is two letters and one or two digits. Cliniko adds shards, so there
     is no list of them.
     """
-    return f"https://api.{_checked_shard(shard, named='the region')}.cliniko.com/v1"
+    return f"https://api.{_checked_shard(shard, described='the region')}.cliniko.com/v1"
 
 
 def resolve_api_url(*, api_key: str, region: str | None, api_url: str | None, allowed_hosts: Collection[str]) -> str:
-    """Return the base URL in canonical form: the explicit URL, else the region's, else the key's.
+    """Return the base URL in canonical form, from `api_url`, else from `region`, else from `api_key`.
 
-    An explicit URL must be Cliniko's own or on one of `allowed_hosts` (``host[:port]``; without a port, the scheme's
-    default one). Blank values count as absent. Raises CredentialsFormatError otherwise.
+    Blank values are ignored. `api_url` must be Cliniko's own or on one of `allowed_hosts`. An allowed host without a
+    port allows only the default port of the scheme. Raises CredentialsFormatError for any other URL or shard.
     """
     if api_url and api_url.strip():
         return _checked_api_url(api_url.strip(), allowed_hosts)
@@ -53,11 +53,11 @@ def resolve_api_url(*, api_key: str, region: str | None, api_url: str | None, al
     return api_url_for(shard_of(api_key))
 
 
-def _checked_shard(shard: str, *, named: str) -> str:
+def _checked_shard(shard: str, *, described: str) -> str:
     shard = shard.lower()
     if not _SHARD.fullmatch(shard):
         raise CredentialsFormatError(
-            f"{named[0].upper()}{named[1:]} is not a shard (two letters, one or two digits, such as au4): "
+            f"{described[0].upper()}{described[1:]} is not a shard (two letters, one or two digits, such as au4): "
             "store the key exactly as Cliniko shows it, or with its region"
         )
     return shard
@@ -69,8 +69,8 @@ def _checked_api_url(api_url: str, allowed_hosts: Collection[str]) -> str:
 
 
 def _split(api_url: str) -> SplitResult:
-    # urlsplit drops tabs, line breaks and an empty '?', and browsers read '\' as '/': a URL that two parsers could
-    # read differently is refused.
+    # Refuse every URL that two parsers could read differently. For example, urlsplit drops tabs, line breaks and an
+    # empty '?', and browsers read '\' as '/'.
     if not _VISIBLE_ASCII.fullmatch(api_url) or any(character in api_url for character in "\\@?#%"):
         raise _refused("contains characters that no API URL has")
     try:
@@ -96,7 +96,7 @@ def _cliniko_url(parts: SplitResult) -> str | None:
 
 def _allowed_url(parts: SplitResult, allowed_hosts: Collection[str]) -> str:
     host, port = parts.hostname or "", _port(parts)
-    if not any(_names(allowed, host, port, parts.scheme) for allowed in allowed_hosts):
+    if not any(_matches(allowed, host, port, parts.scheme) for allowed in allowed_hosts):
         raise _refused("names a host that is not allowed")
     if parts.scheme == "http" and not is_loopback(host):
         raise _refused("would send the API key unencrypted")
@@ -105,7 +105,7 @@ def _allowed_url(parts: SplitResult, allowed_hosts: Collection[str]) -> str:
     return f"{parts.scheme}://{bracketed}{suffix}{parts.path.rstrip('/')}"
 
 
-def _names(allowed: str, host: str, port: int, scheme: str) -> bool:
+def _matches(allowed: str, host: str, port: int, scheme: str) -> bool:
     try:
         entry = urlsplit(f"{scheme}://{allowed.strip()}")
         return entry.netloc == allowed.strip() and (entry.hostname, _port(entry)) == (host, port)

@@ -139,8 +139,8 @@ def test_error_after_all_attempts_lists_the_failures():
     message = scripted.crawl_error(errors.ClinikoUnavailableError)
     assert message == (
         "Organization surf-rehab: patients, page 1: given up after 6 attempts (3 time-outs, 2 answers 502, "
-        "1 answer 500): syncs are tried again by themselves; if it stays, check whether Cliniko reports an outage, "
-        "and this machine's way to the organization's API URL (name service, firewall, proxy)"
+        "1 answer 500): syncs are retried automatically; if the error persists, check whether Cliniko reports an "
+        "outage, and whether this machine can reach the organization's API URL (DNS, firewall, proxy)"
     )
     # Four more ask whether Cliniko answers the list at all.
     assert len(scripted.requests) == 10

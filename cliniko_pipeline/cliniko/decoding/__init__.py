@@ -1,1 +1,1 @@
-"""From Cliniko's JSON to typed records."""
+"""The conversion of Cliniko's JSON to typed records."""

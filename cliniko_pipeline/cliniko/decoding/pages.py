@@ -1,4 +1,4 @@
-"""Pages of Cliniko's JSON, decoded at once, or record by record where something is malformed."""
+"""The decoding of Cliniko's pages, in one step, or record by record if something is malformed."""
 
 import functools
 import re
@@ -15,7 +15,7 @@ from cliniko_pipeline.cliniko.records import Record, RecordT, RejectedRecord, Re
 from cliniko_pipeline.errors import ClinikoUnavailableError, UnexpectedResponseError
 
 MAX_ENTRIES = 100
-"""Cliniko's maximum a page."""
+"""Cliniko's largest page."""
 
 EntryT_co = TypeVar("EntryT_co", covariant=True)
 RecordT_co = TypeVar("RecordT_co", bound=Record, covariant=True)
@@ -23,7 +23,10 @@ RecordT_co = TypeVar("RecordT_co", bound=Record, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class FetchedPage(Generic[RecordT]):
-    """One answer to a list request. `total_entries` counts the list at that time; `server_date` is Cliniko's clock."""
+    """One response to a list request.
+
+    `total_entries` is the number of entries in the whole list. `server_date` is the Date of the response.
+    """
 
     records: list[RecordT]
     rejected: list[RejectedRecord]
@@ -37,21 +40,24 @@ class FetchedPage(Generic[RecordT]):
         return len(self.records) + len(self.rejected)
 
     def is_consistent(self, number: int, size: int) -> bool:
-        """Return whether page `number` of so many entries each has the entries and the link that its total demands."""
+        """Return whether the page fits `total_entries`, if it is page `number` of pages with `size` entries.
+
+        The number of entries and the presence of a `next` link are checked.
+        """
         due = min(size, max(0, self.total_entries - size * (number - 1)))
         return self.entry_count == due and (self.next_url is not None) == (self.total_entries > size * number)
 
 
 def decode_page(resource: Resource[RecordT], body: bytes, server_date: datetime | None = None) -> FetchedPage[RecordT]:
-    """Return the records of one answer, and the rejected ones; one bad record does not cost the page.
+    """Return the page in a response's body, with a rejected record for each record that is malformed.
 
-    Raises ClinikoUnavailableError for a body that is not a complete JSON document (a proxy's web page, a broken
-    transfer). Raises UnexpectedResponseError for a document that is no list of this resource, or longer than a page.
+    Raises ClinikoUnavailableError for a body that is not a complete JSON document, such as a proxy's web page or a
+    broken transfer. Raises UnexpectedResponseError for a document that is no list of this resource, or too long.
     """
     try:
         page = _page_decoder(resource).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # One bad record leads here, or one lone surrogate, even in a field that is not read.
+        # A single malformed record leads here, and so does a lone surrogate, even in a skipped field.
         return _decode_record_by_record(resource, _with_valid_text(body), server_date)
     except RecursionError:
         raise _unreadable() from None
@@ -64,7 +70,7 @@ def _decode_record_by_record(
     try:
         page = _raw_page_decoder(resource.name).decode(body)
     except msgspec.ValidationError as error:
-        # msgspec stops at the first error, and the document may be broken after it.
+        # msgspec stops at the first error, so check whether the rest of the document is JSON.
         raise (_not_a_list_of(resource.name, _reason(error)) if _is_json(body) else _unreadable()) from None
     except (msgspec.DecodeError, RecursionError):
         raise _unreadable() from None
@@ -173,7 +179,7 @@ def _raw_page_decoder(name: str) -> "_PageDecoder[msgspec.Raw]":
 
 
 def _make_page_decoder(name: str, entries: Any) -> Any:
-    """Return a decoder of pages with their entries under the resource's name."""
+    """Return a decoder of pages that have their entries under the resource's name."""
     fields: list[Any] = [
         ("entries", entries, msgspec.field(name=name)),
         ("total_entries", int),
@@ -183,15 +189,15 @@ def _make_page_decoder(name: str, entries: Any) -> Any:
 
 
 _ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a pair, which is fine
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a surrogate pair, which is valid
     rb"|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})"
-    rb"|.)",  # any other escape, so that the second half of '\\' starts none
+    rb"|.)",  # any other escape, so that the second backslash of '\\' does not start an escape
     re.DOTALL,
 )
 
 
 def _with_valid_text(body: bytes) -> bytes:
-    """Return the document with each lone surrogate and each byte that is not UTF-8 as U+FFFD."""
+    """Return the document with U+FFFD in place of each lone surrogate and each byte that is not UTF-8."""
     utf8 = body.decode("utf-8-sig", errors="replace").encode()
     return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape["lone"] else escape[0], utf8)
 
@@ -201,7 +207,7 @@ _MISMATCH = re.compile(r"Expected `([\w |]+)`, got `([\w |]+)`(?: - at `\$\.?(\w
 
 
 def _reason(error: msgspec.ValidationError) -> str:
-    """Return the field and the rule that it breaks, without its value."""
+    """Return the field and the rule that its value breaks, without the value."""
     message = str(error)
     if missing := _MISSING.search(message):
         return f"{missing[1]}: missing"

@@ -1,7 +1,7 @@
 """Rules for single values of Cliniko's JSON: ids, instants, flags, text and links.
 
-Each function raises UnexpectedResponseError with the field and the rule, never with the value, which may be a
-patient's.
+Each function raises UnexpectedResponseError with the field and the rule. The error never contains the value, which may
+be a patient's data.
 """
 
 from datetime import UTC, datetime
@@ -13,14 +13,14 @@ import msgspec
 from cliniko_pipeline.errors import UnexpectedResponseError
 
 MAX_ID_LENGTH = 20
-"""Digits; Cliniko's ids have up to 19 (observed in live accounts), and so has PostgreSQL's bigint."""
+"""In digits. Cliniko's ids have up to 19 digits (observed in live accounts), like PostgreSQL's largest bigint."""
 _NO_ID = f"not 1 to {MAX_ID_LENGTH} digits"
 MAX_TEXT_LENGTH = 2_000
-"""Characters of a name or an address."""
+"""The limit of a name or an e-mail address, in characters."""
 MAX_LINK_LENGTH = 2_000
-"""Characters."""
+"""In characters."""
 MAX_CACHED_LINKS = 16_384
-"""A few megabytes."""
+"""These links take a few megabytes of memory."""
 
 
 class LinkTarget(msgspec.Struct, gc=False):
@@ -36,7 +36,7 @@ class Link(msgspec.Struct, gc=False):
 
 
 def identifier(field: str, value: str | int) -> str:
-    """Return an id as text without leading zeros. Older ids were sent as numbers."""
+    """Return an id as text without leading zeros. Cliniko used to send older ids as numbers."""
     if isinstance(value, int):
         value = str(value) if 0 <= value < 10**MAX_ID_LENGTH else ""
     if not (len(value) <= MAX_ID_LENGTH and value.isascii() and value.isdigit()):
@@ -103,7 +103,7 @@ def _id_in_url(url: str) -> str | None:
 
 
 def linked_id_or_none(link: Link | str | None) -> str | None:
-    """Return the id in a link, None if malformed: for links that matter for names only."""
+    """Return the id in a link, or None if the link is malformed. Use it only for links that are not essential."""
     try:
         return linked_id("link", link)
     except UnexpectedResponseError:

@@ -1,4 +1,4 @@
-"""The JSON shapes of Cliniko's records, and their conversion. Fields that are not named here are skipped."""
+"""The JSON shapes of Cliniko's records, and their conversion. Fields that are not listed here are skipped."""
 
 import msgspec
 
@@ -134,7 +134,7 @@ class _AppointmentType(_Entry, gc=False):
             identifier("id", self.id),
             instant("created_at", self.created_at),
             instant("updated_at", self.updated_at),
-            # Kept as sent, but None if blank.
+            # A blank name becomes None. Any other name is kept unchanged.
             name if (name := text("name", self.name)) and name.strip() else None,
             optional_instant("archived_at", self.archived_at),
         )

@@ -1,4 +1,4 @@
-"""Pure decisions after an exchange with Cliniko: succeed, wait and repeat, or fail."""
+"""The decision after each attempt at a request to Cliniko: succeed, wait and repeat, or fail. Pure functions."""
 
 import math
 import random
@@ -23,23 +23,23 @@ from cliniko_pipeline.errors import (
 BACKOFF_BASE_SECONDS = 1.0
 BACKOFF_CAP_SECONDS = 30.0
 MAX_RETRY_AFTER_SECONDS = 60.0
-"""A longer Retry-After on a 5xx is cut to this: the sync can run again later."""
+"""A longer Retry-After of a failed request is cut to this, because the sync can run again later."""
 DEFAULT_RATE_LIMIT_SECONDS = 60.0
-"""The wait after a 429 without a plausible time: the length of Cliniko's window."""
+"""The wait after a 429 without a plausible time, as long as the window of Cliniko's rate limit."""
 MAX_RATE_LIMIT_SECONDS = 300.0
-"""A later reset is ignored: the window is a minute."""
+"""A reset further in the future is ignored, because the window is only a minute long."""
 RESET_MARGIN_SECONDS = 1.0
-"""X-RateLimit-Reset and Date are whole seconds: the reset may be up to one later."""
+"""Added to the reset, because X-RateLimit-Reset and Date are cut to whole seconds."""
 MAX_REFUSED_ATTEMPTS = 4
-"""Attempts at a request whose API key is refused (401, 403) although Cliniko accepted it for an earlier one."""
+"""Attempts at a request whose API key is refused (401, 403) although Cliniko accepted it before."""
 MAX_DATE_DIFFERENCE_SECONDS = 86_400.0
-"""A Date that differs more from this machine's clock is ignored for waits."""
+"""A Date header that differs more from this machine's clock is not used to compute waits."""
 MAX_RESET_AGE_SECONDS = 5.0
-"""An earlier reset is ignored: Cliniko would not have answered 429."""
+"""A reset further in the past is ignored, because Cliniko would not have responded with 429 after it."""
 
 
 class TransportFailure(Enum):
-    """Reasons for an exchange without a usable answer. The values are their names in messages."""
+    """Reasons why an attempt got no usable response. The values appear in messages."""
 
     TIME_OUT = "time-out"
     UNREACHABLE = "failed connection"
@@ -49,12 +49,15 @@ class TransportFailure(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Succeed:
-    """The answer can be used."""
+    """The decision to use the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Repeat after `seconds`, raise `error` after the last attempt. `everyone`: block the API key for that time."""
+    """The decision to repeat the request after `seconds`, or to raise `error` after the last attempt.
+
+    With `everyone`, all requests with the API key are blocked for that time.
+    """
 
     seconds: float
     everyone: bool
@@ -63,7 +66,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Raise `error` with `reason`, which says what to do next: another attempt would fail, too."""
+    """The decision to raise `error`, because another attempt would fail, too. `reason` says what to do next."""
 
     error: type[ClinikoPipelineError]
     reason: str
@@ -111,8 +114,8 @@ _RULES_BY_HUNDREDS: Mapping[int, _Rule] = {
     ),
     4: Fail(
         RequestRejectedError,
-        "Cliniko refuses the request, and names no field that lists are sorted or filtered by: report this to "
-        "Cliniko's support if it stays",
+        "Cliniko refuses the request, but not because of a sort or filter field: report this to Cliniko's support "
+        "if the error persists",
     ),
     5: _BackOff(),
 }
@@ -136,15 +139,15 @@ def decide(
     rng: random.Random,
     was_accepted: bool = False,
 ) -> Decision:
-    """Return the decision after an exchange.
+    """Return the decision after an attempt.
 
     Args:
-        result: the answer's status, or the failure.
-        headers: the answer's, looked up in lower case.
-        attempt: counts from 1.
-        now: this machine's UNIX time, used where the answer has no Date: the two clocks may differ.
-        rng: spreads the waits (full jitter).
-        was_accepted: whether Cliniko accepted the API key for an earlier request: then a refusal may be transient.
+        result: the response's status, or the failure.
+        headers: the response's headers, which are looked up by names in lower case.
+        attempt: the number of the attempt, from 1.
+        now: this machine's UNIX time, used only if the response has no usable Date, because the clocks may differ.
+        rng: the source of the random part of waits (full jitter).
+        was_accepted: whether Cliniko accepted the API key before, so that a 401 or 403 may be transient.
     """
     is_transient = was_accepted and result in _REFUSALS and attempt < MAX_REFUSED_ATTEMPTS
     match _BackOff() if is_transient else _rule_for(result, headers):
@@ -157,7 +160,7 @@ def decide(
 
 
 def back_off(headers: Mapping[str, str], *, attempt: int, now: float, rng: random.Random) -> Retry:
-    """Return the wait after a transient failure, with arguments as in `decide`."""
+    """Return the wait after a transient failure. The arguments are those of `decide`."""
     ceiling = min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** min(attempt - 1, 16))
     asked = _retry_after(headers, _server_now(headers, now)) or 0.0
     seconds = min(asked, MAX_RETRY_AFTER_SECONDS) + rng.uniform(0.0, ceiling)
@@ -165,12 +168,12 @@ def back_off(headers: Mapping[str, str], *, attempt: int, now: float, rng: rando
 
 
 def server_time(headers: Mapping[str, str]) -> datetime | None:
-    """Return the answer's Date in UTC, or None if it is absent or unreadable."""
+    """Return the response's Date in UTC, or None if it is absent or unreadable."""
     return _http_date(headers.get("date", ""))
 
 
 def documented_rules() -> list[tuple[str, str, str]]:
-    """Return status, error and meaning of every answer that fails a request; the first match counts."""
+    """Return status, error and meaning of every response that fails a request. The first match applies."""
     every: dict[str, _Rule] = {"403 with a web page": _BLOCKED}
     every |= {str(status): rule for status, rule in _RULES.items()}
     every |= {f"{hundreds}xx": rule for hundreds, rule in _RULES_BY_HUNDREDS.items()}
@@ -183,9 +186,12 @@ def _documented(rule: _Rule) -> tuple[str, str]:
         case Fail(error, reason):
             return error.__name__, reason
         case _WaitForReset():
-            return RateLimitedError.__name__, "Cliniko's limit of requests: sent again when it is over"
+            return (
+                RateLimitedError.__name__,
+                "Cliniko's rate limit is reached; the request is sent again after the reset",
+            )
         case _:
-            return ClinikoUnavailableError.__name__, "sent again after growing waits"
+            return ClinikoUnavailableError.__name__, "the request is sent again after growing waits"
 
 
 def _rule_for(result: int | TransportFailure, headers: Mapping[str, str]) -> _Rule:
@@ -197,18 +203,18 @@ def _rule_for(result: int | TransportFailure, headers: Mapping[str, str]) -> _Ru
 
 
 def _until_reset(headers: Mapping[str, str], now: float) -> float:
-    """Return the seconds to wait after a 429: by X-RateLimit-Reset, else by Retry-After, else a window."""
+    """Return the seconds to wait after a 429, from X-RateLimit-Reset, else from Retry-After, else a default."""
     server_now = _server_now(headers, now)
     reset = _number(headers.get("x-ratelimit-reset", ""))
     for seconds in (None if reset is None else reset - server_now, _retry_after(headers, server_now)):
-        # Implausible values: milliseconds, zero, a wrong clock.
+        # Skip implausible values, such as milliseconds, zero, or times by a wrong clock.
         if seconds is not None and -MAX_RESET_AGE_SECONDS <= seconds <= MAX_RATE_LIMIT_SECONDS:
             return max(seconds, 0.0) + RESET_MARGIN_SECONDS
     return DEFAULT_RATE_LIMIT_SECONDS
 
 
 def _retry_after(headers: Mapping[str, str], server_now: float) -> float | None:
-    """Return the seconds of Retry-After, a number or a date; None if absent or malformed."""
+    """Return the seconds given by the number or date in Retry-After, None if it is absent or malformed."""
     value = headers.get("retry-after", "")
     seconds = _number(value)
     if seconds is None:

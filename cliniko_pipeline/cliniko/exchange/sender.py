@@ -1,6 +1,6 @@
 """Requests sent with an account's API key, repeated until they succeed, fail for good or take too long.
 
-Decisions are in retry.py, a single exchange in transport.py, and the wait for the request budget in throttle.py.
+retry.py decides after each attempt, transport.py sends one request, and throttle.py defines the request budget.
 """
 
 import random
@@ -40,9 +40,9 @@ from cliniko_pipeline.hosts import is_loopback
 
 DEFAULT_MAX_ATTEMPTS = 6
 MIN_REPORTED_WAIT_SECONDS = 0.5
-"""A shorter wait for the request budget is no event."""
+"""A shorter wait for the request budget is not reported as an event."""
 MAX_WAIT_SECONDS = 900.0
-"""Limit of all waits between the attempts at one request, without those for the request budget."""
+"""The limit of all waits between the attempts at one request. Waits for the request budget are not included."""
 _REFUSAL_STATUSES = frozenset({400, 422})
 
 AnswerT = TypeVar("AnswerT")
@@ -50,7 +50,7 @@ AnswerT = TypeVar("AnswerT")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """An account's API: the base URL from resolve_api_url, which decides which hosts may see a key, and the headers."""
+    """The access to an account's API. `api_url` must come from resolve_api_url, which checks the host."""
 
     api_key: str = field(repr=False)
     api_url: str
@@ -59,9 +59,9 @@ class Access:
     def headers(self) -> httpx.Headers:
         """Return the headers of each request.
 
-        Raises CredentialsFormatError for an API key that no header can carry, SettingsError for such a User-Agent.
+        Raises CredentialsFormatError or SettingsError if the API key or the User-Agent cannot be sent in a header.
         """
-        # Basic authentication ends the user name at the first colon.
+        # A colon is not allowed either, because it ends the user name of Basic authentication.
         if not re.fullmatch(r"[!-9;-~]+", self.api_key):
             raise CredentialsFormatError(
                 "The API key is blank or contains characters that no Cliniko key has: store it exactly as Cliniko"
@@ -82,9 +82,9 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """Limits of attempts and concurrency, and the sources of time and chance.
+    """The limits of attempts and concurrency, the clocks, and the source of random numbers.
 
-    `sleep` waits between attempts and may raise to interrupt; `rng` spreads the waits.
+    `sleep` waits between attempts, and may raise an error to interrupt. `rng` varies the waits at random.
     """
 
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
@@ -95,7 +95,7 @@ class RequestOptions:
 
 
 class Sender:
-    """Sends GET requests with one API key, from several threads. No error or representation holds the key."""
+    """A sender of GET requests with one API key. Thread-safe. No error or representation contains the key."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Sender:
     ) -> None:
         self._headers = access.headers()
         self._budget = budget
-        # A proxy named in the environment cannot reach this machine's loopback.
+        # Use no proxy for a loopback host, because a proxy cannot reach this machine's loopback.
         uses_proxies = not is_loopback(httpx.URL(access.api_url).host)
         self._transport = transport or CurlTransport(Limits(), uses_proxies=uses_proxies)
         self._options = options
@@ -127,9 +127,9 @@ class Sender:
         what: str,
         max_attempts: int | None = None,
     ) -> AnswerT:
-        """Return what `read` makes of the answer's body and Date.
+        """Send a GET request; return what `read` makes of the response's body and Date.
 
-        `read` may raise ClinikoUnavailableError to have the request repeated. `what` names the request in errors.
+        If `read` raises ClinikoUnavailableError, the request is repeated. `what` describes the request in errors.
         """
         limit = min(max_attempts or self._options.max_attempts, self._options.max_attempts)
         causes: Counter[int | TransportFailure] = Counter()
@@ -158,7 +158,7 @@ class Sender:
             now, rng = self._options.wall_clock(), self._options.rng
             decision = decide(result, headers, attempt=attempt, now=now, rng=rng, was_accepted=self._was_accepted)
             if isinstance(decision, Retry) and decision.everyone:
-                # Block the budget before this request counts as answered: no other waiting request may go first.
+                # Block the budget before this request is marked as answered, so that no waiting request is sent first.
                 self._budget.block(decision.seconds)
         if not isinstance(decision, Succeed):
             is_refusal = isinstance(decision, Fail) and result in _REFUSAL_STATUSES
@@ -175,11 +175,11 @@ class Sender:
             raise RuntimeError("The client is closed")
         self._reporter.count(requests=1)
         try:
-            # An httpx.Client would add redirects, cookies and authentication, which cost as much as reading the page.
+            # Use no httpx.Client, because its redirects, cookies and authentication take as long as reading the page.
             response = self._transport.handle_request(httpx.Request("GET", url, headers=self._headers))
             response.read()
         except httpx.RequestError as error:
-            # Returned, not raised: httpx's errors carry the request with its Authorization header.
+            # Do not raise httpx's error, because it contains the request with its Authorization header.
             return _failure_of(error), {}, b""
         return response.status_code, response.headers, response.content
 
@@ -190,7 +190,7 @@ class Sender:
             self._reporter.emit(Waiting(waited - announced, "the request budget was used up"))
 
     def _wait(self, retry: Retry, cause: str, what: str, attempt: int) -> float:
-        """Wait before the next attempt, or leave the wait to the budget; return its seconds in that case."""
+        """Wait before the next attempt, and return 0. After a 429, return the seconds that the budget waits instead."""
         self._reporter.count(retries=1)
         if retry.everyone:
             self._reporter.count(rate_limited=1)
@@ -210,7 +210,7 @@ class _Failed:
 
 
 _FAILURES: tuple[tuple[type[httpx.RequestError], TransportFailure], ...] = (
-    # The order matters: a connect time-out is a time-out, and all of them are request errors.
+    # The first match applies, so httpx.RequestError, the base class of the others, comes last.
     (httpx.TimeoutException, TransportFailure.TIME_OUT),
     (httpx.ConnectError, TransportFailure.UNREACHABLE),
     (httpx.ProxyError, TransportFailure.UNREACHABLE),
@@ -224,9 +224,9 @@ def _failure_of(error: httpx.RequestError) -> TransportFailure:
 
 
 _NEXT_STEPS: Mapping[type[TransientError], str] = {
-    ClinikoUnavailableError: "syncs are tried again by themselves; if it stays, check whether Cliniko reports an "
-    "outage, and this machine's way to the organization's API URL (name service, firewall, proxy)",
-    RateLimitedError: "something else seems to use the same Cliniko user's API: give the pipeline a user of its own, "
+    ClinikoUnavailableError: "syncs are retried automatically; if the error persists, check whether Cliniko reports an "
+    "outage, and whether this machine can reach the organization's API URL (DNS, firewall, proxy)",
+    RateLimitedError: "another program seems to use the API as the same Cliniko user: give the pipeline its own user, "
     "or lower CLINIKO_REQUESTS_PER_MINUTE",
 }
 
@@ -239,6 +239,6 @@ def _exhausted(error: type[TransientError], what: str, causes: Counter[int | Tra
 
 
 def _describe(result: int | TransportFailure, times: int | None = None) -> str:
-    """Return words for a result: "answer 502", or counted, "2 answers 502" and "3 time-outs"."""
+    """Describe a result, such as "answer 502", or with a number, such as "2 answers 502" and "3 time-outs"."""
     noun, status = (result.value, "") if isinstance(result, TransportFailure) else ("answer", f" {result}")
     return f"{noun}{status}" if times is None else f"{times} {noun}{'s' if times > 1 else ''}{status}"

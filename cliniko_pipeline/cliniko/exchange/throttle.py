@@ -1,4 +1,4 @@
-"""The request budget of an API key, as the client sees it. All processes share it in the database."""
+"""The interface of an API key's request budget, which all processes share in the database."""
 
 import hashlib
 import re
@@ -14,11 +14,11 @@ class RequestBudget(Protocol):
     """Permission to send requests with one API key. Thread-safe."""
 
     def request(self) -> AbstractContextManager[float]:
-        """Wait until a request is allowed, yield the seconds waited. Send and read the answer inside."""
+        """Wait until a request is allowed; yield the seconds waited. Send the request and read its response inside."""
         ...
 
     def block(self, seconds: float) -> None:
-        """Refuse all requests for so many seconds from now; never shorten an earlier block."""
+        """Refuse all requests for this many seconds from now, without shortening an earlier block."""
         ...
 
     def left(self) -> int:
@@ -26,12 +26,12 @@ class RequestBudget(Protocol):
         ...
 
     def close(self) -> None:
-        """Mark all sent requests as answered for the other processes. The budget can be used again."""
+        """Report the answered requests to the other processes. The budget can still be used afterwards."""
         ...
 
 
 class BudgetRegistry:
-    """One budget per API key, shared by the clients of this process. `create` makes a digest's budget."""
+    """The request budgets of this process, one per API key. `create` makes the budget for a key's digest."""
 
     def __init__(self, create: Callable[[str], RequestBudget]) -> None:
         self._create = create
@@ -50,6 +50,6 @@ class BudgetRegistry:
 def digest_of(api_key: str) -> str:
     """Return 64 hexadecimal digits that identify an API key without revealing it.
 
-    Cliniko accepts a key with and without its shard suffix, and counts both as one.
+    The shard suffix is left out, because Cliniko accepts a key with or without it, and has one limit for both.
     """
     return hashlib.sha256(_SHARD_SUFFIX.sub("", api_key.strip()).encode()).hexdigest()

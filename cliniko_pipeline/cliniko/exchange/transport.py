@@ -1,7 +1,7 @@
 """Requests sent by libcurl, behind httpx's interface.
 
-libcurl reads a page with a fifth of the CPU time of httpx's own transport. It runs outside of the interpreter's lock,
-so that several pages are read in parallel.
+libcurl reads a page with a fifth of the CPU time of httpx's own transport. It does not hold the
+interpreter's lock, so that several pages are read in parallel.
 """
 
 import threading
@@ -22,9 +22,10 @@ _MILLISECONDS = 1000
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of an exchange: seconds to connect, without a byte, in all; and bytes of the body, unpacked.
+    """The limits of one request.
 
-    A page of 100 records is about 150 kB.
+    `silent_seconds` is the longest time without a byte. `body_bytes` is the largest body after unpacking; a page of 100
+    records has about 150 kB.
     """
 
     connect_seconds: float = 10.0
@@ -34,13 +35,13 @@ class Limits:
 
 
 class BodyTooLargeError(httpx.DecodingError):
-    """The answer's body is beyond the limit, unpacked."""
+    """The response's body is larger than the limit after unpacking."""
 
 
 class CurlTransport(httpx.BaseTransport):
-    """Sends requests with libcurl, with one connection a thread. Thread-safe.
+    """A transport that sends requests with libcurl, with one connection per thread. Thread-safe.
 
-    Follows no redirects. Uses the proxies of the environment, unless `uses_proxies` is false. Trusts certifi's
+    It follows no redirects, and uses the environment's proxies unless `uses_proxies` is false. It trusts certifi's
     certificates, like httpx's own transport.
     """
 
@@ -52,10 +53,10 @@ class CurlTransport(httpx.BaseTransport):
         self._closing = threading.Event()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request and read its complete answer. Raises httpx.RequestError."""
+        """Send the request and read its complete response. Raises httpx.RequestError."""
         if threading.current_thread() is not threading.main_thread():
             return self._exchange(request)
-        # KeyboardInterrupt is raised in the main thread, where curl would swallow it.
+        # Use another thread than the main thread, where curl would swallow a KeyboardInterrupt.
         return wait_for(self._thread.submit(lambda: self._exchange(request)))
 
     def close(self) -> None:
@@ -65,18 +66,18 @@ class CurlTransport(httpx.BaseTransport):
 
     def _exchange(self, request: httpx.Request) -> httpx.Response:
         curl = self._handle()
-        answer = _Answer(self._limits.body_bytes, self._closing)
+        received = _Received(self._limits.body_bytes, self._closing)
         curl.setopt(pycurl.URL, str(request.url))
         curl.setopt(pycurl.HTTPHEADER, _header_lines(request.headers))
-        curl.setopt(pycurl.HEADERFUNCTION, answer.take_header)
-        curl.setopt(pycurl.WRITEFUNCTION, answer.take_body)
-        curl.setopt(pycurl.XFERINFOFUNCTION, answer.is_aborted)
+        curl.setopt(pycurl.HEADERFUNCTION, received.take_header)
+        curl.setopt(pycurl.WRITEFUNCTION, received.take_body)
+        curl.setopt(pycurl.XFERINFOFUNCTION, received.is_aborted)
         try:
             curl.perform()
         except pycurl.error as error:
-            raise _request_error(int(error.args[0]), answer) from None
+            raise _request_error(int(error.args[0]), received) from None
         return httpx.Response(
-            curl.getinfo(pycurl.RESPONSE_CODE), headers=answer.headers, content=answer.body.getvalue()
+            curl.getinfo(pycurl.RESPONSE_CODE), headers=received.headers, content=received.body.getvalue()
         )
 
     def _handle(self) -> Any:
@@ -106,8 +107,8 @@ class CurlTransport(httpx.BaseTransport):
 
 
 @dataclass
-class _Answer:
-    """The received part of an answer."""
+class _Received:
+    """The received part of a response."""
 
     max_body_bytes: int
     closing: threading.Event
@@ -117,10 +118,10 @@ class _Answer:
 
     def take_header(self, line: bytes) -> None:
         if line.startswith(b"HTTP/"):
-            self.headers.clear()  # headers of a proxy or an interim answer
+            self.headers.clear()  # drops the headers of a proxy or an interim response
             return
         name, colon, value = line.partition(b":")
-        # curl has unpacked the body: its original length and encoding do not apply.
+        # Skip the body's original length and encoding, because curl has unpacked the body.
         if colon and name.strip().lower() not in {b"content-encoding", b"content-length", b"transfer-encoding"}:
             self.headers.append((name.strip(), value.strip()))
 
@@ -144,14 +145,14 @@ _ERRORS: Mapping[int, type[httpx.RequestError]] = {
 }
 
 
-def _request_error(code: int, answer: _Answer) -> httpx.RequestError:
-    if answer.is_too_large:
+def _request_error(code: int, received: _Received) -> httpx.RequestError:
+    if received.is_too_large:
         return BodyTooLargeError("the body is too large")
-    # curl's own text may hold the address.
+    # Leave out curl's own text, which may contain the URL.
     return _ERRORS.get(code, httpx.ReadError)(f"curl's error {code}")
 
 
 def _header_lines(headers: httpx.Headers) -> list[str]:
-    # curl sets `Connection` and `Accept-Encoding` itself. Without a blank `Expect` it may wait for a 100.
+    # curl sets `Connection` and `Accept-Encoding` itself. Without a blank `Expect`, it may wait for a 100 response.
     lines = [f"{name}: {value}" for name, value in headers.items() if name not in {"connection", "accept-encoding"}]
     return [*lines, "Expect:"]
