@@ -1,8 +1,8 @@
-"""Cliniko credentials: their type, their stored shapes, encryption and the rotation of keys.
+"""Cliniko credentials, their encryption, and the rotation of encryption keys.
 
-The client decides to which URL credentials lead, and whether to trust it. Messages continue "Organization 'x': ".
-No message, repr or exception context holds plaintext, a token or a key. Errors are raised outside of the
-handlers of their causes, which may hold such values.
+cliniko/shards.py decides which URL the credentials are sent to. Error messages continue the text "Organization 'x': ".
+No message, repr or exception context contains plaintext, a token or a key. Errors are raised outside of the handlers of
+their causes, because the causes may contain such values.
 """
 
 import base64
@@ -21,13 +21,13 @@ from cliniko_pipeline.errors import CredentialsDecryptionError, CredentialsForma
 ENCRYPTED_DATA = "encrypted_data"
 """The only member of the stored JSON object."""
 
-_TOKEN_VERSION = b"\x80"  # The first byte of every Fernet token, by its specification.
-_MAX_LAYERS = 2  # A token is base64 itself, and may be wrapped in base64 once more.
+_TOKEN_VERSION = b"\x80"  # The first byte of every Fernet token.
+_MAX_LAYERS = 2  # A token is base64, and may be encoded in base64 a second time.
 
-# What can be the user name of HTTP Basic authentication: visible ASCII without a colon.
+# An API key is sent as the user name of HTTP Basic authentication, so it is visible ASCII without a colon.
 _API_KEY = re.compile(r"[!-9;-~]{1,1024}")
 _SHARD_SUFFIX = re.compile(r"-[A-Za-z]{2}[0-9]{1,2}\Z")
-# A shard, loosely: too short to hold an API key pasted into the wrong place, for it is shown.
+# The region is shown, so the limit is too short for an API key that was pasted into the wrong place.
 _REGION = re.compile(r"[A-Za-z0-9_-]{1,16}")
 
 _SET_AGAIN = "; add the organization's credentials again"
@@ -35,22 +35,23 @@ _SET_AGAIN = "; add the organization's credentials again"
 
 @dataclass(frozen=True, slots=True)
 class ClinikoCredentials:
-    """One organization's access to Cliniko, without surrounding white space, the shard suffix in lower case.
+    """One organization's access to Cliniko.
 
-    Raises CredentialsFormatError for a value that cannot be valid.
+    Surrounding white space is removed, and the shard suffix is written in lower case. Raises CredentialsFormatError for
+    a value that cannot be valid.
     """
 
     api_key: str = field(repr=False)
-    """As Cliniko shows it, with or without the shard's suffix."""
+    """The API key as Cliniko shows it, with or without the shard suffix."""
 
     region: str | None = None
     """The shard, such as au4, if known."""
 
     api_url: str | None = None
-    """The API's base URL, such as https://api.au4.cliniko.com/v1, if known. Untrusted: it comes from the database."""
+    """The API's base URL, such as https://api.au4.cliniko.com/v1, if known. It is not checked here."""
 
     def __post_init__(self) -> None:
-        # A frozen dataclass has no other way to store a value in its normal form.
+        # In a frozen dataclass, only object.__setattr__ can replace a value by its normal form.
         key = _SHARD_SUFFIX.sub(lambda suffix: suffix[0].lower(), self.api_key.strip())
         object.__setattr__(self, "api_key", key)
         object.__setattr__(self, "region", (self.region or "").strip() or None)
@@ -80,9 +81,9 @@ class ClinikoCredentials:
 
 
 class Vault:
-    """Fernet keys: the first encrypts, all decrypt.
+    """A set of Fernet keys. The first key encrypts, and all keys decrypt.
 
-    Raises SettingsError without keys, or for one that is not a Fernet key.
+    Raises SettingsError if there is no key, or if a value is not a Fernet key.
     """
 
     def __init__(self, keys: Iterable[SecretStr | str]) -> None:
@@ -100,7 +101,7 @@ class Vault:
         raise TypeError("A vault is not pickled: that would store its keys unencrypted")
 
     def encrypt(self, credentials: ClinikoCredentials) -> dict[str, str]:
-        """Return the value to store: `{"encrypted_data": base64 of a Fernet token under the first key}`."""
+        """Return the value to store: `{"encrypted_data": base64 of a Fernet token by the first key}`."""
         members = {
             "api_key": credentials.api_key,
             "region": credentials.region,
@@ -112,8 +113,8 @@ class Vault:
     def decrypt(self, stored: object) -> ClinikoCredentials:
         """Return the credentials in a value of the column `credentials_encrypted`.
 
-        `stored` is an object with `encrypted_data`, that object as a string, or a string with a Fernet token or
-        its base64. Both alphabets of base64 are read, with or without padding and line breaks.
+        `stored` is an object with `encrypted_data`, the same object as a JSON string, or a string with a Fernet token
+        or the base64 of a token. Both alphabets of base64 are accepted, with or without padding and line breaks.
 
         Raises CredentialsDecryptionError if no key fits, and CredentialsFormatError for other shapes and contents.
         """
@@ -124,7 +125,7 @@ class Vault:
         return _stored(self._newest.encrypt(text.encode()))
 
     def decrypt_text(self, stored: object) -> str:
-        """Return the text of a value of `encrypt_text`.
+        """Return the text in a value that `encrypt_text` returned.
 
         Raises CredentialsDecryptionError if no key fits, and CredentialsFormatError for other shapes.
         """
@@ -134,14 +135,15 @@ class Vault:
         return self._open(token, "secret").decode(errors="replace")
 
     def rotate(self, stored: object) -> dict[str, str]:
-        """Return the same plaintext, encrypted under the first key.
+        """Return the plaintext of `stored`, encrypted with the first key.
 
-        Members that other programs added are kept. Raises CredentialsDecryptionError and CredentialsFormatError.
+        Members that other programs added to the plaintext are kept. Raises CredentialsDecryptionError and
+        CredentialsFormatError.
         """
         return _stored(self._newest.encrypt(self._open(_token(stored))))
 
     def is_current(self, stored: object) -> bool:
-        """Return whether `stored` has the shape of `encrypt` and is under the first key."""
+        """Return whether `stored` has the shape that `encrypt` returns, and is encrypted with the first key."""
         token = _token_in(stored)
         return token is not None and stored == _stored(token) and _opens(self._newest, token)
 
@@ -153,7 +155,7 @@ class Vault:
         raise CredentialsDecryptionError(
             f"the stored {what} cannot be decrypted with any configured key;"
             " CREDENTIALS_ENCRYPTION_KEY must hold the key that encrypted them (to rotate keys: the new"
-            " key first, the old ones after it, comma-separated)"
+            " key first, the old keys after it, comma-separated)"
         )
 
 
@@ -188,7 +190,7 @@ def _token(stored: object) -> bytes:
 
 
 def _token_in(stored: object) -> bytes | None:
-    """Return the token in any stored shape, in the form that Fernet writes; None without one."""
+    """Return the token in any stored shape as Fernet writes it, or None if there is no token."""
     layer = _armoured(stored)
     for _ in range(_MAX_LAYERS):
         layer = _unbase64(layer)
@@ -198,7 +200,7 @@ def _token_in(stored: object) -> bytes | None:
 
 
 def _armoured(stored: object) -> bytes:
-    """Return the base64 text in `stored`; empty for unknown shapes."""
+    """Return the base64 text in `stored`, or b"" for an unknown shape."""
     if isinstance(stored, str) and stored.lstrip().startswith("{"):
         stored = _json_or_none(stored)
     if isinstance(stored, dict):
@@ -207,7 +209,7 @@ def _armoured(stored: object) -> bytes:
 
 
 def _unbase64(text: bytes) -> bytes:
-    """Decode base64 of either alphabet, padded or not; empty for other texts."""
+    """Decode base64 of either alphabet, padded or not; return b"" for any other text."""
     digits = b"".join(text.split()).replace(b"-", b"+").replace(b"_", b"/")
     try:
         return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)

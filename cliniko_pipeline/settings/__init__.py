@@ -1,8 +1,8 @@
-"""The settings of one process: the only reader of the environment.
+"""The settings of one process. Only this package reads them from environment variables.
 
-`fields` has the variables by group, `validators` and `database_urls` what a valid value is, and `key_file` the
-encryption key of the embedded database. Nothing is read before `load_settings` is called.
-Messages name the variable and never show its value: a secret is easily pasted into the wrong one.
+`fields` defines the variables by group, `validators` and `database_urls` check their values, and `key_file` manages the
+encryption key of the embedded database. Nothing is read before `load_settings` is called. Messages show the name of a
+variable and never its value, because a secret is easily pasted into the wrong variable.
 """
 
 from cliniko_pipeline.settings.loading import Settings, load_settings

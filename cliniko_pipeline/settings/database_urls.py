@@ -1,4 +1,4 @@
-"""DATABASE_URL: its form, the parameters that libpq takes, and remedies for those of other programs."""
+"""The rules for DATABASE_URL, with a remedy for each parameter that belongs to another program."""
 
 import re
 from urllib.parse import parse_qsl, urlsplit
@@ -19,30 +19,30 @@ _KNOWN = frozenset(
     sslkey sslmode sslnegotiation sslpassword sslrootcert sslsni target_session_attrs tcp_user_timeout user
     """.split()  # noqa: SIM905
 )
-"""The parameters that the libpq of both drivers takes (https://www.postgresql.org/docs/17/libpq-connect.html)."""
+"""The parameters that libpq accepts, which both drivers use (https://www.postgresql.org/docs/17/libpq-connect.html)."""
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 _INSTEAD = {
-    "pgbouncer": "is Prisma's: remove it, and use the pooler's session mode",
-    "schema": "is Prisma's: remove it, for the pipeline names each schema itself",
-    "currentschema": "is JDBC's: remove it, for the pipeline names each schema itself",
-    "search_path": "is no parameter of its own: remove it, for the pipeline names each schema itself",
-    "ssl": "is another driver's: write sslmode=require instead, or sslmode=disable for ssl=false",
-    "sslaccept": "is Prisma's: write sslmode=require instead, or sslmode=verify-full for strict",
-    "uselibpqcompat": "is node-postgres's: remove it",
-    "connection_limit": "is Prisma's: remove it",
-    "pool_timeout": "is Prisma's: remove it",
-    "statement_cache_size": "is another driver's: remove it",
-    "prepared_statement_cache_size": "is asyncpg's: remove it",
-    "socket_timeout": "is Prisma's: write connect_timeout=SECONDS or tcp_user_timeout=MILLISECONDS instead",
+    "pgbouncer": "belongs to Prisma: remove it, and use the pooler's session mode",
+    "schema": "belongs to Prisma: remove it, because the pipeline specifies each schema itself",
+    "currentschema": "belongs to JDBC: remove it, because the pipeline specifies each schema itself",
+    "search_path": "is not a connection parameter: remove it, because the pipeline specifies each schema itself",
+    "ssl": "belongs to another driver: write sslmode=require instead, or sslmode=disable for ssl=false",
+    "sslaccept": "belongs to Prisma: write sslmode=require instead, or sslmode=verify-full for strict",
+    "uselibpqcompat": "belongs to node-postgres: remove it",
+    "connection_limit": "belongs to Prisma: remove it",
+    "pool_timeout": "belongs to Prisma: remove it",
+    "statement_cache_size": "belongs to another driver: remove it",
+    "prepared_statement_cache_size": "belongs to asyncpg: remove it",
+    "socket_timeout": "belongs to Prisma: write connect_timeout=SECONDS or tcp_user_timeout=MILLISECONDS instead",
 }
 
 
 def database_url(value: str) -> str:
-    """Return the URL as given, but with the scheme in lower case: each user of it chooses a driver.
+    """Return the URL with its scheme in lower case. The driver is chosen where the URL is used.
 
-    Raises ValueError with the end of a sentence that begins with the variable's name.
+    Raises ValueError, whose text continues a sentence that begins with the variable's name.
     """
     scheme, separator, rest = value.strip().partition("://")
     scheme = scheme.lower()
@@ -79,7 +79,7 @@ def _require_database_name(rest: str) -> None:
 
 
 def _database_name(rest: str) -> str | None:
-    """Return the database's name, perhaps blank; None where `rest` does not come apart as it should."""
+    """Return the database's name, which may be blank, or None if `rest` is not the rest of a database URL."""
     try:
         parts = urlsplit(f"postgresql://{rest}")
         readable = parts.port is None or parts.port > 0
@@ -87,16 +87,16 @@ def _database_name(rest: str) -> str | None:
         return None
     _, at, host = parts.netloc.rpartition("@")
     database = parts.path.removeprefix("/")
-    # Each of these is what a password with an unescaped mark looks like from here.
+    # A password with an unescaped mark shows itself by one of these signs.
     misplaced = rest.count("@") > len(at) or "#" in rest or "/" in database
     broken_host = host.endswith(":") or ("[" in host and not is_host(host))
     return database if readable and not misplaced and not broken_host else None
 
 
 def _parameter_problem(query: str) -> str | None:
-    """Describe the first parameter that libpq does not take, with its remedy; return None if there is none.
+    """Describe the first parameter that libpq does not accept, with its remedy; return None if there is none.
 
-    The description never holds a value.
+    The description never contains a value.
     """
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name == "sslmode" and value not in _SSL_MODES:
@@ -112,5 +112,5 @@ def _parameter_problem(query: str) -> str | None:
 
 def _ssl_mode(value: str) -> str:
     if value == "no-verify":
-        return "has sslmode=no-verify, which is node-postgres's: write sslmode=require, which does not verify either."
+        return "has sslmode=no-verify, which belongs to node-postgres: write sslmode=require, which does not verify."
     return f"has an sslmode that PostgreSQL does not know: write one of {', '.join(_SSL_MODES)}."

@@ -1,4 +1,4 @@
-"""The settings by group: variable, meaning, default and valid values. docs/configuration.md is made of them."""
+"""The settings by group. The page docs/configuration.md is generated from this module."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Variable:
     name: str
     meaning: str
     values: str
-    """Ends the sentence "must be ..."."""
+    """The end of the sentence "must be ..."."""
 
     default: str
 
@@ -41,7 +41,7 @@ def _setting(name: str, default: Any, meaning: str, *, values: str, shown: str =
 def _number(
     name: str, default: int, meaning: str, *, unit: str, at_least: int = 1, at_most: int, zero: str = ""
 ) -> Any:
-    """Describe a whole number; `zero` says what 0 means where it is below `at_least`."""
+    """Describe a whole number. If `zero` is given, the number may also be 0, which means `zero`."""
     values = f"a whole number of {unit} from {at_least} to {at_most}" + (f", or 0 for {zero}" if zero else "")
     return _setting(name, default, meaning, values=values, shown=str(default), ge=0 if zero else at_least, le=at_most)
 
@@ -107,7 +107,7 @@ class ClinikoSettings(_Group):
         None,
         "Part of the User-Agent. Cliniko may block requests without a contact address.",
         values="an e-mail address",
-        shown="none; required but for a sandbox on this machine",
+        shown="none; required except for a sandbox on this machine",
     )
     requests_per_minute: int = _number(
         "CLINIKO_REQUESTS_PER_MINUTE",
@@ -137,21 +137,21 @@ class RuleSettings(_Group):
     count_no_shows: bool = _setting(
         "CLINIKO_COUNT_NO_SHOWS",
         True,
-        "Whether appointments count that were neither attended nor cancelled.",
+        "Whether an appointment that was neither attended nor cancelled makes a person active.",
         values="true or false",
         shown="true",
     )
     contacts_filter: Annotated[str, BeforeValidator(validators.sql_condition)] | None = _setting(
         "CLINIKO_CONTACTS_FILTER",
         None,
-        "Contacts that count. Run `migrate` after a change.",
+        "Contacts that are matched with patients. Run `migrate` after a change.",
         values="an SQL condition on columns of `public.contacts`",
         shown="all contacts",
     )
 
 
 class ScheduleSettings(_Group):
-    """Schedules of organizations without one of their own."""
+    """Schedules of organizations without their own schedule."""
 
     sync_every_minutes: int = _number(
         "CLINIKO_SYNC_EVERY_MINUTES", 60, "Time between two syncs.", unit="minutes", at_most=1440, zero="never"
@@ -187,17 +187,19 @@ class SafeguardSettings(_Group):
     vanished_share_limit: float = _share(
         "CLINIKO_VANISHED_SHARE_LIMIT",
         0.2,
-        "Share of a resource's records that a full sync marks as deleted in Cliniko.",
+        "Largest share of a resource's records that a full sync may mark as deleted in Cliniko.",
     )
     lost_matches_share_limit: float = _share(
         "CLINIKO_LOST_MATCHES_SHARE_LIMIT",
         0.2,
-        "Share of an organization's matches of patients and contacts that a sync loses; ten at least.",
+        "Largest share of an organization's matches of patients and contacts that a sync may lose. The limit does not"
+        " apply to fewer than ten lost matches.",
     )
     max_clock_skew_minutes: int = _number(
         "CLINIKO_MAX_CLOCK_SKEW_MINUTES",
         60,
-        "Difference of this machine's or Cliniko's clock from the database's. More than a twelfth is reported.",
+        "Largest difference of this machine's or Cliniko's clock from the database's clock. A difference above a"
+        " twelfth of this limit is reported.",
         unit="minutes",
         at_most=100_000_000,
     )
@@ -209,7 +211,8 @@ class AlertSettings(_Group):
     fresh_within_minutes: int = _number(
         "CLINIKO_FRESH_WITHIN_MINUTES",
         180,
-        "Age of `active_patients` above which an alert is sent; at least twice the organization's time between syncs.",
+        "Age of `active_patients` above which an alert is sent. The limit is at least twice the organization's time"
+        " between syncs.",
         unit="minutes",
         at_most=43_200,
     )
@@ -219,7 +222,7 @@ class AlertSettings(_Group):
     alert_urls: Annotated[tuple[SecretStr, ...], BeforeValidator(validators.alert_urls)] = _setting(
         "CLINIKO_ALERT_URLS",
         (),
-        "Channels of alerts. They hold secrets.",
+        "Channels of alerts. They contain secrets.",
         values="[Apprise](https://github.com/caronc/apprise) URLs, separated by white space or commas",
     )
     alert_after_failures: int = _number(
@@ -252,7 +255,7 @@ class UiSettings(_Group):
     ui_hosts: Annotated[frozenset[str], BeforeValidator(validators.hosts)] = _setting(
         "CLINIKO_UI_HOSTS",
         frozenset[str](),
-        "Hosts of the UI besides this machine and those of `CLINIKO_UI_URL` and `API_DAGSTER_URL`.",
+        "Hosts of the UI besides this machine and the hosts of `CLINIKO_UI_URL` and `API_DAGSTER_URL`.",
         values="`host` or `host:port`, comma-separated",
     )
 
@@ -270,14 +273,14 @@ class ApiSettings(_Group):
     api_requests_per_minute: int = _number(
         "API_REQUESTS_PER_MINUTE",
         600,
-        "Limit of a token that has no limit of its own.",
+        "Request limit of an API token that has no limit of its own.",
         unit="requests",
         at_most=100_000,
     )
     trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(validators.networks)] = _setting(
         "API_TRUSTED_PROXIES",
         (),
-        "Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed. They must replace what clients send.",
+        "Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted. They must replace clients' own headers.",
         values="addresses or networks, comma-separated",
         shown="none: refusals are logged with the proxy's address",
     )
@@ -320,4 +323,4 @@ GROUPS: tuple[type[BaseModel], ...] = (
     UiSettings,
     ApiSettings,
 )
-"""In the order of the configuration page."""
+"""The groups in the order of the configuration page."""

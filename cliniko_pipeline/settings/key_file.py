@@ -17,7 +17,7 @@ _MAX_SIZE = 64 * 1024  # bytes
 def ensure_keys(path: Path) -> tuple[SecretStr, ...]:
     """Return the keys in the file at `path`; generate one where there is no file.
 
-    Raises SettingsError where the file cannot be read, is open to other users, or holds no Fernet key.
+    Raises SettingsError if the file cannot be read, is open to other users, or contains no Fernet key.
     """
     try:
         if not path.exists():
@@ -48,7 +48,8 @@ def ensure_keys(path: Path) -> tuple[SecretStr, ...]:
 def _create(path: Path) -> None:
     """Write a new key to a private draft and link it to `path`.
 
-    link() never replaces a file, and readers see it complete: two processes that start together use one key.
+    link() never replaces a file, and readers only see the complete file. So two processes that start together use the
+    same key.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=".encryption.key.", dir=path.parent)
@@ -60,7 +61,7 @@ def _create(path: Path) -> None:
             os.fsync(file.fileno())
         path.hardlink_to(draft)
     except FileExistsError:
-        pass  # The other process's key is the key.
+        pass  # Another process was faster, and its key is used.
     finally:
         draft.unlink()
 

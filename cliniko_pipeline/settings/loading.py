@@ -1,4 +1,4 @@
-"""Reading the settings from the environment, and what follows from several of them."""
+"""The reading of settings from the environment, and values that depend on several settings."""
 
 import os
 from collections.abc import Mapping
@@ -13,24 +13,24 @@ from cliniko_pipeline.settings import fields, key_file
 from cliniko_pipeline.settings.validators import KEY_COMMAND
 
 _LOOPBACK_CONTACT_EMAIL = "nobody@example.org"
-"""Sent to a simulated Cliniko on this machine."""
+"""The contact address for a simulated Cliniko on this machine."""
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> "Settings":
     """Read the settings from `environ`, or from the process's environment.
 
-    A blank value counts as unset. Raises SettingsError with all problems in one line.
+    A blank value is treated as unset. Raises SettingsError with all problems in one line.
     """
     environ = os.environ if environ is None else environ
     try:
         return Settings.model_validate({name: value for name, value in environ.items() if value.strip()})
     except ValidationError as error:
         problems = _problems(error)
-    # Outside of the handler: pydantic's error holds the values, and must not travel along as the context.
+    # Raised outside of the handler, because pydantic's error would be the context, and contains the values.
     raise SettingsError(" ".join(problems))
 
 
-# pydantic collects the fields of the last base first.
+# The bases are in reverse order, because pydantic collects the fields of the last base first.
 class Settings(
     fields.ApiSettings,
     fields.UiSettings,
@@ -54,9 +54,9 @@ class Settings(
         return self.database_url is None
 
     def user_agent_for(self, api_url: str) -> str:
-        """Return the User-Agent of requests to `api_url`; on a loopback host the contact address is optional.
+        """Return the User-Agent of requests to `api_url`. The contact address is optional for a loopback host.
 
-        Raises SettingsError where the address is required and not set.
+        Raises SettingsError if the address is required and not set.
         """
         email = self.contact_email
         if email is None and _is_on_this_machine(api_url):
@@ -69,10 +69,10 @@ class Settings(
         return f"cliniko_pipeline ({email})"
 
     def ensure_encryption_keys(self) -> tuple[SecretStr, ...]:
-        """Return the encryption keys, at least one; with the embedded database only, generate a missing one.
+        """Return at least one encryption key. With the embedded database, generate a key if there is none.
 
-        The file `home/encryption.key`, mode 0600, keeps the generated key. Like the variable, it may hold several.
-        Raises SettingsError where a key is missing and none may be generated, or the file cannot be used.
+        The generated key is in the file `home/encryption.key` with mode 0600. Like the variable, the file may contain
+        several keys. Raises SettingsError if a key is missing with DATABASE_URL, or if the file cannot be used.
         """
         if self.encryption_keys:
             return self.encryption_keys
@@ -88,7 +88,7 @@ def _problems(error: ValidationError) -> list[str]:
     values = {variable.name: variable.values for group in fields.GROUPS for variable in fields.variables(group)}
     problems: list[str] = []
     for detail in error.errors(include_input=False, include_url=False):
-        # A default that depends on an invalid field is no problem of its own.
+        # Skip a default that depends on an invalid field, because that field is reported already.
         if detail["type"] == "default_factory_not_called":
             continue
         name = str(detail["loc"][0])

@@ -1,4 +1,8 @@
-"""What a valid value is: each function takes the variable's text and raises ValueError with the end of a sentence."""
+"""Validators of the settings.
+
+Each function takes the text of a variable. The text of its ValueError continues a sentence that begins with the
+variable's name.
+"""
 
 import ipaddress
 import re
@@ -11,14 +15,14 @@ from pydantic import SecretStr
 from cliniko_pipeline.hosts import is_loopback
 
 KEY_COMMAND = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
-"""Prints a new encryption key; for messages."""
+"""A command that prints a new encryption key, for messages."""
 
 _API_SCOPES = frozenset({"read", "sync", "admin"})
 
 _FERNET_KEY = re.compile(r"[A-Za-z0-9_+/-]{43}=")
 _HOST = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.ASCII)
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
-# ASCII only, and no parenthesis: the address stands in a header, inside a pair of them.
+# ASCII only and without parentheses, because the address is sent in a header between parentheses.
 _EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[a-z0-9-]+(\.[a-z0-9-]+)+", re.ASCII | re.IGNORECASE)
 _ALERT_URL = re.compile(r"[a-z][a-z0-9]{1,30}://\S+", re.IGNORECASE)
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*\"""")
@@ -46,7 +50,7 @@ def contact_email(value: str) -> str:
 
 
 def hosts(value: str) -> frozenset[str]:
-    """Return each `host` or `host:port` in lower case; IPv6 addresses in brackets."""
+    """Return each `host` or `host:port` in lower case. IPv6 addresses must be in brackets."""
     entries = [entry.lower() for entry in _entries(value)]
     for position, host in enumerate(entries, start=1):
         if not is_host(host):
@@ -58,7 +62,7 @@ def hosts(value: str) -> frozenset[str]:
 
 
 def is_host(text: str) -> bool:
-    """Whether `text`, in lower case, is a host or host:port."""
+    """Return whether `text`, in lower case, is a host or host:port."""
     try:
         parts = urlsplit(f"//{text}")
         port_in_range = parts.port is None or parts.port > 0
@@ -78,7 +82,7 @@ def _is_host_name(name: str) -> bool:
 
 
 def alert_urls(value: str) -> tuple[SecretStr, ...]:
-    """Return Apprise's URLs. A comma may stand inside one, between several addresses."""
+    """Return the URLs for Apprise. A comma ends a URL only if another URL follows, because a URL may contain commas."""
     urls = [url.strip() for url in _BETWEEN_URLS.split(value) if url.strip()]
     if not urls or not all(_ALERT_URL.fullmatch(url) for url in urls):
         raise ValueError(
@@ -106,7 +110,7 @@ def _web_address(value: str, problem: str) -> str:
 
 
 def oidc_issuer(value: str) -> str:
-    """Accept an https URL, or http on a loopback host; kept letter for letter, as the claim is compared."""
+    """Accept an https URL, or an http URL on a loopback host. It is not normalized, because claims must equal it."""
     parts = urlsplit(value.strip())
     is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
     if not is_safe or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
@@ -117,9 +121,9 @@ def oidc_issuer(value: str) -> str:
 
 
 def claim(value: str) -> str:
-    """Accept a claim's name; dots lead into objects."""
+    """Accept the name of a claim. Dots separate the names of nested claims."""
     if not re.fullmatch(r"[^\s.]+(\.[^\s.]+)*", value.strip()):
-        raise ValueError("must be the name of a claim, such as org_id, or of one within another, such as o.id.")
+        raise ValueError("must be the name of a claim, such as org_id, or of a nested claim, such as o.id.")
     return value.strip()
 
 
@@ -132,7 +136,7 @@ def networks(value: str) -> tuple[str, ...]:
 
 
 def oidc_scopes(value: str) -> frozenset[str]:
-    """Return the scopes; commas or white space separate them."""
+    """Return the scopes, which are separated by commas or white space."""
     scopes = frozenset(value.replace(",", " ").split())
     if not scopes or not scopes <= _API_SCOPES:
         raise ValueError("must be one or more of read, sync and admin.")
@@ -140,7 +144,7 @@ def oidc_scopes(value: str) -> frozenset[str]:
 
 
 def sql_condition(value: str) -> str:
-    """Accept a condition that stays within a pair of parentheses around it."""
+    """Accept an SQL condition that does not end a pair of parentheses put around it."""
     outside_quotes = _QUOTED.sub("''", value)
     if _ESCAPES.search(outside_quotes):
         raise ValueError("must hold no string with backslash escapes; double the quotes within strings.")
@@ -159,7 +163,7 @@ def sql_condition(value: str) -> str:
 
 
 def absolute_path(path: Path) -> Path:
-    """Return the path with `~` expanded, from the root of the file system."""
+    """Return the absolute path with `~` expanded."""
     try:
         return path.expanduser().absolute()
     except RuntimeError:

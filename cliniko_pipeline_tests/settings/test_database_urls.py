@@ -11,7 +11,7 @@ URL = "postgresql://u:s3cret@db.example/clinic"
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("pgbouncer=true", "the parameter pgbouncer, which is Prisma's: remove it"),
+        ("pgbouncer=true", "the parameter pgbouncer, which belongs to Prisma: remove it"),
         ("sslmode=require&schema=public", "the parameter schema"),
         ("currentSchema=public", "the parameter currentschema"),
         ("ssl=true", "write sslmode=require instead"),
