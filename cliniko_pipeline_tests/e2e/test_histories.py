@@ -22,8 +22,8 @@ from cliniko_pipeline_tests.support.history_runs import (
     Stored,
     World,
     run_history,
-    small_pages,
 )
+from cliniko_pipeline_tests.support.page_by_page import commit_each_page, small_pages
 from cliniko_pipeline_tests.support.pipelines import SkippedTime, opened_pipeline
 
 TESTS = 5
@@ -37,6 +37,7 @@ def world(environ: dict[str, str], database_url: URL) -> Iterator[World]:
     with opened_pipeline(environ, waits=SkippedTime()) as pipeline:
         database = KillableDatabase(database_url)
         pipeline.runtime.database = database
+        commit_each_page(pipeline.runtime)
         pipeline.runtime._budgets = BudgetRegistry(lambda _digest: requests)
         with pipeline.sandbox([], clock=clock) as sandbox:
             yield World(pipeline, database, sandbox, clock, requests)

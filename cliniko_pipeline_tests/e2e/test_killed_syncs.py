@@ -194,7 +194,9 @@ class Operator:
                 self._assert_one_state(before)
                 return True
 
-            ended = self.processes.run(self.environ, self.clinic.id, options, kill_when=readers_see_one_state)
+            ended = self.processes.run(
+                self.environ, self.clinic.id, options, kill_when=readers_see_one_state, page_by_page=True
+            )
             assert ended.signal is not None
             assert is_stopped(), f"the sync has fewer {event} than {number}: {ended}"
         self._wait_for_sessions()
@@ -353,7 +355,7 @@ def test_kill_while_dagster_storage_is_made_is_resumed(
         pipeline.add_organization("clinic", sandbox, account)
         stop_points.stop_at_definitions("CREATE INDEX")
         with stop_points.at("definitions") as is_stopped:
-            ended = processes.run(environ, "clinic", SyncOptions(START), kill_when=is_stopped)
+            ended = processes.run(environ, "clinic", SyncOptions(START), kill_when=is_stopped, page_by_page=True)
             assert ended.signal is not None
         with pipeline.database.operator() as connection:
             assert connection.exec_driver_sql("select to_regclass('dagster.runs')").scalar_one() is None

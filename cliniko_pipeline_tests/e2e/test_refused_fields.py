@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults, RefusedField
-from cliniko_pipeline_tests.support.history_runs import small_pages
+from cliniko_pipeline_tests.support.page_by_page import small_pages
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest
 from cliniko_pipeline_tests.support.synced_organizations import (
     START,

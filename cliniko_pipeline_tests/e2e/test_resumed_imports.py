@@ -53,7 +53,9 @@ def test_crawl_killed_within_one_second_is_resumed(database_url: URL, tmp_path: 
         unanswered = (BrokenPage("patients", next_page, status=503),)
         clinic.sandbox.faults = Faults(broken_pages=unanswered, refused_fields=refused)
         options = SyncOptions(clinic.clock.now)
-        killed = processes.run(environ, clinic.id, options, kill_when=lambda: next_page_of(clinic) == next_page)
+        killed = processes.run(
+            environ, clinic.id, options, kill_when=lambda: next_page_of(clinic) == next_page, page_by_page=True
+        )
         assert killed.signal is not None
         assert next_page_of(clinic) == next_page
         assert clinic.rows("public.active_patients") == []

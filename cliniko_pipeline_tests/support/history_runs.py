@@ -8,13 +8,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import dagster as dg
-import pytest
 import sqlalchemy as sa
 from hypothesis import currently_in_test_context, note
 
-from cliniko_pipeline.cliniko import client
-from cliniko_pipeline.cliniko.crawling.crawl import Page, crawl_pages
-from cliniko_pipeline.cliniko.crawling.listing import Listing
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
 from cliniko_pipeline.sandbox.server import Sandbox
@@ -31,6 +27,7 @@ from cliniko_pipeline_tests.support.changing_clinics import (
 from cliniko_pipeline_tests.support.histories import Clock, History, Step, Sync
 from cliniko_pipeline_tests.support.hostile_accounts import WireRecord
 from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping
+from cliniko_pipeline_tests.support.page_by_page import small_pages
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest
 
 
@@ -364,19 +361,6 @@ def _faults(step: Sync) -> Faults:
             too_many_requests_rate=0.02,
         )
     return Faults()
-
-
-def _crawl_page_by_page(*arguments: Any, **options: Any) -> Iterator[Page[Any]]:
-    return crawl_pages(*arguments, **options | {"max_in_flight": 1})
-
-
-@contextmanager
-def small_pages(size: int, *, ahead: bool = False) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        if not ahead:
-            patched.setattr(client, "crawl_pages", _crawl_page_by_page)
-        patched.setattr(Listing, "page_size", size)
-        yield
 
 
 def run_history(world: World, history: History) -> None:

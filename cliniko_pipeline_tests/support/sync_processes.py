@@ -19,9 +19,12 @@ import yaml
 
 from cliniko_pipeline import runtime
 from cliniko_pipeline.cli.runs import workers
+from cliniko_pipeline.cliniko import client
 from cliniko_pipeline.cliniko.events import PageRead
+from cliniko_pipeline.orchestration.assets.extraction import COMMIT_INTERVAL_SECONDS
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support.fork_server import fork_server
+from cliniko_pipeline_tests.support.page_by_page import crawl_page_by_page
 from cliniko_pipeline_tests.support.waiting import wait_until
 
 MAX_SECONDS = 120.0
@@ -69,13 +72,16 @@ class SyncProcesses:
         kill_when: Callable[[], bool] | None = None,
         kill_at_page: int | None = None,
         seconds_a_page: float | None = None,
+        page_by_page: bool = False,
     ) -> Ended:
         """Sync the organization; kill the process when `kill_when` is true or `kill_at_page` pages are read.
 
-        With `seconds_a_page` the clock that decides when a batch is committed advances with the pages read.
+        With `seconds_a_page` the clock that decides when a batch is committed advances with the pages read. With
+        `page_by_page` one page is in flight, and each page is a batch.
         """
         as_of = options.as_of and options.as_of.isoformat()
-        arguments = (organization_id, kill_at_page, seconds_a_page, {**asdict(options), "as_of": as_of})
+        pace = (seconds_a_page, page_by_page)
+        arguments = (organization_id, kill_at_page, pace, {**asdict(options), "as_of": as_of})
         with TemporaryFile() as answer, Path(os.devnull).open() as nothing:
             # Its standard output carries the answer; what it prints goes to pytest's standard error.
             streams = (nothing.fileno(), answer.fileno(), 2)
@@ -120,12 +126,18 @@ class _Command:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sync(organization_id: str, kill_at_page: int | None, seconds_a_page: float | None, options: dict[str, Any]) -> None:
+def sync(
+    organization_id: str, kill_at_page: int | None, pace: tuple[float | None, bool], options: dict[str, Any]
+) -> None:
     """Run in the fork: sync the organization, and write the error to standard output."""
     answer = os.dup(1)
     os.dup2(2, 1)
     as_of = options.pop("as_of")
     command: Any = _Command(organization_id, kill_at_page)
+    seconds_a_page, page_by_page = pace
+    if page_by_page:
+        seconds_a_page = COMMIT_INTERVAL_SECONDS
+        client.crawl_pages = crawl_page_by_page
     if seconds_a_page is not None:
         open_runtime = partial(runtime.open_runtime, elapsed=lambda: command.pages_read * seconds_a_page)
         runtime.open_runtime = open_runtime
