@@ -1,7 +1,8 @@
-"""Fixtures for all tests: a real PostgreSQL, and a pipeline on a database of its own.
+"""Fixtures for all tests, with a real PostgreSQL and a separate database for each pipeline.
 
-CLINIKO_TEST_DATABASE_URL, the URL of a superuser of another server, makes the tests use that one instead;
-CLINIKO_TEST_POSTGRESQL, a folder with initdb, pg_ctl and postgres, makes them start servers of that version.
+CLINIKO_TEST_DATABASE_URL may be the URL of a superuser of another server, which the tests then use.
+CLINIKO_TEST_POSTGRESQL may be a folder with initdb, pg_ctl and postgres, so that the tests start servers of that
+version.
 """
 
 import os
@@ -30,11 +31,11 @@ OWN_FOLDER = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A folder of this session's own: whenever a pytest starts, it closes the one that all share to the account which
-    # root gives the embedded servers, those of other sessions included.
+    # Each session has its own folder. A pytest that starts closes the shared folder to the account that root gives to
+    # embedded servers, even to servers of other sessions.
     if config.option.basetemp is None:
         config.option.basetemp = config.stash[OWN_FOLDER] = mkdtemp(prefix="cliniko-tests-")
-    # A shell starts commands in the background with Ctrl-C ignored, and the commands under test would inherit that.
+    # A shell starts background commands with Ctrl-C ignored, which the commands under test would inherit.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -45,7 +46,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # With many examples a property belongs to the slow tier.
+    # With many examples, a property test belongs to the slow tests.
     for item in items:
         if THOROUGH and is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.slow)
@@ -62,7 +63,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
             yield server.url
         return
     with EmbeddedServer(tmp_path_factory.mktemp("server") / "postgres") as server:
-        # Nothing of it needs to outlive the machine, and each commit would wait for the disk.
+        # The data need not survive a crash of the machine, so commits do not wait for the disk.
         relaxed = [f"alter system set {each} = off" for each in ("fsync", "full_page_writes")]
         administer(server.url, *relaxed, "select pg_reload_conf()")
         yield server.url
@@ -70,7 +71,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def template(server_url: URL) -> Iterator[str]:
-    """The name of a migrated database with the application's tables, to be copied."""
+    """Return the name of a migrated database with the application's tables, for copies."""
     with created_database(server_url) as url:
         database = Database(url)
         schema.migrate(database, create_application_tables=True)
@@ -81,21 +82,21 @@ def template(server_url: URL) -> Iterator[str]:
 
 @pytest.fixture
 def empty_database_url(server_url: URL) -> Iterator[URL]:
-    """A database with nothing in it."""
+    """Yield the URL of an empty database."""
     with created_database(server_url) as url:
         yield url
 
 
 @pytest.fixture
 def database_url(server_url: URL, template: str) -> Iterator[URL]:
-    """A migrated database with the application's tables, all empty."""
+    """Yield the URL of a migrated database with empty tables of the application."""
     with created_database(server_url, template) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def module_database(server_url: URL, template: str) -> Iterator[Database]:
-    """A migrated database that the tests of a module share."""
+    """Yield a migrated database that the tests of a module share."""
     with created_database(server_url, template) as url:
         database = Database(url)
         yield database
@@ -116,7 +117,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environ(database_url: URL, home: Path) -> dict[str, str]:
-    """The variables of a pipeline on the test's database."""
+    """Return the variables of a pipeline on the test's database."""
     return environment(database_url, home)
 
 

@@ -1,4 +1,4 @@
-"""The service without Dagster, on a database that the tests of a module share."""
+"""The service without Dagster, on a database that all tests of a module share."""
 
 from collections.abc import Iterator
 

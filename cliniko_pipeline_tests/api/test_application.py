@@ -1,4 +1,4 @@
-"""Answers of all routes: headers, limits of bodies, defects, and the OpenAPI description."""
+"""Tests of what all routes share: headers, limits of bodies, defects and the OpenAPI description."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from cliniko_pipeline_tests.support.signatures import new_secret, send
 
 @pytest.mark.slow
 def test_answers_conform_to_the_description(service: ServiceAlone, tmp_path: Path) -> None:
-    """A few examples of the routes that need no Dagster. All routes: e2e/test_service.py."""
+    """Only routes that need no Dagster get a few requests. e2e/test_service.py tests all routes."""
     text = token(service.database, "admin", organizations=["alpha"], requests_per_minute=100_000)
     options = ["--phases=examples,fuzzing", "--max-examples=3", "--exclude-path-regex=syncs"]
     assert_answers_conform(service.url, tmp_path, text, *options)
@@ -38,7 +38,7 @@ def test_defect_is_500_and_logged_without_its_text(
     reader: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
-        # In two parts, since a traceback shows this line.
+        # The text has two parts, because a traceback shows this line.
         raise ZeroDivisionError("Ja" + "ne Doe, 555-1234")
 
     monkeypatch.setattr("cliniko_pipeline.api.routes.organizations.scheduling.schedulings", broken)
@@ -52,7 +52,7 @@ def test_defect_is_500_and_logged_without_its_text(
 def test_database_that_is_gone_is_503(service: ServiceAlone, tmp_path: Path) -> None:
     settings = load_settings(environment(service.database.url.set(database="gone"), tmp_path))
     with open_runtime(settings) as runtime:
-        # The service starts without a database.
+        # The service must start without a database.
         application = create_application(runtime)
         with served(runtime, application) as url, client(url, token(service.database)) as reader:
             ready, *refused = reader.get("/readyz"), reader.get("/v1/organizations"), send(url, "alpha", new_secret())

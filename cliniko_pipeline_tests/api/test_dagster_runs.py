@@ -1,4 +1,4 @@
-"""Requests while Dagster accepts connections and does not answer."""
+"""Tests of requests while Dagster accepts connections and does not respond."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ NEED_DAGSTER = (
     ("POST", "/v1/organizations/alpha/syncs"),
 )
 REQUESTS = 60
-"""More than the service has threads."""
+"""The number of requests is larger than the number of the service's threads."""
 
 
 def test_requests_waiting_for_dagster_do_not_block_others(
@@ -35,7 +35,7 @@ def test_requests_waiting_for_dagster_do_not_block_others(
 ) -> None:
     monkeypatch.setattr(dagster_runs, "TIMEOUT_SECONDS", 600)
     monkeypatch.setattr(authentication, "MAX_FOLLOWERS", REQUESTS)
-    # It accepts no connection: they wait in its backlog.
+    # The server accepts no connection, so all connections wait in its backlog.
     silent = socket.create_server(("127.0.0.1", 0), backlog=200)
     address = f"http://127.0.0.1:{silent.getsockname()[1]}"
     environ = environment(service.database.url, tmp_path) | {"API_DAGSTER_URL": address}

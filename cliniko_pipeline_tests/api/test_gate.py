@@ -1,4 +1,4 @@
-"""Tokens: their limits, and what is stored of their use and of refusals."""
+"""Tests of tokens: their limits, and the stored rows about their use and about refusals."""
 
 from contextlib import ExitStack
 
@@ -59,7 +59,7 @@ def test_stored_refusal_is_short_and_printable(service: ServiceAlone, header: st
 
 
 def test_refusals_take_a_bounded_number_of_rows(service: ServiceAlone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers may vary the names of organizations and addresses, and send more requests than the token may."""
+    """Callers may vary the organization ids and addresses, and may exceed the limit of requests."""
     monkeypatch.setattr(authentication, "MAX_REFUSALS_PER_MINUTE", 3)
     with service.database.operator() as connection:
         connection.exec_driver_sql("delete from cliniko.api_refusals")
@@ -74,7 +74,7 @@ def test_refusals_take_a_bounded_number_of_rows(service: ServiceAlone, monkeypat
             assert caller.get("/v1/organizations").status_code == 403
     with service.database.operator() as connection:
         stored = api_tokens.refusals(connection, 100)
-    # This process may have stored refusals of other tests in the same minute.
+    # The number is smaller if this process has stored refusals of other tests in the same minute.
     assert len(stored) <= 4
     assert sum(row.attempts for row in stored) == 20 + 10 + 3
     assert {row.refusal.organization_id for row in stored} <= {"", "beta"}

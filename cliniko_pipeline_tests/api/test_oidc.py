@@ -31,7 +31,7 @@ OTHER = rsa.generate_private_key(65537, 2048)
 
 @dataclass
 class Issuer:
-    """An issuer. `fetches` counts how often its keys were fetched."""
+    """An issuer. `fetches` is the number of requests for its keys."""
 
     url: str
     keys: list[dict[str, Any]] = field(default_factory=list)
@@ -127,7 +127,7 @@ def test_expired_early_or_incomplete_token_is_refused(issuer: Issuer) -> None:
 
 
 def test_hung_issuer_blocks_one_request_only(issuer: Issuer) -> None:
-    """Forged tokens may name unknown keys: at most one request waits for the issuer."""
+    """Forged tokens may have unknown key ids, so at most one request may wait for the issuer."""
     now = [0.0]
     found = verifier(issuer, lambda: now[0])
     found.verify(issuer.token())
@@ -159,7 +159,7 @@ def test_forged_or_malformed_token_is_refused(issuer: Issuer) -> None:
 
 
 def test_keys_are_fetched_after_a_minute_or_an_hour(issuer: Issuer) -> None:
-    """Unknown keys are fetched after a minute, known ones again after an hour: withdrawn keys are refused then."""
+    """An unknown key is fetched again after a minute, and known keys after an hour. Then withdrawn keys are refused."""
     now = [0.0]
     found = verifier(issuer, lambda: now[0])
     found.verify(issuer.token())

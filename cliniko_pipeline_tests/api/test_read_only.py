@@ -1,4 +1,4 @@
-"""The service on a database that is read-only for a while, as after a full disk or a failover."""
+"""Tests of the service while its database is read-only, as after a full disk or a failover."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def alone(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def begin_read_only(service: ServiceAlone, server_url: URL) -> None:
-    """Set the database read-only and end its sessions, as a provider does."""
+    """Set the database read-only and end its sessions, as a hosting provider does."""
     name = service.database.url.database
     administer(
         server_url,
@@ -46,7 +46,7 @@ def readiness(caller: httpx.Client) -> tuple[int, str]:
 
 
 def test_read_only_database_is_read_and_recovers(alone: ServiceAlone, server_url: URL) -> None:
-    """The token is new: the time of its first use cannot be stored."""
+    """Reading works, although the first use of the new token cannot be stored."""
     run_id = str(uuid4())
     with alone.database.organization("alpha") as connection:
         sync_runs.note_started(connection, run_id=run_id, asset="active_patients", planned=[], is_full=False)
@@ -70,7 +70,7 @@ def test_read_only_database_is_read_and_recovers(alone: ServiceAlone, server_url
         assert all("read-only" in answer.json()["detail"] for answer in (refused[0], refused[2]))
         end_read_only(alone, server_url)
         assert readiness(caller) == (200, "ok")
-        # The first write succeeds: no read-only connection is left in the pool.
+        # The first write succeeds, so no read-only connection is left in the pool.
         assert send(alone.url, "alpha", secret).status_code == 202
         assert "Dagster" in caller.post("/v1/organizations/alpha/syncs").json()["detail"]
     with alone.database.operator() as connection:
@@ -83,7 +83,7 @@ def test_dagster_storage_recovers_from_a_read_only_database(
     alone: ServiceAlone, server_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DAGSTER_HOME", "CLINIKO_DAGSTER_DATABASE_URL"):
-        monkeypatch.setenv(name, "")  # opening an instance sets them
+        monkeypatch.setenv(name, "")  # so that they are restored after the test, because opening an instance sets them
     with open_instance(alone.runtime) as instance:
         instance.add_dynamic_partitions(PARTITIONS, ["alpha"])
         begin_read_only(alone, server_url)

@@ -1,4 +1,4 @@
-"""Limits on connections, tested on sockets."""
+"""Tests of the limits on connections, with sockets."""
 
 import logging
 import socket
@@ -25,7 +25,7 @@ def connected(service: ServiceAlone) -> Iterator[socket.socket]:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """Return everything that arrives until the service closes the connection."""
+    """Return all bytes that arrive until the service closes the connection."""
     found = b""
     try:
         while more := connection.recv(65536):
@@ -44,7 +44,7 @@ def test_silent_connections_are_closed(service: ServiceAlone, monkeypatch: pytes
     monkeypatch.setattr(serving, "BODY_SECONDS", 0.2)
     with connected(service) as connection:
         connection.sendall(sent)
-        rest(connection)  # a time-out fails the test
+        rest(connection)  # so that a time-out fails the test
 
 
 def test_endless_head_is_refused(service: ServiceAlone) -> None:

@@ -18,7 +18,7 @@ def environ(environ: dict[str, str]) -> dict[str, str]:
 
 
 def test_rotation_encrypts_all_that_is_stored(command: CommandLine, clinics: Clinics) -> None:
-    """Undecryptable values are named and kept."""
+    """Values that cannot be decrypted are reported and kept."""
     clinics.open(["alpha", "current", "unreadable"])
     credentials = ClinikoCredentials("a-key-au2", "au2")
     given = {name: Vault([key]).encrypt(credentials) for name, key in (("current", NEW), ("unreadable", LOST))}

@@ -52,7 +52,7 @@ def test_doctor_and_status_report_missing_organizations(command: CommandLine, cl
 
 
 def test_doctor_names_organizations_with_the_same_key(command: CommandLine, clinics: Clinics) -> None:
-    """A writer of the application's table can copy the credentials of another organization."""
+    """Whoever can write the application's table can copy the credentials of another organization."""
     clinics.add("alpha")
     clinics.add("beta")
     assert "same API key" not in command("doctor").stdout

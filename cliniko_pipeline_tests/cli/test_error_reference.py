@@ -1,4 +1,4 @@
-"""docs/errors.md, and the remedies that errors advise."""
+"""Tests of docs/errors.md, and of the remedies in error messages."""
 
 import ast
 import subprocess
@@ -22,7 +22,7 @@ from cliniko_pipeline_tests.support.processes import CommandLine, assert_refused
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cliniko_pipeline"
 
-# Places that advise `migrate`, and what it repairs there.
+# The places that advise `migrate`, and what `migrate` repairs in that case.
 MAY_ADVISE_MIGRATE = {
     ("postgres/server/faults.py", "STATEMENTS"): "an object of the pipeline is missing",
     ("postgres/schema/upgrade.py", "require_current"): "an object of the pipeline is missing or of another version",
@@ -36,7 +36,7 @@ MAY_ADVISE_MIGRATE = {
     ("postgres/sql/contacts/refuse_contacts_filter.sql", ""): "after the setting was corrected",
 }
 
-# Places that advise `doctor`. `doctor` and `migrate`, which rehearse a sync, never load these modules.
+# The places that advise `doctor`. The commands `doctor` and `migrate` rehearse a sync, and never load these modules.
 MAY_ADVISE_DOCTOR = {
     ("orchestration/alerts/messages.py", "_ADVICE"): "alerts",
     ("orchestration/instance/start_rehearsal.py", "rehearse_at_start"): "the daemon's log",
@@ -65,7 +65,7 @@ def test_errors_page_has_every_status_of_the_api(environ: dict[str, str]) -> Non
 
 
 def advising_places(words: str) -> set[tuple[str, str]]:
-    """Return the module and function or constant of each text of the package with these words."""
+    """Return the places in the package, as module and function or constant, whose texts contain these words."""
     found = {
         (path.relative_to(PACKAGE).as_posix(), "")
         for kind in ("sql", "js", "html")
@@ -100,7 +100,7 @@ def test_doctor_and_migrate_never_load_what_advises_doctor() -> None:
 
 
 def test_migrate_does_not_advise_itself(database: Database, command: CommandLine) -> None:
-    """The missing object belongs to the application."""
+    """`migrate` cannot make the missing object, because it belongs to the application."""
     administer(
         database.url,
         "drop index public.active_patients_organization_id_contact_id_key",

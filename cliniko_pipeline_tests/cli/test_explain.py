@@ -1,4 +1,4 @@
-"""`cliniko-pipeline explain`, the command: its output as text and as JSON, and its errors."""
+"""Tests of `cliniko-pipeline explain`: its output as text and as JSON, and its errors."""
 
 import json
 import subprocess
@@ -84,7 +84,7 @@ def test_command_prints_text_or_json_without_names(environ: dict[str, str], stor
 
 
 def test_command_does_not_import_dagster(command: CommandLine, stored_clinic: StoredClinic) -> None:
-    """The one real process."""
+    """This test uses a real process. The other tests call the command in their own process."""
     arguments = ["-X", "importtime", SCRIPT, "explain", stored_clinic.id, "1", "--as-of", AS_OF.isoformat()]
     done = subprocess.run(
         [sys.executable, *arguments], env=command.environ, capture_output=True, text=True, check=False

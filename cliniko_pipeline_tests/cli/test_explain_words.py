@@ -1,4 +1,4 @@
-"""The output of `cliniko-pipeline explain`: the text of every reason, and the layout on a terminal."""
+"""Tests of the output of `cliniko-pipeline explain`: the text of every reason, and the layout on a terminal."""
 
 import io
 import re
@@ -38,7 +38,7 @@ def person(*chain: PatientRecord, **changes: Any) -> Person:
 
 
 def attendance(*left_out: tuple[Any, datetime | None], **changes: Any) -> Attendance:
-    """A recent individual appointment, unless changed."""
+    """Return a recent individual appointment with the changes."""
     unknown = dict.fromkeys(each.name for each in fields(Attendance))
     plain = {"kind": "individual", "id": "10", "patient_id": "1", "starts_at": CAME, "window": "recent"}
     counting = {"counts": not left_out, "is_no_show": False, "left_out": left_out, "synced_at": ENDED}
@@ -64,7 +64,7 @@ EXPLAINED = Explanation(
 
 
 def shown(width: int = 1000, **changes: Any) -> str:
-    """Return what the command prints on a terminal of this width."""
+    """Return the output of the command on a terminal of this width."""
     output = io.StringIO()
     show(Console(file=output, width=width), replace(EXPLAINED, **changes))
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())

@@ -13,7 +13,7 @@ from cliniko_pipeline_tests.support.sync_processes import home_with_files, sync_
 
 
 def test_unusable_setting_is_named(command: CommandLine) -> None:
-    """Commands that start Dagster name it, too; Dagster's home is a setting."""
+    """Commands that start Dagster report the setting too, because Dagster's home is a setting."""
     cases = [
         ("status", {"DATABASE_URL": "mysql://user:hidden@host/name"}, "DATABASE_URL", "PostgreSQL", "mysql"),
         ("status", {"DATABASE_URL": "postgresql://user:hidden@127.0.0.1:1/name"}, "refused", "DATABASE_URL"),

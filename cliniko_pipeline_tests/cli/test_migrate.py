@@ -1,4 +1,4 @@
-"""`cliniko-pipeline migrate`, and other commands before it."""
+"""Tests of `cliniko-pipeline migrate`, and of other commands before the migration."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +33,10 @@ def test_migrate_changes_nothing_without_application_tables(command: CommandLine
 
 
 def test_unmigrated_database_is_reported(database_url: URL, tmp_path: Path) -> None:
-    """A second migration is harmless. Readers of existing rows learn that they need a context."""
+    """A second migration is harmless.
+
+    If the table had rows, its readers learn that they need an organization context.
+    """
     command = CommandLine(environment(database_url, tmp_path), tmp_path)
     database = Database(database_url)
     with database.operator() as connection:

@@ -25,7 +25,7 @@ def account(clinics: Clinics) -> Account:
 def test_organization_is_added_disabled_and_enabled(
     command: CommandLine, clinics: Clinics, account: Account, home: Path
 ) -> None:
-    """The application's name for it stays, and the key is checked against Cliniko."""
+    """The name that the application has stored is kept, and the key is checked against Cliniko."""
     home_with_files(home)
     add = ["organizations", "add", "alpha", "--name", "New [i]name[/i]", "--api-url", clinics.sandbox.base_url(account)]
     with clinics.database.operator() as connection:
@@ -49,7 +49,7 @@ def test_organization_is_added_disabled_and_enabled(
     named = sync_in_a_fork(command.environ, "alpha")
     assert "organizations enable alpha" in (named.error or "")
     asked = clinics.sandbox.counters.requests()
-    assert asked == 3  # The key, and the time zone in two places.
+    assert asked == 3  # One request checks the key, and two look for the time zone.
     assert command("organizations", "enable", "alpha").returncode == 0
     assert (
         command("organizations", "validate", "alpha").stdout
@@ -59,7 +59,7 @@ def test_organization_is_added_disabled_and_enabled(
 
 
 def test_time_zone_is_taken_from_cliniko_once(command: CommandLine, clinics: Clinics, account: Account) -> None:
-    """A time zone that was set stays; a time that was set without one stays UTC."""
+    """A time zone that was set is kept. A full sync time that was set without a time zone stays in UTC."""
     url = clinics.sandbox.base_url(account)
     for settings, zone in [({"account": {"time_zone": "Sydney"}}, "Australia/Sydney"), (None, "Australia/Sydney")]:
         account.settings = settings
@@ -110,7 +110,7 @@ def test_unusable_credentials_are_not_stored(command: CommandLine, clinics: Clin
     cases = [
         (account.api_key, abroad, "CLINIKO_ALLOWED_HOSTS", {}),
         (account.api_key, without_email, "CLINIKO_CONTACT_EMAIL", {}),
-        # A person waits for the answer: fewer attempts than in a sync.
+        # There are fewer attempts than in a sync, because a person is waiting.
         (account.api_key, nowhere, "given up after 2 attempts", {"CLINIKO_ALLOWED_HOSTS": f"127.0.0.1:{closed}"}),
         (" \n", url, "no API key", {}),
         ("two words", url, "copy the complete key", {}),
@@ -169,7 +169,7 @@ def test_organization_id_must_be_printable(command: CommandLine, clinics: Clinic
 def test_embedded_database_needs_no_settings(
     command: CommandLine, clinics: Clinics, account: Account, home: Path
 ) -> None:
-    """The encryption key is generated, and must be readable by its owner only."""
+    """The encryption key is generated, and only its owner may read it."""
     nothing = {"DATABASE_URL": None, "CREDENTIALS_ENCRYPTION_KEY": None}
     url = clinics.sandbox.base_url(account)
     added = command("organizations", "add", "alpha", "--name", "A", "--api-url", url, stdin=account.api_key, **nothing)

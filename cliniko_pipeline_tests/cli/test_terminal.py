@@ -1,4 +1,4 @@
-"""Names from the database in the terminal, without control characters."""
+"""Tests that names from the database are shown without control characters."""
 
 from cliniko_pipeline_tests.support.clinics import Clinics
 from cliniko_pipeline_tests.support.processes import CommandLine

@@ -48,7 +48,7 @@ def test_secret_is_printed_once_and_replaced_without_a_gap(
 
 
 def test_secrets_and_targets_are_refused(command: CommandLine, clinics: Clinics) -> None:
-    """Unknown organization, too many secrets, and an unencrypted URL."""
+    """An unknown organization, too many secrets and an unencrypted URL are refused."""
     for words in ("secrets create unknown", "out show unknown", "out set unknown https://hooks.example.org/"):
         assert_refused(command("webhooks", *words.split()), "unknown")
     with clinics.database.operator() as connection:
@@ -84,7 +84,7 @@ def test_target_is_set_tested_shown_and_removed(command: CommandLine, clinics: C
 
 
 def _note_deliveries(clinics: Clinics) -> None:
-    """Store one delivery per state."""
+    """Store one delivery in each state."""
     with clinics.database.operator() as connection:
         target = webhook_deliveries.target(connection, "alpha")
         for number in range(4):

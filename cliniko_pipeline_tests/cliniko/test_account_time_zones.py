@@ -1,4 +1,4 @@
-"""The time zone of an account: of its businesses, of its settings, or not to be had."""
+"""Tests of an account's time zone, which comes from its businesses or its settings, or is unknown."""
 
 from collections.abc import Iterable
 from typing import Any

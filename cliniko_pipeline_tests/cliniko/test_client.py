@@ -1,4 +1,4 @@
-"""The client: requests, attempts and errors. The answer 429: test_rate_limits.py; real sockets: test_sockets.py."""
+"""Tests of the client: requests, attempts and errors. Status 429 and real sockets have their own tests."""
 
 import threading
 from dataclasses import replace
@@ -36,7 +36,7 @@ def test_crawl_reads_counts_and_reports_all_pages():
     assert scripted.events[-1] == PageRead("patients", 3, 3, 100, 250, budget_left=197)
     statistics = scripted.client.statistics
     assert (statistics.requests, statistics.pages, statistics.records, statistics.retries) == (3, 3, 250, 0)
-    # Before it come records of the second at the edge: a resumed crawl does not know which of them were read.
+    # The resumed crawl first reads records of the last clock second again, because the checkpoint does not list them.
     *_, third = scripted.crawl(checkpoint=pages[1].checkpoint)
     assert third.records == pages[2].records
 
@@ -110,7 +110,7 @@ def test_failure_of_a_page_in_flight_is_raised_in_order():
     numbers = []
     with scripted.client, pytest.raises(errors.RequestRejectedError, match="patients, page 5"):
         numbers.extend(page.number for page in scripted.client.crawl(PATIENTS))
-    # The pages in flight with it are held back until a later one confirms them.
+    # The other pages in flight are held back until a later page confirms them.
     assert numbers == [1]
 
 
@@ -142,7 +142,7 @@ def test_error_after_all_attempts_lists_the_failures():
         "1 answer 500): syncs are retried automatically; if the error persists, check whether Cliniko reports an "
         "outage, and whether this machine can reach the organization's API URL (DNS, firewall, proxy)"
     )
-    # Four more ask whether Cliniko answers the list at all.
+    # Four more requests find out whether Cliniko serves the list at all.
     assert len(scripted.requests) == 10
     assert len(scripted.waits) == 7
 

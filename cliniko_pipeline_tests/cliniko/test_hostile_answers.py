@@ -1,4 +1,4 @@
-"""Answers that are too large, and names, links and dates that cannot be true."""
+"""Tests of responses that are too large, and of names, links and dates that cannot be true."""
 
 import json
 

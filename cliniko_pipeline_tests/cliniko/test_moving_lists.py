@@ -1,4 +1,4 @@
-"""Crawls of a list that changes between requests, with interruptions and with several pages in flight."""
+"""Tests of crawls of a list that changes between requests, with interruptions and several pages in flight."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,9 +33,9 @@ def small_pages() -> Iterator[None]:
 
 
 SETTLED = START - 121
-"""No clock of the server stamps so early any more when a crawl begins."""
+"""Latest second that is too early for new records, even if the server's clock has been set back."""
 
-# Most defects show at the front, with one record or a page of them.
+# Most defects appear at the front of the list, when one record or a page of records changes.
 places, sizes = st.integers(0, 2 * PAGE) | st.integers(0, 10**6), st.integers(1, 2 * PAGE + 1)
 ticks = st.sampled_from([("clock", 0, 1), ("clock", 0, 5)])
 
@@ -52,7 +52,7 @@ clock_set_back = st.tuples(st.just("clock"), st.just(0), st.integers(-90, 10))
 
 @st.composite
 def accounts(draw: st.DrawFn, newest: int = START - 1, oldest: int = 1) -> Account:
-    """An account of up to ten pages, with many records of the same second."""
+    """Draw an account of up to ten pages, with many records in the same clock second."""
     account = Account()
     number = draw(st.integers(0, 10 * PAGE))
     seconds = sorted({oldest, oldest + 1, 50, 99, newest} - set(range(oldest)))
@@ -70,7 +70,10 @@ budget = settings(max_examples=examples(40, 300), suppress_health_check=[HealthC
 
 
 def required(outcome: Outcome, account: Account, since: int | None) -> set[int]:
-    """Return the records that the crawl must yield: there from its start to its end, and unchanged if incremental."""
+    """Return the records that the crawl must yield.
+
+    They exist during the whole crawl, and an incremental crawl may miss changed ones.
+    """
     return outcome.at_first & account.records.keys() - (account.changed if since is not None else set())
 
 
@@ -81,8 +84,8 @@ def pages_of(outcome: Outcome) -> int:
 @given(accounts(START), sinces, st.lists(any_changes, max_size=30), interruptions, one_at_a_time | orders)
 @budget
 def test_changing_list_loses_no_record(account, since, changes, breaks, order):
-    # An insert and a deletion between the same two requests hide each other in a list that grows. The next crawl
-    # reads what is as new as this one.
+    # In a growing list, an insert and a deletion between the same two requests hide each other. The next crawl reads
+    # the hidden records, which are as new as this crawl.
     older = {one.id for one in account.records.values() if (one.created if since is None else one.updated) < START}
     outcome = crawl(account, since, changes, breaks, order)
     assert required(outcome, account, since) & older <= outcome.yielded
@@ -93,7 +96,7 @@ def test_changing_list_loses_no_record(account, since, changes, breaks, order):
 @given(accounts(START) | accounts(START + 120), sinces, st.lists(inserts | deletions, max_size=6), interruptions)
 @budget
 def test_records_with_times_in_the_future_are_read(account, since, changes, breaks):
-    """A server's clock that was set back has left such times."""
+    """Records have times in the future if the server's clock was ahead and then set back."""
     outcome = crawl(account, since, changes, breaks)
     assert required(outcome, account, since) <= outcome.yielded
 
@@ -101,7 +104,7 @@ def test_records_with_times_in_the_future_are_read(account, since, changes, brea
 @given(accounts(SETTLED), sinces, st.lists(any_changes, max_size=12), interruptions)
 @budget
 def test_any_changes_cost_at_most_two_extra_requests(account, since, changes, breaks):
-    """One for the first page and one for the newest records, if all changes come two minutes after the start."""
+    """Only the first page and the newest records cost extra requests, if changes come two minutes after the start."""
     later = [[("clock", 0, 121), *(changes[0] if changes else [])], *changes[1:]]
     outcome = crawl(account, since, later, breaks)
     assert required(outcome, account, since) <= outcome.yielded
@@ -111,9 +114,9 @@ def test_any_changes_cost_at_most_two_extra_requests(account, since, changes, br
 @given(st.data(), accounts(SETTLED), sinces, interruptions, one_at_a_time | orders)
 @budget
 def test_list_that_loses_nothing_costs_one_request_a_page(data, account, since, breaks, order):
-    """An update moves a record out of an incremental crawl, but not out of a full one."""
+    """An update moves a record out of an incremental crawl, but not out of a full crawl, so it is allowed there."""
     changes = data.draw(st.lists(inserts if since is not None else changes_of("insert", "update"), max_size=30))
-    # A resumed crawl reads one page again, and a second one if it was interrupted within the records of one second.
+    # A resumed crawl reads one page again, and another page if it was interrupted within the records of a clock second.
     outcome = crawl(account, since, changes, breaks if order.in_flight == 1 else (), order)
     assert required(outcome, account, since) <= outcome.yielded
     assert pages_of(outcome) <= outcome.requests <= pages_of(outcome) + 2 * outcome.interruptions
@@ -128,7 +131,8 @@ def test_list_that_loses_nothing_costs_one_request_a_page(data, account, since, 
 )
 @budget
 def test_server_clock_set_back_hides_no_record(account, since, changes):
-    # An insert and a deletion between the same two pages hide each other: none comes while one second is read.
+    # An insert and a deletion between the same two pages hide each other, so none happens while records of a clock
+    # second are read.
     outcome = crawl(account, since, changes, changes_within_groups=False)
     assert required(outcome, account, since) <= outcome.yielded
 
@@ -138,7 +142,7 @@ def test_server_clock_set_back_hides_no_record(account, since, changes):
 def test_crawl_of_an_emptied_list_ends(account, since, emptied_after, breaks):
     changes: list[list[Change]] = [[] for _ in range(emptied_after)] + [[("delete", 0, 10**6)]]
     outcome = crawl(account, since, changes, breaks)
-    # One more request shows that the list is empty; two more read the first page and the newest records.
+    # One more request finds that the list is empty, and two more read the first page and the newest records.
     assert outcome.requests <= min(pages_of(outcome), emptied_after + 2) + 2 + 2 * outcome.interruptions
 
 
@@ -148,7 +152,7 @@ def test_deletion_repeats_at_most_the_pages_in_flight(account, changes, order):
     outcome = crawl(account, None, changes, order=order)
     assert required(outcome, account, None) <= outcome.yielded
     deletions = sum(any(kind == "delete" for kind, *_ in step) for step in changes)
-    # For each deletion the pages in flight, those that were held back, and the page itself.
+    # A deletion repeats the pages in flight, the pages that were held back, and the page itself.
     assert outcome.requests <= pages_of(outcome) + 2 + deletions * (2 * order.in_flight + 1)
 
 
@@ -164,7 +168,7 @@ def of_one_second(number: int) -> Account:
 )
 @pytest.mark.parametrize("deleted", [1, 3 * PAGE + 1, 7 * PAGE])
 def test_deletion_within_an_answer_loses_no_record(deleted, is_counted_first, torn):
-    """Cliniko selects a page and counts the list in two statements: a record may vanish between them."""
+    """Cliniko selects a page and counts the list in two statements, between which a record may disappear."""
     account = of_one_second(7 * PAGE)
     all_ids = set(account.records)
 
@@ -222,7 +226,10 @@ def test_record_that_moves_to_another_page_is_read(changes, breaks):
 @pytest.mark.parametrize("gap", range(4))
 @pytest.mark.parametrize("broken_off", [False, True])
 def test_deletion_hidden_by_an_addition_loses_no_record(since, gap, broken_off):
-    """The server's clock was set back: the addition is stamped before the crawl's beginning, and the number stays."""
+    """The server's clock was set back, so the addition is older than the start of the crawl.
+
+    The total does not change.
+    """
     account = Account()
     for _ in range(4 * PAGE):
         account.add(1, 1)
@@ -234,7 +241,7 @@ def test_deletion_hidden_by_an_addition_loses_no_record(since, gap, broken_off):
 @pytest.mark.parametrize("in_flight", [2, 8])
 @pytest.mark.parametrize("every", [1, 3])
 def test_repeated_deletions_at_most_double_the_requests(in_flight, every):
-    """The pages in flight are answered last first."""
+    """The server responds to the last request in flight first."""
     account = of_one_second(60 * PAGE)
     changes = [[("delete", 0, 1)] if number % every == 0 else NOTHING for number in range(PAGE * 40)]
     outcome = crawl(account, None, changes, order=AnswerOrder(in_flight, ((False, -1),) * 1000))

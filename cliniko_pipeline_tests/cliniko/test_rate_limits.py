@@ -1,4 +1,4 @@
-"""The answer 429: how long the client waits, who waits with it, and when it gives up."""
+"""Tests of status 429: how long the client waits, which requests wait too, and when the client gives up."""
 
 import random
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from cliniko_pipeline_tests.support.scripted_clients import DATE, NOW, ScriptedC
 
 
 def waits_after_429(headers, *, now=float(NOW)):
-    """Return the seconds that a 429 with these headers makes the client wait."""
+    """Return the seconds that the client waits after a 429 with these headers."""
     decision = decide(429, headers, attempt=1, now=now, rng=random.Random(1))
     assert decision == Retry(decision.seconds, everyone=True, error=RateLimitedError)
     return decision.seconds
@@ -27,7 +27,7 @@ def date_header(instant):
 
 @pytest.mark.parametrize(("date", "skew"), [(True, -7_200), (True, 90), (False, 0)])
 def test_429_waits_until_the_reset_by_the_servers_clock(date, skew):
-    """Without a date of the server, by the local clock."""
+    """If the response has no Date, the local clock is used."""
     headers = {"x-ratelimit-reset": str(NOW + 20)} | ({"date": date_header(NOW)} if date else {})
     assert waits_after_429(headers, now=NOW + skew) == 21.0
 

@@ -53,7 +53,7 @@ def decode_record(resource, **values):
 
 
 def rejected(resource, entry):
-    """Decode a page of one bad record between two good ones; return the rejection of the bad one."""
+    """Decode a page with one bad record between two good records. Return the rejection of the bad record."""
     start = start_of(resource)
     result = decoded(resource, {**start, "id": "7"}, entry, {**start, "id": "9"})
     assert [record.id for record in result.records] == ["7", "9"]
@@ -214,7 +214,7 @@ ANY_TEXT = st.text(st.characters(codec=None) | st.sampled_from('\x00\\"\ud800\ud
 
 
 def storable(text):
-    """Return the text of the JSON without NUL and with lone surrogates replaced, by other code than the product's."""
+    """Return the JSON's text without NUL and with lone surrogates replaced. This does not use the pipeline's code."""
     joined = json.loads(json.dumps(text))
     return re.sub("[\ud800-\udfff]", "\ufffd", joined).replace("\x00", "")
 

@@ -1,4 +1,4 @@
-"""The address of a Cliniko account: which hosts may receive an API key."""
+"""Tests of the address of a Cliniko account, and of the hosts that may receive an API key."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Crawls of lists in which records of one second come in another order with each request."""
+"""Tests of crawls in which records of the same clock second change their order with each request."""
 
 import random
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def small_pages() -> Iterator[None]:
 
 
 def account_of(sizes: list[int], seed: int = 0, refused: frozenset[str] = frozenset()) -> Account:
-    """Return an account with so many records in each of some seconds."""
+    """Return an account with the given number of records in each of several clock seconds."""
     account = Account(dice=random.Random(seed), refused=refused)
     for second, size in enumerate(sizes, START - len(sizes)):
         for _ in range(size):
@@ -94,7 +94,7 @@ def test_requests_for_a_large_import_are_bounded():
 
 @pytest.mark.parametrize("pages_read", range(1, 7))
 def test_resumed_crawl_reads_a_group_that_begins_with_a_page_again(pages_read):
-    """The checkpoint does not hold which records of the group came: it may end where nothing of it is left to read."""
+    """The checkpoint does not say which records of the group were read, and it may lie behind all of them."""
     for seed in range(20):
         account = account_of([2 * PAGE, 2 * PAGE, PAGE], seed, frozenset({"sort:id"}))
         outcome = crawl(account, None, [], [False] * pages_read + [True])

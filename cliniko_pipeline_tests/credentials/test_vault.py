@@ -1,4 +1,4 @@
-"""The vault: stored shapes, rotation, and errors without secrets."""
+"""Tests of the vault: stored formats, rotation, and errors without secrets."""
 
 import base64
 import copy

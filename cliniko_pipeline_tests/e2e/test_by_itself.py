@@ -1,4 +1,4 @@
-"""The real daemon and webserver: what happens to organizations when nobody does anything."""
+"""Tests of the real daemon and webserver while nobody does anything."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -33,13 +33,13 @@ def channel() -> Iterator[WebhookChannel]:
 
 @pytest.fixture
 def environ(environ: dict[str, str], channel: WebhookChannel) -> dict[str, str]:
-    # Once a day: what is due here is new, or due by a schedule of its own.
+    # The schedule is daily, so an organization is due here only if it is new or has its own schedule.
     once = {"CLINIKO_SYNC_EVERY_MINUTES": str(_minutes_without_a_due_time()), "CLINIKO_FULL_SYNC_AT": "off"}
     return environ | once | {"CLINIKO_ALERT_URLS": channel.url}
 
 
 def _minutes_without_a_due_time() -> int:
-    """Return about a day: no organization becomes due while the test goes on."""
+    """Return a schedule interval of about a day with which no organization becomes due during the test."""
     now = datetime.now(UTC)
 
     def time_left(organization_id: str, minutes: int) -> timedelta:
@@ -56,7 +56,7 @@ def _minutes_without_a_due_time() -> int:
 
 @pytest.fixture
 def running(command: CommandLine, clinics: Clinics) -> Iterator[Running]:
-    """The UI with its daemon, and three organizations; it must end in order on Ctrl-C."""
+    """Yield the UI with its daemon and three organizations. Assert that it ends in order on Ctrl-C."""
     clinics.open(["alpha", "beta", "gamma"])
     with command.started_ui() as running:
         yield running
@@ -68,7 +68,7 @@ def running(command: CommandLine, clinics: Clinics) -> Iterator[Running]:
 def test_organizations_are_synced_pause_recover_and_disappear(
     running: Running, command: CommandLine, clinics: Clinics, channel: WebhookChannel
 ) -> None:
-    """The operator is alerted once of each change."""
+    """The operator is alerted once about each change."""
 
     def wait_for_runs(name: str, *states: str) -> None:
         failure = f"the runs of {name} are not {states}"
@@ -78,7 +78,7 @@ def test_organizations_are_synced_pause_recover_and_disappear(
         running.wait_until(lambda name=name: clinics.run_states(name) == SUCCEEDED, f"{name} waits", TICK_SECONDS)
     assert clinics.rows(PARTITIONS) == [("alpha",), ("beta",), ("gamma",)]
 
-    # From here on beta is due every minute, and has a key that Cliniko does not know.
+    # From now on, beta is due every minute and has a key that Cliniko does not know.
     beta = clinics.sandbox.accounts["beta"]
     beta.revoked = True
     assert command("organizations", "schedule", "beta", "--every", "1").returncode == 0
@@ -96,7 +96,7 @@ def test_organizations_are_synced_pause_recover_and_disappear(
     ticks = len(clinics.rows(TICKS))
     running.wait_until(lambda: len(clinics.rows(TICKS)) >= ticks + 2, "the schedule does not tick", TICK_SECONDS)
     assert channel.titles == ["Clinic beta (beta): paused"]
-    # The other ticks found nothing due.
+    # The other ticks found that nothing was due.
     runs = {name: clinics.dagster_runs(name) for name in ("beta", "gamma", "delta")}
     assert runs == {"beta": ["SUCCESS", "FAILURE", "FAILURE"], "gamma": ["SUCCESS"], "delta": ["SUCCESS"]}
 

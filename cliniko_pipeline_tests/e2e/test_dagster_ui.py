@@ -1,6 +1,6 @@
-"""The Dagster UI in a real browser: a run, a backfill, asset checks and plots.
+"""Tests of the Dagster UI in a real browser: a run, a backfill, asset checks and plots.
 
-CLINIKO_TEST_PICTURES names a folder for the screenshots (`make screenshots`: those of the documentation).
+CLINIKO_TEST_PICTURES is a folder for the screenshots. `make screenshots` writes those of the documentation.
 """
 
 import re
@@ -46,8 +46,8 @@ def environ(database_url: URL, home: Path) -> dict[str, str]:
 def test_organizations_are_materialized_in_the_dagster_ui(
     environ: dict[str, str], clinics: Clinics, tmp_path: Path
 ) -> None:
-    """One organization, then a backfill over all; their checks, plots and metadata are shown."""
-    browser_program()  # before anything is started for it
+    """One organization is synced, then all in a backfill. The UI shows their checks, plots and metadata."""
+    browser_program()  # fails without a browser, before anything is started
     demo = demo_organizations(datetime.now(UTC))
     for each in demo:
         add_demo_clinic(clinics, each)
@@ -90,7 +90,7 @@ def _assert_a_backfill_materializes_all(
         )
         assert clinics.active(each.id) >= 5
 
-    # In the meantime the daemon finds that the backfill has ended.
+    # While these pages are checked, the daemon notices the end of the backfill.
     _assert_plots_go_from_the_first_organization_to_the_last(ui)
     _assert_the_checks_of_the_sync_have_passed(ui)
 
@@ -107,7 +107,7 @@ def _assert_a_backfill_materializes_all(
     status = ui.page.get_by_text("Status", exact=True).locator("xpath=..")
     expect(status).to_contain_text("Succeeded", timeout=A_BACKFILL * 1000)
     row = ui.page.get_by_role("row").filter(has_text="cliniko_sync")
-    # Targeted, in progress, succeeded, failed.
+    # The cells have the numbers of targeted, running, succeeded and failed partitions.
     expect(row.get_by_role("cell")).to_have_text([re.compile("100% completed"), "3", "0", "3", "0"])
     ui.page.set_viewport_size(WINDOW | {"height": 600})
     ui.picture("backfill")

@@ -1,4 +1,4 @@
-"""`cliniko-pipeline demo`, from an empty folder: its tables, its UI and page, and its end."""
+"""Tests of `cliniko-pipeline demo` in an empty folder: its tables, its UI and page, and its end."""
 
 import re
 import signal
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(folder: Path) -> CommandLine:
-    # The home is the default one; it is named to find the processes by.
+    # The home is the default home. It is set so that the processes can be found by it.
     environ = {
         "CLINIKO_PIPELINE_HOME": str(folder / ".cliniko"),
         "DATABASE_URL": "postgresql://nobody:hidden@127.0.0.1:1/elsewhere",
@@ -58,7 +58,7 @@ def test_repeated_demo_has_right_tables_and_keeps_its_rows(command: CommandLine,
         assert "hidden" not in done.stdout + done.stderr
         wait_until_processes_end(folder)
         assert [path.name for path in folder.iterdir()] == [".cliniko"]
-        # The made-up clinics are in no database that real ones could be in.
+        # The made-up clinics are not in the database that real clinics would use.
         assert [path.name for path in (folder / ".cliniko").iterdir()] == ["demo"]
         ids.append(_assert_tables_are_right(folder / ".cliniko" / "demo"))
     assert ids[0] == ids[1]
@@ -66,7 +66,7 @@ def test_repeated_demo_has_right_tables_and_keeps_its_rows(command: CommandLine,
 
 def test_demo_serves_ui_and_page_and_ends_on_ctrl_c(command: CommandLine, folder: Path) -> None:
     with ExitStack() as stack:
-        with suppress(OSError):  # another program has it, which is as good
+        with suppress(OSError):  # another program may use the port already, which has the same effect
             stack.enter_context(socket.create_server(("127.0.0.1", 3000)))
         running = stack.enter_context(command.start("demo"))
         running.wait_for("Ctrl-C ends it", 240)
@@ -82,7 +82,7 @@ def test_demo_serves_ui_and_page_and_ends_on_ctrl_c(command: CommandLine, folder
         assert password not in "".join(processes_of(folder).values())
         running.interrupt()
         running.wait_for("Stopping ...")
-        running.interrupt()  # impatience must leave nothing behind
+        running.interrupt()  # a second Ctrl-C must not leave processes behind
         assert running.wait(120) in {0, 130}
     assert tracebacks(running.output) == []
     wait_until_processes_end(folder)
@@ -108,13 +108,14 @@ def _assert_page_opens_with_its_token(running: Running, ui: str) -> None:
         assert client.get("/readyz").json() == {"database": "ok", "dagster": "ok"}
         syncs = client.get("/v1/organizations/old-mill-physio/syncs").json()["items"]
         assert {each["url"] for each in syncs} == {f"{ui}/runs/{each['id']}" for each in syncs}
-        # It may read, request and cancel syncs (one that has ended is left as it is), and nothing else.
+        # The token may read, request and cancel syncs, and nothing else. An ended sync is not changed by its
+        # cancellation.
         assert client.delete(f"/v1/syncs/{syncs[0]['id']}").status_code == 202
         assert client.get("/metrics").status_code == 403
 
 
 def _assert_tables_are_right(home: Path) -> dict[tuple[str, UUID], int]:
-    """Return the rows' ids."""
+    """Assert that the tables are right. Return the ids of their rows."""
     clinics = demo_organizations(datetime.fromisoformat((home / "demo-anchor").read_text().strip()))
     contacts = [contact for clinic in clinics for contact in demo_contacts(clinic)]
     ids: dict[tuple[str, UUID], int] = {}

@@ -1,4 +1,4 @@
-"""The demo organizations, compared with the independent computation."""
+"""Tests of the demo organizations against the independent computation."""
 
 import pytest
 
@@ -15,7 +15,7 @@ DEMO = demo_organizations(START)
     ids=lambda demo: demo.id,
 )
 def test_demo_organization_has_the_right_tables(pipeline: PipelineUnderTest, demo: DemoOrganization) -> None:
-    """The contacts of all organizations are there."""
+    """The database has the contacts of all demo organizations."""
     contacts = [contact for each in DEMO for contact in demo_contacts(each)]
     with synced_organization(pipeline, demo.account, contacts, demo.id) as organization:
         organization.sync()

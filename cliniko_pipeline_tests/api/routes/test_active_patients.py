@@ -63,7 +63,7 @@ def patients(service: ServiceAlone) -> ServiceAlone:
 
 @contextmanager
 def replacing(service: ServiceAlone, organization: str, rows: int, now: datetime = NOW) -> Iterator[Connection]:
-    """Replace all rows of the organization as a sync does, in a transaction that is open in the block."""
+    """Replace all rows of the organization as a sync does, in a transaction that is open while the block runs."""
     with service.database.organization(organization) as connection:
         connection.exec_driver_sql("delete from public.active_patients")
         values = {"organization": organization, "rows": rows, "now": now.replace(tzinfo=None)}
@@ -165,7 +165,7 @@ def test_pages_are_linked_for_any_organization_id(patients: ServiceAlone) -> Non
 
 
 def test_readers_see_committed_rows_only(caller: httpx.Client, patients: ServiceAlone) -> None:
-    """During the transaction of a sync they see the earlier rows, after it the later ones."""
+    """Readers see the earlier rows during the transaction of a sync, and the later rows after it."""
 
     def seen(_reader: int) -> tuple[int, set[str]]:
         items = caller.get(PATH.replace("alpha", "empty"), params={"limit": 1000}).json()["items"]
@@ -217,7 +217,7 @@ def test_etag_spares_an_unchanged_page(caller: httpx.Client, patients: ServiceAl
 def test_table_with_other_column_types_is_read_alike(
     caller: httpx.Client, patients: ServiceAlone, rows: list[dict[str, Any]], array: str
 ) -> None:
-    """The table is the application's own: instants may be timestamptz, arrays json or text."""
+    """The application makes this table, so instants may be timestamptz, and arrays may be json or text."""
 
     def set_types(instant: str, array: str) -> None:
         changes = [

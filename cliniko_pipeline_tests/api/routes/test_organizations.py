@@ -1,4 +1,4 @@
-"""Organizations over HTTP: disabled ones, and their people without a contact."""
+"""Tests of the routes of organizations, with disabled organizations and people without a contact."""
 
 import httpx
 

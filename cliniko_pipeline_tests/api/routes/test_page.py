@@ -1,4 +1,4 @@
-"""The page's files over HTTP: content, headers, and no other file."""
+"""Tests of the page's files over HTTP: their content and headers, and the refusal of other files."""
 
 import re
 import socket
@@ -89,7 +89,7 @@ def test_unchanged_file_is_304(client: httpx.Client) -> None:
     ],
 )
 def test_unknown_path_is_404(client: httpx.Client, path: str) -> None:
-    # Through a socket: a client would normalize the path.
+    # A socket is used, because an HTTP client would normalize the path.
     to = client.base_url
     with socket.create_connection((to.host, to.port or 0), timeout=10) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {to.host}\r\nConnection: close\r\n\r\n".encode())

@@ -1,4 +1,4 @@
-"""Syncs over HTTP while Dagster is unreachable. With a real Dagster: e2e/test_service.py."""
+"""Tests of the routes of syncs while Dagster is unreachable. e2e/test_service.py uses a real Dagster."""
 
 from pathlib import Path
 from uuid import uuid4
@@ -43,7 +43,7 @@ def test_syncs_are_read_without_dagster(service: ServiceAlone) -> None:
         assert caller.get(f"/v1/syncs/{listed['id']}").json() == listed
         assert (listed["status"], listed["tables"][0]["counts"]) == ("succeeded", {"rows": 3})
     with service.client(organizations=["beta"]) as another:
-        # The answer is the same for a sync that does not exist.
+        # The response is the same as for a sync that does not exist.
         assert another.get(f"/v1/syncs/{listed['id']}").status_code == 503
 
 
@@ -67,7 +67,7 @@ def test_followed_sync_survives_a_lost_database(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The stream of events continues when the database is back, and sends the end."""
+    """The stream of events continues when the database is back, and sends the end of the sync."""
     run_id, polls, require = str(uuid4()), [], Gate.require_valid_token
     monkeypatch.setattr(Gate, "require_valid_token", lambda *args: polls.append(args) or require(*args))
     monkeypatch.setattr("cliniko_pipeline.api.routes.syncs.EVENT_INTERVAL_SECONDS", 0.02)

@@ -1,4 +1,4 @@
-"""Inbound webhooks over HTTP: signatures, timestamps, secrets, bodies, and stored events."""
+"""Tests of webhook events over HTTP: signatures, timestamps, secrets, bodies and stored events."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "webhooks.md"
 
 
 class Webhooks:
-    """The service, with a webhook secret for the organization `alpha` and none for `beta`."""
+    """The service. The organization `alpha` has a webhook secret, and `beta` has no secret."""
 
     def __init__(self, service: ServiceAlone) -> None:
         self.url = service.url
@@ -49,7 +49,7 @@ class Webhooks:
 
     @contextmanager
     def started_post(self) -> Iterator[socket.socket]:
-        """Open a connection and send the first byte of a body of a hundred."""
+        """Open a connection, and send the first byte of a body of a hundred bytes."""
         parts = urlsplit(self.url)
         with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
             connection.sendall(b"POST /v1/webhooks/alpha HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
@@ -92,7 +92,7 @@ def test_signature_is_found_among_others(hooks: Webhooks) -> None:
 
 
 def test_signature_refusal_does_not_reveal_organizations(hooks: Webhooks) -> None:
-    """All refusals have the same answer, and the stored row holds nothing of the request."""
+    """All refusals get the same response, and the stored row contains nothing of the request."""
     wrong = new_secret()
     answers = [
         hooks.post(organization_id, body, headers)

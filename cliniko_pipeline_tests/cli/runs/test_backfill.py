@@ -30,7 +30,7 @@ def runtime(environ: dict[str, str]) -> Iterator[Runtime]:
 def instance(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """Open the instance of the commands."""
     for name in ("DAGSTER_HOME", STORAGE_VARIABLE):
-        monkeypatch.setenv(name, "")  # and back again after the test, which opens the instance
+        monkeypatch.setenv(name, "")  # so that they are restored after the test, because opening an instance sets them
     with open_instance(runtime) as instance:
         yield instance
 
@@ -45,7 +45,7 @@ def _add_heartbeat(instance: dg.DagsterInstance) -> None:
 def test_backfill_is_launched_for_the_chosen_assets(
     command: CommandLine, clinics: Clinics, runtime: Runtime, instance: dg.DagsterInstance
 ) -> None:
-    """Without a daemon, the backfill waits, and cannot be followed."""
+    """Without a daemon, a backfill waits and cannot be followed."""
     clinics.open(["alpha", "beta", "gamma"])
     arguments = ("beta", "alpha", "beta", "--assets", "active_patients, cliniko/patients", "--full")
     refused = command("backfill", *arguments, "--follow")
@@ -69,10 +69,10 @@ def test_backfill_is_launched_for_the_chosen_assets(
     targets = found.asset_backfill_data.target_subset.iterate_asset_partitions()
     assert {target.partition_key for target in targets} == {"alpha", "beta"}
     assert set(instance.get_dynamic_partitions("organizations")) == {"alpha", "beta"}
-    # A backfill of some assets does not stand for a scheduled sync.
+    # A backfill of only some assets does not replace a scheduled sync.
     assert clinics.rows(REQUESTED) == []
 
-    # Dagster would fail the whole backfill where a partition is gone that it names.
+    # Partitions are not removed, because Dagster fails a whole backfill if one of its partitions is gone.
     organizations.remove(clinics.database, "alpha")
     with clinics.database.operator() as connection:
         organizations.set_active(connection, "beta", active=False)
@@ -95,7 +95,7 @@ def test_followed_backfill_ends_when_the_daemon_does(
     assert last.startswith("Error: The backfill ")
     assert last.endswith(" waits: no Dagster daemon is running: `cliniko-pipeline ui` starts one.")
     assert "Traceback" not in running.output
-    # The schedule does not repeat what a backfill of all assets does.
+    # A backfill of all assets replaces a scheduled sync.
     assert clinics.rows(REQUESTED) == [("alpha",)]
 
 
@@ -108,7 +108,8 @@ def test_followed_backfill_ends_with_its_runs(
     clinics.add("beta", api_key=WRONG_KEY)
     _add_heartbeat(instance)
     with command.start("backfill", "alpha", "--follow") as good, command.start("backfill", "--all", "--follow") as bad:
-        # Launched before the daemon begins, which looks for backfills then, and every half a minute.
+        # The backfills are launched before the daemon starts, because it looks for backfills at its start and every
+        # half minute.
         good.wait_for("0 of 1 done, 1 waiting", 240)
         bad.wait_for("0 of 2 done, 2 waiting", 240)
         good.interrupt()

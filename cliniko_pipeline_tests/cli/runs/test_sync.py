@@ -1,4 +1,4 @@
-"""`cliniko-pipeline sync`: concurrent organizations, failures, kills and interruptions."""
+"""Tests of `cliniko-pipeline sync` with concurrent organizations, failures, kills and interruptions."""
 
 import json
 import os
@@ -29,7 +29,7 @@ WRONG_KEY = "MS0tYS1rZXktdGhhdC1ub2JvZHktaGFz-au2"
 
 @pytest.mark.slow
 def test_deletions_are_accepted_in_a_terminal(command: CommandLine, clinics: Clinics, home: Path) -> None:
-    """The live display shows an id that looks like markup."""
+    """The organization's id looks like markup, and the live display must show it unchanged."""
     name = "[bold]alpha[/oops]"
     home_with_files(home)
     account = clinics.add(name)
@@ -50,7 +50,7 @@ def test_deletions_are_accepted_in_a_terminal(command: CommandLine, clinics: Cli
 
 @pytest.mark.slow
 def test_failures_of_others_leave_an_organization_alone(command: CommandLine, clinics: Clinics, home: Path) -> None:
-    """beta has a wrong key, and the worker of gamma is killed."""
+    """beta has a wrong key, and the worker of gamma is killed. The other organization must succeed."""
     accounts = [clinics.add("alpha"), clinics.add("beta", api_key=WRONG_KEY), clinics.add("gamma")]
     clinics.sandbox.faults = Faults(hang_rate=1, hang_seconds=600, accounts=("gamma",))
     with command.start("sync", "--all", "--as-of", AS_OF.isoformat()) as running:
@@ -93,7 +93,7 @@ def test_failures_of_others_leave_an_organization_alone(command: CommandLine, cl
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all_workers_and_runs(command: CommandLine, clinics: Clinics, home: Path) -> None:
-    # One more than there are workers: it must not begin after Ctrl-C.
+    # There is one organization more than workers. It must not be synced after Ctrl-C.
     names = ["alpha", "beta", "gamma", "delta", "epsilon"]
     clinics.open(names)
     clinics.sandbox.faults = Faults(hang_rate=1, hang_seconds=600)
@@ -132,7 +132,7 @@ def _row_of(table: str, name: str) -> str:
 
 
 def _in_a_terminal(command: CommandLine, *arguments: str) -> str:
-    """Return the output, with escape sequences."""
+    """Run the command in a terminal, and return its output with escape sequences."""
     ours, theirs = pty.openpty()
     changes = {"TERM": "xterm-256color", "NO_COLOR": None, "COLUMNS": "160", "LINES": "40"}
     with subprocess.Popen(

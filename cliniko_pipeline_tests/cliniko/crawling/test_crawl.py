@@ -1,4 +1,4 @@
-"""Pages of a list that does not change, and links to the next page. Changing lists: test_moving_lists.py."""
+"""Tests of crawls of a list that does not change. test_moving_lists.py has lists that change."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -24,7 +24,7 @@ def patients(first, beyond):
 
 
 def crawl(fetch, checkpoint=None, *, api_url=API):
-    """Return the pages, each fetched when it is requested."""
+    """Crawl the list and return the pages. Each page is fetched when it is requested."""
 
     def request(url, number):
         fetched = fetch(httpx.URL(url), number)
@@ -34,7 +34,7 @@ def crawl(fetch, checkpoint=None, *, api_url=API):
 
 
 class List:
-    """A list of `total` entries that does not change, and the requests for its pages."""
+    """A list of `total` entries that does not change, with the requests for its pages."""
 
     def __init__(self, total, *, api_url=API, next_url=None, per_page=100, end=None, date=MOMENT):
         self.total = total
@@ -63,7 +63,7 @@ class List:
 
 
 def test_url_of_a_page_has_order_filters_and_size():
-    """The times are rounded down to seconds in UTC."""
+    """Times are rounded down to seconds, in UTC."""
     moment = datetime(2024, 1, 1, 10, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=10)))
     url = httpx.URL(Listing(API, INDIVIDUAL_APPOINTMENTS, moment).before(moment + timedelta(hours=1)).url(3))
     assert str(url).startswith(f"{API}/individual_appointments?")

@@ -1,4 +1,4 @@
-"""Pages that Cliniko does not answer, over the sandbox."""
+"""Tests of pages that Cliniko fails to serve, over the sandbox."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,14 +37,14 @@ def client_of(served: Sandbox, **options: int) -> Iterator[ClinikoClient]:
 
 
 def crawled(served: Sandbox, **options: int) -> list[str]:
-    """Return the ids that a crawl yields, which rejects nothing."""
+    """Return the ids that a crawl yields. Assert that the crawl rejects nothing."""
     ids, rejected = read(served, **options)
     assert rejected == []
     return ids
 
 
 def read(served: Sandbox, **options: int) -> tuple[list[str], list[RejectedRecord]]:
-    """Return the ids that a crawl yields, and what it rejects."""
+    """Return the ids that a crawl yields, and the records that it rejects."""
     with client_of(served, **options) as client:
         pages = list(client.crawl(PATIENTS))
     return [record.id for page in pages for record in page.records], [one for page in pages for one in page.rejected]
@@ -59,7 +59,7 @@ def _none(_seconds: float) -> None:
 def test_page_that_is_not_answered_is_read_in_smaller_ones(served: Sandbox, largest: int, record_id: str) -> None:
     served.faults = Faults(broken_records=(BrokenRecord("patients", record_id, largest_page=largest),))
     assert sorted(crawled(served)) == IDS
-    # One for each page, those of an attempt ahead, six in vain, and few for the parts.
+    # The pages, an earlier attempt with pages in flight, six failed attempts, and a few requests for the parts.
     assert served.counters.requests() <= 5 + 8 + 6 + 1 + 2 * len(SIZES) + 2 + 2 + 5 + 5
 
 
@@ -70,7 +70,7 @@ def test_stretch_of_pages_is_read_in_smaller_ones(served: Sandbox) -> None:
 
 
 def test_unsorted_records_of_smaller_pages_are_not_lost(served: Sandbox) -> None:
-    """All were created in one second, and parts of a page would lose some of them."""
+    """All records were created in the same second, so naive parts of a page would lose some of them."""
     served.faults = Faults(
         broken_records=(BrokenRecord("patients", "1237", largest_page=50),),
         refused_fields=(RefusedField("id", "sort"),),
@@ -123,7 +123,7 @@ def test_outage_is_no_unreadable_record(served: Sandbox) -> None:
 
 
 def test_parts_have_one_end_with_the_page() -> None:
-    """Whatever fails, the parts cover the page once, in the list's order."""
+    """Whatever fails, the parts cover the page exactly once, in the order of the list."""
 
     def ask(number: int, size: int) -> range:
         if size > 1 and 237 in range((number - 1) * size, number * size):

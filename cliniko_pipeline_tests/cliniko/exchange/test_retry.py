@@ -1,4 +1,4 @@
-"""What follows from an answer. The answer 429: test_rate_limits.py."""
+"""Tests of the decision whether to retry after a response. test_rate_limits.py tests the status 429."""
 
 import random
 from datetime import UTC, datetime
@@ -43,7 +43,7 @@ def test_transient_failure_is_retried_by_this_client_alone(result):
     ],
 )
 def test_permanent_failure_is_not_retried(status, error):
-    """The statuses 401, 403, 400, 404 and 302 are in test_client.py, with their remedies."""
+    """test_client.py tests the statuses 401, 403, 400, 404 and 302 with their remedies."""
     decision = decision_on(status)
     assert isinstance(decision, Fail)
     assert decision.error is error

@@ -1,4 +1,4 @@
-"""Which requests share a budget. The budget itself: postgres/test_request_budgets.py."""
+"""Tests of which requests share a budget. postgres/test_request_budgets.py tests the budget itself."""
 
 from cliniko_pipeline.cliniko.exchange.throttle import BudgetRegistry, digest_of
 from cliniko_pipeline_tests.support.budgets import SlidingWindowBudget

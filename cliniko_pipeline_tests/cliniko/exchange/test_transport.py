@@ -1,4 +1,4 @@
-"""The transport: libcurl behind httpx's interface, over real sockets."""
+"""Tests of the transport, which is libcurl behind httpx's interface, over real sockets."""
 
 import gzip
 import json
@@ -51,7 +51,7 @@ def serve() -> Iterator[Callable[..., RawServer]]:
 
 @pytest.fixture
 def opened() -> Iterator[Callable[..., CurlTransport]]:
-    """Opens transports that the end of the test closes."""
+    """Yield a function that opens transports. They are closed at the end of the test."""
     with ExitStack() as transports:
         yield lambda *, uses_proxies=False, **limits: transports.enter_context(
             CurlTransport(Limits(**limits), uses_proxies=uses_proxies)
@@ -64,13 +64,13 @@ def transport(opened) -> CurlTransport:
 
 
 def get(transport: CurlTransport, url: str) -> httpx.Response:
-    """Send a request as the client makes it."""
+    """Send a request as the client does."""
     headers = {"Accept": "application/json", "User-Agent": "tests", "Authorization": f"Basic {SECRET}"}
     return transport.handle_request(httpx.Request("GET", f"{url}?q[]=name:SECRET", headers=headers))
 
 
 def assert_fails(transport: CurlTransport, url: str, *kinds: type[httpx.RequestError]) -> None:
-    """Assert that the request raises exactly one of these errors, which reveals nothing of the request."""
+    """Assert that the request raises exactly this type of error, and that the error reveals nothing of the request."""
     with pytest.raises(kinds) as caught:
         get(transport, url)
     assert type(caught.value) in kinds
@@ -169,7 +169,7 @@ def test_body_limit_counts_unpacked_bytes(opened, serve, is_packed) -> None:
 
 @pytest.mark.parametrize(("behaviour", "limit"), [(silent, {"silent_seconds": 1}), (trickling, {"total_seconds": 0.2})])
 def test_each_limit_of_time_ends_an_exchange(opened, serve, behaviour, limit) -> None:
-    """The other limit cannot end it: the one server waits for the client, the other is never silent."""
+    """The other time limit cannot end the exchange: one server waits for the client, and the other is never silent."""
     transport = opened(**{"silent_seconds": 3600, "total_seconds": 3600} | limit)
     assert_fails(transport, serve(behaviour).url, httpx.ReadTimeout)
 
@@ -243,7 +243,7 @@ def test_each_thread_gets_its_own_answers(transport, serve) -> None:
 
 
 def test_closing_ends_requests_of_all_threads(opened, serve) -> None:
-    """Silent servers and one that has begun its answer; the limits of time are too long to end them."""
+    """Some servers are silent, and one has begun its response. The time limits are too long to end the requests."""
 
     def begin_answer(connection: socket.socket) -> None:
         connection.sendall(answer(BODY)[:2000])
@@ -266,7 +266,7 @@ def test_closing_ends_requests_of_all_threads(opened, serve) -> None:
     ids=["to the process", "to another thread"],
 )
 def test_interruption_does_not_wait_for_the_answer(opened, serve, interrupt) -> None:
-    """The server never answers; the thread that sends for the main thread ends when the transport is closed."""
+    """The server never responds. The thread that sends for the main thread ends when the transport is closed."""
     server = serve(silent)
     transport = opened(silent_seconds=3600, total_seconds=3600)
 
@@ -301,7 +301,7 @@ def test_proxy_of_the_environment_is_used_if_wanted(opened, serve, monkeypatch) 
 def test_refusing_proxy_sees_neither_key_nor_query(opened, serve, monkeypatch) -> None:
     proxy = serve(sending(answer(b"", status="407 Proxy Authentication Required")))
     monkeypatch.setenv("https_proxy", f"http://{proxy.host}")
-    # The versions of libcurl differ in the error.
+    # Versions of libcurl raise different errors.
     assert_fails(opened(uses_proxies=True), "https://cliniko.example/v1", httpx.ReadError, httpx.ConnectError)
     assert proxy.requests[0].startswith(b"CONNECT cliniko.example:443 HTTP/1.1\r\n")
     assert SECRET.encode() not in b"".join(proxy.requests)

@@ -1,4 +1,4 @@
-"""A browser tab on the service, without Dagster."""
+"""A browser tab that shows the service without Dagster."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,19 +32,19 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused() -> set[int]:
-    """Statuses that a test expects: the browser logs each as an error."""
+    """Return the statuses that a test expects, each of which the browser logs as an error."""
     return set()
 
 
 @pytest.fixture
 def surf_rehab(pipeline: PipelineUnderTest) -> None:
-    """An organization without a sync."""
+    """Store an organization without a sync."""
     add_organization(pipeline.database, SURF, "Surf Rehab")
 
 
 @pytest.fixture
 def ui(pipeline: PipelineUnderTest, pictures: Path, refused: set[int]) -> Iterator[DagsterUI]:
-    """A tab on the service. At the end the browser may have logged expected errors only."""
+    """Yield a tab on the service. Assert at the end that the browser has logged only expected errors."""
     with served(pipeline.runtime) as address, opened_ui(address, pictures) as opened:
         yield opened
         assert complaints(opened, refused) == []

@@ -1,4 +1,4 @@
-"""The page's login, log-out, and what it shows when the service refuses."""
+"""Tests of the page's login and log-out, and of its messages when the service refuses a request."""
 
 import re
 
@@ -27,7 +27,7 @@ def test_keyboard_alone_leads_from_login_to_logout(
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("This token is invalid")
     refused.add(401)
-    # The wrong token is selected: typing replaces it.
+    # The wrong token is selected, so typing replaces it.
     page.keyboard.type(token(pipeline.database, organizations=[SURF]))
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", level=1)).to_be_focused()
@@ -96,13 +96,13 @@ def test_refused_sync_and_revoked_token_are_shown(
     page.get_by_role("button", name="Sync now").click()
     expect(page.locator("#waiting")).to_contain_text("Dagster cannot be reached")
     expect(page.locator("#waiting")).to_contain_text(re.compile(r"Retrying in (10|\d) s\."))
-    # The other sections are shown.
+    # The other sections are still shown.
     expect(page.get_by_role("region", name="Last syncs")).to_contain_text("Not synced yet.")
     with page.expect_request(lambda request: request.method == "POST"):
         page.get_by_role("button", name="Try now").click()
     assert len(keys) == 2
     assert keys[0] != ""
-    assert len(set(keys)) == 1  # the retry starts no second sync
+    assert len(set(keys)) == 1  # so that the retry does not start another sync
     refused.add(503)
     page.get_by_role("link", name="All organizations").click()
     expect(page.get_by_role("heading", name="Organizations")).to_be_visible()
@@ -118,7 +118,7 @@ def test_refused_sync_and_revoked_token_are_shown(
 
 
 def _tab_to(page: Page, name: str, key: str = "Tab") -> None:
-    """Press the key until the element has the focus; its outline must be visible."""
+    """Press the key until the element has the focus. Assert that its outline is visible."""
     expect(page.locator("[aria-busy]")).to_have_count(0)
     passed: list[str] = []
     for _ in range(6):

@@ -1,6 +1,6 @@
-"""The page of one organization: charts, active patients, patients without a contact, and past syncs.
+"""Tests of the page of one organization, with charts, active patients, people without a contact and past syncs.
 
-CLINIKO_TEST_PICTURES names a folder for the screenshots (`make screenshots`: those of the documentation).
+CLINIKO_TEST_PICTURES is a folder for the screenshots. `make screenshots` writes those of the documentation.
 """
 
 import csv
@@ -81,7 +81,7 @@ def _assert_charts_show_what_is_stored(page: Page, pipeline: PipelineUnderTest, 
 
     over_time = page.get_by_role("region", name="Active patients over time")
     days = _rows_of_the_table(over_time)
-    # Two weeks with daily syncs, a gap before and after the second, then today's.
+    # There are daily syncs in two weeks with a gap before and after the second week, and today's sync.
     assert len(days) == over_time.locator("circle").count() == 15
     assert next(iter(days.values())) == len(stored)
     assert over_time.locator("line.line").count() + over_time.locator("line.gap").count() == 14
@@ -115,7 +115,7 @@ def _assert_list_is_sorted_paged_and_filtered(page: Page, stored: list[dict[str,
 def _assert_csv_file_holds_all(page: Page, stored: list[dict[str, Any]], tmp_path: Path) -> None:
     patients = page.get_by_role("region", name="Active patients", exact=True)
     patients.get_by_label("Show").select_option("All")
-    # Several pages become one file with one header.
+    # The file combines several pages, but has only one header.
     _limit_pages(page, 100)
     with page.expect_download() as download:
         patients.get_by_role("button", name="Download CSV").click()
@@ -171,7 +171,7 @@ def _rows_of_the_table(chart: Locator) -> dict[str, int]:
 
 
 def _limit_pages(page: Page, rows: int) -> None:
-    """Make the page request fewer rows at a time."""
+    """Make the page request fewer rows per page of the API."""
     page.route(LONG_LISTS, lambda route: route.continue_(url=route.request.url.replace("limit=1000", f"limit={rows}")))
 
 
@@ -196,7 +196,7 @@ def _add_scheduling_states(database: Database, ids: list[str]) -> None:
 
 
 def _add_past_syncs(database: Database, organization_id: str) -> None:
-    """Store syncs of earlier days with two gaps: one before the last week, one before today."""
+    """Store syncs of earlier days, with one gap before the last week and one before today."""
     today = datetime.now(UTC)
     days = [*range(24, 17, -1), *range(10, 3, -1)]
     with database.organization(organization_id) as connection:

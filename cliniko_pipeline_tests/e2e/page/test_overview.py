@@ -1,4 +1,4 @@
-"""The page's list of organizations: order, search, paging, hostile names, and other organizations' addresses."""
+"""Tests of the list of organizations: order, search, paging, hostile names, and addresses of other organizations."""
 
 import re
 from datetime import UTC, datetime
@@ -94,7 +94,7 @@ def test_many_organizations_are_paged_sorted_and_searched(ui: DagsterUI, pipelin
         for statement in STATES_OF_MANY:
             connection.exec_driver_sql(statement)
     log_in(ui, token(pipeline.database))
-    # 225 were synced; of them two are old, and three have another state. The API returns two pages.
+    # 225 organizations were synced, of which two have old data and three another state. The API returns two pages.
     expect(page.get_by_text("230 organizations: 1 failing, 1 paused, 7 stale, 220 fresh, 1 disabled.")).to_be_visible()
     rows = page.locator("tbody tr")
     expect(rows).to_have_count(100)

@@ -1,4 +1,4 @@
-"""Syncs requested on the page of `cliniko-pipeline ui`: followed, reloaded, cancelled."""
+"""Tests of syncs on the page of `cliniko-pipeline ui`, which are requested, followed, reloaded and cancelled."""
 
 import os
 import re
@@ -28,13 +28,13 @@ PAGES_BEFORE_THE_HOLD = 40
 
 
 def test_sync_is_followed_through_broken_connections(environ: dict[str, str], tmp_path: Path, pictures: Path) -> None:
-    browser_program()  # fail before anything is started
-    del environ["API_DAGSTER_URL"]  # the default is the UI's address
+    browser_program()  # fails without a browser, before anything is started
+    del environ["API_DAGSTER_URL"]  # so that the default is used, which is the address of the UI
     port, api_port = free_port(), free_port()
     with opened_clinics(environ) as clinics:
         for organization in demo_organizations(datetime.now(UTC)):
             add_demo_clinic(clinics, organization)
-        # Progress is stored once a second at most.
+        # The latency leaves time for stored progress, because progress is stored at most once a second.
         clinics.sandbox.faults = Faults(latency_ms=300)
         with CommandLine(environ, tmp_path).start("ui", "--port", str(port), "--api-port", str(api_port)) as running:
             try:
@@ -65,7 +65,7 @@ def _assert_sync_is_followed(ui: DagsterUI, clinics: Clinics, port: int) -> None
     page.get_by_role("link", name="Surf Rehab").click()
     panel = page.locator(".sync")
     with held(clinics.sandbox.accounts[SURF], after=PAGES_BEFORE_THE_HOLD):
-        # Until Dagster has loaded the code location, the launch fails, and the page retries.
+        # The launch fails until Dagster has loaded the code location, and the page retries.
         page.get_by_role("button", name="Sync now").click()
         expect(page.get_by_role("heading", name="sync is running")).to_be_focused()
         expect(panel).to_contain_text(re.compile(r"Individual appointments: [\d,]+ of 6,\d\d\d records"))
@@ -77,7 +77,7 @@ def _assert_sync_is_followed(ui: DagsterUI, clinics: Clinics, port: int) -> None
     expect(page.get_by_role("heading", name="The sync has succeeded")).to_be_focused()
     assert len(tokens) >= 3
     assert all(header.startswith("Bearer clinikopipeline_") for header in tokens)
-    # Everything was reloaded once.
+    # The page has reloaded everything exactly once.
     expect(page.get_by_role("region", name="Active patients over time").get_by_role("img")).to_be_visible()
     assert len(loaded) == 2
     active = clinics.active(SURF)
@@ -93,7 +93,7 @@ def _assert_sync_is_followed(ui: DagsterUI, clinics: Clinics, port: int) -> None
 
 
 def _break_the_first_two_streams(page: Page) -> list[str]:
-    """Return a list that collects the token of every stream of events."""
+    """Break the first two streams of events. Return a list that collects the token of every stream."""
     tokens: list[str] = []
 
     def break_twice(route: Route) -> None:
@@ -124,7 +124,7 @@ def _assert_full_sync_is_confirmed_and_cancelled(ui: DagsterUI, clinics: Clinics
     with held(clinics.sandbox.accounts[SURF], after=PAGES_BEFORE_THE_HOLD):
         dialog.get_by_role("button", name="Start full sync").click()
         expect(page.get_by_role("heading", name="sync is running")).to_be_focused()
-        # A reloaded page follows it, too.
+        # A reloaded page follows the sync too.
         page.reload()
         expect(page.get_by_role("heading", name="A full sync is running")).to_be_visible()
         expect(page.locator(".sync")).to_contain_text(re.compile(r"[\d,]+ of [\d,]+ records"))
