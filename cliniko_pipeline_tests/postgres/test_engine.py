@@ -180,7 +180,11 @@ def test_exhausted_pool_is_transient(database: Database, closing: ExitStack) -> 
     ("statement", "kind", "words"),
     [
         ("select * from cliniko.nowhere where id = :name", DatabaseSetupError, "cliniko-pipeline migrate"),
-        ("select nothing from cliniko.patients where id = :name", DatabaseSetupError, "not as the pipeline expects"),
+        (
+            "select nothing from cliniko.patients where id = :name",
+            DatabaseSetupError,
+            "differ from what the pipeline expects",
+        ),
         (
             "select * from public.contacts where name = :name",
             DatabaseSetupError,

@@ -46,10 +46,10 @@ class Way:
 
 WAYS = {
     "no root certificate": Way(
-        ("there is no root certificate to do it with", "sslrootcert=FILE"), parameters={"sslmode": "verify-full"}
+        ("there is no root certificate", "sslrootcert=FILE"), parameters={"sslmode": "verify-full"}
     ),
     "root certificate missing": Way(
-        ("there is no root certificate to do it with", "sslrootcert=FILE"),
+        ("there is no root certificate", "sslrootcert=FILE"),
         parameters={"sslmode": "verify-ca", "sslrootcert": "/nowhere/root.crt"},
     ),
     "not in the system's list": Way(
@@ -80,13 +80,13 @@ WAYS = {
     "no TLS": Way(
         ("does not offer encrypted connections", "sslmode=prefer"), parameters={"sslmode": "require"}, tls=False
     ),
-    "nothing listens": Way(("nothing listens at that host and port",), parameters={"host": "::1", "port": "FREE"}),
+    "nothing listens": Way(("no server listens at that host and port",), parameters={"host": "::1", "port": "FREE"}),
     "only IPv6": Way(
-        ("has an IPv6 address only", "IPv4 address"), parameters={"host": HOST, "hostaddr": NO_ROUTE, "port": "5432"}
+        ("has only an IPv6 address", "IPv4 address"), parameters={"host": HOST, "hostaddr": NO_ROUTE, "port": "5432"}
     ),
-    "IPv6 address": Way(("has an IPv6 address only", "IPv4 address"), parameters={"host": NO_ROUTE}),
+    "IPv6 address": Way(("has only an IPv6 address", "IPv4 address"), parameters={"host": NO_ROUTE}),
     "IPv6 and IPv4": Way(
-        ("nothing listens at that host and port",),
+        ("no server listens at that host and port",),
         parameters={"host": f"{HOST},{HOST}", "hostaddr": f"{NO_ROUTE},127.0.0.1", "port": "FREE,FREE"},
     ),
     "unknown name": Way(("the host name is unknown",), parameters={"host": "db.example.invalid"}),
@@ -156,7 +156,7 @@ def test_name_with_an_ipv6_address_only_is_told_from_others() -> None:
     """As libpq says it of a name that it has looked up."""
     unreachable = 'connection to server at "db.example.org" (2001:db8::5), port 5432 failed: Network is unreachable\n'
     refused = 'connection to server at "db.example.org" (192.0.2.5), port 5432 failed: Connection refused\n'
-    for said, words in ((unreachable, "IPv6 address only"), (unreachable + refused, "nothing listens")):
+    for said, words in ((unreachable, "only an IPv6 address"), (unreachable + refused, "no server listens")):
         assert words in str(translated(psycopg.OperationalError(said), "LOCATION"))
 
 

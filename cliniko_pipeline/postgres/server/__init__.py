@@ -1,1 +1,1 @@
-"""Connections to PostgreSQL, its errors in words, and the embedded server."""
+"""Connections to PostgreSQL, the translation of its errors, and the embedded server."""

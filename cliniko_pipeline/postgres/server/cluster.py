@@ -15,10 +15,10 @@ from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres.server import programs
 
 USER = "cliniko_pipeline"
-# Unix socket paths are limited to about 100 bytes, and PostgreSQL and libpq read lists of them. A folder with a long or
-# unusual name cannot hold the socket.
+# A folder with another name cannot contain the socket. Unix limits socket paths to about 100 bytes, and PostgreSQL and
+# libpq would read a path with commas as a list.
 _SOCKET_DIRECTORY = re.compile(r"[\w./+-]{1,80}", re.ASCII)
-# Not TMPDIR: all processes that use a server must find its socket.
+# TMPDIR is not used, because it may differ between processes that must find the same socket.
 _TEMPORARY = Path("/tmp")  # noqa: S108 (checked before it is used)
 
 
@@ -71,7 +71,7 @@ class Cluster:
         return self.password_file.read_text(encoding="utf-8").strip()
 
     def prepare(self) -> None:
-        """Create what is missing: data, password, socket directory. Raise DatabaseSetupError where that is unsafe."""
+        """Create missing files; raise DatabaseSetupError if that would lose data or be insecure."""
         if not self.data.exists():
             _initialize(self)
         elif not self.password_file.exists():
@@ -87,7 +87,10 @@ class Cluster:
 
 
 def _initialize(cluster: Cluster) -> None:
-    """Create data and password. An interrupted call leaves no `data` behind, and is repeated by the next start."""
+    """Create the data directory and the password.
+
+    `data` appears only at the end, so the next start repeats an interrupted call.
+    """
     for abandoned in cluster.root.glob("*.new-*"):
         if abandoned.is_dir():
             shutil.rmtree(abandoned, ignore_errors=True)
@@ -119,7 +122,7 @@ def _save_password(cluster: Cluster, password: str) -> None:
 
 
 def _create_socket_directory(folder: Path, account: tuple[int, int] | None) -> None:
-    """Create the folder in /tmp. Raise DatabaseSetupError where another user has created it."""
+    """Create the folder in /tmp; raise DatabaseSetupError if another user has created it."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o711)
     found = folder.lstat()

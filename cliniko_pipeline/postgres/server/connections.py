@@ -1,6 +1,6 @@
-"""The preparation of new connections to PostgreSQL, for both drivers.
+"""The preparation of new connections to PostgreSQL, for psycopg and psycopg2.
 
-Statements set or verify what a session needs. Poolers drop some start-up parameters.
+Statements set the session's settings, because poolers drop some start-up parameters.
 """
 
 import select
@@ -14,13 +14,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from cliniko_pipeline.errors import DatabaseSetupError, DatabaseUnavailableError
 
 POOLER_PORTS = frozenset({"6432", "6543"})
-"""Usual ports of poolers."""
+"""The usual ports of poolers."""
 
 SECOND_CONNECTION_SECONDS = 5
-"""Maximum wait for a second connection in the check for a pooler; a small pool may have none left."""
+"""The maximum wait for a second connection in the check for a pooler. A small pool may have no free one."""
 
-# The drivers cannot read another DateStyle. Some statements need standard strings. Under a stricter isolation level a
-# transaction fails when the row that it waits for has changed.
+# The drivers cannot read dates in another DateStyle. Some statements need standard strings. Under a stricter isolation
+# level than read committed, a transaction would fail if it waited for a row that another transaction changed.
 _SETTINGS = """
     select
         set_config('DateStyle', 'ISO, MDY', false),
@@ -56,16 +56,16 @@ class DriverConnection(Protocol):
 
 
 def prepare_session(connection: DriverConnection) -> str:
-    """Set what every session needs; verify what cannot be set; return the database user, quoted for SQL.
+    """Set the session's settings; return the database user, quoted for SQL.
 
-    Raises DatabaseSetupError where triggers would not fire, DatabaseUnavailableError where the server is a standby.
+    Raises DatabaseSetupError if triggers would not fire, and DatabaseUnavailableError if the server is a standby.
     """
     _row(connection, _SETTINGS)
     is_standby, replication_role, user, database = _row(connection, _STATE)
     if is_standby:
         raise DatabaseUnavailableError(
-            "DATABASE_URL leads to a read-only standby: point it at the primary server. During a failover this passes"
-            " by itself."
+            "DATABASE_URL leads to a read-only standby: point it at the primary server. During a failover, wait until"
+            " the standby has become the primary."
         )
     if replication_role != "origin":
         raise DatabaseSetupError(
@@ -79,7 +79,7 @@ def prepare_session(connection: DriverConnection) -> str:
 def keep_no_read_only_sessions(engine: Engine) -> None:
     """Make the pool close connections that were opened while the database was read-only.
 
-    A session keeps that setting after the database takes writes again.
+    Such a session stays read-only after the database accepts writes again.
     """
 
     def note(connection: DriverConnection, entry: ConnectionPoolEntry) -> None:
@@ -94,16 +94,18 @@ def keep_no_read_only_sessions(engine: Engine) -> None:
 
 
 def require_session_mode(connection: DriverConnection, reported_pid: int, second: dict[str, Any]) -> None:
-    """Raise DatabaseSetupError where a pooler gives each transaction another session.
+    """Raise DatabaseSetupError if a pooler gives each transaction another session.
 
-    Its locks and settings would stay on other clients' sessions. A direct connection costs one query: the server's
-    process is the reported one. Otherwise a second connection is opened. In transaction mode it gets the session of the
-    first one, or moves it to another session.
+    Locks and settings would then affect other clients' sessions. One query recognizes a direct connection, whose server
+    process has the id that the driver knows.
+
+    Otherwise a second connection is opened. In transaction mode, it gets the first connection's session, or the first
+    connection gets another session.
 
     Args:
         connection: a connection without any settings yet.
-        reported_pid: the server's process id as the driver knows it.
-        second: psycopg's parameters for another connection.
+        reported_pid: the server's process id that the driver knows.
+        second: psycopg's parameters for the second connection.
     """
     first = _ask(connection, "select pg_backend_pid()")
     if first == reported_pid and str(second.get("port")) not in POOLER_PORTS:
@@ -120,7 +122,7 @@ def require_session_mode(connection: DriverConnection, reported_pid: int, second
 
 
 def _pid_in_open_transaction(connection: "psycopg.Connection[Any]") -> int | None:
-    """Begin a transaction that stays open; return the server's process id, or None where no session is free in time."""
+    """Begin a transaction; return the server's process id, or None if no session is free in time."""
     driver = connection.pgconn
     driver.send_query(b"begin; select pg_backend_pid()")
     pid = None
@@ -139,10 +141,10 @@ def _pid_in_open_transaction(connection: "psycopg.Connection[Any]") -> int | Non
 def enter_schema(connection: DriverConnection, schema: str) -> None:
     """Set the connection's search path to the schema.
 
-    Raises DatabaseSetupError where it is not in effect: the next table would be created in another schema.
+    Raises DatabaseSetupError if the search path has no effect, so that tables would be created in another schema.
     """
     _ask(connection, "select set_config('search_path', quote_ident(%s), false)", schema)
-    # In a transaction of its own, like all later statements.
+    # Checked in another transaction, because all later statements are in other transactions, too.
     found = _ask(connection, "select current_schema()")
     if found != schema:
         raise DatabaseSetupError(
@@ -153,7 +155,7 @@ def enter_schema(connection: DriverConnection, schema: str) -> None:
 
 
 def _row(connection: DriverConnection, text: str, *parameters: object) -> tuple[Any, ...]:
-    """Execute a statement in a transaction of its own; return its first row."""
+    """Execute a statement in its own transaction; return the first row."""
     with connection.cursor() as cursor:
         cursor.execute(text, parameters or None)
         row: tuple[Any, ...] = cursor.fetchone()

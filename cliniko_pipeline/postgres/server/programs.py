@@ -1,6 +1,6 @@
-"""The programs of the embedded PostgreSQL, run under its own account.
+"""The programs of the embedded PostgreSQL, run under the server's account.
 
-Their environment is empty, because ours can hold an encryption key.
+The programs get a minimal environment, because the pipeline's environment can contain an encryption key.
 """
 
 import os
@@ -14,16 +14,16 @@ from pathlib import Path
 from cliniko_pipeline.errors import DatabaseSetupError
 
 ACCOUNT = "cliniko_pipeline"
-"""The account of the server where we are root: PostgreSQL refuses to run as root."""
+"""The server's account if the pipeline runs as root, since PostgreSQL refuses to run as root."""
 
 START_TIMEOUT_SECONDS = 60
 OWN_SERVER = "or set DATABASE_URL to a PostgreSQL server of your own"
 
 
 def execute(data: Path, program: str, *arguments: str, log: Path, output: Path | None = None) -> None:
-    """Run a program under the server's account. Raise DatabaseSetupError, with the log, where it fails."""
+    """Run a program under the server's account; raise DatabaseSetupError if the program fails."""
     account = server_account()
-    # A file, not a pipe: the server that pg_ctl leaves behind would keep a pipe open.
+    # The output goes to a file. The server that pg_ctl starts would keep a pipe open.
     with tempfile.TemporaryFile() if output is None else output.open("wb") as stream:
         answer = subprocess.run(  # noqa: S603 (our own binary, no shell)
             [binary(program), *arguments],
@@ -31,14 +31,14 @@ def execute(data: Path, program: str, *arguments: str, log: Path, output: Path |
             stderr=stream,
             stdin=subprocess.DEVNULL,
             check=False,
-            # Not as an argument: pg_ctl would put it into a shell's command line.
+            # The data directory is not an argument, because pg_ctl would put it into a shell's command line.
             cwd=data,
             env=clean_environment() | {"PGDATA": str(data)},
             user=account[0] if account else None,
             group=account[1] if account else None,
             extra_groups=[] if account else None,
             timeout=START_TIMEOUT_SECONDS + 30,
-            # Ctrl-C in the terminal ends our processes only, and they end the server.
+            # Ctrl-C in the terminal must not reach the server. The pipeline's last process stops it.
             start_new_session=True,
         )
     if answer.returncode != 0:
@@ -54,7 +54,7 @@ def program_error(program: str, exit_code: int, log: Path) -> DatabaseSetupError
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment of every process that is started here."""
+    """Return the environment of every program that is started here."""
     return {"PATH": f"{os.defpath}:/usr/sbin:/sbin", "LC_ALL": "C"}
 
 
@@ -74,7 +74,7 @@ def binaries() -> Path:
 
 
 def command_of(process: int) -> str:
-    """Return the command line of a process; empty where there is no such process."""
+    """Return the command line of a process, or an empty text if there is no such process."""
     if Path("/proc/self/cmdline").exists():
         with suppress(OSError):
             command = Path(f"/proc/{process}/cmdline").read_bytes()
@@ -86,19 +86,22 @@ def command_of(process: int) -> str:
 
 
 def server_account() -> tuple[int, int] | None:
-    """Return the user and group id of the server; None where we are not root, and it runs as ourselves."""
+    """Return the user and group id of the server's account, or None if we are not root.
+
+    Without root the server runs as the current user.
+    """
     if os.geteuid() != 0:
         return None
     entry = _account()
     if entry is None:
         command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]
-        # Fails where another process creates the account at the same time.
+        # A failure is ignored, because another process may have created the account at the same time.
         subprocess.run(command, env=clean_environment(), capture_output=True, check=False)  # noqa: S603
         entry = _account()
     if entry is None:
         raise DatabaseSetupError(
-            f"PostgreSQL does not run as root, and the account {ACCOUNT} for it could not be made: run as another"
-            f" user, {OWN_SERVER}."
+            f"PostgreSQL refuses to run as root, and its account {ACCOUNT} could not be created: run the pipeline as"
+            f" another user, {OWN_SERVER}."
         )
     return entry.pw_uid, entry.pw_gid
 
@@ -111,7 +114,7 @@ def _account() -> pwd.struct_passwd | None:
 
 
 def give_data_to_account(data: Path, account: tuple[int, int]) -> None:
-    """Give the data to the server's account, and let it pass, not read, the folders above the data and binaries."""
+    """Give the data to the server's account, with access through the folders above data and binaries."""
     for path in (data, binaries()):
         for folder in path.parents:
             mode = folder.stat().st_mode

@@ -317,7 +317,7 @@ def test_unknown_patient_has_rejection_and_mentions(clinic: StoredClinic) -> Non
 
 def test_explanation_is_read_only(named: StoredClinic) -> None:
     with (  # noqa: PT012
-        pytest.raises(DatabaseUnavailableError, match="it is read-only"),
+        pytest.raises(DatabaseUnavailableError, match="is read-only at present"),
         named.database.organization(named.id) as connection,
     ):
         explain(connection, "1", RULES)

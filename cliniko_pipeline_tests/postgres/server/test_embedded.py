@@ -257,5 +257,5 @@ def test_account_made_by_another_process_is_used(accounts, monkeypatch: pytest.M
 
 
 def test_account_that_cannot_be_made_is_reported(accounts) -> None:
-    with pytest.raises(DatabaseSetupError, match="the account cliniko_pipeline for it could not be made"):
+    with pytest.raises(DatabaseSetupError, match="its account cliniko_pipeline could not be created"):
         programs.server_account()
