@@ -1,4 +1,7 @@
-"""Drawn accounts with imports of up to 500 records in one second, whose order is another one with each request."""
+"""Tests of drawn accounts with imports.
+
+An import creates up to 500 records in the same clock second. Their order changes with each request.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +45,7 @@ from cliniko_pipeline_tests.support.synced_organizations import (
 
 FAULTS = Faults(server_error_rate=0.04, reset_before_body_rate=0.03, reset_in_body_rate=0.03)
 SORT, FILTER = RefusedField("id", "sort"), RefusedField("id", "filter")
-# An account takes seconds, and shrinking one minutes: each attempt is several syncs.
+# An example takes seconds. It is not shrunk, because shrinking runs several syncs per attempt and takes minutes.
 BUDGET = settings(
     max_examples=34,
     phases=[Phase.explicit, Phase.reuse, Phase.generate] if THOROUGH else [Phase.explicit],
@@ -52,7 +55,10 @@ BUDGET = settings(
 
 @dataclass(frozen=True)
 class Import:
-    """How many records of a resource are created in one second, and how many before and after them, one a second."""
+    """Numbers of records of a resource.
+
+    `size` records are created in one clock second; the others follow one per second.
+    """
 
     size: int
     before: int
@@ -61,9 +67,9 @@ class Import:
 
 @dataclass(frozen=True)
 class Clinic:
-    """An account, what happens to it between two requests of a crawl, and what Cliniko does wrong.
+    """An account, its changes between two requests of a crawl, and the faults of Cliniko.
 
-    Each of `during`: the number of the request it comes before, the resource, and "delete", "change" or "add".
+    An item of `during` has the number of the next request, the resource, and "delete", "change" or "add".
     """
 
     imports: dict[str, Import]
@@ -89,7 +95,7 @@ clinics = st.builds(
     st.integers(0, 1000),
 )
 
-# What every run of the tests syncs, with changes between the requests of both kinds of crawl.
+# This clinic is synced in every run of the tests. It changes between the requests of both kinds of crawl.
 CHANGING = Clinic(
     {
         "patients": Import(310, 30, 60),
@@ -122,7 +128,7 @@ class World:
 @pytest.fixture
 def world(database_url: URL, tmp_path: Path) -> Iterator[World]:
     clock, requests = ManualClock(), Requests()
-    # A few deleted records of a few are no suspicious share here.
+    # The limit is off, because even a few deleted records are a large share of these small accounts.
     environ = environment(database_url, tmp_path) | {"CLINIKO_VANISHED_SHARE_LIMIT": "1"}
     with opened_pipeline(environ, waits=SkippedTime()) as pipeline:
         pipeline.runtime._budgets = BudgetRegistry(lambda _digest: requests)
@@ -131,7 +137,7 @@ def world(database_url: URL, tmp_path: Path) -> Iterator[World]:
 
 
 class ImportedOrganization(SyncedOrganization):
-    """An organization with imports. What is deleted stays known until a full sync misses it."""
+    """An organization with imports. Records that are deleted in Cliniko stay stored until a full sync misses them."""
 
     gone: dict[tuple[str, str], dict[str, Any]]
 
@@ -145,7 +151,7 @@ class ImportedOrganization(SyncedOrganization):
         self.put(resource, new_record(resource, record_id, self.made, at, created_at=at))
 
     def change(self, resource: str, number: int) -> None:
-        """Change records of odd ids: those that are deleted stay as they were stored."""
+        """Change records with odd ids. Deleted records have even ids, so they stay as they were stored."""
         for record_id in [each for each in sorted(self.account.records[resource], key=int) if int(each) % 2][:number]:
             record = self.account.get(resource, record_id) or {}
             at = cliniko_text(self.clock.now)
@@ -162,9 +168,9 @@ class ImportedOrganization(SyncedOrganization):
             self.account.delete(resource, record_id)
 
     def assert_exact(self, *, is_settled: bool = False) -> None:
-        """Compare ids with the account's, and mapping and active_patients with the independent computation.
+        """Compare the stored ids with the account, and the derived tables with the independent computation.
 
-        `is_settled`: what is deleted in Cliniko is known to be.
+        If `is_settled`, all records deleted in Cliniko must be marked as deleted.
         """
         wire = wire_records(self.account)
         for resource, (table, kind) in TABLES.items():
@@ -174,7 +180,7 @@ class ImportedOrganization(SyncedOrganization):
             gone = {record_id: gone[record_id] for record_id in gone.keys() & {row["id"] for row in rows}}
             assert live == {str(record["id"]) for record in wire[resource]} | (live & gone.keys())
             assert not is_settled or not live & gone.keys()
-            # One that a full sync has missed counts as deleted.
+            # A record that a full sync has missed is treated as deleted.
             wire[resource] += [
                 record if record_id in live else record | {"deleted_at": record["created_at"]}
                 for record_id, record in gone.items()
@@ -185,7 +191,7 @@ class ImportedOrganization(SyncedOrganization):
 
 
 def new_record(resource: str, record_id: str, number: int, at: str, **changes: Any) -> dict[str, Any]:
-    """Make a record that counts, attendees of the first few bookings."""
+    """Make a record that counts. Attendees belong to one of the first few bookings."""
     starts = cliniko_text(START - timedelta(days=3))
     times = {"created_at": at, "updated_at": at, **changes}
     match resource:
@@ -210,7 +216,7 @@ def imported(resource: str, group: Import) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def opened(world: World, clinic: Clinic, refused: Sequence[RefusedField]) -> Iterator[ImportedOrganization]:
-    """Serve the account as an organization of its own, with a Dagster instance of its own."""
+    """Serve the account as a new organization, with a new Dagster instance."""
     name = f"org-{uuid4().hex}"
     records = {resource: list(imported(resource, group)) for resource, group in clinic.imports.items()}
     account = Account.from_records(name, "au4", f"{name}-au4", records)
@@ -229,7 +235,7 @@ def opened(world: World, clinic: Clinic, refused: Sequence[RefusedField]) -> Ite
 
 
 def sync_during_changes(world: World, clinic: Clinic, organization: ImportedOrganization, *, full: bool) -> None:
-    """Sync while the account changes, then what the next sync finds changed since."""
+    """Sync while the account changes. Then sync again to read the changes that the first sync missed."""
 
     def before_each(number: int) -> None:
         for at, resource, what in clinic.during:
@@ -254,7 +260,7 @@ def sync_during_changes(world: World, clinic: Clinic, organization: ImportedOrga
 @pytest.mark.parametrize(
     "refused",
     [
-        # In order of ids nothing has to be read again: test_unstable_order.py has that in the quick tier.
+        # Nothing is read again in order of ids, which test_unstable_order.py tests in the quick tests.
         pytest.param((), id="accepted", marks=pytest.mark.slow),
         pytest.param((SORT,), id="sorting refused"),
         pytest.param((SORT, FILTER), id="sorting and filtering refused"),

@@ -1,4 +1,4 @@
-"""Syncs while Cliniko, the network or the database fails, and records that cannot be understood."""
+"""Tests of syncs while Cliniko, the network or the database fails, and of records that cannot be understood."""
 
 import threading
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def waits() -> SkippedTime:
 
 @pytest.fixture
 def pipeline(environ: dict[str, str], waits: SkippedTime) -> Iterator[PipelineUnderTest]:
-    """A pipeline whose client waits without taking time."""
+    """Yield a pipeline whose client waits without taking time."""
     with opened_pipeline(environ, waits=waits) as opened:
         yield opened
 
@@ -49,7 +49,7 @@ def clinic(pipeline: PipelineUnderTest) -> Iterator[SyncedOrganization]:
 
 
 def fail(clinic: SyncedOrganization, faults: Faults, *, full: bool = False) -> str:
-    """Sync with the faults, which must fail; return its errors."""
+    """Sync with the faults. Assert that the sync fails, and return its errors."""
     clinic.sandbox.faults = faults
     try:
         return clinic.fail(full=full)
@@ -116,7 +116,7 @@ LASTING_FAULTS = {
 
 
 def test_lasting_fault_fails_the_sync_and_keeps_the_results(clinic: SyncedOrganization) -> None:
-    """The results stay as they were until a sync succeeds; they are not computed from a broken crawl."""
+    """The results stay unchanged until a sync succeeds. They are not computed from an incomplete crawl."""
     clinic.sync()
     before = results(clinic)
     clinic.put("patients", patient("990001", "New", "Person", clinic.contacts[0]["email"]))
@@ -146,7 +146,7 @@ def test_lasting_fault_fails_the_sync_and_keeps_the_results(clinic: SyncedOrgani
 
 
 def test_other_hosts_get_no_request(clinic: SyncedOrganization) -> None:
-    """Neither links nor redirects are followed; a first sync that fails leaves no results."""
+    """Links and redirects are not followed. A first sync that fails leaves no results."""
     with running_sandbox([]) as other:
         origin = f"http://{other.host}"
         httpx.get(origin)
@@ -169,11 +169,11 @@ def test_other_hosts_get_no_request(clinic: SyncedOrganization) -> None:
     ids=lambda page: page.resource,
 )
 def test_connections_lost_between_statements_fail_the_sync(environ: dict[str, str], page: BrokenPage) -> None:
-    """The organization lock is lost with them: others may be writing, so the sync must not go on."""
+    """The sync must fail, because it also lost the organization lock and another run may be writing."""
     ended: list[int] = []
 
     def end_connections() -> None:
-        # Pages are read while those before them are being written.
+        # The crawl reads pages while earlier pages are being written.
         wait_until(lambda: not _sessions(pipeline, "xact_start is not null"), "something is being written")
         ended.append(_end_sessions(pipeline))
         clinic.sandbox.faults = Faults()
@@ -211,7 +211,7 @@ def test_connection_lost_in_a_statement_fails_the_sync(clinic: SyncedOrganizatio
 
 @contextmanager
 def _ending_the_session_that_writes_to(pipeline: PipelineUnderTest, table: str) -> Iterator[None]:
-    """Hold a lock that the first write must wait for, and end the session that waits for it."""
+    """Hold a lock that the first write must wait for, and end the waiting session."""
     engine = sa.create_engine(pipeline.database.url, isolation_level="AUTOCOMMIT")
     is_over = threading.Event()
 
@@ -275,7 +275,7 @@ def test_rejected_record_is_stored_when_it_is_mended(clinic: SyncedOrganization)
     assert "990001" in clinic.pipeline.contact_mapping(clinic.id)
     clinic.assert_right()
 
-    # A record that was stored and is now rejected stays as it was stored.
+    # A stored record that is now rejected stays as it was stored.
     before = results(clinic)["cliniko.contact_mapping"]
     clinic.account.put("patients", {**good, "first_name": "Other", "updated_at": "yesterday"})
     clinic.sync()

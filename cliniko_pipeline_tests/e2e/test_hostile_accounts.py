@@ -1,4 +1,4 @@
-"""Syncs of hostile accounts, before and after changes, compared with the independent computation."""
+"""Tests of syncs of hostile accounts, before and after changes, against the independent computation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,14 +34,14 @@ from cliniko_pipeline_tests.support.pipelines import BOOKKEEPING, KEPT, Pipeline
 from cliniko_pipeline_tests.support.properties import examples
 from cliniko_pipeline_tests.support.synced_organizations import cliniko_text
 
-# Shrinking an account takes minutes: each attempt is three syncs.
+# Accounts are not shrunk, because shrinking runs three syncs per attempt and takes minutes.
 WITHOUT_SHRINKING = settings(
     phases=[Phase.explicit, Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck)
 )
 
 
 class HostileOrganization:
-    """A hostile account as one organization of the pipeline: its records are served, its contacts stored."""
+    """A hostile account as an organization of the pipeline. Its records are served, and its contacts are stored."""
 
     def __init__(self, pipeline: PipelineUnderTest, sandbox: Sandbox, account: Account) -> None:
         self.pipeline = pipeline
@@ -57,7 +57,7 @@ class HostileOrganization:
         self.set_contacts(account.contacts)
 
     def put(self, records: Mapping[str, Sequence[WireRecord]], **changes: Any) -> None:
-        """Add the records, or replace those with their ids."""
+        """Add the records. Replace records with the same ids."""
         for resource, found in records.items():
             mine = self.records.setdefault(resource, {})
             for number, record in enumerate(found):
@@ -80,7 +80,7 @@ class HostileOrganization:
         self.pipeline.add_contacts(list(self.contacts.values()))
 
     def renames(self, records: Mapping[str, Sequence[WireRecord]]) -> bool:
-        """Whether these rename what is stored already: only a full sync reads that again."""
+        """Return whether the records rename stored types or practitioners, which only a full sync reads again."""
         return any(
             str(int(record["id"])) in {row["id"] for row in self.pipeline.rows(self.id, f"cliniko.{resource}")}
             for resource in ("appointment_types", "practitioners")
@@ -108,7 +108,7 @@ class HostileOrganization:
 
 @contextmanager
 def opened_clinic(pipeline: PipelineUnderTest, sandbox: Sandbox, account: Account) -> Iterator[HostileOrganization]:
-    """Each example has an organization and a Dagster instance of its own, in one database with all the others."""
+    """Open a clinic with its own organization and Dagster instance, in a database that all examples share."""
     with dg.DagsterInstance.ephemeral() as instance:
         yield HostileOrganization(PipelineUnderTest(pipeline.runtime, instance), sandbox, account)
 
@@ -131,7 +131,10 @@ def assert_same_identity(
 def sync_change_and_sync_again(
     clinic: HostileOrganization, first: Account, then: Account, kept: Sequence[bool]
 ) -> None:
-    """`then`'s records change and join `first`'s; its contacts change and join those of `first`'s that are kept."""
+    """Sync `first`, apply the records and contacts of `then`, and sync again.
+
+    Contacts of `first` remain if `kept` says so.
+    """
     clinic.sync(first.as_of)
     clinic.assert_right(first.as_of)
     before = clinic.pipeline.tables(clinic.id)
@@ -161,12 +164,12 @@ def assert_another_sync_changes_nothing(clinic: HostileOrganization, as_of: date
 
 
 def now() -> str:
-    """Return the sandbox's time as Cliniko writes it: what changes now is read by the next sync."""
+    """Return the current time as Cliniko writes it, so that the next sync reads what is changed now."""
     return cliniko_text(datetime.now(UTC))
 
 
 def without_crawl_times(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return the tables without the time of the last crawl, and without what is kept for later syncs."""
+    """Return the tables without times of the last crawl, sync runs and KEPT tables."""
     times = {each: BOOKKEEPING[each] for each in ("cliniko.crawls", "cliniko.rejected_records")}
     return {
         name: sorted(({c: row[c] for c in row if c not in times.get(name, ())} for row in rows), key=repr)
@@ -176,7 +179,7 @@ def without_crawl_times(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> di
 
 
 def test_hand_written_account_gives_the_right_tables(pipeline: PipelineUnderTest, sandbox: Sandbox) -> None:
-    """Also after changes, and ten years later, when nobody is active."""
+    """The tables are also right after changes, and ten years later, when nobody is active."""
     account = hand_written_account()
     with opened_clinic(pipeline, sandbox, account) as clinic:
         sync_change_and_sync_again(clinic, account, with_changes(account), [True] * len(account.contacts))
@@ -186,7 +189,7 @@ def test_hand_written_account_gives_the_right_tables(pipeline: PipelineUnderTest
 
 
 def with_changes(account: Account) -> Account:
-    """Patients archived, merged and renamed, a cancellation, a late arrival, a contact that changes hands."""
+    """Return changed and new records of the account, with changed contacts, a day later."""
     ended = "2025-08-01T00:00:00Z"
     changed: dict[str, list[WireRecord]] = {
         "patients": [
@@ -222,7 +225,7 @@ def test_settings_change_the_tables(database_url: URL, tmp_path: Path) -> None:
 
 
 def test_contacts_with_single_names_are_matched(pipeline: PipelineUnderTest, sandbox: Sandbox) -> None:
-    """Contacts as older applications have them: one column for the name."""
+    """Older applications have only one column for the name of a contact."""
     with pipeline.database.operator() as connection:
         connection.execute(sa.text("alter table public.contacts drop column first_name, drop column last_name"))
     account = hand_written_account()

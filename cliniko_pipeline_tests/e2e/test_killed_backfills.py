@@ -1,6 +1,6 @@
-"""A backfill during which a run's worker, then the daemon, then the database gets SIGKILL.
+"""Test of a backfill during which a worker, the daemon and the database are killed by SIGKILL.
 
-The daemon and the database are started again; nothing else is done to recover.
+The daemon and the database are started again. Nothing else is done for the recovery.
 """
 
 import os
@@ -45,12 +45,12 @@ RECOVERY_SECONDS = 600
 @pytest.fixture
 def environ(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     for name in ("DAGSTER_HOME", STORAGE_VARIABLE):
-        monkeypatch.setenv(name, "")  # and back again after the test, which opens the instance
+        monkeypatch.setenv(name, "")  # so that they are restored after the test, because opening an instance sets them
     with EmbeddedServer(tmp_path / "server") as server:
         database = Database(server.url)
         schema.migrate(database, create_application_tables=True)
         database.close()
-        # Once a day: what is repeated here is repeated since it has failed.
+        # The schedule is daily, so a sync is repeated here only because it has failed.
         once = {"CLINIKO_SYNC_EVERY_MINUTES": "1440", "CLINIKO_FULL_SYNC_AT": "off"}
         yield environment(server.url, home) | once
 
@@ -60,9 +60,9 @@ def test_backfill_completes_after_kills(
 ) -> None:
     clinics.open(NAMES)
     clinics.sandbox.faults = Faults(latency_ms=2000)
-    # The daemon looks for backfills when it starts, then every half a minute: the backfill is launched before.
+    # The backfill is launched first, because the daemon looks for backfills at its start and every half minute.
     with open_runtime(load_settings(environ)) as runtime, open_instance(runtime) as instance:
-        # A sign of life that outlasts the daemon: what follows the backfill shall meet the killed database.
+        # This heartbeat outlasts the killed daemon, so that the following command next meets the killed database.
         timestamp = (datetime.now(UTC) + timedelta(hours=1)).timestamp()
         instance.add_daemon_heartbeat(DaemonHeartbeat(timestamp, "test", None))
     with command.start("backfill", "--all", "--follow") as following:
@@ -95,14 +95,14 @@ def test_backfill_completes_after_kills(
         assert _rows(clinics, "select 1 from pg_locks where locktype = 'advisory'") == []
         assert _rows(clinics, "select 1 from cliniko.scheduling where failures > 0 or retry_at is not null") == []
         runs = _rows(clinics, RUNS)
-    # One run each, however often the backfill was taken up; the schedule repeats those that failed.
+    # The backfill has one run per organization, even if it was resumed. The schedule repeats failed runs.
     assert sorted(name for name, *_, is_of_backfill in runs if is_of_backfill) == NAMES
     assert (killed_name, "FAILURE", True) in [(name, status, of_backfill) for name, status, _, of_backfill in runs]
     assert all(status == "SUCCESS" for _, status, _, is_of_backfill in runs if not is_of_backfill)
 
 
 def _half_synced(clinics: Clinics, home: Path) -> list[tuple[int, str]]:
-    """Return the workers that have stored a part of their run, and the organization of each."""
+    """Return the workers that have stored a part of their run, each with its organization."""
     runs = {worker: clinics.runs_of_process(worker) for worker in workers_of(home)}
     names = {run_id: name for name, _, run_id, _ in _rows(clinics, RUNS)}
     found = [(worker, names[run_id]) for worker, run_ids in runs.items() for run_id in run_ids]
@@ -111,7 +111,7 @@ def _half_synced(clinics: Clinics, home: Path) -> list[tuple[int, str]]:
 
 
 def _is_over(clinics: Clinics) -> bool:
-    """Each organization's last run has succeeded, no run is in flight, and the backfill is complete."""
+    """Return whether every organization's last run has succeeded, no run is unfinished and the backfill is complete."""
     runs = _rows(clinics, RUNS)
     backfills = _rows(clinics, "select status from dagster.bulk_actions")
     return (
@@ -122,7 +122,7 @@ def _is_over(clinics: Clinics) -> bool:
 
 
 def _rows(clinics: Clinics, statement: str) -> list[tuple[Any, ...]]:
-    """Return what the operator sees; nothing where a connection of the killed database is used."""
+    """Return the rows that the operator sees, or no rows if the connection leads to the killed database."""
     with suppress(DatabaseUnavailableError):
         return clinics.rows(statement)
     return []

@@ -1,4 +1,4 @@
-"""The requests that a sync takes, as the sandbox counts them: Cliniko allows two hundred a minute for each clinic."""
+"""Tests of the requests of a sync, which the sandbox counts. Cliniko allows 200 a minute per API key."""
 
 import math
 from collections import Counter
@@ -39,21 +39,24 @@ Requests = Counter[str]
 
 
 class CountedClinic:
-    """An organization whose requests are counted; its clock moves only between syncs, by more than they overlap."""
+    """An organization whose requests are counted.
+
+    Its clock moves only between syncs, by more than the overlap of incremental crawls.
+    """
 
     def __init__(self, organization: SyncedOrganization) -> None:
         self.organization = organization
         self.account = organization.account
 
     def later(self) -> str:
-        """Advance the clock; return an instant in between, which the next sync reads and no sync after that."""
+        """Advance the clock. Return an instant in between, which only the next sync reads."""
         clock = self.organization.clock
         changed_at = cliniko_text(clock.now + timedelta(minutes=1))
         clock.now += OVERLAP + timedelta(minutes=2)
         return changed_at
 
     def sync(self, *, full: bool = False) -> Requests:
-        """Sync; return the requests it took, by resource."""
+        """Sync. Return the number of requests by resource."""
         with self.counted() as requests:
             self.organization.sync(full=full)
         return requests
@@ -95,7 +98,10 @@ def _shown(record: dict[str, Any]) -> dict[str, datetime]:
 
 
 def account_of(size: int, *, groups: bool) -> Account:
-    """Return an account with so many records of every resource; without groups each attendee has an individual one."""
+    """Return an account with `size` records of every resource.
+
+    Without groups, attendees belong to individual appointments.
+    """
     starts = [cliniko_text(START + timedelta(hours=7 - 9 * (number % 300))) for number in range(size)]
     created = [cliniko_text(START - timedelta(days=90) + timedelta(seconds=number)) for number in range(size)]
     site = {
@@ -118,13 +124,13 @@ def account_of(size: int, *, groups: bool) -> Account:
 
 
 def pages_of(account: Account, resources: tuple[str, ...] = (*CRAWLED, *NAMES)) -> Requests:
-    """Return the requests that reading everything takes, each page once."""
+    """Return the number of requests by resource if each page is read exactly once."""
     return Counter({each: max(1, math.ceil(len(account.records[each]) / PAGE)) for each in resources})
 
 
 @pytest.mark.parametrize(("size", "groups"), [(0, False), (101, False), (101, True)])
 def test_unchanged_account_costs_one_request_a_resource(pipeline: PipelineUnderTest, size: int, groups: bool) -> None:
-    """Attendees are read only where there are groups."""
+    """Attendees are read only if there are groups."""
     read = CRAWLED if groups else CRAWLED[:3]
     with counted_clinic(pipeline, account_of(size, groups=groups)) as clinic:
         assert clinic.sync() == pages_of(clinic.account, read + NAMES)
@@ -191,7 +197,7 @@ def test_changed_records_cost_one_request_a_page(pipeline: PipelineUnderTest, tu
             for resource, number in numbers.items():
                 changes = CHANGES[resource]
                 for place in range(number):
-                    # The oldest attendees are changed again and again, those added between are not.
+                    # The oldest attendees are changed repeatedly, and the later attendees are not.
                     record = clinic.account.get(resource, _id_of(resource, place))
                     assert record is not None
                     changed = changes[(place + turn) % len(changes)](record, at)
@@ -206,7 +212,7 @@ def _id_of(resource: str, number: int) -> str:
 
 @pytest.mark.slow
 def test_first_group_costs_the_request_for_attendees(pipeline: PipelineUnderTest) -> None:
-    """From then on attendees are read; many changed ones cost nothing of the other resources."""
+    """From then on, attendees are read. Many changed attendees cost no requests for other resources."""
     with counted_clinic(pipeline, account_of(120, groups=False)) as clinic:
         clinic.sync()
         at = clinic.later()
@@ -226,7 +232,7 @@ def test_first_group_costs_the_request_for_attendees(pipeline: PipelineUnderTest
 
 @pytest.mark.slow
 def test_new_name_costs_one_request_once(pipeline: PipelineUnderTest) -> None:
-    """A new appointment type or practitioner is read when the first appointment has it."""
+    """A new appointment type or practitioner is read when the first appointment refers to it."""
     with counted_clinic(pipeline, account_of(10, groups=True)) as clinic:
         clinic.sync()
 
@@ -246,11 +252,11 @@ def test_new_name_costs_one_request_once(pipeline: PipelineUnderTest) -> None:
             clinic.account.put("appointment_types", hostile.appointment_type(number, f"Type {number}"))
             clinic.account.put("practitioners", hostile.practitioner(number, display_name=f"Dr {number}"))
         assert clinic.sync() == UNCHANGED
-        # Reading the list brings all names, those included that no appointment has yet.
+        # The list has all names, even names that no appointment has yet.
         assert booked(1, kind=2, practitioner=1) == {**UNCHANGED, "appointment_types": 1}
         assert booked(2, kind=3, practitioner=2) == {**UNCHANGED, "practitioners": 1}
         clinic.assert_right()
-        # One that Cliniko has no name for.
+        # Cliniko has no such appointment type.
         assert booked(3, kind=4, practitioner=3) == {**UNCHANGED, "appointment_types": 1}
         assert booked(4, kind=4, practitioner=3) == UNCHANGED
         clinic.assert_right()
@@ -268,7 +274,10 @@ def processes() -> Iterator[SyncProcesses]:
 def test_killed_crawl_resumes_at_the_last_commit(
     processes: SyncProcesses, database_url: URL, tmp_path: Path, killed_at: int
 ) -> None:
-    """At a page a second, a batch has five pages. A kill loses the pages since the last batch, and an unwritten one."""
+    """At a page per second, a batch has five pages.
+
+    A kill loses the pages after the last batch, and an unwritten batch.
+    """
     pages = 12
     environ = environment(database_url, home_with_files(tmp_path))
     run = partial(processes.run, environ, "clinic", SyncOptions(START), seconds_a_page=1.0)
@@ -276,7 +285,7 @@ def test_killed_crawl_resumes_at_the_last_commit(
         opened_pipeline(environ) as pipeline,
         counted_clinic(pipeline, account_of(pages * PAGE, groups=False)) as clinic,
     ):
-        # Two pages of names come before.
+        # Two pages of names are read first.
         assert run(kill_at_page=2 + killed_at).signal is not None
         crawls = {row["resource"]: row for row in clinic.organization.rows("cliniko.crawls")}
         crawl = crawls["individual_appointments"]
@@ -286,7 +295,7 @@ def test_killed_crawl_resumes_at_the_last_commit(
         assert stored in (handed_over, max(0, handed_over - 5))
         with clinic.counted() as requests:
             assert run().succeeded
-        # The page of the checkpoint is read again, and what has changed since is asked for.
+        # The page of the checkpoint is read again, and one more crawl asks for changes.
         again = 2 if stored else 0
         assert requests["individual_appointments"] <= pages - stored + again + 1
         stored_ids = {row["id"] for row in clinic.organization.rows("cliniko.appointments")}

@@ -1,4 +1,4 @@
-"""The database server restarts, or crashes, in mid-sync; or it is a standby."""
+"""Tests of syncs during a restart or crash of the database server, and of a standby."""
 
 import threading
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def migrated_url(server: Server) -> Iterator[URL]:
 
 @contextmanager
 def restart_at_write(server: Server, url: URL, table: str, mode: Mode) -> Iterator[None]:
-    """Restart the server when a sync waits for a lock on the table, which is held until then."""
+    """Hold a lock on the table, and restart the server when a sync waits for this lock."""
     engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
     is_over = threading.Event()
 
@@ -86,7 +86,7 @@ def restart_at_write(server: Server, url: URL, table: str, mode: Mode) -> Iterat
 def test_sync_during_a_restart_leaves_nothing_half_written(
     server: Server, migrated_url: URL, tmp_path: Path, mode: Mode
 ) -> None:
-    """Whichever table is being written. The next sync is exact, and no run seems to go on for ever."""
+    """This holds for every table. The next sync gives exact results, and no run seems to continue forever."""
     environ = environment(migrated_url, tmp_path)
     command = CommandLine(environ, tmp_path)
     with opened_pipeline(environ) as pipeline, synced_demo(pipeline) as clinic:
@@ -110,7 +110,7 @@ def test_sync_during_a_restart_leaves_nothing_half_written(
 
 
 def change(clinic: SyncedOrganization, number: int) -> None:
-    """Add a patient with an appointment and a contact, and let time pass, so that each table is written."""
+    """Add a patient with an appointment and a contact, and let time pass, so that the sync writes each table."""
     clinic.clock.advance(minutes=10)
     name = f"99000{number}"
     email = f"{name}@example.org"
@@ -128,7 +128,7 @@ def count(pipeline: PipelineUnderTest, rows: str) -> int:
 
 @pytest.mark.slow
 def test_standby_is_named_by_every_command(server: Server, migrated_url: URL, tmp_path: Path) -> None:
-    """By the driver of Dagster's storage, too."""
+    """The driver of Dagster's storage reports the standby too."""
     words = "leads to a read-only standby", "point it at the primary server"
     with server.standby() as standby:
         url = standby.url.set(database=migrated_url.database)

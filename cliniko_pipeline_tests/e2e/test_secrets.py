@@ -1,4 +1,4 @@
-"""No secret and no patient's data outside of its tables, however a run ends."""
+"""Tests that secrets and patients' data appear only in their tables, however a run ends."""
 
 import base64
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def _bare_key(ending: str) -> str:
 
 
 def _basic(key: str) -> str:
-    """Return the beginning of the Basic credentials, which is the same with a shard and without."""
+    """Return the start of the Basic credentials, which is the same with and without a shard."""
     return base64.b64encode(key.encode()).decode()[:-4]
 
 
@@ -71,7 +71,7 @@ def _set_up(pipeline: PipelineUnderTest, sandbox: Sandbox) -> None:
     with pipeline.database.operator() as connection:
         organizations.replace_encrypted(connection, "unknown-key", pipeline.runtime.vault.encrypt(wrong))
         organizations.replace_encrypted(connection, "undecryptable", lost)
-        # The driver's error for this quotes the name.
+        # The driver's error for this statement contains the name.
         connection.execute(
             sa.text(
                 "create domain cliniko.refused as text check"
@@ -105,7 +105,7 @@ def test_no_run_leaves_secrets_or_patients_outside_the_tables(database_url: URL,
             "the pipeline's home": "\n".join(_files_in(tmp_path / "pipeline")),
             **{table: "\n".join(repr(pipeline.rows(each, table)) for each in ENDINGS) for table in TABLES},
         }
-    # What was searched is what it should be.
+    # The searched texts are the expected ones.
     for ending, said in ENDINGS.items():
         for place in ("standard error", "Dagster's storage", "cliniko.sync_runs"):
             assert said in left_behind[place], (ending, place)

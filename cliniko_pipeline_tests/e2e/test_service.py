@@ -1,4 +1,4 @@
-"""The HTTP service with a real Dagster: scopes of all routes, syncs from request to end, and a tour of the page."""
+"""Tests of the HTTP service with a real Dagster: scopes of routes, whole syncs, and a tour of the page."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def no_faults(service: ServiceWithDagster) -> Iterator[None]:
 
 
 def test_dagster_ui_of_the_command_is_guarded(service: ServiceWithDagster) -> None:
-    """All rules: orchestration/test_webserver.py."""
+    """orchestration/test_webserver.py tests all rules of the guard."""
     query = 'mutation { deletePipelineRun(runId: "none") { __typename } }'
     with client(service.dagster_url) as browser:
         assert browser.get("/graphql", params={"query": query}).status_code == 405
@@ -83,7 +83,7 @@ def test_dagster_ui_of_the_command_is_guarded(service: ServiceWithDagster) -> No
 
 
 def test_routes_admit_their_scope_only(service: ServiceWithDagster) -> None:
-    """Every route refuses invalid tokens, tokens without its scope, and other organizations."""
+    """Every route refuses invalid tokens, tokens without the route's scope, and other organizations."""
     described = httpx.get(f"{service.url}/openapi.json", trust_env=False).json()["paths"]
     assert {(method.upper(), path) for path in described for method in described[path]} == set(ROUTES)
     with service.client(SYNC) as caller:
@@ -132,7 +132,7 @@ def _assert_refusals_are_stored(service: ServiceWithDagster) -> None:
 
 def test_sync_is_launched_once_and_followed_to_its_end(service: ServiceWithDagster) -> None:
     sandbox = service.clinics.sandbox
-    # Progress is stored once a second at most: the page before the held one takes longer.
+    # The page before the held page takes longer than a second, because progress is stored at most once a second.
     sandbox.faults = Faults(latency_ms=1100, accounts=("alpha",))
     with (
         service.client(SYNC, READ, organizations=["alpha"]) as caller,
@@ -178,7 +178,7 @@ def test_failed_sync_says_why_without_the_key(service: ServiceWithDagster) -> No
 
 
 def test_page_in_a_browser_from_login_to_an_ended_sync(service: ServiceWithDagster, tmp_path: Path) -> None:
-    """A short tour; e2e/page tests every part of the page."""
+    """This is a short tour. The tests in e2e/page test every part of the page."""
     add_appointment(service.clinics.sandbox.accounts["beta"], 1)
     with opened_ui(service.url, tmp_path) as ui:
         page = ui.page
@@ -201,7 +201,7 @@ def test_page_in_a_browser_from_login_to_an_ended_sync(service: ServiceWithDagst
         expect(page.get_by_role("link", name="Run in Dagster")).to_have_attribute(
             "href", re.compile(rf"^{re.escape(service.dagster_url)}/runs/[0-9a-f-]{{36}}$")
         )
-        # No errors on the console, and no requests to other hosts.
+        # The console has no errors, and no request went to another host.
         assert ui.complaints == []
 
 
@@ -237,7 +237,7 @@ def test_sync_whose_process_is_killed_has_failed(service: ServiceWithDagster) ->
     with service.client(SYNC) as caller, held(service.clinics.sandbox.accounts["alpha"]) as hold:
         sync_id = request_sync(caller, "alpha", full=True)["id"]
         wait_until(hold.reached.is_set, "the sync reads nothing")
-        # The run's heartbeat names its process.
+        # The heartbeat of the run has the id of its process.
         (worker,) = (
             number for number in workers_of(service.home) if sync_id in service.clinics.runs_of_process(number)
         )
@@ -251,6 +251,6 @@ def test_sync_whose_process_is_killed_has_failed(service: ServiceWithDagster) ->
 @pytest.mark.parametrize("has_token", [True, False])
 def test_answers_conform_to_the_description(service: ServiceWithDagster, tmp_path: Path, has_token: bool) -> None:
     text = token(service.database, ADMIN, organizations=["alpha"], requests_per_minute=100_000) if has_token else None
-    # Without a token, all answers are refusals.
+    # Without a token, all responses are refusals.
     phases = "examples,coverage,fuzzing" if has_token else "examples,coverage"
     assert_answers_conform(service.url, tmp_path, text, f"--phases={phases}", f"--max-examples={examples(8, 20)}")

@@ -1,4 +1,4 @@
-"""Two Dagster homes on one database: live runs are left alone, and what is left behind is ended."""
+"""Tests of two Dagster homes on one database. Live runs are left alone, and abandoned runs are ended."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ def test_run_whose_home_is_gone_is_taken_over(command: CommandLine, clinics: Cli
         running.wait(60)
     wait_until(lambda: not workers_of(home), "the worker lives")
     shutil.rmtree(home)
-    # As if it had run on another machine: only its silence tells.
+    # The run looks like a run of another machine, so only its missing heartbeats show that it has ended.
     execute(clinics, AGE + ", process = 'elsewhere 1 1'")
     assert second_home(command)("sync", "alpha", *AS_OF).returncode == 0
     assert clinics.dagster_runs("alpha") == ["FAILURE", "SUCCESS"]

@@ -1,4 +1,4 @@
-"""Two organizations with the same records, synced at the same time: each gets what it gets alone."""
+"""Tests of two organizations that have the same records and sync at the same time. Neither affects the other."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,10 @@ REFUSED = "is not complete: materialize"
 
 @dataclass
 class Twins:
-    """Two organizations whose patients, contacts' names, e-mails and patient ids are the same; appointments differ."""
+    """Two organizations with the same patients and contacts (names, e-mail addresses, patient ids).
+
+    Only their appointments differ.
+    """
 
     pipeline: PipelineUnderTest
     sandbox: Sandbox
@@ -82,7 +85,7 @@ def with_other_appointments(account: Account) -> Account:
 
 
 def run_together(*tasks: Callable[[], Any]) -> list[Any]:
-    """Run the tasks in threads that start together; return their results."""
+    """Run the tasks in threads that start together. Return their results."""
     barrier = threading.Barrier(len(tasks))
     results: dict[int, Any] = {}
 
@@ -125,7 +128,7 @@ def test_twins_synced_in_threads_get_their_own_tables(twins: Twins) -> None:
 
 @pytest.mark.slow
 def test_two_runs_of_one_organization_leave_the_right_tables(twins: Twins) -> None:
-    """At least one succeeds; the other may be refused, because the first is not complete."""
+    """At least one run succeeds. The other run may be refused, because the first is not complete."""
     expected = alone(twins)
     twins.sandbox.faults = Faults(latency_ms=2, jitter_ms=20)
     for is_first in (True, False, True, False):

@@ -1,4 +1,4 @@
-"""Syncs of an account of which Cliniko does not answer some page, or one record."""
+"""Tests of syncs during which Cliniko fails to serve a page or a record."""
 
 from collections.abc import Iterator
 
@@ -34,12 +34,12 @@ def clinic(pipeline: PipelineUnderTest) -> Iterator[SyncedOrganization]:
 
 
 def live(clinic: SyncedOrganization) -> set[str]:
-    """Return the ids of the stored appointments, without those that were marked as deleted."""
+    """Return the ids of the stored appointments that are not marked as deleted."""
     return {row["id"] for row in clinic.rows("cliniko.appointments") if row["vanished_at"] is None}
 
 
 def reasons(clinic: SyncedOrganization) -> list[str]:
-    """Return why records were rejected that have no id."""
+    """Return the reasons of rejections that have no record id."""
     return [row["reason"] for row in clinic.rows("cliniko.rejected_records") if row["id"] is None]
 
 
@@ -110,7 +110,7 @@ def test_unreadable_change_is_rejected_and_read_by_the_next_full_sync(clinic: Sy
 
 @pytest.mark.slow
 def test_interrupted_crawl_goes_on_past_an_unreadable_page(clinic: SyncedOrganization) -> None:
-    """A whole page of a first crawl fails in every size, after Cliniko answered nothing for a while."""
+    """A whole page of a first crawl fails in every page size, after Cliniko served nothing for a while."""
     clinic.sandbox.faults = Faults(server_error_rate=1.0)
     clinic.fail()
     clinic.sandbox.faults = Faults(broken_pages=(BrokenPage("patients", 2), BrokenPage(APPOINTMENTS, 3)))

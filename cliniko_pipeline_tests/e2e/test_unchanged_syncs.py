@@ -1,4 +1,4 @@
-"""Syncs in which nothing has changed: what they read of the tables, and when they compute and check all the same."""
+"""Tests of syncs that find no changes: what they read from tables, and when they still compute and check."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +20,13 @@ KEPT_CHECKS = (
     "no_contact_is_used_twice",
     "unmatched_share_is_below_the_limit",
 )
-# Texts that only the statements contain which an unchanged sync leaves out.
+# Texts that occur only in statements that an unchanged sync leaves out.
 LARGE = ('count(*) from "cliniko"', "candidate_count", "contacts_used_twice")
 
 
 @pytest.fixture
 def clinic(pipeline: PipelineUnderTest) -> Iterator[SyncedOrganization]:
-    """A clinic that has been synced once."""
+    """Yield a clinic that has been synced once."""
     account = generated_account(100, 600, 3, START, 0.1)
     contacts = [contact(n, "clinic", cliniko_patient_id=each) for n, each in enumerate(account.records["patients"])]
     with synced_organization(pipeline, account, [each for n, each in enumerate(contacts) if n % 4]) as clinic:
@@ -35,7 +35,7 @@ def clinic(pipeline: PipelineUnderTest) -> Iterator[SyncedOrganization]:
 
 
 def sync(clinic: SyncedOrganization, *, full: bool = False) -> dg.ExecuteInProcessResult:
-    """Sync an hour later."""
+    """Let an hour pass, then sync."""
     clinic.clock.advance(hours=1)
     return clinic.sync(full=full)
 
@@ -50,7 +50,10 @@ def is_mapping_computed(result: dg.ExecuteInProcessResult) -> bool:
 
 
 def kept(result: dg.ExecuteInProcessResult) -> list[bool]:
-    """Return of each check that may keep its result whether it kept its earlier result; all checks must pass."""
+    """Return for each check that may keep its result whether it kept its earlier result.
+
+    Assert that all checks pass.
+    """
     evaluations = result.get_asset_check_evaluations()
     assert all(each.passed for each in evaluations)
     by_name = {each.check_name: each for each in evaluations}
@@ -99,7 +102,7 @@ def test_changed_records_are_computed_checked_and_counted(clinic: SyncedOrganiza
     change(clinic, "patients", 0, id="77", created_at="2026-06-15T12:31:00Z")
     result = sync(clinic)
     assert is_mapping_computed(result)
-    # The numbers of the mapping come with its materialization.
+    # The materialization still has the numbers of the mapping.
     assert kept(result) == [False, True, True]
     metadata = materializations_of(result)
     for name in ("patients", "appointments"):

@@ -1,4 +1,4 @@
-"""Syncs of accounts with imports, whose records of one second come in another order with each request."""
+"""Tests of syncs of accounts with imports. Records of the same clock second change their order with each request."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -21,7 +21,7 @@ TIMES = {"created_at": IMPORTED, "updated_at": IMPORTED}
 
 @pytest.fixture
 def clinic(pipeline: PipelineUnderTest) -> Iterator[SyncedOrganization]:
-    """An account with 450 patients and 450 appointments, all of them imported in one second."""
+    """Yield an account with 450 patients and 450 appointments, all imported in the same clock second."""
     with synced_numbers(pipeline, 450, cliniko_text(START - timedelta(days=3)), **TIMES) as organization:
         yield organization
 

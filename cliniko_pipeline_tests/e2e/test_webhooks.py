@@ -1,4 +1,4 @@
-"""Webhooks with the real service, daemon and commands: from an accepted webhook to the row, bursts and kills."""
+"""Tests of webhook events with the real service, daemon and commands, including bursts and kills."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ ALL_SYNCS = 600
 
 
 class WebhookDeployment:
-    """Clinics that the schedule leaves alone, with webhook secrets, and the processes that the operator starts."""
+    """Clinics with webhook secrets and without scheduled syncs, and the processes that the operator starts."""
 
     def __init__(self, environ: dict[str, str], folder: Path, clinics: Clinics, stack: ExitStack) -> None:
         self.home = Path(environ["CLINIKO_PIPELINE_HOME"])
@@ -56,13 +56,13 @@ class WebhookDeployment:
                 scheduling.set_schedule(connection, name, is_on=False)
 
     def start(self, *arguments: str) -> Running:
-        """A command that is ended with the test, whatever happens."""
+        """Start a command that is ended with the test, whatever happens."""
         running = self._stack.enter_context(self.command.start(*arguments))
         self._stack.callback(lambda: running.process.poll() is not None or (running.interrupt(), running.wait(90)))
         return running
 
     def start_ui(self) -> Running:
-        """Daemon, webserver and code server, once the sensor for webhooks has looked."""
+        """Start the daemon, webserver and code server. Return when the sensor for webhooks has ticked."""
         running = self.start("ui", "--port", str(free_port()))
         ticks = "select count(*) from dagster.job_ticks where tick_body::jsonb ->> 'job_name' = 'webhook_syncs'"
 
@@ -75,7 +75,7 @@ class WebhookDeployment:
         return running
 
     def start_api(self, port: int) -> tuple[Running, str]:
-        """The service, once it answers, and its address."""
+        """Start the service. Return it and its address when it responds."""
         running = self.start("api", "--port", str(port))
         url = f"http://127.0.0.1:{port}"
 
@@ -88,7 +88,7 @@ class WebhookDeployment:
         return running, url
 
     def change(self, name: str) -> None:
-        """Give the clinic's active patient one more appointment."""
+        """Give the clinic's active patient another appointment."""
         self.changes[name] += 1
         add_appointment(self.accounts[name], self.changes[name])
 
@@ -96,7 +96,7 @@ class WebhookDeployment:
         return send(url, name, self.secrets[name], message_id=message_id).status_code
 
     def stored(self, name: str) -> int:
-        """How many of the changes the row of the active patient holds."""
+        """Return the number of changes that the row of the active patient includes."""
         with self.clinics.database.organization(name) as connection:
             counts = connection.exec_driver_sql("select recent_appointment_count from public.active_patients")
             return counts.scalar_one_or_none() or 0
@@ -106,7 +106,7 @@ class WebhookDeployment:
             return connection.exec_driver_sql("select count(*) from cliniko.webhook_events").scalar_one()
 
     def is_settled(self) -> bool:
-        """Whether no webhook waits for a sync and no run goes on."""
+        """Return whether no webhook event waits for a sync and no run is unfinished."""
         states = {state for name in self.accounts for state in self.clinics.dagster_runs(name)}
         with self.clinics.database.operator() as connection:
             return not webhooks.pending_events(connection) and states <= {"SUCCESS", "FAILURE", "CANCELED"}
@@ -130,9 +130,10 @@ def deployment(database_url: URL, tmp_path: Path) -> Iterator[WebhookDeployment]
 
 
 class Burst:
-    """Changes in every clinic, each sent as a relay does: one at a time a clinic, repeated until it is accepted.
+    """Changes in all clinics, each sent as a relay does.
 
-    Each clinic stops at `pauses_at` accepted webhooks until `pass_pause` is called.
+    A clinic sends one event at a time, and repeats the event until it is accepted. It stops at `pauses_at` accepted
+    events until `pass_pause` is called.
     """
 
     def __init__(self, deployment: WebhookDeployment, url: str, *pauses_at: int) -> None:
@@ -161,7 +162,7 @@ class Burst:
             return False
 
     def pass_pause(self, count: int) -> None:
-        """Wait until every clinic has had so many webhooks accepted; then let them go on."""
+        """Wait until every clinic has reached its pause. Then let all clinics continue."""
         wait_until(
             lambda: all(self.accepted[name] == count for name in self._deployment.accounts),
             lambda: f"accepted are only {self.accepted}",
@@ -192,7 +193,7 @@ def test_webhook_leads_to_the_row_and_to_the_target(deployment: WebhookDeploymen
 
 
 def test_webhooks_survive_killed_service_and_daemon(deployment: WebhookDeployment) -> None:
-    """Four hundred webhooks of eight clinics: each that was accepted is synced."""
+    """Eight clinics send four hundred webhook events. Every accepted event is synced."""
     deployment.add(*(f"clinic-{number}" for number in range(CLINICS)))
     port = free_port()
     service, url = deployment.start_api(port)

@@ -1,4 +1,7 @@
-"""The command line on a machine whose clock is wrong, under faketime; the database's and Cliniko's are right."""
+"""Tests of the command line on a machine with a wrong clock (faketime).
+
+The database's and Cliniko's clocks are right.
+"""
 
 import shutil
 import subprocess

@@ -10,7 +10,7 @@ from cliniko_pipeline_tests.support.environments import environment
 
 @pytest.fixture
 def variables() -> dict[str, str]:
-    """Settings of the deployment beside its database and its home; modules replace it."""
+    """Return settings in addition to the database and the home. Modules replace this fixture."""
     return {}
 
 

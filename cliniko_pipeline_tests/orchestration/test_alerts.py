@@ -1,4 +1,4 @@
-"""Alerts, over real HTTP, while organizations fail, pause and recover."""
+"""Tests of alerts over real HTTP while organizations fail, pause and recover."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ def variables(channel: WebhookChannel) -> dict[str, str]:
     return {
         "CLINIKO_ALERT_URLS": channel.url,
         "CLINIKO_UI_URL": "https://dagster.example.org/",
-        "CLINIKO_UNMATCHED_SHARE_LIMIT": "1",  # there are no contacts
+        "CLINIKO_UNMATCHED_SHARE_LIMIT": "1",  # because there are no contacts
     }
 
 
@@ -92,7 +92,7 @@ def test_failed_check_is_notified_as_a_warning(deployment: Deployment, channel: 
 
 
 def test_stale_organization_is_notified_until_synced(deployment: Deployment, channel: WebhookChannel) -> None:
-    """One that was just enabled is not stale."""
+    """An organization that was just enabled is not stale."""
     assert deployment.sync("alpha").success
     deployment.tick()
     assert freshness_changes(deployment) == []

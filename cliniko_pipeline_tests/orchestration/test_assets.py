@@ -1,4 +1,4 @@
-"""Assets on a real instance and database: metadata of materializations, and an operator's own assets."""
+"""Tests of assets on a real instance and database, with metadata of materializations and an operator's own assets."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -111,7 +111,7 @@ def test_asset_of_another_type_or_without_partitions_is_refused(pipeline) -> Non
 
     @dg.asset
     def reader(active_patients: pd.DataFrame) -> None:
-        """Has no partitions."""
+        """Read the table without partitions."""
 
     (error,) = errors_of(_materialize(pipeline, "clinic", wrong))
     assert "returned a list" in error

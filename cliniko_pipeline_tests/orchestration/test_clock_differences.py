@@ -1,4 +1,4 @@
-"""Syncs where this machine's clock or Cliniko's differs from the database's."""
+"""Tests of syncs if this machine's clock or Cliniko's clock differs from the database's clock."""
 
 import time
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def variables() -> dict[str, str]:
 
 
 class Clinic:
-    """An organization with one active patient, whose machine's clock and Cliniko's clock the test sets."""
+    """An organization with one active patient. The test sets the machine's clock and Cliniko's clock."""
 
     def __init__(self, pipeline: PipelineUnderTest) -> None:
         self.pipeline = pipeline
@@ -70,13 +70,13 @@ def clinic(database_url: URL, tmp_path: Path, variables: dict[str, str]) -> Iter
 
 
 def assert_refused(clinic: Clinic, words: str, **options: datetime) -> None:
-    """Assert that a sync fails with these words, and that what is stored is as before."""
+    """Assert that a sync fails with these words and leaves the stored rows unchanged."""
     before = clinic.pipeline.contents("clinic")
     result = clinic.pipeline.sync("clinic", **options, log_level="CRITICAL")
     assert not result.success
     assert any(words in error and "more than the 60 minutes allowed" in error for error in errors_of(result))
     after = clinic.pipeline.contents("clinic")
-    # A crawl that failed has begun: what may not be computed from is marked.
+    # A failed crawl leaves its beginning, which marks the resource as incomplete.
     before.pop("cliniko.crawls")
     after.pop("cliniko.crawls")
     assert after == before
@@ -127,7 +127,10 @@ def test_notable_differences_are_reported_until_they_end(clinic: Clinic) -> None
 
 
 def test_schedule_of_a_daemon_ahead_keeps_the_databases_time(deployment: Deployment) -> None:
-    """What is noted as requested a year ahead would not be due for a year."""
+    """The request must have the database's time.
+
+    With a time a year ahead, the organization would not be due for a year.
+    """
     now = datetime.now(UTC)
     deployment.pipeline.runtime._wall_clock = lambda: time.time() + YEAR.total_seconds()
     assert {each.partition_key for each in deployment.requests(cliniko_syncs, now + YEAR)} == {"alpha", "beta"}

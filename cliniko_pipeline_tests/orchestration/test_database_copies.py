@@ -1,4 +1,4 @@
-"""A copy of a database sends nothing until it is adopted."""
+"""Tests that a copy of a database sends nothing until it is adopted."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -22,7 +22,7 @@ COPY = "update cliniko.database_identity set identity = 'production of server 1'
 
 @pytest.fixture
 def copy_url(server_url: URL) -> Iterator[URL]:
-    """The URL of a database that the test makes."""
+    """Return the URL of a copy that the test makes."""
     name = f"test_{uuid4().hex}"
     yield server_url.set(database=name)
     role = organization_role_of(server_url.set(database=name))

@@ -1,4 +1,4 @@
-"""What Dagster loads: assets, jobs, schedules, sensors, resources and checks by name."""
+"""Tests of the definitions that Dagster loads: assets, jobs, schedules, sensors, resources and checks."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ TABLES = {
     "contact_mapping": "cliniko.contact_mapping",
     "active_patients": "public.active_patients",
 }
-# The names of PostgreSQL's catalog for those of the column schemas.
+# Names of types in PostgreSQL's catalog, by their names in the column schemas.
 TYPES = {"timestamptz": "timestamp with time zone", "timestamp": "timestamp without time zone"}
 
 
@@ -103,7 +103,7 @@ def test_assets_are_described_with_the_tables_columns(
 
 
 def test_loading_opens_nothing_and_imports_no_unused_module(tmp_path: Path) -> None:
-    """Loading needs no setting, no database and no home."""
+    """Loading the definitions needs no setting, no database and no home."""
     unused = ("pandas", "numpy", "alembic", "apprise", "aiohttp", "cliniko_pipeline.sandbox", "cliniko_pipeline.cli")
     program = (
         "import sys\n"

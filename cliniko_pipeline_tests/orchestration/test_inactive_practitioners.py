@@ -1,4 +1,4 @@
-"""Practitioners who left: Cliniko has them in a list of their own."""
+"""Tests of practitioners who left, whom Cliniko keeps in a separate list."""
 
 from cliniko_pipeline_tests.support.deployments import Deployment
 from cliniko_pipeline_tests.support.hostile_accounts import patient
@@ -31,7 +31,7 @@ def requests(deployment: Deployment) -> int:
 
 
 def test_name_of_a_practitioner_who_left_is_known(deployment: Deployment) -> None:
-    """The list of those who left is read only where a name is not known."""
+    """The list of practitioners who left is read only if a name is unknown."""
     fill(deployment, "7")
     assert deployment.sync("alpha").success
     assert (names(deployment), requests(deployment)) == ({"7": "Dr Here"}, 0)

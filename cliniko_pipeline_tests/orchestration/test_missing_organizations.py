@@ -1,4 +1,4 @@
-"""No organization is found where there were some: an alarm, not a fact."""
+"""Tests that finding no organization is an alarm if there were organizations before."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Dagster's storage over pooled connections, on a real instance and a real PostgreSQL."""
+"""Tests of Dagster's storage over pooled connections, with a real instance and a real PostgreSQL."""
 
 import threading
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def runtime(server_url: URL, template: str, tmp_path_factory: pytest.TempPathFac
         open_runtime(load_settings(environment(url, tmp_path_factory.mktemp("storage")))) as opened,
     ):
         for name in ("DAGSTER_HOME", "CLINIKO_DAGSTER_DATABASE_URL"):
-            # Opening an instance sets them; this puts back what was there.
+            # Opening an instance sets these variables, so they are set here to be restored after the test.
             variables.setenv(name, "")
         yield opened
 
@@ -47,7 +47,7 @@ def connections(runtime: Runtime) -> set[int]:
 
 
 def wait_for_connections(runtime: Runtime, number: range) -> None:
-    """Wait until the server has ended those that were closed."""
+    """Wait until the server has ended all closed connections."""
     wait_until(
         lambda: len(connections(runtime)) in number,
         lambda: f"{len(connections(runtime))} connections, not {number.start} to {number.stop - 1}",
@@ -62,7 +62,7 @@ def use(instance: dg.DagsterInstance) -> None:
 
 
 def test_successive_statements_share_one_connection(runtime: Runtime) -> None:
-    """Also on the instance that a process of Dagster's opens; a closed one leaves no connection."""
+    """This also holds for the instance that a Dagster process opens. A closed instance leaves no connection."""
     wait_for_connections(runtime, range(1))
     with open_instance(runtime) as instance:
         assert_one_connection(runtime, instance)

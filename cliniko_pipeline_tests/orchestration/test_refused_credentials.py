@@ -1,4 +1,4 @@
-"""Refusals by Cliniko (401, 403) that pass, and those that pause the organization."""
+"""Tests of refusals by Cliniko (401, 403), which pass or which pause the organization."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -47,7 +47,7 @@ def test_refusal_of_everybody_for_a_while_pauses_nobody(deployment: Deployment, 
         assert deployment.sync(name).success
         assert deployment.scheduling(name).failures == 0
 
-    # The sync has succeeded: a later refusal is a first one.
+    # The sync has succeeded, so a later refusal is a first refusal again.
     deployment.sandbox.faults = everything_refused(status)
     assert not deployment.sync("alpha").success
     assert deployment.scheduling("alpha").paused_at is None
@@ -65,7 +65,7 @@ def test_page_refused_in_passing_does_not_fail_a_sync(deployment: Deployment, st
 
 
 def test_lasting_lack_of_a_right_pauses_after_a_second_run(deployment: Deployment) -> None:
-    """The other resources answer in both runs."""
+    """In both runs, Cliniko accepts the requests for other resources."""
     deployment.accounts["alpha"].forbidden_resources.add("individual_appointments")
     assert not deployment.sync("alpha").success
     assert deployment.scheduling("alpha").paused_at is None
@@ -78,7 +78,7 @@ def test_lasting_lack_of_a_right_pauses_after_a_second_run(deployment: Deploymen
 
 
 def test_second_refusal_in_the_same_run_confirms_nothing(deployment: Deployment) -> None:
-    """The patients and the appointments may be refused minutes apart."""
+    """A second refusal may come minutes after the first in the same run, for patients and for appointments."""
 
     def confirms(run_id: str) -> bool:
         with deployment.database.operator() as connection:
@@ -108,7 +108,7 @@ def test_new_key_or_enabling_forgets_a_refusal(deployment: Deployment) -> None:
     assert not deployment.sync("alpha").success
     assert deployment.scheduling("alpha").paused_at is None
 
-    # Another encryption of the same key forgets nothing.
+    # Another encryption of the same key does not reset the refusals.
     deployment.let_refusals_age()
     with deployment.database.operator() as connection:
         encrypted = deployment.pipeline.runtime.vault.encrypt(new)

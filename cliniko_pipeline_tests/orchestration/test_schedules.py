@@ -1,4 +1,4 @@
-"""The effects of schedules, pauses, retries and partitions; test_sync_plans has the rules."""
+"""Tests of the effects of schedules, pauses, retries and partitions. orchestration/plans has tests of the rules."""
 
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -43,7 +43,7 @@ def test_full_sync_is_requested_once_a_day(deployment: Deployment) -> None:
 
 
 def test_full_sync_is_requested_in_the_night_of_each_clinic(deployment: Deployment) -> None:
-    """02:00, and the four hours over which they are spread."""
+    """Full syncs start at 02:00 local time, spread over four hours."""
     zones = {"alpha": "Australia/Sydney", "beta": "America/New_York"}
     with deployment.database.operator() as connection:
         for name, zone in zones.items():
@@ -91,7 +91,7 @@ def test_revoked_key_pauses_until_the_key_is_replaced(deployment: Deployment) ->
     assert paused.retry_at is None
     assert set(deployment.tick()) == {"beta"}
 
-    # Another encryption of the same key changes nothing.
+    # Another encryption of the same key does not end the pause.
     vault = deployment.pipeline.runtime.vault
     credentials = deployment.pipeline.runtime.credentials("alpha")
     with deployment.database.operator() as connection:

@@ -1,4 +1,4 @@
-"""Syncs while Cliniko's answers have no Date, or one that cannot be right."""
+"""Tests of syncs while Cliniko's responses have no Date, or a Date that cannot be right."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Schedules and sensors that somebody has stopped: `doctor` and `status` name them."""
+"""Tests that `doctor` and `status` report schedules and sensors that somebody has stopped."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ from cliniko_pipeline_tests.support.processes import CommandLine
 
 
 def state(name: str, kind: InstigatorType, location: str = LOCATION) -> InstigatorState:
-    """Return the state that Dagster stores when somebody stops it in the UI."""
+    """Return the state that Dagster stores when somebody stops a schedule or sensor in the UI."""
     target = LoadableTargetOrigin(executable_path="python", module_name="cliniko_pipeline.definitions")
     code = ManagedGrpcPythonEnvCodeLocationOrigin(target, location)
     origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(code, "__repository__"), name)
@@ -44,7 +44,7 @@ def test_stopped_schedule_and_sensor_are_named(
     command: CommandLine, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DAGSTER_HOME", "CLINIKO_DAGSTER_DATABASE_URL"):
-        monkeypatch.setenv(name, "")  # opening an instance sets them
+        monkeypatch.setenv(name, "")  # so that they are restored after the test, because opening an instance sets them
     assert "stopped" not in command("doctor").stdout
     with open_runtime(load_settings(environ)) as runtime, open_instance(runtime) as instance:
         schedule = state("cliniko_syncs", InstigatorType.SCHEDULE)

@@ -1,4 +1,4 @@
-"""Deliveries of ended syncs to webhook targets, over real HTTP; the target is alpha's unless a test says otherwise."""
+"""Tests of deliveries of ended syncs to webhook targets, over real HTTP. The target belongs to alpha by default."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ from cliniko_pipeline_tests.support.webhook_targets import WebhookTarget, closed
 
 @pytest.fixture
 def server() -> Iterator[WebhookTarget]:
-    """A server that is no organization's target yet."""
+    """Yield a server that is not yet the target of an organization."""
     with opened_target() as opened:
         opened.secret = new_secret()
         yield opened
@@ -65,7 +65,7 @@ def deliveries(deployment: Deployment) -> list[Delivery]:
 def note_run(
     deployment: Deployment, run_id: str, status: str = "succeeded", hours: float = 0, organization_id: str = "alpha"
 ) -> None:
-    """Store a complete sync that started so many hours ago and, unless it is running, has just ended."""
+    """Store a complete sync that started this many hours ago. Unless it is running, it has just ended."""
     deployment.execute(
         "insert into cliniko.sync_runs (organization_id, run_id, planned, status, started_at, finished_at)"
         " values (:organization_id, :run_id, :planned, :status, now() - :hours * interval '1 hour', :ended)"
@@ -81,7 +81,7 @@ def note_run(
 
 
 def test_delivery_has_a_valid_signature_and_the_result(deployment: Deployment, target: WebhookTarget) -> None:
-    """One delivery is sent per complete sync, and holds counts and reasons."""
+    """One delivery is sent per complete sync, with its counts and reasons."""
     assert deployment.pipeline.materialize("alpha", "cliniko/patients").success
     run_ids = [deployment.sync("alpha").run_id]
     deployment.accounts["alpha"].revoked = True
@@ -113,7 +113,10 @@ def test_new_target_gets_only_syncs_that_end_later(deployment: Deployment, serve
 def test_delivery_is_sent_when_dagsters_run_has_ended(
     deployment: Deployment, target: WebhookTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failed sync may continue until then; later syncs are delivered before it, and none is skipped."""
+    """A failed sync may continue until Dagster's run has ended.
+
+    Later syncs are delivered earlier, and no sync is skipped.
+    """
     run = deployment.add_run(dg.DagsterRunStatus.STARTED, {})
     note_run(deployment, run.run_id, "failed", hours=2)
     note_run(deployment, "later", hours=1)
@@ -152,7 +155,7 @@ def test_delivery_is_retried_with_the_same_id_for_days(deployment: Deployment, t
         earliest = datetime.now(UTC)
         tick(deployment)
         latest = datetime.now(UTC)
-        tick(deployment)  # it is not due yet
+        tick(deployment)  # the delivery is not due yet
         (delivery,) = deliveries(deployment)
         assert delivery.send_at is not None
         assert earliest + delay <= delivery.send_at <= latest + delay
@@ -166,7 +169,7 @@ def test_delivery_is_retried_with_the_same_id_for_days(deployment: Deployment, t
 
 
 def test_target_that_recovers_gets_each_delivery_once(deployment: Deployment, target: WebhookTarget) -> None:
-    """Concurrent daemons send it."""
+    """Concurrent daemons send the deliveries."""
     target.status = 500
     note_run(deployment, "first", hours=1)
     note_run(deployment, "second")
@@ -184,7 +187,7 @@ def test_target_that_recovers_gets_each_delivery_once(deployment: Deployment, ta
 
 @pytest.mark.parametrize(("status", "is_taken"), [(200, True), (302, False), (400, False)])
 def test_status_alone_is_read_and_decides(server: WebhookTarget, status: int, is_taken: bool) -> None:
-    """The target never sends the rest of its body: reading it would end in a time-out."""
+    """The target never sends the rest of its body, so reading the body would time out."""
     server.status = status
     answer = post(Destination(server.url, server.secret), "id", "{}", datetime.now(UTC))
     assert (answer, answer.is_taken) == (Answer(status, f"HTTP {status}"), is_taken)
@@ -279,7 +282,7 @@ def test_target_without_a_usable_key_is_retried(deployment: Deployment, target: 
 
 
 def test_old_delivery_is_forgotten_and_not_repeated(deployment: Deployment, target: WebhookTarget) -> None:
-    """Those of a removed organization go with its target."""
+    """The deliveries of a removed organization are deleted with its target."""
     note_run(deployment, "run", hours=20)
     tick(deployment)
     deployment.execute("update cliniko.webhook_deliveries set ended_at = ended_at - interval '31 days'")

@@ -1,4 +1,4 @@
-"""The effects of received webhook events; test_webhook_plans has the rules of what they request."""
+"""Tests of the effects of received webhook events. orchestration/plans/test_webhooks.py has tests of the rules."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -63,7 +63,7 @@ def test_events_request_one_sync_that_settles_them(deployment: Deployment) -> No
 
 
 def test_webhook_and_schedule_request_equal_runs(deployment: Deployment) -> None:
-    """The HTTP API learns from the tags, before a run has started, whether its sync is full."""
+    """The HTTP API reads from the tags whether the sync is full, before the run has started."""
     scheduled = {request.partition_key: request for request in deployment.requests(cliniko_syncs)}["alpha"]
     pass_a_minute(deployment)
     receive(deployment, "1")

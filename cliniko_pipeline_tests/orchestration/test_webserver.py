@@ -1,4 +1,4 @@
-"""The guard before the Dagster UI, as a web page and a program meet it: the real webserver, one process for all."""
+"""Tests of the guard of the Dagster UI, with requests of web pages and programs to the real webserver."""
 
 import sys
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ UPGRADE = {
 
 @pytest.fixture(scope="module")
 def ui(server_url: URL, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """The webserver without a code location, reached through a proxy at dagster.example.org, too."""
+    """Yield the webserver without a code location. It can also be reached through a proxy at dagster.example.org."""
     folder = tmp_path_factory.mktemp("webserver")
     port = free_port()
     address = f"http://127.0.0.1:{port}"
@@ -54,7 +54,7 @@ def ui(server_url: URL, template: str, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_dagster_ui_refuses_graphql_by_get(ui: httpx.Client) -> None:
-    """An image's address on any web page is such a request; only the page to write queries in is shown."""
+    """The address of an image on any web page can send such a request. Only the page for queries is shown."""
     for accept in ("*/*", "image/avif,image/webp,*/*", "application/json"):
         answer = ui.get("/graphql", params={"query": DELETE}, headers={"Accept": accept})
         assert (answer.status_code, "RunNotFound" in answer.text) == (405, False)
@@ -74,7 +74,7 @@ def test_dagster_ui_refuses_graphql_of_forms(ui: httpx.Client, kind: str | None)
 )
 @pytest.mark.parametrize("path", ["/", "/server_info", "/graphql"])
 def test_dagster_ui_refuses_foreign_hosts(ui: httpx.Client, path: str, host: str) -> None:
-    """Also for reading: a page whose name was pointed at this machine reads what it is answered."""
+    """This includes reading, because a page whose host name points to this machine could read the responses."""
     answer = ui.request("POST" if path == "/graphql" else "GET", path, headers={"Host": host}, json=JSON)
     assert answer.status_code in {400, 421}
     assert "version" not in answer.text
@@ -134,6 +134,6 @@ def test_dagster_ui_guards_websockets(ui: httpx.Client, headers: dict[str, str],
     ],
 )
 def test_dagster_ui_answers_its_own_pages_and_programs(ui: httpx.Client, headers: dict[str, str]) -> None:
-    """Itself, a proxy that keeps the host's name or does not, and the HTTP API."""
+    """The requests come from the UI, through proxies that keep or change the host name, and from the HTTP API."""
     answer = ui.post("/graphql", json=JSON, headers=headers)
     assert answer.json()["data"]["version"]

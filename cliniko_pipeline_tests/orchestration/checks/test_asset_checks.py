@@ -1,4 +1,4 @@
-"""The asset checks of stored data, each made to fail."""
+"""Tests in which each asset check of stored data fails."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -66,7 +66,7 @@ def clinic(server_url: URL, synced_database: dict[str, str], account: Account) -
 
 
 def failed(result: dg.ExecuteInProcessResult) -> dict[str, str]:
-    """Return the description of each failed check."""
+    """Return the descriptions of the failed checks."""
     evaluations = result.get_asset_check_evaluations()
     assert {each.partition for each in evaluations} == {CLINIC}
     return {each.check_name: each.description or "" for each in evaluations if not each.passed}
@@ -151,7 +151,7 @@ def test_contact_used_twice_keeps_active_patients_unchanged(
         )
 
     monkeypatch.setattr(io_managers, "sql", doubled)
-    # A mapping of unchanged records is not computed without this.
+    # Without this, the mapping of unchanged records is not computed.
     change(clinic, "delete from cliniko.table_states")
     result = clinic.sync(CLINIC)
     assert not result.success

@@ -1,4 +1,4 @@
-"""The asset check that compares numbers of records with Cliniko's, and the full syncs it leads to."""
+"""Tests of the asset check that compares numbers of records with Cliniko, and of the full syncs that it requests."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ PATIENTS, ATTENDEES = "cliniko.patients", "cliniko.attendees"
 
 
 class CountedClinic:
-    """A clinic with 20 patients and an appointment of each; its sandbox has a clock of its own."""
+    """A clinic with 20 patients who have an appointment each. Its sandbox has its own clock."""
 
     sandbox: Sandbox
 
@@ -69,7 +69,7 @@ class CountedClinic:
         return evaluations
 
     def disagreements(self) -> set[str]:
-        """Return the resources whose numbers of records differ."""
+        """Return the resources whose numbers of records differ from Cliniko's."""
         remarks = [each.description or "" for each in self.compare() if not each.passed]
         return set(re.findall(r"(\w+): ", " ".join(remarks)))
 
@@ -86,7 +86,7 @@ def _text(moment: datetime) -> str:
 
 
 def prepare(pipeline: PipelineUnderTest) -> None:
-    """Sync a clinic with a class once."""
+    """Sync a clinic with a class."""
     clinic = CountedClinic(pipeline)
     clinic.add_class()
     with clinic.opened():
@@ -141,7 +141,10 @@ def test_records_changed_since_the_sync_are_no_disagreement(clinic: CountedClini
 
 
 def test_missing_record_is_added_by_a_full_sync(clinic: CountedClinic) -> None:
-    """An import in Cliniko may keep the times of another system; a rejected record is not missing."""
+    """An import in Cliniko may keep the times of another system, so incremental crawls miss it.
+
+    A rejected record is not missing.
+    """
     clinic.put("patients", patient("70", "Bad", "Record", archived_at="soon"))
     clinic.sync_successfully()
     assert clinic.disagreements() == set()
@@ -154,7 +157,7 @@ def test_missing_record_is_added_by_a_full_sync(clinic: CountedClinic) -> None:
 
 
 def test_attendees_are_compared_and_read_with_the_first_class(new_clinic: CountedClinic) -> None:
-    """Without a class they are neither; counts of a resource that was never read do not agree."""
+    """Attendees are neither compared nor read without a class. Counts of a resource that was never read differ."""
     assert new_clinic.disagreements() == {"patients", "individual_appointments", "group_appointments", "attendees"}
     assert new_clinic.sandbox.counters.requests() == 0
     new_clinic.put("attendees", attendee("1000", "11", "1"))
@@ -184,7 +187,7 @@ def test_too_many_deletions_are_refused_until_accepted(clinic: CountedClinic) ->
     assert not refused.success
     assert "patients: 5 of 20 records are no longer in Cliniko" in errors_of(refused)[0]
     assert clinic.pipeline.rows(NAME, PATIENTS) == before
-    # The check does not report it again, which would make every sync a full one.
+    # The check does not report the difference again, because every sync would then be a full sync.
     assert clinic.disagreements() == set()
     clinic.sync_successfully()
     assert clinic.pipeline.rows(NAME, PATIENTS) == before

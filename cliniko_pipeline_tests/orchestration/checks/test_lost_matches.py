@@ -1,4 +1,7 @@
-"""A mapping that would lose a suspicious share of its matches is not written, and active_patients stays too."""
+"""Tests that a mapping is not written if it would lose suspiciously many matches.
+
+The table active_patients stays unchanged too.
+"""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -63,7 +66,7 @@ def operate(clinic: PipelineUnderTest, statement: str) -> None:
 
 
 def rows(clinic: PipelineUnderTest) -> list[list[str]]:
-    """Return what the application reads, but for what changes with every sync."""
+    """Return the rows that the application reads, without columns that change with every sync."""
     changing = {"updated_at", "search_date_from", "search_date_to"}
     return [
         sorted(repr({name: row[name] for name in row.keys() - changing}) for row in clinic.rows(CLINIC, table))
@@ -77,7 +80,7 @@ def failed_checks(clinic: PipelineUnderTest) -> list[str]:
 
 
 def refused(clinic: PipelineUnderTest, *, full: bool = False) -> dg.ExecuteInProcessResult:
-    """Sync, which must leave what the application reads as it was."""
+    """Sync. Assert that the rows that the application reads stay unchanged."""
     before = [clinic.rows(CLINIC, table) for table in TABLES]
     result = clinic.sync(CLINIC, full=full)
     assert not result.success
@@ -151,7 +154,7 @@ def test_loss_of_few_matches_or_of_a_small_share_is_believed(clinic: PipelineUnd
 
 
 def test_contacts_lost_after_the_mapping_keep_active_patients(clinic: PipelineUnderTest) -> None:
-    """As when only active_patients is materialized, or the contacts go in the middle of a run."""
+    """This happens if only active_patients is materialized, or if contacts are deleted during a run."""
     before = rows(clinic)
     operate(clinic, f"delete from public.contacts where id <= '{UUID(int=30)}'")
     result = clinic.materialize(CLINIC, "active_patients")

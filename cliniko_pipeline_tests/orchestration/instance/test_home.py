@@ -1,4 +1,4 @@
-"""The Dagster instance's storage: its place in the database, whatever lies between, and what is said of faults."""
+"""Tests of the Dagster instance's storage: its place in the database, poolers, and reports of faults."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -32,7 +32,7 @@ def tables(url: URL) -> set[str]:
 
 
 class Opening:
-    """Opens instances, and closes them at the end of the test."""
+    """An opener of instances, which are closed at the end of the test."""
 
     def __init__(self, stack: ExitStack, home: Path) -> None:
         self._stack = stack
@@ -54,7 +54,7 @@ def opening(tmp_path: Path) -> Iterator[Opening]:
 
 
 def test_storage_never_touches_public(database_url: URL, opening: Opening) -> None:
-    """Nor through a pooler that drops the start-up parameter `options`, nor where the application has such tables."""
+    """This includes a pooler that drops the start-up parameter `options`, and an application that has such tables."""
     administer(database_url, "create table public.runs (id integer primary key)")
     before = tables(database_url)
     with pooler(database_url, ignore_startup_parameters="options") as url:
@@ -92,7 +92,7 @@ def test_storage_that_lost_its_schema_is_not_made_elsewhere(database_url: URL, o
 
 
 def test_storage_fault_is_not_blamed_on_dagster_yaml(database_url: URL, opening: Opening) -> None:
-    """Advise to look at dagster.yaml only where that is the cause."""
+    """Only errors of dagster.yaml advise to look at dagster.yaml."""
     runtime = opening.runtime(database_url)
     opening.instance(database_url).dispose()
     administer(database_url, "drop table dagster.instance_info", "create view dagster.instance_info as select 1 as id")

@@ -1,4 +1,4 @@
-"""The rehearsal at the daemon's start: its findings are logged, once, and hinder nothing."""
+"""Tests of the rehearsal at the daemon's start, which logs its findings once and stops nothing."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from cliniko_pipeline_tests.support.deployments import Deployment
 
 @pytest.fixture(autouse=True)
 def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing be rehearsed yet."""
+    """Make the process forget its rehearsal, as if it were new."""
     monkeypatch.setattr(start_rehearsal, "_rehearsed", set())
 
 

@@ -1,4 +1,4 @@
-"""Which alerts are raised, repeated and ended."""
+"""Tests of which alerts are raised, repeated and ended."""
 
 from collections import Counter
 from dataclasses import replace
@@ -28,7 +28,7 @@ def found(*schedulings: Scheduling, checks: tuple[CheckResult, ...] = ()) -> lis
 
 
 class Operator:
-    """An operator who is notified by the plans; `notified` are the kinds, in order."""
+    """An operator whom the plans notify. `notified` has the kinds of alerts in order."""
 
     def __init__(self) -> None:
         self.alerts: dict[tuple[str, str], Alert] = {}
@@ -91,7 +91,7 @@ def test_alert_of_failure_and_pause_ends_with_a_success():
     operator = Operator()
     operator.plan(DOWN)
     operator.plan(replace(PAUSED, failures=4))
-    # The key is replaced; no sync has used it yet.
+    # The key is replaced, and no sync has used the new key yet.
     operator.plan(replace(PAUSED, failures=4, paused_at=None, pause_reason=None))
     operator.plan(replace(DOWN, failures=1))
     assert operator.notified == ["failed", "paused"]
@@ -102,7 +102,7 @@ def test_alert_of_failure_and_pause_ends_with_a_success():
 def test_failing_sync_raises_no_staleness_alert():
     operator = Operator()
     operator.plan(PAUSED, STALE)
-    operator.plan(replace(DOWN, failures=1), STALE)  # with a new key
+    operator.plan(replace(DOWN, failures=1), STALE)  # after a new key was stored
     operator.plan(WELL)
     assert operator.notified == ["paused", "no longer paused"]
 

@@ -1,4 +1,4 @@
-"""How a resource is crawled, planned from its state alone."""
+"""Tests of the plan of a crawl, which depends only on the state of the resource."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -56,7 +56,7 @@ CHANGES = (False, False, CURSOR, None)
     ],
 )
 def test_crawl_follows_from_the_state(state: CrawlState | None, full: bool, planned: tuple[object, ...]) -> None:
-    """An interrupted full crawl resumes at its checkpoint unless a full one is requested."""
+    """An interrupted full crawl resumes at its checkpoint unless a full sync is requested."""
     plan = plan_crawl(state, full=full)
     assert (plan.is_full, plan.reconciles, plan.changed_since, plan.position) == planned
     goes_on = plan.changed_since is not None or plan.position is not None

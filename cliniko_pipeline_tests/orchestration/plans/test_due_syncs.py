@@ -1,4 +1,4 @@
-"""When organizations are due: syncs, full syncs, retries and comparisons of counts."""
+"""Tests of when organizations are due for syncs, full syncs, retries and comparisons of counts."""
 
 from bisect import bisect_left
 from dataclasses import replace
@@ -32,7 +32,7 @@ MINUTE = timedelta(minutes=1)
 def requested(
     scheduling: Scheduling, default: DefaultSchedule, start: datetime, ticks: int
 ) -> list[tuple[datetime, bool]]:
-    """Return what is requested with a tick a minute, every run ending before the next."""
+    """Return the requests of a tick per minute, if every run ends before the next tick."""
     found = []
     for number in range(ticks):
         now = start + number * MINUTE
@@ -100,7 +100,10 @@ def test_full_sync_is_due_at_night_in_the_clinics_zone(zone, full_at, first, due
     st.data(),
 )
 def test_each_date_has_exactly_one_nightly_sync(zone, year, full_at, spread, data):
-    """Dates on which clocks are changed above all. Nights differ in the instants half a day after the time."""
+    """The dates include all clock changes.
+
+    The night of a date is recognized by the instant half a day after the time.
+    """
     full_at = full_at.replace(second=0, microsecond=0, fold=0)
     default = DefaultSchedule(sync_every_minutes=None, full_sync_at=full_at, full_sync_spread=spread)
     local = ZoneInfo(zone)

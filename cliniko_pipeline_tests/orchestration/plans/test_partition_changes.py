@@ -1,4 +1,4 @@
-"""Which partitions are added and removed."""
+"""Tests of which partitions are added and removed."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Which syncs webhook events request, and the messages and delays of deliveries."""
+"""Tests of the syncs that webhook events request, and of the messages and delays of deliveries."""
 
 import json
 from dataclasses import replace
@@ -44,7 +44,7 @@ def planned(scheduling: Scheduling = ORG, now: datetime = NOW, in_flight: frozen
         ({"requested_at": NOW - MIN_REQUEST_INTERVAL + SECOND}, False),
         ({"requested_at": NOW - MIN_REQUEST_INTERVAL}, True),
         ({"requested_at": None}, True),
-        ({"requested_at": NOW + MINUTE}, True),  # by another clock
+        ({"requested_at": NOW + MINUTE}, True),  # according to another clock
         ({"failures": 1, "failure_is_permanent": True, "requested_at": NOW - REPEAT_INTERVAL + SECOND}, False),
         ({"failures": 1, "failure_is_permanent": True}, True),
         ({"is_on": False}, True),
@@ -83,11 +83,14 @@ UNSCHEDULED = Scheduling("org", is_on=False)
     outcomes=st.lists(st.tuples(st.sampled_from(OUTCOMES), st.integers(1, 12), st.integers(1, 24)), max_size=5),
 )
 def test_every_event_is_followed_by_a_sync(events: list[int], outcomes: list[tuple[str, int, int]]) -> None:
-    """Events are the ticks at which they come; a run waits and lasts so many. Dagster makes no two of one key."""
+    """Events arrive at these ticks.
+
+    A run waits and lasts for the given ticks. Dagster makes no second run with the same key.
+    """
     scheduling, requests, left = UNSCHEDULED, {}, iter(outcomes)
     pending: list[int] = []
     run: tuple[int, int, str] | None = None
-    # A run without success delays the next by an hour and two minutes at most.
+    # A run without success delays the next run by at most an hour and two minutes.
     for tick in range((20 + 125 * (len(outcomes) + 2)) * 12):
         now = NOW + tick * TICK
         pending += [tick] * events.count(tick)

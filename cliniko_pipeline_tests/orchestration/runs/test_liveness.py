@@ -1,4 +1,4 @@
-"""Run liveness: a run has lost its process when nothing has been heard of it for a while, or its process is gone."""
+"""Tests of run liveness: a run is lost after some time without heartbeats, or when its process has ended."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def add_run(deployment: Deployment) -> dg.DagsterRun:
 
 
 def let_pass(deployment: Deployment, time: str) -> None:
-    """Let the time pass for all that is noted of runs."""
+    """Move all stored times of runs into the past."""
     deployment.execute(
         "update cliniko.run_heartbeats set beat_at = beat_at - cast(:time as interval),"
         " doubted_at = doubted_at - cast(:time as interval)",
@@ -43,7 +43,7 @@ def let_pass(deployment: Deployment, time: str) -> None:
 
 
 def watch(deployment: Deployment, run: dg.DagsterRun) -> dg.DagsterRunStatus:
-    """Evaluate the sensor; return the run's status then."""
+    """Evaluate the sensor. Return the status of the run."""
     deployment.evaluate(lost_runs)
     found = deployment.instance.get_run_by_id(run.run_id)
     assert found is not None
@@ -55,7 +55,7 @@ def known_runs(deployment: Deployment) -> list[str]:
 
 
 def test_beating_run_is_alive_for_everybody(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after the database was away for so long that all beats are old."""
+    """The run stays alive even after a long failure of the database, when all heartbeats are old."""
     monkeypatch.setattr(run_liveness, "SECONDS_BETWEEN_BEATS", 0.05)
     run = add_run(deployment)
     for alive in (heartbeats_of_run, heartbeats_inside_run):
@@ -67,7 +67,7 @@ def test_beating_run_is_alive_for_everybody(deployment: Deployment, monkeypatch:
 
 
 def test_silent_run_is_ended_after_minutes(deployment: Deployment) -> None:
-    """Its process is of another machine, or never came to say that it lives; there may be no trace of its home."""
+    """The process was on another machine, or never sent a heartbeat. Its home may be gone."""
     heard_of, never_heard_of = add_run(deployment), add_run(deployment)
     with heartbeats_inside_run(deployment.pipeline.runtime, heard_of.run_id):
         pass
@@ -83,7 +83,7 @@ def test_silent_run_is_ended_after_minutes(deployment: Deployment) -> None:
 
 
 def test_run_of_a_killed_process_is_ended_at_once(deployment: Deployment, tmp_path: Path) -> None:
-    """On the same machine, from whatever home."""
+    """The sensor runs on the same machine, with any home."""
     run = add_run(deployment)
     variables = environment(deployment.database.url, tmp_path / "another home")
     ended = subprocess.run([sys.executable, "-c", DIES_IN_A_RUN, run.run_id], env=os.environ | variables, check=False)
