@@ -43,7 +43,7 @@ def test_missing_organizations_keep_partitions_and_raise_an_alert(
         "all organizations: found again",
     ]
     message = channel.received[1]["message"]
-    assert "public.api_credentials any more, though there were some organizations (alpha, beta)" in message
+    assert "public.api_credentials any more, although there were some organizations (alpha, beta)" in message
     assert "stay as they are" in message
 
 

@@ -1,4 +1,4 @@
-"""The operator's own tables.
+"""Queries on tables outside of row-level security, such as schedules, tokens and alerts.
 
-Every function runs in an operator's transaction (`Database.operator`) unless it says otherwise.
+Functions run in the caller's transaction of `Database.operator`, unless their texts say otherwise.
 """

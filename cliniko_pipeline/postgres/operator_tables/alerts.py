@@ -1,4 +1,4 @@
-"""`cliniko.alerts` and `cliniko.notices`: the open alerts, and the messages that are still to be sent."""
+"""`cliniko.alerts` and `cliniko.notices`: the open alerts and the queued messages."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,13 +12,14 @@ from cliniko_pipeline.postgres.engine import advisory_key, sql
 
 @dataclass(frozen=True)
 class Alert:
-    """A problem of which the operator has been notified.
+    """A problem about which the operator was notified.
 
     Attributes:
-        name: `sync`, or the asset and name of a check. An organization has at most one alert of a name.
-        kind: e.g. `paused`.
+        name: `sync`, or the asset and name of an asset check. An organization has at most one alert with this name.
+        kind: the kind of the problem, e.g. `paused`.
         reason: the text of the last message.
-        raised_at, told_at: when the first and the last message were queued, UTC.
+        raised_at: when the first message was queued, UTC.
+        told_at: when the last message was queued, UTC.
     """
 
     organization_id: str
@@ -40,7 +41,7 @@ class Message:
 
 @dataclass(frozen=True)
 class QueuedMessage:
-    """A message that a channel, identified by a digest, has not taken yet."""
+    """A message that a channel has not accepted yet. `channel` is a digest of the channel."""
 
     id: int
     channel: str
@@ -48,7 +49,7 @@ class QueuedMessage:
 
 
 def lock(connection: Connection) -> None:
-    """Wait to be the only process that plans or sends messages, until the transaction ends."""
+    """Wait for a lock that lets only one transaction at a time plan or send messages."""
     connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("cliniko_pipeline.alerts")})
 
 
@@ -89,7 +90,7 @@ def add_messages(connection: Connection, channels: Iterable[str], messages: Sequ
 
 
 def due_messages(connection: Connection) -> list[QueuedMessage]:
-    """Return the due messages, the oldest first. A channel's messages wait for its older ones."""
+    """Return the due messages, the oldest first. A message waits for its channel's older messages."""
     rows = connection.execute(sa.text(sql("alerts/due_messages")))
     return [QueuedMessage(row.id, row.channel, Message(row.kind, row.title, row.body)) for row in rows]
 
@@ -100,7 +101,7 @@ def delete_message(connection: Connection, message_id: int) -> None:
 
 
 def delay_message(connection: Connection, message_id: int) -> None:
-    """Schedule another attempt with a longer delay; delete a message that is two days old."""
+    """Schedule another attempt after a longer delay, or delete a message that is two days old."""
     connection.execute(sa.text(sql("alerts/delay_message")), {"id": message_id})
     connection.execute(
         sa.text("delete from cliniko.notices where id = :id and created_at < now() - interval '2 days'"),

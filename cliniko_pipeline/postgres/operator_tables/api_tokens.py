@@ -1,4 +1,4 @@
-"""`cliniko.api_tokens` and `cliniko.api_refusals`: the tokens of the HTTP API, and the refused requests."""
+"""`cliniko.api_tokens` and `cliniko.api_refusals`: tokens and refused requests of the HTTP API."""
 
 import hashlib
 import hmac
@@ -15,7 +15,7 @@ from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.postgres.engine import is_read_only, sql, statement
 
 PREFIX = "clinikopipeline"
-"""The prefix of tokens, by which secret scanners recognize them."""
+"""The prefix by which secret scanners recognize tokens."""
 
 RETENTION = timedelta(days=90)
 """How long refused requests are kept."""
@@ -32,10 +32,11 @@ class ApiToken:
     Attributes:
         id: the part of the token that may be shown.
         scopes: some of read, sync and admin.
-        organizations: the ids it gives access to; None: all, those added later included.
-        requests_per_minute: its rate limit; None: the setting's.
-        expires_at, revoked_at: None: never.
+        organizations: the ids of the organizations that it gives access to; None for all, including future ones.
+        requests_per_minute: its rate limit; None for the limit in the settings.
+        expires_at: when the token expires; None for never.
         is_expired: whether `expires_at` has passed, by the database's clock.
+        revoked_at: when the token was revoked, if it was.
     """
 
     id: str
@@ -60,7 +61,7 @@ class NewToken:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A refused request. `route` is the path's template, without values."""
+    """A refused request. `route` is the template of the path, without values."""
 
     reason: str
     token_id: str
@@ -72,7 +73,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Refusals:
-    """The number of equal refusals in one minute; `last_at` is the time of the last one."""
+    """The number of equal refusals in one minute. `last_at` is the time of the last refusal."""
 
     refusal: Refusal
     attempts: int
@@ -111,9 +112,9 @@ def create(
 
 
 def find(connection: Connection, text: str) -> ApiToken | None:
-    """Return the token of this text, also if it is expired or revoked; None: there is none.
+    """Return the token with this text, even if it is expired or revoked, or None.
 
-    A use is stored once a minute, unless the database is read-only.
+    The time of the last use is updated once a minute, unless the database is read-only.
     """
     match = _TOKEN.fullmatch(text)
     if match is None or len(text) > _MAX_LENGTH:
@@ -140,7 +141,7 @@ def tokens(connection: Connection) -> list[ApiToken]:
 
 
 def revoke(connection: Connection, token_id: str) -> None:
-    """Revoke the token permanently. Raise ArgumentError if there is none of that id."""
+    """Revoke the token permanently; raise ArgumentError if there is no token with this id."""
     revoked = connection.execute(
         sa.text("update cliniko.api_tokens set revoked_at = coalesce(revoked_at, now()) where id = :id"),
         {"id": token_id},
@@ -150,7 +151,7 @@ def revoke(connection: Connection, token_id: str) -> None:
 
 
 def note_refusal(connection: Connection, refusal: Refusal) -> None:
-    """Count the refusal, and delete those older than `RETENTION`."""
+    """Count the refusal, and delete refusals that are older than `RETENTION`."""
     connection.execute(statement(sql("api_tokens/note_refused_request")), asdict(refusal) | {"retention": RETENTION})
 
 

@@ -27,7 +27,7 @@ class CheckResult:
 
 
 def note_checks(connection: Connection, results: Sequence[CheckResult]) -> None:
-    """Store the results in place of earlier ones of the same checks."""
+    """Store the results in place of the same checks' earlier results."""
     if results:
         connection.execute(sa.text(sql("checks/note_check")), [asdict(result) for result in results])
 

@@ -1,6 +1,6 @@
 """The application's organizations and their stored Cliniko credentials.
 
-The application owns these tables, and the pipeline creates no policies on them. Credentials stay encrypted here; the
+The application owns these tables, and the pipeline creates no policies on them. Credentials are encrypted, and only the
 vault decrypts them.
 """
 
@@ -32,7 +32,7 @@ OPERATOR_TABLES = (
     "cliniko.webhook_targets",
     "cliniko.webhook_deliveries",
 )
-"""The tables with rows per organization that are outside of row-level security. They hold no patient data."""
+"""The tables with rows per organization, but without row-level security and patient data."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ class Organization:
     """An organization that has Cliniko credentials.
 
     Attributes:
-        id, name: as in public.organizations; the name is the id where there is no such row.
-        is_active: false: the organization is disabled and not synced.
+        id: the organization's id in public.api_credentials, as text.
+        name: the organization's name in public.organizations, or its id if it has no row there.
+        is_active: whether the organization is enabled. Disabled organizations are not synced.
         last_validated_at: when Cliniko last accepted the credentials, UTC.
-        pause_reason: why nothing is scheduled until its credentials change; None: it is not paused.
+        pause_reason: why the organization is paused; None if it is not paused.
         failed_checks: the names and remarks of the failed checks.
     """
 
@@ -68,17 +69,17 @@ def organizations(connection: Connection) -> list[Organization]:
 
 
 def find(connection: Connection, organization_id: str) -> Organization | None:
-    """Return the organization; None: it has no Cliniko credentials."""
+    """Return the organization, or None if it has no Cliniko credentials."""
     rows = connection.execute(sa.text(sql("organizations/organizations")), {"service": SERVICE, "id": organization_id})
     return next((Organization(**row) for row in rows.mappings()), None)
 
 
 def organization(connection: Connection, organization_id: str) -> Organization:
-    """Return the organization. Raise OrganizationUnknownError or NoOrganizationsError if there is none."""
+    """Return the organization; raise OrganizationUnknownError or NoOrganizationsError if it is missing."""
     found = find(connection, organization_id)
     if found is not None:
         return found
-    organizations(connection)  # raises the more helpful error if no organization is found
+    organizations(connection)  # If there are no organizations at all, this raises a more helpful error.
     raise OrganizationUnknownError(
         f"There are no Cliniko credentials for organization '{organization_id}':"
         f" add them with `cliniko-pipeline organizations add {organization_id} --name NAME`."
@@ -86,7 +87,7 @@ def organization(connection: Connection, organization_id: str) -> Organization:
 
 
 def stored_credentials(connection: Connection, organization_id: str) -> object:
-    """Return the encrypted credentials. Raise OrganizationUnknownError if there are none or they are disabled."""
+    """Return the encrypted credentials; raise OrganizationUnknownError for a missing or disabled organization."""
     if not organization(connection, organization_id).is_active:
         raise OrganizationUnknownError(
             f"Organization '{organization_id}' is disabled:"
@@ -102,7 +103,7 @@ def stored_credentials(connection: Connection, organization_id: str) -> object:
 
 
 def all_stored_credentials(connection: Connection) -> dict[str, object]:
-    """Return the encrypted credentials by organization, disabled ones included, and lock the rows."""
+    """Return the encrypted credentials of all organizations, by id, and lock the rows."""
     rows = connection.execute(sa.text(sql("organizations/all_stored_credentials")), {"service": SERVICE})
     return {str(row.organization_id): row.credentials_encrypted for row in rows}
 
@@ -110,9 +111,9 @@ def all_stored_credentials(connection: Connection) -> dict[str, object]:
 def save(
     connection: Connection, organization_id: str, name: str, encrypted: dict[str, str], *, validated: bool
 ) -> None:
-    """Store an organization's credentials in place of earlier ones, and enable it.
+    """Store an organization's credentials in place of earlier credentials, and enable the organization.
 
-    An organization that the application knows keeps its name.
+    An organization in public.organizations keeps its name.
     """
     connection.execute(
         sa.text("insert into public.organizations (id, name) values (:id, :name) on conflict (id) do nothing"),
@@ -132,7 +133,7 @@ def save(
 
 
 def replace_encrypted(connection: Connection, organization_id: str, encrypted: dict[str, str]) -> None:
-    """Store the same credentials, encrypted with another key. A paused organization stays paused."""
+    """Store the same credentials, encrypted with another key. This does not end a pause."""
     _update(connection, organization_id, "credentials_encrypted = :value", value=encrypted)
     connection.execute(
         sa.text(sql("organizations/keep_pause")), {"organization_id": organization_id, "service": SERVICE}
@@ -145,16 +146,17 @@ def mark_validated(connection: Connection, organization_id: str) -> None:
 
 
 def set_active(connection: Connection, organization_id: str, *, active: bool) -> None:
-    """Enable or disable the organization. Raise OrganizationUnknownError if there is none."""
+    """Enable or disable the organization; raise OrganizationUnknownError if it is missing."""
     organization(connection, organization_id)
     _update(connection, organization_id, f"is_active = {'true' if active else 'false'}")
 
 
 def remove(database: Database, organization_id: str) -> int:
-    """Delete all data of the organization, then its credentials; return the number of tenant rows.
+    """Delete the organization's tenant data and credentials; return the number of tenant rows.
 
-    The application's organizations and contacts stay. Three transactions disable the organization, delete the rows
-    while no sync writes, and delete the credentials. An interrupted removal can be repeated.
+    The application's organizations and contacts are not deleted. The first transaction disables the organization, the
+    second deletes the rows under the organization lock, and the third deletes the credentials. An interrupted removal
+    can be repeated.
 
     Raise OrganizationUnknownError if there are neither rows nor credentials, and DatabaseUnavailableError if a running
     sync holds the organization lock for too long.
@@ -190,8 +192,8 @@ def delete_tenant_rows(database: Database, organization_id: str) -> int:
 
 
 def delete_rows(connection: Connection) -> int:
-    """Delete all tenant rows of the organization whose context the transaction has; return their number."""
-    # The policies restrict these statements, too. The condition is a second safeguard.
+    """Delete all tenant rows of the context's organization; return their number."""
+    # The condition is a second safeguard besides the policies.
     mine = """organization_id::text collate "C" = current_setting('app.organization_id')"""
     return sum(
         connection.execute(sa.text(f"delete from {table} where {mine}")).rowcount
@@ -205,13 +207,13 @@ def _require_none_before(connection: Connection) -> None:
         return
     if row.is_under_policies:
         raise NoOrganizationsError(
-            f"The database user {row.reader} sees no organization in public.api_credentials, which is under row-level"
-            f" security, though there were some ({_some(row.ids)}). Run `create policy cliniko_pipeline on"
-            f" public.api_credentials to {row.reader} using (true)` as the table's owner (no help where a restrictive"
-            f" policy applies), or `alter role {row.reader} bypassrls` as a superuser."
+            f"The database user {row.reader} sees no organization in public.api_credentials, although there were some"
+            f" ({_some(row.ids)}). Row-level security of the table may hide them. Run `create policy cliniko_pipeline"
+            f" on public.api_credentials to {row.reader} using (true)` as the table's owner, or, if a restrictive"
+            f" policy applies, `alter role {row.reader} bypassrls` as a superuser."
         )
     raise NoOrganizationsError(
-        "There are no Cliniko credentials in public.api_credentials any more, though there were some organizations"
+        "There are no Cliniko credentials in public.api_credentials any more, although there were some organizations"
         f" ({_some(row.ids)}). Restore the rows, or remove each organization with `cliniko-pipeline organizations"
         " remove ID`."
     )

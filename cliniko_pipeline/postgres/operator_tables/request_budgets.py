@@ -1,6 +1,7 @@
-"""`cliniko.request_budgets`: the request budget of an API key, shared by all processes on all machines.
+"""`cliniko.request_budgets`: the request budget of an API key, shared by all processes.
 
-The SQL function `cliniko.take_requests` decides. This module waits, and takes several requests per statement.
+The SQL function `cliniko.take_requests` decides whether a request may be sent. This module takes several requests per
+statement, and waits if none is left.
 """
 
 import math
@@ -18,27 +19,27 @@ from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.postgres.engine import Database, sql, statement
 
 LONGEST_ANSWER_SECONDS = 120.0
-"""Requests taken by a killed process count as answered after this time."""
+"""After this time a request without a reported response is treated as answered, as its process may be killed."""
 LONGEST_BLOCK_SECONDS = 900.0
-"""The longest block after a 429."""
+"""The longest time without requests after a response 429."""
 LONGEST_HELD_SECONDS = 1.0
-"""Requests that were taken and not sent within this time are given up."""
+"""Taken requests are given up if they are not sent within this time."""
 LONGEST_SLEEP_SECONDS = 2.0
-"""The longest sleep before the budget is asked again: other processes may have reported answers since."""
+"""The longest sleep before the budget is queried again, because other processes may have reported responses."""
 SHARE_PER_STATEMENT = 1 / 400
 """The share of the limit that one statement takes, at least one request. For large limits a statement per request would
-cost more than the request. Requests taken and not sent are lost for a minute."""
+cost more than the request. A larger share would waste more, since unsent requests are counted for a minute."""
 CROWDED_SECONDS = 600.0
-"""How long after a 429 each process sends one request at a time. Another program uses the key then, and several
-requests in flight would all be answered 429."""
+"""How long after a response 429 each process sends one request at a time. Another program probably uses the key, and
+all requests in flight would get the response 429."""
 _SHORTEST_SLEEP = 0.001
 _NEXT_ANSWER_SECONDS = 0.02
-"""The interval of looking for the answer to the previous request."""
+"""How often a process checks whether its previous request has a response."""
 
 
 @dataclass
 class _Ticket:
-    """Requests taken by one statement: `unsent` are still to be sent, `unanswered` are in flight."""
+    """Requests taken by one statement. `unsent` ones are not sent yet, `unanswered` ones are in flight."""
 
     number: int
     taken_at: float
@@ -48,17 +49,18 @@ class _Ticket:
 
     @property
     def is_over(self) -> bool:
-        """Whether all its requests are sent or given up, and answered."""
+        """Return whether each request of the ticket is answered or was given up."""
         return not self.unsent and not self.unanswered
 
 
 class SharedRequestBudget:
-    """A budget of `limit` requests with one API key in any `window` seconds, over all processes. Thread-safe.
+    """A thread-safe budget of `limit` requests per API key and `window` seconds, over all processes.
 
-    A request counts until a window after its answer, so its exact time at the server does not matter. After a 429,
-    requests are sent one at a time for a while. `sleep` may raise to interrupt a wait; no request is counted then.
+    A request is counted until `window` seconds after its response, so it does not matter when Cliniko counts it. After
+    a response 429, requests are sent one at a time for a while. `sleep` may raise to interrupt a wait, and then no
+    request is counted.
 
-    Raise SettingsError for a limit or window that allows no request, and DatabaseUnavailableError.
+    Raises SettingsError for a limit or window that allows no request, and DatabaseUnavailableError.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class SharedRequestBudget:
 
     @contextmanager
     def request(self) -> Generator[float]:
-        """Wait until a request may be sent in the block; yield the seconds waited."""
+        """Wait until a request may be sent; yield the seconds waited. The request is sent in the block."""
         waited = 0.0
         while True:
             with self._lock:
@@ -105,7 +107,7 @@ class SharedRequestBudget:
                 self._note_answered(ticket)
 
     def block(self, seconds: float) -> None:
-        """Block the key for these seconds. An earlier block is never shortened."""
+        """Block requests with the key for these seconds, without shortening an earlier block."""
         if math.isfinite(seconds):
             with self._lock, self._database.operator_statement() as connection:
                 connection.execute(
@@ -116,18 +118,18 @@ class SharedRequestBudget:
                 self._is_crowded = True
 
     def left(self) -> int:
-        """Return how many requests were left when the last one was taken."""
+        """Return how many requests were left when the last request was taken."""
         return self._left
 
     def close(self) -> None:
-        """Report the answered requests of this process, so that other processes do not wait for them."""
+        """Report this process's answered requests, so that other processes need not wait for them."""
         with self._lock:
             self._give_up_unsent()
             if self._answered:
                 self._ask(wanted=0)
 
     def _take(self) -> tuple[_Ticket | None, float]:
-        """Return a ticket for one request, or the seconds to sleep before asking again."""
+        """Return a ticket for one request, or the seconds to sleep before another attempt."""
         if self._is_crowded and self._unanswered:
             return None, _NEXT_ANSWER_SECONDS
         ticket = self._current
@@ -179,7 +181,7 @@ def take(
     window: float = 60.0,
     answered: Mapping[int, float] = MappingProxyType({}),
 ) -> Row[Any]:
-    """Take requests from the budget, in an operator's transaction; `answered`: tickets, and how many seconds ago."""
+    """Take requests from the budget. `answered` says by ticket how many seconds ago its response came."""
     return connection.execute(
         statement(sql("request_budgets/call_take_requests")),
         {

@@ -1,4 +1,4 @@
-"""`cliniko.run_heartbeats`: the last heartbeat of each run's process, by the database's clock."""
+"""`cliniko.run_heartbeats`: the last heartbeat of each run, by the database's clock."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from sqlalchemy.engine import Connection
 from cliniko_pipeline.postgres.engine import sql, statement
 
 SILENCE = timedelta(minutes=2)
-"""A run without a heartbeat for this time is doubted. Heartbeats come every 15 seconds; a process starts slowly."""
+"""A run without a heartbeat for this time becomes doubtful. A process sends one every 15 s, but starts slowly."""
 
 DOUBT = timedelta(seconds=45)
-"""A doubted run without a heartbeat for this time is lost. After an outage of the database all heartbeats are old, and
-running runs have this time for the next one."""
+"""A run that is doubtful for this time is lost. After an outage of the database all heartbeats are old, and running
+runs have this time to send the next heartbeat."""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The liveness of a run. `process` names its process; None: there was no heartbeat yet."""
+    """The liveness of a run. `process` identifies its process, or is None before the first heartbeat."""
 
     run_id: str
     process: str | None
@@ -27,7 +27,7 @@ class Heartbeat:
 
 
 def note_heartbeat(connection: Connection, run_id: str, process: str) -> None:
-    """Store a heartbeat of the run in this process."""
+    """Store a heartbeat of the run, which `process` executes."""
     connection.execute(
         statement(
             "insert into cliniko.run_heartbeats (run_id, process) values (:run_id, :process)"
@@ -39,7 +39,7 @@ def note_heartbeat(connection: Connection, run_id: str, process: str) -> None:
 
 
 def heartbeats(connection: Connection, run_ids: Sequence[str]) -> list[Heartbeat]:
-    """Return the heartbeats of these unfinished runs. Runs without one are watched from now on."""
+    """Return the heartbeats of these unfinished runs. Runs without a heartbeat get an entry now."""
     connection.execute(statement(sql("runs/doubt_runs")), {"run_ids": list(run_ids), "silence": SILENCE})
     rows = connection.execute(
         statement(
@@ -58,7 +58,7 @@ def delete_heartbeat(connection: Connection, run_id: str) -> None:
 
 
 def mark_lost(connection: Connection, run_id: str) -> None:
-    """Mark the run as lost, although its process continues."""
+    """Mark the run as lost, even if its process still runs."""
     connection.execute(
         statement(
             "update cliniko.run_heartbeats set beat_at = '-infinity', doubted_at = '-infinity', process = null"
@@ -69,7 +69,7 @@ def mark_lost(connection: Connection, run_id: str) -> None:
 
 
 def silent_runs(connection: Connection) -> list[str]:
-    """Return the runs without a recent heartbeat, ended ones included."""
+    """Return the runs without a recent heartbeat, including ended runs."""
     rows = connection.execute(
         sa.text(
             "select run_id from cliniko.run_heartbeats where beat_at < clock_timestamp() - cast(:silence as interval)"

@@ -11,26 +11,31 @@ from cliniko_pipeline.postgres.engine import is_read_only, sql
 from cliniko_pipeline.postgres.operator_tables.organizations import SERVICE
 
 REFUSAL_CONFIRMED_AFTER = timedelta(minutes=5)
-"""Refused credentials are invalid when Cliniko refuses them again in a run this long after the first refusal."""
+"""A refusal is confirmed when Cliniko refuses the credentials again, at least this time after the first refusal."""
 
 
 @dataclass(frozen=True)
 class Scheduling:
-    """The schedule and state of an organization with Cliniko credentials. Instants are UTC.
+    """The schedule and state of an organization with Cliniko credentials. Times are UTC.
 
     Attributes:
-        is_active: false: the organization is disabled.
-        is_on: false: the schedule never syncs it.
-        sync_every_minutes, full_sync_at: its own schedule; None: the settings'.
-        time_zone: the IANA time zone of full_sync_at; None: UTC.
-        requested_at, full_requested_at: when a sync and a full sync were last requested.
+        is_active: whether the organization is enabled.
+        is_on: whether the schedule syncs the organization.
+        sync_every_minutes: the organization's own interval; None for the interval in the settings.
+        full_sync_at: the organization's own time of the daily full sync; None for the time in the settings.
+        time_zone: the IANA time zone of `full_sync_at`; None for UTC.
+        requested_at: when a sync was last requested.
+        full_requested_at: when a full sync was last requested.
         counts_requested_at: when a comparison of counts was last requested.
-        known_since: when it was first scheduled or last enabled; None: not yet.
+        known_since: when the organization was first scheduled or last enabled.
         succeeded_at: when a complete sync last succeeded.
-        failures: consecutive failed runs.
-        failure_reason, failed_run_id, failure_is_permanent: of the last failure; None and false: there is none.
-        retry_at: when a failed sync is retried, if that is before it is due.
-        paused_at, pause_reason: since when and why nothing is requested until its credentials change.
+        failures: the number of consecutive failed runs.
+        failure_reason: the reason of the last failure since the last success.
+        failed_run_id: the run of this failure.
+        failure_is_permanent: whether this failure is not retried before the next sync is due.
+        retry_at: when a failed sync is retried, if that is before the next sync is due.
+        paused_at: since when the organization is paused; None if it is not paused.
+        pause_reason: why the organization is paused.
     """
 
     organization_id: str
@@ -87,7 +92,10 @@ def set_schedule(
 
 
 def take_time_zone(connection: Connection, organization_id: str, found: str | None) -> str | None:
-    """Set the time zone, unless the organization has one or a full_sync_at in UTC; return its time zone."""
+    """Set the time zone if the schedule leaves it open; return the organization's time zone.
+
+    An organization with a time zone keeps it. A `full_sync_at` without time zone stays in UTC.
+    """
     values = {"organization_id": organization_id, "time_zone": found}
     return connection.execute(sa.text(sql("scheduling/take_time_zone")), values).scalar_one()
 
@@ -104,7 +112,7 @@ def use_settings(connection: Connection, organization_id: str) -> None:
 
 
 def note_requested(connection: Connection, requested: Mapping[str, bool], at: datetime) -> None:
-    """Store that syncs were requested at this time. `requested` maps organization ids to whether the sync is full."""
+    """Store that syncs were requested at this time. `requested` says by id whether the sync is full."""
     if requested:
         connection.execute(
             sa.text(sql("scheduling/note_requested")),
@@ -124,7 +132,7 @@ def note_counts_requested(connection: Connection, organization_ids: Sequence[str
 def note_failure(
     connection: Connection, organization_id: str, *, reason: str, run_id: str, started_at: datetime, is_permanent: bool
 ) -> None:
-    """Store the failure of a run that started then. After a transient failure, schedule a retry with growing delays."""
+    """Store the failure of a run. After a transient failure, schedule a retry with growing delays."""
     connection.execute(
         sa.text(sql("scheduling/note_failure")),
         {
@@ -141,7 +149,8 @@ def note_failure(
 def note_success(connection: Connection, organization_id: str, *, read_began_at: datetime | None = None) -> None:
     """Store the success of a complete sync, which ends failures and pauses.
 
-    `read_began_at` is when it began to read from Cliniko, by the database's clock; None: it did not read.
+    `read_began_at` is when the sync began to read from Cliniko, by the database's clock. It is None for a sync that did
+    not read.
     """
     connection.execute(
         sa.text(sql("scheduling/note_success")), {"organization_id": organization_id, "read_began_at": read_began_at}
@@ -149,7 +158,7 @@ def note_success(connection: Connection, organization_id: str, *, read_began_at:
 
 
 def credentials_digest(connection: Connection, organization_id: str) -> str | None:
-    """Return a digest of the stored credentials; None: there are none."""
+    """Return a digest of the stored credentials, or None if there are no credentials."""
     return connection.execute(
         sa.text(
             "select md5(credentials_encrypted::text) from public.api_credentials"
@@ -160,9 +169,9 @@ def credentials_digest(connection: Connection, organization_id: str) -> str | No
 
 
 def note_refusal(connection: Connection, organization_id: str, *, run_id: str, credentials: str | None) -> bool:
-    """Store that Cliniko refused the credentials; return whether this confirms the refusal of an earlier run.
+    """Store that Cliniko refused the credentials; return whether this confirms an earlier refusal.
 
-    `credentials` is their digest. If others have been stored since, nothing changes.
+    `credentials` is the digest of the refused credentials. Nothing changes if other credentials are stored now.
     """
     values = {"organization_id": organization_id, "run_id": run_id, "credentials": credentials}
     connection.execute(sa.text(sql("scheduling/note_refusal")), values | {"service": SERVICE})
@@ -175,7 +184,7 @@ def note_refusal(connection: Connection, organization_id: str, *, run_id: str, c
 def pause(connection: Connection, organization_id: str, *, reason: str, run_id: str, credentials: str | None) -> None:
     """Pause the organization until its credentials change or `end_pause` is called.
 
-    `credentials` is the digest of those that failed. If others have been stored since, nothing is paused.
+    `credentials` is the digest of the failed credentials. Nothing changes if other credentials are stored now.
     """
     connection.execute(
         sa.text(sql("scheduling/pause")),
@@ -190,5 +199,5 @@ def pause(connection: Connection, organization_id: str, *, reason: str, run_id: 
 
 
 def end_pause(connection: Connection, organization_id: str | None) -> int:
-    """End the pause of the organization, or of all if None; return how many rows changed."""
+    """End the pause of the organization, or all pauses if None; return the number of changed rows."""
     return connection.execute(sa.text(sql("scheduling/end_pause")), {"organization_id": organization_id}).rowcount

@@ -1,6 +1,7 @@
 """The schedules and sensors that were stopped in the Dagster UI, read from Dagster's tables.
 
-Importing Dagster would take seconds. A storage elsewhere, set by an operator's own dagster.yaml, is not read.
+Dagster's API is not used, because its import takes seconds. A storage in another database, which an operator's
+dagster.yaml may set, is not read.
 """
 
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ LOCATION = "cliniko_pipeline"
 
 
 def stopped_instigators(database: Database) -> list[str]:
-    """Return the names of the pipeline's stopped schedules and sensors. By default all of them run."""
+    """Return the names of the pipeline's stopped schedules and sensors."""
     with database.operator() as connection:
         exists = connection.execute(sa.text("select to_regclass('dagster.instigators') is not null")).scalar_one()
         if not exists:
@@ -22,7 +23,7 @@ def stopped_instigators(database: Database) -> list[str]:
 
 
 def stopped_problem(database: Database, ui_url: str) -> str | None:
-    """Describe the stopped schedules and sensors; None: none is stopped."""
+    """Return a description of the stopped schedules and sensors, or None if all of them run."""
     names = stopped_instigators(database)
     if not names:
         return None

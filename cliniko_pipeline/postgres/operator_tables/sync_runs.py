@@ -1,7 +1,7 @@
-"""`cliniko.sync_runs`: one row per run and organization, with its state, times, cost and errors.
+"""`cliniko.sync_runs`: one row per run and organization, with state, times, cost and errors.
 
-Every function needs an organization context. The caller opens a transaction apart from the data's, so that the rows of
-failed runs are kept.
+Every function runs in the caller's organization context. The caller does not use a transaction of the data, so that the
+rows of failed runs are kept.
 """
 
 import json
@@ -19,11 +19,11 @@ from cliniko_pipeline.sync_options import SYNC_ASSETS
 
 @dataclass(frozen=True)
 class OrganizationStatus:
-    """The state of an organization. Times are UTC; None: there was no run yet.
+    """The state of an organization. Times are UTC. Values of the run are None before the first run.
 
-    `unidentified_records` are rejected records without an id. `doubtful_deletions` are records that a full sync did not
-    find and did not mark as deleted. `full_readings_due` are the resources that the next sync crawls in full, with
-    reasons. `refused_fields` are texts such as "patients sort id".
+    `unidentified_records` are rejected records without an id. `doubtful_deletions` are records that a full sync missed
+    but did not mark as deleted. `full_readings_due` are the resources that the next sync crawls in full, with reasons.
+    `refused_fields` are texts such as "patients sort id".
     """
 
     run_id: str | None
@@ -55,9 +55,9 @@ class StoredSync:
 
     Attributes:
         status: running, succeeded or failed.
-        is_full: whether the sync is full; None: unknown.
+        is_full: whether the sync is full; None if that is unknown.
         assets: status, times, counts and error by asset.
-        progress: the last stored progress; None: the sync has ended or just started.
+        progress: the last stored progress; None if the sync has ended or has just started.
     """
 
     run_id: str
@@ -89,7 +89,7 @@ def note_started(connection: Connection, *, run_id: str, asset: str, planned: Se
 
 
 def note_progress(connection: Connection, *, run_id: str, progress: str) -> None:
-    """Store the progress of a running run, a JSON object."""
+    """Store the progress of a running run. `progress` is a JSON object."""
     connection.execute(
         statement(
             "update cliniko.sync_runs set progress = cast(:progress as jsonb)"
@@ -109,9 +109,9 @@ def note_finished(
     seconds_waited: float,
     error: str | None = None,
 ) -> datetime | None:
-    """Store that an asset of the run has ended; with `error` (one line, without secrets), that it has failed.
+    """Store that an asset of the run has succeeded or, with `error`, that it has failed.
 
-    Return when the run started if all its assets have now succeeded, else None.
+    `error` is one line without secrets. Return when the run started if all its assets have now succeeded, else None.
     """
     result = {"status": "succeeded" if error is None else "failed", **counts}
     run = connection.execute(
@@ -129,13 +129,16 @@ def note_finished(
 
 
 def syncs(connection: Connection, limit: int, before: tuple[datetime, str] | None = None) -> list[StoredSync]:
-    """Return the latest complete syncs, the latest first; `before` is the start and id of the page's predecessor."""
+    """Return the latest complete syncs, the latest first.
+
+    `before` is the start and run id of the last sync on the previous page.
+    """
     before_at, before_id = before or (None, None)
     return _stored_syncs(connection, run_id=None, before_at=before_at, before_id=before_id, limit=limit)
 
 
 def sync(connection: Connection, run_id: str) -> StoredSync | None:
-    """Return the complete sync of that id; None: there is none yet."""
+    """Return the complete sync with this run id, or None if there is none yet."""
     return next(iter(_stored_syncs(connection, run_id=run_id, before_at=None, before_id=None, limit=1)), None)
 
 

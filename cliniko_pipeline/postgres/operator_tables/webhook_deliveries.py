@@ -1,4 +1,4 @@
-"""`cliniko.webhook_targets` and `cliniko.webhook_deliveries`: the outgoing webhooks of each organization."""
+"""`cliniko.webhook_targets` and `cliniko.webhook_deliveries`: outgoing webhooks."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ RETENTION = timedelta(days=30)
 """How long ended deliveries are kept."""
 
 LONGEST_RUN = timedelta(hours=25)
-"""Dagster ends a run after a day. A sync that has not ended after this time gets no delivery."""
+"""A sync that has not ended after this time gets no delivery. Dagster ends a run after a day."""
 
 BATCH_SIZE = 100
-"""Syncs of an organization, and deliveries, per statement."""
+"""The maximum number of an organization's syncs, or of deliveries, that one statement reads."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class Target:
     """An organization's webhook target.
 
     Attributes:
-        set_at: syncs that ended earlier are not delivered.
-        looked_until: the checkpoint; all syncs that started earlier have been handled.
-        disabled_at, disabled_reason: since when and why nothing is sent; None: the target is enabled.
-        encrypted: the URL and the signing secret.
+        set_at: when the target was set. Syncs that ended earlier are not delivered.
+        looked_until: the checkpoint. All syncs that started earlier have been handled.
+        disabled_at: when the target was disabled; None if it is enabled.
+        disabled_reason: why the target was disabled.
+        encrypted: the encrypted URL and signing secret.
     """
 
     organization_id: str
@@ -44,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True)
 class CompleteSync:
-    """A sync of all assets, running or ended. `is_given_up`: it has exceeded `LONGEST_RUN`."""
+    """A running or ended sync of all assets. `is_given_up` is whether it has exceeded `LONGEST_RUN`."""
 
     run_id: str
     status: str
@@ -57,7 +58,10 @@ class CompleteSync:
 
 @dataclass(frozen=True)
 class DueDelivery:
-    """A delivery to send now. `attempts` counts the earlier ones; `set_at` identifies the target's version."""
+    """A delivery to send now, with its number of earlier attempts.
+
+    `set_at` identifies the target's version, since the target may be replaced during the attempt.
+    """
 
     organization_id: str
     run_id: str
@@ -69,7 +73,7 @@ class DueDelivery:
 
 @dataclass(frozen=True)
 class Delivery:
-    """The state of a delivery: the `outcome` of its last attempt, and when the next one is due."""
+    """The state of a delivery. `outcome` describes its last attempt, and `send_at` is the next one's time."""
 
     run_id: str
     created_at: datetime
@@ -81,13 +85,16 @@ class Delivery:
 
 
 def try_lock(connection: Connection) -> bool:
-    """Try to become the only process that sends, until the transaction ends; return whether that succeeded."""
+    """Try to get the lock of the only process that sends; return whether that succeeded.
+
+    The lock ends with the transaction.
+    """
     key = advisory_key("cliniko_pipeline.webhook_deliveries")
     return connection.execute(statement("select pg_try_advisory_xact_lock(:key)"), {"key": key}).scalar_one()
 
 
 def set_target(connection: Connection, organization_id: str, encrypted: Mapping[str, str]) -> None:
-    """Store the target in place of an earlier one. It also gets the deliveries that the earlier one has not taken."""
+    """Store the target in place of an earlier target. It also gets that target's open deliveries."""
     connection.execute(
         sa.text(sql("webhooks/set_target")).bindparams(sa.bindparam("encrypted", type_=JSONB)),
         {"organization_id": organization_id, "encrypted": dict(encrypted), "longest_run": LONGEST_RUN},
@@ -95,20 +102,20 @@ def set_target(connection: Connection, organization_id: str, encrypted: Mapping[
 
 
 def remove_target(connection: Connection, organization_id: str) -> None:
-    """Delete the target and its deliveries. Raise ArgumentError if there is none."""
+    """Delete the target and its deliveries; raise ArgumentError if there is no target."""
     target(connection, organization_id)
     for table in ("cliniko.webhook_targets", "cliniko.webhook_deliveries"):
         connection.execute(sa.text(f"delete from {table} where organization_id = :id"), {"id": organization_id})
 
 
 def targets(connection: Connection) -> list[Target]:
-    """Return all targets, disabled ones included."""
+    """Return all targets, including disabled targets."""
     rows = connection.execute(statement("select * from cliniko.webhook_targets order by organization_id")).mappings()
     return [Target(**row) for row in rows]
 
 
 def target(connection: Connection, organization_id: str) -> Target:
-    """Return the organization's target. Raise ArgumentError if there is none."""
+    """Return the organization's target; raise ArgumentError if there is no target."""
     for found in targets(connection):
         if found.organization_id == organization_id:
             return found
@@ -128,9 +135,10 @@ def disable_target(connection: Connection, sent: DueDelivery, reason: str) -> bo
 
 
 def complete_syncs(connection: Connection, since: datetime, set_at: datetime) -> list[CompleteSync]:
-    """Return the context's complete syncs that started since then, the oldest first, `BATCH_SIZE` at most.
+    """Return complete syncs of the context's organization that started at `since` or later.
 
-    Syncs that ended before `set_at` are left out; running ones are included.
+    The oldest syncs come first, at most `BATCH_SIZE`. Running syncs are included. Syncs that ended before `set_at` are
+    left out.
     """
     rows = connection.execute(
         statement(sql("webhooks/complete_syncs")),
@@ -146,12 +154,15 @@ def complete_syncs(connection: Connection, since: datetime, set_at: datetime) ->
 
 
 def is_full_batch(found: Collection[CompleteSync]) -> bool:
-    """Return whether there may be more syncs than these."""
+    """Return whether there may be more syncs than the found ones."""
     return len(found) >= BATCH_SIZE
 
 
 def add_delivery(connection: Connection, to: Target, run_id: str, body: str) -> bool:
-    """Enqueue the delivery. Return false if it exists, or if the target was replaced, disabled or removed."""
+    """Enqueue a delivery; return whether it was new and its target is still valid.
+
+    A target is no longer valid if it was replaced, disabled or removed.
+    """
     added = connection.execute(
         statement(sql("webhooks/add_delivery")),
         {"organization_id": to.organization_id, "set_at": to.set_at, "run_id": run_id, "body": body},
@@ -160,7 +171,7 @@ def add_delivery(connection: Connection, to: Target, run_id: str, body: str) -> 
 
 
 def enqueued_run_ids(connection: Connection, to: Target, run_ids: Collection[str]) -> set[str]:
-    """Return those of the runs that have a delivery, sent or not."""
+    """Return the ids of the runs that have a delivery, whether it was sent or not."""
     rows = connection.execute(
         statement(
             "select run_id from cliniko.webhook_deliveries where organization_id = :organization_id"
@@ -172,9 +183,10 @@ def enqueued_run_ids(connection: Connection, to: Target, run_ids: Collection[str
 
 
 def advance_looked_until(connection: Connection, to: Target, oldest: datetime | None, max_lag: timedelta) -> None:
-    """Move the target's checkpoint to `oldest`, the start of the oldest unfinished sync; None: to the present.
+    """Move the target's checkpoint to `oldest`, the start of the oldest unfinished sync.
 
-    A checkpoint that lags by `max_lag` or less stays.
+    Without an unfinished sync, `oldest` is None and the checkpoint moves to the present. A checkpoint that lags by at
+    most `max_lag` is not moved, which saves writes.
     """
     connection.execute(
         statement(sql("webhooks/advance_looked_until")),
@@ -183,7 +195,7 @@ def advance_looked_until(connection: Connection, to: Target, oldest: datetime | 
 
 
 def due_deliveries(connection: Connection) -> list[DueDelivery]:
-    """Return the due deliveries, the longest due first, `BATCH_SIZE` at most."""
+    """Return at most `BATCH_SIZE` due deliveries, alternating between organizations, the oldest first."""
     rows = connection.execute(statement(sql("webhooks/due_deliveries")), {"batch_size": BATCH_SIZE}).mappings()
     return [DueDelivery(**row) for row in rows]
 
@@ -191,7 +203,7 @@ def due_deliveries(connection: Connection) -> list[DueDelivery]:
 def note_attempt(
     connection: Connection, sent: DueDelivery, outcome: str, *, is_taken: bool, delay: timedelta | None
 ) -> None:
-    """Store the result of an attempt. The next one comes after `delay`; None: there is none."""
+    """Store the result of an attempt. The next attempt is after `delay`; None means no further attempt."""
     connection.execute(
         statement(sql("webhooks/note_attempt")),
         {
@@ -217,7 +229,7 @@ def deliveries(connection: Connection, organization_id: str, limit: int) -> list
 
 
 def delete_old_deliveries(connection: Connection) -> None:
-    """Delete the deliveries that ended longer ago than `RETENTION`."""
+    """Delete deliveries that ended longer than `RETENTION` ago."""
     connection.execute(
         statement("delete from cliniko.webhook_deliveries where ended_at < now() - cast(:retention as interval)"),
         {"retention": RETENTION},

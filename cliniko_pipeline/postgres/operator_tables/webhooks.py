@@ -1,6 +1,6 @@
-"""`cliniko.webhook_secrets` and `cliniko.webhook_events`: the incoming webhooks of each organization.
+"""`cliniko.webhook_secrets` and `cliniko.webhook_events`: incoming webhooks.
 
-Secrets arrive and leave encrypted; the vault decrypts them.
+Secrets are encrypted here, and only the vault decrypts them.
 """
 
 import secrets
@@ -17,13 +17,13 @@ from cliniko_pipeline.postgres.engine import sql, statement
 from cliniko_pipeline.postgres.operator_tables.organizations import SERVICE
 
 MAX_SECRETS = 10
-"""Secrets of an organization. The signature of a received webhook is verified with each of them."""
+"""The maximum number of an organization's secrets. Each of them is tried to verify a received webhook."""
 
 RETENTION = timedelta(days=3)
-"""How long the event of a repeated webhook is recognized."""
+"""How long a webhook that is received twice is recognized."""
 
 _DELETED_AT_MOST = 10_000
-"""Events per statement."""
+"""The maximum number of events that one statement deletes."""
 
 _ENCRYPTED = {"cliniko.webhook_secrets": "id", "cliniko.webhook_targets": "organization_id"}
 """The tables with encrypted values, and the columns that identify their rows."""
@@ -34,9 +34,9 @@ class WebhookSecret:
     """A secret that signs webhooks of an organization.
 
     Attributes:
-        id: may be shown, unlike the secret.
-        expires_at: None: never.
-        is_valid: whether it has not expired, by the database's clock.
+        id: the secret's id, which may be shown.
+        expires_at: when the secret expires; None for never.
+        is_valid: whether the secret has not expired, by the database's clock.
     """
 
     id: str
@@ -49,9 +49,9 @@ class WebhookSecret:
 
 @dataclass(frozen=True)
 class PendingEvents:
-    """The events received since the organization's last successful sync began to read.
+    """The number of events since the organization's last successful sync began to read.
 
-    `received_at` belongs to the latest of them.
+    `received_at` is when the latest of these events was received.
     """
 
     organization_id: str
@@ -60,8 +60,8 @@ class PendingEvents:
 
 
 def add_secret(connection: Connection, organization_id: str, encrypted: Mapping[str, str]) -> str:
-    """Store another secret; return its id. Raise ArgumentError if there are `MAX_SECRETS` already."""
-    # The lock lets concurrent calls count each other's secrets.
+    """Store another secret; return its id. Raise ArgumentError beyond `MAX_SECRETS` secrets."""
+    # Without the lock, concurrent calls would not count each other's secrets.
     connection.execute(sa.text("lock table cliniko.webhook_secrets in share row exclusive mode"))
     if len(webhook_secrets(connection, organization_id)) >= MAX_SECRETS:
         raise ArgumentError(
@@ -80,13 +80,13 @@ def add_secret(connection: Connection, organization_id: str, encrypted: Mapping[
 
 
 def webhook_secrets(connection: Connection, organization_id: str) -> list[WebhookSecret]:
-    """Return the organization's secrets, the oldest first, expired ones included."""
+    """Return the organization's secrets, the oldest first, including expired secrets."""
     rows = connection.execute(statement(sql("webhooks/secrets")), {"organization_id": organization_id}).mappings()
     return [WebhookSecret(**row) for row in rows]
 
 
 def revoke_secret(connection: Connection, organization_id: str, secret_id: str) -> None:
-    """Delete the secret. Raise ArgumentError if there is none of that id."""
+    """Delete the secret; raise ArgumentError if there is no secret with this id."""
     _require_changed(
         connection.execute(
             sa.text("delete from cliniko.webhook_secrets where organization_id = :organization_id and id = :id"),
@@ -97,7 +97,7 @@ def revoke_secret(connection: Connection, organization_id: str, secret_id: str) 
 
 
 def expire_secret(connection: Connection, organization_id: str, secret_id: str, after: timedelta) -> None:
-    """Let the secret expire after this time at the latest. Raise ArgumentError if there is none of that id."""
+    """Let the secret expire after this time at the latest; raise ArgumentError for an unknown id."""
     _require_changed(
         connection.execute(
             sa.text(
@@ -111,7 +111,7 @@ def expire_secret(connection: Connection, organization_id: str, secret_id: str, 
 
 
 def note_event(connection: Connection, organization_id: str, message_id: str, type_: str | None) -> bool:
-    """Store a received event. Return false if a message with this id was stored before."""
+    """Store a received event; return whether its message id is new."""
     noted = connection.execute(
         statement(
             "insert into cliniko.webhook_events (organization_id, message_id, type)"
@@ -129,13 +129,13 @@ def pending_events(connection: Connection) -> dict[str, PendingEvents]:
 
 
 def delete_old_events(connection: Connection) -> int:
-    """Delete events older than `RETENTION` that no sync has to follow any more; return how many."""
+    """Delete events older than `RETENTION` that need no sync any more; return their number."""
     parameters = {"retention": RETENTION, "service": SERVICE, "limit": _DELETED_AT_MOST}
     return connection.execute(statement(sql("webhooks/delete_old_events")), parameters).rowcount
 
 
 def encrypted_values(connection: Connection) -> list[tuple[str, str, object]]:
-    """Return (table, key, encrypted value) of all encrypted values, and lock their rows until the transaction ends."""
+    """Return (table, key, encrypted value) of all encrypted values, and lock their rows."""
     found: list[tuple[str, str, object]] = []
     for table, key in _ENCRYPTED.items():
         rows = connection.execute(sa.text(f"select {key} as key, encrypted from {table} order by {key} for update"))
