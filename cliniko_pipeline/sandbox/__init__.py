@@ -1,5 +1,5 @@
 """A simulated Cliniko: several accounts behind one address, served over real HTTP.
 
-The pipeline can be tried and tested with it, without a Cliniko account. It shares no code with the client on purpose:
-both would share its mistakes.
+The pipeline can be tried and tested with the sandbox, without a Cliniko account. The sandbox shares no code with the
+client, so that a mistake in one of them does not hide in the other.
 """

@@ -1,4 +1,4 @@
-"""The sandbox's answers: lists with their links, single records, errors, and the pages of faults."""
+"""The sandbox's responses, which are lists with links, single records, errors, and web pages for faults."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _MAINTENANCE_PAGE = b"<!DOCTYPE html><html><head><title>Back soon</title></head>
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer before it is sent."""
+    """A response before it is sent."""
 
     status: int
     body: bytes
@@ -37,7 +37,7 @@ FIXED_ANSWERS = {
 
 @dataclass(slots=True)
 class Call:
-    """A request as far as it is parsed; `account` is None until the key is known."""
+    """A request as far as it is parsed. `account` is None until the API key is identified."""
 
     request: web.BaseRequest
     at: float
@@ -54,18 +54,18 @@ class Call:
 
     @property
     def base_url(self) -> str:
-        """The API address of the account by which the request came."""
+        """The base URL of the account, with the host that the request was sent to."""
         return f"http://{self.request.host}/{self.shard}/v1"
 
 
 def record_answer(call: Call, account: Account, record_id: str, query: Query) -> Answer:
-    """Return the answer with one record, or 404."""
+    """Return the response with one record, or a 404."""
     body = account.body(call.resource, record_id, query)
     return error(404, "Not found") if body is None else Answer(200, wire.bind(body, call.base_url))
 
 
 def list_answer(call: Call, page: Page, query: Query, next_links_to: str | None) -> Answer:
-    """Return the answer with a page of a list. `next_links_to` is the origin of `links.next`, if not this server."""
+    """Return the response with a page of a list. `next_links_to` replaces the origin of `links.next`."""
     rest = {"total_entries": page.total_entries, "links": _page_links(call, page, query, next_links_to)}
     records = wire.bind(b",".join(page.bodies), call.base_url)
     head = b'{"%s":[' % call.resource.encode("ascii")
@@ -89,7 +89,7 @@ def _page_url(url: str, kept: list[tuple[str, str]], page: int) -> str:
 
 
 def error(status: int, message: str) -> Answer:
-    """Return an error as Cliniko words it."""
+    """Return an error in Cliniko's format."""
     return Answer(status, to_json({"message": message}))
 
 

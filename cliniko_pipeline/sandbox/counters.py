@@ -1,7 +1,4 @@
-"""The requests that the sandbox answered, kept for assertions.
-
-It holds no secrets: accounts are named.
-"""
+"""The requests that the sandbox answered, kept for assertions. They contain no API keys."""
 
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -14,9 +11,9 @@ _KEPT_REQUESTS = 200_000
 class RecordedRequest:
     """One answered request.
 
-    `at` is the arrival in UNIX seconds by the server's clock. `account` is None where no account was
-    identified. `status` is the one sent, or 0 where the connection broke before a status line.
-    `authorized`: whether the request had an Authorization header.
+    `at` is the time of arrival in UNIX seconds by the server's clock. `account` is None if no account was identified.
+    `status` is the status that was sent, or 0 if the connection broke before a status line. `authorized` is true if the
+    request had an Authorization header.
     """
 
     at: float
@@ -30,7 +27,7 @@ class RecordedRequest:
 
 
 class Counters:
-    """The latest 200,000 requests, and the sums of all. Thread-safe."""
+    """The latest 200,000 requests, and the sums of all requests. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -51,12 +48,12 @@ class Counters:
 
     @property
     def recorded(self) -> list[RecordedRequest]:
-        """The requests kept, in the order they were answered."""
+        """The kept requests, in the order in which they were answered."""
         with self._lock:
             return list(self._recorded)
 
     def requests(self, *, account: str | None = None, resource: str | None = None, status: int | None = None) -> int:
-        """Return the number of answered requests of an account, of a resource, with a status; None: any."""
+        """Return the number of answered requests with this account, resource and status. None fits any value."""
         with self._lock:
             return sum(
                 number
@@ -70,8 +67,8 @@ class Counters:
         return self.requests(status=429)
 
     def request_times(self, account: str) -> list[float]:
-        """Return the arrivals of the account's requests, refused ones too, in UNIX seconds, ascending."""
-        return sorted(one.at for one in self.recorded if one.account == account)
+        """Return the arrival times of the account's requests, even refused requests, in UNIX seconds, ascending."""
+        return sorted(request.at for request in self.recorded if request.account == account)
 
     def busiest_window(self, account: str, seconds: float = 60.0) -> int:
         """Return the largest number of the account's requests in any window of this length."""

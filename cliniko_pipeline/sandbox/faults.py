@@ -1,7 +1,4 @@
-"""The faults of the simulated Cliniko, as settings, and the seeded dice that decide when they occur.
-
-The server carries them out.
-"""
+"""The settings for faults of the simulated Cliniko, and the seeded dice that decide when faults occur."""
 
 import math
 import random
@@ -19,14 +16,14 @@ _REFUSED = "Faults cannot be used: "
 
 
 class Fault(Enum):
-    """A fault of one request. Its rate in `Faults` is `<value>_rate`."""
+    """A fault of a single request. Its rate is the field `<value>_rate` of `Faults`."""
 
     SERVER_ERROR = "server_error"
     """A 5xx with a JSON body."""
     RESET_BEFORE_BODY = "reset_before_body"
     """The connection is reset (RST) before the status line."""
     RESET_IN_BODY = "reset_in_body"
-    """The connection is reset (RST) when half the body is sent."""
+    """The connection is reset (RST) after half of the body."""
     TRUNCATED_BODY = "truncated_body"
     """The connection is closed (FIN) before Content-Length is reached."""
     HTML_OK = "html_ok"
@@ -45,9 +42,10 @@ class Fault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BrokenPage:
-    """A page of a list, 100 records long, that fails, whole or in smaller ones, always or only the first `times`.
+    """A page of 100 records for which requests fail, also if they ask for a smaller page within it.
 
-    With `truncated` its body ends early, otherwise it is answered with `status`. `account` None: of all.
+    Only the first `times` requests fail, or all requests if `times` is None. With `truncated`, the body of the response
+    ends early. Otherwise the response has `status`. `account` is None for all accounts.
     """
 
     resource: str
@@ -60,9 +58,9 @@ class BrokenPage:
 
 @dataclass(frozen=True, slots=True)
 class BrokenRecord:
-    """A record that breaks every page of a list with it.
+    """A record that makes requests fail if their page contains the record.
 
-    Pages of up to `largest_page` records are answered all the same; 0: none is. `account` None: of all.
+    Requests for pages of up to `largest_page` records succeed nevertheless. `account` is None for all accounts.
     """
 
     resource: str
@@ -74,9 +72,10 @@ class BrokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class RefusedField:
-    """A field that lists cannot be filtered or sorted by: 400, or without any effect where that happens `silently`.
+    """A field by which lists cannot be filtered or sorted.
 
-    `use` is "filter" or "sort". `resource` and `account` None: of all.
+    `use` is "filter" or "sort". The response is a 400, unless the field is ignored `silently`. `resource` and `account`
+    are None for all resources and accounts.
     """
 
     field: str
@@ -92,17 +91,17 @@ class RefusedField:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """The faults in force; by default none. Use `dataclasses.replace` to change some.
+    """The faults in force, by default none. Use `dataclasses.replace` to change some.
 
-    Rates are shares of the requests, each 0 to 1 and together at most 1. Latency and jitter are milliseconds;
-    the jitter, 0 to its value, is added. `too_many_requests_first`: so many requests are answered 429 before
-    any other fault is considered. `redirect_to` and `next_links_to` are origins ("http://127.0.0.1:4567"):
-    where redirects lead, and where `links.next` of every list leads instead of here. `date` is the text of every Date
-    header instead of the time, blank for none that can be read. `accounts` limits
-    rates and latency to these accounts (by name); empty: all. Raise ArgumentError for a value out of range.
+    Rates are shares of the requests, each from 0 to 1 and together at most 1. Every response is delayed by `latency_ms`
+    and a random part of `jitter_ms`. The first `too_many_requests_first` requests get a 429. Redirects lead to the
+    origin `redirect_to`, such as "http://127.0.0.1:4567". If the origin `next_links_to` is set, `links.next` of every
+    list leads to it. `date` replaces the time in every Date header, and may be blank. `accounts` are the names of the
+    accounts to which rates and latency apply; if it is empty, they apply to all. Raise ArgumentError for a value out of
+    range.
 
-    As in PostgreSQL, records with equal sort fields come in another order with each request; `stable_ties` gives
-    them one order.
+    As in PostgreSQL, the order of records with equal sort fields changes with every request, unless `stable_ties` is
+    set.
     """
 
     seed: int = 0
@@ -145,15 +144,15 @@ class Faults:
         return {fault: cast("float", getattr(self, f"{fault.value}_rate")) for fault in Fault}
 
     def broken_record(self, account: str, resource: str, keys: Collection[str], per_page: int) -> BrokenRecord | None:
-        """Return the setting that breaks a page of this size with these ids, if any."""
+        """Return the setting by which a page of this size with these ids fails, if any."""
         return next(
             (
-                one
-                for one in self.broken_records
-                if one.resource == resource
-                and one.record_id in keys
-                and per_page > one.largest_page
-                and one.account in (None, account)
+                broken
+                for broken in self.broken_records
+                if broken.resource == resource
+                and broken.record_id in keys
+                and per_page > broken.largest_page
+                and broken.account in (None, account)
             ),
             None,
         )
@@ -161,11 +160,13 @@ class Faults:
     def refused(self, account: str, resource: str) -> list[RefusedField]:
         """Return the fields that the account's list cannot be filtered or sorted by."""
         return [
-            one for one in self.refused_fields if one.account in (None, account) and one.resource in (None, resource)
+            refused
+            for refused in self.refused_fields
+            if refused.account in (None, account) and refused.resource in (None, resource)
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the settings for `from_json`."""
+        """Return the settings in the form that `from_json` accepts."""
         return asdict(self)
 
     @classmethod
@@ -179,7 +180,7 @@ class Faults:
             if name not in known:
                 raise ArgumentError(f"{_REFUSED}there is no such setting; known are {', '.join(known)}.")
         try:
-            return cls(**{name: _from_json(name, one) for name, one in given.items()})
+            return cls(**{name: _from_json(name, setting) for name, setting in given.items()})
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"{_REFUSED}a setting has the wrong type.") from error
 
@@ -189,7 +190,7 @@ _LISTED = {"broken_pages": BrokenPage, "broken_records": BrokenRecord, "refused_
 
 def _from_json(name: str, value: Any) -> Any:
     if name in _LISTED:
-        return tuple(_LISTED[name](**one) for one in value)
+        return tuple(_LISTED[name](**entry) for entry in value)
     if name == "stable_ties":
         return bool(value)
     if name in {"server_error_statuses", "accounts"}:
@@ -203,7 +204,7 @@ def _from_json(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Misfortune:
-    """The decision for one request: the delay before the answer, and the fault, if any."""
+    """The decision about one request, with the delay of the response, and the fault, if any."""
 
     delay_seconds: float
     fault: Fault | None
@@ -211,7 +212,7 @@ class Misfortune:
 
 
 class FaultDice:
-    """Seeded dice that decide for each request; new faults restart them. Thread-safe."""
+    """The seeded dice that decide about each request. New faults restart the dice. Thread-safe."""
 
     def __init__(self, faults: Faults) -> None:
         self._lock = Lock()
@@ -242,14 +243,18 @@ class FaultDice:
             return Misfortune(delay, fault, status)
 
     def broken_page(self, account: str, resource: str, page: int, per_page: int) -> BrokenPage | None:
-        """Return the setting that breaks this request of a page, if any, and count the request."""
+        """Return the setting by which this request for a page fails, if any, and count the request."""
         first, last = (page - 1) * per_page // _BROKEN_AT_ONCE + 1, -(-page * per_page // _BROKEN_AT_ONCE)
         with self._lock:
-            for one in self._faults.broken_pages:
-                is_meant = one.resource == resource and one.account in (None, account)
-                if is_meant and first <= one.page <= last and (one.times is None or self._broken[one] < one.times):
-                    self._broken[one] += 1
-                    return one
+            for setting in self._faults.broken_pages:
+                is_meant = setting.resource == resource and setting.account in (None, account)
+                if (
+                    is_meant
+                    and first <= setting.page <= last
+                    and (setting.times is None or self._broken[setting] < setting.times)
+                ):
+                    self._broken[setting] += 1
+                    return setting
         return None
 
     def _pick(self, faults: Faults) -> Fault | None:

@@ -1,7 +1,6 @@
-"""A list request's query string, read as data: filters, sort order, page.
+"""The parser of a list request's query string, which consists of filters, sort order and page.
 
-Pure: the API's rules for a query, without records and HTTP. A refused query raises `QueryError` with the text of the
-API's 400.
+A refused query raises `QueryError` with the text of the API's 400 response.
 """
 
 import re
@@ -24,7 +23,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": lambda value, bound: value < bound,
 }
 _OPERATORS: dict[FieldKind, tuple[str, ...]] = {
-    # Longer operators first: the first that fits is taken.
+    # Longer operators come first, because the first operator that fits is used.
     FieldKind.DATE_TIME: ("!?", ">=", "<=", ">", "<", "?", "*"),
     FieldKind.DATE: ("!?", ">=", "<=", ">", "<", "?", "*"),
     FieldKind.NUMBER: ("!?", "!=", ">=", "<=", ">", "<", "=", "?"),
@@ -36,12 +35,15 @@ _WITHOUT_VALUE = frozenset({"?", "!?", "*"})
 
 
 class QueryError(Exception):
-    """The query is refused; the text names the field or parameter, never a value."""
+    """The refusal of a query. The text contains the field or parameter, never a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One `q[]`: `holds` returns whether a record with this value of the field (None if unset) matches."""
+    """One filter, from a parameter `q[]`.
+
+    `holds` takes a record's value of the field, None if unset, and returns whether the record matches.
+    """
 
     field: str
     text: str
@@ -62,7 +64,7 @@ _UsedT = TypeVar("_UsedT", Filter, SortField)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A list request."""
+    """A parsed list request."""
 
     filters: tuple[Filter, ...]
     sort: tuple[SortField, ...]
@@ -71,17 +73,17 @@ class Query:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for queries that select and order alike, whatever their page."""
-        return (tuple(sorted(one.text for one in self.filters)), self.sort)
+        """A key that is equal for queries with the same filters and sort order."""
+        return (tuple(sorted(condition.text for condition in self.filters)), self.sort)
 
 
 def read_query(
     resource: Resource, parameters: Iterable[tuple[str, str]], refused: Sequence[RefusedField] = ()
 ) -> Query:
-    """Return the query of decoded parameters for a resource, some fields of which may be refused.
+    """Return the query in decoded parameters for a resource. The fields in `refused` are refused.
 
-    Unknown parameters are ignored. A `per_page` above the maximum is served as the maximum.
-    Raise QueryError.
+    Unknown parameters are ignored. A `per_page` above the maximum is reduced to the maximum.
+    Raise QueryError for a refused query.
     """
     pairs = list(parameters)
     single = dict(pairs)
@@ -97,11 +99,11 @@ def read_query(
 
 def _without_refused(used: tuple[_UsedT, ...], use: str, refused: Sequence[RefusedField]) -> tuple[_UsedT, ...]:
     """Leave out fields that are refused silently. Raise QueryError for other refused fields."""
-    silent = {one.field: one.silently for one in refused if one.use == use}
-    for one in used:
-        if silent.get(one.field) is False:
-            raise QueryError(f"{one.field} is not {'filterable' if use == 'filter' else 'sortable'}")
-    return tuple(one for one in used if one.field not in silent)
+    silent = {refusal.field: refusal.silently for refusal in refused if refusal.use == use}
+    for usage in used:
+        if silent.get(usage.field) is False:
+            raise QueryError(f"{usage.field} is not {'filterable' if use == 'filter' else 'sortable'}")
+    return tuple(usage for usage in used if usage.field not in silent)
 
 
 def _read_positive(parameters: dict[str, str], name: str, default: int) -> int:
@@ -133,7 +135,7 @@ def _read_filter(resource: Resource, text: str) -> Filter:
     kind = resource.fields.get(field)
     if kind is None:
         raise QueryError(f"{field} is not filterable")
-    operator = next((one for one in _OPERATORS[kind] if condition.startswith(one)), None)
+    operator = next((candidate for candidate in _OPERATORS[kind] if condition.startswith(candidate)), None)
     if operator is None:
         raise QueryError(f"{field} does not take this operator")
     value = condition.removeprefix(operator)
@@ -156,7 +158,7 @@ def _condition(field: str, kind: FieldKind, operator: str, text: str) -> Callabl
 def _comparing(operator: str, values: list[Any]) -> Callable[[Any], bool]:
     if operator in {"=", "!="}:
         accepted, wanted = frozenset(values), operator == "="
-        # As in SQL, a field that is not set is neither equal nor unequal to a value.
+        # As in SQL, a field without a value is neither equal nor unequal to a value, so it never matches.
         return lambda value: value is not None and (value in accepted) is wanted
     compare, bound = _COMPARISONS[operator], values[0]
     return lambda value: value is not None and compare(value, bound)

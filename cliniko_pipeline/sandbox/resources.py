@@ -1,14 +1,11 @@
-"""The resources of the simulated API, and the operators by which their fields can be filtered.
-
-Only facts about the API: `queries` parses filters, `tables` stores records.
-"""
+"""The resources of the simulated API, and the types of the fields by which they can be filtered."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 
 class FieldKind(Enum):
-    """The type of a filterable field, which decides its operators."""
+    """The type of a filterable field, which decides which operators a filter may use."""
 
     DATE_TIME = "date-time"
     DATE = "date"
@@ -20,12 +17,7 @@ class FieldKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One list of the API.
-
-    `stored` is false for a view of other resources. `lifts_deleted` names the filter that brings
-    deleted records into the list: `deleted_at` where that field can be filtered by, else `archived_at`, since
-    archiving replaced deletion.
-    """
+    """One list of the API. `stored` is false for a list that is made of other resources."""
 
     name: str
     fields: dict[str, FieldKind]
@@ -33,7 +25,10 @@ class Resource:
 
     @property
     def lifts_deleted(self) -> str:
-        """The field whose filter brings deleted records into the list."""
+        """The field whose filter adds deleted records to the list.
+
+        It is `deleted_at` if the list has this field, else `archived_at`, because archiving replaced deletion.
+        """
         return "deleted_at" if "deleted_at" in self.fields else "archived_at"
 
 
@@ -135,13 +130,13 @@ RESOURCES: dict[str, Resource] = {
 }
 
 SETTINGS = "settings"
-"""The account's, which are no list."""
+"""The path of the account's settings, which are not a list."""
 
 UNLISTED_RESOURCES = frozenset({"unavailable_blocks"})
-"""Stored, but only to be seen as part of the bookings."""
+"""The stored resources that appear only among the bookings."""
 
 BOOKING_RESOURCES = frozenset({"individual_appointments", "group_appointments", "unavailable_blocks"})
-"""The resources that `/bookings` is the union of."""
+"""The resources that `/bookings` lists together."""
 
-STORED_RESOURCES = frozenset(name for name, one in RESOURCES.items() if one.stored) | UNLISTED_RESOURCES
-"""The resources an account holds records of."""
+STORED_RESOURCES = frozenset(name for name, resource in RESOURCES.items() if resource.stored) | UNLISTED_RESOURCES
+"""The resources whose records an account stores."""

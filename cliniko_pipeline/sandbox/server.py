@@ -1,12 +1,12 @@
-"""The simulated Cliniko's HTTP server: headers, authentication, rate limit, lists, and faults on the wire.
+"""The simulated Cliniko's HTTP server, with authentication, rate limit, lists, and faults.
 
-`http://HOST:PORT/{shard}/v1/{resource}`: the path's first segment stands for the host
-`api.{shard}.cliniko.com`, so that one address serves accounts of every shard. What a query means is in
-`queries`, what goes wrong in `faults`, the data in `accounts`.
+A URL has the form `http://HOST:PORT/{shard}/v1/{resource}`. The shard in the path stands for the host
+`api.{shard}.cliniko.com`, so that one address serves accounts of every shard. `queries` parses queries, `faults`
+decides about faults, and `accounts` contains the data.
 
-Where the API's behaviour is not published, the sandbox chooses the stricter reading: an Accept header without
-`application/json` is 406, `page=0` is 400, a single record that a list would hide is 404 unless asked for by
-the same filters, the rate limit is a sliding window. `per_page` above the maximum is served as the maximum.
+Where the API's behaviour is not published, the sandbox is strict. An Accept header without `application/json` leads to
+a 406, and `page=0` to a 400. A single record that a list would hide is a 404, unless the request has the same filters
+that show it in the list. The rate limit is a sliding window. A `per_page` above the maximum is reduced to the maximum.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ _USER_AGENT = re.compile(r"\S.*\([^()\s@]+@[^()\s@]+\.[^()\s@]+\)")
 
 
 class Sandbox:
-    """The running server's handle. Everything on it may be used from any thread."""
+    """The handle of the running server. Use `stop` on the server's event loop, and the rest from any thread."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Sandbox:
 
     @property
     def faults(self) -> Faults:
-        """The faults in force; they may be replaced while the server runs."""
+        """The faults in force, which may be replaced while the server runs."""
         return self._dice.faults
 
     @faults.setter
@@ -90,7 +90,7 @@ class Sandbox:
         self._dice.faults = faults
 
     def add(self, account: Account) -> None:
-        """Serve one more account. Raise ArgumentError if its name or key is taken."""
+        """Serve one more account. Raise ArgumentError if another account has its name or key."""
         if account.name in self.accounts or (account.shard, account.bare_key) in self._keys:
             raise ArgumentError("The sandbox has an account of this name or API key; give each its own.")
         self.accounts[account.name] = account
@@ -102,7 +102,7 @@ class Sandbox:
         return f"http://{self.host}/{served.shard}/v1"
 
     async def serve(self, host: str, port: int, started: "Future[asyncio.AbstractEventLoop]") -> None:
-        """Serve until `stop`; `started` gets the event loop, or the error that prevents serving."""
+        """Serve until `stop` is called. `started` gets the event loop when the server accepts connections."""
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family, backlog=1024) as listening:
@@ -113,8 +113,8 @@ class Sandbox:
                 self.host = authority(listening)
                 started.set_result(loop)
                 await self._stopping.wait()
-                # The runner closes only connections it knows: accept no more, and let those just accepted
-                # become known, before it stops.
+                # The runner closes only connections that it knows. So accept no more connections, and let it learn
+                # of the latest connections before it stops.
                 loop.remove_reader(listening)
                 for _ in range(_TURNS_TO_ACCEPT):
                     await asyncio.sleep(0)
@@ -137,7 +137,7 @@ class Sandbox:
             await self._wait(misfortune.delay_seconds)
         return await self._answer(call, call.account, misfortune)
 
-    # Refusals before the account's data is read, in the order of the real service.
+    # Refusals that come before the account's data is read, in the order of the real service.
 
     def _refusal(self, call: Call) -> Answer | None:
         return (
@@ -194,7 +194,7 @@ class Sandbox:
             headers.append(("Retry-After", str(max(1, math.ceil(possible_again - now)))))
         return Answer(429, to_json({"message": "Too many requests"}), headers=tuple(headers))
 
-    # Answers from the account's data.
+    # Responses with the account's data.
 
     async def _answer(self, call: Call, account: Account, misfortune: Misfortune) -> web.StreamResponse:
         instead = self._instead(call, misfortune)
@@ -281,7 +281,7 @@ class Sandbox:
         except TimeoutError:
             return
 
-    # The control interface for another process, and the headers of every answer.
+    # The control interface for another process, and the headers of every response.
 
     async def _control(self, request: web.BaseRequest) -> Answer:
         if not is_loopback(request.remote):
@@ -309,7 +309,7 @@ class Sandbox:
 
     def _all_records(self, request: web.BaseRequest, account: Account) -> Answer:
         base_url = f"http://{request.host}/{account.shard}/v1"
-        resources = [name for name, one in RESOURCES.items() if one.stored]
+        resources = [name for name, resource in RESOURCES.items() if resource.stored]
         return Answer(200, to_json({name: account.wire_records(name, base_url) for name in resources}))
 
     def _finish(self, call: Call, answer: Answer) -> web.Response:
@@ -353,11 +353,11 @@ def running_sandbox(
     faults: Faults | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Generator[Sandbox]:
-    """Serve the accounts on a thread and event loop of their own until the block ends.
+    """Serve the accounts in a separate thread until the block ends.
 
-    `port` 0 takes a free one. `requests_per_minute` None: no limit. `retry_after`: whether a 429 carries that
-    header besides X-RateLimit-Reset. `clock` returns UNIX seconds, for the Date header and the rate limit.
-    Raise ArgumentError if the address cannot be served.
+    With `port` 0, a free port is used. With `requests_per_minute` None, there is no rate limit. With `retry_after`, a
+    429 has a Retry-After header besides X-RateLimit-Reset. `clock` returns UNIX seconds, for the Date header and the
+    rate limit. Raise ArgumentError if the server cannot listen at the address.
     """
     sandbox = Sandbox(
         accounts,

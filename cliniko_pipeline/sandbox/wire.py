@@ -1,8 +1,8 @@
-"""Records as bytes: JSON whose links are not yet bound to a host.
+"""The JSON of records, with links that are not yet bound to a host.
 
-In a record (a dict) a link is a member whose value begins with `{base}/`. Serialised, that beginning is one NUL
-byte, which JSON text cannot contain, so that a whole page is bound to its host by one replacement and no text
-of a record can be mistaken for a link.
+In a record (a dict), a link is a member whose value begins with `{base}/`. In its JSON, a NUL byte stands in place of
+`{base}`. JSON text cannot contain NUL bytes, so that one replacement binds all links of a page to a host, and changes
+nothing else.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 LINK_PREFIX = "{base}"
-"""Stands for `https://api.{shard}.cliniko.com/v1` in the links of a stored record."""
+"""The placeholder for `https://api.{shard}.cliniko.com/v1` in the links of a stored record."""
 
 _UNBOUND = b"\x00"
 # A quotation mark inside a text is escaped in JSON, so this can only be the start of a member's value.
@@ -22,14 +22,14 @@ _decode_utf8 = msgspec.json.Decoder().decode
 
 
 def link(path: str) -> dict[str, dict[str, str]]:
-    """Link to `path` ("patients/82") as the API shows a related object: an object that holds only the link."""
+    """Return a link to `path` ("patients/82") in the form that the API uses for related objects."""
     return {"links": {"self": f"{LINK_PREFIX}/{path}"}}
 
 
 def serialise(record: Any) -> bytes:
-    """Make the record's JSON with unbound links.
+    """Return the record's JSON with unbound links, in UTF-8.
 
-    UTF-8, except that a record with a lone surrogate (which UTF-8 cannot hold) is escaped to ASCII.
+    A record with a lone surrogate is escaped to ASCII, because UTF-8 cannot contain lone surrogates.
     """
     try:
         encoded = _encode_utf8(record)
@@ -44,10 +44,10 @@ def bind(encoded: bytes, base_url: str) -> bytes:
 
 
 def parse(encoded: bytes, base_url: str = LINK_PREFIX) -> Any:
-    """Restore what `serialise` was given, its links bound to `base_url`."""
+    """Return the record from its JSON, with its links bound to `base_url`."""
     bound = bind(encoded, base_url)
     try:
         return _decode_utf8(bound)
     except msgspec.DecodeError:
-        # msgspec refuses lone surrogates and integers wider than 64 bits; the standard library takes them.
+        # msgspec refuses lone surrogates and integers wider than 64 bits; the standard library accepts them.
         return json.loads(bound)

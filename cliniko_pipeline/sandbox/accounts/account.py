@@ -1,6 +1,6 @@
-"""One clinic's Cliniko account: its API key, its rights, and its records, which may change while served.
+"""One clinic's Cliniko account, with its API key, its rights, and its records, which may change at any time.
 
-Neither HTTP nor invented data (see `demo` and `generated`).
+`demo` and `generated` invent the records.
 """
 
 import random
@@ -24,7 +24,7 @@ from cliniko_pipeline.sandbox.resources import (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list: the records' JSON with unbound links, their ids, and how many records the whole list has."""
+    """One page of a list, with the records' JSON (its links are unbound), and with the size of the whole list."""
 
     bodies: list[bytes]
     ids: list[str]
@@ -32,12 +32,11 @@ class Page:
 
 
 class Account:
-    """A simulated account. All methods may be called from any thread, also while a server serves it.
+    """A simulated account. Thread-safe, also while a server serves it.
 
-    `api_key` is the key as Cliniko issued it: with the shard's suffix, or without for an old account.
-    `forbidden_resources` are those the key's user has no right to (403); `revoked` makes the key
-    unknown (401). `has_inactive_list`: whether there is `/practitioners/inactive`. `settings`: what `/settings`
-    answers; None: 404.
+    `api_key` is the key as Cliniko issued it. Only the key of an old account has no shard suffix. The key's user may
+    not read `forbidden_resources` (403). `revoked` makes the key unknown (401). `has_inactive_list` says whether
+    `/practitioners/inactive` exists. `settings` is the response of `/settings`, None for a 404.
     """
 
     def __init__(self, name: str, shard: str, api_key: str) -> None:
@@ -51,19 +50,19 @@ class Account:
         self._lock = RLock()
         self._tables = {stored: ResourceTable(_resource(stored)) for stored in STORED_RESOURCES}
         self._bookings = ResourceTable(RESOURCES["bookings"])
-        self._nameless = 0
+        self._without_id = 0
 
     def __repr__(self) -> str:
         return f"Account(name={self.name!r}, shard={self.shard!r})"
 
     @classmethod
     def from_records(cls, name: str, shard: str, api_key: str, records: Mapping[str, Iterable[Any]]) -> "Account":
-        """Make an account of records written by hand or generated, by resource name.
+        """Return an account with the given records by resource name.
 
-        A record is served exactly as it is, however partial or hostile, except that values beginning with
-        `{base}/` become links to the host that serves it. Iterables are read once, so they may be generators.
-        Individual and group appointments share one space of ids, as in reality: an id that both use is one
-        booking only. Raise ArgumentError for a resource that the sandbox does not have.
+        A record is served exactly as it is, even if it is incomplete or malformed, except that values beginning with
+        `{base}/` become links to the serving host. Each iterable is read once, so it may be a generator. As in reality,
+        an individual and a group appointment with the same id are a single booking. Raise ArgumentError for a resource
+        that the sandbox does not have.
         """
         account = cls(name, shard, api_key)
         for resource, rows in records.items():
@@ -72,12 +71,12 @@ class Account:
 
     @property
     def bare_key(self) -> str:
-        """The API key without the shard's suffix."""
+        """The API key without the shard suffix."""
         return self.api_key.removesuffix(f"-{self.shard}")
 
     @property
     def records(self) -> dict[str, dict[str, Any]]:
-        """A copy of all records with unbound links: resource name -> id -> record."""
+        """A copy of all records with unbound links, by resource name and id."""
         with self._lock:
             return {
                 name: {entry.key: wire.parse(entry.body) for entry in table.entries()}
@@ -85,7 +84,7 @@ class Account:
             }
 
     def fill(self, resource: str, records: Iterable[Any]) -> None:
-        """Add many records at once; much faster than `put` in a loop."""
+        """Add many records at once, which is much faster than `put` in a loop."""
         table = self._table(resource)
         entries = [self._entry(record) for record in records]
         with self._lock:
@@ -94,7 +93,7 @@ class Account:
                 self._bookings.fill(entries)
 
     def put(self, resource: str, record: Any) -> None:
-        """Add the record, or replace the one with its id."""
+        """Add the record, or replace the record with the same id."""
         table = self._table(resource)
         entry = self._entry(record)
         with self._lock:
@@ -103,7 +102,7 @@ class Account:
                 self._bookings.put(entry)
 
     def delete(self, resource: str, record_id: str | int) -> None:
-        """Remove the record for good, as a hard deletion does; nothing happens where there is none."""
+        """Remove the record for good, as a hard deletion does, if there is such a record."""
         table = self._table(resource)
         with self._lock:
             table.delete(str(record_id))
@@ -117,15 +116,15 @@ class Account:
         return None if entry is None else cast("dict[str, Any]", wire.parse(entry.body))
 
     def wire_records(self, resource: str, base_url: str) -> list[dict[str, Any]]:
-        """Return all records of a resource, hidden ones too, in the default order, with links to `base_url`."""
+        """Return all records of a resource, even hidden records, in the default order, with links to `base_url`."""
         with self._lock:
             entries = self._table(resource).entries()
         return [wire.parse(entry.body, base_url) for entry in entries]
 
     def page(self, resource: str, query: Query, dice: random.Random | None = None, *, inactive: bool = False) -> Page:
-        """Return one page of a list. Dice shuffle records with equal sort fields.
+        """Return one page of a list. `dice` shuffle records with equal sort fields.
 
-        `inactive`: of practitioners, those who left.
+        If the list is of practitioners, `inactive` selects the practitioners who left.
         """
         with self._lock:
             entries, total = self._table(resource).page(query, dice, inactive=inactive)
@@ -149,8 +148,8 @@ class Account:
         key = cast("dict[str, Any]", record).get("id") if isinstance(record, dict) else None
         if key is None:
             with self._lock:
-                self._nameless += 1
-                key = f"without id {self._nameless}"
+                self._without_id += 1
+                key = f"without id {self._without_id}"
         return Entry(str(key), record)
 
 

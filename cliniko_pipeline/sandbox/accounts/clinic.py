@@ -1,7 +1,6 @@
-"""A clinic under construction: patients come, book, cancel, stay away, are merged; records are the result.
+"""A clinic whose events, such as bookings, cancellations and merges of patients, produce its records.
 
-The rules of how events show in records, seeded and deterministic. Which events happen is the story of a data set
-(see demo).
+The module defines how events change records, and is deterministic. `demo` decides which events happen.
 """
 
 import random
@@ -32,7 +31,7 @@ class Outcome(Enum):
 
 @dataclass(slots=True)
 class ClinicPatient:
-    """A patient's record, the person behind it, and the records that link to it."""
+    """A patient's record, the invented person, and the records that link to the patient."""
 
     record: Record
     person: Person
@@ -53,7 +52,7 @@ class ClinicPatient:
 class Clinic:
     """The records of one account.
 
-    `now` (aware, UTC) is the end of the data set: no record was made or changed later.
+    `now` (aware, UTC) is the end of the data set. No record was made or changed later.
     """
 
     def __init__(self, country: str, now: datetime, dice: random.Random, new_id: Callable[[str], str]) -> None:
@@ -68,7 +67,7 @@ class Clinic:
         self._opened = instant(now - timedelta(days=1300))
 
     def account(self, name: str, shard: str, api_key: str) -> Account:
-        """Build the account of what happened so far."""
+        """Return an account with the records so far."""
         return Account.from_records(name, shard, api_key, self._records)
 
     def records_of(self, resource: str) -> list[Record]:
@@ -76,17 +75,17 @@ class Clinic:
         return self._records.setdefault(resource, [])
 
     def add_business(self, name: str) -> str:
-        """Open a business; its id."""
+        """Open a business; return its id."""
         record_id = self._new_id("businesses")
         return self._add("businesses", records.business(record_id, name, self.country, self._opened))
 
     def add_practitioner(self, person: Person) -> str:
-        """Employ a practitioner; its id."""
+        """Employ a practitioner; return the practitioner's id."""
         record_id = self._new_id("practitioners")
         return self._add("practitioners", records.practitioner(record_id, person, self._opened))
 
     def add_appointment_type(self, name: str, minutes: int, places: int = 1) -> str:
-        """Offer a kind of appointment; its id. `places` above 1 makes it a class."""
+        """Offer an appointment type; return its id. With `places` above 1, it is a class."""
         record_id = self._new_id("appointment_types")
         self._places[record_id], self._minutes[record_id] = places, minutes
         record = records.appointment_type(record_id, name, minutes, places, self._opened)
@@ -111,15 +110,15 @@ class Clinic:
         attendee = self._attend(record, patient, booked)
         patient.bookings.append(record)
         settled = self._settle(booked, starts, outcome)
-        for one in (record, attendee):
-            self.conclude(one, outcome, settled)
+        for concluded in (record, attendee):
+            self.conclude(concluded, outcome, settled)
         if starts <= self.now and outcome in {Outcome.KEPT, Outcome.NO_SHOW}:
             record["did_not_arrive"] = outcome is Outcome.NO_SHOW
             record["patient_arrived"] = attendee["arrived"] = outcome is Outcome.KEPT
         return record
 
     def open_class(self, site: Site, starts: datetime, patients: Iterable[ClinicPatient]) -> Record:
-        """Schedule a class weeks ahead and let the patients book a place each."""
+        """Schedule a class, and let each patient book a place."""
         booked = self._booked(starts)
         booking = self._booking(site, starts, booked)
         record = records.group_appointment(booking, site, [], self._places[site.appointment_type_id])
@@ -129,7 +128,7 @@ class Clinic:
         return record
 
     def join(self, group: Record, patient: ClinicPatient) -> Record:
-        """Give the patient a place in the class; the class's own updated_at does not move."""
+        """Give the patient a place in the class, without changing the updated_at of the class."""
         starts = datetime.fromisoformat(group["starts_at"])
         created = datetime.fromisoformat(group["created_at"])
         booked = created + (min(starts, self.now) - created) * self.dice.random()
@@ -155,24 +154,24 @@ class Clinic:
         self._add("unavailable_blocks", records.unavailable_block(booking, site))
 
     def merge(self, gone: ClinicPatient, kept: ClinicPatient, at: datetime, *, left_behind: int = 0) -> None:
-        """Merge a patient into another; all but the latest `left_behind` bookings move to the one that stays."""
+        """Merge patient `gone` into `kept`, who gets all bookings except the latest `left_behind`."""
         gone.record["merged_at"] = gone.record["archived_at"] = gone.record["updated_at"] = instant(at)
         gone.record["merged_with_patient"] = link(f"patients/{kept.id}")
         for ours, theirs in ((gone.bookings, kept.bookings), (gone.attendees, kept.attendees)):
-            staying = max(len(ours) - left_behind, 0)
-            for record in ours[:staying]:
+            moving = max(len(ours) - left_behind, 0)
+            for record in ours[:moving]:
                 record["patient"] = link(f"patients/{kept.id}")
                 record["updated_at"] = max(str(record["updated_at"]), instant(at))
-            theirs.extend(ours[:staying])
-            del ours[:staying]
+            theirs.extend(ours[:moving])
+            del ours[:moving]
         self._rename_in_classes(gone, kept)
 
     def _rename_in_classes(self, gone: ClinicPatient, kept: ClinicPatient) -> None:
-        staying = {str(one["booking"]["links"]["self"]) for one in gone.attendees}
+        staying = {str(attendee["booking"]["links"]["self"]) for attendee in gone.attendees}
         for group in self.records_of("group_appointments"):
             if gone.id in group["patient_ids"] and f"{LINK_PREFIX}/bookings/{group['id']}" not in staying:
-                others = [one for one in group["patient_ids"] if one != gone.id]
-                group["patient_ids"] = list(dict.fromkeys([*others, kept.id]))
+                other_ids = [patient_id for patient_id in group["patient_ids"] if patient_id != gone.id]
+                group["patient_ids"] = list(dict.fromkeys([*other_ids, kept.id]))
 
     def _add(self, resource: str, record: Record) -> str:
         self.records_of(resource).append(record)
@@ -200,7 +199,7 @@ class Clinic:
         return record
 
     def _settle(self, booked: datetime, starts: datetime, outcome: Outcome) -> datetime:
-        """Pick the moment the booking got its final state."""
+        """Return the moment at which the booking gets its final state."""
         if outcome is Outcome.CANCELLED:
             return booked + (min(starts, self.now) - booked) * self.dice.random()
         return starts + timedelta(minutes=self.dice.randint(1, 90)) if starts <= self.now else booked

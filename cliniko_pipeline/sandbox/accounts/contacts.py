@@ -1,6 +1,6 @@
-"""The operator's own `public.contacts` rows for the demo: who of the patients they know, and how well.
+"""The rows of the operator's `public.contacts` for the demo.
 
-Every way of matching a contact to a patient occurs, and every way in which it cannot be done.
+They include every way in which a contact can match a patient, and every reason why it cannot.
 """
 
 import random
@@ -14,7 +14,7 @@ Contact = dict[str, Any]
 
 
 class ContactBook:
-    """Collects the contacts of one organization."""
+    """The contacts of one organization."""
 
     def __init__(self, organization_id: str, dice: random.Random) -> None:
         self.rows: list[Contact] = []
@@ -29,7 +29,7 @@ class ContactBook:
         email: str | None = None,
         name: str | None = None,
     ) -> Contact:
-        """Note down a patient's name and phone; an e-mail address or a patient id only if given."""
+        """Add a contact for a patient. It has an e-mail address or a patient id only if they are given."""
         person = patient.person
         contact: Contact = {
             "id": str(uuid.UUID(int=self._dice.getrandbits(128), version=4)),
@@ -45,7 +45,7 @@ class ContactBook:
         return contact
 
     def add_as_usual(self, patient: ClinicPatient) -> None:
-        """Note a patient down in one of the usual ways; some are not noted at all."""
+        """Add a contact for a patient in one of the usual ways, or no contact at all."""
         draw, email = self._dice.random(), patient.person.email
         if draw < 0.08:
             return
@@ -61,7 +61,7 @@ class ContactBook:
             self.add(patient)
 
     def add_strangers(self, number: int, country: str) -> None:
-        """Note down people who never were patients."""
+        """Add contacts for people who never were patients."""
         for count in range(number):
             person = invent_person(self._dice, 90_000 + count, country)
             stranger = ClinicPatient({"first_name": "", "last_name": ""}, person)

@@ -1,9 +1,9 @@
-"""The demo's three organizations: seeded, deterministic, invented from the first name to the last.
+"""The demo's three organizations, whose data is completely invented.
 
-The same anchor gives the same data; every time is relative to it. The data set is valid by the published schema
-except for one named hostility, `empty_strings_for_nulls`, which the real service shows too and which can be
-switched off. Text may hold NUL characters (valid JSON, refused by PostgreSQL). Lone surrogates, missing links and
-the like are not in the demo: tests put them into accounts of their own (`Account.from_records`).
+The same anchor gives the same data, and every time is relative to the anchor. The data is valid by the published schema
+except for `empty_strings_for_nulls`, which imitates the real service and can be switched off. Some texts contain NUL
+characters, which are valid in JSON but refused by PostgreSQL. Tests make their own accounts for more unusual records,
+such as records with lone surrogates or missing links (`Account.from_records`).
 """
 
 import random
@@ -22,7 +22,7 @@ from cliniko_pipeline.sandbox.accounts.records import Record, Site, instant
 SURF_REHAB_KEY = "MS0tdGhpcy1pcy1ub3QtYS1zZWNyZXQtc3VyZi1yZWhhYg-au4"
 HARBOUR_PILATES_KEY = "MS0tdGhpcy1pcy1ub3QtYS1zZWNyZXQtaGFyYm91cg-uk2"
 OLD_MILL_PHYSIO_KEY = "MS0tdGhpcy1pcy1ub3QtYS1zZWNyZXQtb2xkLW1pbGw"
-"""An old account: its key has no shard and belongs to au1. All three keys are made up."""
+"""The key of an old account, which has no shard suffix and belongs to au1. All three keys are invented."""
 
 SURF_REHAB_PATIENTS = 631
 _ACTIVE_SHARE = 0.40
@@ -45,7 +45,7 @@ class DemoOrganization:
 def demo_organizations(anchor: datetime, *, empty_strings_for_nulls: bool = True) -> list[DemoOrganization]:
     """Build the three organizations as they are at `anchor` (aware, UTC; its fraction of a second is dropped).
 
-    With `empty_strings_for_nulls` some records have "" where null is meant, against the published schema.
+    With `empty_strings_for_nulls`, some records have "" in place of null, which the published schema does not allow.
     """
     now = anchor.replace(microsecond=0)
     return [
@@ -56,9 +56,9 @@ def demo_organizations(anchor: datetime, *, empty_strings_for_nulls: bool = True
 
 
 def _surf_rehab(now: datetime, *, empty_strings: bool) -> DemoOrganization:
-    """A physiotherapy clinic: mostly individual appointments, three years of them, one weekly class."""
+    """Build a physiotherapy clinic with three years of individual appointments, and one weekly class."""
     dice = random.Random("surf-rehab")  # noqa: S311 - data for a demo, no secret
-    # The ids grow from 18 to 19 digits on the way, so that their order as text is not their order.
+    # The ids grow from 18 to 19 digits on the way, so that their order as text differs from their order as numbers.
     clinic = Clinic("au", now, dice, _large_ids(999_999_999_999_760_000, 37))
     business = clinic.add_business("Surf Rehab Torquay")
     staff = [clinic.add_practitioner(invent_person(dice, 80_000 + n, "au")) for n in range(4)]
@@ -66,7 +66,7 @@ def _surf_rehab(now: datetime, *, empty_strings: bool) -> DemoOrganization:
     kinds += [clinic.add_appointment_type("Standard consultation", 30)]
     class_kind = clinic.add_appointment_type("Knee rehabilitation class", 45, 8)
     for number in range(SURF_REHAB_PATIENTS - 8):
-        _treat(clinic, number, [Site(business, one, kinds[1]) for one in staff])
+        _treat(clinic, number, [Site(business, practitioner, kinds[1]) for practitioner in staff])
     site = Site(business, staff[1], kinds[0])
     _unusual_names(clinic, site)
     _families_and_namesakes(clinic, site)
@@ -81,7 +81,7 @@ def _surf_rehab(now: datetime, *, empty_strings: bool) -> DemoOrganization:
 
 
 def _harbour_pilates(now: datetime, *, empty_strings: bool) -> DemoOrganization:
-    """A studio of classes: people book a place, give it back, take it again."""
+    """Build a studio of classes, whose patients book places, cancel them and book again."""
     dice = random.Random("harbour-pilates")  # noqa: S311 - data for a demo, no secret
     clinic = Clinic("uk", now, dice, _large_ids(1_204_000_000_000_000_000, 1_048_576))
     business = clinic.add_business("Harbour Pilates")
@@ -107,7 +107,7 @@ def _harbour_pilates(now: datetime, *, empty_strings: bool) -> DemoOrganization:
 
 
 def _old_mill_physio(now: datetime, *, empty_strings: bool) -> DemoOrganization:
-    """A small practice since the service's first days: short ids, counted per resource."""
+    """Build a small practice with an old account, whose ids are short and counted per resource."""
     dice = random.Random("old-mill-physio")  # noqa: S311 - data for a demo, no secret
     clinic = Clinic("au", now, dice, _short_ids())
     site = Site(
@@ -142,22 +142,22 @@ def _organization(
 
 
 def _treat(clinic: Clinic, number: int, sites: list[Site]) -> None:
-    """Let one patient come, with a course of treatment that is under way, over, or about to begin."""
+    """Add one patient, whose course of treatment is under way, over, or about to begin."""
     dice = clinic.dice
     person = invent_person(dice, number, clinic.country, with_email=dice.random() > 0.12)
     days = _visit_days(dice)
     first = min(days, default=-dice.randint(1, 900))
-    # Registered before the first booking can have been made, and never after now.
+    # The patient is registered before the first booking can have been made, and never after now.
     patient = clinic.add_patient(person, clinic.now + timedelta(days=min(first, 0) - 23, seconds=-number))
     site = dice.choice(sites)
     for position, day in enumerate(sorted(days)):
-        certain = day == max((one for one in days if one < 0), default=0)
+        certain = day == max((visit_day for visit_day in days if visit_day < 0), default=0)
         outcome = Outcome.KEPT if certain else _outcome(dice)
         clinic.book(patient, site, _slot(clinic.now, day, dice.randrange(20) + position % 2), outcome)
 
 
 def _visit_days(dice: random.Random) -> list[int]:
-    """Days from now of a patient's visits: negative ones are past."""
+    """Return the days of a patient's visits, counted from today. Negative days are in the past."""
     draw = dice.random()
     if draw < 0.04:
         return []
@@ -184,9 +184,10 @@ def _outcome(dice: random.Random) -> Outcome:
 
 
 def _slot(now: datetime, day: int, half_hour: int) -> datetime:
-    """Give a moment on a day relative to now, at a full or half hour from 21:00 UTC of the day before.
+    """Return a full or half hour on a day, which is counted from today.
 
-    Never so close to now that it could fall on its other side.
+    Half hours are counted from 21:00 UTC of the day before. Unless `day` is positive, the result is at least two hours
+    before now.
     """
     midnight = now.replace(hour=0, minute=0, second=0)
     moment = midnight + timedelta(days=day, hours=-3, minutes=30 * half_hour)
@@ -197,30 +198,32 @@ def _slot(now: datetime, day: int, half_hour: int) -> datetime:
 
 
 def _weekly_classes(clinic: Clinic, site: Site, weeks: int, size: int) -> None:
-    """Hold a class every week, and plan four more, with regulars who mostly keep coming."""
+    """Add a weekly class for the last `weeks` weeks and the next four, with mostly the same patients."""
     dice = clinic.dice
     day = dice.randint(1, 6)
     old_enough = instant(clinic.now - timedelta(days=7 * weeks + 40))
-    candidates = [one for one in clinic.patients if str(one.record["created_at"]) < old_enough]
+    candidates = [patient for patient in clinic.patients if str(patient.record["created_at"]) < old_enough]
     if len(candidates) < size:
         candidates = clinic.patients
     regulars = dice.sample(candidates, size)
     for week in range(-weeks, 4):
         if dice.random() < 0.3:
             regulars[dice.randrange(size)] = dice.choice(candidates)
-        present = [one for one in dict.fromkeys(one.id for one in regulars) if dice.random() < 0.85]
-        patients = [one for one in clinic.patients if one.id in present]
+        present = [
+            patient_id for patient_id in dict.fromkeys(regular.id for regular in regulars) if dice.random() < 0.85
+        ]
+        patients = [patient for patient in clinic.patients if patient.id in present]
         clinic.open_class(site, _slot(clinic.now, 7 * week + day, 20), patients)
 
 
 def _change_minds(clinic: Clinic) -> None:
-    """Cancel places in classes; some of those who cancelled book again, some twice."""
+    """Cancel some places in classes, and let some of these patients book again, even twice."""
     dice = clinic.dice
     for group in clinic.records_of("group_appointments"):
         for patient in clinic.patients:
             if patient.id not in group["patient_ids"] or dice.random() > 0.15:
                 continue
-            attendee = next(one for one in reversed(patient.attendees) if _books(one, group))
+            attendee = next(place for place in reversed(patient.attendees) if _books(place, group))
             clinic.leave(group, attendee, patient)
             if dice.random() < 0.4:
                 clinic.join(group, patient)
@@ -240,11 +243,11 @@ def _archive_classes(clinic: Clinic) -> None:
         clinic.conclude(group, Outcome.DELETED, clinic.now - timedelta(days=12))
 
 
-# The unusual.
+# Unusual patients and records.
 
 
 def _unusual_names(clinic: Clinic, site: Site) -> None:
-    """Let two patients come whose names are hard on text handling."""
+    """Add two patients whose names are difficult for text handling."""
     names = (("Zoë 🏄", "Müller-Lüdenscheidt"), ("Nguyễn Thị", "Ánh"))
     for number, (first_name, last_name) in enumerate(names):
         person = invent_person(clinic.dice, 70_000 + number, clinic.country)
@@ -254,7 +257,7 @@ def _unusual_names(clinic: Clinic, site: Site) -> None:
 
 
 def _families_and_namesakes(clinic: Clinic, site: Site) -> None:
-    """Let a family of three with one e-mail address come, two namesakes without any, and a lone one."""
+    """Add a family of three with one e-mail address, and three patients without any, two of them namesakes."""
     parent = invent_person(clinic.dice, 71_000, clinic.country)
     for first_name in (parent.first_name, "Ruby-May", "Leo-Jack"):
         _regular(clinic, site, replace(parent, first_name=first_name))
@@ -265,7 +268,7 @@ def _families_and_namesakes(clinic: Clinic, site: Site) -> None:
 
 
 def _regular(clinic: Clinic, site: Site, person: Person) -> ClinicPatient:
-    """Register a patient who came twice lately and will come again."""
+    """Add a patient with two recent visits and one future visit."""
     patient = clinic.add_patient(person, clinic.now - timedelta(days=500))
     for day in (-33, -12, 9):
         clinic.book(patient, site, _slot(clinic.now, day, clinic.dice.randrange(20)), Outcome.KEPT)
@@ -280,9 +283,11 @@ def _archive_and_delete(clinic: Clinic, archived: int, deleted: int) -> None:
 
 
 def _merge_patients(clinic: Clinic) -> list[ClinicPatient]:
-    """Merge two patients into one each, and a chain of two; the merged ones. A few bookings stay behind."""
-    usable = [one for one in clinic.patients if not one.record["archived_at"] and not one.record["deleted_at"]]
-    usable = [one for one in usable if len(one.bookings) >= 2 or len(one.attendees) >= 2]
+    """Merge two pairs and a chain of three; return the merged patients. A few bookings are not moved."""
+    usable = [
+        patient for patient in clinic.patients if not patient.record["archived_at"] and not patient.record["deleted_at"]
+    ]
+    usable = [patient for patient in usable if len(patient.bookings) >= 2 or len(patient.attendees) >= 2]
     first, second, third, fourth, *chain = clinic.dice.sample(usable, 7)
     days_ago = count(9, 13)
     merges = [(first, second), (third, fourth), *pairwise(chain)]
@@ -292,7 +297,7 @@ def _merge_patients(clinic: Clinic) -> list[ClinicPatient]:
 
 
 def _bulk_update(clinic: Clinic, resource: str, share: float, days_ago: int) -> None:
-    """Change many records in one second, as an import or a mass edit does."""
+    """Change many records in the same clock second, as an import or a mass edit does."""
     moment = instant(clinic.now - timedelta(days=days_ago))
     for record in clinic.records_of(resource):
         if str(record["updated_at"]) < moment and clinic.dice.random() < share * 2:
@@ -300,7 +305,7 @@ def _bulk_update(clinic: Clinic, resource: str, share: float, days_ago: int) -> 
 
 
 def _blank_nulls(clinic: Clinic) -> None:
-    """Put "" where null is meant in some records, as the real service does."""
+    """Replace null by "" in some records, as the real service does."""
     for resource in ("patients", "individual_appointments", "group_appointments", "attendees"):
         for record in clinic.records_of(resource)[::17]:
             for name in ("archived_at", "deleted_at", "cancelled_at", "merged_at", "email", "telehealth_url"):
@@ -308,7 +313,7 @@ def _blank_nulls(clinic: Clinic) -> None:
                     record[name] = ""
 
 
-# The operator's side.
+# The operator's contacts.
 
 
 def _contacts(
@@ -317,7 +322,7 @@ def _contacts(
     book = ContactBook(organization_id, clinic.dice)
     for patient in clinic.patients:
         if patient in merged:
-            # Known from before the merge, by the id that is gone.
+            # This contact is older than the merge, so it still has the id of the merged patient.
             book.add(patient, patient_id=patient.id)
         elif patient.record["first_name"] != "Alex":
             book.add_as_usual(patient)
@@ -327,8 +332,8 @@ def _contacts(
 
 
 def _add_troublesome_contacts(clinic: Clinic, book: ContactBook) -> None:
-    """Add one contact for two namesakes, duplicates, and a patient id that no patient has."""
-    namesakes = [one for one in clinic.patients if one.record["first_name"] == "Alex"]
+    """Add a contact that fits two namesakes, some duplicates, and a contact with an unknown patient id."""
+    namesakes = [patient for patient in clinic.patients if patient.record["first_name"] == "Alex"]
     if namesakes:
         book.add(namesakes[0])
     for row in clinic.dice.sample(book.rows, 4):

@@ -1,6 +1,6 @@
-"""Accounts of any size for benchmarks: seeded, plain, and quick to build.
+"""Accounts of any size for benchmarks, which are seeded and quick to build.
 
-Nothing unusual happens in them beyond cancellations and no-shows; the unusual is in demo.
+They have cancellations and no-shows, but none of the unusual records of `demo`.
 """
 
 import random
@@ -24,7 +24,7 @@ _PRACTITIONERS = 5
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
-    """One booking: who comes, when, and what came of it."""
+    """One booking, with its patients, times and outcome."""
 
     number: int
     patients: tuple[int, ...]
@@ -47,15 +47,15 @@ def generated_account(
     *,
     name: str = "generated",
 ) -> Account:
-    """Build an account with so many patients and bookings, over the three years before `anchor` (aware, UTC).
+    """Build an account with this many patients and bookings, over the three years before `anchor` (aware, UTC).
 
-    `group_share` of the bookings (0 to 1) are classes of `CLASS_SIZE` patients each; each of their places, and
-    each individual appointment, has its attendee. About 3 % of the bookings are still to come. The API key is
-    `GENERATED_KEY`, the shard au5. The same arguments give the same account.
+    The share `group_share` of the bookings (0 to 1) are classes of `CLASS_SIZE` patients. Each place in a class and
+    each individual appointment has one attendee. About 3 % of the bookings are in the future. The API key is
+    `GENERATED_KEY`, and the shard is au5. The same arguments give the same account.
     """
     now = anchor.replace(microsecond=0)
     opened = instant(now - timedelta(days=_OPENED_DAYS_AGO))
-    # The draw is repeated for each resource: a million visits need not be kept to build their records.
+    # The same visits are drawn again for each resource, so that a million visits need not be kept in memory.
     visits = partial(_visits, patients, appointments, seed, now, group_share)
     dice = random.Random(seed)  # noqa: S311 - data for a benchmark, no secret
     individual_kind, class_kind = "1", "2"
@@ -66,7 +66,9 @@ def generated_account(
         GENERATED_KEY,
         {
             "businesses": [records.business("1", "Generated Clinic", "au", opened)],
-            "practitioners": [records.practitioner(one, invent_person(dice, int(one), "au"), opened) for one in staff],
+            "practitioners": [
+                records.practitioner(staff_id, invent_person(dice, int(staff_id), "au"), opened) for staff_id in staff
+            ],
             "appointment_types": [
                 records.appointment_type(individual_kind, "Consultation", 30, 1, opened),
                 records.appointment_type(class_kind, "Class", 45, 10, opened),
@@ -76,7 +78,7 @@ def generated_account(
                 _individual_appointment(visit, now) for visit in visits() if not visit.is_class
             ),
             "group_appointments": (_class(visit) for visit in visits() if visit.is_class),
-            "attendees": (one for visit in visits() for one in _attendees(visit, now)),
+            "attendees": (attendee for visit in visits() for attendee in _attendees(visit, now)),
         },
     )
 
@@ -94,7 +96,7 @@ def _visits(patients: int, appointments: int, seed: int, now: datetime, group_sh
             number=number,
             patients=tuple(dice.sample(range(patients), size)) if size > 1 else (dice.randrange(patients),),
             starts=starts,
-            # Nothing was booked in the last hour: an account that was just made is one that nobody touches.
+            # Nothing was booked in the last hour, so that a new account looks like an account that is not in use.
             booked=min(starts, now - timedelta(hours=1)) - timedelta(seconds=dice.randrange(86_400, 20 * 86_400)),
             cancelled=size == 1 and chance < 0.08,
             no_show=size == 1 and 0.08 <= chance < 0.12 and starts <= now,
@@ -117,7 +119,7 @@ def _individual_appointment(visit: _Visit, now: datetime) -> Record:
 
 
 def _class(visit: _Visit) -> Record:
-    patient_ids = [_patient_id(one) for one in visit.patients]
+    patient_ids = [_patient_id(patient) for patient in visit.patients]
     return records.group_appointment(_booking(visit, 45), _site(visit), patient_ids, 10)
 
 

@@ -1,6 +1,6 @@
-"""Invented people: names from small lists, addresses under example domains, phone numbers reserved for fiction.
+"""Invented people, with addresses under example domains and phone numbers reserved for fiction.
 
-No person here exists. What the people do at a clinic belongs to demo and generated.
+`demo` and `generated` decide what the people do at a clinic.
 """
 
 import random
@@ -23,7 +23,7 @@ _FAMILY_NAMES = (
 )
 _DOMAINS = ("example.org", "example.com", "mail.example.org", "post.example.com")
 
-# Australia's mobile numbers set aside for fiction are single ones; the landline and British ones are ranges.
+# For fiction, Australia reserves single mobile numbers, but a range of landline numbers, and Britain reserves a range.
 _AUSTRALIAN_MOBILES = (
     "0491570006 0491570156 0491570157 0491570158 0491570159 0491570110 0491571266 0491571491 0491571804 "
     "0491572549 0491572665 0491572983 0491573770 0491573087 0491574118 0491574632 0491575254 0491575789"
@@ -33,7 +33,7 @@ _DIALLING_CODES = {"au": "61", "uk": "44"}
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """An invented person. `email` is None for those who gave none; `birth_year` is a calendar year."""
+    """An invented person. `email` is None if the person gave no address. `birth_year` is a calendar year."""
 
     first_name: str
     last_name: str
@@ -43,7 +43,7 @@ class Person:
 
 
 def invent_person(dice: random.Random, number: int, country: str, *, with_email: bool = True) -> Person:
-    """Invent a person; `number` keeps e-mail addresses apart, `country` is "au" or "uk"."""
+    """Invent a person. `number` makes the e-mail address unique, and `country` is "au" or "uk"."""
     first_name, last_name = dice.choice(_GIVEN_NAMES.split()), dice.choice(_FAMILY_NAMES.split())
     return Person(
         first_name=first_name,
@@ -55,12 +55,12 @@ def invent_person(dice: random.Random, number: int, country: str, *, with_email:
 
 
 def email_of(first_name: str, last_name: str, number: int, domain: str) -> str:
-    """Make an address of ASCII letters, digits and a dot under an example domain."""
+    """Return an address of ASCII letters, digits and a dot under an example domain."""
     return f"{_ascii(first_name)}.{_ascii(last_name)}{number}@{domain}"
 
 
 def international(phone: str, country: str) -> str:
-    """Turn a national number ("0491570006") into digits with the country's code in front."""
+    """Return a national number ("0491570006") with the dialling code of the country in front."""
     return _DIALLING_CODES[country] + phone.removeprefix("0")
 
 

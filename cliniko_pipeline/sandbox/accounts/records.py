@@ -1,7 +1,7 @@
-"""Wire records as the API shows them, one function a resource, with every link unbound (see wire).
+"""Records as the API shows them, with one function per resource. Their links are unbound (see `wire`).
 
-Field names, their types and which may be null are the published API's. Which values they take in a data set is
-decided by demo and generated. All times are strings in the API's format, made by `instant`.
+The names and types of the fields are those of the published API. `demo` and `generated` decide about the values. All
+times are strings in the API's format, made by `instant`.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def instant(moment: datetime) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where and by whom: the ids that an appointment links to."""
+    """The ids of the business, the practitioner and the appointment type of an appointment."""
 
     business_id: str
     practitioner_id: str
@@ -30,7 +30,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """When, and when the record was made and last changed."""
+    """The times of an appointment, and the times at which its record was created and last changed."""
 
     id: str
     starts_at: str
@@ -94,7 +94,7 @@ def practitioner(record_id: str, person: Person, created_at: str) -> Record:
 
 
 def appointment_type(record_id: str, name: str, minutes: int, places: int, created_at: str) -> Record:
-    """Build an appointment type; `places` above 1 makes it a class."""
+    """Build an appointment type. With `places` above 1, it is a class."""
     return {
         "id": record_id,
         "name": name,
@@ -220,7 +220,7 @@ def individual_appointment(booking: Booking, site: Site, patient_id: str, patien
 
 
 def group_appointment(booking: Booking, site: Site, patient_ids: list[str], places: int) -> Record:
-    """Build a class. `patient_ids`: those who have a place; `places`: the most it takes."""
+    """Build a class. `patient_ids` are the patients with a place, and `places` is the limit."""
     path = f"group_appointments/{booking.id}"
     return {
         "id": booking.id,
@@ -246,7 +246,7 @@ def group_appointment(booking: Booking, site: Site, patient_ids: list[str], plac
 
 
 def attendee(record_id: str, booking_id: str, patient_id: str, created_at: str, updated_at: str) -> Record:
-    """Build one patient's place in a booking, individual or group."""
+    """Build one patient's place in an individual or group appointment."""
     path = f"attendees/{record_id}"
     return {
         "id": record_id,

@@ -1,6 +1,6 @@
-"""One resource's records, serialised once, in the order the API lists them, and quick to filter.
+"""The records of one resource, serialised once, in the API's default order, and quick to filter.
 
-No HTTP and no query syntax. Not safe for several threads by itself: the account that owns a table locks it.
+A table is not thread-safe, so the account that owns it locks it.
 """
 
 import random
@@ -22,9 +22,9 @@ _HIDING_FIELDS = ("archived_at", "cancelled_at", "deleted_at")
 
 
 class Entry:
-    """One record: its JSON and what listing needs of it, so that no record is parsed for a page.
+    """One record's JSON, with the values that lists need, so that no record is parsed for a page.
 
-    Times stay the strings they are: in this format the order of text is the order of time.
+    Times are kept as text, because in the API's format, texts have the same order as times.
     """
 
     __slots__ = ("body", "created_at", "hidden_by", "is_inactive", "key", "number", "sort_key", "updated_at")
@@ -59,22 +59,22 @@ class ResourceTable:
         self._selections: dict[tuple[object, ...], list[Entry]] = {}
 
     def entries(self) -> list[Entry]:
-        """Return all entries, hidden ones too, in the default order."""
+        """Return all entries, even hidden entries, in the default order."""
         return list(self._ordered)
 
     def get(self, key: str) -> Entry | None:
-        """Get the entry with this id."""
+        """Return the entry with this id, or None."""
         return self._entries.get(key)
 
     def fill(self, entries: Iterable[Entry]) -> None:
-        """Add many entries. The last of those with the same id stays."""
+        """Add many entries. Of several entries with the same id, the last one is kept."""
         self._entries.update((entry.key, entry) for entry in entries)
         self._ordered = sorted(self._entries.values(), key=_by_sort_key)
         self._columns.clear()
         self._selections.clear()
 
     def put(self, entry: Entry) -> None:
-        """Add an entry, or replace the one with its id."""
+        """Add an entry, or replace the entry with the same id."""
         self.delete(entry.key)
         self._entries[entry.key] = entry
         insort(self._ordered, entry, key=_by_sort_key)
@@ -105,17 +105,17 @@ class ResourceTable:
     def page(self, query: Query, dice: random.Random | None, *, inactive: bool = False) -> tuple[list[Entry], int]:
         """Return one page, and the number of entries of all pages.
 
-        Dice shuffle entries with equal sort fields for each request, as `order by created_at limit offset` does.
-        `inactive`: of practitioners, those who left; they are in no other list.
+        `dice` shuffle entries with equal sort fields for each request, as `order by created_at limit offset` does.
+        Practitioners who left are only in the list with `inactive`.
         """
         selected = self.select(query)
         if self._resource.name == "practitioners":
             selected = [entry for entry in selected if entry.is_inactive == inactive]
         first = min((query.page - 1) * query.per_page, len(selected))
         last = min(first + query.per_page, len(selected))
-        if dice is None or any(one.field == "id" for one in query.sort):
+        if dice is None or any(sort_field.field == "id" for sort_field in query.sort):
             return selected[first:last], len(selected)
-        readers = [self._reader(one.field) for one in query.sort]
+        readers = [self._reader(sort_field.field) for sort_field in query.sort]
         return _drawn(selected, first, last, lambda entry: [read(entry) for read in readers], dice), len(selected)
 
     def shows(self, entry: Entry, query: Query) -> bool:
@@ -126,13 +126,13 @@ class ResourceTable:
         hiding = self._hiding(filters)
         if hiding:
             entries = [entry for entry in entries if not entry.hidden_by or hiding.isdisjoint(entry.hidden_by)]
-        for one in filters:
-            if not one.matches_any:
-                entries = self._apply(entries, one)
+        for condition in filters:
+            if not condition.matches_any:
+                entries = self._apply(entries, condition)
         return entries
 
     def _hiding(self, filters: tuple[Filter, ...]) -> set[str]:
-        asked = {one.field for one in filters}
+        asked = {condition.field for condition in filters}
         hiding = {field for field in ("archived_at", "cancelled_at") if field not in asked}
         if self._resource.lifts_deleted not in asked:
             hiding.add("deleted_at")
@@ -151,20 +151,20 @@ class ResourceTable:
     def _sort(self, entries: list[Entry], query: Query) -> list[Entry]:
         if query.sort in _DEFAULT_ORDERS:
             return entries
-        for one in reversed(query.sort):
-            if one.field == "created_at":
+        for sort_field in reversed(query.sort):
+            if sort_field.field == "created_at":
                 key = _by_sort_key if len(query.sort) == 1 else _by_creation
-                entries = sorted(entries, key=key, reverse=one.descending)
+                entries = sorted(entries, key=key, reverse=sort_field.descending)
                 continue
-            value_of = self._reader(one.field)
+            value_of = self._reader(sort_field.field)
             present = [entry for entry in entries if value_of(entry) is not None]
             absent = [entry for entry in entries if value_of(entry) is None]
-            present.sort(key=value_of, reverse=one.descending)
-            entries = [*present, *absent] if one.descending else [*absent, *present]
+            present.sort(key=value_of, reverse=sort_field.descending)
+            entries = [*present, *absent] if sort_field.descending else [*absent, *present]
         return entries
 
     def _column(self, field: str) -> dict[str, Any]:
-        """Get the field's value of every entry; built when first asked for, then kept up."""
+        """Return the field's value of every entry. The values are read on first use, and then kept up to date."""
         if field not in self._columns:
             self._columns[field] = {entry.key: self._value(entry, field) for entry in self._ordered}
         return self._columns[field]
@@ -193,9 +193,9 @@ def _drawn(
 
 
 def field_value(record: dict[str, Any], field: str, kind: FieldKind) -> Any:
-    """Read what the filterable `field` of a wire record holds, None where that is nothing usable.
+    """Return the value of the filterable `field` of a record, or None if there is no usable value.
 
-    Ids of related objects come from their links, times and dates as text, ids as numbers.
+    Ids are numbers, and the ids of related objects come from links. Times and dates are text.
     """
     if kind is FieldKind.ARRAY:
         return _array(record, field)
@@ -217,7 +217,7 @@ def _array(record: dict[str, Any], field: str) -> list[str] | None:
 
 
 def _related_id(record: dict[str, Any], field: str) -> str | None:
-    # An attendee's appointment is its booking.
+    # The appointment_id of an attendee is the id in its link to the booking.
     relation = "booking" if field == "appointment_id" else field.removesuffix("_id")
     try:
         return str(record[relation]["links"]["self"]).rsplit("/", 1)[-1]
@@ -230,5 +230,5 @@ def _number(text: str) -> int | None:
 
 
 def _text(value: Any) -> str | None:
-    # An empty string stands where null is meant.
+    # Cliniko sends an empty string where null is meant.
     return None if value is None or value == "" else str(value)
