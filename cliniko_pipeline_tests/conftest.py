@@ -71,7 +71,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def template(server_url: URL) -> Iterator[str]:
-    """Return the name of a migrated database with the application's tables, for copies."""
+    """Yield the name of a migrated database with the application's tables, for copies."""
     with created_database(server_url) as url:
         database = Database(url)
         schema.migrate(database, create_application_tables=True)

@@ -1,4 +1,4 @@
-"""Differences between clocks, in words and as a refusal."""
+"""Tests of differences between clocks, as texts and as errors."""
 
 from datetime import timedelta
 

@@ -23,7 +23,7 @@ sys.stdin.readline()
 
 
 def test_process_ends_without_waiting_for_requests():
-    """The server never answers; the process ends well when it has sent its four requests."""
+    """The server never responds. The process ends properly after it has sent its four requests."""
     root = str(Path(__file__).parents[1])
     with (
         RawServer(silent) as server,

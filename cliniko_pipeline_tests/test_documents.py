@@ -1,4 +1,4 @@
-"""The documents, held against what they name: paths, links, commands, `make` targets and tests."""
+"""Tests of the documents against the paths, links, commands, `make` targets and tests that they mention."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 PATH = re.compile(r"[\w.-]+(?:/[\w.{},-]+)*(?:\.(?:py|sql|md|toml|yaml|js|html|css)|/)")
 MAKE = re.compile(r"\bmake (?:[A-Z_]+=\S+ )?([a-z][a-z-]*)")
 
-# Files that the reader or the pipeline makes.
+# Files that the reader or the pipeline creates.
 ELSEWHERE = (".cliniko/", ".mjs")
 
 

@@ -1,4 +1,4 @@
-"""How the project is laid out, held against its own rules."""
+"""Tests of the layout of the project against its own rules."""
 
 import ast
 import re
@@ -13,14 +13,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "cliniko_pipeline_tests").rglob("*.py"))
 NAMES_THAT_SAY_NOTHING = {"utils", "helpers", "common", "base", "misc", "util", "helper"}
 
-# Modules besides settings/ that touch the environment, and why.
+# Modules outside settings/ that use the environment, and the reason.
 MAY_TOUCH_THE_ENVIRONMENT = {
     "cli/services/demo.py": "hides the operator's own settings from itself and its processes",
     "cli/services/ui.py": "hands the environment to Dagster's processes",
     "orchestration/instance/home.py": "sets Dagster's home for this process",
 }
 
-# In two parts each, so that this file does not hold what it looks for.
+# Each pattern has two parts, so that this file does not match the patterns.
 FORBIDDEN = [
     re.compile("/" + r"(home|Users)/(?!<)\w+"),
     re.compile("/" + r"root/"),

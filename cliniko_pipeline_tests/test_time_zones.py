@@ -1,4 +1,4 @@
-"""Time zones and their names."""
+"""Tests of time zones and their names."""
 
 from datetime import UTC
 
@@ -11,7 +11,7 @@ NAMES = {
     "Sydney": "Australia/Sydney",
     "New York": "America/New_York",
     "Eastern Time (US & Canada)": None,
-    "Louisville": None,  # Two of them.
+    "Louisville": None,  # There are two time zones of this name.
     "": None,
     None: None,
     "../../etc/passwd": None,

@@ -22,7 +22,7 @@ COPY = "update cliniko.database_identity set identity = 'production of server 1'
 
 @pytest.fixture
 def copy_url(server_url: URL) -> Iterator[URL]:
-    """Return the URL of a copy that the test makes."""
+    """Yield the URL of a copy that the test makes."""
     name = f"test_{uuid4().hex}"
     yield server_url.set(database=name)
     role = organization_role_of(server_url.set(database=name))

@@ -1,4 +1,4 @@
-"""Databases for the tests of what is stored: one that a superuser migrated, one that an ordinary owner did."""
+"""Databases for the tests of stored data, migrated by a superuser or by an ordinary owner."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,14 +17,14 @@ from cliniko_pipeline_tests.support.servers import chosen_programs, debian_progr
 
 @pytest.fixture(scope="session")
 def fresh_server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
-    """A server on which no pipeline was ever set up: the role of the organizations is not there."""
+    """Yield a server on which no pipeline was ever set up, so that it has no organization role."""
     with EmbeddedServer(tmp_path_factory.mktemp("fresh")) as server:
         yield server.url
 
 
 @pytest.fixture(scope="session")
 def debian_server_url() -> Iterator[URL]:
-    """Debian's server, or the one of CLINIKO_TEST_POSTGRESQL: unlike the embedded one it has ICU."""
+    """Yield Debian's server, or the server of CLINIKO_TEST_POSTGRESQL. Unlike the embedded server, it has ICU."""
     programs = chosen_programs() or debian_programs()
     if programs is None:
         pytest.skip("ICU locales need Debian's PostgreSQL server: make debian-postgresql")
@@ -34,13 +34,13 @@ def debian_server_url() -> Iterator[URL]:
 
 @pytest.fixture(params=["fresh_server_url", "debian_server_url"], ids=["embedded", "debian"])
 def server(request: pytest.FixtureRequest) -> URL:
-    """Servers of two versions: from 16 on, CREATEROLE alone does not make anybody a member of any role."""
+    """Return servers of two versions. From version 16 on, CREATEROLE alone makes nobody a member of other roles."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
 def owner_database(fresh_server_url: URL) -> Iterator[Database]:
-    """A migrated database whose owner is no superuser, and may only make roles and databases."""
+    """Yield a migrated database. Its owner is not a superuser, and may only create roles and databases."""
     password = uuid4().hex
     administer(
         fresh_server_url,
@@ -55,7 +55,7 @@ def owner_database(fresh_server_url: URL) -> Iterator[Database]:
 
 @pytest.fixture
 def make_database(server_url: URL) -> Iterator[Callable[[str], URL]]:
-    """Makes empty databases with the options given, e.g. `encoding 'SQL_ASCII'`."""
+    """Return a function that makes empty databases with options such as `encoding 'SQL_ASCII'`."""
     with ExitStack() as stack:
 
         def make(options: str) -> URL:
@@ -66,12 +66,12 @@ def make_database(server_url: URL) -> Iterator[Callable[[str], URL]]:
 
 @pytest.fixture(scope="module")
 def clock_database(server_url: URL, template: str) -> Iterator[Database]:
-    """A database whose clock the tests move."""
+    """Yield a database whose clock the tests move."""
     with created_database(server_url, template) as url, movable_database(url) as database:
         yield database
 
 
 @pytest.fixture
 def clock(clock_database: Database) -> MovableClock:
-    """The clock of `clock_database`, at its beginning."""
+    """Return the clock of `clock_database`, set to its start."""
     return MovableClock(clock_database)

@@ -1,4 +1,4 @@
-"""The application may have policies of its own on active_patients: they open nothing to the pipeline."""
+"""Tests that the application's own policies on active_patients open nothing to the pipeline."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -21,7 +21,7 @@ OPEN = "create policy application_sees_all on public.active_patients using (true
 
 @pytest.fixture
 def opened(empty_database_url: URL) -> Iterator[Database]:
-    """Two organizations' rows, the application's policy that lets everybody at all of them, then ours."""
+    """Yield rows of two organizations. The application's policy opens all rows, and the pipeline's policies follow."""
     administer(
         empty_database_url,
         sql("schema/application_tables"),
@@ -50,7 +50,7 @@ def test_permissive_policy_opens_nothing_in_a_context(opened: Database) -> None:
 
 
 def test_own_policy_of_the_application_by_our_name_is_kept(empty_database_url: URL) -> None:
-    """It is named with the statement that renames it; until then nothing is made."""
+    """The error has the statement that renames the policy. Until it is executed, nothing is created."""
     own = "create policy organization_isolation on public.active_patients using (organization_id = current_user)"
     administer(empty_database_url, sql("schema/application_tables"), ACTIVE_PATIENTS_TABLE, own)
     database = Database(empty_database_url)
@@ -68,7 +68,7 @@ def test_own_policy_of_the_application_by_our_name_is_kept(empty_database_url: U
         with database.operator() as connection:
             assert "CURRENT_USER" in connection.exec_driver_sql(kept).scalar_one()
         schema.require_isolation(database)
-        # The application makes its own again.
+        # The application creates its own policy again.
         administer(
             database.url,
             "drop policy organization_isolation on public.active_patients",
@@ -95,7 +95,7 @@ def test_application_sees_what_its_policy_opens(opened: Database) -> None:
 
 @pytest.mark.parametrize("boundary", ["with", "without"])
 def test_removal_of_an_organization_keeps_other_rows(opened: Database, boundary: str) -> None:
-    if boundary == "without":  # the statements themselves say whose rows, too
+    if boundary == "without":  # because the statements also restrict the organization themselves
         administer(opened.url, f"drop policy organization_boundary on {TABLE}")
     assert organizations.delete_tenant_rows(opened, MINE) == len(SAMPLES)
     with opened.organization(THEIRS) as connection:

@@ -1,4 +1,4 @@
-"""The contact mapping: its passes by id, by e-mail and by name, as stored and as explained."""
+"""Tests of the contact mapping's passes by id, e-mail and name, as stored and as explained."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`cliniko.contacts_fingerprint()` differs after every change of an organization's contacts, and only then."""
+"""Tests that `cliniko.contacts_fingerprint()` changes exactly when an organization's contacts change."""
 
 import pytest
 import sqlalchemy as sa
@@ -8,7 +8,7 @@ from cliniko_pipeline_tests.support.databases import administer
 
 
 def fingerprints(url: sa.URL, *statements: str) -> list[str]:
-    """The fingerprint of organization a's contacts after each statement."""
+    """Return the fingerprint of organization a's contacts after each statement."""
     opened = Database(url)
     found: list[str] = []
     for statement in statements:

@@ -1,4 +1,4 @@
-"""The database user: what row-level security does not hold, and triggers that it must have."""
+"""Tests of database users that bypass row-level security, and of the triggers that they must have."""
 
 from uuid import uuid4
 

@@ -1,4 +1,4 @@
-"""After any history of changes and syncs the tables hold what a full computation would."""
+"""Tests that, after any history of changes and syncs, the tables equal a full computation."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,7 +17,7 @@ EMAILS = (None, "ann@example.org", " ANN@example.org", "bo@example.org")
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
-# From now: around the window's start, around now, and far from both.
+# Starts of appointments relative to now. They are around the start of the window, around now, and far from both.
 STARTS = (-60 * DAY, SECOND - 60 * DAY, -59 * DAY, -30 * DAY - SECOND, -7 * DAY, -HOUR, 0 * DAY, SECOND, HOUR, 2 * DAY)
 OF_PATIENTS = st.sampled_from(["1", "2", "3", "4"])
 NUMBERS = st.integers(1, 6).map(str)
@@ -86,7 +86,7 @@ STEPS: dict[str, tuple[Callable[..., object], tuple[st.SearchStrategy[Any], ...]
     "sync": (DerivedClinic.sync, ()),
     "full sync": (lambda clinic: clinic.sync(full=True), ()),
 }
-# Syncs and time are what matters.
+# Syncs and time are drawn most often, because they matter most.
 OFTEN = ["sync"] * 6 + ["a little time"] * 3 + ["individual", "attendee", "contact"]
 HISTORIES = st.lists(
     st.sampled_from([*STEPS, *OFTEN]).flatmap(lambda kind: st.tuples(st.just(kind), *STEPS[kind][1])),
@@ -100,7 +100,7 @@ HISTORIES = st.lists(
 def test_history_of_changes_equals_a_full_computation(
     module_database: Database, history: list[tuple[Any, ...]]
 ) -> None:
-    """Each sync checks the tables."""
+    """Each sync asserts that the tables are right."""
     clinic = DerivedClinic(module_database)
     for number, name in enumerate(NAMES[:4], start=1):
         clinic.patient(str(number), first_name=name, last_name=None)

@@ -1,4 +1,4 @@
-"""Dumps by Debian's pg_dump: which role makes a whole one, and what a restored one is."""
+"""Tests of dumps by Debian's pg_dump: which role can make a complete dump, and what a restored dump contains."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from cliniko_pipeline_tests.support.tenants import MINE, sow
 
 @pytest.fixture
 def owned(debian_server_url: URL) -> Iterator[Database]:
-    """A migrated database of two organizations, whose owner is no superuser."""
+    """Yield a migrated database of two organizations, whose owner is not a superuser."""
     name = f"dumped_{uuid4().hex}"
     administer(
         debian_server_url, f"create role {name} login createrole createdb", f"create database {name} owner {name}"
@@ -70,13 +70,13 @@ def test_superuser_needs_no_hint(owned: Database, debian_server_url: URL) -> Non
 
 
 def test_restored_dump_is_a_copy_until_adopted(owned: Database, debian_server_url: URL) -> None:
-    """Restored without owners and privileges, by the owner, it has all rows, and sends nothing."""
+    """If the owner restores the dump without owners and privileges, the copy has all rows and sends nothing."""
     dump = run("pg_dump", owned.url, "--no-owner", "--no-privileges", user="postgres").stdout
     name = f"restored_{uuid4().hex}"
     administer(debian_server_url, f"create database {name} owner {owned.url.username}")
     restored = Database(owned.url.set(database=name))
     try:
-        # Policies name the role of the database that was dumped: the server is the same.
+        # The policies refer to the role of the dumped database, which exists because the server is the same.
         done = run("psql", restored.url, "--quiet", "--set=ON_ERROR_STOP=1", stdin=dump)
         assert done.returncode == 0, done.stderr
         schema.migrate(restored)

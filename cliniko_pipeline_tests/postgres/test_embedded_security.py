@@ -1,4 +1,4 @@
-"""The embedded server beside other programs: it trusts none, tells them nothing, and needs its password."""
+"""Tests that the embedded server trusts no other program, reveals nothing, and requires its password."""
 
 import os
 import stat
@@ -32,7 +32,10 @@ VARIABLES = {
 
 @pytest.fixture(scope="module")
 def running_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder, of an unusual name, of a server that runs and was started in an unusual environment."""
+    """Yield the folder of a running server.
+
+    The folder has an unusual name, and the environment of the start is unusual.
+    """
     root = tmp_path_factory.mktemp("running") / UNUSUAL_NAME
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as monkeypatch:
@@ -58,7 +61,7 @@ def test_password_is_required_and_readable_by_its_owner_only(running_root: Path,
     assert password.stat().st_uid == os.geteuid()
     assert len(url.password or "") >= 32
     assert stat.S_IMODE((running_root / "data").stat().st_mode) == 0o700
-    # A process that can open the file can hold the lock.
+    # A process that can open the file could hold the lock.
     for lock in ("users.lock", "change.lock"):
         assert stat.S_IMODE((running_root / lock).stat().st_mode) == 0o600
     for wrong in (url._replace(password=None), url.set(password="wrong")):
@@ -89,7 +92,7 @@ def test_socket_folder_belongs_to_the_server(url: URL) -> None:
 
 
 def test_socket_folder_does_not_depend_on_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Processes of one user can have different ones.
+    # Processes of the same user can have different values of TMPDIR.
     layout = Cluster(tmp_path / UNUSUAL_NAME)
     first = layout.socket_directory
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -128,7 +131,7 @@ def test_socket_folder_of_somebody_else_is_refused(tmp_path: Path, trap: str) ->
 
 @pytest.mark.parametrize("method", ["trust", "password"])
 def test_password_is_sent_only_to_a_server_that_knows_it(running_root: Path, url: URL, method: str) -> None:
-    # One that lets everybody in, or asks for the password as it is, could be anybody's.
+    # A server that accepts everybody, or that asks for the plain password, could be any program.
     access = running_root / "data" / "pg_hba.conf"
     before = access.read_text()
     storage = sa.create_engine(storage_url(url, "public"), poolclass=sa.NullPool)
@@ -146,7 +149,7 @@ def test_password_is_sent_only_to_a_server_that_knows_it(running_root: Path, url
 
     configure(f"local all all {method}\n")
     try:
-        # The server reads its configuration a little later.
+        # The server reads its configuration shortly after the signal.
         wait_until(lambda: "authentication method" in (refusal() or ""), f"{method} was not refused")
         with pytest.raises(DatabaseUnavailableError, match="PostgreSQL cannot be used"):
             statement(url, "select 1")

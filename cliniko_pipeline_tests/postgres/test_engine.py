@@ -1,4 +1,4 @@
-"""Errors between the pipeline and PostgreSQL: one line each, with a reason, without secrets or parameters."""
+"""Tests of errors between the pipeline and PostgreSQL, which are one line with a reason and without secrets."""
 
 import socket
 import traceback
@@ -41,11 +41,11 @@ def failing(database: Database, statement: str, **parameters: object) -> Callabl
 
 
 def error_of(fail: Callable[[], object], *forbidden: str) -> ClinikoPipelineError:
-    """The error that comes of it; nothing that a log shows of it has a parameter or a password."""
+    """Return the error that `fail` raises. Assert that no logged text of it has a parameter or a password."""
     with pytest.raises(ClinikoPipelineError) as raised:
         fail()
     error = raised.value
-    # Without the lines of code, which name these tests' constants.
+    # Lines of code are left out, because they contain the constants of these tests.
     lines = [line for line in traceback.format_exception(error) if "File " not in line]
     shown = "\n".join([str(error), repr(error), str(error.args), *lines])
     for word in (SECRET, PATIENT, *forbidden):
@@ -91,7 +91,7 @@ def test_unreachable_database_is_reported_with_the_reason(
 
 @pytest.mark.slow
 def test_connection_timeout_is_reported(monkeypatch: pytest.MonkeyPatch, closing: ExitStack) -> None:
-    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_SECONDS", 1)  # libpq makes it two
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_SECONDS", 1)  # libpq splits this line in two
     silent = closing.enter_context(socket.create_server(("127.0.0.1", 0)))
     database = Database(f"postgresql://u:{SECRET}@127.0.0.1:{silent.getsockname()[1]}/d")
     assert "the connection timed out" in unavailable(failing(database, "select 1"))
@@ -133,7 +133,7 @@ def test_statement_timeout_and_lock_timeout_are_reported(
 
 
 def test_reason_does_not_depend_on_the_servers_language(database: Database) -> None:
-    # The server at hand speaks English only: what it would say is made up, its codes are real.
+    # The server speaks only English, so these messages are made up, but their codes are real.
     for state, reason in (
         ("57014", "took too long"),
         ("55P03", "held a lock"),
@@ -148,7 +148,7 @@ def test_reason_does_not_depend_on_the_servers_language(database: Database) -> N
         with pytest.raises(DatabaseUnavailableError, match=reason) as raised, database.operator():
             raise error
         assert not raised.value.permanent
-    # A time-out of libpq has no code; the real one is in the slow tier.
+    # A time-out of libpq has no code. A slow test has a real time-out.
     cause = psycopg.errors.ConnectionTimeout("connection timeout expired")
     with pytest.raises(DatabaseUnavailableError, match="the connection timed out"), database.operator():
         raise sa.exc.OperationalError("select", {"name": PATIENT}, cause)

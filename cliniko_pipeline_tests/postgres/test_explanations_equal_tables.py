@@ -1,4 +1,4 @@
-"""Explanations equal the tables that the queries of the pipeline compute from the same records."""
+"""Tests that explanations equal the tables that the pipeline's queries compute from the same records."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from cliniko_pipeline_tests.support.stored_clinics import AS_OF, RULES, WITHOUT_
 @given(accounts(bad_records=True))
 @example(hand_written_account())
 def test_explanations_of_hostile_accounts_equal_tables(module_database: Database, account: Account) -> None:
-    """In a second organization every patient has a contact, so that the table has the counts of all patients."""
+    """A second organization has a contact for every patient, so that its table has the counts of all patients."""
     for rules in (RULES, WITHOUT_NO_SHOWS):
         own, all_named = StoredClinic(module_database), StoredClinic(module_database)
         for each in (own, all_named):
@@ -51,7 +51,7 @@ def test_explanations_of_hostile_accounts_equal_tables(module_database: Database
     ],
 )
 def test_explanations_of_the_demo_equal_tables(module_database: Database, tmp_path: Path, name: str, step: int) -> None:
-    """After a sync by the real job. Every `step`-th patient is explained."""
+    """The real job syncs the clinic. Every `step`-th patient is explained."""
     (demo,) = (each for each in demo_organizations(AS_OF) if each.id == name)
     with (
         opened_pipeline(environment(module_database.url, tmp_path)) as pipeline,
@@ -75,12 +75,12 @@ def test_explanations_of_the_demo_equal_tables(module_database: Database, tmp_pa
 def assert_equal_to_the_tables(
     clinic: StoredClinic, patient_ids: Iterable[str], as_of: datetime, rules: Rules = RULES, *, are_all: bool = True
 ) -> list[Explanation]:
-    """Fail unless the explanation of every patient equals the computed tables; return the explanations."""
+    """Assert that the explanation of every patient equals the computed tables. Return the explanations."""
     with clinic.database.organization(clinic.id) as connection:
         mapping = {row.patient_id: row for row in connection.execute(sa.text("select * from cliniko.contact_mapping"))}
         rows = {row.contact_id: row for row in connection.execute(sa.text("select * from public.active_patients"))}
         persons = dict(connection.execute(sa.text("select patient_id, person_id from cliniko.persons()")).all())
-        # An empty table has no instant.
+        # An empty table does not tell the instant.
         explained = [explain(connection, each, rules, None if rows else as_of) for each in patient_ids]
     listed: set[UUID] = set()
     for found in explained:

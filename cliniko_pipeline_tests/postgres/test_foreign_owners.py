@@ -1,4 +1,4 @@
-"""Tables that belong to others than the pipeline's user, who has the privileges that the documentation asks for."""
+"""Tests of tables that other users own. The pipeline's user has the privileges that the documentation lists."""
 
 import re
 from collections.abc import Iterator
@@ -31,14 +31,14 @@ APPLICATION_TABLES = ("organizations", "api_credentials", "contacts")
 
 
 def documented(beginning: str, user: str) -> str:
-    """Return the SQL of the documentation that begins so, for the user."""
+    """Return the documentation's SQL that starts with this text, with the user's name."""
     (block,) = [each for each in re.findall(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL) if each.startswith(beginning)]
     return block.replace("PIPELINE_USER", user)
 
 
 @dataclass(frozen=True)
 class Owned:
-    """A database of the pipeline's user, as that user and as a superuser, and the owner of the application's tables."""
+    """A database as seen by the pipeline's user and by a superuser, and the owner of the application's tables."""
 
     database: Database
     root: URL
@@ -118,7 +118,7 @@ def test_missing_privilege_is_named_before_any_change(owned: Owned, loss: str, r
 
 
 def test_lost_privilege_on_contacts_is_for_the_database_user(owned: Owned) -> None:
-    """Granted to the organization role, it would open every organization's contacts to each."""
+    """A grant to the organization role would open every organization's contacts to all organizations."""
     schema.migrate(owned.database)
     administer(owned.root, f"revoke select on public.contacts from {owned.user}")
     with pytest.raises(DatabaseSetupError, match=f"grant select on public.contacts to {owned.user}`"):

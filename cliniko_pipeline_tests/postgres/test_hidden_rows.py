@@ -1,4 +1,4 @@
-"""Policies of the application that hide its rows from the pipeline: nothing is taken for deleted."""
+"""Tests of policies of the application that hide its rows from the pipeline, which must not treat them as deleted."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ OF_A_SUPERUSER = "alter table public.contacts owner to {superuser}"
 
 @pytest.fixture
 def superuser_url(fresh_server_url: URL, owner_database: Database) -> Iterator[URL]:
-    """The superuser's URL of a new database that clinic_owner, who is no superuser, owns."""
+    """Yield the superuser's URL of a new database. Its owner clinic_owner is not a superuser."""
     name = f"test_{uuid4().hex}"
     administer(fresh_server_url, f"create database {name} owner {owner_database.url.username}")
     yield fresh_server_url.set(database=name)
@@ -36,7 +36,7 @@ def superuser_url(fresh_server_url: URL, owner_database: Database) -> Iterator[U
 
 @pytest.fixture
 def clinic(superuser_url: URL, owner_database: Database, tmp_path: Path) -> Iterator[PipelineUnderTest]:
-    """A clinic with one active patient, synced once as clinic_owner; its sandbox goes on."""
+    """Yield a clinic with one active patient, which was synced once as clinic_owner. Its sandbox keeps running."""
     url = owner_database.url.set(database=superuser_url.database)
     database = Database(url)
     schema.migrate(database, create_application_tables=True)
@@ -52,7 +52,7 @@ def clinic(superuser_url: URL, owner_database: Database, tmp_path: Path) -> Iter
 
 
 def visible(pipeline: PipelineUnderTest) -> None:
-    """Sync, in full too, with everything as it was before."""
+    """Sync incrementally and fully. Assert that both syncs succeed and change nothing."""
     before = pipeline.contents(CLINIC)
     for full in (False, True):
         result = pipeline.sync(CLINIC, AS_OF, full=full)
@@ -62,7 +62,7 @@ def visible(pipeline: PipelineUnderTest) -> None:
 
 
 def hidden(pipeline: PipelineUnderTest) -> str:
-    """Sync, which must fail and leave what the application reads as it was; return the error."""
+    """Sync. Assert that the sync fails and leaves the rows that the application reads unchanged. Return the error."""
     tables = ("cliniko.contact_mapping", "public.active_patients")
     before = [pipeline.rows(CLINIC, table) for table in tables]
     for full in (False, True):

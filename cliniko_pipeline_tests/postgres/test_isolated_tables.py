@@ -1,4 +1,4 @@
-"""Which tables are under the pipeline's policies: its own and those of assets, with their partitions, and no others."""
+"""Tests of which tables get the pipeline's policies: its own and those of assets, with partitions, and no others."""
 
 from collections.abc import Iterator
 
@@ -72,7 +72,7 @@ def test_table_that_an_earlier_version_captured_is_left_and_named(application: D
     sow(application)
     organizations.delete_tenant_rows(application, MINE)
     assert state_of_invoices(application) == before
-    # Where an asset does write it, one command says so.
+    # If an asset does write the table, one command puts it under the policies.
     administer(application.url, migration.warnings[0].split("`")[1], "comment on schema cliniko is 'earlier'")
     assert schema.migrate(application).warnings == ()
     organizations.delete_tenant_rows(application, MINE)
@@ -130,7 +130,7 @@ IDS = {
 
 @pytest.mark.parametrize("kind", IDS)
 def test_rows_are_told_apart_whatever_the_type_of_the_column(debian_server_url: URL, kind: str) -> None:
-    """A collation that takes two texts for one opens no rows of the other."""
+    """A collation under which two different texts are equal does not open rows of the other organization."""
     with created_database(debian_server_url, "template0", "encoding 'UTF8'") as url:
         administer(
             url,

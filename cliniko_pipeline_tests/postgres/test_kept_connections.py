@@ -1,4 +1,4 @@
-"""Pooled connections: what they keep from one transaction to the next, and the settings that they bring."""
+"""Tests of pooled connections: their state between two transactions, and the settings that they start with."""
 
 from contextlib import suppress
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""The SQL functions `casefold`, `name_key`, `email_key` and `instant`, compared with Python's own."""
+"""Tests of the SQL functions `casefold`, `name_key`, `email_key` and `instant` against Python's functions."""
 
 import sys
 import unicodedata
@@ -18,10 +18,10 @@ from cliniko_pipeline.postgres.schema import upgrade as schema
 from cliniko_pipeline_tests.support.databases import administer, created_database
 from cliniko_pipeline_tests.support.properties import examples
 
-# All but the surrogates and NUL, which no text of PostgreSQL holds.
+# All characters except surrogates and NUL, which PostgreSQL's texts cannot contain.
 CHARACTERS = [chr(code) for code in range(1, sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
 ASSIGNED = [character for character in CHARACTERS if unicodedata.category(character) != "Cn"]
-# All characters that a function changes, and some neighbours that it must not.
+# All characters that a function changes, and some similar characters that it must not change.
 CHANGED = [
     character
     for number, character in enumerate(ASSIGNED)
@@ -31,16 +31,16 @@ CHANGED = [
     or character.isspace()
 ]
 FILE_VERSION = "14.0.0"
-# Letters that meet in these functions.
+# Letters that influence each other in these functions.
 AWKWARD = [
     *"iIkKsSaA1 \t\n\x1c\x85\xa0\u2003\u3000\u200b",
     *"\u0131\u0130\u017f\u212a\u212b\u2126\xe5\xc5",  # dotless i, dotted I, long s, signs that are letters
-    *"\u03a3\u03c3\u03c2\u1fb3\u1fbc\u0390",  # sigmas, iota subscripts, a letter that folds to three
+    *"\u03a3\u03c3\u03c2\u1fb3\u1fbc\u0390",  # sigmas, iota subscripts, and a letter that folds to three letters
     *"\xdf\u1e9e\ufb01\ufb06\u0149",  # sharp s, ligatures
-    *"\u030a\u0323\u0307\u0345",  # marks, to be ordered and joined
+    *"\u030a\u0323\u0307\u0345",  # marks that are ordered and composed
     *"\u13a0\u13f0\uab70",  # Cherokee, which folds upwards
-    *"\uff21\u2460\u3300\ufdfa",  # wide, circled, squared, a letter that stands for a sentence
-    *"\uac00\u1100\u1161",  # Hangul, joined and apart
+    *"\uff21\u2460\u3300\ufdfa",  # wide, circled and squared characters, and a letter that stands for a sentence
+    *"\uac00\u1100\u1161",  # composed and decomposed Hangul
 ]
 
 
@@ -66,7 +66,7 @@ LOCALES = {
 
 @pytest.fixture(scope="module", params=["C", pytest.param("libc", marks=pytest.mark.slow), "icu tr"])
 def database(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """Databases that sort and classify letters differently; those with ICU on Debian's server."""
+    """Yield databases that sort and classify letters differently. Those with ICU are on Debian's server."""
     locale = request.param
     server = request.getfixturevalue("debian_server_url" if locale.startswith("icu") else "server_url")
     with _migrated(server, LOCALES[locale]) as database:
@@ -74,7 +74,7 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 
 def _version(url: URL) -> int:
-    """Return the server's major version; the Unicode of 14 is older than the file's."""
+    """Return the server's major version. Version 14 has an older Unicode version than the file."""
     database = Database(url)
     try:
         with database.operator() as connection:
@@ -95,7 +95,7 @@ def _migrated(server: URL, locale: str) -> Iterator[Database]:
 
 
 def differences(database: Database, texts: list[str]) -> list[tuple[str, str, str | None]]:
-    """Return function, text and result wherever PostgreSQL's result is not Python's."""
+    """Return the function, the text and PostgreSQL's result wherever the result differs from Python's."""
     with database.organization("a") as connection:
         rows = connection.execute(
             sa.text(
@@ -122,11 +122,11 @@ def test_casefold_file_is_what_the_generator_writes() -> None:
 
 
 def test_keys_of_every_character_equal_pythons(database: Database) -> None:
-    # Between others too: a character may be folded only at the edge, or only in a text that is not ASCII.
+    # The character is also tested between others, because it may be folded only at the edge or only in non-ASCII texts.
     texts = ASSIGNED + [f"B{character} \u00c9{character}x" for character in CHANGED]
     found = differences(database, texts)
     if unicodedata.unidata_version != FILE_VERSION or _version(database.url) < 15:
-        # The versions differ in new characters: one of the two leaves them as they are.
+        # Unicode versions differ in new characters, which the older one does not change.
         found = [(name, text, result) for name, text, result in found if result is None or text[-1] not in result]
     assert found == []
 

@@ -1,4 +1,4 @@
-"""Migrations: from an empty database or the application's tables, by several at the same time."""
+"""Tests of migrations of an empty database or of the application's tables, also concurrently."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +43,7 @@ def empty(empty_database_url: URL) -> Iterator[Database]:
 
 @pytest.fixture
 def application(empty: Database) -> Database:
-    """A database with the application's tables only."""
+    """Return a database that has only the application's tables."""
     administer(empty.url, sql("schema/application_tables"))
     return empty
 
@@ -69,7 +69,7 @@ def test_concurrent_migrations_of_one_database_change_it_once(application: Datab
 
 
 def test_concurrent_first_migrations_of_a_server(tmp_path: Path) -> None:
-    """Each creates the organization role of its database."""
+    """Each migration creates the organization role of its database."""
     with EmbeddedServer(tmp_path / "server") as server:
         urls = [server.url.set(database=f"several_{number}") for number in range(3)]
         administer(server.url, *(f"create database {url.database}" for url in urls))
@@ -101,7 +101,7 @@ def test_migration_keeps_active_patients_without_duplicates(application: Databas
 
 
 def test_migration_says_that_active_patients_is_closed_now(application: Database) -> None:
-    """Readers of a table that had rows and no policies must name an organization from now on."""
+    """If the table had rows and no policies, its readers must set an organization from now on."""
     administer(application.url, ACTIVE_PATIENTS_TABLE)
     assert not schema.migrate(application).closed_to_readers
     administer(

@@ -1,4 +1,4 @@
-"""The organization context: role and `app.organization_id` of one transaction, and what its functions show."""
+"""Tests of the organization context, a transaction's role and `app.organization_id`, and of its functions."""
 
 from collections.abc import Callable
 from typing import cast
@@ -18,7 +18,7 @@ from cliniko_pipeline_tests.support.tenants import MINE, THEIRS, sow
 
 @pytest.fixture(params=["module_database", "owner_database"], ids=["superuser", "owner"])
 def database(request: pytest.FixtureRequest) -> Database:
-    """A database with a row of each organization in every tenant table."""
+    """Return a database with a row of each organization in every tenant table."""
     database = request.getfixturevalue(request.param)
     sow(database)
     return database
@@ -56,7 +56,7 @@ def test_contacts_function_ignores_objects_of_the_caller(database: Database) -> 
 
 
 def test_merges_of_another_organization_are_not_followed(database: Database) -> None:
-    # The merges of each organization lead to an id that only the other one has.
+    # The merges of each organization lead to an id that exists only in the other organization.
     for organization, chain in ((MINE, ("10", "11")), (THEIRS, ("11", "12"))):
         with database.organization(organization) as connection:
             connection.execute(
@@ -111,7 +111,7 @@ def test_connection_keeps_no_context_and_no_row(database: Database, ending: str,
         pass
     with database.operator() as connection:
         after = connection.execute(state).one()
-        # A staging table may stay with the connection, but only empty.
+        # A staging table may stay with the connection only if it is empty.
         role = organization_role(connection)
         connection.exec_driver_sql(f"set local role {role}")
         assert set(_staging_tables(connection).values()) <= {0}

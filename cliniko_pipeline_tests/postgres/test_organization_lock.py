@@ -1,4 +1,4 @@
-"""The organization lock, `Database.turn`: only one run at a time writes an organization's data."""
+"""Tests of the organization lock, `Database.turn`. Only one run at a time writes an organization's data."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""The organization role: one for each database, whoever else uses the server, and what is left of others."""
+"""Tests of the organization role, of which each database has its own, and of leftovers of other roles."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -28,7 +28,7 @@ def staging(server: URL) -> Iterator[Database]:
 
 
 def stolen_patients(intruder: Database, target: Database, role: str) -> int:
-    """Return how many patients of an organization of `target` the user of another database reads there."""
+    """Return the number of patients of `target` that the user of another database can read."""
     visitor = Database(intruder.url.set(database=target.url.database))
     try:
         with visitor.operator() as connection:
@@ -78,7 +78,7 @@ def test_shared_role_of_an_earlier_version_is_replaced(
     assert not schema.migrate(production).changed
     last = schema.migrate(staging)
     schema.require_isolation(staging)
-    # From version 16 on, an owner who did not make the role may not drop it.
+    # From version 16 on, an owner who did not create the role may not drop it.
     assert all("is unused" in warning for warning in last.warnings)
     administer(server, *(warning.split("`")[1] for warning in last.warnings))
     with production.operator() as connection:
@@ -86,7 +86,10 @@ def test_shared_role_of_an_earlier_version_is_replaced(
 
 
 def test_copy_of_a_database_gets_a_role_of_its_own(production: Database, server: URL) -> None:
-    """Until it is migrated, its organizations cannot be entered; what the original's role may there is revoked."""
+    """Before the migration, the copy's organizations cannot be entered.
+
+    The migration revokes the original role's rights.
+    """
     schema.migrate(production)
     original = organization_role_of(production.url)
     production.close()

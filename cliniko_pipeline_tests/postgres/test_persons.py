@@ -1,4 +1,4 @@
-"""`cliniko.persons()`: merges followed to their ends, compared with a plain walk."""
+"""Tests of `cliniko.persons()`, which follows merges to their ends, against a simple loop."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline_tests.support.properties import examples
 
-# Short and long ids: as texts, "9" comes after "10" and after an id of 19 digits.
+# As texts, short and long ids sort wrongly. "9" comes after "10" and after an id of 19 digits.
 IDS = ["1", "2", "9", "10", "11", "99", "100", "1009", "999999999999999999", "1000000000000000000"]
 ABSENT = ["5", "77777777777777777777"]
 
@@ -55,7 +55,7 @@ def test_person_is_the_end_of_the_merges(module_database: Database, merged_into:
 
 @pytest.mark.parametrize("length", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_long_chain_of_merges_is_followed(module_database: Database, length: int) -> None:
-    """To a person, to a missing patient, to itself, into a loop of all and into a loop of half."""
+    """The chain ends at a person, a missing patient, itself, a loop of all patients or a loop of half of them."""
     chain: dict[str, str | None] = {str(number): str(number + 1) for number in range(1, length)}
     for last, end in (
         (None, (str(length), False)),
@@ -69,7 +69,7 @@ def test_long_chain_of_merges_is_followed(module_database: Database, length: int
 
 
 def test_many_patients_are_followed_beside_a_long_chain(module_database: Database) -> None:
-    """Their number must not multiply with the length of the chain, nor with each other's."""
+    """The work must not be the product of the number of patients and the length of the chain or of other chains."""
     merged_into: dict[str, str | None] = {str(number): None for number in range(10_000, 40_000)}
     merged_into |= {str(number): str(number + 1) for number in range(1, 500)} | {"500": None}
     merged_into |= dict.fromkeys(map(str, range(2_000, 4_000)), "10000")

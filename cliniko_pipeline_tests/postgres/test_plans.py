@@ -1,6 +1,6 @@
-"""How the large queries are carried out: the rows they go through grow with the organization, not with its square.
+"""Tests of the plans of large queries, which must not process a quadratic number of rows.
 
-Rows are counted, time is not: EXPLAIN says how many rows each step gave or threw away.
+The rows of each step in EXPLAIN are counted, because times are not reliable.
 """
 
 import json
@@ -29,7 +29,8 @@ QUERIES: dict[str, tuple[Table, dict[str, object]]] = {
     ),
 }
 
-# Of each patient: first_name, last_name, email, merged_into_id; of each contact: cliniko_patient_id, name, email.
+# The columns of patients are first_name, last_name, email and merged_into_id, those of contacts cliniko_patient_id,
+# name and email.
 PEOPLE = {
     "one e-mail": (
         "'First' || n, 'Last', 'info@example.com', null",
@@ -61,7 +62,7 @@ PEOPLE = {
         f"case when mod(n, 3) = 0 then {ID} end, 'First' || n || ' Last' || n / 2, n / 2 || '@example.com'",
     ),
 }
-# Of the n-th individual appointment the patient; of the n-th attendee the booking and the patient.
+# The patient of the n-th individual appointment, then the booking and the patient of the n-th attendee.
 ATTENDED = {
     "one patient comes to everything": ("'100000'", "(n + 1)::text", "'100000'"),
     "one class for all": (ID, "'1'", ID),
@@ -111,7 +112,7 @@ def test_planner_settings_end_with_the_organization_context(database: Database) 
 
 
 def _store_people(database: Database, patient: str, contact: str) -> None:
-    """Nothing is analyzed before a test does so."""
+    """Store patients and contacts. Do not analyze the tables, which tests do themselves."""
     with database.operator() as connection:
         for table in ("cliniko.patients", "cliniko.appointments", "cliniko.attendees", "public.contacts"):
             connection.exec_driver_sql(f"alter table {table} set (autovacuum_enabled = false)")
@@ -167,7 +168,7 @@ def _nodes(connection: Connection, options: str, query: str, parameters: dict[st
 
 
 def _most_rows(database: Database, name: str) -> int:
-    """Of the step that gave, or threw away, the most."""
+    """Return the rows of the step that returned or removed the most rows."""
     counted = ("Actual Rows", "Rows Removed by Join Filter", "Rows Removed by Filter")
     with database.organization("a") as connection:
         nodes = _nodes(connection, "analyze, timing off, ", sql(f"transforms/{name}"), QUERIES[name][1])

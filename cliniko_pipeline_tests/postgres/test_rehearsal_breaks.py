@@ -1,6 +1,7 @@
-"""The rehearsal against the catalog: what a sync needs is broken, one thing at a time, and must be noticed.
+"""Test that the rehearsal notices every broken object that a sync needs, according to the catalog.
 
-The judge is a real sync: of a database without all that was not noticed it must succeed, with the right rows.
+If the rehearsal does not notice some broken objects, a real sync without these objects must succeed with the right
+rows.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -107,11 +108,11 @@ BREAKS = {
         for table in (*TABLES, *APPLICATION_TABLES)
     },
 }
-"""The statements that break a thing each, from the catalog."""
+"""Queries of the catalog that return statements, each of which breaks one thing."""
 
 
 class BrokenDatabase(Database):
-    """A database of which everything happens in one transaction, with whatever broke it."""
+    """A database in which everything happens in one transaction, together with the statement that broke it."""
 
     def __init__(self, url: URL) -> None:
         super().__init__(url)
@@ -141,7 +142,7 @@ class BrokenDatabase(Database):
 
     @contextmanager
     def broken(self, statement: str) -> Generator[None]:
-        """Execute the statement; undo it at the end."""
+        """Execute the statement, and undo it at the end of the block."""
         with self._undone():
             self.connection.exec_driver_sql(statement)
             yield
@@ -162,7 +163,7 @@ class BrokenDatabase(Database):
 
     @contextmanager
     def kept(self) -> Generator[None]:
-        """Undo at the end, and not after each transaction, what succeeds."""
+        """Undo successful transactions only at the end of the block, not one by one."""
         with self._undone():
             self._is_kept = True
             try:
@@ -171,7 +172,7 @@ class BrokenDatabase(Database):
                 self._is_kept = False
 
     def row_counts(self) -> list[int]:
-        """Count the rows of all tables, of all organizations."""
+        """Return the number of rows of each table, for all organizations."""
         with self._undone():
             for table in TENANT_TABLES:
                 self.connection.exec_driver_sql(f"alter table {table} no force row level security")
@@ -185,7 +186,7 @@ class BrokenDatabase(Database):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A synced database whose owner is no superuser."""
+    """A synced database whose owner is not a superuser."""
 
     environ: Mapping[str, str]
     url: URL
@@ -209,7 +210,7 @@ def put_person(made: Account, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(server_url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
-    # Roles belong to the server, which other processes use, too.
+    # The role's name is unique, because roles belong to the server, which other processes use too.
     name, password = f"broken_{uuid4().hex}", uuid4().hex
     administer(
         server_url,
@@ -247,7 +248,7 @@ def sync(pipeline: PipelineUnderTest, *, people: int) -> None:
 
 
 def finding(database: Database) -> str | None:
-    """Return what `doctor` would say is wrong; None: nothing."""
+    """Return the problem that `doctor` would report, or None."""
     try:
         schema.require_current(database)
         schema.require_isolation(database)
@@ -282,7 +283,7 @@ def test_rehearsal_notices_what_a_sync_needs(kind: str, prepared: Prepared, serv
 
 
 def assert_migration_helps(database: BrokenDatabase, statement: str) -> None:
-    """Migrate; then nothing advises that any more, but begins with another step."""
+    """Migrate. Assert that the remaining message, if any, no longer advises only `migrate`."""
     with database.kept():
         try:
             schema.migrate(database)
@@ -319,7 +320,7 @@ def statements(connection: Connection, kind: str) -> list[str]:
 
 
 def assert_syncs_without(prepared: Prepared, server_url: URL, unnoticed: list[str]) -> None:
-    """Sync a copy of the database that lacks what was not noticed."""
+    """Sync a copy of the database without the objects whose loss was not noticed. Assert that the rows are right."""
     name = f"broken_{uuid4().hex}"
     administer(server_url, f"create database {name} template {prepared.url.database} owner {prepared.url.username}")
     url = prepared.url.set(database=name)

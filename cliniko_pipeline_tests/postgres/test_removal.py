@@ -1,4 +1,4 @@
-"""The removal of an organization: it can be repeated after a failure, and no other organization loses a row."""
+"""Tests of the removal of an organization, which can be repeated after a failure and affects no other organization."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,7 +49,7 @@ def test_failed_removal_disables_the_organization_and_is_repeatable(database: Da
         assert _credentials(database) == {MINE: False, THEIRS: True}
     finally:
         administer(database.url, "drop function public.refuse() cascade")
-    # Rows without credentials are deleted too.
+    # The rows of an organization without credentials are deleted too.
     sow(database)
     administer(database.url, f"delete from public.api_credentials where organization_id = '{MINE}'")
     assert organizations.remove(database, MINE) == len(TENANT_TABLES)
@@ -70,7 +70,7 @@ def test_removal_waits_for_a_running_sync_and_deletes_its_rows(database: Databas
                         f" values ('{MINE}', 'late', now(), now())"
                     )
                 )
-        # The patient, and that there are patients now.
+        # The two additional rows are the patient and the state of the table.
         assert removal.result(LIMIT_SECONDS) == len(TENANT_TABLES) + 2
     assert _rows(database, MINE) == 0
 

@@ -1,4 +1,4 @@
-"""The shared request budget under real processes and threads, which ask at the same time, stand still or are killed."""
+"""Tests of the shared request budget with real processes and threads, which may hang or be killed."""
 
 import threading
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ multiprocessing = get_context("spawn")
 
 @contextmanager
 def started(*processes: BaseProcess) -> Iterator[None]:
-    """Start processes, and kill at the end those that still run."""
+    """Start processes. Kill those that still run at the end."""
     try:
         for process in processes:
             process.start()
@@ -41,7 +41,7 @@ def started(*processes: BaseProcess) -> Iterator[None]:
 
 
 def take_until_refused(budget: SharedRequestBudget, stack: ExitStack) -> int:
-    """Begin as many requests as are permitted; return their number."""
+    """Start as many requests as the budget permits. Return their number."""
     for number in range(100):
         try:
             stack.enter_context(budget.request())
@@ -51,7 +51,7 @@ def take_until_refused(budget: SharedRequestBudget, stack: ExitStack) -> int:
 
 
 def hold_requests(url: str, key: str, limit: int, pipe: Pipe) -> None:
-    """In a process: take what is permitted when told to, report the number, and answer none of them."""
+    """Start the permitted requests of a process on command, report their number, and complete none of them."""
     budget = SharedRequestBudget(Database(url), key, limit, sleep=would_sleep)
     pipe.send("ready")
     pipe.recv()
@@ -105,7 +105,7 @@ def test_failed_request_is_counted(module_database) -> None:
 
 
 def test_process_that_stands_still_stops_nobody(module_database, monkeypatch) -> None:
-    """It has not read the answer to its statement, as one whose machine is gone: nothing ends its transaction."""
+    """The process has not read the result of its statement, so its transaction stays open as on a lost machine."""
     key = uuid4().hex
     budget, other = (SharedRequestBudget(module_database, key, 10) for _ in range(2))
     held, go_on = threading.Event(), threading.Event()

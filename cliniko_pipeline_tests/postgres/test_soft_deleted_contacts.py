@@ -1,4 +1,4 @@
-"""Contacts that the application has deleted softly do not count."""
+"""Tests that contacts are ignored if the application has marked them as deleted."""
 
 import pytest
 from sqlalchemy.engine import URL

@@ -1,4 +1,4 @@
-"""Databases of the first version, of a superuser and of an ordinary owner: migrated, they lose nothing."""
+"""Tests of upgrades from the first version, for superusers and ordinary owners, without any loss."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from cliniko_pipeline_tests.support.schemas import application_state, migrate_co
 
 ANN = UUID(int=1)
 LONG_AGO = datetime(2025, 1, 1)  # noqa: DTZ001 as the table has it
-# What a sync of the first version left: somebody who is still active, and somebody who is not.
+# A sync of the first version left these patients. One is still active, and one is not.
 SYNCED = f"""
 set local app.organization_id = 'alpha';
 insert into cliniko.patients (organization_id, id, first_name, created_at, updated_at)
@@ -54,7 +54,7 @@ def stored(connection: Connection) -> list[object]:
 
 @pytest.fixture
 def first_version(server: URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    """A database of the first version, whose owner is no superuser."""
+    """Yield a database of the first version, whose owner is not a superuser."""
     with owned_database(server) as database:
         migrate_as_first_version(database, monkeypatch)
         yield database
@@ -120,7 +120,7 @@ def test_concurrent_upgrades_by_the_owner_are_one(first_version: Database) -> No
 
 
 def test_upgrade_of_the_first_version_keeps_its_data(empty_database_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next crawl of every resource is a full one. The database user is a superuser."""
+    """The next crawl of every resource is full. The database user is a superuser."""
     database = Database(empty_database_url)
     migrate_as_first_version(database, monkeypatch)
     with database.operator() as connection:

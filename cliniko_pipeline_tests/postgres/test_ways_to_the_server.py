@@ -1,4 +1,4 @@
-"""Servers that cannot be reached as DATABASE_URL says: what libpq said, in words, and a remedy that helps."""
+"""Tests of servers that DATABASE_URL does not reach. The errors have libpq's reason in words and a helpful remedy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,9 +32,9 @@ class Way:
     """A way to the server that fails.
 
     Attributes:
-        rules: of pg_hba.conf, for connections over TCP.
-        parameters: of DATABASE_URL.
-        words: of the message.
+        rules: rules of pg_hba.conf for connections over TCP.
+        parameters: parameters of DATABASE_URL.
+        words: words of the message.
         tls: whether the server offers TLS.
     """
 
@@ -107,7 +107,7 @@ def server() -> Iterator[Server]:
 
 
 def prepared(server: Server, way: Way) -> URL:
-    """Set the server up; return the URL of the way."""
+    """Set up the server. Return the URL of the way."""
     server.write("pg_hba.conf", "\n".join((LOCAL, *way.rules)))
     tls = f"ssl = {'on' if way.tls else 'off'}\nssl_cert_file = 'own.crt'\nssl_key_file = 'own.key'"
     server.write("postgresql.auto.conf", tls)
@@ -132,7 +132,7 @@ def psycopg_error(url: URL) -> str:
 
 
 def psycopg2_error(url: URL) -> str:
-    """Return what is said where Dagster's storage, which has a driver of its own, is opened."""
+    """Return the error of opening Dagster's storage, which has its own driver."""
     engine = sa.create_engine(storage_url(url, STORAGE_SCHEMA))
     with pytest.raises(Exception, match=r".") as raised:
         engine.connect()
@@ -153,7 +153,7 @@ def test_cause_and_remedy_are_said_by_both_drivers(server: Server, way: Way) -> 
 
 
 def test_name_with_an_ipv6_address_only_is_told_from_others() -> None:
-    """As libpq says it of a name that it has looked up."""
+    """The messages are those of libpq for a name that it has looked up."""
     unreachable = 'connection to server at "db.example.org" (2001:db8::5), port 5432 failed: Network is unreachable\n'
     refused = 'connection to server at "db.example.org" (192.0.2.5), port 5432 failed: Connection refused\n'
     for said, words in ((unreachable, "only an IPv6 address"), (unreachable + refused, "no server listens")):
@@ -182,7 +182,7 @@ REMEDIES = (
 
 @pytest.mark.parametrize("parameters", REMEDIES, ids=lambda each: each["sslmode"])
 def test_remedies_for_certificates_help(server: Server, parameters: dict[str, str]) -> None:
-    """With both drivers: the storage's says only that its schema is not there."""
+    """The remedies help with both drivers. The storage's error is only about its missing schema."""
     url = prepared(server, Way((), ("hostssl all all 127.0.0.1/32 trust",), parameters))
     database = Database(url)
     with database.operator() as connection:
@@ -194,7 +194,7 @@ def test_remedies_for_certificates_help(server: Server, parameters: dict[str, st
 
 @pytest.mark.slow
 def test_pooler_that_refuses_options_is_named(database_url: URL, tmp_path: Path) -> None:
-    """Nothing of the pipeline's own sends them."""
+    """The pipeline itself sends no `options`."""
     with pooler(database_url) as url:
         command = CommandLine(environment(url, tmp_path), tmp_path)
         assert command("migrate").returncode == 0

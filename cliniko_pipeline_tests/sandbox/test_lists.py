@@ -19,7 +19,7 @@ def account(**records):
 
 @pytest.fixture
 def asking(calling):
-    """A caller of a sandbox that serves the given records."""
+    """Yield a caller of a sandbox that serves the given records."""
     with ExitStack() as running:
 
         def make(**records):
@@ -78,7 +78,7 @@ STATES = [
 
 def test_archived_cancelled_and_deleted_are_hidden(asking):
     caller = asking(attendees=STATES, patients=STATES)
-    # Deleted patients are listed with archived ones.
+    # Deleted patients are listed together with archived patients.
     assert caller.ids("/patients", "archived_at:*") == ["1", "2", "4", "5"]
     shown = {
         "": "15",

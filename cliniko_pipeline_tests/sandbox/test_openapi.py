@@ -1,6 +1,6 @@
-"""The sandbox's answers checked against Cliniko's published OpenAPI file, which is not part of this project.
+"""Tests of the sandbox's responses against Cliniko's OpenAPI file, which is not part of this project.
 
-The demo is used without its empty strings in the place of nulls, which the file does not allow.
+The demo has no empty strings in place of nulls here, because the file does not allow them.
 """
 
 import ipaddress
@@ -40,12 +40,12 @@ CHECKS = {
     "phone": lambda value: re.fullmatch(r"[0-9 +()-]+", value),
 }
 for name, check in CHECKS.items():
-    # Formats concern strings only.
+    # Formats apply only to strings.
     FORMATS.checks(name, raises=ValueError)(lambda value, check=check: not isinstance(value, str) or bool(check(value)))
 
 
 def json_schema(node):
-    """Return OpenAPI 3.0's dialect as JSON Schema that refuses unknown fields."""
+    """Convert OpenAPI 3.0's dialect to a JSON Schema that refuses unknown fields."""
     if isinstance(node, list):
         return [json_schema(one) for one in node]
     if not isinstance(node, dict):
@@ -54,7 +54,7 @@ def json_schema(node):
     if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
         schema["additionalProperties"] = False
     if "A-Z0-9!" in str(schema.get("pattern")):
-        # The e-mail pattern is written for a matcher that ignores case.
+        # The pattern of e-mail addresses assumes that case is ignored.
         schema["pattern"] = schema["pattern"].replace("A-Z", "A-Za-z")
     return nullable(exclusive_bounds(schema))
 
@@ -106,7 +106,7 @@ def served(accounts):
 
 @pytest.mark.parametrize("resource", list(RESOURCES))
 def test_answers_match_the_published_schema(published, components, accounts, served, calling, resource):
-    """The first, the middle and the last page of each list, and records of the last."""
+    """The first, middle and last page of each list are checked, and records of the last page."""
     listed = validator(components, response_schema(published, f"/{resource}"))
     single = validator(components, response_schema(published, f"/{resource}/{{id}}"))
     filters = [one for one in EVERYTHING if one.split(":")[0] in RESOURCES[resource].fields]

@@ -1,4 +1,4 @@
-"""The order of a list's records, what it may be filtered and sorted by, and records that break a page."""
+"""Tests of the order of a list, its filters and sort fields, and of records that break a page."""
 
 from collections.abc import Callable, Iterator
 

@@ -29,7 +29,7 @@ def served():
 
 def fetch(sandbox, name, user, *, headers=HEADERS, password="", path="/patients"):
     with httpx.Client(trust_env=False) as client:
-        # httpx adds these by itself where they are not given.
+        # httpx adds these headers by default.
         for header in ("Accept", "User-Agent"):
             client.headers.pop(header)
         url = sandbox.base_url(name) + path
@@ -37,7 +37,7 @@ def fetch(sandbox, name, user, *, headers=HEADERS, password="", path="/patients"
 
 
 def test_key_is_accepted_with_and_without_its_shard(served):
-    """A key without a shard belongs to au1."""
+    """A key without a shard belongs to the shard au1."""
     served.add(account("late", "eu1", "bGF0ZQ-eu1"))
     for name, key in {"clinic": KEY, "old": "bm8tc2hhcmQ-au1", "late": "bGF0ZQ-eu1"}.items():
         for user in (key, key[: -len("-au4")]):
@@ -117,7 +117,7 @@ def test_rate_limit_is_per_key_and_retry_after_optional():
     with running_sandbox(accounts, requests_per_minute=1, retry_after=False) as sandbox:
         assert fetch(sandbox, "clinic", KEY).status_code == 200
         assert fetch(sandbox, "old", "bm8tc2hhcmQ").status_code == 200
-        # The key without its shard is the same.
+        # The key without its shard is the same key.
         refused = fetch(sandbox, "clinic", KEY.removesuffix("-au4"))
     assert refused.status_code == 429
     assert "x-ratelimit-reset" in refused.headers

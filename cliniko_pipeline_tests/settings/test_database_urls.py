@@ -1,4 +1,4 @@
-"""Parameters of DATABASE_URL, with remedies for those of other programs."""
+"""Tests of the parameters of DATABASE_URL, with remedies for parameters of other programs."""
 
 import pytest
 

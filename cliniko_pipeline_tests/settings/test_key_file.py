@@ -1,4 +1,4 @@
-"""The encryption key file of the embedded database."""
+"""Tests of the encryption key file of the embedded database."""
 
 import base64
 import os
@@ -66,7 +66,7 @@ def test_embedded_database_gets_one_private_key(embedded, key_file):
 
 
 def test_key_file_is_read_in_a_read_only_home(embedded, key_file, monkeypatch):
-    """The file may hold old keys after the new one."""
+    """The file may have old keys after the new key."""
     made = secrets_of(embedded.ensure_encryption_keys())
 
     def refuse(*_, **__):

@@ -1,4 +1,4 @@
-"""Values that each variable accepts, and texts of errors."""
+"""Tests of the values that each variable accepts, and of the texts of errors."""
 
 import base64
 import os
@@ -20,7 +20,7 @@ from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.settings import KEY_COMMAND, Settings, load_settings
 from cliniko_pipeline_tests.support.properties import examples
 
-# Constant: they are in the ids of tests, which several processes collect.
+# The keys are constants, because they are in the ids of tests, which several processes must collect alike.
 KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
 OTHER_KEY = base64.urlsafe_b64encode(bytes(range(32, 64))).decode()
 SECRET = "hunter2sEcReT"
@@ -29,7 +29,7 @@ DATABASE_URL = f"postgresql://clinic:{SECRET}@db.example:5432/clinic"
 
 
 def refusal(**environ: str) -> str:
-    """Return the error message for these variables, after a check for secrets."""
+    """Return the error message for these variables. Assert that it contains no secret."""
     with pytest.raises(SettingsError) as caught:
         load_settings(environ)
     assert caught.value.__context__ is None

@@ -1,4 +1,4 @@
-"""The shared request budget, in simulated time: in any window as many requests as the limit allows, never more."""
+"""Tests of the shared request budget in simulated time. Every window has as many requests as the limit allows."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ from cliniko_pipeline_tests.support.budget_simulations import (
 )
 from cliniko_pipeline_tests.support.properties import THOROUGH, examples
 
-# To shrink an example takes minutes.
+# Examples are not shrunk, because shrinking takes minutes.
 PHASES = [Phase.explicit, Phase.generate, *([Phase.shrink] if THOROUGH else [])]
 UNANSWERED_SECONDS = WINDOW + LONGEST_ANSWER_SECONDS
 """How long a request counts that nobody reported as answered."""
@@ -44,7 +44,7 @@ blockings = st.lists(st.tuples(st.floats(0, 200), st.floats(-1, 100)), max_size=
 
 @pytest.fixture
 def pair(clock: MovableClock) -> tuple[Process, Process]:
-    """Two processes with one key, of which one request may be sent in a window."""
+    """Return two processes with the same key, which may send one request per window."""
     return two_processes(clock, 1)
 
 
@@ -66,7 +66,7 @@ def row_of(process: Process) -> Any:
 
 @pytest.fixture
 def long_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that wait ask less often, which makes the simulation many times quicker."""
+    """Make waiting processes ask less often, so that the simulation is much faster."""
     if not THOROUGH:
         monkeypatch.setattr(request_budgets, "LONGEST_SLEEP_SECONDS", 20.0)
 
@@ -74,7 +74,7 @@ def long_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(st.integers(1, 6) | st.integers(401, 1400), st.lists(plans, min_size=1, max_size=3), blockings)
 @settings(max_examples=examples(25, 60), phases=PHASES, suppress_health_check=list(HealthCheck))
 def test_limit_is_kept_in_every_window(clock, long_sleeps, limit, plans, blocks) -> None:
-    """Of a large limit several requests are taken in one statement; another process has left only six."""
+    """If the limit is large, one statement takes several requests, and another process has left only six of them."""
     simulation = Simulation(clock, limit)
     taken = []
     if limit > 6:
@@ -109,11 +109,11 @@ def test_request_over_the_limit_waits_until_a_window_after_an_answer(clock) -> N
 
 
 def test_requests_of_a_killed_process_come_back(clock) -> None:
-    """They do after a window and the longest time that an answer takes."""
+    """They come back after a window and the longest time that a response takes."""
     killed, other = two_processes(clock, 3)
     for _ in range(2):
         killed.begin()
-    # The third is there for the other all the time.
+    # The other process may send the third request at any time.
     assert [other.may_send() for _ in range(2)] == [True, False]
     other.requests[0].answer()
     other.budget.close()
@@ -153,7 +153,7 @@ def test_requests_go_one_at_a_time_for_a_while_after_a_block(clock) -> None:
         request.answer()
     blocked.budget.block(0.05)
     clock.now += 0.1
-    # The other process learns of it when it takes its next ones.
+    # The other process sees the block when it takes its next requests.
     for process in (blocked, other):
         for _ in range(3):
             request = process.begin()
@@ -190,7 +190,7 @@ def test_lower_limit_counts_requests_taken_under_a_higher_one(clock) -> None:
 
 
 def test_database_clock_set_back_closes_the_budget_briefly(clock) -> None:
-    """It does for no longer than an answer can take."""
+    """The budget is closed for at most the longest time that a response takes."""
     unanswered, answered, blocked = (Process(clock, 1) for _ in range(3))
     unanswered.begin()
     answered.begin().answer()
@@ -198,7 +198,7 @@ def test_database_clock_set_back_closes_the_budget_briefly(clock) -> None:
     clock.set_back = 24 * 3600.0
     assert unanswered.send() == pytest.approx(UNANSWERED_SECONDS, abs=0.01)
     clock.now = 1.0
-    # The process reports when its request was answered.
+    # The process reports the time of the response.
     assert answered.send() == pytest.approx(WINDOW - 1, abs=0.01)
     assert blocked.send() <= 900
 
@@ -222,7 +222,7 @@ def test_database_clock_that_goes_ahead_stops_nobody(clock, pair) -> None:
     process, other = pair
     process.send()
     clock.set_back = -7200.0
-    # A process knows what it has sent itself.
+    # A process remembers its own requests.
     assert process.send() == pytest.approx(WINDOW, abs=0.01)
     assert other.send() <= UNANSWERED_SECONDS
 
@@ -241,7 +241,7 @@ def test_large_limit_is_taken_in_batches_and_the_unsent_rest_given_up(clock) -> 
     assert row_of(one).requests == [10, 10, 10]
     assert one.budget.left() == 3970
     one.budget.close()
-    # The last that was given up unsent counts from when it was taken.
+    # The last request that was given up unsent counts from the time when it was taken.
     clock.now += WINDOW - 0.05
     other.begin()
     assert row_of(one).requests == [10, 10]

@@ -1,6 +1,7 @@
-"""Explanations: every reason why a patient is or is not active and listed.
+"""Tests of explanations, with every reason why a patient is active and listed, or not.
 
-test_explanations_equal_tables.py compares them with the computed tables, test_contact_mapping.py tests the matching.
+test_explanations_equal_tables.py compares explanations with computed tables. test_contact_mapping.py tests the
+matching.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -33,7 +34,7 @@ def clinic(module_database: Database) -> StoredClinic:
 
 @pytest.fixture
 def named(clinic: StoredClinic) -> StoredClinic:
-    """A clinic whose patient 1 came recently and has contact 1; computed."""
+    """Return a computed clinic. Patient 1 had a recent appointment and has contact 1."""
     clinic.store(patients=[patient("1", "Ann", "Lee")], individual_appointments=[came()])
     clinic.add_contacts(contact(1, cliniko_patient_id="1"))
     clinic.compute()
@@ -41,7 +42,7 @@ def named(clinic: StoredClinic) -> StoredClinic:
 
 
 def reasons(found: Explanation) -> dict[str | None, list[str]]:
-    """By the id of the attendee or of the individual appointment."""
+    """Return the reasons by the id of the attendee or of the individual appointment."""
     return {each.attendee_id or each.id: [reason for reason, _ in each.left_out] for each in found.attendances}
 
 
@@ -84,7 +85,7 @@ ENDED_ATTENDEES: dict[str, tuple[str | None, dict[str, Any], list[str]]] = {
 
 
 def test_ended_attendance_does_not_count(clinic: StoredClinic) -> None:
-    """An individual appointment, an attendee or a group; and what a full sync no longer found."""
+    """An ended appointment, attendee or group does not count. Neither does one that a full sync found missing."""
     ends: dict[str, dict[str, Any]] = {
         "20": {},
         "21": {"archived_at": ENDED},
@@ -138,7 +139,7 @@ def test_group_counts_once_by_its_first_attendee(clinic: StoredClinic) -> None:
 
 
 def test_no_shows_follow_the_setting(clinic: StoredClinic) -> None:
-    """A group counts if anybody of the person may have come; what is to come is no no-show."""
+    """A group counts if any attendee of the person may have come. A future appointment is not a no-show."""
     arrived = {"20": [False], "21": [False, False], "22": [False, None], "23": [None, False], "24": [False]}
     clinic.store(
         patients=[patient("1")],
@@ -159,7 +160,7 @@ def test_no_shows_follow_the_setting(clinic: StoredClinic) -> None:
 
 
 def test_merges_are_followed_and_all_ids_counted(clinic: StoredClinic) -> None:
-    """A loop of merges is one person, with the lowest id."""
+    """A loop of merges is one person, which has the lowest id in the loop."""
     chains = {"7": "8", "8": "10", "9": "10", "10": None, "11": None}
     loops = {"93": "1000", "1000": "91", "91": "1000", "95": "95"}
     clinic.store(
@@ -183,7 +184,7 @@ def test_merges_are_followed_and_all_ids_counted(clinic: StoredClinic) -> None:
 
 
 def test_person_that_is_not_current_is_not_active(clinic: StoredClinic) -> None:
-    """Patient 5 was merged into one that was not read, and has contacts."""
+    """Patient 5, who has contacts, was merged into a patient that was not read."""
     clinic.store(
         patients=[
             patient("1", archived_at=ENDED),
@@ -272,7 +273,7 @@ def test_missing_row_has_a_reason(named: StoredClinic) -> None:
     listings = ["listed", "unmatched", "ambiguous", "ambiguous", "not_active"]
     assert [named.explain(each).listing for each in "12345"] == listings
     named.add_contacts(contact(2, name="Bo"))
-    assert named.explain("2").listing == "unmatched"  # the stored mapping does not know yet
+    assert named.explain("2").listing == "unmatched"  # the stored mapping does not know the contact yet
     named.compute()
     assert named.explain("2").listing == "listed"
     for each, at, expected in (

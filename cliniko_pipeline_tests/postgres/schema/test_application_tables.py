@@ -1,4 +1,4 @@
-"""Tables of the application as they are: what a sync lives with, and what is named before it fails."""
+"""Tests of variants of the application's tables, which a sync accepts or which are reported before a sync fails."""
 
 from datetime import UTC, datetime
 from uuid import UUID, uuid4

@@ -1,4 +1,4 @@
-"""The operator's condition that contacts must meet (CLINIKO_CONTACTS_FILTER)."""
+"""Tests of CLINIKO_CONTACTS_FILTER, the operator's condition that contacts must meet."""
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ NO_LEADS = "kind is distinct from 'lead' and name not like 'Test %'"
 
 @pytest.fixture
 def clinic(database: Database, database_url: URL) -> StoredClinic:
-    """Ann with two contacts of her name, the second a lead."""
+    """Return a clinic with the patient Ann and two contacts of her name. The second contact is a lead."""
     administer(database_url, "alter table public.contacts add column kind text")
     clinic = StoredClinic(database)
     clinic.store(patients=[patient("1", "Ann")], individual_appointments=[came()])
@@ -75,7 +75,7 @@ def test_change_of_filter_changes_the_fingerprint(clinic: StoredClinic) -> None:
     "condition", ["true", "true or true", "organization_id is not null or id is not null", "true) or (true"]
 )
 def test_filter_opens_no_other_organization(clinic: StoredClinic, condition: str) -> None:
-    """Not even a condition that the settings refuse."""
+    """This holds even for a condition that the settings refuse."""
     clinic.add_contacts({**contact(3, name="Ann"), "organization_id": "neighbour"})
     schema.migrate(clinic.database, contacts_filter=condition)
     assert contact_ids(clinic) == [clinic.contact_id(1), clinic.contact_id(2)]

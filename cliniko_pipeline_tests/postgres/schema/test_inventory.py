@@ -1,4 +1,4 @@
-"""What is missing of the pipeline: `migrate` makes it again, whatever version the database is said to have."""
+"""Tests that `migrate` restores missing objects of the pipeline, for any recorded version of the database."""
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -22,7 +22,7 @@ UNIQUE_INDEX = "active_patients_organization_id_contact_id_key"
 
 
 def losses(database: Database) -> dict[str, str]:
-    """Return what may be lost, by what it is called afterwards, and the statement that loses it."""
+    """Return the statements that remove an object, by the name of the object in reports."""
     lost = {
         "the table public.active_patients": "drop table public.active_patients",
         "the unique index of public.active_patients (contact_id,organization_id)": f"drop index public.{UNIQUE_INDEX}",
@@ -45,7 +45,7 @@ def losses(database: Database) -> dict[str, str]:
 
 
 def test_migration_makes_again_what_is_missing(database: Database) -> None:
-    """Every command says so, and nothing else; the rows of other tables stay."""
+    """Every command reports the missing object and nothing else. The rows of other tables are kept."""
     sow(database)
     before = schema_objects(database)
     for words, loss in losses(database).items():
@@ -56,7 +56,7 @@ def test_migration_makes_again_what_is_missing(database: Database) -> None:
         assert any(words in each for each in schema.migrate(database).made_again), words
         schema.require_current(database)
         assert not schema.migrate(database).changed
-    # A primary key is made again as a unique index.
+    # A primary key is restored as a unique index.
     assert [each for each in before if each not in schema_objects(database)] == ["cliniko.crawls_pkey iff"]
     assert require_rehearsed(database) == []
 
@@ -73,7 +73,7 @@ def test_lost_unique_index_is_made_again_without_duplicates(database: Database) 
 
 
 def test_lost_table_of_the_pipeline_is_named(database: Database) -> None:
-    """Made again it would be empty, while the crawls say that it was read."""
+    """The restored table would be empty, although the crawls say that its resource was read."""
     for table in [*TENANT_TABLES, *OPERATOR_TABLES]:
         if "active_patients" in table:
             continue

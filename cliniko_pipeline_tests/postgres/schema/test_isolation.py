@@ -1,4 +1,4 @@
-"""Row-level security: no organization reads, writes or counts rows of another one, whoever owns the database."""
+"""Tests of row-level security: no organization reads, writes or counts rows of another, whoever owns the database."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ TENANT_NAMES = {name.replace('"', "").removeprefix("public.") for name in TENANT
 
 @pytest.fixture(params=["module_database", "owner_database"], ids=["superuser", "owner"])
 def database(request: pytest.FixtureRequest) -> Database:
-    """A database with a row of each organization in every tenant table."""
+    """Return a database with a row of each organization in every tenant table."""
     database = request.getfixturevalue(request.param)
     sow(database)
     return database
@@ -50,10 +50,10 @@ def test_every_tenant_table_has_forced_row_level_security(database: Database) ->
     assert [row.name for row in tenant if not row.is_forced] == []
     context = "(organization_id = ( SELECT NULLIF(current_setting('app.organization_id'::text, true), ''::text)"
     for row in tenant:
-        # A permissive policy that grants, and a restrictive one that no other policy can widen.
+        # A permissive policy grants access, and no other policy can widen the restrictive policy.
         assert sorted(policy[:5] for policy in row.policies) == ["(*,f,", "(*,t,"], row.name
         assert [policy.count(context) for policy in row.policies] == [2, 2], row.name
-    # A request budget belongs to an API key; the API keeps refused requests of removed organizations.
+    # A request budget belongs to an API key, and the API keeps refused requests of removed organizations.
     known = {
         "api_tokens",
         "api_refusals",
@@ -86,7 +86,7 @@ def test_organization_role_has_only_the_tenant_tables(database: Database) -> Non
             ),
             parameters,
         ).all()
-        # Its staging tables, and their indexes, stay with the connections that made them.
+        # Staging tables and their indexes stay with the connections that created them.
         has = connection.execute(
             sa.text(
                 """
@@ -106,7 +106,7 @@ def test_organization_role_has_only_the_tenant_tables(database: Database) -> Non
     }
 
 
-# Queries that count the rows of the other organization.
+# These queries try to count the rows of the other organization.
 QUERIES = (
     "select count(*) from {table} where organization_id = '{theirs}'",
     "select count(*) - 1 from {table}",
@@ -127,7 +127,7 @@ def test_rows_of_another_organization_are_never_read(database: Database) -> None
             assert (table, MINE in copied, THEIRS in copied) == (table, True, False)
 
 
-# Statements in the context of MINE: PostgreSQL refuses them, or they find so many rows.
+# PostgreSQL must refuse these statements in the context of MINE, or they must affect this many rows.
 REFUSED, NOTHING = "refused", 0
 ATTEMPTS = {
     "insert": ("{insert_theirs}", REFUSED),
@@ -182,7 +182,7 @@ def test_prepared_statement_follows_the_context(database: Database) -> None:
     processes, wrong = set(), []
     for table in TENANT_TABLES:
         query = sa.text(f"select pg_backend_pid(), organization_id from {table} where organization_id <> :nobody")
-        for _ in range(8):  # the driver prepares a statement at its sixth execution
+        for _ in range(8):  # because the driver prepares a statement at its sixth execution
             for organization in (MINE, THEIRS):
                 with database.organization(organization) as connection:
                     rows = connection.execute(query, {"nobody": "x"}).all()
@@ -220,7 +220,7 @@ def test_table_owner_sees_no_rows_outside_of_a_context(owner_database: Database)
 
 @contextmanager
 def _unchanged_rows_of_theirs(database: Database) -> Iterator[None]:
-    """Fail when the block changes, removes or adds a row of the other organization."""
+    """Assert that the block does not change, remove or add a row of the other organization."""
 
     def rows() -> dict[str, list[object]]:
         with database.organization(THEIRS) as connection:

@@ -1,4 +1,4 @@
-"""The rehearsal of a sync: it finds nothing on a database that is well, leaves nothing, and names what is not."""
+"""Tests of the rehearsal of a sync, which finds nothing on a good database, changes nothing and reports problems."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ from cliniko_pipeline_tests.support.tenants import MINE, row_versions, sow
 
 @pytest.fixture
 def sown(database: Database) -> Database:
-    """Two organizations with a contact each and a row in every tenant table; one of them has credentials."""
+    """Return two organizations with a contact each and a row in every tenant table. One has credentials."""
     with database.operator() as connection:
         organizations.save(connection, MINE, "Mine", {"encrypted_data": "-"}, validated=False)
     sow(database)
@@ -95,7 +95,7 @@ def test_rehearsal_names_what_is_broken(sown: Database, changes: list[str], word
 
 
 def test_rehearsal_uses_the_tables_of_dagster(owner_database: Database, fresh_server_url: URL) -> None:
-    """As the database user, who may not be their owner."""
+    """The rehearsal uses them as the database user, who may not be their owner."""
     superuser = fresh_server_url.set(database=owner_database.url.database)
     administer(superuser, "create schema dagster", "create table dagster.runs (id serial primary key, body text)")
     try:
@@ -117,7 +117,7 @@ def test_rehearsal_uses_the_tables_of_dagster(owner_database: Database, fresh_se
 
 
 def test_rehearsal_does_not_wait_for_others(sown: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is locked is said to be untried: nothing is wrong with it."""
+    """Locked tables are reported as not tried, because nothing is wrong with them."""
     monkeypatch.setattr(rehearsal, "LOCK_TIMEOUT_SECONDS", 0.1)
     with sown.operator() as other:
         other.execute(sa.text("lock table public.active_patients in exclusive mode"))
@@ -137,7 +137,7 @@ def test_rehearsal_of_a_read_only_database_says_so(sown: Database) -> None:
 
 
 def everything(database: Database) -> dict[str, list[object]]:
-    """Return all rows of all tables, by the versions of the rows."""
+    """Return the row versions of all rows of all tables."""
     with database.operator() as connection:
         names: Iterator[str] = connection.execute(
             sa.text(

@@ -1,4 +1,4 @@
-"""The schema: what the pipeline requires of the application's tables, of the roles and of the server."""
+"""Tests of the requirements on the application's tables, the roles and the server."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
@@ -28,7 +28,7 @@ ACTIONS: tuple[Action, ...] = (schema.migrate, schema.require_current)
 
 @pytest.fixture
 def application(empty_database_url: URL) -> Iterator[Database]:
-    """A database with the application's tables only."""
+    """Yield a database that has only the application's tables."""
     administer(empty_database_url, sql("schema/application_tables"))
     database = Database(empty_database_url)
     yield database
@@ -36,7 +36,7 @@ def application(empty_database_url: URL) -> Iterator[Database]:
 
 
 def assert_refused(database: Database, *parts: str, actions: Sequence[Action] = ACTIONS) -> str:
-    """Fail unless every action is refused with one line that has the parts; return the line."""
+    """Assert that every action fails with one line that contains the parts. Return the line."""
     message = ""
     for action in actions:
         with pytest.raises(DatabaseSetupError) as raised:
@@ -136,7 +136,7 @@ UNFIT_INDEXES = {
 
 
 def test_credentials_without_a_unique_index_are_refused(database: Database) -> None:
-    """The command in the message makes the index; its columns may be in any order."""
+    """The command in the message creates the index. The columns may be in any order."""
     constraint = "api_credentials_organization_id_service_name_key"
     administer(database.url, f"alter table public.api_credentials drop constraint {constraint}")
     message = ""

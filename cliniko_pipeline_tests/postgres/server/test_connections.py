@@ -1,4 +1,4 @@
-"""What every connection is made ready with, and which ones are refused."""
+"""Tests of the settings of every connection, and of connections that are refused."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -36,7 +36,7 @@ def opened() -> Iterator[Open]:
 
 
 def test_session_settings_of_the_database_do_not_reach_the_pipeline(database_url: URL, opened: Open) -> None:
-    """On reused connections neither."""
+    """This also holds for reused connections."""
     for name, value in SETTINGS.items():
         administer(database_url, f"alter database {database_url.database} set {name} = '{value}'")
     database = opened(database_url)
@@ -59,7 +59,7 @@ def test_session_without_triggers_is_refused(database_url: URL, opened: Open) ->
 
 
 def test_pooler_in_transaction_mode_is_refused(database_url: URL, opened: Open) -> None:
-    """Before anything is set on a session that others use, too."""
+    """The pooler is refused before anything is set on a session that other clients also use."""
     with (
         pooler(database_url, mode="transaction") as url,
         pytest.raises(DatabaseSetupError, match="session mode or a direct connection"),

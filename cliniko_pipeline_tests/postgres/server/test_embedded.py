@@ -1,4 +1,4 @@
-"""The embedded server: shared by processes, stopped by the last one, started again after any kill."""
+"""Tests of the embedded server, which processes share, the last user stops, and any start recovers after kills."""
 
 import os
 import pwd
@@ -26,7 +26,7 @@ from cliniko_pipeline_tests.support.embedded_servers import (
 )
 from cliniko_pipeline_tests.support.waiting import wait_until
 
-# A process that uses the server until its standard input ends.
+# The program of a process that uses the server until its standard input ends.
 USER = """
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ with EmbeddedServer(Path(sys.argv[1])):
     print("ready", flush=True)
     sys.stdin.read()
 """
-# The same, killed while `program` runs, which itself lives on; or just before the password is kept.
+# The same program, but it kills itself when it starts `program`, which lives on, or just before it stores the password.
 KILLED_USER = """
 import os, signal, subprocess, sys
 from cliniko_pipeline.postgres.server import cluster
@@ -56,7 +56,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a server that every test leaves stopped."""
+    """Return the folder of a server that every test leaves stopped."""
     root = tmp_path_factory.mktemp("stopped") / "postgres"
     with EmbeddedServer(root) as server:
         statement(server.url, "create table kept as select 7 as value")
@@ -65,7 +65,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts processes that use a server; they are ended with the test."""
+    """Return a function that starts processes that use a server. The processes are ended with the test."""
     with ExitStack() as stack:
 
         def started(root: Path, program: str = USER, *arguments: str) -> subprocess.Popen[str]:
@@ -124,7 +124,7 @@ def test_server_of_a_killed_process_is_taken_over(root: Path, start: Start) -> N
 
 @pytest.fixture(params=["stranger", "ended child", "another server"])
 def namesake(request: pytest.FixtureRequest, fresh_server_url: URL) -> Iterator[int]:
-    """A process that has got the id of a killed server: it must not be taken for that, nor be ended."""
+    """Yield a process that has the id of a killed server. Nobody must take it for the server or end it."""
     if request.param == "another server":
         pid = statement(fresh_server_url, "select split_part(pg_read_file('postmaster.pid'), e'\\n', 1)::int")
         yield int(str(pid))
@@ -132,7 +132,7 @@ def namesake(request: pytest.FixtureRequest, fresh_server_url: URL) -> Iterator[
         return
     seconds = "600" if request.param == "stranger" else "0"
     account = programs.server_account()
-    # The name and the account are the server's.
+    # The process has the name and account of the server.
     command, program = ["postgres", seconds], shutil.which("sleep")
     with subprocess.Popen(command, executable=program, user=account[0] if account else None, cwd="/") as process:
         if request.param == "ended child":
@@ -149,7 +149,7 @@ def test_killed_server_whose_pid_is_reused_starts_again(root: Path, namesake: in
         wait_until(lambda: not is_alive(pid), "the killed server has not ended")
         _, *others = process_file(root).read_text().split("\n")
         process_file(root).write_text("\n".join([str(namesake), *others]))
-    # The end of its use has not ended the other process; see `namesake`.
+    # The end of the block has not ended the other process, which `namesake` checks.
     assert process_file(root).exists()
     with used(root):
         assert postmaster(root) not in {pid, namesake}
@@ -193,7 +193,7 @@ def test_unusable_folder_is_reported(tmp_path: Path) -> None:
 
 
 def test_initdb_failure_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "USER", "pg_not_allowed")  # initdb refuses names that begin so
+    monkeypatch.setattr(cluster, "USER", "pg_not_allowed")  # initdb refuses names that start like this
     with pytest.raises(DatabaseSetupError) as raised, EmbeddedServer(tmp_path / "postgres"):
         pass
     log = tmp_path / "postgres" / "initdb.log"
@@ -226,7 +226,7 @@ def test_lost_password_is_reported_and_can_be_put_back(root: Path) -> None:
     with used(root) as server:
         with EmbeddedServer(root):
             pass
-        # The inner use has not stopped it, and it has kept its data.
+        # The inner block has not stopped the server, and the server has kept its data.
         assert statement(server.url, "select value from kept") == 7
 
 
@@ -238,7 +238,7 @@ def test_platform_without_binaries_is_reported(tmp_path: Path, monkeypatch: pyte
 
 @pytest.fixture
 def accounts(monkeypatch: pytest.MonkeyPatch) -> dict[str, pwd.struct_passwd]:
-    """The machine's accounts, of which there are none yet, for a process of root; `useradd` fails."""
+    """Return the machine's accounts, which are empty at first. The process is root, and `useradd` fails."""
     accounts: dict[str, pwd.struct_passwd] = {}
     failed = subprocess.CompletedProcess([], 9)
     monkeypatch.setattr(os, "geteuid", lambda: 0)

@@ -1,4 +1,4 @@
-"""What a full crawl makes of records that it did not see."""
+"""Tests of the records that a full crawl did not see."""
 
 from datetime import UTC, datetime, timedelta
 

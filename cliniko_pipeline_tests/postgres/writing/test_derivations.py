@@ -1,4 +1,4 @@
-"""Tables are computed when what they are computed from has changed, and only then."""
+"""Tests that tables are computed exactly when their sources have changed."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -21,7 +21,10 @@ from cliniko_pipeline_tests.support.derived_clinics import NOW, DerivedClinic
 
 @pytest.fixture
 def clinic(module_database: Database) -> DerivedClinic:
-    """Four people with a contact each: 1 came just now, 2 comes later, 3 came when the window began, 4 to classes."""
+    """Return a clinic of four people with a contact each.
+
+    Person 1 came just now, 2 comes later, 3 came at the start of the window, and 4 comes to classes.
+    """
     clinic = DerivedClinic(module_database)
     for number, name in enumerate(("Ann Lee", "Bo Fam", "Cy Gross", "Di Ox"), start=1):
         first, last = name.split()
@@ -41,14 +44,14 @@ def clinic(module_database: Database) -> DerivedClinic:
 
 
 def active(clinic: DerivedClinic) -> set[str]:
-    """The ids of the active patients."""
+    """Return the ids of the active patients."""
     mapped = {row["contact_id"]: row["patient_id"] for row in clinic.rows("cliniko.contact_mapping")}
     return {mapped[row["contact_id"]] for row in clinic.rows("public.active_patients")}
 
 
 def test_active_patients_follow_the_instant(clinic: DerivedClinic) -> None:
     assert active(clinic) == {"1", "3", "4"}
-    # Also back in time.
+    # The instant may also go back.
     for hours, expected in ((1, {"1", "2", "4"}), (24 * 58, {"1", "2", "4"}), (24 * 61, set()), (0, {"1", "3", "4"})):
         clinic.as_of = NOW + timedelta(hours=hours)
         assert not clinic.sync()
@@ -90,7 +93,7 @@ def test_change_is_computed_once(clinic: DerivedClinic, change: str) -> None:
 
 
 def test_equal_contents_are_no_change(clinic: DerivedClinic) -> None:
-    """A patient read again, a column that nothing is computed from, another organization's rows."""
+    """A patient that is read again, an unused column and rows of another organization cause no computation."""
     clinic.patient("1", first_name="Ann", last_name="Lee")
     clinic.execute("update public.contacts set phone = '555', updated_at = now()")
     other = DerivedClinic(clinic.database)
@@ -193,7 +196,7 @@ def test_rolled_back_computation_does_not_count(clinic: DerivedClinic) -> None:
 def test_change_during_a_computation_is_computed_next(clinic: DerivedClinic) -> None:
     clinic.patient("1", first_name="Zoe")
     with clinic.database.organization(clinic.id) as late:
-        # Begun before the computation, visible only after it.
+        # The change was begun before the computation, but is visible only after it.
         late.execute(sa.text(f"{ARCHIVED} and first_name = 'Zoe'"))
         assert clinic.derive()
     assert clinic.sync()

@@ -1,4 +1,4 @@
-"""DataFrames of an operator's own assets: what is written is what is read."""
+"""Tests of DataFrames of an operator's own assets, which are read as they were written."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -25,7 +25,7 @@ from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 SYDNEY = timezone(timedelta(hours=10))
 INSTANT = datetime(2026, 3, 1, 9, 30, 0, 123456, tzinfo=UTC)
 
-# What a column holds, the type it gets, and what is read back where that differs.
+# The values of a column, its type, and the values that are read back if they differ.
 COLUMNS: dict[str, tuple[pd.Series, str, list[object]]] = {
     "small integers": (pd.Series([1, 2], dtype="int8"), "bigint", [1, 2]),
     "nullable integers": (pd.Series([-(2**63), None], dtype="Int64"), "bigint", [-(2**63), None]),
@@ -65,7 +65,7 @@ COLUMNS: dict[str, tuple[pd.Series, str, list[object]]] = {
 }
 
 
-# The long ones have at least one byte more than PostgreSQL keeps.
+# The long names have at least one byte more than PostgreSQL keeps.
 HOSTILE_NAMES = ['x" text); --', "a:b", "50%", "", "a\x00b", "a\nb", 1, None, "ctid", "a" * 64, "名" * 22]
 
 
@@ -102,7 +102,7 @@ def test_columns_of_every_type_are_read_back(database: Database) -> None:
     assert [name for name, _ in types] == ["organization_id", "position", *COLUMNS]
     assert dict(map(tuple, types[2:])) == {name: sql_type for name, (_, sql_type, _) in COLUMNS.items()}
     assert by_column(database) == expected
-    # What was read can be written again, and is the same.
+    # The read values can be written again without a change.
     write(database, frames.read(database, "a", "clinic", "reports"))
     assert by_column(database) == expected
 
@@ -221,7 +221,7 @@ def test_owner_of_a_created_table_sees_no_rows_without_a_context(owner_database:
     assert len(values(owner_database)) == 2
     with owner_database.operator() as connection:
         assert connection.execute(sa.text("select count(*) from clinic.reports")).scalar_one() == 0
-        # Other tests have users of this database who may not use it.
+        # Other tests have users of this database without access to the new schema.
         connection.execute(sa.text("drop schema clinic cascade"))
 
 
@@ -232,7 +232,7 @@ def test_first_writes_of_many_organizations_at_once_succeed(database: Database) 
         start.wait(LIMIT_SECONDS)
         return frames.write(database, f"org_{number}", schema, "at_once", pd.DataFrame({"x": [number]}))
 
-    # Twice: the first time the schema is created, too; how they meet is a matter of luck.
+    # There are two rounds. In the first round, the writers also create the schema, and their overlap is random.
     for schema in ("first", "second"):
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(work, range(8), [schema] * 8)) == [Written(inserted=1)] * 8

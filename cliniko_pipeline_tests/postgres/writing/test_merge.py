@@ -1,4 +1,4 @@
-"""Writes of many rows at once: what is added, renewed, removed and, above all, left alone."""
+"""Tests of writes of many rows: added, updated and removed rows, and above all unchanged rows."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -66,7 +66,7 @@ def seen(database: Database, table: Table, organization: str = "a") -> list[Any]
 
 
 def test_upsert_writes_and_stamps_new_and_changed_rows_only(database: Database) -> None:
-    """What was read last is stored, whatever its time of change says."""
+    """The last read version is stored, even if its `updated_at` is older."""
     rows = [patient(str(number)) for number in range(1, 5)]
     assert write(database, upsert, PATIENTS, rows) == Written(inserted=4)
     before, stamps = seen(database, PATIENTS), dict(stored(database, PATIENTS, "id, synced_at"))
@@ -91,7 +91,7 @@ def test_replacement_writes_only_what_came_changed_and_went(database: Database) 
     first = [active(1), active(2, details='[{"id": "1", "kind": "x"}]'), active(3)]
     write(database, replace_by_rows, ACTIVE_PATIENTS, first)
     before = seen(database, ACTIVE_PATIENTS)
-    first[1] = active(2, details='[ {"kind":"x","id":"1"} ]')  # the same JSON, differently written
+    first[1] = active(2, details='[ {"kind":"x","id":"1"} ]')  # the same JSON in another spelling
     assert write(database, replace_by_rows, ACTIVE_PATIENTS, first) == Written()
     assert seen(database, ACTIVE_PATIENTS) == before
     written = write(database, replace_by_rows, ACTIVE_PATIENTS, [first[1], active(3, 5), active(4), active(5)])

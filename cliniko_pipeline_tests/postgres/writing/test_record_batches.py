@@ -1,4 +1,4 @@
-"""Batches written while the next are read: none may be lost with a connection."""
+"""Tests of batches that are written while the next are read. A lost connection must lose no batch."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ def batch(*ids: str, is_first: bool = False, is_last: bool = False, name: str = 
 
 
 def write_batches(database: Database, batches: Iterable[RecordBatch]) -> list[Written]:
-    """Return what was written of each batch."""
+    """Return the written records of each batch."""
     counted: list[Written] = []
     with (
         database.organization_lock("o") as require_lock,
@@ -40,7 +40,7 @@ def write_batches(database: Database, batches: Iterable[RecordBatch]) -> list[Wr
 
 @pytest.mark.parametrize("is_last", [False, True])
 def test_crawl_fails_when_the_organization_lock_is_lost(database: Database, is_last: bool) -> None:
-    """A server that crashed may have lost a batch that was committed without waiting for the disk."""
+    """A crashed server may have lost a batch, because its commit did not wait for the disk."""
 
     def batches() -> Iterator[RecordBatch]:
         yield batch(is_first=True)

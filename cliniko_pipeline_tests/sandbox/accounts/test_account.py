@@ -27,7 +27,7 @@ def test_hostile_records_are_served_unchanged(calling):
     with running_sandbox([one]) as sandbox:
         answer = calling(sandbox, one).get("/attendees")
         bound = f"{sandbox.base_url(one)}/"
-    # httpx cannot decode what a lone surrogate's escape stands for, the standard library can.
+    # httpx cannot decode the escape of a lone surrogate, but the standard library can.
     served = json.loads(answer.content)["attendees"]
     expected = [*HOSTILE[:4], {**HOSTILE[4], "text": HOSTILE[4]["text"].replace("{base}/", bound, 1)}, *HOSTILE[5:]]
     assert sorted(served, key=repr) == sorted(expected, key=repr)

@@ -45,11 +45,11 @@ def test_demo_organizations_are_the_same_for_an_anchor():
 
 def test_surf_rehab_has_631_patients_two_fifths_active(surf, everything):
     assert len(surf["patients"]) == 631
-    # Ids exceed floats and sort by number only.
+    # Ids are too large for floats, and sort correctly only as numbers.
     assert {len(one) for one in surf["patients"]} == {18, 19}
     assert min(map(int, surf["patients"])) > 2**53
     assert all(len(one) <= 3 for one in everything["old-mill-physio"]["patients"])
-    # One second has more than a page of records.
+    # One clock second has more records than a page.
     for resource in ("patients", "individual_appointments"):
         assert Counter(one["updated_at"] for one in surf[resource].values()).most_common(1)[0][1] > 100
     assert 5000 < len(surf["individual_appointments"]) < 7000
@@ -133,7 +133,7 @@ def test_class_places_are_cancelled_and_booked_again(everything):
     assert not all(map(any, places.values()))
     assert any(one["archived_at"] for one in groups.values())
     assert any(one["deleted_at"] for one in groups.values())
-    # An attendee changes without its class.
+    # An attendee changes without a change of its class.
     assert sum(one["updated_at"] > groups[related(one, "booking")]["updated_at"] for one in in_classes) > 100
 
 
