@@ -18,7 +18,7 @@ from typing import Any, Self
 import yaml
 
 from cliniko_pipeline import runtime
-from cliniko_pipeline.cli.runs import workers
+from cliniko_pipeline.cli.runs import ended, worker_process
 from cliniko_pipeline.cliniko import client
 from cliniko_pipeline.cliniko.events import PageRead
 from cliniko_pipeline.orchestration.assets.extraction import COMMIT_INTERVAL_SECONDS
@@ -117,8 +117,11 @@ class _Command:
             raise EOFError
         return self._waiting.pop()
 
+    def close(self) -> None:
+        """Close nothing: the parent's end is not inherited here."""
+
     def send(self, message: object) -> None:
-        if isinstance(message, workers._Ended):
+        if isinstance(message, ended.Ended):
             self.error = message.error
         elif isinstance(message, PageRead):
             self.pages_read += 1
@@ -141,6 +144,6 @@ def sync(
     if seconds_a_page is not None:
         open_runtime = partial(runtime.open_runtime, elapsed=lambda: command.pages_read * seconds_a_page)
         runtime.open_runtime = open_runtime
-    workers._serve(command, SyncOptions(as_of and datetime.fromisoformat(as_of), **options))
+    worker_process.serve(command, command, SyncOptions(as_of and datetime.fromisoformat(as_of), **options))
     os.write(answer, json.dumps(command.error).encode())
     os._exit(0)

@@ -57,16 +57,17 @@ def sync(
         require_own(runtime.database)
         runtime.machine_clock().require_allowed()
         ids = [organization.id for organization in chosen_organizations(runtime, organization_ids)]
-        errors = run_syncs(ids, options)
+        errors = run_syncs(runtime, ids, options)
         report(runtime, ids, errors)
     raise SystemExit(1 if errors else 0)
 
 
-def run_syncs(ids: Sequence[str], options: SyncOptions = DEFAULT_OPTIONS) -> dict[str, str]:
+def run_syncs(runtime: Runtime, ids: Sequence[str], options: SyncOptions = DEFAULT_OPTIONS) -> dict[str, str]:
     """Sync the organizations and show progress; return one error line per failed organization."""
     click.echo(f"Syncing {len(ids)} organization{'s' if len(ids) > 1 else ''} ...", err=True)
-    with progress_display(list(ids)) as display:
-        return run_in_workers(ids, options, display)
+    # The workers must not inherit open connections.
+    runtime.database.close()
+    return run_in_workers(ids, options, progress_display(list(ids)))
 
 
 def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None:

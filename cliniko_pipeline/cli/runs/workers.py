@@ -4,23 +4,20 @@ Syncs run in processes because Dagster sets up logging for every run, where two 
 one organization at a time, so a killed worker ends only that sync.
 """
 
-import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from queue import Empty, SimpleQueue
 
+from cliniko_pipeline.cli.runs.ended import Ended
 from cliniko_pipeline.cli.runs.progress import ProgressDisplay
-from cliniko_pipeline.cliniko.events import Event
-from cliniko_pipeline.errors import ClinikoPipelineError
 from cliniko_pipeline.sync_options import SyncOptions
 
 WORKERS = 4
@@ -29,25 +26,19 @@ INTERRUPTIONS = 4
 SECONDS_BETWEEN_INTERRUPTIONS = 2.5
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """The end of an organization's sync. If `is_last`, the worker process ends too."""
-
-    error: str | None
-    is_last: bool = False
-
-
 def run_in_workers(organization_ids: Sequence[str], options: SyncOptions, display: ProgressDisplay) -> dict[str, str]:
     """Sync the organizations; return one error line per failed organization.
+
+    The display is opened after the workers are forked, because it starts a thread.
 
     On KeyboardInterrupt, interrupt the workers, which end their runs, then raise KeyboardInterrupt.
     """
     pool = _WorkerPool(organization_ids, options, display)
-    workers = min(WORKERS, len(organization_ids))
+    workers = pool.start(min(WORKERS, len(organization_ids)))
     try:
-        with ThreadPoolExecutor(workers, thread_name_prefix="sync") as executor:
+        with display, ThreadPoolExecutor(len(workers), thread_name_prefix="sync") as executor:
             try:
-                for future in [executor.submit(pool.work) for _ in range(workers)]:
+                for future in [executor.submit(pool.work, worker) for worker in workers]:
                     future.result()
             except BaseException:
                 pool.stop()
@@ -73,9 +64,12 @@ class _WorkerPool:
         self._workers: list[_Worker] = []
         self._is_stopping = False
 
-    def work(self) -> None:
+    def start(self, number: int) -> "list[_Worker | None]":
+        """Start the workers. A worker that dies is replaced."""
+        return [self._new_worker() for _ in range(number)]
+
+    def work(self, worker: "_Worker | None") -> None:
         """Sync queued organizations in one worker at a time, until the queue is empty."""
-        worker: _Worker | None = None
         try:
             while not self._is_stopping:
                 organization_id = self._queue.get_nowait()
@@ -139,9 +133,13 @@ class _Worker:
     """The parent's handle of a worker process."""
 
     def __init__(self, options: SyncOptions) -> None:
-        context = multiprocessing.get_context("spawn")
+        # Dagster is imported once, before the first worker is forked. On macOS, forked processes can crash.
+        from cliniko_pipeline.cli.runs.worker_process import serve  # noqa: PLC0415
+
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._connection, theirs = context.Pipe()
-        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, options), name="sync worker")
+        arguments = (theirs, self._connection, options)
+        self._process: BaseProcess = context.Process(target=serve, args=arguments, name="sync worker")
         self.has_died = False
         self._has_ended = False
         # The worker inherits the blocked SIGINT and unblocks it when it can handle interruptions.
@@ -158,7 +156,7 @@ class _Worker:
     def sync(self, organization_id: str, display: ProgressDisplay) -> str | None:
         try:
             self._connection.send(organization_id)
-            while not isinstance(message := self._connection.recv(), _Ended):
+            while not isinstance(message := self._connection.recv(), Ended):
                 display.show(organization_id, message)
         except (EOFError, OSError):
             self.has_died = self._has_ended = True
@@ -174,7 +172,9 @@ class _Worker:
                 os.kill(process_id, signal.SIGINT)
 
     def end(self) -> None:
-        """End the process, which exits when its connection closes."""
+        """Tell the process to exit."""
+        with suppress(OSError):  # it has died
+            self._connection.send(None)
         self._connection.close()
         if not self.wait(END_SECONDS):
             self.kill()
@@ -187,41 +187,3 @@ class _Worker:
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
-
-
-def _serve(connection: Connection, options: SyncOptions) -> None:
-    """Sync each organization whose id arrives on the connection, until the connection closes."""
-    # Ctrl-C in the terminal reaches only the command, which passes it on.
-    os.setsid()
-    # If an interruption breaks a statement, the pool drops the connection and would log an error.
-    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        organization_id = connection.recv()
-        _serve_with_runtime(connection, organization_id, options)
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
-        return
-    except ClinikoPipelineError as error:
-        connection.send(_Ended(str(error), is_last=True))
-    except Exception as error:  # noqa: BLE001 (a defect; its text can hold personal data)
-        connection.send(_Ended(f"An unexpected {type(error).__name__} outside of the run.", is_last=True))
-
-
-def _serve_with_runtime(connection: Connection, organization_id: str, options: SyncOptions) -> None:
-    # The parent process never imports Dagster.
-    from cliniko_pipeline.definitions import build_definitions  # noqa: PLC0415
-    from cliniko_pipeline.orchestration.instance.home import open_instance  # noqa: PLC0415
-    from cliniko_pipeline.orchestration.partitions import ensure_partitions  # noqa: PLC0415
-    from cliniko_pipeline.orchestration.runs.in_process import run_sync  # noqa: PLC0415
-    from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
-    from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
-
-    def on_event(organization_id: str, event: Event) -> None:  # noqa: ARG001 (the parent knows the id)
-        connection.send(event)
-
-    with open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:
-        definitions = build_definitions(runtime=runtime, listener=on_event)
-        while True:
-            ensure_partitions(instance, [organization_id])
-            connection.send(_Ended(run_sync(definitions, instance, runtime, organization_id, options).error))
-            organization_id = connection.recv()

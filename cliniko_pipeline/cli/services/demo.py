@@ -51,7 +51,7 @@ def demo(*, no_ui: bool) -> None:
         for clinic in clinics:
             _set_up(runtime, sandbox, clinic, is_new=is_new)
         ids = [clinic.id for clinic in clinics]
-        errors = run_syncs(ids)
+        errors = run_syncs(runtime, ids)
         report(runtime, ids, errors)
         click.echo(
             "To run other commands on the demo, set"
