@@ -1,8 +1,8 @@
-"""Histories of a clinic: its account changes between and during syncs, syncs fail, are killed and meet faults, and the
-server's clock is up to a minute wrong. After each quiet sync, what is stored is the account as it is, and the tables
-equal the independent computation.
+"""Tests of histories of a clinic, after which the tables must equal the independent computation.
 
-A history that fails is printed as it can be written here: `History(...)`.
+In a history, the account changes between and during syncs, and the server's clock is up to a minute wrong. Syncs fail,
+are killed and meet faults. After each quiet sync, the stored records must equal the account.
+A failing history is printed as `History(...)`, so that it can be added here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -45,7 +45,7 @@ def world(environ: dict[str, str], database_url: URL) -> Iterator[World]:
 
 
 def in_each_gap(kind: str, of: Iterable[int]) -> tuple[tuple[Change], ...]:
-    """The same change before each request, to one record after the other."""
+    """Return the change for each gap between requests, each time with the next record of `of`."""
     return tuple((Change(kind, which, 1),) for which in of)
 
 
@@ -100,7 +100,8 @@ KNOWN = {
             Change("patient added"),
             Sync(),
             Clock(0, -30),
-            # Whichever asset is read first, one patient comes in right after the first page, stamped before it.
+            # Whichever asset is read first, a patient is added right after its first page, with an earlier creation
+            # time than the page.
             Sync(
                 full=True,
                 between_requests=(
@@ -174,7 +175,8 @@ def test_crawl_killed_at_any_commit_is_resumed(world: World) -> None:
         assert stored.rows["patients"].keys() == run.clinic.records["patients"].keys()
         if killed < number:
             break
-    # The run begins, the crawl begins, three pages, the rows are counted, the run ends.
+    # There are seven commits: the start of the run, the start of the crawl, three pages, the count of the rows, and the
+    # end of the run.
     assert killed == 7
 
 
@@ -185,7 +187,7 @@ def test_random_histories_leave_the_right_tables(world: World, number: int) -> N
     @settings(
         max_examples=HISTORIES_IN_A_TEST,
         database=None,
-        # Making a history shorter takes many more of them.
+        # Histories are not shrunk, because shrinking takes many more of them.
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

@@ -1,6 +1,6 @@
-"""Syncs whose process is killed: the next sync needs no help, and nobody reads a half-written table.
+"""Tests of syncs whose process is killed. The next sync needs no help, and no table is visible half-written.
 
-PostgreSQL stops the process in a chosen write or commit; there it is killed.
+PostgreSQL stops the process in a chosen write or commit, where the test kills it.
 """
 
 import random
@@ -54,7 +54,7 @@ Records = dict[str, dict[str, dict[str, Any]]]
 
 
 class Clinic:
-    """An organization, what happens in its account between syncs, and what each sync makes of active_patients."""
+    """An organization with the changes of its account, and the active_patients that each of its syncs produces."""
 
     def __init__(self, seed: str) -> None:
         self.id = "clinic"
@@ -109,7 +109,7 @@ class Clinic:
             self._put("individual_appointments", booked, at, {})
 
     def lose(self) -> None:
-        """Delete some records of every resource, all of them stored, in Cliniko."""
+        """Delete some stored records of every resource in Cliniko."""
         numbers = {"patients": 4, "individual_appointments": 9, "group_appointments": 2, "attendees": 9}
         for resource, number in numbers.items():
             for record in self._some(resource, number):
@@ -117,7 +117,7 @@ class Clinic:
                 self._lost[resource][record["id"]] = record
 
     def notice(self, resources: frozenset[str]) -> None:
-        """Note that the pipeline has seen what is deleted of these resources."""
+        """Note that the pipeline has noticed the deleted records of these resources."""
         for resource in resources:
             self._noticed[resource] |= self._lost[resource]
             self._lost[resource] = {}
@@ -128,7 +128,10 @@ class Clinic:
         self.produced.append(expected_active_patients(wire, self.contacts, self.id, self.clock.now))
 
     def wire(self, noticing: frozenset[str] = frozenset()) -> dict[str, list[dict[str, Any]]]:
-        """Return the account's records, and those deleted: marked so if noticed, or of a resource in `noticing`."""
+        """Return the account's records and the deleted records.
+
+        Deleted records are marked if the pipeline has noticed them, or if their resource is in `noticing`.
+        """
         found = wire_records(self.account)
         deleted = {"deleted_at": cliniko_text(self.clock.now)}
         for resource in CRAWLED:
@@ -160,7 +163,7 @@ class Clinic:
 
 
 class Operator:
-    """Starts syncs of one clinic, kills them at stop points, and checks what they leave."""
+    """Operator of one clinic, who starts syncs, kills them at stop points and checks the results."""
 
     def __init__(
         self,
@@ -203,11 +206,11 @@ class Operator:
         self._assert_one_state(before)
 
     def resume(self, kind: str = "incremental") -> None:
-        """Sync, and check everything; an incremental sync finishes the full crawls of a killed one."""
+        """Sync and check everything. An incremental sync finishes the full crawls of a killed sync."""
         if kind == "incremental":
             crawls = self.pipeline.rows(self.clinic.id, "cliniko.crawls")
             full = {crawl["resource"] for crawl in crawls if crawl["reconciles"] or crawl["needs_full"]}
-            # The appointments are one asset: where one of its full crawls broke off, the others are full, too.
+            # The appointments are one asset. If one of its full crawls was interrupted, its other crawls are full too.
             if any(crawl["resource"] in full & APPOINTMENTS and not crawl["completed_at"] for crawl in crawls):
                 full |= APPOINTMENTS
             self.clinic.notice(frozenset(full))
@@ -225,7 +228,7 @@ class Operator:
         return {row["contact_id"]: row for row in self.pipeline.rows(self.clinic.id, "public.active_patients")}
 
     def _assert_one_state(self, before: Rows) -> None:
-        """The table is what some sync produces, and a row that stays keeps its id and creation time."""
+        """Assert that the table is the result of a sync, and that remaining rows keep their ids and creation times."""
         rows = self._active_rows()
         contents = {key: {c: row[c] for c in row if c not in BOOKKEEPING} for key, row in rows.items()}
         assert contents in self.clinic.produced, f"a state that no sync produces: {len(rows)} rows"
@@ -257,7 +260,7 @@ class Operator:
         assert self._count(locks, f"{OTHER_SESSIONS} and locktype = 'advisory'") == 0
 
     def _wait_for_sessions(self) -> None:
-        """Wait until PostgreSQL has noticed that the client is gone."""
+        """Wait until PostgreSQL has noticed the end of the client."""
         wait_until(
             lambda: self._count("pg_stat_activity", f"{OTHER_SESSIONS} and state <> 'idle'") == 0,
             "a session of the killed process goes on",
@@ -269,7 +272,7 @@ class Operator:
 
     @cached_property
     def instance(self) -> dg.DagsterInstance:
-        # Opened late: the first sync is to make it.
+        # The instance is opened late, because the first sync must create it.
         return self.stack.enter_context(open_instance(self.pipeline.runtime))
 
 
@@ -288,10 +291,10 @@ def operator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Operator]:
     environ = environment(database_url, home_with_files(tmp_path))
-    # The account changes so much that many matches are lost in truth.
+    # The limit is off, because the changes of the account really lose many matches.
     environ["CLINIKO_LOST_MATCHES_SHARE_LIMIT"] = "1"
     for name in ("DAGSTER_HOME", STORAGE_VARIABLE):
-        monkeypatch.setenv(name, "")  # restored after the test, which opens the instance
+        monkeypatch.setenv(name, "")  # so that they are restored after the test, because opening the instance sets them
     clinic = Clinic(request.node.name)
     with (
         opened_pipeline(environ) as pipeline,
@@ -306,14 +309,14 @@ def operator(
 
 
 def test_killed_sync_is_resumed(operator: Operator) -> None:
-    """The first is killed while it stores appointments, and the heartbeat is left of a run unknown to Dagster."""
+    """The first sync is killed while it stores appointments, and an unknown run of Dagster has left a heartbeat."""
     operator.kill("first", "writes", 50)
     with operator.pipeline.database.operator() as connection:
         connection.execute(
             sa.text("insert into cliniko.run_heartbeats (run_id, beat_at) values (:run_id, now() - interval '1 hour')"),
             {"run_id": str(UUID(int=1))},
         )
-    # What was read before may have changed when the next sync goes on.
+    # Records that were read before the kill may change before the next sync.
     operator.clinic.change()
     operator.resume()
 
@@ -365,7 +368,7 @@ def test_kill_while_dagster_storage_is_made_is_resumed(
 
 @pytest.mark.slow
 def test_worker_of_a_killed_command_ends(database_url: URL, tmp_path: Path) -> None:
-    """The command is killed alone, while its worker writes; the next command succeeds."""
+    """Only the command is killed, while its worker writes. The next command succeeds."""
     environ = environment(database_url, home_with_files(tmp_path))
     command = CommandLine(environ, tmp_path)
     patients = [hostile.patient(str(number)) for number in range(1, 901)]

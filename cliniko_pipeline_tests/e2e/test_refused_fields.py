@@ -1,4 +1,4 @@
-"""Syncs of accounts whose lists cannot be sorted or filtered by some field."""
+"""Tests of syncs of accounts whose lists cannot be sorted or filtered by some fields."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -27,7 +27,7 @@ def clinic(pipeline: PipelineUnderTest) -> Iterator[SyncedOrganization]:
 
 
 def refused_requests(clinic: SyncedOrganization, *, full: bool = False) -> int:
-    """Sync; return how many of its requests Cliniko refused."""
+    """Sync. Return the number of requests that Cliniko refused."""
     clinic.clock.advance(hours=1)
     clinic.sandbox.counters.clear()
     clinic.sync(full=full)
@@ -57,11 +57,11 @@ def test_refused_field_is_remembered_until_a_full_sync(clinic: SyncedOrganizatio
 
 @pytest.mark.parametrize("refused_first", [True, False])
 def test_crawl_without_bounds_is_resumed(clinic: SyncedOrganization, refused_first: bool) -> None:
-    """Many records of one second: which of them were read before it broke off cannot be asked for."""
+    """Many records have the same creation time, so Cliniko cannot be asked for those that were not read yet."""
     refused = partial(Faults, refused_fields=(RefusedField("created_at", "filter"),))
     broken = (BrokenPage("patients", 2, status=404),)
     clinic.sandbox.faults = refused(broken_pages=broken) if refused_first else Faults(broken_pages=broken)
-    with small_pages(100):  # one page in flight: none is lost with the one that fails
+    with small_pages(100):  # one page in flight, so that no other page is lost with the page that fails
         assert "patients, page 2, answer 404" in clinic.fail()
     assert {row["resource"]: row["next_page"] for row in clinic.rows("cliniko.crawls")}["patients"] == 2
     assert clinic.rows("public.active_patients") == []

@@ -1,4 +1,4 @@
-"""A crawl that is killed within many records of one second, which have no order, and resumed by another process."""
+"""Test of a crawl that is killed within unordered records of one clock second, and resumed by another process."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from cliniko_pipeline_tests.support.synced_organizations import (
 )
 
 ONE_SECOND = range(1200, 1400)
-"""They are the third and the fourth page."""
+"""Records of the same clock second, on the third and fourth page."""
 
 
 def account() -> Account:
@@ -49,7 +49,7 @@ def test_crawl_killed_within_one_second_is_resumed(database_url: URL, tmp_path: 
         SyncProcesses() as processes,
     ):
         refused = (RefusedField("id", "sort"),)
-        # The crawl waits for its next page until it is killed.
+        # The crawl waits for the next page until it is killed.
         unanswered = (BrokenPage("patients", next_page, status=503),)
         clinic.sandbox.faults = Faults(broken_pages=unanswered, refused_fields=refused)
         options = SyncOptions(clinic.clock.now)
@@ -68,5 +68,5 @@ def test_crawl_killed_within_one_second_is_resumed(database_url: URL, tmp_path: 
 
 
 def next_page_of(clinic: SyncedOrganization) -> int | None:
-    """Return where the crawl of the patients would be resumed."""
+    """Return the page at which the crawl of the patients would be resumed."""
     return next((row["next_page"] for row in clinic.rows("cliniko.crawls") if row["resource"] == "patients"), None)

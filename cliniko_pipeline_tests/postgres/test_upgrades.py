@@ -24,7 +24,7 @@ from cliniko_pipeline_tests.support.schemas import application_state, migrate_co
 
 ANN = UUID(int=1)
 LONG_AGO = datetime(2025, 1, 1)  # noqa: DTZ001 as the table has it
-# A sync of the first version left these patients. One is still active, and one is not.
+# These rows are as a sync of the first version left them, with an active and an inactive patient.
 SYNCED = f"""
 set local app.organization_id = 'alpha';
 insert into cliniko.patients (organization_id, id, first_name, created_at, updated_at)

@@ -1,4 +1,4 @@
-"""Histories run on a real pipeline: after every quiet sync, the stored rows are compared with the account."""
+"""Runs of histories on a real pipeline. After every quiet sync, the stored rows are compared with the account."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -32,11 +32,11 @@ from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest
 
 
 class Killed(BaseException):
-    """The end of a simulated process. Code that catches it cannot reach the database (see KillableDatabase)."""
+    """A simulated process is killed. Code that catches this error cannot reach the database any more."""
 
 
 class KillableDatabase(Database):
-    """A database whose process may be killed instead of a commit; afterwards nothing reaches the database."""
+    """A database whose process may be killed instead of a commit. Afterwards, no code reaches the database."""
 
     commits_left: int | None = None
     is_dead = False
@@ -68,7 +68,7 @@ class KillableDatabase(Database):
 class Requests:
     """A request budget without a limit, which calls `before_each` before a request is sent.
 
-    With several requests in flight, changes happen before one while Cliniko answers another.
+    If several requests are in flight, a change before one request can happen while Cliniko answers another request.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,13 @@ class World:
 
 
 class HistoryRun:
-    """A history in progress. Records that were hard-deleted must, may or may not be marked as deleted: see the sets."""
+    """A history in progress.
+
+    Attributes:
+        may_be_marked: hard-deleted records that the pipeline may mark as deleted.
+        must_be_marked: hard-deleted records that the pipeline must mark as deleted.
+        left_by_a_full_sync: hard-deleted records that a failed full sync leaves to the next quiet sync.
+    """
 
     def __init__(self, world: World, instance: dg.DagsterInstance) -> None:
         world.clock.passed, world.clock.ahead = 0.0, 0
@@ -165,13 +171,13 @@ class HistoryRun:
             if step.full:
                 assert step.accept_deletions or not doubtful
                 self.must_be_marked |= self._older(self.clinic.gone.keys())
-            # The next full sync marks what a failed one did not reach.
+            # These records had to be marked by a full sync that failed, so this sync must have marked them.
             self.must_be_marked |= self.left_by_a_full_sync
             self.assert_right(as_of)
             self.clinic.settle()
 
     def assert_right(self, as_of: datetime) -> None:
-        """Assert that the stored rows equal the account, and the derived tables the independent computation."""
+        """Assert that the stored rows equal the account, and that the derived tables are right."""
         clinic, vanished = self.clinic, self.stored.vanished
         assert vanished >= self.must_be_marked
         for resource in RESOURCES:
@@ -184,7 +190,7 @@ class HistoryRun:
     # --- Running ---------------------------------------------------------------------------------------------
 
     def _run(self, step: Sync, as_of: datetime) -> dg.ExecuteInProcessResult | None:
-        """Sync; return None if the process was killed."""
+        """Sync and return the result, or None if the process was killed."""
         world = self.world
 
         def before_each(number: int) -> None:
@@ -210,7 +216,7 @@ class HistoryRun:
                 accept_unmatched=True,
                 log_level="CRITICAL",
             )
-            # Dagster catches Killed, too; a killed process has no result.
+            # Dagster catches Killed and returns a result, which a killed process would not have.
             return None if world.database.is_dead else result
         finally:
             world.database.revive()
@@ -231,7 +237,7 @@ class HistoryRun:
     # --- What is gone -----------------------------------------------------------------------------------------
 
     def _older(self, gone: Iterable[Key]) -> set[Key]:
-        """Return those that a full sync misses. It ignores records created after its start by the server's clock."""
+        """Return the records that a full sync misses. It ignores records that were created after its start."""
         records = {key: self.clinic.gone[key] for key in gone}
         return {
             key
@@ -240,7 +246,7 @@ class HistoryRun:
         }
 
     def _doubtful(self, before: "Stored", gone: set[Key]) -> set[str]:
-        """Return the resources of which a full sync misses a suspicious share."""
+        """Return the resources of which a full sync misses suspiciously many records."""
         limit = self.pipeline.runtime.settings.vanished_share_limit
         doubtful = set()
         for resource in RESOURCES:
@@ -307,7 +313,7 @@ class Stored:
 
 
 def differences(found: dict[str, Any], due: dict[str, Any]) -> dict[str, Any]:
-    """Return the stored and the due row of every record that differs."""
+    """Return the stored row and the expected row of every record for which they differ."""
     return {
         record_id: {"stored": found.get(record_id), "due": due.get(record_id)}
         for record_id in found.keys() | due.keys()
@@ -316,7 +322,7 @@ def differences(found: dict[str, Any], due: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_stored(resource: str, record: WireRecord) -> dict[str, Any]:
-    """Return the due columns of a readable record."""
+    """Return the expected columns of a readable record."""
     stamps = ("created_at", "updated_at", "archived_at", "deleted_at")
     row: dict[str, Any] = {field: instant(record, field) for field in stamps}
     match resource:
@@ -338,7 +344,7 @@ def as_stored(resource: str, record: WireRecord) -> dict[str, Any]:
 
 
 def _errors(result: dg.ExecuteInProcessResult) -> str:
-    """Return the errors of the failed steps, as one line for errors of the pipeline."""
+    """Return the errors of the failed steps. Errors of the pipeline are one line each."""
     failures = [event.step_failure_data for event in result.filter_events(lambda event: event.is_step_failure)]
     return "; ".join(
         (failure.user_failure_data and failure.user_failure_data.description) or failure.error_display_string
@@ -352,7 +358,7 @@ def _faults(step: Sync) -> Faults:
     if step.faults is not None:
         return Faults(
             seed=step.faults,
-            # Low enough for six attempts to succeed.
+            # The rates are low enough for one of six attempts to succeed.
             server_error_rate=0.03,
             reset_before_body_rate=0.01,
             reset_in_body_rate=0.02,
