@@ -14,7 +14,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 POLL_SECONDS = 0.1
-"""The length of one wait. The main thread handles a signal that another thread received only after the wait."""
+"""The length of one wait. Only after it, the main thread handles a signal that another thread received."""
 
 
 class DaemonThreads:

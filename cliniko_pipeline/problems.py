@@ -53,4 +53,4 @@ def problems(organization: Organization, state: OrganizationStatus) -> list[str]
 
 def refused_fields(state: OrganizationStatus) -> list[str]:
     """Return the consequence of each sort or filter field that Cliniko refuses."""
-    return [f"{consequence(*each.split(' ', 1))}." for each in state.refused_fields or ()]
+    return [f"{consequence(*refused.split(' ', 1))}." for refused in state.refused_fields or ()]

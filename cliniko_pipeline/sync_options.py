@@ -29,7 +29,7 @@ class SyncOptions:
         as_of: the instant that "recent" and "upcoming" refer to, None for the current time.
         full: read all records, and mark records as deleted that Cliniko no longer has.
         accept_deletions: mark records as deleted even if suspiciously many are missing.
-        accept_unmatched: map contacts even if suspiciously many patients lose theirs.
+        accept_unmatched: map contacts even if suspiciously many patients lose their contact.
     """
 
     as_of: datetime | None = None

@@ -21,5 +21,5 @@ def iana_name(text: str | None) -> str | None:
     known = _known()
     if text is None or text in known:
         return text
-    of_the_city = [each for each in known if each.endswith(f"/{text.strip().replace(' ', '_')}")]
+    of_the_city = [name for name in known if name.endswith(f"/{text.strip().replace(' ', '_')}")]
     return of_the_city[0] if len(of_the_city) == 1 else None

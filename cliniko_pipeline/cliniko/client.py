@@ -74,7 +74,7 @@ class ClinikoClient:
         try:
             self.close()
         except TransientError:
-            # Keep the first error, which says more than a budget that could not be saved.
+            # If there is an error already, do not replace it by the failure to save the budget.
             if error is None:
                 raise
 

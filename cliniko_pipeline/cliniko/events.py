@@ -1,4 +1,4 @@
-"""A client's progress: events and statistics, without patients' data."""
+"""The events and statistics of a client's progress, without patients' data."""
 
 import threading
 from collections.abc import Callable
@@ -67,7 +67,7 @@ class Reporter:
         return self._on_event is not None
 
     def count(self, **more: float) -> None:
-        """Add to the named statistics."""
+        """Add these numbers to the statistics with their names."""
         with self._lock:
             before = self.statistics
             self.statistics = replace(before, **{name: getattr(before, name) + number for name, number in more.items()})

@@ -35,7 +35,7 @@ class Patient(Record, frozen=True, gc=False):
 
 
 class IndividualAppointment(Record, frozen=True, gc=False, kw_only=True):
-    """An appointment of one patient. Related ids are None where Cliniko gives no link."""
+    """An appointment of one patient. Related ids are None if Cliniko gives no link."""
 
     patient_id: str | None = None
     appointment_type_id: str | None = None

@@ -23,7 +23,7 @@ _HOST_RULE = (
 
 
 def shard_of(api_key: str) -> str:
-    """Return the shard of an API key: the text after its last ``-``, or au1 for a key without one.
+    """Return the shard of an API key, which is the text after its last ``-``, or au1 if there is no ``-``.
 
     Raises CredentialsFormatError if that text cannot be a shard.
     """
@@ -34,8 +34,8 @@ def shard_of(api_key: str) -> str:
 def api_url_for(shard: str) -> str:
     """Return the base URL of a shard, without a slash at the end.
 
-    Raises CredentialsFormatError unless the shard is two letters and one or two digits. Cliniko adds shards, so there
-    is no list of them.
+    Raises CredentialsFormatError unless the shard is two letters and one or two digits. There is no list of
+    shards, because Cliniko adds shards.
     """
     return f"https://api.{_checked_shard(shard, described='the region')}.cliniko.com/v1"
 

@@ -27,7 +27,7 @@ _MAX_LAYERS = 2  # A token is base64, and may be encoded in base64 a second time
 # An API key is sent as the user name of HTTP Basic authentication, so it is visible ASCII without a colon.
 _API_KEY = re.compile(r"[!-9;-~]{1,1024}")
 _SHARD_SUFFIX = re.compile(r"-[A-Za-z]{2}[0-9]{1,2}\Z")
-# The region is shown, so the limit is too short for an API key that was pasted into the wrong place.
+# The region is shown, so its limit is too short for an API key that was pasted by mistake.
 _REGION = re.compile(r"[A-Za-z0-9_-]{1,16}")
 
 _SET_AGAIN = "; add the organization's credentials again"
@@ -48,7 +48,7 @@ class ClinikoCredentials:
     """The shard, such as au4, if known."""
 
     api_url: str | None = None
-    """The API's base URL, such as https://api.au4.cliniko.com/v1, if known. It is not checked here."""
+    """The API's base URL, such as https://api.au4.cliniko.com/v1, if known. It is stored data, so it is not trusted."""
 
     def __post_init__(self) -> None:
         # In a frozen dataclass, only object.__setattr__ can replace a value by its normal form.

@@ -1,4 +1,4 @@
-"""Functions for the sandbox's connections, about credentials, addresses and abrupt ends."""
+"""Functions for the sandbox's connections: credentials, addresses, and abrupt ends."""
 
 import base64
 import binascii

@@ -63,7 +63,7 @@ class Counters:
 
     @property
     def rate_limited(self) -> int:
-        """The number of requests answered 429."""
+        """The number of requests that got a 429."""
         return self.requests(status=429)
 
     def request_times(self, account: str) -> list[float]:

@@ -80,7 +80,7 @@ class Query:
 def read_query(
     resource: Resource, parameters: Iterable[tuple[str, str]], refused: Sequence[RefusedField] = ()
 ) -> Query:
-    """Return the query in decoded parameters for a resource. The fields in `refused` are refused.
+    """Return the query in decoded parameters. The fields in `refused` cannot be used to filter or sort.
 
     Unknown parameters are ignored. A `per_page` above the maximum is reduced to the maximum.
     Raise QueryError for a refused query.

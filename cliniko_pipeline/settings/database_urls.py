@@ -19,7 +19,7 @@ _KNOWN = frozenset(
     sslkey sslmode sslnegotiation sslpassword sslrootcert sslsni target_session_attrs tcp_user_timeout user
     """.split()  # noqa: SIM905
 )
-"""The parameters that libpq accepts, which both drivers use (https://www.postgresql.org/docs/17/libpq-connect.html)."""
+"""The parameters of libpq, which both drivers use (https://www.postgresql.org/docs/17/libpq-connect.html)."""
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -87,7 +87,7 @@ def _database_name(rest: str) -> str | None:
         return None
     _, at, host = parts.netloc.rpartition("@")
     database = parts.path.removeprefix("/")
-    # A password with an unescaped mark shows itself by one of these signs.
+    # Each of these is a sign of a password with an unescaped mark.
     misplaced = rest.count("@") > len(at) or "#" in rest or "/" in database
     broken_host = host.endswith(":") or ("[" in host and not is_host(host))
     return database if readable and not misplaced and not broken_host else None

@@ -15,7 +15,7 @@ _MAX_SIZE = 64 * 1024  # bytes
 
 
 def ensure_keys(path: Path) -> tuple[SecretStr, ...]:
-    """Return the keys in the file at `path`; generate one where there is no file.
+    """Return the keys in the file at `path`; generate a key if there is no file.
 
     Raises SettingsError if the file cannot be read, is open to other users, or contains no Fernet key.
     """

@@ -43,7 +43,7 @@ def encryption_keys(value: str) -> tuple[SecretStr, ...]:
 
 
 def contact_email(value: str) -> str:
-    """Accept one address that a header can carry."""
+    """Accept one e-mail address that can be sent in a header."""
     if not _EMAIL.fullmatch(value.strip()):
         raise ValueError("must be one plain e-mail address, such as it@clinic.example.")
     return value.strip()
@@ -110,7 +110,7 @@ def _web_address(value: str, problem: str) -> str:
 
 
 def oidc_issuer(value: str) -> str:
-    """Accept an https URL, or an http URL on a loopback host. It is not normalized, because claims must equal it."""
+    """Accept an https URL, or an http URL on a loopback host. It is not normalized, because the claim must equal it."""
     parts = urlsplit(value.strip())
     is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
     if not is_safe or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:

@@ -1,9 +1,8 @@
 """Groups of records that a page boundary splits, so that a crawl may miss some of their records.
 
 A group is all records created in the same clock second. Unless Cliniko sorts them by id, their order may change with
-every request, so that a page may repeat records of another page and leave out the rest. A group on a single page is
-complete. A group on several pages is complete if no record comes twice. So only the group at the boundary of two pages
-is kept in memory.
+every request, so that some records may come twice and some not at all. A group on a single page is complete. A group on
+several pages is complete if no record comes twice. So only the group at the boundary of two pages is kept in memory.
 """
 
 from collections.abc import Sequence
@@ -89,14 +88,14 @@ class Boundaries:
 
 
 def _groups(page: FetchedPage[RecordT]) -> list[_Group]:
-    keys = [(one.created_at.replace(microsecond=0), int(one.id)) for one in page.records]
+    keys = [(record.created_at.replace(microsecond=0), int(record.id)) for record in page.records]
     runs = [(second, [id_ for _, id_ in run]) for second, run in groupby(keys, key=lambda key: key[0])]
     if not runs:
         return []
     # The creation time of a rejected record is unknown, so that it may belong to the first or the last group.
-    rejected = [int(one.id) for one in page.rejected if one.id is not None]
+    rejected = [int(record.id) for record in page.rejected if record.id is not None]
     # An unanswered record hides no other record, because it keeps its place on a page whose parts agree.
-    unidentified = sum(one.id is None and not one.reason.startswith(UNANSWERED) for one in page.rejected)
+    unidentified = sum(record.id is None and not record.reason.startswith(UNANSWERED) for record in page.rejected)
     edges = {0, len(runs) - 1}
     return [
         _group(second, ids + rejected, unidentified) if place in edges else _group(second, ids)

@@ -33,8 +33,8 @@ from cliniko_pipeline.errors import UnexpectedResponseError
 class Checkpoint:
     """The place where a crawl resumes, in the same or another process.
 
-    `page` is the number of the page to read next, before the pages in front of it. It is 0 if only the newest records
-    are still to be read. `started_at` is the server's clock at the start of the crawl, None if unknown. The
+    `page` is the number of the page to read next, after which the pages before it follow. It is 0 if only the newest
+    records are still to be read. `started_at` is the server's clock at the start of the crawl, None if unknown. The
     crawl does not have to read records added later. `total_entries` is the number of entries that the list would have
     without deletions since the start.
     """
@@ -120,7 +120,7 @@ def _crawl_rest(
         last_number = min(last_number + 1, max(1, listing.page_count(expected)))
     pages_yielded = listing.page_count(expected) - last_number + 1
     resume_at: Checkpoint | None = checkpoint
-    # Nothing is added to this part any more, because its latest time stamp is past by every clock of the server.
+    # Nothing is added to this part any more, because all its time stamps are in the past by every clock of Cliniko.
     older = listing if started_at is None else listing.before(started_at - MAX_CLOCK_SKEW)
     for step in read_backwards(older, requests, last_number, expected, first_again=first_again):
         expected = step.expected

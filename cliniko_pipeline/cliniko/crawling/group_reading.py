@@ -14,7 +14,7 @@ from cliniko_pipeline.errors import UnexpectedResponseError
 
 MIN_REQUESTS = 20
 REQUESTS_PER_PAGE = 20
-"""With MIN_REQUESTS and this many requests for each of its pages, a group is almost certainly complete."""
+"""After MIN_REQUESTS requests and this many for each of its pages, a group is almost certainly complete."""
 
 Part = tuple[int | None, int | None]
 """A range of ids, above the first number and up to the second; None for no limit."""
@@ -43,7 +43,7 @@ def group_pages(
         if page.total_entries <= page_size and _lies_within(page, part):
             yield page
             continue
-        pivots = _pivots([int(one.id) for one in page.records], page.total_entries, page_size)
+        pivots = _pivots([int(record.id) for record in page.records], page.total_entries, page_size)
         if not can_filter() or not _lies_within(page, part) or not pivots:
             yield from _read_repeatedly(read, page_size, what)
             return
@@ -59,10 +59,10 @@ def _read_repeatedly(
     while True:
         page = read((), number)
         if page.total_entries != total:
-            # Start over after a change, because a deleted record would be counted in place of an unread one.
+            # Start over after a change, because a deleted record would be counted in place of an unread record.
             seen, total = set[str | None](), page.total_entries
         yield page
-        seen |= {one.id for one in page.records} | {one.id for one in page.rejected}
+        seen |= {record.id for record in page.records} | {record.id for record in page.rejected}
         if len(seen) >= total:
             return
         requests += 1
@@ -90,7 +90,9 @@ def _pivots(ids: list[int], total: int, page_size: int) -> list[int]:
 def _lies_within(page: FetchedPage[RecordT], part: Part) -> bool:
     """Return whether Cliniko applied the filters of the part."""
     above, to = part
-    return all((above is None or int(one.id) > above) and (to is None or int(one.id) <= to) for one in page.records)
+    return all(
+        (above is None or int(record.id) > above) and (to is None or int(record.id) <= to) for record in page.records
+    )
 
 
 def _filters(part: Part) -> tuple[str, ...]:

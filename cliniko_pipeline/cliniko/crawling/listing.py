@@ -14,7 +14,7 @@ MAX_CLOCK_SKEW = timedelta(minutes=2)
 
 @dataclass(frozen=True)
 class Listing(Generic[RecordT]):
-    """A resource's list, or its records changed at or after `changed_since` by the server's clock.
+    """A resource's list, or only its records changed at or after `changed_since` by the server's clock.
 
     `bounds` are additional filters. Filters and sort fields that Cliniko refuses are left out.
     """
@@ -90,7 +90,7 @@ class Listing(Generic[RecordT]):
     def of_second(self, second: datetime) -> "Listing[RecordT]":
         """Return the part of the list with the records created in this clock second."""
         other_bounds = [bound for bound in self.bounds if _field_of(bound) != "created_at"]
-        # The bounds span the whole second, because Cliniko may store fractions of it.
+        # The bounds include the whole clock second, because Cliniko may store fractions of it.
         end = format_second(second + timedelta(seconds=1))
         return replace(self, bounds=(*other_bounds, f"created_at:>={format_second(second)}", f"created_at:<{end}"))
 

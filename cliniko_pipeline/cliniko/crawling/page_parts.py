@@ -39,7 +39,7 @@ def read_page_in_parts(
 def split_page(
     fetch: Callable[[int, int], PartT], first: int, beyond: int, sizes: tuple[int, ...] = SIZES
 ) -> list[PartT]:
-    """Return the parts with the entries from `first`, counted from 0, up to and without `beyond`, in list order.
+    """Return the parts with the entries from `first`, counted from 0, up to but excluding `beyond`, in list order.
 
     `fetch` takes a part's number and size. If it raises ClinikoUnavailableError, smaller parts are tried.
     """

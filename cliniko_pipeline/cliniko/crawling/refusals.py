@@ -43,7 +43,7 @@ class Refusals:
 
 
 def find_refused_field(url: str, body: bytes) -> tuple[Use, str] | None:
-    """Return the use and the name of the refused field, or None unless exactly one sent field is in the body.
+    """Return the use and the name of the refused field, or None unless the body contains exactly one sent field.
 
     The body of an error may contain anything, so only its words are compared with the fields that were sent.
     """

@@ -36,11 +36,11 @@ class FetchedPage(Generic[RecordT]):
 
     @property
     def entry_count(self) -> int:
-        """The number of records on the page, including rejected ones."""
+        """The number of records on the page, including rejected records."""
         return len(self.records) + len(self.rejected)
 
     def is_consistent(self, number: int, size: int) -> bool:
-        """Return whether the page fits `total_entries`, if it is page `number` of pages with `size` entries.
+        """Return whether the page fits its `total_entries`, as page `number` with `size` entries per page.
 
         The number of entries and the presence of a `next` link are checked.
         """

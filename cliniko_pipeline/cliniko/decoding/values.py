@@ -77,7 +77,7 @@ def text(field: str, value: str | None) -> str | None:
 
 
 def linked_id(field: str, link: Link | str | None) -> str | None:
-    """Return the id in a link, its last path segment; None for a missing, null or empty link."""
+    """Return the id in a link, which is its last path segment, or None for a missing, null or empty link."""
     if not link:
         return None
     if isinstance(link, str):

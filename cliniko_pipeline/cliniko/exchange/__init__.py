@@ -1,1 +1,1 @@
-"""One request and its answer: transport, request budget, retries."""
+"""Requests to Cliniko, with their transport, the request budget and retries."""

@@ -14,7 +14,7 @@ class RequestBudget(Protocol):
     """Permission to send requests with one API key. Thread-safe."""
 
     def request(self) -> AbstractContextManager[float]:
-        """Wait until a request is allowed; yield the seconds waited. Send the request and read its response inside."""
+        """Wait until a request is allowed; yield the seconds waited. Use one context per request."""
         ...
 
     def block(self, seconds: float) -> None:

@@ -23,7 +23,7 @@ _FAMILY_NAMES = (
 )
 _DOMAINS = ("example.org", "example.com", "mail.example.org", "post.example.com")
 
-# For fiction, Australia reserves single mobile numbers, but a range of landline numbers, and Britain reserves a range.
+# For fiction, Australia reserves single mobile numbers and a range of landline numbers. Britain reserves a range.
 _AUSTRALIAN_MOBILES = (
     "0491570006 0491570156 0491570157 0491570158 0491570159 0491570110 0491571266 0491571491 0491571804 "
     "0491572549 0491572665 0491572983 0491573770 0491573087 0491574118 0491574632 0491575254 0491575789"

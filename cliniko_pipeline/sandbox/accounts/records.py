@@ -30,7 +30,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """The times of an appointment, and the times at which its record was created and last changed."""
+    """The id and the times of an appointment, and the times at which its record was created and last changed."""
 
     id: str
     starts_at: str
