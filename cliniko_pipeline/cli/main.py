@@ -22,7 +22,7 @@ COMMANDS = {
     "doctor": ("cliniko_pipeline.cli.doctor:doctor", "Check everything that a sync needs."),
     "explain": (
         "cliniko_pipeline.cli.explain.command:explain",
-        "Explain from the stored data whether a patient is active, and how it is matched to a contact.",
+        "Explain why a patient is active or not, and which contact matches, from stored data.",
     ),
     "migrate": ("cliniko_pipeline.cli.migrate:migrate", "Bring the database's schema up to date and rehearse a sync."),
     "organizations": (
@@ -36,7 +36,7 @@ COMMANDS = {
     "ui": ("cliniko_pipeline.cli.services.ui:ui", "Serve the Dagster UI and daemon until Ctrl-C."),
     "webhooks": ("cliniko_pipeline.cli.webhooks:webhooks", "Manage incoming webhook events and outgoing deliveries."),
 }
-"""Each command's place and the first sentence of its help, so that `--help` imports none of them."""
+"""The place of each command, and the first sentence of its help, so that `--help` need not import the commands."""
 
 
 class _LazyGroup(click.Group):
@@ -68,7 +68,7 @@ def cli(context: click.Context, *, debug: bool) -> None:
 def main() -> None:
     """Run the command line.
 
-    Exit code 0: success; 1: an error, described in one line on stderr; 2: wrong usage; 130: interrupted.
+    The exit code is 0 after success, 1 after an error (one line on stderr), 2 after wrong usage and 130 after Ctrl-C.
     """
     _treat_signals_as_ctrl_c()
     # If an interruption breaks a statement, the pool drops the connection and would log an error.

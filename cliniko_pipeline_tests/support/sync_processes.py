@@ -1,6 +1,6 @@
-"""Syncs in separate processes that may be killed, started within a fifth of a second.
+"""Syncs in separate processes, which tests may kill.
 
-They are forks of the fork server, and run the worker of `cliniko-pipeline sync`.
+The processes are forks of the fork server, so they start fast. They run the worker of `cliniko-pipeline sync`.
 """
 
 import json
@@ -33,7 +33,7 @@ DEFAULTS = SyncOptions()
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a sync's process: the signal that killed it, or the error that it reported."""
+    """The end of a sync's process, with the signal that killed the process or the reported error."""
 
     signal: signal.Signals | None
     error: str | None
@@ -44,7 +44,7 @@ class Ended:
 
 
 def home_with_files(folder: Path) -> Path:
-    """Return a home whose Dagster instance stores runs in files, which is seconds faster than in PostgreSQL."""
+    """Make a home whose Dagster instance stores runs in files, which is seconds faster than PostgreSQL."""
     dagster_home = folder / "dagster"
     dagster_home.mkdir(parents=True)
     shipped = resources.files("cliniko_pipeline") / "orchestration" / "dagster.yaml"
@@ -55,7 +55,7 @@ def home_with_files(folder: Path) -> Path:
 
 
 class SyncProcesses:
-    """A context manager that runs one sync at a time. The first takes some seconds more."""
+    """A context manager that runs one sync at a time. The first sync takes some seconds longer."""
 
     def __enter__(self) -> Self:
         return self
@@ -74,16 +74,16 @@ class SyncProcesses:
         seconds_a_page: float | None = None,
         page_by_page: bool = False,
     ) -> Ended:
-        """Sync the organization; kill the process when `kill_when` is true or `kill_at_page` pages are read.
+        """Sync the organization. Kill the process when `kill_when` is true or `kill_at_page` pages are read.
 
-        With `seconds_a_page` the clock that decides when a batch is committed advances with the pages read. With
-        `page_by_page` one page is in flight, and each page is a batch.
+        With `seconds_a_page`, the clock that decides when to commit a batch advances with the pages read. With
+        `page_by_page`, one page is in flight and each page is a batch.
         """
         as_of = options.as_of and options.as_of.isoformat()
         pace = (seconds_a_page, page_by_page)
         arguments = (organization_id, kill_at_page, pace, {**asdict(options), "as_of": as_of})
         with TemporaryFile() as answer, Path(os.devnull).open() as nothing:
-            # Its standard output carries the answer; what it prints goes to pytest's standard error.
+            # The process writes its result to standard output, so other output goes to pytest's standard error.
             streams = (nothing.fileno(), answer.fileno(), 2)
             with fork_server().run(
                 f"{__name__}:sync", arguments, environ=os.environ | environ, streams=streams
@@ -104,7 +104,7 @@ def sync_in_a_fork(environ: Mapping[str, str], organization_id: str, options: Sy
 
 
 class _Command:
-    """The worker's connection to the command: sends one organization, and receives the messages."""
+    """The worker's connection to the command. It gives the worker one organization, and takes its messages."""
 
     def __init__(self, organization_id: str, kill_at_page: int | None) -> None:
         self.error: str | None = "it reported no end"
@@ -118,7 +118,7 @@ class _Command:
         return self._waiting.pop()
 
     def close(self) -> None:
-        """Close nothing: the parent's end is not inherited here."""
+        """Do nothing, because the worker has not inherited the parent's end here."""
 
     def send(self, message: object) -> None:
         if isinstance(message, ended.Ended):
@@ -132,7 +132,7 @@ class _Command:
 def sync(
     organization_id: str, kill_at_page: int | None, pace: tuple[float | None, bool], options: dict[str, Any]
 ) -> None:
-    """Run in the fork: sync the organization, and write the error to standard output."""
+    """Sync the organization in the fork, and write the error to standard output."""
     answer = os.dup(1)
     os.dup2(2, 1)
     as_of = options.pop("as_of")

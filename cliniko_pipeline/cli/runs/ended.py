@@ -1,4 +1,4 @@
-"""The message of a worker process at the end of a sync."""
+"""The message that a worker process sends at the end of a sync."""
 
 from dataclasses import dataclass
 

@@ -18,11 +18,11 @@ from cliniko_pipeline.sync_options import SyncOptions
 
 
 def serve(connection: Connection, parents_end: Connection, options: SyncOptions) -> None:
-    """Sync each organization whose id arrives on the connection, until None arrives or the parent has died."""
-    # Otherwise this process would keep its own connection open after the death of its parent.
+    """Sync each organization whose id arrives on the connection. End when None arrives or the parent has died."""
+    # The inherited end is closed, because it would keep the connection open after the death of the parent.
     parents_end.close()
     _restore_signals()
-    # Ctrl-C in the terminal reaches only the command, which passes it on.
+    # In its own session, the worker gets no Ctrl-C from the terminal. The command interrupts it.
     os.setsid()
     # If an interruption breaks a statement, the pool drops the connection and would log an error.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
@@ -51,7 +51,7 @@ def _serve_with_runtime(connection: Connection, organization_id: str | None, opt
 
 
 def _restore_signals() -> None:
-    """Replace the command's handlers, which ignore all signals after the first one."""
+    """Replace the command's signal handlers, which ignore all signals after the first signal."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

@@ -29,9 +29,8 @@ SECONDS_BETWEEN_INTERRUPTIONS = 2.5
 def run_in_workers(organization_ids: Sequence[str], options: SyncOptions, display: ProgressDisplay) -> dict[str, str]:
     """Sync the organizations; return one error line per failed organization.
 
-    The display is opened after the workers are forked, because it starts a thread.
-
-    On KeyboardInterrupt, interrupt the workers, which end their runs, then raise KeyboardInterrupt.
+    The display is opened after the workers are forked, because the display starts a thread. On KeyboardInterrupt,
+    interrupt the workers, which end their runs, then raise KeyboardInterrupt.
     """
     pool = _WorkerPool(organization_ids, options, display)
     workers = pool.start(min(WORKERS, len(organization_ids)))
@@ -133,7 +132,7 @@ class _Worker:
     """The parent's handle of a worker process."""
 
     def __init__(self, options: SyncOptions) -> None:
-        # Dagster is imported once, before the first worker is forked. On macOS, forked processes can crash.
+        # This import loads Dagster once, before the first fork. Elsewhere than on Linux, forked processes can crash.
         from cliniko_pipeline.cli.runs.worker_process import serve  # noqa: PLC0415
 
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -173,7 +172,7 @@ class _Worker:
 
     def end(self) -> None:
         """Tell the process to exit."""
-        with suppress(OSError):  # it has died
+        with suppress(OSError):  # the process has died
             self._connection.send(None)
         self._connection.close()
         if not self.wait(END_SECONDS):
