@@ -1,4 +1,4 @@
--- 1, 2, 4 ... minutes, an hour at most.
+-- The delays are 1, 2, 4 ... minutes, at most an hour.
 update cliniko.notices
 set
     attempts = attempts + 1,

@@ -1,4 +1,4 @@
--- A channel gets its messages in order, so that the last message it received is about the last change.
+-- A channel gets its messages in order, so that the last received message is about the last change.
 select notice.id, notice.channel, notice.kind, notice.title, notice.body
 from cliniko.notices as notice
 where notice.send_at <= now()

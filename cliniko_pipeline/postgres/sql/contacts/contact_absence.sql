@@ -1,9 +1,9 @@
--- Returns why a contact of the current organization does not count: `deleted`, `soft_deleted`, or `filtered` (by the
--- operator's condition). Null: it counts.
+-- Returns why the pipeline ignores a contact of the current organization, or null if it uses the contact. The reasons
+-- are `deleted`, `soft_deleted`, and `filtered` for the operator's condition.
 create or replace function cliniko.contact_absence(sought uuid) returns text
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
--- As in organization_contacts.
+-- See organization_contacts.
 set row_security = off
 as $function$
 declare

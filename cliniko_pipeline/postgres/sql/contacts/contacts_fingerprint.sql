@@ -1,9 +1,9 @@
--- Returns a text that changes with the current organization's contacts, as organization_contacts returns them, and with
--- the operator's condition. It depends on the contents only: a restore or another column is no change.
+-- Returns a text that changes with the operator's condition and the current organization's contacts. It depends only on
+-- the columns that the pipeline reads, so that a restore or a new column does not change the text.
 create or replace function cliniko.contacts_fingerprint() returns text
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
--- As in organization_contacts.
+-- See organization_contacts.
 set row_security = off
 as $function$
 declare
@@ -20,8 +20,8 @@ begin
                         sum(
                             hash_record_extended(
                                 row(cliniko_patient_id, name, email, first_name, last_name),
-                                -- The seed is the id: a row's hash is a sum over columns, so two rows that
-                                -- exchanged a value would have the same sum.
+                                -- The seed is the id, so that the sum changes if two rows exchange a value. A row's
+                                -- hash is itself a sum over columns.
                                 uuid_hash_extended(id, 0)
                             )
                         )

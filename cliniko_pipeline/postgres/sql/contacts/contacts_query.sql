@@ -1,8 +1,9 @@
--- Returns the text of the query for the current organization's contacts: the only definition of these rows and columns.
+-- Returns the text of the query for the current organization's contacts. No other query defines these rows and columns.
 --
--- The operator's condition is evaluated on the organization's contacts only (`offset 0`), so it can only exclude some.
+-- `offset 0` makes PostgreSQL evaluate the operator's condition on the organization's contacts only. The condition can
+-- therefore only exclude contacts.
 --
--- Texts are in the collation "C": the application's collation may treat different texts as equal.
+-- Texts have the collation "C", because the application's collation may treat different texts as equal.
 create or replace function cliniko.contacts_query() returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp

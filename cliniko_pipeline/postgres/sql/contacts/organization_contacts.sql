@@ -1,10 +1,10 @@
 -- Returns the contacts of the current organization only.
 --
--- public.contacts belongs to the application: the pipeline adds no policy to it, and the organization role has no
--- privilege on it. This function, which runs with its owner's rights, is the only access. It resolves the table's name
--- when called, so that the application's migrations do not depend on the pipeline.
+-- public.contacts belongs to the application, so the pipeline adds no policy to it. The organization role has no
+-- privilege on the table. Its only access are functions such as this one, which run with their owner's privileges.
+-- The function resolves the table's name when it is called, so that it does not block the application's migrations.
 --
--- With row_security off PostgreSQL raises an error where a policy would hide contacts. Hidden ones would seem deleted.
+-- With row_security off PostgreSQL raises an error if a policy would hide contacts. Hidden contacts would seem deleted.
 create or replace function cliniko.organization_contacts()
 returns table (id uuid, cliniko_patient_id text, name text, email text)
 language plpgsql stable security definer
@@ -19,7 +19,7 @@ begin
             $$
                 select
                     id,
-                    -- Often copied by hand with white space around it.
+                    -- People often copy the id by hand with white space around it.
                     nullif(
                         btrim(
                             cliniko_patient_id,
@@ -28,7 +28,7 @@ begin
                         ),
                         ''
                     ),
-                    -- The regular expression is a cheap test for names that are not blank.
+                    -- The regular expression is a fast test, which recognizes most names that are not blank.
                     case
                         when name ~ '[!-~]' or cliniko.name_key(name) is not null then name
                         else nullif(concat_ws(' ', first_name, last_name), '')

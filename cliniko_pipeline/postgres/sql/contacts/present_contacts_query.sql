@@ -1,11 +1,11 @@
--- Returns the text of the query for the current organization's contacts, with all columns, without soft-deleted ones.
+-- Returns the text of a query for all columns of the current organization's contacts, except soft-deleted contacts.
 create or replace function cliniko.present_contacts_query() returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
     contacts constant regclass := to_regclass('public.contacts');
-    -- Text columns are also compared directly, so that an index is used; other types (uuid, ...) only as text.
+    -- A text column is also compared without a cast, so that an index is used. Other types are compared as text only.
     is_text constant boolean := exists (
         select
         from pg_attribute
@@ -13,7 +13,7 @@ declare
             and attname = 'organization_id'
             and atttypid in ('text'::regtype, 'varchar'::regtype)
     );
-    -- Soft-deleted contacts do not count.
+    -- The conditions that exclude soft-deleted contacts, for the columns that the application has.
     not_deleted constant text := (
         select string_agg(
             case attname when 'deleted_at' then ' and deleted_at is null' else ' and is_deleted is not true' end, ''

@@ -1,5 +1,6 @@
--- Raises an error about the operator's condition, if there is one, after contacts could not be read. PostgreSQL's own
--- message is repeated only where it is about the condition's text: other messages hold values of rows.
+-- Raises an error about the operator's condition, if there is one, after an error while contacts were read.
+-- PostgreSQL's message is repeated only if it is about the text of the condition. Other messages may contain values of
+-- rows.
 create or replace function cliniko.refuse_contacts_filter(state text, message text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -11,8 +12,8 @@ begin
             message = concat(
                 'The condition in CLINIKO_CONTACTS_FILTER fails on public.contacts (SQLSTATE ', state,
                 case when left(state, 2) = '42' then ': ' || message end,
-                '), so nothing was written. Correct it, so that it holds for every contact or does not, and run'
-                ' `cliniko-pipeline migrate`.'
+                '), so nothing was written. Correct the condition, which must be true or false for every contact, and'
+                ' run `cliniko-pipeline migrate`.'
             );
     end if;
 end

@@ -1,8 +1,8 @@
--- Raises an error where the application's policies hide contacts from the calling role, the owner of
--- organization_contacts. Where its policies show that role all rows, it switches row_security on until the calling
--- function ends.
+-- Raises an error if the application's policies hide contacts from the current role, which is the owner of the calling
+-- function. If the policies show all rows to this role, row_security is switched on until the calling function ends.
 --
--- It sets no search path, because that would end the setting of row_security too. Its callers have set theirs.
+-- This function sets no search path. Such a setting would end at the function's end, together with the change of
+-- row_security. The calling functions have set the search path.
 create or replace function cliniko.require_visible_contacts() returns void
 language plpgsql stable
 as $function$
@@ -33,8 +33,8 @@ begin
     raise exception using
         errcode = 'CP001',
         message = concat(
-            'Row-level security of public.contacts hides contacts from the database user ', reader, ', as which the'
-            ' pipeline reads them. They would seem deleted, so nothing was written. Run ',
+            'Row-level security of public.contacts hides contacts from the database user ', reader, ', who reads'
+            ' contacts for the pipeline. Hidden contacts would seem deleted, so nothing was written. Run ',
             case
                 when not has_restrictive
                     then concat(
@@ -47,8 +47,8 @@ begin
                 )
                     then '`alter table public.contacts no force row level security`, or '
             end,
-            '`alter role ', reader, ' bypassrls` as a superuser. Where the application connects as ', reader,
-            ', too, give the pipeline a database user of its own first: either opens the table to it.'
+            '`alter role ', reader, ' bypassrls` as a superuser. If the application connects as ', reader, ', too,'
+            ' first give the pipeline its own database user. Otherwise the application would see all contacts, too.'
         );
 end
 $function$;

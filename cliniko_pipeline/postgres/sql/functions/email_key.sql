@@ -1,4 +1,4 @@
--- Returns the key by which e-mail addresses are compared: trimmed and case-folded; null for a blank one.
+-- Returns the trimmed and case-folded e-mail address, by which addresses are compared, or null for a blank address.
 create or replace function cliniko.email_key(email text) returns text
 language sql immutable parallel safe
 return nullif(

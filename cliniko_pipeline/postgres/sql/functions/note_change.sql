@@ -1,4 +1,4 @@
--- After inserts and deletes: changes the table's version and adjusts its row count. An unknown count stays null.
+-- Changes the table's version and adjusts its row count, after inserts and deletes. An unknown count stays null.
 create or replace function cliniko.note_change() returns trigger
 language plpgsql
 as $function$
@@ -15,7 +15,7 @@ begin
         update cliniko.table_states
         set version = gen_random_uuid(), row_count = row_count + change.rows
         where organization_id = change.organization_id and name = table_name;
-        -- A removed organization needs no version.
+        -- After a delete no version is inserted, because the organization may be removed.
         if not found and tg_op = 'INSERT' then
             insert into cliniko.table_states as state (organization_id, name)
             values (change.organization_id, table_name)

@@ -1,4 +1,5 @@
--- After rows were updated: changes the table's version. Only a manual update moves rows to another organization.
+-- Changes the table's version, after updates. A manual update may move rows between organizations, so the versions of
+-- the old and the new organizations are changed, and the row counts become unknown.
 create or replace function cliniko.note_update() returns trigger
 language plpgsql
 as $function$

@@ -1,13 +1,13 @@
--- Returns every patient of the organization with its person: the last patient of the chain of merges. A chain may end
--- at an id without a record. The person of a loop is its lowest id.
+-- Returns every patient of the organization with its person, which is the last patient in the chain of merges. A chain
+-- may end at an id without a record. The lowest id in a loop is the person of all patients that lead to the loop.
 create or replace function cliniko.persons()
 returns table (patient_id text, person_id text, in_loop boolean)
 language plpgsql stable
 rows 10000
 as $function$
 declare
-    -- The merged patients by number: their ids, the ids they were merged into, and the numbers of those patients. The
-    -- results have the same numbers.
+    -- All arrays have the same index, the number of a merged patient. A target is the patient that it was merged into;
+    -- `targets` has the target's number, if the target was merged, too. `persons` and `loops` are the results.
     ids text[];
     target_ids text[];
     targets integer[];
@@ -35,7 +35,8 @@ begin
     from merged
     left join merged as target on target.id = merged.merged_into_id;
 
-    -- Each patient is visited once or twice, however long the chains are.
+    -- A walk along a chain stops at a patient with a known person, so the time is linear. `walks` marks the patients of
+    -- the current walk, so that a loop is noticed.
     for start in 1..coalesce(cardinality(ids), 0) loop
         here := start;
         while here is not null and persons[here] is null and walks[here] <> start loop

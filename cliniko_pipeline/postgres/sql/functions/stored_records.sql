@@ -1,4 +1,5 @@
--- The stored records of a resource of Cliniko's. The planner inlines this function, and leaves out the other tables.
+-- Returns the stored records of one of Cliniko's resources. The planner inlines this function, so that it reads only
+-- the table of the resource.
 create or replace function cliniko.stored_records(resource text)
 returns table (id text, created_at timestamptz, vanished_at timestamptz)
 language sql stable

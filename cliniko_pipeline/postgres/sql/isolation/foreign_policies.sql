@@ -1,5 +1,6 @@
--- The policies, on the tables named, that have the names of the pipeline's and are somebody else's. Its own are marked by a
--- comment; those of an earlier version are known by the boundary, which only the pipeline makes for its role.
+-- The policies on the tables in :names that have the names of the pipeline's policies, but belong to the application.
+-- The pipeline's policies have a comment. In earlier versions they had none, but the boundary for the organization
+-- role.
 select format('%I', policy.polname) as name, policy.polrelid::regclass::text as table
 from pg_policy as policy
 where policy.polrelid = any(select to_regclass(named) from unnest(cast(:names as text[])) as named)

@@ -1,5 +1,5 @@
--- The tables that the pipeline put under its policy, those made for the operator's own assets included; not those of
--- which the policy only has the same name.
+-- The tables with the pipeline's policy, including tables of the operator's own assets. The comment of the policy
+-- distinguishes it from an application's policy of the same name.
 select
     format('%I.%I', pg_namespace.nspname, pg_class.relname) as name,
     quote_ident(pg_namespace.nspname) as schema

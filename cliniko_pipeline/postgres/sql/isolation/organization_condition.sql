@@ -1,7 +1,8 @@
--- What tells the organization's rows in a table, by the type of its organization_id. An index is used where the column
--- is a text. Where a collation takes two texts for one, or the type does, they are compared letter by letter.
+-- Returns the condition for the context's organization, which depends on the type of the table's organization_id. A
+-- text column is compared without a cast, so that an index is used. If its collation or another type may treat
+-- different texts as equal, the texts are also compared in the collation "C".
 --
--- The context is read once a statement (the sub-select), not once a row.
+-- The sub-select makes PostgreSQL read the context once per statement instead of once per row.
 select
     case
         when is_text and is_exact then format('organization_id = %1$s', context)

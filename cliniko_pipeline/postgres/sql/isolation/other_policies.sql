@@ -1,4 +1,4 @@
--- The policies of this database, but for the pipeline's own, that name an organization role which is not its own.
+-- The policies in this database, except the pipeline's, that are for an organization role of another database.
 select distinct role.rolname as role, quote_ident(policy.polname) as policy, policy.polrelid::regclass::text as object
 from pg_policy as policy
 inner join pg_roles as role on role.oid = any(policy.polroles)

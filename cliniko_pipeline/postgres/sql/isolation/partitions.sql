@@ -1,4 +1,5 @@
--- The partitions, and what else inherits, of the named tables, at any depth: each is a table that can be read by itself.
+-- All partitions and other tables that inherit from the tables in :names, at any depth. Each of them can be read
+-- directly, so each needs the policies.
 with recursive parts as (
     select inhrelid as oid
     from pg_inherits

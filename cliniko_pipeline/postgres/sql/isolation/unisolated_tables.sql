@@ -1,5 +1,5 @@
--- The tables, of those named, that row-level security does not close as it should, or closes to the organization role.
--- Of a partition the role needs no right: it goes through the whole table.
+-- The tables in :names, and the partitions in :parts, without complete row-level security or without privileges of the
+-- organization role. The role accesses partitions through the whole table, so it needs no privilege on them.
 select pg_class.oid::regclass::text as name
 from pg_class
 left join pg_roles as role on role.rolname = :role

@@ -1,6 +1,8 @@
--- The tables with both of the pipeline's policies of which nothing says that the pipeline made them, as earlier
--- versions left nothing, and whether they are as the pipeline makes tables for the operator's assets: their first column is
--- organization_id, there is no constraint, no index and no default. Others are the application's own.
+-- The tables that have both of the pipeline's policies but no comment on them, since earlier versions added no comment.
+--
+-- is_made_for_an_asset is whether the table looks like one that the pipeline created for an operator's asset. Such a
+-- table starts with the column organization_id, and has no constraint, no index and no default. Other tables may belong
+-- to the application.
 select
     format('%I.%I', pg_namespace.nspname, pg_class.relname) as name,
     coalesce(

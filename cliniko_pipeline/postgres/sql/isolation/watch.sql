@@ -1,4 +1,4 @@
--- Triggers note every change of the table in cliniko.table_states, in the same transaction.
+-- The triggers record every change of the table in cliniko.table_states, in the same transaction.
 drop trigger if exists note_insert on {table};
 drop trigger if exists note_update on {table};
 drop trigger if exists note_delete on {table};

@@ -1,4 +1,4 @@
--- Whether api_credentials.created_by takes any text. In some applications it is the id of a user.
+-- Whether api_credentials.created_by accepts any text. In some applications it is the id of a user.
 select exists (
     select
     from pg_attribute

@@ -1,4 +1,4 @@
--- The ids are cast to text, since an application's ids may be uuids.
+-- Ids are cast to text, because an application's ids may be uuids.
 select
     credentials.organization_id::text as id,
     coalesce(organization.name, credentials.organization_id::text) as name,

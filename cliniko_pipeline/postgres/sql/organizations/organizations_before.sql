@@ -1,4 +1,4 @@
--- The organizations that were synced or scheduled before, and whether policies apply to the current user.
+-- The organizations that were synced or scheduled before, and whether policies may hide credentials from this user.
 select
     (select array_agg(organization_id order by organization_id) from cliniko.scheduling) as ids,
     quote_ident(current_user) as reader,

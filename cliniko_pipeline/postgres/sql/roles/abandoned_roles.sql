@@ -1,4 +1,5 @@
--- Of the named organization roles, those whose database is gone, and whether anything of the server still needs them.
+-- The organization roles in :names whose database does not exist, and whether other objects of the server still use
+-- them.
 select
     role.rolname as name,
     exists (

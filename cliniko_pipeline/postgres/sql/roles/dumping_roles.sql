@@ -1,4 +1,4 @@
--- How the database user stands to dumps: whether row-level security holds it, and which roles beside superusers dump.
+-- Whether the database user can dump tables under row-level security, and the other roles that can, except superusers.
 select
     rolsuper or rolbypassrls as may_dump,
     quote_ident(rolname) as name,

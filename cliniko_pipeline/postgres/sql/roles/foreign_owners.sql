@@ -1,4 +1,5 @@
--- The owners of what a migration may have to change in the schema cliniko whose rights the database user has not.
+-- An owner of objects in the schema cliniko whose privileges the database user lacks. A migration may have to change
+-- these objects.
 select quote_ident(current_user) as database_user, quote_ident(pg_get_userbyid(found.owner)) as owner
 from (
     select nspowner as owner from pg_namespace where nspname = 'cliniko'

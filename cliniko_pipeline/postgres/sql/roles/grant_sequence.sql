@@ -1,4 +1,4 @@
--- Writers of active_patients need the sequence of its ids, if it has one.
+-- The organization role inserts rows into active_patients, so it needs the sequence of the ids, if there is one.
 do $$
 declare
     ids text := pg_get_serial_sequence('public.active_patients', 'id');

@@ -1,4 +1,4 @@
--- The database user, quoted, and whether it may switch to the role; from version 16 on membership alone does not tell.
+-- The database user, quoted, and whether it may switch to the role. Since version 16 members need an option for this.
 select
     quote_ident(current_user) as database_user,
     exists (

@@ -1,8 +1,8 @@
--- What the database user lacks to use the application's tables and, where it migrates, to make and change what is the
--- pipeline's: each as a statement that mends it.
+-- The statements that grant missing privileges to the database user. It needs privileges on the application's tables.
+-- For a migration it also needs privileges to create and change the pipeline's objects.
 --
--- :tables, :privileges    the application's tables, and what the pipeline does with each
--- :migrates               whether a migration is about to change something
+-- :tables, :privileges    the application's tables, and the privileges that the pipeline needs on each
+-- :migrates               whether a migration will change something
 -- :active_patients        the table in the application's schema
 select format('grant %s on public.%I to %I', string_agg(lacked.privilege, ', '), named.name, current_user) as remedy
 from unnest(cast(:tables as text[]), cast(:privileges as text[])) as named (name, privileges)

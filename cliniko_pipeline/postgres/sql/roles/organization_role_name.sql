@@ -1,5 +1,5 @@
--- Roles belong to the server. The number of the database in the name gives each database a role of its own: the owner
--- of a copy cannot read the organizations of the original.
+-- The name contains the database's oid, because roles belong to the server and each database needs its own role. So the
+-- owner of a copy cannot read the organizations of the original database.
 select 'cliniko_organization_' || oid
 from pg_database
 where datname = current_database()

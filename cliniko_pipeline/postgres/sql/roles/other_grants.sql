@@ -1,5 +1,6 @@
--- What organization roles of other databases, and the one that all databases shared, are granted in this one. What is
--- the pipeline's own gets its grants from the pipeline; the operator's grants on anything else are worth keeping.
+-- The privileges in this database of other databases' organization roles, and of the role that all databases shared in
+-- earlier versions. is_own is whether the object belongs to the pipeline, which grants its own privileges. Privileges
+-- on other objects are the operator's, and must be granted to this database's role.
 with others as (
     select oid, rolname
     from pg_roles

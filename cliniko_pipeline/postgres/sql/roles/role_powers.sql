@@ -1,4 +1,4 @@
--- What the organization role may do beyond what it is granted on the tenant tables; no row where there is no role.
+-- The powers that the organization role has besides privileges on tables. No row if the role does not exist.
 select
     role.rolsuper,
     role.rolbypassrls,

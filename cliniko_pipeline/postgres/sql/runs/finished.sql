@@ -11,9 +11,9 @@ set
     requests = run.requests + :requests,
     seconds_waited = run.seconds_waited + :seconds_waited,
     status = case
-        -- The run has failed, although assets that need no failed one continue.
+        -- One failed asset makes the run fail, even if independent assets continue.
         when cast(:error as text) is not null or run.status = 'failed' then 'failed'
-        -- The run has succeeded when all planned assets have.
+        -- The run has succeeded when all planned assets have succeeded.
         when (
             select bool_and(planned = :asset or coalesce(run.assets -> planned ->> 'status', '') = 'succeeded')
             from unnest(run.planned) as planned

@@ -1,4 +1,4 @@
--- The first asset of a run inserts the row; the others update it. Errors of other assets of the run stay.
+-- The run's first asset inserts the row, and the other assets update it. A retried asset removes only its own error.
 insert into cliniko.sync_runs as run (organization_id, run_id, planned, is_full, status, assets)
 values (
     current_setting('app.organization_id'),

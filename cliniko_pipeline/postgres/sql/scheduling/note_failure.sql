@@ -1,6 +1,6 @@
--- The delays are 1, 2, 4 ... minutes, an hour at most; after a refusal of the credentials 1, 5, 25 ... minutes, so that
--- the third attempt can confirm it. A permanent failure is not retried before the next sync is due.
--- The failure of a run that started before the last success is ignored.
+-- The delays of retries are 1, 2, 4 ... minutes, at most an hour. After a refusal of the credentials they are 1, 5, 25
+-- ... minutes, so that the third attempt can confirm the refusal. A permanent failure is not retried before the next
+-- sync is due. The failure of a run that started before the last success is ignored.
 insert into cliniko.scheduling as scheduling (
     organization_id, failures, failure_reason, failed_run_id, failure_is_permanent, retry_at
 )

@@ -1,4 +1,4 @@
--- The time of the first refusal stays until a sync succeeds or other credentials are stored.
+-- The time of the first refusal is kept until a sync succeeds or other credentials are stored.
 insert into cliniko.scheduling as scheduling (organization_id, refused_at, refused_run_id, refused_credentials)
 select credentials.organization_id::text, now(), :run_id, :credentials
 from public.api_credentials as credentials

@@ -1,4 +1,4 @@
--- The first reason stays, with its time. Later failures of the same run follow from it.
+-- The first reason and its time are kept, because later failures of the run are consequences.
 insert into cliniko.scheduling as scheduling (
     organization_id, paused_at, pause_reason, paused_credentials, failure_reason, failed_run_id, failure_is_permanent
 )
@@ -13,7 +13,7 @@ select
 from public.api_credentials as credentials
 where credentials.organization_id::text = :organization_id
     and credentials.service_name = :service
-    -- Credentials that were stored since have not failed yet.
+    -- Credentials that were stored after the run began have not failed.
     and md5(credentials.credentials_encrypted::text) = :credentials
 on conflict (organization_id) do update
 set

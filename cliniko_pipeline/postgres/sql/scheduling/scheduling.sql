@@ -1,4 +1,4 @@
--- Every organization with Cliniko credentials, and its scheduling.
+-- All organizations with Cliniko credentials, with their schedules and states.
 select
     credentials.organization_id::text as organization_id,
     credentials.is_active,

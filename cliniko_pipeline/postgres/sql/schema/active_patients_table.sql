@@ -1,4 +1,4 @@
--- public.active_patients where it is missing, and its indexes. An application may have made it, with rows.
+-- Creates public.active_patients and its indexes. The application may have created the table and filled it.
 create table if not exists public.active_patients (
     id bigserial not null,
     contact_id uuid not null,
@@ -18,9 +18,9 @@ create table if not exists public.active_patients (
 do $$
 begin
     if to_regclass('public.active_patients_organization_id_contact_id_key') is null then
-        -- Its owner sees all rows only so; the policies are forced again in the same transaction.
+        -- The owner must see all rows here. `isolate` forces the policies again in the same transaction.
         alter table public.active_patients no force row level security;
-        -- A contact may be there twice; the first row, whose id others may know, stays.
+        -- Of a contact's rows the first one is kept, because the application may refer to its id.
         delete from public.active_patients as row
         using public.active_patients as earlier
         where earlier.organization_id = row.organization_id

@@ -1,4 +1,4 @@
--- The application's own tables, for a database without an application: the embedded one. Elsewhere they exist.
+-- Creates the application's tables in the embedded database, which has no application.
 create table if not exists public.organizations (
     id text primary key,
     name text not null

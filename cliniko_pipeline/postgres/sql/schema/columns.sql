@@ -1,5 +1,5 @@
--- The columns of tables and views of a schema; :names selects some, null all. information_schema would hide columns on
--- which the database user has no privilege.
+-- The columns of the tables and views in :names, or of all tables and views if :names is null. information_schema is
+-- not used, because it hides columns on which the database user has no privilege.
 select
     pg_class.relname as table_name,
     pg_class.relkind in ('r', 'p') as is_table,

@@ -1,4 +1,4 @@
--- A contact of an organization, one that has Cliniko credentials before any other. Not all contacts are looked at.
+-- A contact of an organization, preferably with Cliniko credentials. Only 1000 contacts are read, to save time.
 select found.id, found.organization_id
 from (
     select contact.id, contact.organization_id::text as organization_id

@@ -1,4 +1,4 @@
--- The schemas of the pipeline's and of Dagster's names that hold tables and are not theirs.
+-- The schemas `cliniko` and `dagster`, if they have tables of another program.
 select schema.name as schema, array_agg(pg_class.relname::text order by pg_class.relname) as tables
 from (
     values ('cliniko', array['schema_version']), ('dagster', array['alembic_version', 'event_logs', 'runs', 'run_tags'])

@@ -1,4 +1,4 @@
--- The unique indexes by the contact alone.
+-- The unique indexes on contact_id without organization_id.
 select pg_index.indexrelid::regclass::text
 from pg_index
 where pg_index.indrelid = to_regclass(:table)

@@ -1,9 +1,9 @@
--- The positions, from 1, of the keys without a unique index that `on conflict` finds. A table that is missing and a view
--- lack nothing.
+-- The positions, from 1, of the keys without a unique index that `on conflict` can use. Keys of missing tables and of
+-- views are left out.
 --
--- :tables      names of tables
--- :keys        the columns of each key, sorted, with commas
--- :deferred    whether its index may be deferred
+-- :tables      the name of each key's table
+-- :keys        the columns of each key, sorted and separated by commas
+-- :deferred    whether each key's index may be deferred
 select named.position
 from
     unnest(cast(:tables as text[]), cast(:keys as text[]), cast(:deferred as boolean[]))

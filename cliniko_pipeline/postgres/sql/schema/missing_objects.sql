@@ -1,8 +1,8 @@
--- The missing objects that a migration makes again, in words. missing_keys.sql finds the unique indexes.
+-- Descriptions of the missing objects that a migration creates again. missing_keys.sql finds missing unique indexes.
 --
 -- :active_patients         the table in the application's schema
 -- :functions, :bodies      names and texts of the functions
--- :watched                 the tables with triggers that note changes
+-- :watched                 the tables with triggers that record changes
 -- :tenants                 the tenant tables
 -- :role                    the organization role
 with

@@ -1,4 +1,4 @@
--- The columns besides those known that must have a value and have none by themselves.
+-- The columns that are not in :known, are not null, and have no default.
 select quote_ident(attname)
 from pg_attribute
 where attrelid = to_regclass(:table)

@@ -1,10 +1,10 @@
--- What Dagster does as the database user: reading and writing each of its tables, here without a row, and numbering
--- rows. Where it has no tables yet, making them.
+-- Tests what Dagster does as the database user. Each table is read and written without changing a row, and each
+-- sequence is used. If Dagster has no tables yet, a table is created.
 do $block$
 declare
     each text;
 begin
-    -- Where a policy would hide rows, PostgreSQL raises an error.
+    -- PostgreSQL raises an error if a policy would hide rows.
     perform set_config('row_security', 'off', true);
     if to_regnamespace('dagster') is null then
         create schema dagster;

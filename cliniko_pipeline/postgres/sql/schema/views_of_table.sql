@@ -1,5 +1,5 @@
--- The views of the table and whose rights they have, unless row-level security is nothing to their owner, or a policy
--- for all of the table's rows is made for the owner.
+-- The views of the table, with their owners, whose privileges they have. Left out are views whose owner bypasses
+-- row-level security, or has another policy on the table besides the pipeline's policies.
 select distinct pg_class.oid::regclass::text as name, quote_ident(owner.rolname) as reader
 from pg_depend
 inner join pg_rewrite on pg_rewrite.oid = pg_depend.objid

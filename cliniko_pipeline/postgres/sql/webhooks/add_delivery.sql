@@ -1,4 +1,4 @@
--- The target may have been removed, replaced or disabled since it was read.
+-- The condition on the target finds nothing if the target was removed, replaced or disabled after it was read.
 insert into cliniko.webhook_deliveries (organization_id, run_id, body)
 select target.organization_id, :run_id, :body
 from cliniko.webhook_targets as target

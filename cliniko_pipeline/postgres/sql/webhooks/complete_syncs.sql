@@ -1,4 +1,4 @@
--- The complete syncs that started since then, the oldest first. Running ones are included.
+-- The complete syncs that started at :since or later, the oldest first. Running syncs are included.
 select
     run_id,
     status,

@@ -1,5 +1,5 @@
--- Deleted are events that a sync has followed, events with a later one of the same organization (the sync that follows
--- the later one follows both), and events of removed organizations.
+-- Deletes old events that need no sync. These are events before a successful sync, events of removed organizations, and
+-- events with a later event of the same organization, because one sync serves both.
 delete from cliniko.webhook_events
 where (organization_id, message_id) in (
     select event.organization_id, event.message_id

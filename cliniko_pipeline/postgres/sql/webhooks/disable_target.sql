@@ -1,4 +1,4 @@
--- A target that was replaced since it was read stays enabled.
+-- A target that was replaced after it was read is not disabled.
 with
 disabled as (
     update cliniko.webhook_targets

@@ -1,4 +1,5 @@
--- The first delivery of each organization, then the second of each: a backlog of one delays no other.
+-- The first due delivery of each organization, then the second of each, and so on. So a long backlog of one
+-- organization does not delay the others.
 select
     delivery.organization_id,
     delivery.run_id,

@@ -1,5 +1,5 @@
--- Without a delay, the delivery has ended: it was taken or given up. With one, the target has failed. Its other due
--- deliveries are postponed, so that they do not use up the time for sending.
+-- Without a delay the delivery has ended, because it was accepted or given up. With a delay the target has failed. The
+-- target's other due deliveries are then postponed, so that they do not use up the time for sending.
 with
 postponed as (
     update cliniko.webhook_deliveries

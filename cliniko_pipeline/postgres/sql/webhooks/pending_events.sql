@@ -1,5 +1,5 @@
--- The events that no successful sync has followed: none began to read after they were received. If the clock was set
--- back, a sync in its future follows no event, and an event in its future is not the latest.
+-- The events that were received after the last successful sync began to read. The clock may have been set back. A sync
+-- that began in the future is then ignored, and an event in the future is not taken as the latest event.
 select
     event.organization_id,
     coalesce(

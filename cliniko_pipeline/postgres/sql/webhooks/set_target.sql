@@ -1,4 +1,4 @@
--- A new target gets the syncs that end from now on.
+-- A new target gets the syncs that end from now on, even if they started up to :longest_run ago.
 insert into cliniko.webhook_targets (organization_id, encrypted, looked_until)
 values (:organization_id, :encrypted, now() - cast(:longest_run as interval))
 on conflict (organization_id) do update
