@@ -127,7 +127,7 @@ class Database:
     def operator(self) -> Generator[Connection, None, None]:
         """Open a transaction as the user of DATABASE_URL.
 
-        Row-level security hides tenant data from this user, except where the user may bypass it.
+        Row-level security hides tenant data, unless this user bypasses it.
         """
         with self._translated(), self._engine.begin() as connection:
             yield connection
@@ -171,9 +171,9 @@ class Database:
     def organization_lock(self, organization_id: str) -> Generator[Callable[[], None], None, None]:
         """Hold the organization lock, so that no other run writes the organization's data.
 
-        The lock has its own connection, and a lost connection releases the lock. Yield a function that checks the
-        connection and raises DatabaseUnavailableError if it is lost. Then another run may be writing, or a crashed
-        server may have lost commits that did not wait for the disk.
+        The lock has its own connection, and a lost connection releases the lock. Yield a function that raises
+        DatabaseUnavailableError if the connection is lost. In this case another run may be writing, or a crashed server
+        may have lost commits that did not wait for the disk.
 
         Raise DatabaseUnavailableError if another run holds the lock for too long.
         """
@@ -229,12 +229,12 @@ class Database:
         if version < OLDEST_SUPPORTED_VERSION * 10_000:
             raise DatabaseSetupError(
                 f"PostgreSQL {version // 10_000} is too old: the pipeline needs version"
-                f" {OLDEST_SUPPORTED_VERSION} or later; upgrade the server or point DATABASE_URL at another."
+                f" {OLDEST_SUPPORTED_VERSION} or later. Upgrade the server or point DATABASE_URL at another server."
             )
         if encoding != "UTF8":
             raise DatabaseSetupError(
-                f"The database is encoded in {encoding}: the pipeline needs UTF8;"
-                " create one with `createdb --encoding UTF8 --template template0`."
+                f"The database's encoding is {encoding}, but the pipeline needs UTF8. Create another database with"
+                " `createdb --encoding UTF8 --template template0 NAME`."
             )
 
     def translated(self, error: SQLAlchemyError | psycopg.Error, role: str | None = None) -> ClinikoPipelineError:

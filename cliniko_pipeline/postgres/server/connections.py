@@ -17,7 +17,7 @@ POOLER_PORTS = frozenset({"6432", "6543"})
 """The usual ports of poolers."""
 
 SECOND_CONNECTION_SECONDS = 5
-"""The maximum wait for a second connection in the check for a pooler. A small pool may have no free one."""
+"""The maximum wait for a second connection in the check for a pooler, whose pool may have no free connection."""
 
 # The drivers cannot read dates in another DateStyle. Some statements need standard strings. Under a stricter isolation
 # level than read committed, a transaction would fail if it waited for a row that another transaction changed.

@@ -231,7 +231,7 @@ def _active_row(stored: RowMapping, computed: RowMapping | None) -> ActiveRow:
 
 
 def _utc(value: Any) -> Any:
-    """Return a time, which the database has in UTC, as an aware time; return other values unchanged."""
+    """Return a UTC time without time zone as an aware time; return other values unchanged."""
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) else value
 
 

@@ -1,5 +1,5 @@
--- All attendances of a person, the latest first, and whether active_patients.sql counts them. An attendance is an
--- individual appointment or one attendee of a group appointment.
+-- All attendances of a person, the latest first, with a column whether active_patients.sql counts each. An attendance
+-- is an individual appointment or one attendee of a group appointment.
 --
 -- :patient_ids         all patient ids of the person
 -- :as_of, :activity_window, :count_no_shows   as in active_patients.sql

@@ -52,10 +52,7 @@ linked_with_name as (
 by_id as materialized (
     select
         linked_group.person_id,
-        case
-            when linked_group.contacts = 1 then linked_group.contact_id
-            else linked_with_name.contact_id
-        end as contact_id,
+        case when linked_group.contacts = 1 then linked_group.contact_id else linked_with_name.contact_id end as contact_id,
         linked_group.contacts as candidates
     from linked_group
     left join linked_with_name on linked_with_name.person_id = linked_group.person_id
