@@ -3,9 +3,9 @@
 import os
 import stat
 import tempfile
+from base64 import urlsafe_b64encode
 from pathlib import Path
 
-from cryptography.fernet import Fernet
 from pydantic import SecretStr
 
 from cliniko_pipeline.errors import SettingsError
@@ -56,7 +56,8 @@ def _create(path: Path) -> None:
     draft = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(Fernet.generate_key() + b"\n")
+            # A Fernet key. Importing its module would delay every command.
+            file.write(urlsafe_b64encode(os.urandom(32)) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         path.hardlink_to(draft)

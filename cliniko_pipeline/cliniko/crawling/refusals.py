@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
-
-import httpx
+from urllib.parse import parse_qs, urlsplit
 
 from cliniko_pipeline.errors import FieldRefusedError
 
@@ -50,9 +49,9 @@ def find_refused_field(url: str, body: bytes) -> tuple[Use, str] | None:
     body = body[:_MAX_BODY_BYTES]
     match = _NOT_POSSIBLE.search(body)
     words = {word.decode() for word in (match.groups() if match else _WORD.findall(body))}
-    parameters = httpx.URL(url).params
-    filters = {condition.partition(":")[0] for condition in parameters.get_list("q[]")}
-    sorts = {order.partition(":")[0] for order in parameters.get("sort", "").split(",")}
+    parameters = parse_qs(urlsplit(url).query)
+    filters = {condition.partition(":")[0] for condition in parameters.get("q[]", [])}
+    sorts = {order.partition(":")[0] for order in parameters.get("sort", [""])[0].split(",")}
     found = sorted(words & (filters | sorts))
     if len(found) != 1:
         return None
