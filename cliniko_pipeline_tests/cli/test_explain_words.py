@@ -76,7 +76,7 @@ def section(text: str, heading: str) -> list[str]:
 
 ACTIVE_PATIENT = """\
 Patient 1 is active: 1 appointment from 2026-04-16 09:30 to 2026-06-15 09:30 UTC.
-  It has row 5 in public.active_patients, computed for 2026-06-15 09:30 UTC: correct.
+  It has row 5 in public.active_patients, which was computed for 2026-06-15 09:30 UTC. The row is correct.
 
 As of
   2026-06-15 09:30 UTC (the last computation of public.active_patients);
@@ -88,7 +88,7 @@ The person
 
 The contact
   Matched to contact 00000000-0000-0000-0000-000000000001 by cliniko_patient_id.
-  By cliniko_patient_id: contact 00000000-0000-0000-0000-000000000001 carries 1.
+  By cliniko_patient_id: contact 00000000-0000-0000-0000-000000000001 has the patient id 1.
 
 The appointments
   Counted: 1 recent, 1 upcoming, 2 in total, last one 2026-06-01 09:00 UTC. Not counted: 0.
@@ -114,7 +114,7 @@ def test_first_line_is_the_verdict() -> None:
     merged = verdict(replace(EXPLAINED, patient_id="2"))
     assert merged == f"Patient 2, merged into patient 1, is active: 1 appointment {WINDOW}."
     some = {"counts": Counts(0, 1, 2, ENDED), "attendances": (attendance(("cancelled", ENDED)),)}
-    left_out = "(1 recent not counted, 1 upcoming, the last one on 2026-05-01 00:00 UTC)"
+    left_out = "(1 recent not counted, 1 upcoming, the last counted one on 2026-05-01 00:00 UTC)"
     no_record = person(record("1"), id="404", record=None)
     vanished = record("1", deleted_at=NOTICED, vanished_at=NOTICED)
     found_deleted = record("1", deleted_at=ENDED, vanished_at=NOTICED)
@@ -155,16 +155,17 @@ def test_merges_are_shown_step_by_step() -> None:
         "Patient 10 (the person): not merged, archived or deleted.",
         "Merged into the same person: patient 9.",
     ]
-    assert "The merges form a loop: its lowest id, 91, is the person's." in shown(
+    assert "The merges form a loop, so the person has the lowest id of the loop, 91." in shown(
         person=person(record("1000"), record("91"), in_loop=True)
     )
     nobody = shown(person=person(record("95"), id="404", record=None), match=Match(None, None, ()))
-    assert "  Patient 404 has no record: the person is neither active nor matched.\n" in nobody
-    assert section(nobody, "The contact") == ["The person has no record, so no contact."]
+    assert "  Patient 404 has no record, so the person is neither active nor matched.\n" in nobody
+    assert section(nobody, "The contact") == ["The person has no record, so it has no contact."]
 
 
 def test_row_of_the_table_is_compared() -> None:
-    start = "It has row 5 in public.active_patients, computed for 2026-06-15 09:30 UTC: the stored records now give "
+    computed = "It has row 5 in public.active_patients, which was computed for 2026-06-15 09:30 UTC. "
+    start = f"{computed}The stored records now give "
     changed = replace(ROW, differences=("total_appointment_count", "recent_appointments"), updated_at=ENDED)
     later = (attendance(synced_at=NOTICED),)
     since = " (its records changed later, last at 2026-06-10 08:00 UTC)."
@@ -176,46 +177,46 @@ def test_row_of_the_table_is_compared() -> None:
     )
     wider = replace(EXPLAINED, listing="differs", row=changed, rules=Rules(timedelta(days=90), count_no_shows=True))
     assert listing(wider).endswith(" (the window was 60 days and is 90 days now).")
-    assert listing(replace(EXPLAINED, counts=NONE)).endswith(", when it was active: correct.")
+    assert listing(replace(EXPLAINED, counts=NONE)).endswith("The row is correct, because the patient was active then.")
 
 
 def test_missing_row_is_explained() -> None:
     missing = replace(EXPLAINED, row=None, match=replace(EXPLAINED.match, stored=Mapping("ambiguous", "name", None, 1)))
     words = {
         "not_active": ", which is correct.",
-        "unmapped": ": the mapping is older than the patient's record.",
-        "unmatched": ": no contact matches it (unmatched).",
-        "ambiguous": ": its contact is not certain (ambiguous among 1 contact).",
-        "contact_gone": ": its contact was deleted after the mapping was computed.",
-        "other_instant": ": it was not active at 2026-06-15 09:30 UTC, which the table was computed for.",
-        "not_computed": ": the table is older than the stored records; the next successful sync adds the row.",
+        "unmapped": ", because the mapping is older than the patient's record.",
+        "unmatched": ", because no contact matches the patient (unmatched).",
+        "ambiguous": ", because its contact is not certain (ambiguous among 1 contact).",
+        "contact_gone": ", because its contact was deleted after the mapping was computed.",
+        "other_instant": ". It was not active at 2026-06-15 09:30 UTC, for which the table was computed.",
+        "not_computed": ". The table is older than the stored records, and the next successful sync adds the row.",
     }
     assert {each: listing(replace(missing, listing=each)) for each in words} == {
         each: f"It has no row in public.active_patients{why}" for each, why in words.items()
     }
     empty = replace(missing, listing="not_computed", state=replace(STATE, judged_at=None))
-    assert listing(empty).endswith(": the table is empty; the next successful sync adds the row.")
+    assert listing(empty).endswith(". The table is empty, and the next successful sync adds the row.")
 
 
 WORDS_OF_PASSES = """\
 Unmatched.
-By cliniko_patient_id: no contact carries its id, 1.
-By cliniko_patient_id: contact c1 carries 1, contact c2 carries 1;
+By cliniko_patient_id: no contact has the patient id 1.
+By cliniko_patient_id: contact c1 has the patient id 1, contact c2 has the patient id 1;
 only c1 also has the name of patient 1.
-By e-mail: contact c1 is the only free one with the same e-mail, and no other patient has it.
+By e-mail: only contact c1 with the same e-mail can still match, and no other patient has this e-mail.
 By name: skipped, because the patient is current.
 By e-mail: the patient has no e-mail.
 By name: no contact has the same name.
-By name: contact c3 is taken by patient 45, contact c4 names patient 77, so no contact with the same name is free.
+By name: contact c3 matches patient 45, contact c4 has the id of patient 77, so no contact with the same name is left.
 By e-mail: it shares its e-mail with patient 9;
-free with the same e-mail: contact c1;
-contact c3 is taken by patient 45;
+contact with the same e-mail that can still match: c1;
+contact c3 matches patient 45;
 no pair with equal names is unique.
 By name: no other patient has its name;
-free with the same name: contacts c1, c2;
+contacts with the same name that can still match: c1, c2;
 nothing distinguishes them.
 By e-mail: it shares its e-mail with patients 8, 9;
-free with the same e-mail: contact c1;
+contact with the same e-mail that can still match: c1;
 only this patient and its contact have equal names."""
 
 
@@ -262,10 +263,10 @@ def test_problems_of_the_organization_are_shown() -> None:
         ({"last_run_status": "running"}, "A sync started at 2026-06-15 09:30 UTC is still running: "),
         (
             {"resources_complete": RESOURCES[:-2]},
-            "Incomplete crawls, so that records may be missing or out of date: appointment_types, practitioners.",
+            "Records may be missing or out of date, because crawls are incomplete: appointment_types, practitioners.",
         ),
         ({"rejected_records": 1}, "Rejected records of the organization: 1. A record that is missing here may be"),
-        ({"doubtful_deletions": 2}, "Records that the last full sync missed: 2, too many to mark them as deleted."),
+        ({"doubtful_deletions": 2}, "The last full sync missed 2 records, too many to mark them as deleted."),
     ):
         doubtful = replace(STATE, **changes)
         (line,) = problems(doubtful)

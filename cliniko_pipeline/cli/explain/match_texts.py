@@ -12,7 +12,7 @@ _METHODS = {"cliniko_patient_id": "cliniko_patient_id", "email": "e-mail", "name
 def match_lines(match: Match, person: Person) -> list[str]:
     """Return sentences about the stored mapping, the next mapping if it differs, and the matching passes."""
     if match.now is None:
-        return ["The person has no record, so no contact."]
+        return ["The person has no record, so it has no contact."]
     stored = "not mapped yet" if match.stored is None else _mapping(match.stored)
     lines = [f"{stored[0].upper()}{stored[1:]}."]
     if match.contact_absence is not None:
@@ -39,12 +39,12 @@ def pass_text(tried: Pass, person: Person) -> str:
     key = _METHODS[tried.method]
     if tried.reason == "only_pair":
         (contact,) = (candidate for candidate in tried.candidates if candidate.state == "free")
-        return f"contact {contact.id} is the only free one with the same {key}, and no other patient has it"
+        return f"only contact {contact.id} with the same {key} can still match, and no other patient has this {key}"
     simple = {
         "not_current": f"skipped, because the patient is {person.state}",
         "no_key": f"the patient has no {key}",
         "no_contact": f"no contact has the same {key}",
-        "none_free": f"{_not_free(tried.candidates)}, so no contact with the same {key} is free",
+        "none_free": f"{_not_free(tried.candidates)}, so no contact with the same {key} is left",
     }
     return simple.get(tried.reason) or _pass_among_several(tried, key)
 
@@ -52,9 +52,10 @@ def pass_text(tried: Pass, person: Person) -> str:
 def _pass_by_id(tried: Pass, person: Person) -> str:
     if tried.reason == "no_contact":
         others = len(person.patient_ids) - 1
-        merged = f" or that of one of the {number_of(others, 'patient')} merged into it" if others else ""
-        return f"no contact carries its id, {person.id}{merged}"
-    carried = list_of([f"contact {candidate.id} carries {candidate.patient_id}" for candidate in tried.candidates])
+        merged = f", or the id of one of the {number_of(others, 'patient')} merged into it" if others else ""
+        return f"no contact has the patient id {person.id}{merged}"
+    having = [f"contact {candidate.id} has the patient id {candidate.patient_id}" for candidate in tried.candidates]
+    carried = list_of(having)
     if tried.reason == "only_pair":
         return carried
     equal = [candidate for candidate in tried.candidates if candidate.equal_name]
@@ -73,7 +74,7 @@ def _pass_among_several(tried: Pass, key: str) -> str:
         if others
         else f"no other patient has its {key}"
     )
-    contacts = f"free with the same {key}: contact{'s' if len(free) > 1 else ''} {list_of(free)}"
+    contacts = f"contact{'s' if len(free) > 1 else ''} with the same {key} that can still match: {list_of(free)}"
     if tried.reason == "equal_names":
         return f"{shared}; {contacts}; only this patient and its contact have equal names"
     taken = [candidate for candidate in tried.candidates if candidate.state != "free"]
@@ -85,7 +86,7 @@ def _pass_among_several(tried: Pass, key: str) -> str:
 def _not_free(contacts: Sequence[Candidate]) -> str:
     return list_of(
         [
-            f"contact {contact.id} {'names' if contact.state == 'names_another' else 'is taken by'} patient"
+            f"contact {contact.id} {'has the id of' if contact.state == 'names_another' else 'matches'} patient"
             f" {contact.patient_id}"
             for contact in contacts
         ]

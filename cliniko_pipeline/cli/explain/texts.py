@@ -48,7 +48,7 @@ def _other_appointments(found: Explanation) -> str:
     parts = [
         *([f"{not_counted} recent not counted"] if not_counted else []),
         *([f"{found.counts.upcoming} upcoming"] if found.counts.upcoming else []),
-        *([f"the last one on {utc(found.counts.last)} UTC"] if found.counts.last else []),
+        *([f"the last counted one on {utc(found.counts.last)} UTC"] if found.counts.last else []),
     ]
     return f" ({', '.join(parts)})" if parts else ""
 
@@ -56,22 +56,23 @@ def _other_appointments(found: Explanation) -> str:
 def listing(found: Explanation) -> str:
     """Return whether the person has a row in public.active_patients, and why."""
     if found.row is not None:
-        row = f"It has row {found.row.id} in public.active_patients, computed for {utc(found.row.search_date_to)} UTC"
+        computed_for = utc(found.row.search_date_to)
+        row = f"It has row {found.row.id} in public.active_patients, which was computed for {computed_for} UTC."
         if found.listing == "out_of_date":
-            return f"{row}: the stored records now give no row{_since(found, found.row)}."
+            return f"{row} The stored records now give no row{_since(found, found.row)}."
         if found.listing == "differs":
             columns = ", ".join(found.row.differences)
-            return f"{row}: the stored records now give other values of {columns}{_since(found, found.row)}."
-        return f"{row}{'' if found.is_active else ', when it was active'}: correct."
+            return f"{row} The stored records now give other values of {columns}{_since(found, found.row)}."
+        return f"{row} The row is correct{'' if found.is_active else ', because the patient was active then'}."
     age = "is older than the stored records" if found.state.judged_at else "is empty"
     reason = {
         "not_active": ", which is correct",
-        "unmapped": ": the mapping is older than the patient's record",
-        "unmatched": ": no contact matches it (unmatched)",
-        "ambiguous": f": its contact is not certain (ambiguous among {candidates(found.match.stored)})",
-        "contact_gone": f": its contact {contact_absence(found.match)} after the mapping was computed",
-        "other_instant": f": it was not active at {utc(found.state.judged_at)} UTC, which the table was computed for",
-        "not_computed": f": the table {age}; the next successful sync adds the row",
+        "unmapped": ", because the mapping is older than the patient's record",
+        "unmatched": ", because no contact matches the patient (unmatched)",
+        "ambiguous": f", because its contact is not certain (ambiguous among {candidates(found.match.stored)})",
+        "contact_gone": f", because its contact {contact_absence(found.match)} after the mapping was computed",
+        "other_instant": f". It was not active at {utc(found.state.judged_at)} UTC, for which the table was computed",
+        "not_computed": f". The table {age}, and the next successful sync adds the row",
     }[found.listing]
     return f"It has no row in public.active_patients{reason}."
 
@@ -111,7 +112,7 @@ def problems(state: State) -> list[str]:
         lines.append(f"A sync started at {started_at} is still running: the stored records may change.")
     incomplete = [resource for resource in RESOURCES if resource not in state.resources_complete]
     if incomplete:
-        lines.append(f"Incomplete crawls, so that records may be missing or out of date: {', '.join(incomplete)}.")
+        lines.append(f"Records may be missing or out of date, because crawls are incomplete: {', '.join(incomplete)}.")
     if state.rejected_records:
         lines.append(
             f"Rejected records of the organization: {state.rejected_records}. A record that is missing here may be"
@@ -119,8 +120,8 @@ def problems(state: State) -> list[str]:
         )
     if state.doubtful_deletions:
         lines.append(
-            f"Records that the last full sync missed: {state.doubtful_deletions}, too many to mark them as deleted. A"
-            " record shown here may be among them."
+            f"The last full sync missed {number_of(state.doubtful_deletions, 'record')}, too many to mark them as"
+            " deleted. A record shown here may be among them."
         )
     return lines
 
@@ -153,9 +154,9 @@ def person_lines(person: Person) -> list[str]:
     """Return sentences about the person's patient records and their merges."""
     lines = [_patient_line(patient, person) for patient in person.chain]
     if person.record is None:
-        lines.append(f"Patient {person.id} has no record: the person is neither active nor matched.")
+        lines.append(f"Patient {person.id} has no record, so the person is neither active nor matched.")
     if person.in_loop:
-        lines.append(f"The merges form a loop: its lowest id, {person.id}, is the person's.")
+        lines.append(f"The merges form a loop, so the person has the lowest id of the loop, {person.id}.")
     if person.merged:
         ids = list_of([patient.id for patient in person.merged])
         lines.append(f"Merged into the same person: {'patient' if len(person.merged) == 1 else 'patients'} {ids}.")
