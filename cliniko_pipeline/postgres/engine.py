@@ -82,8 +82,7 @@ class Database:
             },
         )
         self._outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        # `insert` runs `_prepare` before SQLAlchemy's listener. That listener remembers the isolation level for resets,
-        # and must remember the level that `_prepare` sets.
+        # `insert=True`, because SQLAlchemy's listener must remember the isolation level that `_prepare` sets.
         event.listen(self._engine, "connect", self._prepare, insert=True)
         keep_no_read_only_sessions(self._engine)
         event.listen(self._engine, "checkout", self._require_current_generation)
@@ -173,9 +172,8 @@ class Database:
 
         The lock has its own connection, and a lost connection releases the lock. Yield a function that raises
         DatabaseUnavailableError if the connection is lost. In this case another run may be writing, or a crashed server
-        may have lost commits that did not wait for the disk.
-
-        Raise DatabaseUnavailableError if another run holds the lock for too long.
+        may have lost commits that did not wait for the disk. Raise DatabaseUnavailableError if another run holds the
+        lock for too long.
         """
         with self._translated(), self._outside_transactions.connect() as connection:
             key = {"key": advisory_key("organization", organization_id)}
@@ -238,10 +236,7 @@ class Database:
             )
 
     def translated(self, error: SQLAlchemyError | psycopg.Error, role: str | None = None) -> ClinikoPipelineError:
-        """Return the ClinikoPipelineError for an error of psycopg or SQLAlchemy.
-
-        `role` is the role of the failed transaction, if it has set one.
-        """
+        """Return the ClinikoPipelineError for a database error in a transaction with this role."""
         return translated(error, self.location, role, self._user)
 
     @contextmanager

@@ -92,10 +92,7 @@ def set_schedule(
 
 
 def take_time_zone(connection: Connection, organization_id: str, found: str | None) -> str | None:
-    """Set the time zone if the schedule leaves it open; return the organization's time zone.
-
-    An organization with a time zone keeps it. A `full_sync_at` without time zone stays in UTC.
-    """
+    """Set the time zone, unless one is set or `full_sync_at` is in UTC; return the final time zone."""
     values = {"organization_id": organization_id, "time_zone": found}
     return connection.execute(sa.text(sql("scheduling/take_time_zone")), values).scalar_one()
 
@@ -149,8 +146,7 @@ def note_failure(
 def note_success(connection: Connection, organization_id: str, *, read_began_at: datetime | None = None) -> None:
     """Store the success of a complete sync, which ends failures and pauses.
 
-    `read_began_at` is when the sync began to read from Cliniko, by the database's clock. It is None for a sync that did
-    not read.
+    `read_began_at` is when the sync began to read from Cliniko, by the database's clock, or None if it did not read.
     """
     connection.execute(
         sa.text(sql("scheduling/note_success")), {"organization_id": organization_id, "read_began_at": read_began_at}

@@ -129,10 +129,7 @@ def note_finished(
 
 
 def syncs(connection: Connection, limit: int, before: tuple[datetime, str] | None = None) -> list[StoredSync]:
-    """Return the latest complete syncs, the latest first.
-
-    `before` is the start and run id of the last sync on the previous page.
-    """
+    """Return complete syncs, the latest first, that precede `before`, a sync's start and run id."""
     before_at, before_id = before or (None, None)
     return _stored_syncs(connection, run_id=None, before_at=before_at, before_id=before_id, limit=limit)
 

@@ -58,10 +58,7 @@ class CompleteSync:
 
 @dataclass(frozen=True)
 class DueDelivery:
-    """A delivery to send now, with its number of earlier attempts.
-
-    `set_at` identifies the target's version, since the target may be replaced during the attempt.
-    """
+    """A delivery to send now, after `attempts` earlier ones. `set_at` identifies the target's version."""
 
     organization_id: str
     run_id: str
@@ -85,10 +82,7 @@ class Delivery:
 
 
 def try_lock(connection: Connection) -> bool:
-    """Try to get the lock of the only process that sends; return whether that succeeded.
-
-    The lock ends with the transaction.
-    """
+    """Try to get the lock for sending, until the transaction ends; return whether it succeeded."""
     key = advisory_key("cliniko_pipeline.webhook_deliveries")
     return connection.execute(statement("select pg_try_advisory_xact_lock(:key)"), {"key": key}).scalar_one()
 
@@ -159,10 +153,7 @@ def is_full_batch(found: Collection[CompleteSync]) -> bool:
 
 
 def add_delivery(connection: Connection, to: Target, run_id: str, body: str) -> bool:
-    """Enqueue a delivery; return whether it was new and its target is still valid.
-
-    A target is no longer valid if it was replaced, disabled or removed.
-    """
+    """Enqueue a delivery; return False if it exists or its target was replaced, disabled or removed."""
     added = connection.execute(
         statement(sql("webhooks/add_delivery")),
         {"organization_id": to.organization_id, "set_at": to.set_at, "run_id": run_id, "body": body},
@@ -185,8 +176,7 @@ def enqueued_run_ids(connection: Connection, to: Target, run_ids: Collection[str
 def advance_looked_until(connection: Connection, to: Target, oldest: datetime | None, max_lag: timedelta) -> None:
     """Move the target's checkpoint to `oldest`, the start of the oldest unfinished sync.
 
-    Without an unfinished sync, `oldest` is None and the checkpoint moves to the present. A checkpoint that lags by at
-    most `max_lag` is not moved, which saves writes.
+    If `oldest` is None, it moves to the present. A checkpoint that lags by at most `max_lag` is not moved.
     """
     connection.execute(
         statement(sql("webhooks/advance_looked_until")),

@@ -90,9 +90,6 @@ def kept_matches(connection: Connection, *, force: bool) -> tuple[LostMatches, b
 
 
 def recount_active_patients(connection: Connection, parameters: Mapping[str, object]) -> ActivePatientsRecount:
-    """Compute the active patients in another way, and compare them with the stored rows.
-
-    `parameters` are those of active_patients.sql.
-    """
+    """Compare the stored rows with a second computation by active_patients.sql's parameters."""
     row = connection.execute(statement(sql("checks/recount_active_patients")), dict(parameters)).mappings().one()
     return ActivePatientsRecount(**row)

@@ -13,10 +13,7 @@ MIN_SUSPICIOUS = 10
 
 @dataclass(frozen=True)
 class LostMatches:
-    """The numbers of matches and of lost matches.
-
-    `has_lost_all_contacts`: whether the organization has matches but no contact any more.
-    """
+    """The numbers of matches and lost matches, and whether there are matches but no contact any more."""
 
     matched: int
     lost: int

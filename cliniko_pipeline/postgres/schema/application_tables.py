@@ -125,7 +125,6 @@ def require_own_objects(connection: Connection) -> None:
 
 
 def _require_usable_types(types: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise DatabaseSetupError if a column has an unusable type. `types` are by table and column."""
     for table, usable in USABLE_TYPES.items():
         for column, allowed in usable.items():
             found = types.get(table, {}).get(column, allowed[0])
@@ -139,7 +138,6 @@ def _require_usable_types(types: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def _require_no_unknown_obligations(connection: Connection) -> None:
-    """Raise DatabaseSetupError if active_patients has an unknown column that requires a value."""
     known = ["organization_id", *ACTIVE_PATIENTS.written, *ACTIVE_PATIENTS.stamps]
     rows = connection.execute(sa.text(sql("schema/obligatory_columns")), {"table": _NAME, "known": known})
     columns = list(rows.scalars())

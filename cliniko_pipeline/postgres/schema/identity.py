@@ -1,7 +1,6 @@
 """`cliniko.database_identity`: the identity of the database that the pipeline was set up in.
 
-A copy of the database, such as a staging copy, must not use production's API keys or send production's webhooks and
-alerts. A copy is recognized by its different identity.
+It reveals a copy, such as a staging database, which must not use production's API keys, webhooks and alerts.
 
 The identity consists of the database's name and the server's system identifier. A restored dump and a database created
 from a template differ in one of the two. A restart, another host name and a failover change neither.

@@ -93,10 +93,7 @@ def isolated_tables(connection: Connection) -> list[tuple[str, str]]:
 
 
 def isolate_table(connection: Connection, schema: str, table: str) -> None:
-    """Put a table under row-level security, and grant it to the organization role.
-
-    The caller quotes both names for SQL.
-    """
+    """Isolate a table and grant it to the organization role. Both names are quoted for SQL."""
     _protect(connection, table)
     role = organization_role(connection)
     connection.exec_driver_sql(
@@ -205,7 +202,7 @@ def retire_other_roles(connection: Connection) -> list[str]:
 
     Such privileges exist in a copied database, and in databases of an earlier version that shared a role. This
     database's role gets the privileges that the operator granted to the other roles. Unused roles are dropped. Return
-    warnings about everything that an operator must change.
+    warnings if a superuser or an owner must act.
     """
     own = organization_role(connection)
     warnings: list[str] = []

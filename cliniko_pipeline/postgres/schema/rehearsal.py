@@ -36,10 +36,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """A step of a sync that failed, with its reason and remedy.
-
-    `is_busy`: whether another transaction blocked the step, so that a later rehearsal may succeed.
-    """
+    """A failed step of a sync, with its reason. `is_busy`: another transaction blocked the step."""
 
     step: str
     reason: str

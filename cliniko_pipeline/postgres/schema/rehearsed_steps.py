@@ -182,7 +182,6 @@ def _read(resource: str, connection: Connection) -> None:
 
 
 def _replace(table: Table, row: tuple[object, ...], changed: tuple[object, ...], connection: Connection) -> None:
-    """Insert, update and delete a row."""
     for rows in ([row], [changed], []):
         replace_by_rows(connection, table, rows)
     _require_watched(connection, table)

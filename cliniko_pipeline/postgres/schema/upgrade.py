@@ -223,10 +223,7 @@ def require_isolation(database: Database) -> None:
 
 
 def require_visible_contacts(database: Database) -> None:
-    """Raise DatabaseSetupError if policies hide contacts from the pipeline.
-
-    The schema must be current.
-    """
+    """Raise DatabaseSetupError if policies hide contacts. The schema must be current."""
     with database.organization("doctor") as connection:
         connection.execute(sa.text("select from cliniko.organization_contacts()"))
 
@@ -244,10 +241,7 @@ def dump_hint(database: Database) -> str | None:
 
 
 def expected_version() -> str:
-    """Return this version's schema version, e.g. `0001+3f2a...`.
-
-    It consists of the last migration's revision and a digest of functions and policies.
-    """
+    """Return the last revision and a digest of functions and policies, e.g. `0001+3f2a...`."""
     texts = "\x1f".join(sql(name) for name in (*FUNCTIONS, *ISOLATION, WATCH))
     return f"{_revisions()[-1]}+{sha256(texts.encode()).hexdigest()[:12]}"
 
@@ -292,7 +286,6 @@ def _translated_lock_timeouts() -> Generator[None, None, None]:
 
 
 def _require_known_version(connection: Connection) -> None:
-    """Raise DatabaseSetupError if a newer version of the pipeline has migrated the database."""
     if connection.execute(sa.text("select to_regclass('cliniko.schema_version')")).scalar_one() is None:
         return
     found = set(connection.execute(sa.text("select version_num from cliniko.schema_version")).scalars())

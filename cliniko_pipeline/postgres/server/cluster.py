@@ -87,10 +87,7 @@ class Cluster:
 
 
 def _initialize(cluster: Cluster) -> None:
-    """Create the data directory and the password.
-
-    `data` appears only at the end, so the next start repeats an interrupted call.
-    """
+    """Create password and data. `data` comes last, so the next start repeats an interrupted call."""
     for abandoned in cluster.root.glob("*.new-*"):
         if abandoned.is_dir():
             shutil.rmtree(abandoned, ignore_errors=True)

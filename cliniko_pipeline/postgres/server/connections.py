@@ -97,10 +97,8 @@ def require_session_mode(connection: DriverConnection, reported_pid: int, second
     """Raise DatabaseSetupError if a pooler gives each transaction another session.
 
     Locks and settings would then affect other clients' sessions. One query recognizes a direct connection, whose server
-    process has the id that the driver knows.
-
-    Otherwise a second connection is opened. In transaction mode, it gets the first connection's session, or the first
-    connection gets another session.
+    process has the id that the driver knows. Otherwise a second connection is opened. In transaction mode, it gets the
+    first connection's session, or the first connection gets another session.
 
     Args:
         connection: a connection without any settings yet.

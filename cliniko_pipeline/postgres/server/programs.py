@@ -86,10 +86,7 @@ def command_of(process: int) -> str:
 
 
 def server_account() -> tuple[int, int] | None:
-    """Return the user and group id of the server's account, or None if we are not root.
-
-    Without root the server runs as the current user.
-    """
+    """Return the user and group id of the server's account, or None for the current user."""
     if os.geteuid() != 0:
         return None
     entry = _account()

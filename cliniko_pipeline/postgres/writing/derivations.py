@@ -89,10 +89,7 @@ def is_watched(connection: Connection, table: Table) -> bool:
 
 
 def row_count(connection: Connection, schema: str, table: str, *, force: bool = False) -> int:
-    """Return the organization's number of rows.
-
-    The number is stored for tables in WATCHED. `force` counts again.
-    """
+    """Return the organization's row count. `force` ignores the stored count of a WATCHED table."""
     count = f"select count(*) from {Table(schema, table, (), ()).qualified}"
     watched = [known for known in WATCHED if (known.schema, known.name) == (schema, table)]
     if not watched:

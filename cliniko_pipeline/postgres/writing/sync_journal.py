@@ -124,10 +124,7 @@ class SyncJournal:
         self._finish_failed(outcome, f"The run was ended by {type(error).__name__}.")
 
     def _pause(self, error: ClinikoPipelineError) -> bool:
-        """Pause the organization if necessary; return whether this is Cliniko's first refusal of the key.
-
-        A first refusal does not pause the organization, because it may be temporary.
-        """
+        """Pause the organization if necessary; return True for a first refusal, which may be temporary."""
         # A DatabaseSetupError affects all organizations, and their syncs continue once it is corrected.
         if not isinstance(error, CredentialsError | SettingsError):
             return False

@@ -78,10 +78,7 @@ class Counts:
 def read_attendances(
     connection: Connection, patient_ids: Sequence[str], parameters: Mapping[str, Any]
 ) -> tuple[Attendance, ...]:
-    """Return the patients' attendances, the latest first.
-
-    `parameters` are those of active_patients.sql.
-    """
+    """Return the patients' attendances, latest first, by the parameters of active_patients.sql."""
     rows = connection.execute(sa.text(sql("explain/attendances")), {"patient_ids": list(patient_ids), **parameters})
     return tuple(Attendance(**values_of(Attendance, row), left_out=_left_out(row)) for row in rows.mappings())
 

@@ -24,10 +24,7 @@ PassReason = Literal[
 ]
 
 ContactAbsence = Literal["deleted", "soft_deleted", "filtered"]
-"""Why a stored match's contact is not used.
-
-`soft_deleted` contacts are marked as deleted by the application. CLINIKO_CONTACTS_FILTER excludes `filtered` contacts.
-"""
+"""Why a contact is not used. The application marks `soft_deleted` contacts; a setting excludes `filtered` contacts."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,6 @@ def read_match(connection: Connection, person_id: str) -> Match:
 
 
 def _passes(person: RowMapping, contacts: Sequence[RowMapping], patients: Sequence[RowMapping]) -> tuple[Pass, ...]:
-    """Return the person's passes up to the deciding pass."""
     passes = [_pass_by_id(person, [contact for contact in contacts if contact["named_person_id"] == person["id"]])]
     if passes[0].outcome == "no_candidate" and not person["is_current"]:
         return (*passes, Pass("email", "not_taken", "not_current"), Pass("name", "not_taken", "not_current"))

@@ -1,5 +1,4 @@
--- Changes the table's version, after updates. A manual update may move rows between organizations, so the versions of
--- the old and the new organizations are changed, and the row counts become unknown.
+-- Changes the table's version, after updates. If a manual update affects several organizations, row counts become null.
 create or replace function cliniko.note_update() returns trigger
 language plpgsql
 as $function$

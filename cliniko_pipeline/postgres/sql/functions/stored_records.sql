@@ -1,5 +1,4 @@
--- Returns the stored records of one of Cliniko's resources. The planner inlines this function, so that it reads only
--- the table of the resource.
+-- Returns the stored records of a resource. The planner inlines this function, and reads only the resource's table.
 create or replace function cliniko.stored_records(resource text)
 returns table (id text, created_at timestamptz, vanished_at timestamptz)
 language sql stable

@@ -1,5 +1,4 @@
--- All partitions and other tables that inherit from the tables in :names, at any depth. Each of them can be read
--- directly, so each needs the policies.
+-- All tables that inherit from tables in :names, at any depth. They can be read directly, so they need the policies.
 with recursive parts as (
     select inhrelid as oid
     from pg_inherits

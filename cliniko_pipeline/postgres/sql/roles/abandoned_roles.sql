@@ -1,5 +1,4 @@
--- The organization roles in :names whose database does not exist, and whether other objects of the server still use
--- them.
+-- The organization roles in :names whose database does not exist, and whether objects of the server still use them.
 select
     role.rolname as name,
     exists (

@@ -1,5 +1,4 @@
--- Marks the runs as doubtful whose last heartbeat is old. A later heartbeat removes the mark. A run that never sent a
--- heartbeat gets an entry with the present time.
+-- Marks runs with old heartbeats as doubtful, until the next heartbeat. A run without a heartbeat gets an entry.
 with added as (
     insert into cliniko.run_heartbeats (run_id)
     select run_id from unnest(cast(:run_ids as text[])) as run_id

@@ -34,14 +34,14 @@ contact as materialized (
 ),
 
 -- Pass 1: the contact has the id of the patient, or of a patient merged into it. ------------------------------------
-linked_group as (
+linked as (
     select linked_person_id as person_id, count(*) as contacts, (array_agg(id))[1] as contact_id
     from contact
     where linked_person_id is not null
     group by linked_person_id
 ),
 
-linked_with_name as (
+linked_by_name as (
     select person.id as person_id, (array_agg(contact.id))[1] as contact_id
     from person
     inner join contact on contact.linked_person_id = person.id and contact.name_key = person.name_key
@@ -51,11 +51,11 @@ linked_with_name as (
 
 by_id as materialized (
     select
-        linked_group.person_id,
-        case when linked_group.contacts = 1 then linked_group.contact_id else linked_with_name.contact_id end as contact_id,
-        linked_group.contacts as candidates
-    from linked_group
-    left join linked_with_name on linked_with_name.person_id = linked_group.person_id
+        linked.person_id,
+        case when linked.contacts = 1 then linked.contact_id else linked_by_name.contact_id end as contact_id,
+        linked.contacts as candidates
+    from linked
+    left join linked_by_name on linked_by_name.person_id = linked.person_id
 ),
 
 -- Pass 2: same e-mail. ----------------------------------------------------------------------------------------------

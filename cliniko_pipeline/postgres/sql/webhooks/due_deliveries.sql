@@ -1,5 +1,4 @@
--- The first due delivery of each organization, then the second of each, and so on. So a long backlog of one
--- organization does not delay the others.
+-- The first due delivery of each organization comes first, so that no organization's backlog delays the others.
 select
     delivery.organization_id,
     delivery.run_id,
