@@ -4,6 +4,7 @@ Syncs run in processes because Dagster sets up logging for every run, where two 
 one organization at a time, so a killed worker ends only that sync.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -65,6 +66,11 @@ class _WorkerPool:
 
     def start(self, number: int) -> "list[_Worker | None]":
         """Start the workers. A worker that dies is replaced."""
+        # Dagster is imported once, before the first worker is forked.
+        import cliniko_pipeline.cli.runs.worker_process  # noqa: F401, PLC0415
+
+        # Modules are not garbage. Otherwise the interpreter examines all of them at its end, for half a second.
+        gc.freeze()
         return [self._new_worker() for _ in range(number)]
 
     def work(self, worker: "_Worker | None") -> None:
@@ -135,6 +141,7 @@ class _Worker:
         # This import loads Dagster once, before the first fork. Elsewhere than on Linux, forked processes can crash.
         from cliniko_pipeline.cli.runs.worker_process import serve  # noqa: PLC0415
 
+        # On macOS, forked processes can crash.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._connection, theirs = context.Pipe()
         arguments = (theirs, self._connection, options)
