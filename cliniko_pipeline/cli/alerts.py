@@ -46,8 +46,8 @@ def try_() -> None:
         failed += [] if is_sent else [channel.label]
     if failed:
         raise SettingsError(
-            f"The test alert was not sent to {', '.join(failed)} of CLINIKO_ALERT_URLS: check the URL, and that this"
-            " machine reaches the service."
+            f"The test alert was not sent to {', '.join(failed)} of CLINIKO_ALERT_URLS. Check the URL, and check"
+            " that this machine can reach the service."
         )
 
 

@@ -142,7 +142,9 @@ def schedule(
     """Give an organization its own schedule."""
     own = (minutes, full_at, zone, is_on) != (None, None, None, None)
     if own == as_settings:
-        raise click.UsageError("Give --every, --full-at, --time-zone, --on or --off, or else --default.")
+        raise click.UsageError(
+            "Give --default alone, or at least one of --every, --full-at, --time-zone, --on and --off."
+        )
     name = iana_name(zone)
     if zone is not None and name is None:
         raise click.BadParameter("not an IANA time zone such as Australia/Sydney.", param_hint="--time-zone")

@@ -138,7 +138,7 @@ def show(organization_id: str) -> None:
     if not found:
         click.echo("No deliveries yet.")
         return
-    table = Table("Sync", "State", "Attempts", "Last answer", "Created", "Next attempt")
+    table = Table("Sync", "State", "Attempts", "Last response", "Created", "Next attempt")
     for delivery in found:
         cells = (delivery.run_id, _state(delivery), str(delivery.attempts), shown(delivery.outcome or ""))
         next_attempt = "" if delivery.send_at is None else utc_text(delivery.send_at)
@@ -149,7 +149,7 @@ def show(organization_id: str) -> None:
 @out.command()
 @click.argument("organization_id", metavar="ORG")
 def remove(organization_id: str) -> None:
-    """Remove the target: nothing is sent any more."""
+    """Remove the target, so that nothing is sent any more."""
     with session() as runtime, runtime.database.operator() as connection:
         deliveries.remove_target(connection, organization_id)
     click.echo(f"Results of syncs of '{organization_id}' are no longer sent.")

@@ -143,8 +143,8 @@ def _store(
     gate.refuse(request, NOT_SIGNED, HTTPStatus.UNAUTHORIZED)
     raise ProblemError(
         HTTPStatus.UNAUTHORIZED,
-        "The webhook has no signature by a secret of this organization within the last five minutes: sign it by"
-        " Standard Webhooks with a secret of `cliniko-pipeline webhooks secrets create`, and check the clock.",
+        "The event has no signature of the last five minutes by a secret of this organization. Sign it as Standard"
+        " Webhooks defines, with a secret of `cliniko-pipeline webhooks secrets create`, and check the clock.",
         {"WWW-Authenticate": "Webhook-Signature"},
     )
 
@@ -162,7 +162,7 @@ async def _read_body(request: Request) -> bytes:
     except _BodyTooLargeError:
         raise ProblemError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"The body is larger than {MAX_BODY_BYTES // 1024} KiB: send less; none of it is needed.",
+            f"The body is larger than {MAX_BODY_BYTES // 1024} KiB: send less. The content is not needed.",
             _CLOSE,
         ) from None
     except ClientDisconnect:

@@ -37,7 +37,7 @@ def backfill(
     The Dagster UI shows the backfill and can cancel it.
     """
     if bool(organization_ids) == all_organizations:
-        raise click.UsageError("Name organizations, or give --all.")
+        raise click.UsageError("Give the IDs of organizations, or --all.")
     with session() as runtime:
         require_own(runtime.database)
         runtime.machine_clock().require_allowed()

@@ -49,7 +49,7 @@ def sync(
     Reads Cliniko and updates the active patients. The Dagster UI shows each sync as a run.
     """
     if bool(organization_ids) == all_organizations:
-        raise click.UsageError("Name organizations, or give --all.")
+        raise click.UsageError("Give the IDs of organizations, or --all.")
     if accept_deletions and not full:
         raise click.UsageError("--accept-deletions needs --full.")
     options = SyncOptions(None if as_of is None else parse_instant(as_of), full, accept_deletions, accept_unmatched)

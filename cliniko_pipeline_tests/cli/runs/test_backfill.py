@@ -137,7 +137,7 @@ def test_impossible_backfill_is_refused(command: CommandLine, clinics: Clinics) 
     assert command("backfill", "--all").stderr.startswith("Error: There is no organization to sync")
     clinics.add("alpha")
     refused = [
-        ([], 2, ["Name organizations, or give --all"]),
+        ([], 2, ["Give the IDs of organizations, or --all"]),
         (["nobody"], 1, ["organizations add nobody"]),
         (["alpha", "disabled"], 1, ["'disabled' is disabled", "organizations enable disabled"]),
         (["alpha", "--assets", "active_patients,patients"], 1, ["'patients'", *ASSETS]),

@@ -113,8 +113,8 @@ def test_ctrl_c_ends_all_workers_and_runs(command: CommandLine, clinics: Clinics
 
 def test_wrong_arguments_are_refused(command: CommandLine) -> None:
     for arguments, words in (
-        ([], "Name organizations, or give --all"),
-        (["alpha", "--all"], "Name organizations, or give --all"),
+        ([], "Give the IDs of organizations, or --all"),
+        (["alpha", "--all"], "Give the IDs of organizations, or --all"),
         (["alpha", "--accept-deletions"], "--accept-deletions needs --full"),
     ):
         done = command("sync", *arguments)
