@@ -45,7 +45,7 @@ test-postgresql: $(VENV)/.dev ## The tests of the database and of syncs against 
 	done
 
 # Only the benchmark of syncs needs more than the project: with it, all run in build/benchmarks.
-benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.runtime) ## All benchmarks in turn, an hour and a half; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list
+benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.runtime) ## All benchmarks in turn, two hours; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list
 	@$(dir $<)bin/python -m benchmarks $(ARGS)
 
 # Installs Debian's packages where this is root on Debian: $(call install,PACKAGES,WHAT NEEDS THEM,WHAT IS SO WITHOUT THEM).

@@ -1,13 +1,15 @@
-"""Stopwatches for measured processes, and their measurements."""
+"""Stopwatches for measured processes and commands, and their measurements."""
 
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from statistics import median
 
-from benchmarks.fixtures.processes import peak_memory
-from benchmarks.reporting import progress
+from benchmarks.fixtures.processes import peak_memory, started
+from benchmarks.reporting import BenchmarkError, progress
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,46 @@ def noted(what: str, taken: Taken) -> Taken:
     """Show a measurement as progress, and return it."""
     progress(f"{what}: {taken}")
     return taken
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that has run. Its start and its exit are UNIX seconds."""
+
+    begin: float
+    end: float
+    taken: Taken
+
+
+def run_command(
+    command: Sequence[str | Path],
+    environ: Mapping[str, str],
+    log: Path,
+    server_cpu: Callable[[], float],
+    max_seconds: float,
+) -> Command:
+    """Run a command and return what it and its children took. Raise `BenchmarkError` if it fails.
+
+    The peak is that of the largest process. The kernel counts it from the memory of this process, so a peak that is not
+    larger is unknown: 0.
+    """
+    server_before = server_cpu()
+    begin = time.time()
+    with started(command, environ, log) as process:
+        timer = threading.Timer(max_seconds, process.kill)
+        timer.start()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        finally:
+            timer.cancel()
+        end = time.time()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise BenchmarkError(f"{' '.join(map(str, command))} ended with exit code {process.returncode}")
+    peak = usage.ru_maxrss * 1024 / 1e6
+    if peak <= peak_memory(os.getpid()):
+        peak = 0.0
+    return Command(begin, end, Taken(end - begin, usage.ru_utime + usage.ru_stime, peak, server_cpu() - server_before))
 
 
 class Stopwatch:

@@ -1,61 +1,69 @@
-"""Benchmark of the first sync of an account, compared with dlt, a plain loop and hand-written floors.
+"""Benchmark of the command `cliniko-pipeline sync`, from its start to its exit, as users wait for it.
 
-A floor is a program that does only the unavoidable work. The benchmark needs 2 GB of memory and 2 GB of disk under
-TMPDIR. The simulated Cliniko responds at once in a first series, and after 100 ms in a second series. Each contender
-(see `benchmarks.others`) runs in a fresh process on a fresh database of the same server. The order changes with each
-round. `syncs --patients 1000 --appointments 5000` is a quick try. `--docs` renews the charts in docs/.
+It needs 5 GB of memory and 4 GB of disk under TMPDIR. A first sync is compared with an empty Dagster run, also from
+start to exit, and with programs that do the same job: hand-written floors, a plain loop and dlt (see
+`benchmarks.others`). The start of these programs is not measured. Each contender gets a fresh database, whose tables
+have no statistics, and all must have the same results. The order changes with each round. The benchmark also measures
+later syncs, a large account, many organizations, `--help` and `status`.
 
-The measured time excludes the start of the process. All contenders must store the same rows.
+`syncs --patients 1000 --appointments 5000 --rounds 1 --only ours,floors,empty` is a quick try. PostgreSQL's CPU
+seconds are those of the whole server.
 """
 
 import argparse
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import sqlalchemy as sa
 from rich.table import Table
 
-from benchmarks.fixtures.databases import Server, libpq_url, running_server
-from benchmarks.fixtures.processes import cpu_seconds, machine_cpu_seconds, run_fresh, server_cpu_seconds
+from benchmarks.fixtures.clinic_data import ORGANIZATION
+from benchmarks.fixtures.databases import Server, debian_programs, libpq_url, running_server
+from benchmarks.fixtures.homes import PARTS, Home, Measurement, prepared_home
+from benchmarks.fixtures.processes import run_fresh, server_cpu_seconds
 from benchmarks.fixtures.sandboxes import SandboxProcess, sandbox_process
 from benchmarks.measuring import Taken, median_of, noted, seconds_range
-from benchmarks.others.tasks import Task
+from benchmarks.others.floor_tables import SCHEMA
+from benchmarks.others.tasks import LARGEST, Task
 from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, table
-from benchmarks.sync_charts import Bar, Chart, as_svg
 from cliniko_pipeline.postgres.engine import Database
-from cliniko_pipeline.postgres.tables import APPOINTMENTS, PATIENTS
+from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, APPOINTMENTS, PATIENTS
+from cliniko_pipeline.sandbox import wire
 from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.faults import Faults
+from cliniko_pipeline.sandbox.queries import read_query
+from cliniko_pipeline.sandbox.resources import RESOURCES
 from cliniko_pipeline.sandbox.server import Sandbox
 
 MAX_SECONDS = 1800
-
-ROOT = Path(__file__).parents[1]
-DOCUMENT = ROOT / "docs" / "benchmarks.md"
-PICTURES = ROOT / "docs" / "images"
-BEGIN, END = "<!-- benchmark-syncs: begin -->\n", "<!-- benchmark-syncs: end -->\n"
+SMALL_ACCOUNT = (100, 1_000)
+EMBEDDED, DEBIAN = "embedded", "debian"
+IMPORTS = "import click, sqlalchemy, psycopg"
 
 BENCHMARK = Benchmark(
-    measures="first syncs beside dlt, a plain loop and hand-written floors",
-    duration="twenty minutes",
+    measures="the command sync beside floors, a plain loop, dlt, and an empty Dagster run",
+    duration="forty minutes",
     targets=(
-        "at most 1.5 times the fastest floor's seconds (1.3 with latency), at most 250 MB",
-        "dlt takes 15 times the seconds (8 with latency) and 10 times the CPU seconds, a plain loop 10 times",
+        "first sync / (fastest floor + empty run): at most 1.5, with latency 1.25; PostgreSQL's CPU / the floor's: 1.8",
+        "dlt takes 6 times as long; five times the account at most 5.5 times",
+        "one changed record: 1.3 empty runs; 20 organizations: 8 times one; --help, status: 2 times their imports",
     ),
     options={
         "--patients": (20_000, "of the account"),
         "--appointments": (100_000, "of the account"),
         "--latencies": ((0, 100), "milliseconds until the simulated Cliniko answers"),
-        "--rounds": (3, "of ours and the floors"),
-        "--rounds-of-slow": (1, "of dlt and the plain loop"),
-        "--only": ((), "contenders whose module contains a word: ours, floors, plain_loop, dlt"),
-        "--docs": (False, "put the charts into docs/"),
+        "--rounds": (3, "of everything; of dlt and the plain loop with latency: one"),
+        "--servers": ((EMBEDDED, DEBIAN), "PostgreSQL servers; Debian's is left out where none is installed"),
+        "--large": (5, "times the account, for growth; 0: leave it out"),
+        "--organizations": (20, "of `sync --all`; 0: leave it out"),
+        "--only": ((), "words of names: ours, empty, floors, plain_loop, dlt, later, large, many"),
     },
 )
 
@@ -66,272 +74,288 @@ class Contender:
 
     Attributes:
         name: name of the contender in tables.
-        module: module of `benchmarks.others`; a variant follows after a slash.
-        patients: table in which the contender stores patients, if any.
-        appointments: table in which the contender stores appointments, if any.
-        has_our_columns: whether these tables have the pipeline's columns, and so must have the same rows.
+        module: module of `benchmarks.others`; a variant follows after a slash. `ours` is the command.
         is_slow: whether the contender takes minutes.
     """
 
     name: str
     module: str
-    patients: str | None = None
-    appointments: str | None = None
-    has_our_columns: bool = True
     is_slow: bool = False
 
 
-def _floor(name: str, client: str) -> tuple[Contender, Contender]:
-    tables = ("written_by_hand.patients", "written_by_hand.appointments")
-    return (
-        Contender(f"COPY, {name}", f"floors/{client}-copy", *tables),
-        Contender(f"download, {name}", f"floors/{client}-download"),
-    )
+OURS = Contender("ours", "ours")
+EMPTY = Contender("empty run", "empty_run")
+FLOORS = tuple(
+    Contender(f"floor, {name}", f"floors/{client}")
+    for client, name in (("streams", "asyncio streams"), ("aiohttp", "aiohttp"), ("pycurl", "pycurl"))
+)
+PLAIN = Contender("plain loop", "plain_loop", is_slow=True)
+DLT = Contender("dlt", "dlt_rest_api", is_slow=True)
+CONTENDERS = (OURS, EMPTY, *FLOORS, PLAIN, DLT)
 
+LATER, LARGE, MANY = "later", "large account", "many organizations"
+UNCHANGED, CHANGED = "nothing changed", "one record changed"
+HELP, STATUS = "--help", "status"
+ONE, ALL = "one organization", "--all of them"
 
-OURS = Contender("ours", "ours", "cliniko.patients", "cliniko.appointments")
-DLT = Contender("dlt", "dlt_rest_api", "by_dlt.patients", "by_dlt.individual_appointments", False, is_slow=True)
-PLAIN = Contender("plain loop", "plain_loop", "written_by_hand.patients", "written_by_hand.appointments", is_slow=True)
-_FLOORS = (_floor("asyncio streams", "streams"), _floor("aiohttp", "aiohttp"), _floor("pycurl", "pycurl"))
-COPYING = tuple(copying for copying, _ in _FLOORS)
-DOWNLOADING = tuple(downloading for _, downloading in _FLOORS)
-CONTENDERS = (OURS, *COPYING, *DOWNLOADING, PLAIN, DLT)
-
-
-@dataclass(frozen=True)
-class Medians:
-    """The measurements of a contender at one latency. `others` has the CPU seconds of other processes by owner."""
-
-    contender: Contender
-    all_taken: Sequence[Taken]
-    others: Mapping[str, float]
-
-    @property
-    def taken(self) -> Taken:
-        """The median of each figure."""
-        return median_of(self.all_taken)
+Found = dict[tuple[str, str], list[Measurement]]
+"""Measurements by situation (a latency, or one of those above) and name."""
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
-    """Measure all contenders at all latencies, and report."""
-    contenders = [
-        contender
-        for contender in CONTENDERS
-        if not options.only or any(word in contender.module for word in options.only)
-    ]
-    packages = ["dagster", "httpx", "msgspec", "psycopg", "aiohttp"]
-    if any(contender != OURS for contender in contenders):
-        if not all(map(find_spec, ("dlt", "pycurl", "requests"))):
-            raise BenchmarkError("it needs benchmarks/requirements.txt: run `make benchmark ARGS=syncs`")
-        packages += ["pycurl", "requests", "dlt"]
-    size = f"{options.patients:,} patients and {options.appointments:,} appointments"
-    with running_server() as server, sandbox_process(options.patients, options.appointments) as sandbox:
-        course = _Course(server, sandbox, options.patients, options.appointments)
-        medians = {latency: _measure(course, contenders, latency, options) for latency in options.latencies}
-        report.show_machine(server.version, *packages)
-    for latency, found in medians.items():
-        report.show(_table(found, f"{size}, answered {_latency(latency)}"))
-    report.show_verdicts(_targets(medians))
-    if options.docs:
-        _write_docs(medians, size)
+    """Measure on all servers and report."""
+    needs_others = any(_is_chosen(options, each.module) for each in CONTENDERS if each not in (OURS, EMPTY))
+    if needs_others and not all(map(find_spec, ("dlt", "pycurl", "requests"))):
+        raise BenchmarkError("it needs benchmarks/requirements.txt: run `make benchmark ARGS=syncs`")
+    with ExitStack() as stack:
+        courses = [
+            _Course(name, stack.enter_context(running_server(programs)), options.rounds)
+            for name, programs in _programs(options)
+        ]
+        for course in courses:
+            course.server.execute("alter system set autovacuum = off", "select pg_reload_conf()")
+        _measure(courses, options)
+        packages = [name for name in ("dagster", "psycopg", "aiohttp", "pycurl", "dlt") if find_spec(name)]
+        report.show_machine(", ".join(f"{each.server.version} ({each.name})" for each in courses), *packages)
+    for course in courses:
+        size = f"{options.patients:,} patients and {options.appointments:,} appointments"
+        report.show(_table(course.found, f"{course.name} server, {size}"), _parts(course.found))
+    report.show_verdicts(target for course in courses for target in _targets(course.name, course.found, options))
+
+
+def _measure(courses: Sequence["_Course"], options: argparse.Namespace) -> None:
+    """Measure the chosen situations, one simulated Cliniko after the other."""
+    size = (options.patients, options.appointments)
+    with sandbox_process(*size) as sandbox:
+        answers = _Answers(options.appointments)
+        contenders = [each for each in CONTENDERS if _is_chosen(options, each.module)]
+        for course in courses:
+            for latency in options.latencies if contenders else ():
+                course.measure_first(sandbox, answers, contenders, latency)
+        sandbox.apply(partial(_set_latency, 0))
+        for course in courses if _is_chosen(options, LATER) else ():
+            course.measure_later(sandbox)
+    if options.large and _is_chosen(options, LARGE):
+        with sandbox_process(*(options.large * each for each in size)) as sandbox:
+            for course in courses:
+                course.measure_large(sandbox)
+    if options.organizations and _is_chosen(options, MANY):
+        with sandbox_process(*SMALL_ACCOUNT) as sandbox:
+            for course in courses:
+                course.measure_many(sandbox, options.organizations)
+
+
+def _is_chosen(options: argparse.Namespace, name: str) -> bool:
+    words = [word for given in options.only for word in given.split(",")]
+    return not words or any(word in name for word in words)
+
+
+def _programs(options: argparse.Namespace) -> list[tuple[str, Path | None]]:
+    """Return the chosen servers with the folder of their programs; None: the embedded one's."""
+    installed = {EMBEDDED: None} | ({DEBIAN: found} if (found := debian_programs()) else {})
+    chosen = [(name, installed[name]) for name in options.servers if name in installed]
+    if not chosen:
+        raise BenchmarkError(f"--servers has none that is installed: {', '.join(installed)}")
+    return chosen
 
 
 # Measuring.
 
 
-def _measure(
-    course: "_Course", contenders: Sequence[Contender], latency: int, options: argparse.Namespace
-) -> list[Medians]:
-    """Measure all contenders. Each round begins with another contender."""
-    course.sandbox.apply(partial(_set_latency, latency))
-    found: dict[Contender, list[tuple[Taken, dict[str, float]]]] = {contender: [] for contender in contenders}
-    for number in range(max(options.rounds, options.rounds_of_slow)):
-        first = number * len(contenders) // max(1, options.rounds)
-        for contender in [*contenders[first:], *contenders[:first]]:
-            if number < (options.rounds_of_slow if contender.is_slow else options.rounds):
-                taken, others = course.measure(contender)
-                noted(f"Answered {_latency(latency)}, round {number + 1}: {contender.name}", taken)
-                found[contender].append((taken, others))
-    return [
-        Medians(contender, [taken for taken, _ in measured], _medians_by_name([others for _, others in measured]))
-        for contender, measured in found.items()
-        if measured
-    ]
+class _Answers:
+    """The rows that all contenders must have for an account, as of the time when this is made."""
+
+    def __init__(self, appointments: int) -> None:
+        self.appointments = appointments
+        self.as_of = datetime.now(UTC).replace(microsecond=0).isoformat()
+        self._expected: dict[str, str] = {}
+
+    def require_same(self, contender: Contender, database: Database) -> None:
+        """Raise an error if rows differ from those of the contenders before. Only results are compared with dlt's."""
+        by_us = contender == OURS
+        records, results = ("cliniko", "public") if by_us else (SCHEMA, SCHEMA)
+        rows = {
+            "patients": (f"{records}.patients", PATIENTS.written, "true"),
+            "appointments": (f"{records}.appointments", APPOINTMENTS.written, "true"),
+            "pairs": (f"{records}.contact_mapping", ("patient_id", "contact_id"), "contact_id is not null"),
+            "active patients": (f"{results}.active_patients", ACTIVE_PATIENTS.written, "true"),
+        }
+        for name, (source, columns, condition) in rows.items():
+            if contender == DLT and name in ("patients", "appointments"):
+                continue
+            row = f"({', '.join(columns)})::text"
+            statement = f"select count(*) || ' ' || md5(string_agg({row}, '' order by {row})) from {source}"  # noqa: S608
+            with database.operator() as connection:
+                found = connection.execute(sa.text(f"{statement} where {condition}")).scalar_one()
+            if found is None or found != self._expected.setdefault(name, found):
+                raise BenchmarkError(f"{contender.name} has other {name} than the contenders before, or none")
 
 
-def _medians_by_name(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: median(by_name[name] for by_name in figures) for name in figures[0]}
+@dataclass
+class _Course:
+    """Measures on one server."""
+
+    name: str
+    server: Server
+    rounds: int
+    found: Found = field(default_factory=dict[tuple[str, str], list[Measurement]])
+
+    def measure_first(
+        self, sandbox: SandboxProcess, answers: _Answers, contenders: Sequence[Contender], latency: int
+    ) -> None:
+        """Measure first syncs by all contenders. Each round begins with another contender."""
+        sandbox.apply(partial(_set_latency, latency))
+        for number in range(self.rounds):
+            first = number * len(contenders) // self.rounds
+            for each in [*contenders[first:], *contenders[:first]]:
+                if latency and each.is_slow and number:
+                    continue
+                with prepared_home(self.server, sandbox.account, has_dagster=each in (OURS, EMPTY)) as home:
+                    self._note(_answered(latency), each.name, lambda: _contend(each, home, sandbox, answers))  # noqa: B023
+                    if each != EMPTY:
+                        answers.require_same(each, home.database)
+
+    def measure_later(self, sandbox: SandboxProcess) -> None:
+        """Measure syncs after the first one, and commands that only show something."""
+        with prepared_home(self.server, sandbox.account) as home:
+            home.sync()
+            for _ in range(self.rounds):
+                self._note(LATER, EMPTY.name, lambda: _empty_run(home))
+                self._note(LATER, UNCHANGED, lambda: home.sync(updated=0))
+                sandbox.apply(_change_one)
+                self._note(LATER, CHANGED, lambda: home.sync(updated=1))
+                self._note(LATER, HELP, lambda: home.pipeline("--help"))
+                self._note(LATER, STATUS, lambda: home.pipeline("status"))
+                self._note(LATER, IMPORTS, lambda: Measurement(home.run(sys.executable, "-c", IMPORTS).taken))
+
+    def measure_large(self, sandbox: SandboxProcess) -> None:
+        """Measure first syncs of a large account."""
+        for _ in range(self.rounds):
+            with prepared_home(self.server, sandbox.account) as home:
+                self._note(LARGE, OURS.name, home.sync)
+
+    def measure_many(self, sandbox: SandboxProcess, number: int) -> None:
+        """Measure first syncs of one small organization, and of many by one command."""
+        ids = [f"clinic-{each:02}" for each in range(number)]
+        for _ in range(self.rounds):
+            with prepared_home(self.server, sandbox.account) as home:
+                self._note(MANY, ONE, home.sync)
+            with prepared_home(self.server, sandbox.account, ids) as home:
+                self._note(MANY, ALL, lambda: home.pipeline("sync", "--all"))
+
+    def _note(self, situation: str, name: str, measure: Callable[[], Measurement]) -> None:
+        measured = measure()
+        noted(f"{self.name}, {situation}, {name}", measured.taken)
+        self.found.setdefault((situation, name), []).append(measured)
+
+
+def _contend(contender: Contender, home: Home, sandbox: SandboxProcess, answers: _Answers) -> Measurement:
+    """Have a contender read the account."""
+    if contender == OURS:
+        return home.sync("--as-of", answers.as_of)
+    if contender == EMPTY:
+        return _empty_run(home)
+    account = sandbox.account
+    task = Task(
+        account.api_url,
+        account.api_key,
+        account.host,
+        libpq_url(home.database.url),
+        str(home.folder),
+        len(account.patient_ids),
+        answers.appointments,
+        answers.as_of,
+    )
+    # By default dlt reports its use, keeps its state in the user's home, and warns of each column that has only nulls.
+    environ = {"RUNTIME__DLTHUB_TELEMETRY": "false", "DLT_DATA_DIR": str(home.folder), "RUNTIME__LOG_LEVEL": "ERROR"}
+    module, *variant = contender.module.split("/")
+    before = server_cpu_seconds(home.server.home)
+    taken: Taken = run_fresh(
+        f"benchmarks.others.{module}:run", task, *variant, environ=environ, folder=home.folder, seconds=MAX_SECONDS
+    )
+    return Measurement(replace(taken, server_cpu=server_cpu_seconds(home.server.home) - before))
+
+
+def _empty_run(home: Home) -> Measurement:
+    return Measurement(home.run(sys.executable, "-m", f"benchmarks.others.{EMPTY.module}", ORGANIZATION).taken)
 
 
 def _set_latency(latency: int, sandbox: Sandbox, _account: Account) -> None:
     sandbox.faults = Faults(latency_ms=latency)
 
 
-class _Course:
-    """The simulated Cliniko and the PostgreSQL server that all contenders use."""
-
-    def __init__(self, server: Server, sandbox: SandboxProcess, patients: int, appointments: int) -> None:
-        self.sandbox = sandbox
-        self._server = server
-        self._counts = [patients, appointments]
-        self._stored: list[str] = []
-
-    def measure(self, contender: Contender) -> tuple[Taken, dict[str, float]]:
-        """Run a first sync. Return its measurement, and the CPU seconds of other processes by owner."""
-        account = self.sandbox.account
-        with self._server.database() as database:
-            self._server.execute("checkpoint")  # so that no pages of the previous measurement are left to write
-            folder = self._server.home / "contenders" / str(database.url.database)
-            folder.mkdir(parents=True)
-            task = Task(
-                account.api_url, account.api_key, account.host, libpq_url(database.url), str(folder), *self._counts
-            )
-            # Without these variables, dlt would send telemetry and keep its state in the user's home.
-            environ = {"RUNTIME__DLTHUB_TELEMETRY": "false", "DLT_DATA_DIR": str(folder)}
-            module, _, variant = contender.module.partition("/")
-            before = self._cpu()
-            taken: Taken = run_fresh(
-                f"benchmarks.others.{module}:run",
-                task,
-                *([variant] if variant else []),
-                environ=environ,
-                folder=folder,
-                seconds=MAX_SECONDS,
-            )
-            # The difference can be negative, because /proc no longer shows processes that have ended.
-            spent = {name: max(0.0, seconds - before[name]) for name, seconds in self._cpu().items()}
-            self._require_same(contender, database)
-        all_cpu, contender_cpu = spent.pop("all"), spent.pop("contender")
-        return taken, spent | {"all else": max(0.0, all_cpu - contender_cpu - sum(spent.values()))}
-
-    def _require_same(self, contender: Contender, database: Database) -> None:
-        """Raise BenchmarkError if records are missing or differ from those of the previous contenders."""
-        if contender.patients is None or contender.appointments is None:
-            return
-        tables = {contender.patients: PATIENTS, contender.appointments: APPOINTMENTS}
-        with database.operator() as connection:
-
-            def scalar(statement: str) -> Any:
-                return connection.execute(sa.text(statement)).scalar_one()
-
-            counts = [scalar(f"select count(distinct id) from {name}") for name in tables]  # noqa: S608 (names above)
-            if counts != self._counts:
-                raise BenchmarkError(f"{contender.name} stored {counts[0]} patients and {counts[1]} appointments")
-            found = [str(scalar(f"select count(cancelled_at) from {contender.appointments}"))]  # noqa: S608
-            if contender.has_our_columns:
-                for name, columns in tables.items():
-                    row = f"({', '.join(columns.written)})::text"
-                    found.append(scalar(f"select md5(string_agg(md5({row}), '' order by id)) from {name}"))  # noqa: S608
-        if found != (self._stored or found)[: len(found)]:
-            raise BenchmarkError(f"{contender.name} did not store the same as the contenders before it")
-        self._stored = max(self._stored, found, key=len)
-
-    def _cpu(self) -> dict[str, float]:
-        """Return the CPU seconds so far by owner."""
-        ended = os.times()
-        return {
-            "PostgreSQL": server_cpu_seconds(self._server.home),
-            "Cliniko": sum(cpu_seconds(self.sandbox.process)),
-            "contender": ended.children_user + ended.children_system,
-            "all": machine_cpu_seconds(),
-        }
+def _change_one(_sandbox: Sandbox, account: Account) -> None:
+    """Change whether the patient of the first appointment came."""
+    query = read_query(RESOURCES[LARGEST], {"page": "1", "per_page": "1"}.items())
+    record = wire.parse(account.page(LARGEST, query).bodies[0])
+    changes = {"did_not_arrive": not record["did_not_arrive"], "updated_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
+    account.put(LARGEST, record | changes)
 
 
 # Reporting.
 
 
-def _targets(medians: Mapping[int, Sequence[Medians]]) -> list[Target]:
+def _targets(server: str, found: Found, options: argparse.Namespace) -> list[Target]:
+    taken = {key: _median(measured) for key, measured in found.items()}
     targets: list[Target] = []
-    for latency, found in medians.items():
-        taken = {measured.contender: measured.taken for measured in found}
-        if OURS not in taken:
-            continue
-        ours = taken[OURS]
 
-        def add(
-            claim: str, figure: float, limit: float, *, at_least: bool = False, when: str = _latency(latency)
-        ) -> None:
-            targets.append(Target(f"Answered {when}: {claim}", figure, limit, at_least=at_least))
+    def add(
+        claim: str, above: Taken | None, below: Sequence[Taken | None], limit: float, *, least: bool = False
+    ) -> None:
+        present = [each.seconds for each in below if each is not None]
+        if above is not None and len(present) == len(below):
+            targets.append(Target(f"{server}: seconds of {claim}", above.seconds / sum(present), limit, at_least=least))
 
-        if floors := [taken[contender].seconds for contender in COPYING if contender in taken]:
-            add("seconds of ours / of the fastest COPY", ours.seconds / min(floors), 1.3 if latency else 1.5)
-        if DLT in taken:
-            add("seconds of dlt / of ours", taken[DLT].seconds / ours.seconds, 8 if latency else 15, at_least=True)
-            if not latency:
-                add("CPU seconds of dlt / of ours", taken[DLT].cpu / ours.cpu, 10, at_least=True)
-        if PLAIN in taken and not latency:
-            add("seconds of the plain loop / of ours", taken[PLAIN].seconds / ours.seconds, 10, at_least=True)
-        add("peak of ours, MB", ours.peak, 250)
+    for latency in options.latencies:
+        answered = _answered(latency)
+        ours, empty, *_, dlt = (taken.get((answered, each.name)) for each in CONTENDERS)
+        floors = [taken[answered, each.name] for each in FLOORS if (answered, each.name) in taken]
+        floor = min(floors, key=lambda one: one.seconds, default=None)
+        claim = f"a first sync / the fastest floor and an empty run, {answered}"
+        add(claim, ours, [floor, empty], 1.25 if latency else 1.5)
+        if not latency:
+            add("dlt / ours", dlt, [ours], 6, least=True)
+            large = taken.get((LARGE, OURS.name))
+            add(f"{options.large} times the account / the account", large, [ours], 1.1 * options.large)
+            if ours and floor:
+                ratio = ours.server_cpu / floor.server_cpu
+                targets.append(Target(f"{server}: PostgreSQL's CPU seconds of ours / the floor's", ratio, 1.8))
+    empty, changed, *shown, imports = (
+        taken.get((LATER, name)) for name in (EMPTY.name, CHANGED, HELP, STATUS, IMPORTS)
+    )
+    add(f"a sync with {CHANGED} / an empty run", changed, [empty], 1.3)
+    add(f"{options.organizations} organizations / one", taken.get((MANY, ALL)), [taken.get((MANY, ONE))], 8)
+    for name, one in zip((HELP, STATUS), shown, strict=True):
+        add(f"{name} / its imports", one, [imports], 2)
     return targets
 
 
-def _table(found: Sequence[Medians], title: str) -> Table:
-    """Return a table of medians and of their ratios to the pipeline's medians."""
-    ours = next((measured.taken for measured in found if measured.contender == OURS), None)
-    columns = [("", "{}"), ("rounds", "{}"), ("seconds", "{:.2f}"), ("from to", "{}"), ("of ours", "{:.2f}")]
-    columns += [("CPU seconds", "{:.2f}"), ("of ours", "{:.2f}"), ("peak", "{:.0f} MB")]
-    columns += [(f"CPU of {name}", "{:.1f}") for name in found[0].others]
+def _median(measured: Sequence[Measurement]) -> Taken:
+    return median_of([one.taken for one in measured])
+
+
+def _table(found: Found, title: str) -> Table:
+    """Return a table of medians."""
+    columns = [("", "{}"), ("", "{}"), ("rounds", "{}"), ("seconds", "{:.2f}"), ("from to", "{}")]
+    columns += [("CPU seconds", "{:.2f}"), ("PostgreSQL's", "{:.2f}"), ("peak", "{:.0f} MB")]
     rows: list[tuple[object, ...]] = []
-    for measured in found:
-        taken, seconds, cpu = measured.taken, None, None
-        if ours:
-            seconds, cpu = taken.seconds / ours.seconds, taken.cpu / ours.cpu
-        first = (
-            measured.contender.name,
-            len(measured.all_taken),
-            taken.seconds,
-            seconds_range(measured.all_taken),
-            seconds,
-        )
-        rows.append((*first, taken.cpu, cpu, taken.peak, *measured.others.values()))
-    return table(columns, rows, title)
+    for (situation, name), measured in found.items():
+        taken, spread = _median(measured), seconds_range([one.taken for one in measured])
+        figures = (taken.seconds, spread, taken.cpu, taken.server_cpu, taken.peak or None)
+        rows.append((situation, name, len(measured), *figures))
+    return table(columns, rows, title, left=2)
 
 
-def _write_docs(medians: Mapping[int, Sequence[Medians]], size: str) -> None:
-    """Replace the charts, and the part of the document between the marks."""
-    parts = ["", ""]
-    for latency, found in medians.items():
-        picture = f"benchmark-syncs-{latency}ms.svg"
-        title = f"First sync of {size}, answered {_latency(latency)}"
-        (PICTURES / picture).write_text(as_svg(title, _charts(found)), encoding="utf-8")
-        parts += [f"![{title}: seconds, CPU seconds and peak memory](images/{picture})", ""]
-    document = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = document.partition(BEGIN)
-    after = rest.partition(END)[2]
-    shown = "\n".join([*parts, ""])
-    DOCUMENT.write_text(f"{before}{BEGIN}{shown}{END}{after}", encoding="utf-8")
-
-
-def _charts(found: Sequence[Medians]) -> list[Chart]:
-    """Return charts of the pipeline, the fastest floor of each kind, the plain loop and dlt."""
-    fastest = [
-        min(
-            (measured for measured in found if measured.contender in floor),
-            key=lambda measured: measured.taken.seconds,
-            default=None,
-        )
-        for floor in (DOWNLOADING, COPYING)
+def _parts(found: Found) -> Table:
+    """Return a table of the parts of our syncs."""
+    columns = [("", "{}"), ("", "{}"), *((part.removeprefix("cliniko__"), "{:.2f}") for part in PARTS)]
+    rows = [
+        (*key, *(median(one.parts[part] for one in measured) for part in PARTS))
+        for key, measured in found.items()
+        if measured[0].parts
     ]
-    rest = [
-        next((measured for measured in found if measured.contender == wanted), None) for wanted in (OURS, PLAIN, DLT)
-    ]
-    shown = [measured for measured in (*fastest, *rest) if measured is not None]
-
-    figures: tuple[tuple[str, str, Callable[[Taken], float]], ...] = (
-        ("Seconds", "{:.1f}", lambda taken: taken.seconds),
-        ("CPU seconds of the process", "{:.1f}", lambda taken: taken.cpu),
-        ("Peak memory of the process", "{:.0f} MB", lambda taken: taken.peak),
-    )
-    charts: list[Chart] = []
-    for title, pattern, figure in figures:
-        values = [(measured.contender, figure(measured.taken)) for measured in shown]
-        bars = [
-            Bar(contender.name.partition(",")[0], value, pattern.format(value), contender == OURS)
-            for contender, value in values
-        ]
-        charts.append(Chart(title, bars))
-    return charts
+    return table(columns, rows, "Seconds of our syncs from the command's start to its exit", left=2)
 
 
-def _latency(milliseconds: int) -> str:
-    return f"after {milliseconds} ms" if milliseconds else "at once"
+def _answered(latency: int) -> str:
+    return f"answered after {latency} ms" if latency else "answered at once"

@@ -25,14 +25,12 @@ import sqlalchemy as sa
 from rich.table import Table
 from sqlalchemy.engine import Connection
 
+from benchmarks.fixtures.by_hand import AS_OF, BY_HAND_TABLE, by_hand
 from benchmarks.fixtures.clinic_data import (
-    AS_OF,
-    BY_HAND_TABLE,
     HOSTILE,
     MIXED,
     Clientele,
     Clinic,
-    by_hand,
     replace_active_patients,
     replace_mapping,
 )

@@ -52,6 +52,22 @@ class _Appointment(_Record, gc=False):
     deleted_at: str | None = None
 
 
+class _Type(_Record, gc=False):
+    name: str
+
+
+class _Practitioner(_Record, gc=False):
+    display_name: str
+
+
+class _Types(msgspec.Struct, gc=False):
+    appointment_types: list[_Type]
+
+
+class _Practitioners(msgspec.Struct, gc=False):
+    practitioners: list[_Practitioner]
+
+
 class _Patients(msgspec.Struct, gc=False):
     patients: list[_Patient]
 
@@ -61,6 +77,8 @@ class _Appointments(msgspec.Struct, gc=False):
 
 
 _NULL = "\\N"
+_decode_types = msgspec.json.Decoder(_Types).decode
+_decode_practitioners = msgspec.json.Decoder(_Practitioners).decode
 _decode_patients = msgspec.json.Decoder(_Patients).decode
 _decode_appointments = msgspec.json.Decoder(_Appointments).decode
 
@@ -75,6 +93,18 @@ def _text(value: str | None) -> str:
 
 def _id(link: _Link | None) -> str:
     return _NULL if link is None else link.links.self.rpartition("/")[2]
+
+
+def _name_line(record: _Record, name: str) -> str:
+    return f"{record.id}\t{_text(name)}\t{record.created_at}\t{record.updated_at}\n"
+
+
+def _type_lines(body: bytes) -> str:
+    return "".join([_name_line(one, one.name) for one in _decode_types(body).appointment_types])
+
+
+def _practitioner_lines(body: bytes) -> str:
+    return "".join([_name_line(one, one.display_name) for one in _decode_practitioners(body).practitioners])
 
 
 def _patient_lines(body: bytes) -> str:
@@ -101,6 +131,8 @@ def _appointment_lines(body: bytes) -> str:
 
 
 _LINES: dict[str, Callable[[bytes], str]] = {
+    "appointment_types": _type_lines,
+    "practitioners": _practitioner_lines,
     "patients": _patient_lines,
     "individual_appointments": _appointment_lines,
 }
@@ -109,7 +141,7 @@ _LINES: dict[str, Callable[[bytes], str]] = {
 class Copying:
     """Copier of pages into temporary tables. The pages may come in any order, but from one thread.
 
-    After the last page of a resource, a thread stores its rows while pages of the other resource still arrive.
+    After the last page of a resource, a thread stores its rows while pages of the other resources still arrive.
     """
 
     def __init__(self, task: Task, stack: ExitStack) -> None:

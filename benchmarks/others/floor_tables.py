@@ -1,21 +1,36 @@
-"""Tables of the floors and the plain loop, like the pipeline's but without row-level security."""
+"""Tables of the contenders, like the pipeline's but without row-level security."""
 
 import psycopg
 
 from benchmarks.others.tasks import Task
-from cliniko_pipeline.postgres.tables import APPOINTMENTS, PATIENTS
+from cliniko_pipeline.postgres.tables import (
+    ACTIVE_PATIENTS,
+    APPOINTMENT_TYPES,
+    APPOINTMENTS,
+    CONTACT_MAPPING,
+    PATIENTS,
+    PRACTITIONERS,
+    Table,
+)
 
 SCHEMA = "written_by_hand"
 ORGANIZATION = "clinic"
-TABLES = {"patients": PATIENTS, "individual_appointments": APPOINTMENTS}
+TABLES = {
+    "appointment_types": APPOINTMENT_TYPES,
+    "practitioners": PRACTITIONERS,
+    "patients": PATIENTS,
+    "individual_appointments": APPOINTMENTS,
+}
 """The pipeline's tables by resource."""
 
+RESULTS = (CONTACT_MAPPING, ACTIVE_PATIENTS)
 
-def make_tables(task: Task) -> None:
-    """Create the tables."""
+
+def make_tables(task: Task, *tables: Table) -> None:
+    """Create these tables, or those of all resources and results."""
     with psycopg.connect(task.database_url) as connection:
         connection.execute(f"create schema {SCHEMA}".encode())
-        for table in TABLES.values():
+        for table in tables or (*TABLES.values(), *RESULTS):
             columns = f"like {table.qualified} including all"
             connection.execute(f"create table {SCHEMA}.{table.name} ({columns})".encode())
 

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Floors: programs that only download all pages, or that also copy them into tables.
+"""Floors: programs that do only the unavoidable work, from the download of all pages to the active patients.
 
 The page numbers are known, and eight connections read the pages. There is a floor for each of three HTTP clients. The
 pipeline is compared with the fastest floor.
@@ -21,27 +21,23 @@ from benchmarks.measuring import Stopwatch, Taken
 from benchmarks.others.copying import Copying
 from benchmarks.others.floor_tables import make_tables
 from benchmarks.others.tasks import HEADERS, Task
+from benchmarks.others.transforming import transform
 
 CONNECTIONS = 8
 
 Take = Callable[[str, bytes], None]
 
 
-def run(task: Task, variant: str) -> Taken:
-    """Measure `CLIENT-download` or `CLIENT-copy`."""
-    client, _, what = variant.partition("-")
+def run(task: Task, client: str) -> Taken:
+    """Measure the floor with this HTTP client."""
     watch = Stopwatch()
-    if what == "download":
-        watch.start()
-        DOWNLOADS[client](task, lambda _resource, _body: None)
-        watch.stop()
-        return watch.taken()
     make_tables(task)
     with ExitStack() as stack:
         copying = Copying(task, stack)
         watch.start()
         DOWNLOADS[client](task, copying.take)
         copying.finish()
+        transform(task)
         watch.stop()
     return watch.taken()
 

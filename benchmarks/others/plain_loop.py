@@ -8,6 +8,7 @@ import requests
 from benchmarks.measuring import Stopwatch, Taken
 from benchmarks.others.floor_tables import ORGANIZATION, TABLES, make_tables, upsert
 from benchmarks.others.tasks import EVERYTHING, HEADERS, PAGE_SIZE, Task
+from benchmarks.others.transforming import transform
 
 LINKS = {
     "merged_into_id": "merged_with_patient",
@@ -28,6 +29,7 @@ def run(task: Task) -> Taken:
         watch.start()
         for resource in TABLES:
             _sync(task, session, connection, resource)
+        transform(task)
         watch.stop()
     return watch.taken()
 
@@ -57,5 +59,5 @@ def _value(record: Any, column: str) -> Any:
     if column in LINKS:
         link = record.get(LINKS[column])
         return link["links"]["self"].rpartition("/")[2] if link else None
-    value = record[column]
+    value = record["display_name"] if column == "name" and "display_name" in record else record[column]
     return None if value == "" else value

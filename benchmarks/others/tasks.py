@@ -3,11 +3,18 @@
 from dataclasses import dataclass
 
 PAGE_SIZE = 100
+LARGEST = "individual_appointments"
+_NAMES = {"appointment_types": 1, "practitioners": 1}
 
 
 @dataclass(frozen=True)
 class Task:
-    """An account to read into a migrated database. `folder` is an empty folder for the contender's files."""
+    """An account to read into a migrated database, where each patient has a contact.
+
+    Attributes:
+        folder: an empty folder for the contender's files.
+        as_of: instant that separates recent from upcoming appointments, in ISO 8601.
+    """
 
     api_url: str
     api_key: str
@@ -16,21 +23,24 @@ class Task:
     folder: str
     patients: int
     appointments: int
+    as_of: str
 
     def pages(self) -> list[tuple[str, str]]:
         """Return the resource and the path of each page."""
         return [
             (resource, f"{resource}?{query_string(resource)}&page={number}")
-            for resource, records in (("patients", self.patients), ("individual_appointments", self.appointments))
+            for resource, records in {**_NAMES, "patients": self.patients, LARGEST: self.appointments}.items()
             for number in range(1, -(-records // PAGE_SIZE) + 1)
         ]
 
 
 HEADERS = {"Accept": "application/json", "User-Agent": "benchmark (benchmark@example.com)"}
 
-EVERYTHING = {
+EVERYTHING: dict[str, tuple[str, ...]] = {
+    "appointment_types": ("archived_at:*",),
+    "practitioners": (),
     "patients": ("archived_at:*",),
-    "individual_appointments": ("archived_at:*", "cancelled_at:*", "deleted_at:*"),
+    LARGEST: ("archived_at:*", "cancelled_at:*", "deleted_at:*"),
 }
 """Filters that make Cliniko return all records, even archived, cancelled and deleted ones."""
 

@@ -1,0 +1,28 @@
+"""Contender that does nothing: a run of the empty Dagster project, in a process of its own."""
+
+import sys
+
+import dagster as dg
+
+from benchmarks.fixtures.empty_runs import JOB, PARTITIONS, definitions
+
+
+def main(organization_id: str) -> int:
+    """Run it as the pipeline's worker runs a sync, and return 0 if it succeeds."""
+    with dg.DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions(PARTITIONS, [organization_id])
+        result = (
+            definitions()
+            .resolve_job_def(JOB)
+            .execute_in_process(
+                instance=instance,
+                partition_key=organization_id,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                raise_on_error=False,
+            )
+        )
+    return 0 if result.success else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
