@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from rich.table import Table
 from sqlalchemy.engine import Connection
 
-from benchmarks.fixtures.by_hand import AS_OF, BY_HAND_TABLE, by_hand
+from benchmarks.fixtures.by_hand import AS_OF, BY_HAND_TABLE, SETTINGS_OF_OURS, by_hand
 from benchmarks.fixtures.clinic_data import (
     HOSTILE,
     MIXED,
@@ -41,7 +41,6 @@ from cliniko_pipeline.postgres import tables
 from cliniko_pipeline.postgres.engine import Database
 
 CLASS_SHARE = 0.1
-SETTINGS_OF_OURS = ("set local enable_nestloop = off", "set local jit = off", "set local work_mem = '16MB'")
 MAX_RATIO = 1.3
 MAX_MAPPING_SECONDS = 5
 
