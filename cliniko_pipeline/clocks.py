@@ -9,7 +9,7 @@ MACHINE = "This machine's clock"
 CLINIKO = "Cliniko's clock"
 
 _REPORTED_PART = 12
-"""A difference is reported if it exceeds a twelfth of the allowed difference, such as 5 of 60 minutes."""
+"""A difference above a twelfth of the limit is reported, such as 5 of 60 minutes."""
 
 _REMEDIES = {
     MACHINE: "Correct the wrong clock, this machine's or the database server's, with NTP.",
@@ -19,7 +19,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class ClockDifference:
-    """The time by which a clock is ahead of the database's clock, negative if it is behind, and the limit."""
+    """How far a clock is ahead of the database's clock (negative if behind), and the limit."""
 
     clock: str
     ahead: timedelta

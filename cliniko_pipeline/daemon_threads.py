@@ -1,7 +1,6 @@
 """A pool of daemon threads, which do not delay the end of the process.
 
-`concurrent.futures` waits for its threads, so that a request or a wait between two attempts could delay Ctrl-C by a
-minute.
+`concurrent.futures` waits for its threads, so that a request or a wait could delay Ctrl-C by a minute.
 """
 
 import queue
@@ -14,7 +13,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 POLL_SECONDS = 0.1
-"""The length of one wait. Only after it, the main thread handles a signal that another thread received."""
+"""The length of one wait, after which the main thread handles other threads' signals."""
 
 
 class DaemonThreads:

@@ -52,7 +52,7 @@ class ArgumentError(ConfigurationError):
 
 
 class DatabaseSetupError(ConfigurationError):
-    """The database is not what the pipeline needs: system, version, table, privilege or migration."""
+    """The database does not meet a requirement, such as a version, privilege or migration."""
 
 
 class NoOrganizationsError(DatabaseSetupError):
@@ -133,7 +133,7 @@ class UnexpectedResponseError(DataError):
 
 
 class ForeignLinkError(DataError):
-    """A link or redirect leads to another host. It is not followed, because it would leak the credentials."""
+    """A link or redirect to another host is not followed, to protect the credentials."""
 
 
 _Error = TypeVar("_Error", bound=ClinikoPipelineError)

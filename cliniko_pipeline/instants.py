@@ -6,7 +6,7 @@ from cliniko_pipeline.errors import ArgumentError
 
 
 def parse_instant(text: str) -> datetime:
-    """Return an ISO 8601 instant with an offset, in UTC. Raise ArgumentError for any other text."""
+    """Return an ISO 8601 instant with offset in UTC; raise ArgumentError for other text."""
     try:
         instant = datetime.fromisoformat(text)
         if instant.tzinfo is not None:

@@ -5,7 +5,7 @@ from cliniko_pipeline.postgres.operator_tables.organizations import Organization
 from cliniko_pipeline.postgres.operator_tables.sync_runs import OrganizationStatus
 
 REPORTED_IN_DETAIL = {"nothing_was_rejected", "counts_agree_with_cliniko"}
-"""Asset checks whose failures are left out, because other problems describe them in more detail."""
+"""Asset checks that are left out, because more detailed problems report their failures."""
 
 
 def problems(organization: Organization, state: OrganizationStatus) -> list[str]:

@@ -1,6 +1,6 @@
-"""The composition root of a process, for its settings, database, vault and Cliniko clients. It does not import Dagster.
+"""The composition root of a process: settings, database, vault and Cliniko clients.
 
-All threads of a process share its connection pool and its request budgets.
+All threads share its connection pool and its request budgets. It does not import Dagster.
 """
 
 import time
@@ -72,7 +72,7 @@ class Runtime:
         return ClockDifference(CLINIKO, now - self.now(), self.max_clock_skew)
 
     def to_database_time(self, instant: datetime) -> datetime:
-        """Convert an instant of this machine's clock to the database's clock, if the two differ notably."""
+        """Convert this machine's instant to the database's clock, if the two differ notably."""
         difference = self.machine_clock()
         return instant - difference.ahead if difference.is_notable else instant
 

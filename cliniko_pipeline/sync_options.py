@@ -1,4 +1,4 @@
-"""The options of a sync, and the names of its job, assets and run tags. Dagster is not imported."""
+"""The options of a sync, and the names of its job, assets and run tags, without Dagster."""
 
 from dataclasses import dataclass
 from datetime import datetime

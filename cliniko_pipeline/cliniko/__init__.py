@@ -1,1 +1,1 @@
-"""The client of Cliniko's API. It uses neither Dagster, nor a database, nor environment variables."""
+"""The client of Cliniko's API, without Dagster, database and environment variables."""

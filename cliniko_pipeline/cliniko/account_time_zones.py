@@ -23,7 +23,7 @@ _DECODER = msgspec.json.Decoder(_Response)
 
 
 def time_zones_in(body: bytes) -> list[str]:
-    """Return the known IANA names in a response of /businesses or /settings, or [] for any other body."""
+    """Return the known IANA names in a response of /businesses or /settings, else []."""
     try:
         answer = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -29,11 +29,11 @@ DEFAULT_OPTIONS = RequestOptions()
 
 
 class ClinikoClient:
-    """A reader of one organization's lists. Use it as a context manager, from one thread at a time.
+    """A reader of one organization's lists, and a context manager.
 
-    `budget` is asked before every attempt. `on_event` is called with progress, by one thread at a time.
-    `compare_clock` returns how far a response's Date is ahead of the database's clock. A crawl fails with
-    ClockSkewError if this difference is too large in its first response.
+    Use it from one thread at a time. `budget` is asked before every attempt. `on_event` is called with progress, by one
+    thread at a time. `compare_clock` returns how far a response's Date is ahead of the database's clock. A crawl fails
+    with ClockSkewError if this difference is too large in its first response.
 
     Raises CredentialsFormatError or SettingsError if the API key or the User-Agent cannot be sent in a header.
     No error, log line or representation contains the API key, a response's body or a query.
@@ -94,7 +94,7 @@ class ClinikoClient:
 
     @property
     def clock_difference(self) -> ClockDifference | None:
-        """The largest difference so far of Cliniko's clock from the database's clock, None if unknown."""
+        """The largest difference of Cliniko's clock from the database's clock, if known."""
         return self._clock_difference
 
     def crawl(
@@ -154,13 +154,14 @@ class ClinikoClient:
         return self._first_entry(resource, f"counting {resource.name}", created_before).total_entries
 
     def validate(self) -> None:
-        """Check with one request that the API key can read the account; raise the errors of `crawl` if it cannot."""
+        """Check with one request that the API key works; raise the errors of `crawl` if not."""
         self._first_entry(PATIENTS, "checking the API key")
 
     def time_zone(self) -> str | None:
-        """Return the most frequent IANA time zone of the clinic's businesses, or else the one in its settings.
+        """Return the most frequent IANA time zone of the clinic's businesses.
 
-        Return None if Cliniko sends no known time zone, refuses the requests or does not respond.
+        Without any, return the time zone in the settings. Return None if Cliniko sends no known time zone, refuses the
+        requests or does not respond.
         """
         for path in ("businesses", "settings"):
             with suppress(ClinikoPipelineError):
@@ -203,7 +204,7 @@ class ClinikoClient:
         return self._sender.get(url, lambda body, date: decode_page(resource, body, date), what, max_attempts)
 
     def _note_clock(self, date: datetime | None) -> ClockDifference | None:
-        """Compare the Date of a new response with the database's clock; keep the largest difference."""
+        """Compare a new response's Date with the database's clock; keep the largest difference."""
         if date is None or self._compare_clock is None:
             return None
         found = self._compare_clock(date)

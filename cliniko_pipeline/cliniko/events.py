@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class PageRead:
-    """The arrival of a page.
-
-    `records` excludes rejected records. `budget_left` is the number of requests that the API key may send now.
-    """
+    """The arrival of a page, with its accepted records and the requests left in the budget."""
 
     resource: str
     number: int
@@ -22,7 +19,7 @@ class PageRead:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A wait that Cliniko asked for, reported in advance, or a wait for the request budget, reported afterwards."""
+    """A wait. If Cliniko asked for it, it is reported in advance, otherwise afterwards."""
 
     seconds: float
     reason: str
@@ -30,7 +27,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """The failure of attempt number `attempt` at `what` because of `cause`. The next attempt follows in `seconds`."""
+    """The failure of an attempt at `what`. The next attempt follows in `seconds`."""
 
     what: str
     attempt: int
@@ -43,7 +40,7 @@ Event = PageRead | Waiting | Retrying
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """The work of a client so far. `requests` includes every attempt, and `records` excludes rejected records."""
+    """The work of a client so far, with all attempts and all accepted records."""
 
     requests: int = 0
     retries: int = 0
@@ -54,7 +51,7 @@ class Statistics:
 
 
 class Reporter:
-    """The statistics of a client, and the listener to its events. The listener gets one event at a time."""
+    """The statistics of a client, and its listener, which gets one event at a time."""
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event

@@ -1,4 +1,4 @@
-"""Typed records of Cliniko, without clinical and financial fields, and the resources with these records."""
+"""Cliniko's records without clinical and financial fields, and their resources."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,10 +8,7 @@ import msgspec
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """A record of a resource. Its instants are in UTC.
-
-    Ids are text of 1 to 20 digits, because some programs read integers above 2**53 inexactly.
-    """
+    """A record of a resource, with instants in UTC and ids as text of 1 to 20 digits."""
 
     id: str
     created_at: datetime

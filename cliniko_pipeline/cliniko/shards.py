@@ -23,7 +23,7 @@ _HOST_RULE = (
 
 
 def shard_of(api_key: str) -> str:
-    """Return the shard of an API key, which is the text after its last ``-``, or au1 if there is no ``-``.
+    """Return the shard of an API key, the text after its last ``-``, or au1 without ``-``.
 
     Raises CredentialsFormatError if that text cannot be a shard.
     """
@@ -41,7 +41,7 @@ def api_url_for(shard: str) -> str:
 
 
 def resolve_api_url(*, api_key: str, region: str | None, api_url: str | None, allowed_hosts: Collection[str]) -> str:
-    """Return the base URL in canonical form, from `api_url`, else from `region`, else from `api_key`.
+    """Return the canonical base URL from `api_url`, else `region`, else `api_key`.
 
     Blank values are ignored. `api_url` must be Cliniko's own or on one of `allowed_hosts`. An allowed host without a
     port allows only the default port of the scheme. Raises CredentialsFormatError for any other URL or shard.

@@ -1,1 +1,1 @@
-"""Cliniko credentials and their encryption. The package `postgres` stores them, and `cliniko` checks them."""
+"""Cliniko credentials and their encryption. The package `postgres` stores credentials."""

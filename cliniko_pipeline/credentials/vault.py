@@ -48,7 +48,7 @@ class ClinikoCredentials:
     """The shard, such as au4, if known."""
 
     api_url: str | None = None
-    """The API's base URL, such as https://api.au4.cliniko.com/v1, if known. It is stored data, so it is not trusted."""
+    """The API's base URL, such as https://api.au4.cliniko.com/v1, if known. It is untrusted."""
 
     def __post_init__(self) -> None:
         # In a frozen dataclass, only object.__setattr__ can replace a value by its normal form.
@@ -101,7 +101,7 @@ class Vault:
         raise TypeError("A vault is not pickled: that would store its keys unencrypted")
 
     def encrypt(self, credentials: ClinikoCredentials) -> dict[str, str]:
-        """Return the value to store: `{"encrypted_data": base64 of a Fernet token by the first key}`."""
+        """Return the value to store: `{"encrypted_data": base64 of a Fernet token}`."""
         members = {
             "api_key": credentials.api_key,
             "region": credentials.region,
@@ -143,7 +143,7 @@ class Vault:
         return _stored(self._newest.encrypt(self._open(_token(stored))))
 
     def is_current(self, stored: object) -> bool:
-        """Return whether `stored` has the shape that `encrypt` returns, and is encrypted with the first key."""
+        """Return whether `stored` has the format of `encrypt` and uses the first key."""
         token = _token_in(stored)
         return token is not None and stored == _stored(token) and _opens(self._newest, token)
 

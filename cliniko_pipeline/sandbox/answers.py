@@ -1,4 +1,4 @@
-"""The sandbox's responses, which are lists with links, single records, errors, and web pages for faults."""
+"""The sandbox's responses: lists with links, single records, errors, and web pages."""
 
 import json
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def record_answer(call: Call, account: Account, record_id: str, query: Query) ->
 
 
 def list_answer(call: Call, page: Page, query: Query, next_links_to: str | None) -> Answer:
-    """Return the response with a page of a list. `next_links_to` replaces the origin of `links.next`."""
+    """Return the response with a page; `next_links_to` replaces the origin of `links.next`."""
     rest = {"total_entries": page.total_entries, "links": _page_links(call, page, query, next_links_to)}
     records = wire.bind(b",".join(page.bodies), call.base_url)
     head = b'{"%s":[' % call.resource.encode("ascii")

@@ -10,7 +10,7 @@ from aiohttp import web
 
 
 def basic_user(authorization: str) -> str | None:
-    """Return the user name of HTTP Basic credentials with an empty password; None for other credentials."""
+    """Return the user name of HTTP Basic credentials if the password is empty, else None."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
         return None

@@ -53,7 +53,7 @@ class Counters:
             return list(self._recorded)
 
     def requests(self, *, account: str | None = None, resource: str | None = None, status: int | None = None) -> int:
-        """Return the number of answered requests with this account, resource and status. None fits any value."""
+        """Return the number of requests with this account, resource and status (None fits any)."""
         with self._lock:
             return sum(
                 number
@@ -67,7 +67,7 @@ class Counters:
         return self.requests(status=429)
 
     def request_times(self, account: str) -> list[float]:
-        """Return the arrival times of the account's requests, even refused requests, in UNIX seconds, ascending."""
+        """Return the arrivals of all requests of the account in UNIX seconds, ascending."""
         return sorted(request.at for request in self.recorded if request.account == account)
 
     def busiest_window(self, account: str, seconds: float = 60.0) -> int:

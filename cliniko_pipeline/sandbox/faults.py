@@ -1,4 +1,4 @@
-"""The settings for faults of the simulated Cliniko, and the seeded dice that decide when faults occur."""
+"""The faults of the simulated Cliniko, and the seeded dice that decide when they occur."""
 
 import math
 import random
@@ -42,7 +42,7 @@ class Fault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BrokenPage:
-    """A page of 100 records for which requests fail, also if they ask for a smaller page within it.
+    """A page of 100 records for which requests fail, even for a smaller page within it.
 
     Only the first `times` requests fail, or all requests if `times` is None. With `truncated`, the body of the response
     ends early. Otherwise the response has `status`. `account` is None for all accounts.

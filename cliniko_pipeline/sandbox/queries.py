@@ -1,4 +1,4 @@
-"""The parser of a list request's query string, which consists of filters, sort order and page.
+"""The parser of a list request's query string with filters, sort order and page.
 
 A refused query raises `QueryError` with the text of the API's 400 response.
 """
@@ -40,10 +40,7 @@ class QueryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One filter, from a parameter `q[]`.
-
-    `holds` takes a record's value of the field, None if unset, and returns whether the record matches.
-    """
+    """One `q[]`. `holds` takes a record's value of the field and returns whether it matches."""
 
     field: str
     text: str
@@ -80,10 +77,10 @@ class Query:
 def read_query(
     resource: Resource, parameters: Iterable[tuple[str, str]], refused: Sequence[RefusedField] = ()
 ) -> Query:
-    """Return the query in decoded parameters. The fields in `refused` cannot be used to filter or sort.
+    """Return the query in decoded parameters.
 
-    Unknown parameters are ignored. A `per_page` above the maximum is reduced to the maximum.
-    Raise QueryError for a refused query.
+    The fields in `refused` cannot be used to filter or sort. Unknown parameters are ignored. A `per_page` above the
+    maximum is reduced to the maximum. Raise QueryError for a refused query.
     """
     pairs = list(parameters)
     single = dict(pairs)

@@ -1,4 +1,4 @@
-"""The resources of the simulated API, and the types of the fields by which they can be filtered."""
+"""The resources of the simulated API, and the types of their filterable fields."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -25,10 +25,8 @@ class Resource:
 
     @property
     def lifts_deleted(self) -> str:
-        """The field whose filter adds deleted records to the list.
-
-        It is `deleted_at` if the list has this field, else `archived_at`, because archiving replaced deletion.
-        """
+        """The field whose filter adds deleted records to the list."""
+        # Archiving replaced deletion in lists without deleted_at.
         return "deleted_at" if "deleted_at" in self.fields else "archived_at"
 
 

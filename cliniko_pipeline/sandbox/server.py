@@ -54,7 +54,7 @@ _USER_AGENT = re.compile(r"\S.*\([^()\s@]+@[^()\s@]+\.[^()\s@]+\)")
 
 
 class Sandbox:
-    """The handle of the running server. Use `stop` on the server's event loop, and the rest from any thread."""
+    """The handle of the running server. Only `stop` must be called on its event loop."""
 
     def __init__(
         self,
@@ -97,12 +97,12 @@ class Sandbox:
         self._keys[account.shard, account.bare_key] = account
 
     def base_url(self, account: Account | str) -> str:
-        """Return the account's API address, without a slash at its end. Raise KeyError for an unknown name."""
+        """Return the account's base URL without a final slash; raise KeyError if it is unknown."""
         served = self.accounts[account] if isinstance(account, str) else account
         return f"http://{self.host}/{served.shard}/v1"
 
     async def serve(self, host: str, port: int, started: "Future[asyncio.AbstractEventLoop]") -> None:
-        """Serve until `stop` is called. `started` gets the event loop when the server accepts connections."""
+        """Serve until `stop` is called; set `started` to the event loop when connections work."""
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family, backlog=1024) as listening:

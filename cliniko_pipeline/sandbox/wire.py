@@ -22,15 +22,12 @@ _decode_utf8 = msgspec.json.Decoder().decode
 
 
 def link(path: str) -> dict[str, dict[str, str]]:
-    """Return a link to `path` ("patients/82") in the form that the API uses for related objects."""
+    """Return a link to `path` ("patients/82") in the API's form for related objects."""
     return {"links": {"self": f"{LINK_PREFIX}/{path}"}}
 
 
 def serialise(record: Any) -> bytes:
-    """Return the record's JSON with unbound links, in UTF-8.
-
-    A record with a lone surrogate is escaped to ASCII, because UTF-8 cannot contain lone surrogates.
-    """
+    """Return the record's JSON with unbound links, in ASCII if UTF-8 cannot represent it."""
     try:
         encoded = _encode_utf8(record)
     except (UnicodeEncodeError, OverflowError):

@@ -1,4 +1,4 @@
-"""The rules for DATABASE_URL, with a remedy for each parameter that belongs to another program."""
+"""The rules for DATABASE_URL, with remedies for the parameters of other programs."""
 
 import re
 from urllib.parse import parse_qsl, urlsplit
@@ -19,7 +19,7 @@ _KNOWN = frozenset(
     sslkey sslmode sslnegotiation sslpassword sslrootcert sslsni target_session_attrs tcp_user_timeout user
     """.split()  # noqa: SIM905
 )
-"""The parameters of libpq, which both drivers use (https://www.postgresql.org/docs/17/libpq-connect.html)."""
+"""libpq's parameters (https://www.postgresql.org/docs/17/libpq-connect.html)."""
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -79,7 +79,7 @@ def _require_database_name(rest: str) -> None:
 
 
 def _database_name(rest: str) -> str | None:
-    """Return the database's name, which may be blank, or None if `rest` is not the rest of a database URL."""
+    """Return the database's name, perhaps blank, or None if `rest` is not part of a valid URL."""
     try:
         parts = urlsplit(f"postgresql://{rest}")
         readable = parts.port is None or parts.port > 0
@@ -94,7 +94,7 @@ def _database_name(rest: str) -> str | None:
 
 
 def _parameter_problem(query: str) -> str | None:
-    """Describe the first parameter that libpq does not accept, with its remedy; return None if there is none.
+    """Describe the first parameter that libpq does not accept, or return None.
 
     The description never contains a value.
     """

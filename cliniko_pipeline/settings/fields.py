@@ -41,7 +41,7 @@ def _setting(name: str, default: Any, meaning: str, *, values: str, shown: str =
 def _number(
     name: str, default: int, meaning: str, *, unit: str, at_least: int = 1, at_most: int, zero: str = ""
 ) -> Any:
-    """Describe a whole number. If `zero` is given, the number may also be 0, which means `zero`."""
+    """Describe a whole number. With `zero`, the number may also be 0, which means `zero`."""
     values = f"a whole number of {unit} from {at_least} to {at_most}" + (f", or 0 for {zero}" if zero else "")
     return _setting(name, default, meaning, values=values, shown=str(default), ge=0 if zero else at_least, le=at_most)
 

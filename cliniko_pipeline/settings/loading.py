@@ -54,7 +54,7 @@ class Settings(
         return self.database_url is None
 
     def user_agent_for(self, api_url: str) -> str:
-        """Return the User-Agent of requests to `api_url`. The contact address is optional for a loopback host.
+        """Return the User-Agent of requests to `api_url`. A loopback host needs no contact address.
 
         Raises SettingsError if the address is required and not set.
         """
@@ -69,7 +69,7 @@ class Settings(
         return f"cliniko_pipeline ({email})"
 
     def ensure_encryption_keys(self) -> tuple[SecretStr, ...]:
-        """Return at least one encryption key. With the embedded database, generate a key if there is none.
+        """Return at least one encryption key; generate it for a new embedded database.
 
         The generated key is in the file `home/encryption.key` with mode 0600. Like the variable, the file may contain
         several keys. Raises SettingsError if a key is missing with DATABASE_URL, or if the file cannot be used.

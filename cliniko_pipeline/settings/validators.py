@@ -1,8 +1,4 @@
-"""Validators of the settings.
-
-Each function takes the text of a variable. The text of its ValueError continues a sentence that begins with the
-variable's name.
-"""
+"""Validators, whose errors continue a sentence that begins with the variable's name."""
 
 import ipaddress
 import re
@@ -82,7 +78,7 @@ def _is_host_name(name: str) -> bool:
 
 
 def alert_urls(value: str) -> tuple[SecretStr, ...]:
-    """Return the URLs for Apprise. A comma ends a URL only if another URL follows, because a URL may contain commas."""
+    """Return the URLs for Apprise. A comma inside a URL does not end the URL."""
     urls = [url.strip() for url in _BETWEEN_URLS.split(value) if url.strip()]
     if not urls or not all(_ALERT_URL.fullmatch(url) for url in urls):
         raise ValueError(
@@ -110,7 +106,7 @@ def _web_address(value: str, problem: str) -> str:
 
 
 def oidc_issuer(value: str) -> str:
-    """Accept an https URL, or an http URL on a loopback host. It is not normalized, because the claim must equal it."""
+    """Accept an https URL, or http on a loopback host, unchanged, as the claim must equal it."""
     parts = urlsplit(value.strip())
     is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
     if not is_safe or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:

@@ -1,4 +1,4 @@
-"""The backward part of a crawl, from a page of the list to its second page, or to its first page if needed.
+"""The backward part of a crawl, to the list's second page, or its first page if needed.
 
 A page that arrives while other pages are in flight is held back. It is yielded once a page that was requested after its
 arrival announces the same number of entries, because then nothing was deleted in between. Otherwise it is read again.
@@ -37,7 +37,7 @@ def read_first(listing: Listing[RecordT], requests: PageRequests[RecordT]) -> St
 
 
 def read_growing(listing: Listing[RecordT], requests: PageRequests[RecordT]) -> Iterator[Step[RecordT]]:
-    """Read a list to which records may be added at any time, from its first page and then backwards from its last."""
+    """Read the first page of a list that may grow at any time, then the rest backwards."""
     first = read_first(listing, requests)
     yield first
     if first.next_number:

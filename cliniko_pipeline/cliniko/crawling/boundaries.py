@@ -1,4 +1,4 @@
-"""Groups of records that a page boundary splits, so that a crawl may miss some of their records.
+"""Groups of records that a page boundary splits, so that a crawl may miss some records.
 
 A group is all records created in the same clock second. Unless Cliniko sorts them by id, their order may change with
 every request, so that some records may come twice and some not at all. A group on a single page is complete. A group on
@@ -16,14 +16,14 @@ from cliniko_pipeline.cliniko.records import UNANSWERED, RecordT
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The records of a group that were read; `ids` is None if unknown. A torn group may lack records."""
+    """The read records of a group, with their ids if known. A torn group may lack records."""
 
     second: datetime
     ids: frozenset[int] | None = field(repr=False)
     is_torn: bool = False
 
     def join(self, later: "_Group") -> "_Group":
-        """Return this group with its records from later pages. It is torn if a record may have come twice."""
+        """Return this group with its later records, torn if a record may have come twice."""
         if self.ids is None or later.ids is None or self.may_share_records_with(later):
             return _torn(self)
         return _Group(self.second, self.ids | later.ids)
@@ -40,10 +40,7 @@ def _group(second: datetime, ids: Sequence[int], unidentified: int = 0) -> _Grou
 
 
 class Boundaries:
-    """The page boundaries of a backward crawl.
-
-    A resumed crawl does not call `begin`, because it does not know the pages after its checkpoint.
-    """
+    """The page boundaries of a crawl, which does not call `begin` if it is resumed."""
 
     def __init__(self) -> None:
         self._head: _Group | None = None
@@ -58,7 +55,7 @@ class Boundaries:
         self._is_unknown = False
 
     def take(self, number: int, page: FetchedPage[RecordT], *, is_end: bool) -> list[datetime]:
-        """Note a page; return the creation times of torn groups that begin on this page or after it."""
+        """Note a page; return the creation times of torn groups that begin on or after it."""
         groups, behind = _groups(page), self._behind
         follows, self._number = self._number is None or number == self._number - 1, number
         if not groups:
@@ -77,7 +74,7 @@ class Boundaries:
         return torn + [group.second for group in groups[1:] if group.is_torn]
 
     def finish(self) -> list[datetime]:
-        """Return the creation time of the first group on the page read last, if the group may lack records."""
+        """Return the creation time of the last page's first group, if it may lack records."""
         if self._behind is None:
             return []
         if self._number == 1:

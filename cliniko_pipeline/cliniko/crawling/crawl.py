@@ -6,11 +6,9 @@ last page, and then the pages before it. In this order, deletions move records o
 If the list got shorter, the first page is read again at the end (backwards.py).
 
 This works as long as nothing is added to the list. So all pages except the first are bounded: they contain only records
-with time stamps more than two minutes before the first response. The two minutes allow for differences between the
-clocks of Cliniko's servers. Newer records are read last, and only if the number of entries shows that there may be any.
-
-If a clock is set back by more than that, records can still be added to the bounded pages. The list then has more
-entries than expected, and as many pages are read again as the added records may have moved.
+with time stamps more than MAX_CLOCK_SKEW before the first response. Newer records are read last, and only if the number
+of entries shows that there may be any. If a clock is set back further, records can still be added to the bounded pages.
+The list then has more entries than expected, and as many pages are read again as the added records may have moved.
 """
 
 from collections.abc import Iterator
@@ -71,11 +69,11 @@ def crawl_pages(
     max_in_flight: int = MAX_PAGES_IN_FLIGHT,
     fetch_part: "FetchPart[RecordT] | None" = None,
 ) -> Iterator[Page[RecordT]]:
-    """Yield a list's pages from the start or a checkpoint, with up to `max_in_flight` requests at a time.
+    """Yield a list's pages from the start or a checkpoint.
 
-    Yields every record that is in the list at the start and is neither deleted nor changed during the crawl. Some
-    records come twice. Each page costs one request. A list that got shorter costs one more request for the first page,
-    and one for each page of the newest records.
+    Up to `max_in_flight` requests are sent at a time. Yields every record that is in the list at the start and is
+    neither deleted nor changed during the crawl. Some records come twice. Each page costs one request. A list that got
+    shorter costs one more request for the first page, and one for each page of the newest records.
 
     If `request` raises ClinikoUnavailableError for a page, `fetch_part` requests parts of it. A record for which
     `fetch_part` raises the same error becomes a rejected record, if Cliniko returns other records.
@@ -148,7 +146,7 @@ def _crawl_rest(
 def _reread_torn_groups(
     listing: Listing[RecordT], requests: PageRequests[RecordT], boundaries: Boundaries, step: Step[RecordT]
 ) -> Iterator[FetchedPage[RecordT]]:
-    """Yield pages with all records of each group that the crawl has passed and may not have read completely."""
+    """Yield all records of each passed group that the crawl may have read incompletely."""
     page = step.page
     is_end = step.number * listing.page_size >= page.total_entries
     torn = boundaries.take(step.number, page, is_end=is_end)

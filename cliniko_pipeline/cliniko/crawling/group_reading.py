@@ -14,7 +14,7 @@ from cliniko_pipeline.errors import UnexpectedResponseError
 
 MIN_REQUESTS = 20
 REQUESTS_PER_PAGE = 20
-"""After MIN_REQUESTS requests and this many for each of its pages, a group is almost certainly complete."""
+"""After MIN_REQUESTS and this many requests per page, a group is almost surely complete."""
 
 Part = tuple[int | None, int | None]
 """A range of ids, above the first number and up to the second; None for no limit."""
@@ -76,7 +76,7 @@ def _allowed(total: int, page_size: int) -> int:
 
 
 def _pivots(ids: list[int], total: int, page_size: int) -> list[int]:
-    """Return, ascending, ids at which to split a group so that each part is smaller than the group."""
+    """Return ids, ascending, that split a group into parts which are smaller than the group."""
     ordered = sorted(set(ids))
     if len(ordered) < 2:
         return []
@@ -90,9 +90,8 @@ def _pivots(ids: list[int], total: int, page_size: int) -> list[int]:
 def _lies_within(page: FetchedPage[RecordT], part: Part) -> bool:
     """Return whether Cliniko applied the filters of the part."""
     above, to = part
-    return all(
-        (above is None or int(record.id) > above) and (to is None or int(record.id) <= to) for record in page.records
-    )
+    ids = [int(record.id) for record in page.records]
+    return all((above is None or id_ > above) and (to is None or id_ <= to) for id_ in ids)
 
 
 def _filters(part: Part) -> tuple[str, ...]:

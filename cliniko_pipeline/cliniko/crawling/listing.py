@@ -1,4 +1,4 @@
-"""The URLs of a list's pages, with the sort order, the filters and the bounds of the parts that a crawl reads."""
+"""The URLs of a list's pages, with sort order, filters, and the bounds of a crawl."""
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -9,14 +9,15 @@ from cliniko_pipeline.cliniko.crawling.refusals import Refusals
 from cliniko_pipeline.cliniko.records import RecordT, Resource
 
 MAX_CLOCK_SKEW = timedelta(minutes=2)
-"""The allowed difference between two of Cliniko's clocks, one of which is a minute fast and one a minute slow."""
+"""The allowed difference between two of Cliniko's clocks, each wrong by up to a minute."""
 
 
 @dataclass(frozen=True)
 class Listing(Generic[RecordT]):
-    """A resource's list, or only its records changed at or after `changed_since` by the server's clock.
+    """A resource's list, or only its records changed at or after `changed_since`.
 
-    `bounds` are additional filters. Filters and sort fields that Cliniko refuses are left out.
+    `changed_since` is an instant of the server's clock. `bounds` are additional filters. Filters and sort fields that
+    Cliniko refuses are left out.
     """
 
     page_size: ClassVar[int] = 100
@@ -83,7 +84,7 @@ class Listing(Generic[RecordT]):
         return replace(self, bounds=(f"{self._bounded_field}:<{format_second(instant)}",))
 
     def newest(self, started_at: datetime) -> "Listing[RecordT]":
-        """Return the part of the list with time stamps around the crawl's start. This part may still grow."""
+        """Return the part with time stamps around the crawl's start, which may still grow."""
         earliest, latest = format_second(started_at - MAX_CLOCK_SKEW), format_second(started_at + MAX_CLOCK_SKEW)
         return replace(self, bounds=(f"{self._bounded_field}:>={earliest}", f"{self._bounded_field}:<={latest}"))
 
@@ -106,7 +107,7 @@ class Listing(Generic[RecordT]):
 
 
 def format_second(moment: datetime) -> str:
-    """Return an instant in the format of filters, in whole seconds like the server's Date header."""
+    """Return an instant in the format of filters, in whole seconds like the Date header."""
     return f"{moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat()}Z"
 
 

@@ -1,4 +1,4 @@
-"""Checks of `next` links, which the crawl never follows. A wrong link reveals a wrong API URL."""
+"""Checks of `next` links, which are never followed. A wrong link reveals a wrong API URL."""
 
 import re
 
@@ -13,7 +13,7 @@ _PAGE_PARAMETER = re.compile(r"(?:^|&)page=([^&#]*)")
 
 
 def check_next_link(link: str | None, current: str, listing: Listing[RecordT], number: int) -> None:
-    """Check the link to the next page in the response for page `number`, which has the URL `current`.
+    """Check the link to the next page in page `number`, whose URL is `current`.
 
     Raises ForeignLinkError for a link that leaves the API URL. Raises UnexpectedResponseError if the link does not lead
     to page `number` + 1.

@@ -17,18 +17,18 @@ from cliniko_pipeline.cliniko.records import UNANSWERED, Record, RecordT, Reject
 from cliniko_pipeline.errors import ClinikoUnavailableError
 
 SIZES = (50, 25, 5, 1)
-"""The sizes of parts. Each size divides the previous size, and the first divides the size of a page."""
+"""Each size divides the previous size, and the first size divides the size of a page."""
 
 PartT = TypeVar("PartT")
 
 FetchPart = Callable[[str, int], FetchedPage[RecordT]]
-"""A function that returns a part of a page, given the URL of the part and the number of the page."""
+"""A function that returns a part of a page, by the part's URL and the page's number."""
 
 
 def read_page_in_parts(
     listing: Listing[RecordT], number: int, fetch: FetchPart[RecordT]
 ) -> FetchedPage[RecordT] | None:
-    """Return the page, with a rejected record for each record that Cliniko fails to return even alone.
+    """Return the page, with a rejected record for each record that cannot be read alone.
 
     Return None if the parts contradict one another. Raise ClinikoUnavailableError if Cliniko returns no other record of
     the resource either.
@@ -39,9 +39,10 @@ def read_page_in_parts(
 def split_page(
     fetch: Callable[[int, int], PartT], first: int, beyond: int, sizes: tuple[int, ...] = SIZES
 ) -> list[PartT]:
-    """Return the parts with the entries from `first`, counted from 0, up to but excluding `beyond`, in list order.
+    """Return the parts with the entries from `first` up to but excluding `beyond`.
 
-    `fetch` takes a part's number and size. If it raises ClinikoUnavailableError, smaller parts are tried.
+    Entries are counted from 0. `fetch` takes a part's number and size. If it raises ClinikoUnavailableError, smaller
+    parts are tried.
     """
     size, smaller = sizes[0], sizes[1:]
     parts: list[PartT] = []
@@ -105,7 +106,7 @@ class _PageInParts(Generic[RecordT]):
 
 
 def _join_parts(parts: list[_Part[RecordT]], total: int, next_url: str | None) -> FetchedPage[RecordT] | None:
-    """Return the page that the parts make, with their earliest Date, or None if the parts contradict one another."""
+    """Return the page made of the parts, with their earliest Date, or None if they disagree."""
     pages = [page for page, _ in parts]
     records = [record for page in pages for record in page.records]
     rejected = [_with_neighbours(record, pages, place) for place, page in enumerate(pages) for record in page.rejected]
@@ -119,7 +120,7 @@ def _join_parts(parts: list[_Part[RecordT]], total: int, next_url: str | None) -
 
 
 def _with_neighbours(rejected: RejectedRecord, parts: list[FetchedPage[RecordT]], place: int) -> RejectedRecord:
-    """Add the neighbours of an unanswered record to its reason, because nothing else is known about the record."""
+    """Add the neighbours of an unanswered record, because nothing else is known about it."""
     if not rejected.reason.startswith(UNANSWERED):
         return rejected
     before = [f"after {_describe(part.records[-1])}" for part in parts[:place] if part.records][-1:]

@@ -15,14 +15,14 @@ from cliniko_pipeline.cliniko.records import RecordT
 from cliniko_pipeline.errors import ClinikoUnavailableError, FieldRefusedError, UnexpectedResponseError
 
 MAX_CONTRADICTIONS = 10
-"""A crawl tolerates this many contradictions, such as an inconsistent page or the growth of a bounded list."""
+"""The contradictions that a crawl tolerates, such as growth of a bounded list."""
 MAX_PAGES_IN_FLIGHT = 8
-"""A crawl that breaks off loses up to this many pages in flight, and up to this many pages that were held back."""
+"""A crawl that breaks off loses this many pages in flight, and as many pages held back."""
 SINGLE_PAGES_AFTER_A_CHANGE = 4
-"""The number of pages requested one by one after a change, because another change would waste pages in flight."""
+"""Pages requested one by one after a change, so that the next change wastes no pages."""
 
 RequestPage = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
-"""A function that requests a page by its URL and number, and returns a function that waits for the page.
+"""A function that requests a page by URL and number, and returns a function to await it.
 
 The crawl may never call the returned function.
 """
@@ -51,7 +51,7 @@ class PageRequests(Generic[RecordT]):
         return bool(self._in_flight)
 
     def discard_pages_in_flight(self) -> None:
-        """Discard the pages in flight because the list has changed; request the next pages one by one."""
+        """Discard the pages in flight after a change; request the next pages one by one."""
         self._in_flight.clear()
         self._single_pages = SINGLE_PAGES_AFTER_A_CHANGE
 
@@ -121,7 +121,7 @@ class PageRequests(Generic[RecordT]):
     def _read_in_parts(
         self, listing: Listing[RecordT], number: int, error: ClinikoUnavailableError
     ) -> FetchedPage[RecordT]:
-        """Read a page in parts until the parts agree; raise `error` if Cliniko returns no other record either."""
+        """Read a page in parts until they agree; raise `error` if no record can be read."""
         if self._fetch_part is None:
             raise error
         while True:

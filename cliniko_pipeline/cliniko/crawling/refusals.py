@@ -1,4 +1,4 @@
-"""The fields by which Cliniko refuses to sort or filter an account's lists. A refused field is not sent again."""
+"""The fields by which Cliniko refuses to sort or filter lists. They are not sent again."""
 
 import re
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ class Refusals:
 
 
 def find_refused_field(url: str, body: bytes) -> tuple[Use, str] | None:
-    """Return the use and the name of the refused field, or None unless the body contains exactly one sent field.
+    """Return use and name of the refused field, if the body contains exactly one sent field.
 
     The body of an error may contain anything, so only its words are compared with the fields that were sent.
     """

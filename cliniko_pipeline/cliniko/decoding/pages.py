@@ -1,4 +1,4 @@
-"""The decoding of Cliniko's pages, in one step, or record by record if something is malformed."""
+"""The decoding of pages, in one step, or record by record if something is malformed."""
 
 import functools
 import re
@@ -23,10 +23,7 @@ RecordT_co = TypeVar("RecordT_co", bound=Record, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class FetchedPage(Generic[RecordT]):
-    """One response to a list request.
-
-    `total_entries` is the number of entries in the whole list. `server_date` is the Date of the response.
-    """
+    """One response to a list request. `total_entries` is the size of the whole list."""
 
     records: list[RecordT]
     rejected: list[RejectedRecord]
@@ -40,16 +37,13 @@ class FetchedPage(Generic[RecordT]):
         return len(self.records) + len(self.rejected)
 
     def is_consistent(self, number: int, size: int) -> bool:
-        """Return whether the page fits its `total_entries`, as page `number` with `size` entries per page.
-
-        The number of entries and the presence of a `next` link are checked.
-        """
+        """Return whether page `number` of pages with `size` entries fits its `total_entries`."""
         due = min(size, max(0, self.total_entries - size * (number - 1)))
         return self.entry_count == due and (self.next_url is not None) == (self.total_entries > size * number)
 
 
 def decode_page(resource: Resource[RecordT], body: bytes, server_date: datetime | None = None) -> FetchedPage[RecordT]:
-    """Return the page in a response's body, with a rejected record for each record that is malformed.
+    """Return the page in a body, with a rejected record for each malformed record.
 
     Raises ClinikoUnavailableError for a body that is not a complete JSON document, such as a proxy's web page or a
     broken transfer. Raises UnexpectedResponseError for a document that is no list of this resource, or too long.
@@ -197,7 +191,7 @@ _ESCAPE = re.compile(
 
 
 def _with_valid_text(body: bytes) -> bytes:
-    """Return the document with U+FFFD in place of each lone surrogate and each byte that is not UTF-8."""
+    """Return the document with U+FFFD in place of lone surrogates and invalid UTF-8."""
     utf8 = body.decode("utf-8-sig", errors="replace").encode()
     return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape["lone"] else escape[0], utf8)
 

@@ -13,7 +13,7 @@ import msgspec
 from cliniko_pipeline.errors import UnexpectedResponseError
 
 MAX_ID_LENGTH = 20
-"""In digits. Cliniko's ids have up to 19 digits (observed in live accounts), like PostgreSQL's largest bigint."""
+"""Cliniko's ids have up to 19 digits (observed in live accounts), like a large bigint."""
 _NO_ID = f"not 1 to {MAX_ID_LENGTH} digits"
 MAX_TEXT_LENGTH = 2_000
 """The limit of a name or an e-mail address, in characters."""
@@ -77,7 +77,7 @@ def text(field: str, value: str | None) -> str | None:
 
 
 def linked_id(field: str, link: Link | str | None) -> str | None:
-    """Return the id in a link, which is its last path segment, or None for a missing, null or empty link."""
+    """Return the id at the end of a link, or None for a missing, null or empty link."""
     if not link:
         return None
     if isinstance(link, str):
@@ -103,7 +103,7 @@ def _id_in_url(url: str) -> str | None:
 
 
 def linked_id_or_none(link: Link | str | None) -> str | None:
-    """Return the id in a link, or None if the link is malformed. Use it only for links that are not essential."""
+    """Return the id in a link that is not essential, or None if the link is malformed."""
     try:
         return linked_id("link", link)
     except UnexpectedResponseError:

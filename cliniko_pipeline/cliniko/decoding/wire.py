@@ -1,4 +1,4 @@
-"""The JSON shapes of Cliniko's records, and their conversion. Fields that are not listed here are skipped."""
+"""The JSON shapes of Cliniko's records, and their conversion. Other fields are skipped."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""The decision after each attempt at a request to Cliniko: succeed, wait and repeat, or fail. Pure functions."""
+"""Pure decisions after each attempt at a request: succeed, wait and repeat, or fail."""
 
 import math
 import random
@@ -23,19 +23,19 @@ from cliniko_pipeline.errors import (
 BACKOFF_BASE_SECONDS = 1.0
 BACKOFF_CAP_SECONDS = 30.0
 MAX_RETRY_AFTER_SECONDS = 60.0
-"""A longer Retry-After of a failed request is cut to this, because the sync can run again later."""
+"""A longer Retry-After is cut to this, because the sync can run again later."""
 DEFAULT_RATE_LIMIT_SECONDS = 60.0
-"""The wait after a 429 without a plausible time, as long as the window of Cliniko's rate limit."""
+"""The wait after a 429 without a plausible time, as long as Cliniko's window."""
 MAX_RATE_LIMIT_SECONDS = 300.0
 """A reset further in the future is ignored, because the window is only a minute long."""
 RESET_MARGIN_SECONDS = 1.0
 """Added to the reset, because X-RateLimit-Reset and Date are cut to whole seconds."""
 MAX_REFUSED_ATTEMPTS = 4
-"""Attempts at a request whose API key is refused (401, 403) although Cliniko accepted it before."""
+"""Attempts at a request that gets a 401 or 403 although the API key was accepted before."""
 MAX_DATE_DIFFERENCE_SECONDS = 86_400.0
 """A Date header that differs more from this machine's clock is not used to compute waits."""
 MAX_RESET_AGE_SECONDS = 5.0
-"""A reset further in the past is ignored, because Cliniko would not have responded with 429 after it."""
+"""A reset further in the past is ignored, because it does not explain the 429."""
 
 
 class TransportFailure(Enum):
@@ -54,19 +54,16 @@ class Succeed:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The decision to repeat the request after `seconds`, or to raise `error` after the last attempt.
-
-    With `everyone`, all requests with the API key are blocked for that time.
-    """
+    """The decision to repeat the request after `seconds`."""
 
     seconds: float
-    everyone: bool
-    error: type[TransientError]
+    everyone: bool  # whether to block all requests with the API key
+    error: type[TransientError]  # raised after the last attempt
 
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The decision to raise `error`, because another attempt would fail, too. `reason` says what to do next."""
+    """The decision to raise `error` at once. `reason` says what to do next."""
 
     error: type[ClinikoPipelineError]
     reason: str
@@ -173,7 +170,7 @@ def server_time(headers: Mapping[str, str]) -> datetime | None:
 
 
 def documented_rules() -> list[tuple[str, str, str]]:
-    """Return status, error and meaning of every response that fails a request. The first match applies."""
+    """Return status, error and meaning of failing responses. The first match applies."""
     every: dict[str, _Rule] = {"403 with a web page": _BLOCKED}
     every |= {str(status): rule for status, rule in _RULES.items()}
     every |= {f"{hundreds}xx": rule for hundreds, rule in _RULES_BY_HUNDREDS.items()}
@@ -203,7 +200,7 @@ def _rule_for(result: int | TransportFailure, headers: Mapping[str, str]) -> _Ru
 
 
 def _until_reset(headers: Mapping[str, str], now: float) -> float:
-    """Return the seconds to wait after a 429, from X-RateLimit-Reset, else from Retry-After, else a default."""
+    """Return the wait after a 429, from X-RateLimit-Reset, else Retry-After, else a default."""
     server_now = _server_now(headers, now)
     reset = _number(headers.get("x-ratelimit-reset", ""))
     for seconds in (None if reset is None else reset - server_now, _retry_after(headers, server_now)):
@@ -214,7 +211,7 @@ def _until_reset(headers: Mapping[str, str], now: float) -> float:
 
 
 def _retry_after(headers: Mapping[str, str], server_now: float) -> float | None:
-    """Return the seconds given by the number or date in Retry-After, None if it is absent or malformed."""
+    """Return the seconds given by Retry-After, or None if it is absent or malformed."""
     value = headers.get("retry-after", "")
     seconds = _number(value)
     if seconds is None:

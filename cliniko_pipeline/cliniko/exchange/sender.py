@@ -1,4 +1,4 @@
-"""Requests sent with an account's API key, repeated until they succeed, fail for good or take too long.
+"""Requests with an account's API key, repeated until they succeed or finally fail.
 
 retry.py decides after each attempt, transport.py sends one request, and throttle.py defines the request budget.
 """
@@ -42,7 +42,7 @@ DEFAULT_MAX_ATTEMPTS = 6
 MIN_REPORTED_WAIT_SECONDS = 0.5
 """A shorter wait for the request budget is not reported as an event."""
 MAX_WAIT_SECONDS = 900.0
-"""The limit of all waits between the attempts at one request. Waits for the request budget are not included."""
+"""The limit of all waits between a request's attempts, without waits for the budget."""
 _REFUSAL_STATUSES = frozenset({400, 422})
 
 AnswerT = TypeVar("AnswerT")
@@ -50,7 +50,7 @@ AnswerT = TypeVar("AnswerT")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The access to an account's API. `api_url` must come from resolve_api_url, which checks the host."""
+    """The access to an account's API, with a URL from resolve_api_url, which checks the host."""
 
     api_key: str = field(repr=False)
     api_url: str
@@ -82,20 +82,17 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """The limits of attempts and concurrency, the clocks, and the source of random numbers.
-
-    `sleep` waits between attempts, and may raise an error to interrupt. `rng` varies the waits at random.
-    """
+    """The limits of attempts and concurrency, the clocks, and the source of random numbers."""
 
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     max_pages_in_flight: int = MAX_PAGES_IN_FLIGHT
-    sleep: Callable[[float], object] = time.sleep
+    sleep: Callable[[float], object] = time.sleep  # may raise an error to interrupt a wait
     wall_clock: Callable[[], float] = time.time
     rng: random.Random = field(default_factory=random.Random)
 
 
 class Sender:
-    """A sender of GET requests with one API key. Thread-safe. No error or representation contains the key."""
+    """A thread-safe sender of GET requests. No error or representation contains the key."""
 
     def __init__(
         self,
@@ -190,7 +187,7 @@ class Sender:
             self._reporter.emit(Waiting(waited - announced, "the request budget was used up"))
 
     def _wait(self, retry: Retry, cause: str, what: str, attempt: int) -> float:
-        """Wait before the next attempt, and return 0. After a 429, return the seconds that the budget waits instead."""
+        """Wait before the next attempt; return the seconds of a wait left to the budget."""
         self._reporter.count(retries=1)
         if retry.everyone:
             self._reporter.count(rate_limited=1)
@@ -239,6 +236,6 @@ def _exhausted(error: type[TransientError], what: str, causes: Counter[int | Tra
 
 
 def _describe(result: int | TransportFailure, times: int | None = None) -> str:
-    """Describe a result, such as "answer 502", or with a number, such as "2 answers 502" and "3 time-outs"."""
+    """Describe a result, such as "answer 502", or results, such as "2 answers 502"."""
     noun, status = (result.value, "") if isinstance(result, TransportFailure) else ("answer", f" {result}")
     return f"{noun}{status}" if times is None else f"{times} {noun}{'s' if times > 1 else ''}{status}"

@@ -26,12 +26,12 @@ class RequestBudget(Protocol):
         ...
 
     def close(self) -> None:
-        """Report the answered requests to the other processes. The budget can still be used afterwards."""
+        """Report the answered requests to the other processes. Later requests are possible."""
         ...
 
 
 class BudgetRegistry:
-    """The request budgets of this process, one per API key. `create` makes the budget for a key's digest."""
+    """The request budgets of this process, made by `create` from the digest of an API key."""
 
     def __init__(self, create: Callable[[str], RequestBudget]) -> None:
         self._create = create

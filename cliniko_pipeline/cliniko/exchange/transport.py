@@ -22,14 +22,10 @@ _MILLISECONDS = 1000
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one request.
-
-    `silent_seconds` is the longest time without a byte. `body_bytes` is the largest body after unpacking; a page of 100
-    records has about 150 kB.
-    """
+    """The limits of one request. `body_bytes` limits the unpacked body."""
 
     connect_seconds: float = 10.0
-    silent_seconds: float = 30.0
+    silent_seconds: float = 30.0  # without a received byte
     total_seconds: float = 120.0
     body_bytes: int = 8 * 1024 * 1024
 
@@ -39,7 +35,7 @@ class BodyTooLargeError(httpx.DecodingError):
 
 
 class CurlTransport(httpx.BaseTransport):
-    """A transport that sends requests with libcurl, with one connection per thread. Thread-safe.
+    """A thread-safe transport that uses libcurl, with one connection per thread.
 
     It follows no redirects, and uses the environment's proxies unless `uses_proxies` is false. It trusts certifi's
     certificates, like httpx's own transport.

@@ -1,7 +1,4 @@
-"""One clinic's Cliniko account, with its API key, its rights, and its records, which may change at any time.
-
-`demo` and `generated` invent the records.
-"""
+"""One clinic's Cliniko account, with its API key, its rights, and its mutable records."""
 
 import random
 from collections.abc import Iterable, Mapping
@@ -24,7 +21,7 @@ from cliniko_pipeline.sandbox.resources import (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list, with the records' JSON (its links are unbound), and with the size of the whole list."""
+    """One page of a list, with the records' JSON (unbound links) and the list's size."""
 
     bodies: list[bytes]
     ids: list[str]
@@ -116,22 +113,19 @@ class Account:
         return None if entry is None else cast("dict[str, Any]", wire.parse(entry.body))
 
     def wire_records(self, resource: str, base_url: str) -> list[dict[str, Any]]:
-        """Return all records of a resource, even hidden records, in the default order, with links to `base_url`."""
+        """Return all records, even hidden records, in default order, with links to `base_url`."""
         with self._lock:
             entries = self._table(resource).entries()
         return [wire.parse(entry.body, base_url) for entry in entries]
 
     def page(self, resource: str, query: Query, dice: random.Random | None = None, *, inactive: bool = False) -> Page:
-        """Return one page of a list. `dice` shuffle records with equal sort fields.
-
-        If the list is of practitioners, `inactive` selects the practitioners who left.
-        """
+        """Return one page; `dice` shuffle equal records, `inactive` selects former practitioners."""
         with self._lock:
             entries, total = self._table(resource).page(query, dice, inactive=inactive)
         return Page([entry.body for entry in entries], [entry.key for entry in entries], total)
 
     def body(self, resource: str, record_id: str, query: Query) -> bytes | None:
-        """Return one record's JSON with unbound links; None if it is absent or hidden from the query."""
+        """Return one record's JSON with unbound links, or None if it is absent or hidden."""
         with self._lock:
             table = self._table(resource)
             entry = table.get(record_id)

@@ -1,7 +1,4 @@
-"""A clinic whose events, such as bookings, cancellations and merges of patients, produce its records.
-
-The module defines how events change records, and is deterministic. `demo` decides which events happen.
-"""
+"""A clinic whose events, such as bookings and merges of patients, produce its records."""
 
 import random
 from collections.abc import Callable, Iterable

@@ -1,7 +1,4 @@
-"""The rows of the operator's `public.contacts` for the demo.
-
-They include every way in which a contact can match a patient, and every reason why it cannot.
-"""
+"""The demo's `public.contacts`, with every way in which contacts match patients or fail to."""
 
 import random
 import uuid
@@ -29,7 +26,7 @@ class ContactBook:
         email: str | None = None,
         name: str | None = None,
     ) -> Contact:
-        """Add a contact for a patient. It has an e-mail address or a patient id only if they are given."""
+        """Add a contact for a patient, with an e-mail address or a patient id only if given."""
         person = patient.person
         contact: Contact = {
             "id": str(uuid.UUID(int=self._dice.getrandbits(128), version=4)),

@@ -2,8 +2,8 @@
 
 The same anchor gives the same data, and every time is relative to the anchor. The data is valid by the published schema
 except for `empty_strings_for_nulls`, which imitates the real service and can be switched off. Some texts contain NUL
-characters, which are valid in JSON but refused by PostgreSQL. Tests make their own accounts for more unusual records,
-such as records with lone surrogates or missing links (`Account.from_records`).
+characters, which are valid in JSON but refused by PostgreSQL. Tests make accounts with more unusual records themselves
+(`Account.from_records`).
 """
 
 import random
@@ -22,7 +22,7 @@ from cliniko_pipeline.sandbox.accounts.records import Record, Site, instant
 SURF_REHAB_KEY = "MS0tdGhpcy1pcy1ub3QtYS1zZWNyZXQtc3VyZi1yZWhhYg-au4"
 HARBOUR_PILATES_KEY = "MS0tdGhpcy1pcy1ub3QtYS1zZWNyZXQtaGFyYm91cg-uk2"
 OLD_MILL_PHYSIO_KEY = "MS0tdGhpcy1pcy1ub3QtYS1zZWNyZXQtb2xkLW1pbGw"
-"""The key of an old account, which has no shard suffix and belongs to au1. All three keys are invented."""
+"""The key of an old account in au1, without a shard suffix. All three keys are invented."""
 
 SURF_REHAB_PATIENTS = 631
 _ACTIVE_SHARE = 0.40
@@ -30,7 +30,7 @@ _ACTIVE_SHARE = 0.40
 
 @dataclass(frozen=True, slots=True)
 class DemoOrganization:
-    """An organization of the operator, its Cliniko account, and the rows of its `public.contacts`.
+    """An organization of the operator, its Cliniko account, and its `public.contacts`.
 
     Each contact is a dict of id (a UUID as text), organization_id, cliniko_patient_id, name, first_name,
     last_name, email and phone.
@@ -43,9 +43,10 @@ class DemoOrganization:
 
 
 def demo_organizations(anchor: datetime, *, empty_strings_for_nulls: bool = True) -> list[DemoOrganization]:
-    """Build the three organizations as they are at `anchor` (aware, UTC; its fraction of a second is dropped).
+    """Build the three organizations as they are at `anchor` (aware, UTC).
 
-    With `empty_strings_for_nulls`, some records have "" in place of null, which the published schema does not allow.
+    Fractions of a second are dropped. With `empty_strings_for_nulls`, some records have "" in place of null, which the
+    published schema does not allow.
     """
     now = anchor.replace(microsecond=0)
     return [
@@ -56,7 +57,7 @@ def demo_organizations(anchor: datetime, *, empty_strings_for_nulls: bool = True
 
 
 def _surf_rehab(now: datetime, *, empty_strings: bool) -> DemoOrganization:
-    """Build a physiotherapy clinic with three years of individual appointments, and one weekly class."""
+    """Build a clinic with three years of individual appointments, and one weekly class."""
     dice = random.Random("surf-rehab")  # noqa: S311 - data for a demo, no secret
     # The ids grow from 18 to 19 digits on the way, so that their order as text differs from their order as numbers.
     clinic = Clinic("au", now, dice, _large_ids(999_999_999_999_760_000, 37))
@@ -198,7 +199,7 @@ def _slot(now: datetime, day: int, half_hour: int) -> datetime:
 
 
 def _weekly_classes(clinic: Clinic, site: Site, weeks: int, size: int) -> None:
-    """Add a weekly class for the last `weeks` weeks and the next four, with mostly the same patients."""
+    """Add a weekly class, for `weeks` past weeks and four more, with mostly the same patients."""
     dice = clinic.dice
     day = dice.randint(1, 6)
     old_enough = instant(clinic.now - timedelta(days=7 * weeks + 40))
@@ -257,7 +258,7 @@ def _unusual_names(clinic: Clinic, site: Site) -> None:
 
 
 def _families_and_namesakes(clinic: Clinic, site: Site) -> None:
-    """Add a family of three with one e-mail address, and three patients without any, two of them namesakes."""
+    """Add a family with one e-mail address, and three patients without any, two as namesakes."""
     parent = invent_person(clinic.dice, 71_000, clinic.country)
     for first_name in (parent.first_name, "Ruby-May", "Leo-Jack"):
         _regular(clinic, site, replace(parent, first_name=first_name))
@@ -283,7 +284,7 @@ def _archive_and_delete(clinic: Clinic, archived: int, deleted: int) -> None:
 
 
 def _merge_patients(clinic: Clinic) -> list[ClinicPatient]:
-    """Merge two pairs and a chain of three; return the merged patients. A few bookings are not moved."""
+    """Merge two pairs and a chain of three, but not all bookings; return the merged patients."""
     usable = [
         patient for patient in clinic.patients if not patient.record["archived_at"] and not patient.record["deleted_at"]
     ]
@@ -332,7 +333,7 @@ def _contacts(
 
 
 def _add_troublesome_contacts(clinic: Clinic, book: ContactBook) -> None:
-    """Add a contact that fits two namesakes, some duplicates, and a contact with an unknown patient id."""
+    """Add a contact for two namesakes, duplicates, and a contact with an unknown patient id."""
     namesakes = [patient for patient in clinic.patients if patient.record["first_name"] == "Alex"]
     if namesakes:
         book.add(namesakes[0])

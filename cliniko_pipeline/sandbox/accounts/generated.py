@@ -1,7 +1,4 @@
-"""Accounts of any size for benchmarks, which are seeded and quick to build.
-
-They have cancellations and no-shows, but none of the unusual records of `demo`.
-"""
+"""Accounts of any size for benchmarks, without the unusual records of `demo`."""
 
 import random
 from collections.abc import Iterator
@@ -47,11 +44,12 @@ def generated_account(
     *,
     name: str = "generated",
 ) -> Account:
-    """Build an account with this many patients and bookings, over the three years before `anchor` (aware, UTC).
+    """Build an account with this many patients and bookings.
 
-    The share `group_share` of the bookings (0 to 1) are classes of `CLASS_SIZE` patients. Each place in a class and
-    each individual appointment has one attendee. About 3 % of the bookings are in the future. The API key is
-    `GENERATED_KEY`, and the shard is au5. The same arguments give the same account.
+    They span the three years before `anchor` (aware, UTC). The share `group_share` of the bookings (0 to 1) are classes
+    of `CLASS_SIZE` patients. Each place in a class and each individual appointment has one attendee. About 3 % of the
+    bookings are in the future. The API key is `GENERATED_KEY`, and the shard is au5. The same arguments give the same
+    account.
     """
     now = anchor.replace(microsecond=0)
     opened = instant(now - timedelta(days=_OPENED_DAYS_AGO))

@@ -1,7 +1,4 @@
-"""Invented people, with addresses under example domains and phone numbers reserved for fiction.
-
-`demo` and `generated` decide what the people do at a clinic.
-"""
+"""Invented people, with example addresses and phone numbers reserved for fiction."""
 
 import random
 import unicodedata
@@ -33,7 +30,7 @@ _DIALLING_CODES = {"au": "61", "uk": "44"}
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """An invented person. `email` is None if the person gave no address. `birth_year` is a calendar year."""
+    """An invented person, who may have given no e-mail address."""
 
     first_name: str
     last_name: str

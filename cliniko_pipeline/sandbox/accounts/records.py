@@ -1,4 +1,4 @@
-"""Records as the API shows them, with one function per resource. Their links are unbound (see `wire`).
+"""Records as the API shows them, by resource, with unbound links (see `wire`).
 
 The names and types of the fields are those of the published API. `demo` and `generated` decide about the values. All
 times are strings in the API's format, made by `instant`.
@@ -30,7 +30,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """The id and the times of an appointment, and the times at which its record was created and last changed."""
+    """The id of an appointment, its times, and the times of its creation and last change."""
 
     id: str
     starts_at: str

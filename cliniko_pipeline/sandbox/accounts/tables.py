@@ -1,4 +1,4 @@
-"""The records of one resource, serialised once, in the API's default order, and quick to filter.
+"""The records of one resource, serialised once, in the API's default order.
 
 A table is not thread-safe, so the account that owns it locks it.
 """
@@ -22,9 +22,10 @@ _HIDING_FIELDS = ("archived_at", "cancelled_at", "deleted_at")
 
 
 class Entry:
-    """One record's JSON, with the values that lists need, so that no record is parsed for a page.
+    """One record's JSON, with the values that lists need.
 
-    Times are kept as text, because in the API's format, texts have the same order as times.
+    Serving a page therefore parses no record. Times are kept as text, because in the API's format, texts have the same
+    order as times.
     """
 
     __slots__ = ("body", "created_at", "hidden_by", "is_inactive", "key", "number", "sort_key", "updated_at")
@@ -164,7 +165,7 @@ class ResourceTable:
         return entries
 
     def _column(self, field: str) -> dict[str, Any]:
-        """Return the field's value of every entry. The values are read on first use, and then kept up to date."""
+        """Return the field's value of every entry, read on first use and then kept up to date."""
         if field not in self._columns:
             self._columns[field] = {entry.key: self._value(entry, field) for entry in self._ordered}
         return self._columns[field]
@@ -193,7 +194,7 @@ def _drawn(
 
 
 def field_value(record: dict[str, Any], field: str, kind: FieldKind) -> Any:
-    """Return the value of the filterable `field` of a record, or None if there is no usable value.
+    """Return the value of a record's filterable `field`, or None if it is not usable.
 
     Ids are numbers, and the ids of related objects come from links. Times and dates are text.
     """
