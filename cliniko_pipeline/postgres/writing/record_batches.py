@@ -108,7 +108,7 @@ class BatchWriter:
         try:
             self._finish_pending()
         except ClinikoPipelineError:
-            if error is None:  # The error of the `with` block is the earlier one, and takes precedence.
+            if error is None:  # An error of the `with` block takes precedence.
                 raise
         finally:
             self._thread.close()
