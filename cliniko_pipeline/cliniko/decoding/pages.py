@@ -212,15 +212,15 @@ def _reason(error: msgspec.ValidationError) -> str:
 
 def _not_a_list_of(name: str, reason: str) -> UnexpectedResponseError:
     return UnexpectedResponseError(
-        f"Cliniko's answer is not the list of {name} that its API promises ({reason}): check the API URL; if it "
-        "is right, this version of the pipeline is too old for the API"
+        f"Cliniko's answer is not the list of {name} that its API promises ({reason}): check the API URL; if "
+        "the URL is right, this version of the pipeline is too old for the API"
     )
 
 
 def _too_many(name: str) -> UnexpectedResponseError:
     return UnexpectedResponseError(
-        f"Cliniko's answer holds more {name} than the {MAX_ENTRIES} of a page: check the API URL; if it is right,"
-        " report this to Cliniko"
+        f"Cliniko's answer holds more {name} than the {MAX_ENTRIES} of a page: check the API URL; if the URL is"
+        " right, report this to Cliniko"
     )
 
 

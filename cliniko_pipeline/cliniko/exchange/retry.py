@@ -118,7 +118,7 @@ _RULES_BY_HUNDREDS: Mapping[int, _Rule] = {
 }
 _BLOCKED = Fail(
     PermissionDeniedError,
-    "the request was blocked in front of Cliniko with a web page, probably for its User-Agent: check that "
+    "a server in front of Cliniko blocked the request, probably because of its User-Agent: check that "
     "CLINIKO_CONTACT_EMAIL is a real e-mail address",
 )
 _REFUSALS = frozenset({401, 403})
