@@ -57,7 +57,7 @@ BENCHMARK = Benchmark(
     ),
     options={
         "--organizations": (200, "organizations to sync"),
-        "--appointments": (1_000, "of each organization"),
+        "--appointments": (1_000, "appointments of each organization"),
         "--settings": (False, "also measure with other settings of Dagster's"),
     },
 )

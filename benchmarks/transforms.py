@@ -55,11 +55,11 @@ BENCHMARK = Benchmark(
         f"contact_mapping: at most {MAX_MAPPING_SECONDS} s, growth of CPU seconds at most n log n",
     ),
     options={
-        "--patients": (100_000, "of active_patients"),
-        "--appointments": (1_000_000, "of active_patients"),
-        "--sizes": ((12_500, 25_000, 50_000, 100_000), "of contact_mapping: as many patients as contacts"),
-        "--rounds": (5, "of active_patients"),
-        "--mapping-rounds": (3, "of contact_mapping"),
+        "--patients": (100_000, "patients for active_patients"),
+        "--appointments": (1_000_000, "appointments for active_patients"),
+        "--sizes": ((12_500, 25_000, 50_000, 100_000), "numbers of patients and of contacts for contact_mapping"),
+        "--rounds": (5, "rounds of active_patients"),
+        "--mapping-rounds": (3, "rounds of contact_mapping"),
         "--only": (("active_patients", "contact_mapping"), "the tables to measure"),
     },
 )

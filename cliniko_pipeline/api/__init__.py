@@ -1,4 +1,4 @@
-"""The HTTP service: active patients, syncs, webhooks, monitoring, and the web page.
+"""The HTTP service with active patients, syncs, webhooks, monitoring and the web page.
 
 `application.py` builds the service, and `routes/` has one file per resource. The package does not import Dagster. It
 requests syncs from Dagster's webserver over GraphQL.

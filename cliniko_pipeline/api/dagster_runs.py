@@ -203,7 +203,7 @@ class DagsterRuns:
             raise CancellationRefusedError
 
     def is_reachable(self) -> bool:
-        """Return whether the webserver answers."""
+        """Return whether the webserver responds."""
         try:
             self._query("query { version }", {})
         except DagsterUnavailableError:

@@ -67,7 +67,7 @@ class Principal:
 
 
 class Gate:
-    """Authenticator of requests, which also stores refusals. Thread-safe; a process has one gate."""
+    """Authenticator of requests, which also stores refusals. Thread-safe, with one gate per process."""
 
     def __init__(self, runtime: Runtime, clock: Callable[[], float] = time.monotonic) -> None:
         self._runtime = runtime

@@ -27,7 +27,7 @@ NEED_DAGSTER = (
     ("POST", "/v1/organizations/alpha/syncs"),
 )
 REQUESTS = 60
-"""The number of requests is larger than the number of the service's threads."""
+"""Number of requests, which is larger than the number of the service's threads."""
 
 
 def test_requests_waiting_for_dagster_do_not_block_others(

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 SUCCEEDED = [("succeeded", None)]
 TICK_SECONDS = 240
-"""A tick comes every minute, and what it requests runs one after the other on a small machine."""
+"""Time limit for the effects of a tick. A tick comes every minute, and a small machine runs its runs one by one."""
 
 TICKS = """
 select 1 from dagster.job_ticks where tick_body::jsonb ->> 'job_name' = 'cliniko_syncs' and status <> 'STARTED'

@@ -34,7 +34,7 @@ ASSETS = {"cliniko/patients", "cliniko/appointments", "contact_mapping", "active
 FIRST = "surf-rehab"
 A_RUN = 120
 A_BACKFILL = 180
-"""Seconds: the daemon looks after backfills every half a minute, once to launch the runs and once to see them ended."""
+"""Seconds for a backfill. The daemon looks for backfills every half minute, to launch the runs and to see their end."""
 
 
 @pytest.fixture

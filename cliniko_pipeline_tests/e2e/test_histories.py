@@ -27,7 +27,7 @@ from cliniko_pipeline_tests.support.page_by_page import commit_each_page, small_
 from cliniko_pipeline_tests.support.pipelines import SkippedTime, opened_pipeline
 
 TESTS = 5
-"""The random histories are in so many tests, for as many processes to run them."""
+"""Number of tests with random histories, so that several processes can share the histories."""
 HISTORIES_IN_A_TEST = 8
 
 

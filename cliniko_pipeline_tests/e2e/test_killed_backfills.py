@@ -39,7 +39,10 @@ join dagster.run_tags as organization on organization.run_id = run.run_id and or
 order by run.id
 """
 RECOVERY_SECONDS = 600
-"""A limit: it takes up to two minutes to give up a run that was killed before it began, and one until its retry."""
+"""Time limit for the recovery.
+
+A run that was killed before its start is given up after two minutes, and retried after one more.
+"""
 
 
 @pytest.fixture

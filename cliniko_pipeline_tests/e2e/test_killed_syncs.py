@@ -69,7 +69,7 @@ class Clinic:
             if number < 150
         ]
         self.produced: list[Rows] = [{}]
-        """What each sync makes of active_patients if it comes so far; at first there is nothing."""
+        """The active_patients that each sync produces if it gets that far. At first, the table is empty."""
         self._lost: Records = {each: {} for each in CRAWLED}
         self._noticed: Records = {each: {} for each in CRAWLED}
         self._made = 0

@@ -36,7 +36,7 @@ from cliniko_pipeline_tests.support.waiting import wait_until
 
 OPEN, READ, SYNC, ADMIN, READ_OR_SYNC = "open", "read", "sync", "admin", "read or sync"
 SIGNED = "signed"
-"""Needs a signature instead of a token (api/routes/test_webhooks.py)."""
+"""The route needs a signature instead of a token, which api/routes/test_webhooks.py tests."""
 ROUTES = {
     ("GET", "/healthz"): OPEN,
     ("GET", "/readyz"): OPEN,

@@ -32,7 +32,7 @@ CLINICS = 8
 WEBHOOKS_OF_EACH = 50
 ALL_WEBHOOKS = CLINICS * WEBHOOKS_OF_EACH
 ALL_SYNCS = 600
-"""Seconds: eight clinics, one run after the other on a small machine."""
+"""Seconds for all syncs of eight clinics, one run after the other on a small machine."""
 
 
 class WebhookDeployment:

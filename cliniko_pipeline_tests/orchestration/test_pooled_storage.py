@@ -18,7 +18,7 @@ from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.waiting import wait_until
 
 OF_DAGSTER = "select pid from pg_stat_activity where datname = current_database() and application_name = ''"
-"""The server's processes for Dagster's connections; ours have a name."""
+"""Query for the server processes of Dagster's connections. The pipeline's connections have an application name."""
 
 
 @pytest.fixture(scope="module")

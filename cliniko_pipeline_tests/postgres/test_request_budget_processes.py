@@ -22,7 +22,7 @@ from cliniko_pipeline_tests.support.databases import created_database
 from cliniko_pipeline_tests.support.waiting import LIMIT_SECONDS
 
 HOUR = 3600.0
-"""A window that no test outlives."""
+"""A window that is longer than any test."""
 
 multiprocessing = get_context("spawn")
 

@@ -22,7 +22,7 @@ from cliniko_pipeline_tests.support.servers import LOCAL, Server, chosen_program
 
 HOST = "db.example.org"
 NO_ROUTE = "ff0e::1"
-"""A multicast address: connecting to one fails on every machine as connecting without IPv6 does."""
+"""A multicast address. On every machine, a connection to it fails like a connection without IPv6."""
 
 NEVER_THE_CAUSE = ("does not exist.", "dagster.yaml", "pipeline migrate", "the connection broke")
 

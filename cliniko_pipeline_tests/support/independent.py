@@ -54,7 +54,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Resource name ("patients", "individual_appointments", ...) to everything Cliniko has of it, as JSON."""
+"""All records of the account in Cliniko, as JSON, by the name of their resource ("patients", ...)."""
 
 Contact = Mapping[str, Any]
 """A row of public.contacts."""

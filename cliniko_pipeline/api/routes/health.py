@@ -1,4 +1,4 @@
-"""`/healthz` and `/readyz`: whether the process answers, and whether the service can serve."""
+"""Routes that report whether the process responds (`/healthz`) and the service is ready (`/readyz`)."""
 
 import time
 from http import HTTPStatus
@@ -22,7 +22,7 @@ router = APIRouter(tags=["monitoring"])
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """The process responds."""
 
     status: Literal["ok"] = "ok"
 
@@ -36,7 +36,7 @@ class Readiness(BaseModel):
 
 @router.get("/healthz")
 async def get_health() -> Health:
-    """Return 200 as long as the process answers, however busy its threads are."""
+    """Return 200 as long as the process responds, even if all its threads are busy."""
     return Health()
 
 

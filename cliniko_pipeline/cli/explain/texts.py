@@ -26,7 +26,7 @@ MAX_IDS = 5
 
 
 def verdict(found: Explanation) -> str:
-    """Return the answer in one sentence."""
+    """Return whether and why the patient is active, in one sentence."""
     patient = f"Patient {found.patient_id}"
     record = found.person.record
     if record is None:

@@ -30,7 +30,7 @@ DEFAULT_OPTIONS = SyncOptions()
 @click.option(
     "--accept-deletions",
     is_flag=True,
-    help="With --full: mark records as deleted even if suspiciously many are missing.",
+    help="With --full, mark records as deleted even if suspiciously many are missing.",
 )
 @click.option(
     "--accept-unmatched", is_flag=True, help="Write the contact mapping even if suspiciously many matches are lost."

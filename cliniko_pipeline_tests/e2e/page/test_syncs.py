@@ -24,7 +24,7 @@ from cliniko_pipeline_tests.support.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 PAGES_BEFORE_THE_HOLD = 40
-"""All patients and some of the individual appointments."""
+"""Pages that are served before the hold, which are those of all patients and some individual appointments."""
 
 
 def test_sync_is_followed_through_broken_connections(environ: dict[str, str], tmp_path: Path, pictures: Path) -> None:

@@ -28,7 +28,7 @@ from cliniko_pipeline_tests.support.properties import THOROUGH, examples
 # Examples are not shrunk, because shrinking takes minutes.
 PHASES = [Phase.explicit, Phase.generate, *([Phase.shrink] if THOROUGH else [])]
 UNANSWERED_SECONDS = WINDOW + LONGEST_ANSWER_SECONDS
-"""How long a request counts that nobody reported as answered."""
+"""Time for which a request counts if nobody reports its response."""
 
 pauses = st.sampled_from([0.0, 0.0, 0.0, 0.3, 2.5, 40.0, 61.0])
 latencies = st.sampled_from([0.0, 0.05, 0.2, 1.5, 20.0, 59.9, 61.0, 119.0])
