@@ -44,7 +44,7 @@ def noted(what: str, taken: Taken) -> Taken:
 
 @dataclass(frozen=True)
 class Command:
-    """A command that has run. Its start and its exit are UNIX seconds."""
+    """A command that has run. `begin` and `end` are UNIX seconds."""
 
     begin: float
     end: float
@@ -58,10 +58,10 @@ def run_command(
     server_cpu: Callable[[], float],
     max_seconds: float,
 ) -> Command:
-    """Run a command and return what it and its children took. Raise `BenchmarkError` if it fails.
+    """Run a command and measure it with its children. Raise `BenchmarkError` if it fails.
 
-    The peak is that of the largest process. The kernel counts it from the memory of this process, so a peak that is not
-    larger is unknown: 0.
+    The peak is the peak of the largest process. The kernel reports at least the memory of this process, so a smaller
+    peak is unknown, and 0 is returned for it.
     """
     server_before = server_cpu()
     begin = time.time()

@@ -48,7 +48,7 @@ EMBEDDED, DEBIAN = "embedded", "debian"
 IMPORTS = "import click, sqlalchemy, psycopg"
 
 BENCHMARK = Benchmark(
-    measures="the command sync beside floors, a plain loop, dlt, and an empty Dagster run",
+    measures="the command sync, compared with floors, a plain loop, dlt, and an empty Dagster run",
     duration="forty minutes",
     targets=(
         "first sync / (fastest floor + empty run): at most 1.5, with latency 1.25; PostgreSQL's CPU / the floor's: 1.8",
@@ -56,14 +56,14 @@ BENCHMARK = Benchmark(
         "one changed record: 1.3 empty runs; 20 organizations: 8 times one; --help, status: 2 times their imports",
     ),
     options={
-        "--patients": (20_000, "of the account"),
-        "--appointments": (100_000, "of the account"),
-        "--latencies": ((0, 100), "milliseconds until the simulated Cliniko answers"),
-        "--rounds": (3, "of everything; of dlt and the plain loop with latency: one"),
-        "--servers": ((EMBEDDED, DEBIAN), "PostgreSQL servers; Debian's is left out where none is installed"),
-        "--large": (5, "times the account, for growth; 0: leave it out"),
-        "--organizations": (20, "of `sync --all`; 0: leave it out"),
-        "--only": ((), "words of names: ours, empty, floors, plain_loop, dlt, later, large, many"),
+        "--patients": (20_000, "patients of the account"),
+        "--appointments": (100_000, "appointments of the account"),
+        "--latencies": ((0, 100), "milliseconds until the simulated Cliniko responds"),
+        "--rounds": (3, "rounds, except that dlt and the plain loop have one round with latency"),
+        "--servers": ((EMBEDDED, DEBIAN), "PostgreSQL servers; Debian's is skipped if it is not installed"),
+        "--large": (5, "factor of the size of the large account; 0 skips this account"),
+        "--organizations": (20, "organizations of `sync --all`; 0 skips this command"),
+        "--only": ((), "parts of the names to measure: ours, empty, floors, plain_loop, dlt, later, large, many"),
     },
 )
 
@@ -99,12 +99,13 @@ HELP, STATUS = "--help", "status"
 ONE, ALL = "one organization", "--all of them"
 
 Found = dict[tuple[str, str], list[Measurement]]
-"""Measurements by situation (a latency, or one of those above) and name."""
+"""Measurements by situation and name. A situation is a latency, LATER, LARGE or MANY."""
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure on all servers and report."""
-    needs_others = any(_is_chosen(options, each.module) for each in CONTENDERS if each not in (OURS, EMPTY))
+    others = [contender for contender in CONTENDERS if contender not in (OURS, EMPTY)]
+    needs_others = any(_is_chosen(options, contender.module) for contender in others)
     if needs_others and not all(map(find_spec, ("dlt", "pycurl", "requests"))):
         raise BenchmarkError("it needs benchmarks/requirements.txt: run `make benchmark ARGS=syncs`")
     with ExitStack() as stack:
@@ -116,7 +117,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
             course.server.execute("alter system set autovacuum = off", "select pg_reload_conf()")
         _measure(courses, options)
         packages = [name for name in ("dagster", "psycopg", "aiohttp", "pycurl", "dlt") if find_spec(name)]
-        report.show_machine(", ".join(f"{each.server.version} ({each.name})" for each in courses), *packages)
+        report.show_machine(", ".join(f"{course.server.version} ({course.name})" for course in courses), *packages)
     for course in courses:
         size = f"{options.patients:,} patients and {options.appointments:,} appointments"
         report.show(_table(course.found, f"{course.name} server, {size}"), _parts(course.found))
@@ -124,11 +125,11 @@ def run(options: argparse.Namespace, report: Report) -> None:
 
 
 def _measure(courses: Sequence["_Course"], options: argparse.Namespace) -> None:
-    """Measure the chosen situations, one simulated Cliniko after the other."""
+    """Measure the chosen situations. Only one simulated Cliniko runs at a time."""
     size = (options.patients, options.appointments)
     with sandbox_process(*size) as sandbox:
         answers = _Answers(options.appointments)
-        contenders = [each for each in CONTENDERS if _is_chosen(options, each.module)]
+        contenders = [contender for contender in CONTENDERS if _is_chosen(options, contender.module)]
         for course in courses:
             for latency in options.latencies if contenders else ():
                 course.measure_first(sandbox, answers, contenders, latency)
@@ -136,7 +137,7 @@ def _measure(courses: Sequence["_Course"], options: argparse.Namespace) -> None:
         for course in courses if _is_chosen(options, LATER) else ():
             course.measure_later(sandbox)
     if options.large and _is_chosen(options, LARGE):
-        with sandbox_process(*(options.large * each for each in size)) as sandbox:
+        with sandbox_process(*(options.large * number for number in size)) as sandbox:
             for course in courses:
                 course.measure_large(sandbox)
     if options.organizations and _is_chosen(options, MANY):
@@ -151,7 +152,7 @@ def _is_chosen(options: argparse.Namespace, name: str) -> bool:
 
 
 def _programs(options: argparse.Namespace) -> list[tuple[str, Path | None]]:
-    """Return the chosen servers with the folder of their programs; None: the embedded one's."""
+    """Return the chosen servers by name, with the folder of their programs. None stands for the embedded server."""
     installed = {EMBEDDED: None} | ({DEBIAN: found} if (found := debian_programs()) else {})
     chosen = [(name, installed[name]) for name in options.servers if name in installed]
     if not chosen:
@@ -163,7 +164,7 @@ def _programs(options: argparse.Namespace) -> list[tuple[str, Path | None]]:
 
 
 class _Answers:
-    """The rows that all contenders must have for an account, as of the time when this is made."""
+    """The rows that all contenders must have for an account, as of the creation of this object."""
 
     def __init__(self, appointments: int) -> None:
         self.appointments = appointments
@@ -171,7 +172,7 @@ class _Answers:
         self._expected: dict[str, str] = {}
 
     def require_same(self, contender: Contender, database: Database) -> None:
-        """Raise an error if rows differ from those of the contenders before. Only results are compared with dlt's."""
+        """Raise BenchmarkError if rows differ from those of previous contenders. Of dlt, only results are compared."""
         by_us = contender == OURS
         records, results = ("cliniko", "public") if by_us else (SCHEMA, SCHEMA)
         rows = {
@@ -193,7 +194,7 @@ class _Answers:
 
 @dataclass
 class _Course:
-    """Measures on one server."""
+    """The measurements on one server."""
 
     name: str
     server: Server
@@ -207,16 +208,18 @@ class _Course:
         sandbox.apply(partial(_set_latency, latency))
         for number in range(self.rounds):
             first = number * len(contenders) // self.rounds
-            for each in [*contenders[first:], *contenders[:first]]:
-                if latency and each.is_slow and number:
+            for contender in [*contenders[first:], *contenders[:first]]:
+                if latency and contender.is_slow and number:
                     continue
-                with prepared_home(self.server, sandbox.account, has_dagster=each in (OURS, EMPTY)) as home:
-                    self._note(_answered(latency), each.name, lambda: _contend(each, home, sandbox, answers))  # noqa: B023
-                    if each != EMPTY:
-                        answers.require_same(each, home.database)
+                has_dagster = contender in (OURS, EMPTY)
+                with prepared_home(self.server, sandbox.account, has_dagster=has_dagster) as home:
+                    contend = partial(_contend, contender, home, sandbox, answers)
+                    self._note(_answered(latency), contender.name, contend)
+                    if contender != EMPTY:
+                        answers.require_same(contender, home.database)
 
     def measure_later(self, sandbox: SandboxProcess) -> None:
-        """Measure syncs after the first one, and commands that only show something."""
+        """Measure syncs after the first sync, and commands that only show something."""
         with prepared_home(self.server, sandbox.account) as home:
             home.sync()
             for _ in range(self.rounds):
@@ -235,8 +238,8 @@ class _Course:
                 self._note(LARGE, OURS.name, home.sync)
 
     def measure_many(self, sandbox: SandboxProcess, number: int) -> None:
-        """Measure first syncs of one small organization, and of many by one command."""
-        ids = [f"clinic-{each:02}" for each in range(number)]
+        """Measure first syncs of one small organization, and of many organizations by one command."""
+        ids = [f"clinic-{index:02}" for index in range(number)]
         for _ in range(self.rounds):
             with prepared_home(self.server, sandbox.account) as home:
                 self._note(MANY, ONE, home.sync)
@@ -250,7 +253,7 @@ class _Course:
 
 
 def _contend(contender: Contender, home: Home, sandbox: SandboxProcess, answers: _Answers) -> Measurement:
-    """Have a contender read the account."""
+    """Run the contender on the account and return its measurement."""
     if contender == OURS:
         return home.sync("--as-of", answers.as_of)
     if contender == EMPTY:
@@ -266,7 +269,7 @@ def _contend(contender: Contender, home: Home, sandbox: SandboxProcess, answers:
         answers.appointments,
         answers.as_of,
     )
-    # By default dlt reports its use, keeps its state in the user's home, and warns of each column that has only nulls.
+    # By default, dlt sends telemetry, keeps its state in the user's home, and warns of each column that has only nulls.
     environ = {"RUNTIME__DLTHUB_TELEMETRY": "false", "DLT_DATA_DIR": str(home.folder), "RUNTIME__LOG_LEVEL": "ERROR"}
     module, *variant = contender.module.split("/")
     before = server_cpu_seconds(home.server.home)
@@ -285,7 +288,7 @@ def _set_latency(latency: int, sandbox: Sandbox, _account: Account) -> None:
 
 
 def _change_one(_sandbox: Sandbox, account: Account) -> None:
-    """Change whether the patient of the first appointment came."""
+    """Change one record, in which the patient of the first appointment did or did not arrive."""
     query = read_query(RESOURCES[LARGEST], {"page": "1", "per_page": "1"}.items())
     record = wire.parse(account.page(LARGEST, query).bodies[0])
     changes = {"did_not_arrive": not record["did_not_arrive"], "updated_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
@@ -302,15 +305,15 @@ def _targets(server: str, found: Found, options: argparse.Namespace) -> list[Tar
     def add(
         claim: str, above: Taken | None, below: Sequence[Taken | None], limit: float, *, least: bool = False
     ) -> None:
-        present = [each.seconds for each in below if each is not None]
+        present = [other.seconds for other in below if other is not None]
         if above is not None and len(present) == len(below):
             targets.append(Target(f"{server}: seconds of {claim}", above.seconds / sum(present), limit, at_least=least))
 
     for latency in options.latencies:
         answered = _answered(latency)
-        ours, empty, *_, dlt = (taken.get((answered, each.name)) for each in CONTENDERS)
-        floors = [taken[answered, each.name] for each in FLOORS if (answered, each.name) in taken]
-        floor = min(floors, key=lambda one: one.seconds, default=None)
+        ours, empty, *_, dlt = (taken.get((answered, contender.name)) for contender in CONTENDERS)
+        names = [contender.name for contender in FLOORS if (answered, contender.name) in taken]
+        floor = min((taken[answered, name] for name in names), key=lambda figures: figures.seconds, default=None)
         claim = f"a first sync / the fastest floor and an empty run, {answered}"
         add(claim, ours, [floor, empty], 1.25 if latency else 1.5)
         if not latency:
@@ -325,13 +328,13 @@ def _targets(server: str, found: Found, options: argparse.Namespace) -> list[Tar
     )
     add(f"a sync with {CHANGED} / an empty run", changed, [empty], 1.3)
     add(f"{options.organizations} organizations / one", taken.get((MANY, ALL)), [taken.get((MANY, ONE))], 8)
-    for name, one in zip((HELP, STATUS), shown, strict=True):
-        add(f"{name} / its imports", one, [imports], 2)
+    for name, command in zip((HELP, STATUS), shown, strict=True):
+        add(f"{name} / its imports", command, [imports], 2)
     return targets
 
 
 def _median(measured: Sequence[Measurement]) -> Taken:
-    return median_of([one.taken for one in measured])
+    return median_of([measurement.taken for measurement in measured])
 
 
 def _table(found: Found, title: str) -> Table:
@@ -340,17 +343,17 @@ def _table(found: Found, title: str) -> Table:
     columns += [("CPU seconds", "{:.2f}"), ("PostgreSQL's", "{:.2f}"), ("peak", "{:.0f} MB")]
     rows: list[tuple[object, ...]] = []
     for (situation, name), measured in found.items():
-        taken, spread = _median(measured), seconds_range([one.taken for one in measured])
+        taken, spread = _median(measured), seconds_range([measurement.taken for measurement in measured])
         figures = (taken.seconds, spread, taken.cpu, taken.server_cpu, taken.peak or None)
         rows.append((situation, name, len(measured), *figures))
     return table(columns, rows, title, left=2)
 
 
 def _parts(found: Found) -> Table:
-    """Return a table of the parts of our syncs."""
+    """Return a table of the parts of the pipeline's syncs."""
     columns = [("", "{}"), ("", "{}"), *((part.removeprefix("cliniko__"), "{:.2f}") for part in PARTS)]
     rows = [
-        (*key, *(median(one.parts[part] for one in measured) for part in PARTS))
+        (*key, *(median(measurement.parts[part] for measurement in measured) for part in PARTS))
         for key, measured in found.items()
         if measured[0].parts
     ]

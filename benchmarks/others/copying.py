@@ -100,11 +100,11 @@ def _name_line(record: _Record, name: str) -> str:
 
 
 def _type_lines(body: bytes) -> str:
-    return "".join([_name_line(one, one.name) for one in _decode_types(body).appointment_types])
+    return "".join([_name_line(record, record.name) for record in _decode_types(body).appointment_types])
 
 
 def _practitioner_lines(body: bytes) -> str:
-    return "".join([_name_line(one, one.display_name) for one in _decode_practitioners(body).practitioners])
+    return "".join([_name_line(record, record.display_name) for record in _decode_practitioners(body).practitioners])
 
 
 def _patient_lines(body: bytes) -> str:

@@ -16,7 +16,7 @@ from benchmarks.others.tasks import EVERYTHING, HEADERS, LARGEST, PAGE_SIZE, Tas
 from benchmarks.others.transforming import transform
 
 DATASET = "by_dlt"
-# Without these hints dlt makes no column where all values are null.
+# Without these hints, dlt makes no column if all its values are null.
 DATES = ("archived_at", "deleted_at", "cancelled_at", "ends_at")
 COLUMNS = {name: {"data_type": "timestamp", "nullable": True} for name in DATES}
 

@@ -1,4 +1,4 @@
-"""Contender that does nothing: a run of the empty Dagster project, in a process of its own."""
+"""Contender that does nothing, as a run of the empty Dagster project in a separate process."""
 
 import sys
 
@@ -8,7 +8,7 @@ from benchmarks.fixtures.empty_runs import JOB, PARTITIONS, definitions
 
 
 def main(organization_id: str) -> int:
-    """Run it as the pipeline's worker runs a sync, and return 0 if it succeeds."""
+    """Run the empty job as the pipeline's worker runs a sync. Return 0 if the run succeeds."""
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(PARTITIONS, [organization_id])
         result = (

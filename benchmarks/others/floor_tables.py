@@ -27,7 +27,7 @@ RESULTS = (CONTACT_MAPPING, ACTIVE_PATIENTS)
 
 
 def make_tables(task: Task, *tables: Table) -> None:
-    """Create these tables, or those of all resources and results."""
+    """Create the given tables, or by default the tables of all resources and results."""
     with psycopg.connect(task.database_url) as connection:
         connection.execute(f"create schema {SCHEMA}".encode())
         for table in tables or (*TABLES.values(), *RESULTS):

@@ -1,5 +1,7 @@
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Floors: programs that do only the unavoidable work, from the download of all pages to the active patients.
+"""Floors, which are programs that do only the unavoidable work.
+
+They download all pages, store the records and compute the active patients.
 
 The page numbers are known, and eight connections read the pages. There is a floor for each of three HTTP clients. The
 pipeline is compared with the fastest floor.

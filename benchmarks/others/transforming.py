@@ -19,7 +19,7 @@ from {SCHEMA}.patients as patient
 inner join public.contacts as contact on contact.cliniko_patient_id = patient.id
 """
 
-# Only a key of one patient and one contact matches them.
+# A key matches a patient and a contact only if no other patient and no other contact has it.
 _SAME_KEY = """
 {into} '{method}'
 from (
@@ -52,7 +52,7 @@ def transform(task: Task) -> None:
     """Write the mapping and the active patients."""
     with psycopg.connect(task.database_url) as connection:
         for statement in (
-            # Without statistics, nested loops would take minutes.
+            # The tables have no statistics, so nested loops would take minutes.
             *SETTINGS_OF_OURS,
             _NAMED,
             _same_key("email", "email", "email"),
