@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 from queue import Empty, SimpleQueue
 
@@ -67,7 +68,7 @@ class _WorkerPool:
     def start(self, number: int) -> "list[_Worker | None]":
         """Start the workers. A worker that dies is replaced."""
         # Dagster is imported once, before the first worker is forked.
-        import cliniko_pipeline.cli.runs.worker_process  # noqa: F401, PLC0415
+        import_module("cliniko_pipeline.cli.runs.worker_process")
 
         # Modules are not garbage. Otherwise the interpreter examines all of them at its end, for half a second.
         gc.freeze()
@@ -138,11 +139,12 @@ class _Worker:
     """The parent's handle of a worker process."""
 
     def __init__(self, options: SyncOptions) -> None:
-        # This import loads Dagster once, before the first fork. Elsewhere than on Linux, forked processes can crash.
         from cliniko_pipeline.cli.runs.worker_process import serve  # noqa: PLC0415
 
         # On macOS, forked processes can crash.
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        context = (
+            multiprocessing.get_context("fork") if sys.platform == "linux" else multiprocessing.get_context("spawn")
+        )
         self._connection, theirs = context.Pipe()
         arguments = (theirs, self._connection, options)
         self._process: BaseProcess = context.Process(target=serve, args=arguments, name="sync worker")
