@@ -26,7 +26,7 @@ from cliniko_pipeline_tests.support import hostile_accounts as hostile
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.independent import expected_active_patients, expected_contact_mapping
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, opened_pipeline
-from cliniko_pipeline_tests.support.processes import CommandLine, processes_of, workers_of
+from cliniko_pipeline_tests.support.processes import CommandLine, processes_of
 from cliniko_pipeline_tests.support.stop_points import Event, StopPoints
 from cliniko_pipeline_tests.support.sync_processes import Ended, SyncProcesses, home_with_files
 from cliniko_pipeline_tests.support.synced_organizations import (
@@ -385,7 +385,7 @@ def test_worker_of_a_killed_command_ends(database_url: URL, tmp_path: Path) -> N
                 running.wait_until(is_stopped, "the worker did not come to its fifth write")
                 running.process.kill()
                 running.process.wait()
-                assert workers_of(tmp_path)
+                assert processes_of(tmp_path), "the worker ended with the command"
                 stopped.close()
                 done = command("sync", "clinic", "--as-of", START.isoformat(), seconds=180)
         assert done.returncode == 0, done.stderr

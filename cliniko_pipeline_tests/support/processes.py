@@ -159,7 +159,14 @@ def wait_until_processes_end(home: Path) -> None:
 
 
 def workers_of(home: Path) -> list[int]:
+    """Return the processes of runs that Dagster launched."""
     return [number for number, command in processes_of(home).items() if "spawn_main" in command]
+
+
+def children_of(process: int) -> list[int]:
+    """Return the child processes, such as the workers of `sync`."""
+    threads = Path(f"/proc/{process}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 
 
 CODE_SERVER_IS_GONE = ("DagsterCodeLocationNotFoundError", "DagsterUserCodeUnreachableError", "_InactiveRpcError")

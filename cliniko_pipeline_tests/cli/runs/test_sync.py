@@ -17,9 +17,9 @@ from cliniko_pipeline_tests.support.processes import (
     SCRIPT,
     CommandLine,
     assert_refused,
+    children_of,
     processes_of,
     wait_until_processes_end,
-    workers_of,
 )
 from cliniko_pipeline_tests.support.sync_processes import home_with_files, sync_in_a_fork
 
@@ -57,9 +57,9 @@ def test_failures_of_others_leave_an_organization_alone(command: CommandLine, cl
         running.wait_for("alpha: done")
         running.wait_for("beta: failed")
         running.wait_until(lambda: clinics.run_states("gamma") == [("running", None)], "gamma does not run")
-        running.wait_until(lambda: len(workers_of(home)) == 1, "other workers have not ended")
+        running.wait_until(lambda: len(children_of(running.process.pid)) == 1, "other workers have not ended")
         command_lines = "".join(processes_of(home).values())
-        os.kill(workers_of(home)[0], signal.SIGKILL)
+        os.kill(children_of(running.process.pid)[0], signal.SIGKILL)
         assert running.wait(60) == 1
     wait_until_processes_end(home)
     assert [clinics.active(name) for name in NAMES] == [1, 0, 0]
