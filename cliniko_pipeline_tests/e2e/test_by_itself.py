@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cliniko_pipeline.orchestration.plans.due_syncs import _last_scheduled, _share
+from cliniko_pipeline.orchestration.plans.due_syncs import _last_scheduled, _offset
 from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline_tests.support.alert_channels import WebhookChannel, opened_channel
 from cliniko_pipeline_tests.support.clinics import Clinics
@@ -44,7 +44,7 @@ def _minutes_without_a_due_time() -> int:
 
     def time_left(organization_id: str, minutes: int) -> timedelta:
         period = timedelta(minutes=minutes)
-        return _last_scheduled(now, period, _share(organization_id, "sync", period)) + period - now
+        return _last_scheduled(now, period, _offset(organization_id, "sync", period)) + period - now
 
     names = ("alpha", "beta", "gamma", "delta")
     return next(

@@ -109,7 +109,7 @@ LASTING_FAULTS = {
     Faults(too_many_requests_rate=1.0): (
         "patients, page 1",
         "6 answers 429",
-        "give the pipeline a user of its own",
+        "give the pipeline its own user",
     ),
     Faults(not_an_object_rate=1.0): ("patients", "not the list of patients that its API promises"),
 }

@@ -42,7 +42,7 @@ def test_refused_field_is_remembered_until_a_full_sync(clinic: SyncedOrganizatio
     assert refused_requests(clinic) == 1
     assert refused_requests(clinic) == 1
     assert refused_requests(clinic) == 0
-    assert "Cliniko refuses to sort patients by id: where a page ends" in clinic.problems()
+    assert "Cliniko refuses to sort patients by id: records created in the same second" in clinic.problems()
     assert "Cliniko refuses to filter patients by updated_at: every sync reads the list in full." in clinic.problems()
     assert clinic.pipeline.compare_counts(clinic.id).success
     assert clinic.sandbox.counters.requests(status=400) == 0

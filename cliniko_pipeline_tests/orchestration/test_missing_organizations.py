@@ -44,7 +44,7 @@ def test_missing_organizations_keep_partitions_and_raise_an_alert(
     ]
     message = channel.received[1]["message"]
     assert "public.api_credentials any more, although there were some organizations (alpha, beta)" in message
-    assert "stay as they are" in message
+    assert "stay unchanged" in message
 
 
 def test_disabled_organizations_are_not_missing(deployment: Deployment, channel: WebhookChannel) -> None:

@@ -17,11 +17,11 @@ from typing import Any, Self
 
 import yaml
 
-from cliniko_pipeline import runtime
 from cliniko_pipeline.cli.runs import ended, worker_process
 from cliniko_pipeline.cliniko import client
 from cliniko_pipeline.cliniko.events import PageRead
 from cliniko_pipeline.orchestration.assets.extraction import COMMIT_INTERVAL_SECONDS
+from cliniko_pipeline.runtime import open_runtime
 from cliniko_pipeline.sync_options import SyncOptions
 from cliniko_pipeline_tests.support.fork_server import fork_server
 from cliniko_pipeline_tests.support.page_by_page import crawl_page_by_page
@@ -142,8 +142,7 @@ def sync(
         seconds_a_page = COMMIT_INTERVAL_SECONDS
         client.crawl_pages = crawl_page_by_page
     if seconds_a_page is not None:
-        open_runtime = partial(runtime.open_runtime, elapsed=lambda: command.pages_read * seconds_a_page)
-        runtime.open_runtime = open_runtime
+        worker_process.open_runtime = partial(open_runtime, elapsed=lambda: command.pages_read * seconds_a_page)
     worker_process.serve(command, command, SyncOptions(as_of and datetime.fromisoformat(as_of), **options))
     os.write(answer, json.dumps(command.error).encode())
     os._exit(0)
