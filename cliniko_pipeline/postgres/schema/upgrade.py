@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib import resources
+from pathlib import Path
 from threading import Lock
 
 import sqlalchemy as sa
@@ -318,8 +319,8 @@ def _upgrade(connection: Connection) -> list[str]:
 @cache
 def _revisions() -> list[str]:
     """Return the revisions of all migrations in order, which are the numbers of their files."""
-    names = (file.name for file in resources.files(_MIGRATIONS).joinpath("versions").iterdir())
-    return sorted(name[:4] for name in names if re.fullmatch(r"\d{4}_\w+\.py", name))
+    files = Path(str(resources.files(_MIGRATIONS))).joinpath("versions").rglob("*.py")
+    return sorted(file.name[:4] for file in files if re.fullmatch(r"\d{4}_\w+\.py", file.name))
 
 
 def _run_migrations(connection: Connection) -> None:
@@ -330,6 +331,7 @@ def _run_migrations(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(resources.files(_MIGRATIONS)).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
+    config.set_main_option("recursive_version_locations", "true")
     config.attributes["connection"] = connection
     with _ALEMBIC:
         command.upgrade(config, "head")
