@@ -3,6 +3,7 @@
 They are not ConfigurableResources, because the `repr` of those shows resolved fields, which include secrets.
 """
 
+import gc
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -87,6 +88,8 @@ def runtime_resource() -> dg.ResourceDefinition:
     def opened(context: dg.InitResourceContext) -> Generator[Runtime, None, None]:
         with open_runtime(load_settings()) as runtime, ExitStack() as stack:
             if context.run is not None:
+                # Modules are not garbage. Without this, the interpreter examines them at the end of the process.
+                gc.freeze()
                 stack.enter_context(heartbeats_inside_run(runtime, context.run.run_id))
             yield runtime
 
