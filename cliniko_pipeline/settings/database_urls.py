@@ -39,6 +39,9 @@ _INSTEAD = {
 }
 
 
+_HOST_LIST = "write a port for each host: postgresql://USER:PASSWORD@/DATABASE?host=ONE,TWO&port=5432,5432"
+
+
 def database_url(value: str) -> str:
     """Return the URL with its scheme in lower case. The driver is chosen where the URL is used.
 
@@ -50,6 +53,8 @@ def database_url(value: str) -> str:
         raise ValueError(f"is not a database URL; write it as {URL_FORM}.")
     if scheme not in _SCHEMES:
         raise ValueError(_foreign_database(scheme))
+    if "," in rest.partition("/")[0].rpartition("@")[2]:
+        raise ValueError(f"lists several hosts before the slash; {_HOST_LIST}.")
     _require_database_name(rest)
     if problem := _parameter_problem(urlsplit(f"postgresql://{rest}").query):
         raise ValueError(problem)
@@ -98,7 +103,13 @@ def _parameter_problem(query: str) -> str | None:
 
     The description never contains a value.
     """
-    for name, value in parse_qsl(query, keep_blank_values=True):
+    parameters = parse_qsl(query, keep_blank_values=True)
+    hosts, ports = (
+        ",".join(value for name, value in parameters if name == part).split(",") for part in ("host", "port")
+    )
+    if ports != [""] and len(hosts) != len(ports):
+        return f"has {len(hosts)} hosts and {len(ports)} ports; {_HOST_LIST}."
+    for name, value in parameters:
         if name == "sslmode" and value not in _SSL_MODES:
             return _ssl_mode(value)
         if name in _KNOWN:

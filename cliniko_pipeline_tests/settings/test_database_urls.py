@@ -19,6 +19,7 @@ URL = "postgresql://u:s3cret@db.example/clinic"
         ("sslmode=always", "verify-full"),
         ("colour=blue", "do not know (colour)"),
         ("a%20b=blue", "do not know (that cannot be read)"),
+        ("host=one,two&port=5432", "has 2 hosts and 1 ports; write a port for each host"),
     ],
 )
 def test_foreign_parameter_is_named_with_its_remedy(query: str, words: str) -> None:
@@ -33,3 +34,10 @@ def test_foreign_parameter_is_named_with_its_remedy(query: str, words: str) -> N
 @pytest.mark.parametrize("query", ["sslmode=verify-full&sslrootcert=system", "options=-c%20statement_timeout%3D0"])
 def test_parameter_of_postgresql_is_kept(query: str) -> None:
     assert load_settings({"DATABASE_URL": f"{URL}?{query}"}).database_url == f"{URL}?{query}"
+
+
+def test_host_list_is_read_with_a_port_for_each_host() -> None:
+    with pytest.raises(SettingsError, match="lists several hosts before the slash; write a port for each") as raised:
+        load_settings({"DATABASE_URL": "postgresql://user:s3cret@one:5432,two:5432/clinics"})
+    assert "s3cret" not in str(raised.value)
+    assert load_settings({"DATABASE_URL": f"{URL}?host=one,two&port=5432,5433"}).database_url is not None

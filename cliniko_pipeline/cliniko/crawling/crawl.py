@@ -1,4 +1,4 @@
-"""A crawl of a list that changes while it is read, which misses no record.
+"""A crawl that misses no record of a list, although the list changes while it is read.
 
 Pages are offsets into a live list. If pages were read from first to last, a deletion would move a record from the next
 page to a page that was already read. So the crawl reads the first page, which announces the number of entries, then the
@@ -7,8 +7,11 @@ If the list got shorter, the first page is read again at the end (backwards.py).
 
 This works as long as nothing is added to the list. So all pages except the first are bounded: they contain only records
 with time stamps more than MAX_CLOCK_SKEW before the first response. Newer records are read last, and only if the number
-of entries shows that there may be any. If a clock is set back further, records can still be added to the bounded pages.
-The list then has more entries than expected, and as many pages are read again as the added records may have moved.
+of entries shows that there may be any.
+
+If one of Cliniko's clocks is wrong by more than MAX_CLOCK_SKEW, records can still be added to the bounded pages. They
+move unread records to pages that were already read. The crawl notices that the list grew, and goes back by the number
+of pages that the added records can fill.
 """
 
 from collections.abc import Iterator
@@ -31,8 +34,8 @@ from cliniko_pipeline.errors import UnexpectedResponseError
 class Checkpoint:
     """The place where a crawl resumes, in the same or another process.
 
-    `page` is the number of the page to read next, after which the pages before it follow. It is 0 if only the newest
-    records are still to be read. `started_at` is the server's clock at the start of the crawl, None if unknown. The
+    `page` is the number of the page to read next. From there the crawl reads towards the first page. It is 0 if only
+    the newest records are still to be read. `started_at` is the server's clock at the start of the crawl, None if unknown. The
     crawl does not have to read records added later. `total_entries` is the number of entries that the list would have
     without deletions since the start.
     """
@@ -75,8 +78,9 @@ def crawl_pages(
     neither deleted nor changed during the crawl. Some records come twice. Each page costs one request. A list that got
     shorter costs one more request for the first page, and one for each page of the newest records.
 
-    If `request` raises ClinikoUnavailableError for a page, `fetch_part` requests parts of it. A record for which
-    `fetch_part` raises the same error becomes a rejected record, if Cliniko returns other records.
+    If `request` raises ClinikoUnavailableError for a page, `fetch_part` requests parts of it. A single record for which
+    `fetch_part` raises the same error becomes a rejected record, provided that Cliniko still returns some other record
+    of the resource. Otherwise the error is raised.
 
     Raises ForeignLinkError for a `next` link that leaves the API URL. Raises UnexpectedResponseError for a `next` link
     to the wrong page, and for a list that contradicts itself repeatedly. Contradictions are incomplete pages, a last
@@ -89,7 +93,7 @@ def crawl_pages(
         except UnexpectedResponseError:
             if listing.can_filter_by("created_at"):
                 raise
-            # Start again, because without this filter the group at the checkpoint cannot be read by itself.
+            # Start again: Cliniko refuses the filter that would select the records created in the checkpoint's second.
             yield from crawl_pages(listing, request, max_in_flight=max_in_flight, fetch_part=fetch_part)
         return
     first = read_first(listing, requests)
@@ -114,11 +118,11 @@ def _crawl_rest(
     started_at, expected = checkpoint.started_at, checkpoint.total_entries
     last_number, first_again = checkpoint.page, checkpoint.page == 1
     if is_resumed and last_number:
-        # Read the page after the checkpoint again, because its first group may have been read only in part.
+        # Read the page after the checkpoint again. The records at its start may share a second with unread ones.
         last_number = min(last_number + 1, max(1, listing.page_count(expected)))
     pages_yielded = listing.page_count(expected) - last_number + 1
     resume_at: Checkpoint | None = checkpoint
-    # Nothing is added to this part any more, because all its time stamps are in the past by every clock of Cliniko.
+    # Nothing is added to this part any more, because even Cliniko's slowest clock is past its time stamps.
     older = listing if started_at is None else listing.before(started_at - MAX_CLOCK_SKEW)
     for step in read_backwards(older, requests, last_number, expected, first_again=first_again):
         expected = step.expected
@@ -146,7 +150,7 @@ def _crawl_rest(
 def _reread_torn_groups(
     listing: Listing[RecordT], requests: PageRequests[RecordT], boundaries: Boundaries, step: Step[RecordT]
 ) -> Iterator[FetchedPage[RecordT]]:
-    """Yield all records of each passed group that the crawl may have read incompletely."""
+    """Read the torn groups (see boundaries.py) that the crawl has left behind, and yield all their records."""
     page = step.page
     is_end = step.number * listing.page_size >= page.total_entries
     torn = boundaries.take(step.number, page, is_end=is_end)

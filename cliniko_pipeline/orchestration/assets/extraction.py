@@ -26,7 +26,10 @@ from cliniko_pipeline.postgres.writing.sync_journal import RequestCost
 from cliniko_pipeline.runtime import Runtime
 
 COMMIT_INTERVAL_SECONDS = 5.0
-"""The time between two commits. After a kill, a crawl reads the pages since its last commit again, about 17."""
+"""The time between two commits. After a kill, a full crawl repeats the pages since its last commit.
+
+At 200 requests a minute, five seconds are 17 pages.
+"""
 MAX_PAGES_PER_BATCH = 200
 """The largest number of pages in one transaction. Their 20,000 records must fit in memory."""
 
@@ -119,10 +122,12 @@ class AccountReading:
         yield RecordBatch(source.resource.name, source.table, (), is_first=True, is_last=True, crawl=crawl)
 
     def _require_full(self, sources: Sequence[Source[Any]]) -> None:
-        """Store that each source needs a full crawl, even if this sync ends before it crawls them."""
+        """Store that the next crawl of each source must be full, in case this sync ends early."""
         with self.runtime.database.organization(self.organization_id) as connection:
             for source in sources:
-                crawls.require_full(connection, source.resource.name, "the last full sync ended before this crawl")
+                crawls.require_full(
+                    connection, source.resource.name, "the last full sync ended before it completed this list"
+                )
 
     @contextmanager
     def _opened(self) -> Generator[None, None, None]:

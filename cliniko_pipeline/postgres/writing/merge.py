@@ -94,8 +94,8 @@ def replace_by_query(
 ) -> Written:
     """Replace the organization's rows by the rows that `query` selects.
 
-    The query selects the columns of `table.written`. `inspect` is called when the rows are in the staging table. It
-    raises an error to keep the stored rows.
+    The query selects the columns of `table.written`. `inspect` is called when the rows are in the staging table. If
+    it raises an error, they do not replace the organization's rows.
     """
     _lock_replacement(connection, table)
     _create_staging(connection, table)

@@ -1,11 +1,11 @@
 -- The organization's people, each with its contact if the match is certain.
 --
--- Pass 1 matches by the patient id that a contact has, pass 2 by e-mail, pass 3 by name. A pass decides some people,
--- and leaves the other people to the next pass.
+-- Pass 1 matches by the patient id that a contact has, pass 2 by e-mail, pass 3 by name. A pass settles some people as
+-- matched or ambiguous, and leaves the others to the next pass.
 --
 -- Where several people or contacts share an id or an e-mail, only pairs with a name that is unique on both sides match.
--- The other people are ambiguous while an unpaired contact is left, because a wrong pair would show one person's
--- appointments as another's. Without such a contact they go on to the next pass.
+-- Each remaining person is ambiguous if a contact with this id or e-mail also remains unpaired. A wrong pair would show
+-- one person's appointments as another's. If no such contact remains, the person goes on to the next pass.
 with
 identity as materialized (
     select patient_id, person_id from cliniko.persons()
@@ -21,7 +21,8 @@ person as materialized (
     inner join identity on identity.patient_id = patient.id and identity.person_id = patient.id
 ),
 
--- linked_person_id: the existing person whose id, or a merged patient's id, the contact has.
+-- linked_person_id: the person to whom the contact's cliniko_patient_id leads, directly or through merges. It is null if
+-- no patient with this id is stored.
 contact as materialized (
     select
         contact.id,
@@ -59,7 +60,7 @@ by_id as materialized (
 ),
 
 -- Pass 2: same e-mail. ----------------------------------------------------------------------------------------------
--- Pass 1 decides every person whose id a contact has. These people and contacts take no part in the later passes.
+-- Pass 1 settles every person that is linked to a contact. These people and contacts take no part in the later passes.
 -- Archived and deleted people take part in pass 1 only.
 free_person as materialized (
     select person.*
