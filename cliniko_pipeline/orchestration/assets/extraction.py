@@ -125,9 +125,7 @@ class AccountReading:
         """Store that the next crawl of each source must be full, in case this sync ends early."""
         with self.runtime.database.organization(self.organization_id) as connection:
             for source in sources:
-                crawls.require_full(
-                    connection, source.resource.name, "the last full sync ended before it completed this list"
-                )
+                crawls.require_full(connection, source.resource.name, "the last full sync ended too early")
 
     @contextmanager
     def _opened(self) -> Generator[None, None, None]:
