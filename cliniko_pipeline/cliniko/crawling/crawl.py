@@ -36,8 +36,8 @@ class Checkpoint:
 
     `page` is the number of the page to read next. From there the crawl reads towards the first page. It is 0 if only
     the newest records are still to be read. `started_at` is the server's clock at the start of the crawl, None if
-    unknown. The crawl does not have to read records added later. `total_entries` is the number of entries that the list would have
-    without deletions since the start.
+    unknown. The crawl does not have to read records added later. `total_entries` is the number of entries that the list
+    would have without deletions since the start.
     """
 
     started_at: datetime | None
