@@ -201,8 +201,8 @@ def _progress(stored: StoredSync) -> SyncProgress | None:
     if progress is None:
         return None
     at = datetime.fromisoformat(progress["at"])
-    # `begun_at` is the time when the first page had been read, so that page is not part of the estimate.
-    read, left = progress["pages_read"] - 1, progress["pages"] - progress["pages_read"]
+    # A resumed crawl does not begin with page 1. At `begun_at`, its first page had been read already.
+    read, left = progress["pages_read"] - progress.get("first_page", 1), progress["pages"] - progress["pages_read"]
     seconds = (at - datetime.fromisoformat(progress["begun_at"])).total_seconds()
     return SyncProgress(
         resource=progress["resource"],

@@ -32,6 +32,7 @@ class RecordedProgress:
         self._seconds_waited = 0.0
         self._records = 0
         self._resource = ""
+        self._first_page = 1
         self._started_at = datetime.now(UTC)
         self._lock = threading.Lock()
 
@@ -50,6 +51,7 @@ class RecordedProgress:
     def _count(self, page: PageRead) -> None:
         if page.resource != self._resource:
             self._resource, self._records, self._started_at = page.resource, 0, datetime.now(UTC)
+            self._first_page = page.number
         self._requests += 1
         self._records += page.records
 
@@ -60,6 +62,7 @@ class RecordedProgress:
         self._stored_at = now
         progress = {
             "resource": page.resource,
+            "first_page": self._first_page,
             "pages_read": page.number,
             "pages": page.pages,
             "records_read": self._records,
