@@ -13,7 +13,9 @@ from cliniko_pipeline.sync_options import SYNC_ASSETS
 def test_estimate_of_a_resumed_crawl_counts_its_own_pages(database: Database) -> None:
     """The crawl resumes at page 41 of 60. At page 50, nine pages took the time and ten are left."""
     with database.organization("clinic") as connection:
-        sync_runs.note_started(connection, run_id="run", asset=SYNC_ASSETS[0], planned=SYNC_ASSETS, is_full=True)
+        sync_runs.note_started(
+            connection, run_id="run", asset="cliniko/patients", planned=sorted(SYNC_ASSETS), is_full=True
+        )
     progress = RecordedProgress(database, "clinic", "run", clock=count(step=2).__next__)
     for number in range(41, 51):
         progress(PageRead("patients", number, 60, 100, 6_000, 100))
