@@ -24,16 +24,16 @@ from cliniko_pipeline.daemon_threads import DaemonThreads, wait_for
 from cliniko_pipeline.errors import ClinikoPipelineError, ClinikoUnavailableError, FieldRefusedError, TransientError
 
 MAX_ATTEMPTS_PER_PART = 2
-"""The attempts at each part of a page that Cliniko fails to return in one piece."""
+"""The number of attempts at each part of a page that Cliniko fails to return in one piece."""
 DEFAULT_OPTIONS = RequestOptions()
 
 
 class ClinikoClient:
-    """A reader of one organization's lists, and a context manager.
+    """A context manager that reads one organization's lists. Use it from one thread at a time.
 
-    Use it from one thread at a time. `budget` is asked before every attempt. `on_event` is called with progress, by one
-    thread at a time. `compare_clock` returns how far a response's Date is ahead of the database's clock. A crawl fails
-    with ClockSkewError if this difference is too large in its first response.
+    `budget` is asked before every attempt. `on_event` is called with progress, by one thread at a time. `compare_clock`
+    returns how far a response's Date is ahead of the database's clock. If this difference is too large in the first
+    response of a crawl, the crawl raises ClockSkewError.
 
     Raises CredentialsFormatError or SettingsError if the API key or the User-Agent cannot be sent in a header.
     No error, log line or representation contains the API key, a response's body or a query.
@@ -107,8 +107,8 @@ class ClinikoClient:
         """Yield the pages of a list, including archived, cancelled and deleted records.
 
         With `changed_since`, an aware instant of the server's clock, the crawl yields only records changed at or after
-        that instant. `checkpoint` is where an earlier crawl of the same kind broke off. The records come in no
-        particular order, and some come twice.
+        that instant. `checkpoint` is where an earlier crawl with the same `resource` and `changed_since` broke off. The
+        records come in no particular order, and some come twice.
 
         Raises CredentialsError (AuthenticationError, PermissionDeniedError), TransientError (ClinikoUnavailableError,
         RateLimitedError), DataError (RequestRejectedError, UnexpectedResponseError, ForeignLinkError), ClockSkewError.
@@ -118,7 +118,7 @@ class ClinikoClient:
         def fetch(url: str, number: int, what: str, attempts: int | None = None) -> FetchedPage[RecordT]:
             nonlocal is_compared
             page = self._fetch(url, resource, what, attempts)
-            # Check the clock of these responses, because the cursor of the next crawl comes from them.
+            # Check every first page, because the next crawl's `changed_since` is computed from its Date.
             if not is_compared or number == 1:
                 difference = self._note_clock(page.server_date)
                 if difference is not None:
@@ -160,8 +160,8 @@ class ClinikoClient:
     def time_zone(self) -> str | None:
         """Return the most frequent IANA time zone of the clinic's businesses.
 
-        Without any, return the time zone in the settings. Return None if Cliniko sends no known time zone, refuses the
-        requests or does not respond.
+        If no business has one, return the time zone in the account's settings. Return None if Cliniko sends no known
+        time zone, refuses the requests or does not respond.
         """
         for path in ("businesses", "settings"):
             with suppress(ClinikoPipelineError):

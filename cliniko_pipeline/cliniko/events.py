@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class PageRead:
-    """The arrival of a page, with its accepted records and the requests left in the budget."""
+    """The arrival of a page, with the numbers of accepted records and of requests allowed now."""
 
     resource: str
     number: int
@@ -19,7 +19,7 @@ class PageRead:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A wait. If Cliniko asked for it, it is reported in advance, otherwise afterwards."""
+    """A wait, reported in advance if Cliniko asked for it, and otherwise afterwards."""
 
     seconds: float
     reason: str
@@ -51,7 +51,7 @@ class Statistics:
 
 
 class Reporter:
-    """The statistics of a client, and its listener, which gets one event at a time."""
+    """The statistics of a client, and the listener that gets the client's events one at a time."""
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
@@ -64,7 +64,7 @@ class Reporter:
         return self._on_event is not None
 
     def count(self, **more: float) -> None:
-        """Add these numbers to the statistics with their names."""
+        """Add each number to the statistic with the same name."""
         with self._lock:
             before = self.statistics
             self.statistics = replace(before, **{name: getattr(before, name) + number for name, number in more.items()})

@@ -57,7 +57,7 @@ class GroupAppointment(Record, frozen=True, gc=False, kw_only=True):
 
 
 class Attendee(Record, frozen=True, gc=False):
-    """A patient's place in a booking, an individual or a group appointment."""
+    """A patient's place in a booking. A booking is an individual or a group appointment."""
 
     booking_id: str | None = None
     patient_id: str | None = None
@@ -102,10 +102,9 @@ RecordT = TypeVar("RecordT", bound=Record)
 class Resource(Generic[RecordT]):
     """A list in Cliniko's API.
 
-    `name` is the key of the records in a response and, without a `path`, the last part of the URL.
-    `include_everything` are the filters without which Cliniko leaves out archived, cancelled or deleted records
-    (observed in live accounts). The filters use only fields that the OpenAPI file calls filterable, because other
-    fields lead to a 400.
+    `name` is the key of the records in a response and, without a `path`, the last part of the URL. Without the filters
+    `include_everything`, Cliniko leaves out archived, cancelled or deleted records (observed in live accounts). The
+    filters use only fields that the OpenAPI file calls filterable, because other fields lead to a 400.
     """
 
     name: str

@@ -34,8 +34,8 @@ def shard_of(api_key: str) -> str:
 def api_url_for(shard: str) -> str:
     """Return the base URL of a shard, without a slash at the end.
 
-    Raises CredentialsFormatError unless the shard is two letters and one or two digits. There is no list of
-    shards, because Cliniko adds shards.
+    Raises CredentialsFormatError unless the shard is two letters and one or two digits. Any such shard is accepted,
+    because Cliniko adds shards.
     """
     return f"https://api.{_checked_shard(shard, described='the region')}.cliniko.com/v1"
 

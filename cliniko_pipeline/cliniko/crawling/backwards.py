@@ -1,7 +1,8 @@
-"""The backward part of a crawl, to the list's second page, or its first page if needed.
+"""The reading of a list from its last page back to the second, or the first if needed.
 
-A page that arrives while other pages are in flight is held back. It is yielded once a page that was requested after its
-arrival announces the same number of entries, because then nothing was deleted in between. Otherwise it is read again.
+A page that arrives while other pages are in flight is held back, because a deletion in the meantime may have hidden a
+record from all of them. The page is yielded once another page, requested after its arrival, announces the same number
+of entries. Then nothing was deleted in between. If the numbers differ, the page is read again.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ class Step(Generic[RecordT]):
     """A page that was read, with its number in the list.
 
     `next_number` is the number of the page to read next, 0 if there is none. `expected` is the number of entries that
-    the list would have without deletions. `is_shorter` is true if the list may have fewer entries.
+    the list would have without deletions. `is_shorter` is true if the list may have fewer entries than `expected`.
     """
 
     page: FetchedPage[RecordT]
@@ -30,7 +31,7 @@ class Step(Generic[RecordT]):
 
 
 def read_first(listing: Listing[RecordT], requests: PageRequests[RecordT]) -> Step[RecordT]:
-    """Read the first page of a list, after which the last page is the next one."""
+    """Read the first page of a list. The last page comes next."""
     page = requests.read(listing, 1)
     total = page.total_entries
     return Step(page, 1, listing.page_count(total) if total > listing.page_size else 0, total, is_shorter=False)
@@ -56,8 +57,9 @@ def read_backwards(
     """Read a list of `expected` entries from page `number` back to its second page.
 
     With `first_again`, or if the list may have become shorter, the first page is read again at the end.
-    Invariant between two requests: every entry after page `number` has been read, and the list had `known` entries. A
-    list that `can_grow` loses this guarantee after MAX_CONTRADICTIONS rereads. A later crawl reads the missed records.
+    Invariant between two requests: every entry after page `number` has been read, and the latest page announced `known`
+    entries. After MAX_CONTRADICTIONS rereads, entries of a list that `can_grow` may be missed. A later crawl reads the
+    missed entries.
     """
     known, rereads = expected, 0
     first_again = first_again or number == 1

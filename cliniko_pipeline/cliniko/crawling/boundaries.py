@@ -1,8 +1,9 @@
-"""Groups of records that a page boundary splits, so that a crawl may miss some records.
+"""Page boundaries between records created in the same second, where a crawl may miss some.
 
-A group is all records created in the same clock second. Unless Cliniko sorts them by id, their order may change with
-every request, so that some records may come twice and some not at all. A group on a single page is complete. A group on
-several pages is complete if no record comes twice. So only the group at the boundary of two pages is kept in memory.
+A group is all records created in the same clock second. Unless Cliniko sorts a group by id, its order may change with
+every request. If pages split such a group, some records may come twice and others not at all. A group on a single page
+is complete. A group on several pages is complete if no record comes twice, because it has as many places as records. So
+only the group at the boundary of two pages is kept in memory.
 """
 
 from collections.abc import Sequence
@@ -23,13 +24,13 @@ class _Group:
     is_torn: bool = False
 
     def join(self, later: "_Group") -> "_Group":
-        """Return this group with its later records, torn if a record may have come twice."""
+        """Return the group made of both parts, torn if a record may have come twice."""
         if self.ids is None or later.ids is None or self.may_share_records_with(later):
             return _torn(self)
         return _Group(self.second, self.ids | later.ids)
 
     def may_share_records_with(self, later: "_Group") -> bool:
-        """Return whether a record may be in both groups."""
+        """Return whether a record may be in both parts."""
         return self.ids is None or later.ids is None or not self.ids.isdisjoint(later.ids)
 
 
@@ -40,7 +41,7 @@ def _group(second: datetime, ids: Sequence[int], unidentified: int = 0) -> _Grou
 
 
 class Boundaries:
-    """The page boundaries of a crawl, which does not call `begin` if it is resumed."""
+    """The page boundaries of one crawl. A resumed crawl does not call `begin`."""
 
     def __init__(self) -> None:
         self._head: _Group | None = None
@@ -49,20 +50,20 @@ class Boundaries:
         self._number: int | None = None
 
     def begin(self, page: FetchedPage[RecordT]) -> None:
-        """Note the first page of the list, after which the crawl reads its last page."""
+        """Note the list's first page. The crawl reads the last page next."""
         groups = _groups(page)
         self._head = groups[-1] if groups else None
         self._is_unknown = False
 
     def take(self, number: int, page: FetchedPage[RecordT], *, is_end: bool) -> list[datetime]:
-        """Note a page; return the creation times of torn groups that begin on or after it."""
+        """Note a page; return the creation times of torn groups that begin on it or later."""
         groups, behind = _groups(page), self._behind
         follows, self._number = self._number is None or number == self._number - 1, number
         if not groups:
             return []
         torn: list[datetime] = []
         if self._is_unknown and not is_end and len(groups) == 1:
-            # Only a group that fills the page is unchecked. The crawl checked any other group before it broke off.
+            # A group that fills the page may go on after it. Later groups were checked before the interruption.
             groups[0] = _torn(groups[0])
         elif behind is not None and not is_end:
             if behind.second == groups[-1].second:
@@ -74,7 +75,7 @@ class Boundaries:
         return torn + [group.second for group in groups[1:] if group.is_torn]
 
     def finish(self) -> list[datetime]:
-        """Return the creation time of the last page's first group, if it may lack records."""
+        """Return the creation time of the latest page's first group if it may lack records."""
         if self._behind is None:
             return []
         if self._number == 1:
@@ -89,9 +90,9 @@ def _groups(page: FetchedPage[RecordT]) -> list[_Group]:
     runs = [(second, [id_ for _, id_ in run]) for second, run in groupby(keys, key=lambda key: key[0])]
     if not runs:
         return []
-    # The creation time of a rejected record is unknown, so that it may belong to the first or the last group.
+    # A rejected record's creation time is unknown, so the record may belong to the first or the last group.
     rejected = [int(record.id) for record in page.rejected if record.id is not None]
-    # An unanswered record hides no other record, because it keeps its place on a page whose parts agree.
+    # An unanswered record (see page_parts.py) is left out, because it keeps its place and so hides no other record.
     unidentified = sum(record.id is None and not record.reason.startswith(UNANSWERED) for record in page.rejected)
     edges = {0, len(runs) - 1}
     return [

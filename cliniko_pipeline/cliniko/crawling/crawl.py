@@ -1,17 +1,17 @@
 """A crawl that misses no record of a list, although the list changes while it is read.
 
 Pages are offsets into a live list. If pages were read from first to last, a deletion would move a record from the next
-page to a page that was already read. So the crawl reads the first page, which announces the number of entries, then the
-last page, and then the pages before it. In this order, deletions move records only to pages that are still to be read.
-If the list got shorter, the first page is read again at the end (backwards.py).
+page to a page that was already read. So the crawl learns the number of entries from the first page, and then reads from
+the last page back to the second. In this order, deletions move records only to pages that are still to be read. If the
+list got shorter, the first page is read again at the end (backwards.py).
 
-This works as long as nothing is added to the list. So all pages except the first are bounded: they contain only records
-with time stamps more than MAX_CLOCK_SKEW before the first response. Newer records are read last, and only if the number
-of entries shows that there may be any.
+This order works as long as nothing is added to the list. So all pages except the first are bounded: they contain only
+records with time stamps more than MAX_CLOCK_SKEW before the first response. Newer records are read last, and only if
+the bounded pages have fewer entries than the first page announced.
 
-If one of Cliniko's clocks is wrong by more than MAX_CLOCK_SKEW, records can still be added to the bounded pages. They
-move unread records to pages that were already read. The crawl notices that the list grew, and goes back by the number
-of pages that the added records can fill.
+If two of Cliniko's clocks differ by more than MAX_CLOCK_SKEW, records can still be added to the bounded pages. The
+added records push unread records on to pages that were already read. The crawl notices that the list grew, and goes
+back by the number of pages that the added records can fill.
 """
 
 from collections.abc import Iterator
@@ -34,9 +34,9 @@ from cliniko_pipeline.errors import UnexpectedResponseError
 class Checkpoint:
     """The place where a crawl resumes, in the same or another process.
 
-    `page` is the number of the page to read next. From there the crawl reads towards the first page. It is 0 if only
-    the newest records are still to be read. `started_at` is the server's clock at the start of the crawl, None if
-    unknown. The crawl does not have to read records added later. `total_entries` is the number of entries that the list
+    `page` is the number of the page to read next, or 0 if only the newest records are still to be read. From that page
+    the crawl reads towards the first page. `started_at` is the server's clock at the start of the crawl, None if
+    unknown. Records added after the start need not be read. `total_entries` is the number of entries that the list
     would have without deletions since the start.
     """
 
@@ -51,7 +51,7 @@ class Page(Generic[RecordT]):
 
     `number` is the page's place in the order of reading, from 1. `pages` is the expected number of pages.
     `total_entries` is the number of entries that the list would have without deletions since the start. `started_at` is
-    the server's clock (UTC) at the first response. The cursor of a later crawl is this time minus an overlap.
+    the server's clock (UTC) at the first response. A later crawl reads the changes since this time minus an overlap.
     `checkpoint` is where the crawl resumes after this page, None after the last page.
     """
 
@@ -78,13 +78,13 @@ def crawl_pages(
     neither deleted nor changed during the crawl. Some records come twice. Each page costs one request. A list that got
     shorter costs one more request for the first page, and one for each page of the newest records.
 
-    If `request` raises ClinikoUnavailableError for a page, `fetch_part` requests parts of it. A single record for which
-    `fetch_part` raises the same error becomes a rejected record, provided that Cliniko still returns some other record
-    of the resource. Otherwise the error is raised.
+    If `request` raises ClinikoUnavailableError for a page, `fetch_part` requests parts of the page. A record that fails
+    even alone becomes a rejected record, provided that Cliniko returns some other record of the resource. If Cliniko
+    returns none, the error is raised.
 
     Raises ForeignLinkError for a `next` link that leaves the API URL. Raises UnexpectedResponseError for a `next` link
-    to the wrong page, and for a list that contradicts itself repeatedly. Contradictions are incomplete pages, a last
-    page that does not fit the number of entries, and growth where nothing can be added.
+    to the wrong page, and for a list that contradicts itself repeatedly. A contradiction is a page whose records or
+    `next` link do not fit the announced number of entries, or growth of the bounded pages.
     """
     requests = PageRequests(request, max_in_flight, fetch_part)
     if checkpoint is not None:
@@ -93,7 +93,8 @@ def crawl_pages(
         except UnexpectedResponseError:
             if listing.can_filter_by("created_at"):
                 raise
-            # Start again: Cliniko refuses the filter that would select the records created in the checkpoint's second.
+            # Start again: Cliniko refuses to filter by created_at, so a group of records that the interruption may
+            # have split cannot be read on its own.
             yield from crawl_pages(listing, request, max_in_flight=max_in_flight, fetch_part=fetch_part)
         return
     first = read_first(listing, requests)
@@ -118,11 +119,11 @@ def _crawl_rest(
     started_at, expected = checkpoint.started_at, checkpoint.total_entries
     last_number, first_again = checkpoint.page, checkpoint.page == 1
     if is_resumed and last_number:
-        # Read the page after the checkpoint again. The records at its start may share a second with unread ones.
+        # Read the page after the checkpoint again: its first records may have the creation second of unread records.
         last_number = min(last_number + 1, max(1, listing.page_count(expected)))
     pages_yielded = listing.page_count(expected) - last_number + 1
     resume_at: Checkpoint | None = checkpoint
-    # Nothing is added to this part any more, because even Cliniko's slowest clock is past its time stamps.
+    # No more records are added to `older`, because even Cliniko's slowest clock is past the bound of its time stamps.
     older = listing if started_at is None else listing.before(started_at - MAX_CLOCK_SKEW)
     for step in read_backwards(older, requests, last_number, expected, first_again=first_again):
         expected = step.expected
@@ -150,7 +151,7 @@ def _crawl_rest(
 def _reread_torn_groups(
     listing: Listing[RecordT], requests: PageRequests[RecordT], boundaries: Boundaries, step: Step[RecordT]
 ) -> Iterator[FetchedPage[RecordT]]:
-    """Read the torn groups (see boundaries.py) that the crawl has left behind, and yield all their records."""
+    """Read again the completely passed torn groups (see boundaries.py); yield their records."""
     page = step.page
     is_end = step.number * listing.page_size >= page.total_entries
     torn = boundaries.take(step.number, page, is_end=is_end)

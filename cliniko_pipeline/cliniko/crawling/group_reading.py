@@ -14,7 +14,7 @@ from cliniko_pipeline.errors import UnexpectedResponseError
 
 MIN_REQUESTS = 20
 REQUESTS_PER_PAGE = 20
-"""After MIN_REQUESTS and this many requests per page, a group is almost surely complete."""
+"""The allowed requests per page of a group, besides MIN_REQUESTS. They almost always suffice."""
 
 Part = tuple[int | None, int | None]
 """A range of ids, above the first number and up to the second; None for no limit."""
@@ -81,7 +81,7 @@ def _pivots(ids: list[int], total: int, page_size: int) -> list[int]:
     if len(ordered) < 2:
         return []
     if ids == ordered:
-        # The page is sorted by id, so that the second part begins with its last record.
+        # The page is sorted by id. Split before its last record, so that the first part fits into one response.
         return [ordered[-2]]
     parts = min(len(ordered), -(-total * 5 // (page_size * 3)))
     return sorted({ordered[len(ordered) * place // parts - 1] for place in range(1, parts)})

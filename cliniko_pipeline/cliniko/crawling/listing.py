@@ -56,12 +56,12 @@ class Listing(Generic[RecordT]):
         return f"{self.api_url}/{self.resource.path or self.resource.name}"
 
     def can_filter_by(self, name: str) -> bool:
-        """Return whether Cliniko has not refused to filter by this field so far."""
+        """Return False once Cliniko has refused to filter by this field, else True."""
         return self.refusals.allows(self.resource.name, "filter", name)
 
     @property
     def is_bounded(self) -> bool:
-        """Whether Cliniko has refused none of the bounds so far."""
+        """Whether all bounds are sent. A bound that Cliniko refused is left out."""
         return all(self.can_filter_by(_field_of(bound)) for bound in self.bounds)
 
     @property
@@ -84,7 +84,7 @@ class Listing(Generic[RecordT]):
         return replace(self, bounds=(f"{self._bounded_field}:<{format_second(instant)}",))
 
     def newest(self, started_at: datetime) -> "Listing[RecordT]":
-        """Return the part with time stamps around the crawl's start, which may still grow."""
+        """Return the part with time stamps around `started_at`, which may still grow."""
         earliest, latest = format_second(started_at - MAX_CLOCK_SKEW), format_second(started_at + MAX_CLOCK_SKEW)
         return replace(self, bounds=(f"{self._bounded_field}:>={earliest}", f"{self._bounded_field}:<={latest}"))
 
@@ -101,7 +101,7 @@ class Listing(Generic[RecordT]):
 
     @property
     def _bounded_field(self) -> str:
-        # Prefer created_at, because an update moves a record out of "updated before", but not of "created before".
+        # Prefer created_at, which an update never changes. A new updated_at moves a record beyond the bound.
         is_full = self.changed_since is None or not self.can_filter_by("updated_at")
         return "created_at" if is_full else "updated_at"
 

@@ -13,7 +13,7 @@ _PAGE_PARAMETER = re.compile(r"(?:^|&)page=([^&#]*)")
 
 
 def check_next_link(link: str | None, current: str, listing: Listing[RecordT], number: int) -> None:
-    """Check the link to the next page in page `number`, whose URL is `current`.
+    """Check the `next` link of page `number`, which was read from the URL `current`.
 
     Raises ForeignLinkError for a link that leaves the API URL. Raises UnexpectedResponseError if the link does not lead
     to page `number` + 1.

@@ -28,7 +28,7 @@ FetchPart = Callable[[str, int], FetchedPage[RecordT]]
 def read_page_in_parts(
     listing: Listing[RecordT], number: int, fetch: FetchPart[RecordT]
 ) -> FetchedPage[RecordT] | None:
-    """Return the page, with a rejected record for each record that cannot be read alone.
+    """Return the page, with a rejected record for each record that cannot be read even alone.
 
     Return None if the parts contradict one another. Raise ClinikoUnavailableError if Cliniko returns no other record of
     the resource either.
@@ -41,8 +41,8 @@ def split_page(
 ) -> list[PartT]:
     """Return the parts with the entries from `first` up to but excluding `beyond`.
 
-    Entries are counted from 0. `fetch` takes a part's number and size. If it raises ClinikoUnavailableError, smaller
-    parts are tried.
+    Entries are counted from 0. `fetch` takes a part's number and size. If `fetch` raises ClinikoUnavailableError,
+    smaller parts are tried.
     """
     size, smaller = sizes[0], sizes[1:]
     parts: list[PartT] = []
@@ -58,7 +58,7 @@ def split_page(
 
 
 _Part = tuple[FetchedPage[RecordT], bool]
-"""A part of a page, and whether it is consistent."""
+"""A part of a page, and whether its records fit the number of entries that it announces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def _join_parts(parts: list[_Part[RecordT]], total: int, next_url: str | None) -
 
 
 def _with_neighbours(rejected: RejectedRecord, parts: list[FetchedPage[RecordT]], place: int) -> RejectedRecord:
-    """Add the neighbours of an unanswered record, because nothing else is known about it."""
+    """Add the neighbours to an unanswered record's reason, because its id is unknown."""
     if not rejected.reason.startswith(UNANSWERED):
         return rejected
     before = [f"after {_describe(part.records[-1])}" for part in parts[:place] if part.records][-1:]

@@ -1,7 +1,7 @@
-"""The requests for a list's pages, several of which may be in flight.
+"""The requests for a list's pages. Several pages may be in flight.
 
 A page is requested again if it does not have the number of records that it should have. A page that was requested
-before the previous page arrived is also requested again if the two announce different numbers of entries.
+before the previous page arrived is also requested again if the two pages announce different numbers of entries.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from cliniko_pipeline.cliniko.records import RecordT
 from cliniko_pipeline.errors import ClinikoUnavailableError, FieldRefusedError, UnexpectedResponseError
 
 MAX_CONTRADICTIONS = 10
-"""The contradictions that a crawl tolerates, such as growth of a bounded list."""
+"""The number of contradictions that a crawl tolerates, such as growth of a bounded list."""
 MAX_PAGES_IN_FLIGHT = 8
-"""A crawl that breaks off loses this many pages in flight, and as many pages held back."""
+"""A crawl that breaks off loses up to this many pages in flight, and as many held back."""
 SINGLE_PAGES_AFTER_A_CHANGE = 4
-"""Pages requested one by one after a change, so that the next change wastes no pages."""
+"""The number of pages requested one by one after a change, because another may follow soon."""
 
 RequestPage = Callable[[str, int], Callable[[], FetchedPage[RecordT]]]
 """A function that requests a page by URL and number, and returns a function to await it.
 
-The crawl may never call the returned function.
+A crawl may end without calling the returned function.
 """
 
 
@@ -109,7 +109,7 @@ class PageRequests(Generic[RecordT]):
             except FieldRefusedError as error:
                 if not listing.refusals.add(listing.resource.name, error.use, error.field):
                     raise
-                # The pages in flight were requested with the same field.
+                # Discard the pages in flight, because their URLs contain the refused field, too.
                 self._in_flight.clear()
                 continue
             check_next_link(page.next_url, url, listing, number)
@@ -121,7 +121,7 @@ class PageRequests(Generic[RecordT]):
     def _read_in_parts(
         self, listing: Listing[RecordT], number: int, error: ClinikoUnavailableError
     ) -> FetchedPage[RecordT]:
-        """Read a page in parts until they agree; raise `error` if no record can be read."""
+        """Read a page in parts until the parts agree; raise `error` if no record can be read."""
         if self._fetch_part is None:
             raise error
         while True:

@@ -1,4 +1,4 @@
-"""The fields by which Cliniko refuses to sort or filter lists. They are not sent again."""
+"""The sort and filter fields that Cliniko has refused. Requests leave out these fields."""
 
 import re
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ class Refusals:
         return is_new
 
     def allows(self, resource: str, use: Use, name: str) -> bool:
-        """Return whether Cliniko has not refused this use of the field so far."""
+        """Return False once Cliniko has refused this use of the field, else True."""
         return f"{use} {name}" not in self._refused.get(resource, ())
 
     def of(self, resource: str) -> list[str]:
@@ -42,7 +42,7 @@ class Refusals:
 
 
 def find_refused_field(url: str, body: bytes) -> tuple[Use, str] | None:
-    """Return use and name of the refused field, if the body contains exactly one sent field.
+    """Return the refused field's use and name, or None unless the body names exactly one.
 
     The body of an error may contain anything, so only its words are compared with the fields that were sent.
     """
@@ -81,6 +81,6 @@ WITHOUT_FILTER = {
     "created_at": "records that are added while the list is read cause some of its pages to be read again",
     "id": "many records created in the same second are read several times",
 }
-"""The consequence of a filter that is left out, by its field."""
+"""The consequence of leaving out a filter, by the filter's field."""
 
 WITHOUT_SORT = "records created in the same second are read once more if they are on two pages"

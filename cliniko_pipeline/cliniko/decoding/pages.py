@@ -37,7 +37,7 @@ class FetchedPage(Generic[RecordT]):
         return len(self.records) + len(self.rejected)
 
     def is_consistent(self, number: int, size: int) -> bool:
-        """Return whether page `number` of pages with `size` entries fits its `total_entries`."""
+        """Return whether this page fits `total_entries` as page `number` of pages of `size`."""
         due = min(size, max(0, self.total_entries - size * (number - 1)))
         return self.entry_count == due and (self.next_url is not None) == (self.total_entries > size * number)
 
@@ -46,12 +46,13 @@ def decode_page(resource: Resource[RecordT], body: bytes, server_date: datetime 
     """Return the page in a body, with a rejected record for each malformed record.
 
     Raises ClinikoUnavailableError for a body that is not a complete JSON document, such as a proxy's web page or a
-    broken transfer. Raises UnexpectedResponseError for a document that is no list of this resource, or too long.
+    broken transfer. Raises UnexpectedResponseError for a document that is not a list of this resource, or has more than
+    MAX_ENTRIES records.
     """
     try:
         page = _page_decoder(resource).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # A single malformed record leads here, and so does a lone surrogate, even in a skipped field.
+        # One malformed record is enough to fail here, and so is one invalid character, even in a skipped field.
         return _decode_record_by_record(resource, _with_valid_text(body), server_date)
     except RecursionError:
         raise _unreadable() from None

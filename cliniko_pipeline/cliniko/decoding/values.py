@@ -13,14 +13,14 @@ import msgspec
 from cliniko_pipeline.errors import UnexpectedResponseError
 
 MAX_ID_LENGTH = 20
-"""Cliniko's ids have up to 19 digits (observed in live accounts), like a large bigint."""
+"""Cliniko's ids have up to 19 digits (observed in live accounts), like the largest bigint."""
 _NO_ID = f"not 1 to {MAX_ID_LENGTH} digits"
 MAX_TEXT_LENGTH = 2_000
 """The limit of a name or an e-mail address, in characters."""
 MAX_LINK_LENGTH = 2_000
 """In characters."""
 MAX_CACHED_LINKS = 16_384
-"""These links take a few megabytes of memory."""
+"""The number of links in the cache. They take a few megabytes of memory."""
 
 
 class LinkTarget(msgspec.Struct, gc=False):
@@ -56,7 +56,7 @@ def instant(field: str, value: str) -> datetime:
 
 
 def optional_instant(field: str, value: str | None) -> datetime | None:
-    """Return an instant, or None for null and the empty string, which Cliniko sends for null."""
+    """Return an instant, or None for null and for "", which Cliniko may send instead of null."""
     return instant(field, value) if value else None
 
 
@@ -70,7 +70,7 @@ def flag(field: str, value: bool | str | None) -> bool | None:
 
 
 def text(field: str, value: str | None) -> str | None:
-    """Return text of limited length without NUL, which PostgreSQL refuses."""
+    """Return text of limited length without NUL characters, because PostgreSQL refuses them."""
     if value and len(value) > MAX_TEXT_LENGTH:
         raise _rule_error(field, f"longer than {MAX_TEXT_LENGTH:,} characters")
     return value.replace("\x00", "") if value and "\x00" in value else value

@@ -1,4 +1,4 @@
-"""The JSON shapes of Cliniko's records, and their conversion. Other fields are skipped."""
+"""The fields of Cliniko's JSON that the pipeline uses, and their conversion to records."""
 
 import msgspec
 

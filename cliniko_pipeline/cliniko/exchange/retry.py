@@ -23,11 +23,11 @@ from cliniko_pipeline.errors import (
 BACKOFF_BASE_SECONDS = 1.0
 BACKOFF_CAP_SECONDS = 30.0
 MAX_RETRY_AFTER_SECONDS = 60.0
-"""A longer Retry-After is cut to this, because the sync can run again later."""
+"""A longer Retry-After is shortened to this, because the sync can run again later."""
 DEFAULT_RATE_LIMIT_SECONDS = 60.0
-"""The wait after a 429 without a plausible time, as long as Cliniko's window."""
+"""The wait after a 429 without a plausible time. Cliniko's limit applies to as many seconds."""
 MAX_RATE_LIMIT_SECONDS = 300.0
-"""A reset further in the future is ignored, because the window is only a minute long."""
+"""A reset of the rate limit further in the future is ignored, because the limit is per minute."""
 RESET_MARGIN_SECONDS = 1.0
 """Added to the reset, because X-RateLimit-Reset and Date are cut to whole seconds."""
 MAX_REFUSED_ATTEMPTS = 4
@@ -144,7 +144,7 @@ def decide(
         attempt: the number of the attempt, from 1.
         now: this machine's UNIX time, used only if the response has no usable Date, because the clocks may differ.
         rng: the source of the random part of waits (full jitter).
-        was_accepted: whether Cliniko accepted the API key before, so that a 401 or 403 may be transient.
+        was_accepted: whether Cliniko accepted the API key before. If so, a 401 or 403 may be transient.
     """
     is_transient = was_accepted and result in _REFUSALS and attempt < MAX_REFUSED_ATTEMPTS
     match _BackOff() if is_transient else _rule_for(result, headers):

@@ -42,7 +42,7 @@ DEFAULT_MAX_ATTEMPTS = 6
 MIN_REPORTED_WAIT_SECONDS = 0.5
 """A shorter wait for the request budget is not reported as an event."""
 MAX_WAIT_SECONDS = 900.0
-"""The limit of all waits between a request's attempts, without waits for the budget."""
+"""The limit of all waits between a request's attempts. Waits for the budget do not count."""
 _REFUSAL_STATUSES = frozenset({400, 422})
 
 AnswerT = TypeVar("AnswerT")
@@ -50,7 +50,7 @@ AnswerT = TypeVar("AnswerT")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The access to an account's API, with a URL from resolve_api_url, which checks the host."""
+    """The access to an account's API. The URL comes from resolve_api_url, which checks its host."""
 
     api_key: str = field(repr=False)
     api_url: str
@@ -172,7 +172,7 @@ class Sender:
             raise RuntimeError("The client is closed")
         self._reporter.count(requests=1)
         try:
-            # Use no httpx.Client, because its redirects, cookies and authentication take as long as reading the page.
+            # Use no httpx.Client, because its work on redirects and cookies takes as long as reading the page.
             response = self._transport.handle_request(httpx.Request("GET", url, headers=self._headers))
             response.read()
         except httpx.RequestError as error:
@@ -187,7 +187,7 @@ class Sender:
             self._reporter.emit(Waiting(waited - announced, "the request budget was used up"))
 
     def _wait(self, retry: Retry, cause: str, what: str, attempt: int) -> float:
-        """Wait before the next attempt; return the seconds of a wait left to the budget."""
+        """Wait before the next attempt; return the seconds that the budget will wait instead."""
         self._reporter.count(retries=1)
         if retry.everyone:
             self._reporter.count(rate_limited=1)

@@ -26,7 +26,7 @@ class RequestBudget(Protocol):
         ...
 
     def close(self) -> None:
-        """Report the answered requests to the other processes. Later requests are possible."""
+        """Report the answered requests to the other processes. The budget can still be used."""
         ...
 
 

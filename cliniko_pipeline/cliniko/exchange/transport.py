@@ -1,7 +1,7 @@
 """Requests sent by libcurl, behind httpx's interface.
 
-libcurl reads a page with a fifth of the CPU time of httpx's own transport. It does not hold the
-interpreter's lock, so that several pages are read in parallel.
+libcurl reads a page with a fifth of the CPU time of httpx's own transport. libcurl does not hold the interpreter's
+lock, so several pages can be read in parallel.
 """
 
 import threading
