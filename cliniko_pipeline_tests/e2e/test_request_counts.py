@@ -268,9 +268,7 @@ def processes() -> Iterator[SyncProcesses]:
         yield processes
 
 
-@pytest.mark.parametrize(
-    "killed_at", [3, 11, *(pytest.param(page, marks=pytest.mark.slow) for page in (1, 5, 6, 7, 10, 12))]
-)
+@pytest.mark.parametrize("killed_at", [1, 3, 5, 6, 7, 10, 11, 12])
 def test_killed_crawl_resumes_at_the_last_commit(
     processes: SyncProcesses, database_url: URL, tmp_path: Path, killed_at: int
 ) -> None:
