@@ -9,7 +9,7 @@ MACHINE = "This machine's clock"
 CLINIKO = "Cliniko's clock"
 
 _REPORTED_PART = 12
-"""A difference above a twelfth of the limit is reported, such as 5 of 60 minutes."""
+"""A difference above a twelfth of the limit is reported: with 60 minutes, one above 5."""
 
 _REMEDIES = {
     MACHINE: "Correct the wrong clock, this machine's or the database server's, with NTP.",

@@ -1,6 +1,6 @@
 """A pool of daemon threads, which do not delay the end of the process.
 
-`concurrent.futures` waits for its threads, so that a request or a wait could delay Ctrl-C by a minute.
+`concurrent.futures` waits for its threads when the process ends, so a request could delay Ctrl-C by a minute.
 """
 
 import queue
@@ -13,7 +13,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 POLL_SECONDS = 0.1
-"""The length of one wait, after which the main thread handles other threads' signals."""
+"""The length of one wait. A signal that another thread received is handled between waits."""
 
 
 class DaemonThreads:

@@ -6,7 +6,7 @@ import ipaddress
 def is_loopback(host: str) -> bool:
     """Return whether a host name or address is this machine, without resolving it.
 
-    Names that end with `.localhost` do not qualify, because some resolvers send them to other machines.
+    Names that end with `.localhost` are not accepted, because some resolvers give them the address of another machine.
     """
     if host == "localhost":
         return True

@@ -1,6 +1,6 @@
 """The composition root of a process: settings, database, vault and Cliniko clients.
 
-All threads share its connection pool and its request budgets. It does not import Dagster.
+All threads share the runtime's connection pool and request budgets. This module does not import Dagster.
 """
 
 import time
@@ -23,7 +23,7 @@ from cliniko_pipeline.postgres.schema.identity import require_own
 from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline.settings import Settings
 
-# `status` and other commands that use neither start in half the time without them.
+# Imported where they are used, because commands that do not use them, such as `status`, start in half the time.
 if TYPE_CHECKING:
     from cliniko_pipeline.cliniko.client import ClinikoClient
     from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
@@ -64,7 +64,7 @@ class Runtime:
         """Return how far this machine's clock is ahead of the database's clock."""
         before = self._wall_clock()
         now = self.database.now()
-        # The database read its clock between the two readings of this machine's clock.
+        # The database reads its clock between two readings of this machine's clock, so compare it with their mean.
         return ClockDifference(MACHINE, at((before + self._wall_clock()) / 2) - now, self.max_clock_skew)
 
     def _compare_cliniko_clock(self, now: datetime) -> ClockDifference:
@@ -72,7 +72,7 @@ class Runtime:
         return ClockDifference(CLINIKO, now - self.now(), self.max_clock_skew)
 
     def to_database_time(self, instant: datetime) -> datetime:
-        """Convert this machine's instant to the database's clock, if the two differ notably."""
+        """Convert an instant of this machine's clock to the database's, if they differ notably."""
         difference = self.machine_clock()
         return instant - difference.ahead if difference.is_notable else instant
 
@@ -123,10 +123,10 @@ class Runtime:
         on_event: Callable[[Event], None] | None = None,
         max_attempts: int | None = None,
     ) -> "ClinikoClient":
-        """Return a client with credentials that may not be stored yet. `max_attempts` replaces its own limit.
+        """Return a client with credentials that may not be stored yet.
 
-        Raise CredentialsFormatError if the credentials' host is not allowed, and SettingsError if requests to that
-        host require CLINIKO_CONTACT_EMAIL and it is not set.
+        `max_attempts` replaces the client's default limit. Raise CredentialsFormatError if the credentials' host is not
+        allowed. Raise SettingsError if CLINIKO_CONTACT_EMAIL is required for the host, but not set.
         """
         from cliniko_pipeline.cliniko.client import ClinikoClient  # noqa: PLC0415
         from cliniko_pipeline.cliniko.exchange.sender import Access, RequestOptions  # noqa: PLC0415

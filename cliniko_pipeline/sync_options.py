@@ -8,7 +8,7 @@ SYNC_ASSETS = frozenset({"cliniko/patients", "cliniko/appointments", "contact_ma
 """The assets of a sync."""
 
 PARTITIONS = "organizations"
-"""The name of the set of dynamic partitions."""
+"""The name of Dagster's set of dynamic partitions, with one partition per organization."""
 
 UNFINISHED_STATUSES = ("NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELING")
 """Dagster's statuses of runs that have not ended."""

@@ -17,7 +17,7 @@ _known = cache(available_timezones)
 
 
 def iana_name(text: str | None) -> str | None:
-    """Return the IANA name for an IANA name or a city ("Sydney"), or None unless one zone fits."""
+    """Return the IANA name for a name or a city ("Sydney"), or None unless exactly one fits."""
     known = _known()
     if text is None or text in known:
         return text

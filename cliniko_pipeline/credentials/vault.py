@@ -1,8 +1,8 @@
 """Cliniko credentials, their encryption, and the rotation of encryption keys.
 
 cliniko/shards.py decides which URL the credentials are sent to. Error messages continue the text "Organization 'x': ".
-No message, repr or exception context contains plaintext, a token or a key. Errors are raised outside of the handlers of
-their causes, because the causes may contain such values.
+No message, repr or exception context contains plaintext, a token or a key. Errors are raised after the `except` block
+of their cause, because the cause would become their context, and may contain such values.
 """
 
 import base64
@@ -27,7 +27,7 @@ _MAX_LAYERS = 2  # A token is base64, and may be encoded in base64 a second time
 # An API key is sent as the user name of HTTP Basic authentication, so it is visible ASCII without a colon.
 _API_KEY = re.compile(r"[!-9;-~]{1,1024}")
 _SHARD_SUFFIX = re.compile(r"-[A-Za-z]{2}[0-9]{1,2}\Z")
-# The region is shown, so its limit is too short for an API key that was pasted by mistake.
+# The region is shown to operators, so the limit of its length excludes an API key that was pasted by mistake.
 _REGION = re.compile(r"[A-Za-z0-9_-]{1,16}")
 
 _SET_AGAIN = "; add the organization's credentials again"
@@ -48,7 +48,7 @@ class ClinikoCredentials:
     """The shard, such as au4, if known."""
 
     api_url: str | None = None
-    """The API's base URL, such as https://api.au4.cliniko.com/v1, if known. It is untrusted."""
+    """The API's base URL, such as https://api.au4.cliniko.com/v1, if known; checked before use."""
 
     def __post_init__(self) -> None:
         # In a frozen dataclass, only object.__setattr__ can replace a value by its normal form.
@@ -190,7 +190,7 @@ def _token(stored: object) -> bytes:
 
 
 def _token_in(stored: object) -> bytes | None:
-    """Return the token in any stored shape as Fernet writes it, or None if there is no token."""
+    """Return the Fernet token in a stored value of any accepted shape, or None without one."""
     layer = _armoured(stored)
     for _ in range(_MAX_LAYERS):
         layer = _unbase64(layer)

@@ -67,11 +67,11 @@ class Counters:
         return self.requests(status=429)
 
     def request_times(self, account: str) -> list[float]:
-        """Return the arrivals of all requests of the account in UNIX seconds, ascending."""
+        """Return the arrivals of the account's kept requests in UNIX seconds, ascending."""
         return sorted(request.at for request in self.recorded if request.account == account)
 
     def busiest_window(self, account: str, seconds: float = 60.0) -> int:
-        """Return the largest number of the account's requests in any window of this length."""
+        """Return the largest number of the account's kept requests in a window of this length."""
         window: deque[float] = deque()
         busiest = 0
         for at in self.request_times(account):

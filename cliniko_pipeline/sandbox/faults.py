@@ -42,7 +42,7 @@ class Fault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BrokenPage:
-    """A page of 100 records for which requests fail, even for a smaller page within it.
+    """A page of 100 records for which requests fail, even requests for a part of the page.
 
     Only the first `times` requests fail, or all requests if `times` is None. With `truncated`, the body of the response
     ends early. Otherwise the response has `status`. `account` is None for all accounts.
@@ -58,7 +58,7 @@ class BrokenPage:
 
 @dataclass(frozen=True, slots=True)
 class BrokenRecord:
-    """A record that makes requests fail if their page contains the record.
+    """A record that makes requests fail for pages that contain the record.
 
     Requests for pages of up to `largest_page` records succeed nevertheless. `account` is None for all accounts.
     """
@@ -96,9 +96,8 @@ class Faults:
     Rates are shares of the requests, each from 0 to 1 and together at most 1. Every response is delayed by `latency_ms`
     and a random part of `jitter_ms`. The first `too_many_requests_first` requests get a 429. Redirects lead to the
     origin `redirect_to`, such as "http://127.0.0.1:4567". If the origin `next_links_to` is set, `links.next` of every
-    list leads to it. `date` replaces the time in every Date header, and may be blank. `accounts` are the names of the
-    accounts to which rates and latency apply; if it is empty, they apply to all. Raise ArgumentError for a value out of
-    range.
+    list leads to it. `date` replaces the time in every Date header, and may be blank. Rates and latency apply to the
+    `accounts` with these names, or to all accounts if there are no names. Raise ArgumentError for a value out of range.
 
     As in PostgreSQL, the order of records with equal sort fields changes with every request, unless `stable_ties` is
     set.

@@ -40,7 +40,7 @@ class QueryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One `q[]`. `holds` takes a record's value of the field and returns whether it matches."""
+    """One parameter `q[]`. `holds` returns whether a value of the field matches."""
 
     field: str
     text: str
@@ -77,7 +77,7 @@ class Query:
 def read_query(
     resource: Resource, parameters: Iterable[tuple[str, str]], refused: Sequence[RefusedField] = ()
 ) -> Query:
-    """Return the query in decoded parameters.
+    """Return the query that the decoded parameters describe.
 
     The fields in `refused` cannot be used to filter or sort. Unknown parameters are ignored. A `per_page` above the
     maximum is reduced to the maximum. Raise QueryError for a refused query.

@@ -26,7 +26,7 @@ class Resource:
     @property
     def lifts_deleted(self) -> str:
         """The field whose filter adds deleted records to the list."""
-        # Archiving replaced deletion in lists without deleted_at.
+        # In lists without deleted_at, archiving has replaced deletion.
         return "deleted_at" if "deleted_at" in self.fields else "archived_at"
 
 

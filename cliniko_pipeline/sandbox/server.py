@@ -5,8 +5,9 @@ A URL has the form `http://HOST:PORT/{shard}/v1/{resource}`. The shard in the pa
 decides about faults, and `accounts` contains the data.
 
 Where the API's behaviour is not published, the sandbox is strict. An Accept header without `application/json` leads to
-a 406, and `page=0` to a 400. A single record that a list would hide is a 404, unless the request has the same filters
-that show it in the list. The rate limit is a sliding window. A `per_page` above the maximum is reduced to the maximum.
+a 406, and `page=0` to a 400. A request for a single record that lists hide leads to a 404, unless the request has the
+filters that show the record in a list. The rate limit is a sliding window. A `per_page` above the maximum is reduced to
+the maximum.
 """
 
 import asyncio
@@ -54,7 +55,7 @@ _USER_AGENT = re.compile(r"\S.*\([^()\s@]+@[^()\s@]+\.[^()\s@]+\)")
 
 
 class Sandbox:
-    """The handle of the running server. Only `stop` must be called on its event loop."""
+    """The handle of the running server. Call `stop` on the server's event loop."""
 
     def __init__(
         self,
@@ -90,19 +91,19 @@ class Sandbox:
         self._dice.faults = faults
 
     def add(self, account: Account) -> None:
-        """Serve one more account. Raise ArgumentError if another account has its name or key."""
+        """Serve an account. Raise ArgumentError if another account has the same name or key."""
         if account.name in self.accounts or (account.shard, account.bare_key) in self._keys:
             raise ArgumentError("The sandbox has an account of this name or API key; give each its own.")
         self.accounts[account.name] = account
         self._keys[account.shard, account.bare_key] = account
 
     def base_url(self, account: Account | str) -> str:
-        """Return the account's base URL without a final slash; raise KeyError if it is unknown."""
+        """Return the base URL without a final slash; raise KeyError if the account is unknown."""
         served = self.accounts[account] if isinstance(account, str) else account
         return f"http://{self.host}/{served.shard}/v1"
 
     async def serve(self, host: str, port: int, started: "Future[asyncio.AbstractEventLoop]") -> None:
-        """Serve until `stop` is called; set `started` to the event loop when connections work."""
+        """Serve until `stop` is called; give `started` the event loop once clients can connect."""
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family, backlog=1024) as listening:

@@ -1,8 +1,8 @@
 """The JSON of records, with links that are not yet bound to a host.
 
-In a record (a dict), a link is a member whose value begins with `{base}/`. In its JSON, a NUL byte stands in place of
-`{base}`. JSON text cannot contain NUL bytes, so that one replacement binds all links of a page to a host, and changes
-nothing else.
+In a record (a dict), the value of each link begins with the placeholder `{base}/`. In the record's JSON, a NUL byte
+stands in place of `{base}`. Other JSON text cannot contain NUL bytes. So one replacement of all NUL bytes binds the
+links of a page to a host, and changes nothing else.
 """
 
 import json

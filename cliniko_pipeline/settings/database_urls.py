@@ -45,7 +45,7 @@ _HOST_LIST = "write a port for each host: postgresql://USER:PASSWORD@/DATABASE?h
 def database_url(value: str) -> str:
     """Return the URL with its scheme in lower case. The driver is chosen where the URL is used.
 
-    Raises ValueError, whose text continues a sentence that begins with the variable's name.
+    Raises ValueError. The error's text continues a sentence that begins with the variable's name.
     """
     scheme, separator, rest = value.strip().partition("://")
     scheme = scheme.lower()

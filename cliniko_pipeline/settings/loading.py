@@ -26,7 +26,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> "Settings":
         return Settings.model_validate({name: value for name, value in environ.items() if value.strip()})
     except ValidationError as error:
         problems = _problems(error)
-    # Raised outside of the handler, because pydantic's error would be the context, and contains the values.
+    # Raised after the `except` block, because pydantic's error contains the values, and would become the context.
     raise SettingsError(" ".join(problems))
 
 

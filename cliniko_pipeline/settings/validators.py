@@ -1,4 +1,4 @@
-"""Validators, whose errors continue a sentence that begins with the variable's name."""
+"""Validators of settings. Their errors continue a sentence that begins with the variable."""
 
 import ipaddress
 import re
@@ -106,7 +106,7 @@ def _web_address(value: str, problem: str) -> str:
 
 
 def oidc_issuer(value: str) -> str:
-    """Accept an https URL, or http on a loopback host, unchanged, as the claim must equal it."""
+    """Accept an https URL, or http on loopback, unchanged, to be compared with the claim `iss`."""
     parts = urlsplit(value.strip())
     is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
     if not is_safe or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
@@ -140,7 +140,7 @@ def oidc_scopes(value: str) -> frozenset[str]:
 
 
 def sql_condition(value: str) -> str:
-    """Accept an SQL condition that does not end a pair of parentheses put around it."""
+    """Accept an SQL condition that stays within a pair of parentheses put around it."""
     outside_quotes = _QUOTED.sub("''", value)
     if _ESCAPES.search(outside_quotes):
         raise ValueError("must hold no string with backslash escapes; double the quotes within strings.")

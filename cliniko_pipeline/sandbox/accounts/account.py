@@ -119,7 +119,7 @@ class Account:
         return [wire.parse(entry.body, base_url) for entry in entries]
 
     def page(self, resource: str, query: Query, dice: random.Random | None = None, *, inactive: bool = False) -> Page:
-        """Return one page; `dice` shuffle equal records, `inactive` selects former practitioners."""
+        """Return a page; `dice` shuffle ties, and `inactive` selects former practitioners."""
         with self._lock:
             entries, total = self._table(resource).page(query, dice, inactive=inactive)
         return Page([entry.body for entry in entries], [entry.key for entry in entries], total)

@@ -1,4 +1,4 @@
-"""A clinic whose events, such as bookings and merges of patients, produce its records."""
+"""A simulated clinic. Its events, such as bookings and merges of patients, produce records."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -202,7 +202,7 @@ class Clinic:
         return starts + timedelta(minutes=self.dice.randint(1, 90)) if starts <= self.now else booked
 
     def conclude(self, record: dict[str, Any], outcome: Outcome, at: datetime) -> None:
-        """Archive, delete or cancel a record of any kind at a moment."""
+        """Note the outcome, and the moment of it, in a record of any kind."""
         moment = instant(min(at, self.now))
         record["updated_at"] = max(str(record["updated_at"]), moment)
         if outcome is Outcome.ARCHIVED:

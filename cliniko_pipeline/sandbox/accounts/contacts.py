@@ -1,4 +1,4 @@
-"""The demo's `public.contacts`, with every way in which contacts match patients or fail to."""
+"""The demo's `public.contacts`, with every way in which contacts match patients, or do not."""
 
 import random
 import uuid

@@ -1,4 +1,4 @@
-"""The demo's three organizations, whose data is completely invented.
+"""The demo's three organizations. Their data is completely invented.
 
 The same anchor gives the same data, and every time is relative to the anchor. The data is valid by the published schema
 except for `empty_strings_for_nulls`, which imitates the real service and can be switched off. Some texts contain NUL
@@ -59,7 +59,7 @@ def demo_organizations(anchor: datetime, *, empty_strings_for_nulls: bool = True
 def _surf_rehab(now: datetime, *, empty_strings: bool) -> DemoOrganization:
     """Build a clinic with three years of individual appointments, and one weekly class."""
     dice = random.Random("surf-rehab")  # noqa: S311 - data for a demo, no secret
-    # The ids grow from 18 to 19 digits on the way, so that their order as text differs from their order as numbers.
+    # The ids grow from 18 to 19 digits, so that their order as text differs from their order as numbers.
     clinic = Clinic("au", now, dice, _large_ids(999_999_999_999_760_000, 37))
     business = clinic.add_business("Surf Rehab Torquay")
     staff = [clinic.add_practitioner(invent_person(dice, 80_000 + n, "au")) for n in range(4)]
@@ -199,7 +199,7 @@ def _slot(now: datetime, day: int, half_hour: int) -> datetime:
 
 
 def _weekly_classes(clinic: Clinic, site: Site, weeks: int, size: int) -> None:
-    """Add a weekly class, for `weeks` past weeks and four more, with mostly the same patients."""
+    """Add a class in `weeks` past weeks and the next four, with mostly the same patients."""
     dice = clinic.dice
     day = dice.randint(1, 6)
     old_enough = instant(clinic.now - timedelta(days=7 * weeks + 40))
@@ -258,7 +258,7 @@ def _unusual_names(clinic: Clinic, site: Site) -> None:
 
 
 def _families_and_namesakes(clinic: Clinic, site: Site) -> None:
-    """Add a family with one e-mail address, and three patients without any, two as namesakes."""
+    """Add a family with one e-mail address, and three patients without, two of them namesakes."""
     parent = invent_person(clinic.dice, 71_000, clinic.country)
     for first_name in (parent.first_name, "Ruby-May", "Leo-Jack"):
         _regular(clinic, site, replace(parent, first_name=first_name))
@@ -284,7 +284,7 @@ def _archive_and_delete(clinic: Clinic, archived: int, deleted: int) -> None:
 
 
 def _merge_patients(clinic: Clinic) -> list[ClinicPatient]:
-    """Merge two pairs and a chain of three, but not all bookings; return the merged patients."""
+    """Merge two pairs and a chain of three, with most bookings; return the patients merged away."""
     usable = [
         patient for patient in clinic.patients if not patient.record["archived_at"] and not patient.record["deleted_at"]
     ]

@@ -46,10 +46,10 @@ def generated_account(
 ) -> Account:
     """Build an account with this many patients and bookings.
 
-    They span the three years before `anchor` (aware, UTC). The share `group_share` of the bookings (0 to 1) are classes
-    of `CLASS_SIZE` patients. Each place in a class and each individual appointment has one attendee. About 3 % of the
-    bookings are in the future. The API key is `GENERATED_KEY`, and the shard is au5. The same arguments give the same
-    account.
+    The bookings span the three years before `anchor` (aware, UTC) and the month after it, with about 3 % in that month.
+    The share `group_share` of the bookings (0 to 1) are classes of `CLASS_SIZE` patients. Each place in a class and
+    each individual appointment has one attendee. The API key is `GENERATED_KEY`, and the shard is au5. The same
+    arguments give the same account.
     """
     now = anchor.replace(microsecond=0)
     opened = instant(now - timedelta(days=_OPENED_DAYS_AGO))
@@ -94,7 +94,7 @@ def _visits(patients: int, appointments: int, seed: int, now: datetime, group_sh
             number=number,
             patients=tuple(dice.sample(range(patients), size)) if size > 1 else (dice.randrange(patients),),
             starts=starts,
-            # Nothing was booked in the last hour, so that a new account looks like an account that is not in use.
+            # Nothing was booked in the last hour, so that the account looks as if nobody were using it.
             booked=min(starts, now - timedelta(hours=1)) - timedelta(seconds=dice.randrange(86_400, 20 * 86_400)),
             cancelled=size == 1 and chance < 0.08,
             no_show=size == 1 and 0.08 <= chance < 0.12 and starts <= now,

@@ -1,7 +1,7 @@
 """Records as the API shows them, by resource, with unbound links (see `wire`).
 
-The names and types of the fields are those of the published API. `demo` and `generated` decide about the values. All
-times are strings in the API's format, made by `instant`.
+The names and types of the fields are those of the published API. `demo` and `generated` choose the values. All times
+are strings in the API's format, made by `instant`.
 """
 
 from dataclasses import dataclass

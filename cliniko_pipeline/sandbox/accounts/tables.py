@@ -1,6 +1,6 @@
 """The records of one resource, serialised once, in the API's default order.
 
-A table is not thread-safe, so the account that owns it locks it.
+A table is not thread-safe. The account that owns a table protects it with a lock.
 """
 
 import random
@@ -24,8 +24,8 @@ _HIDING_FIELDS = ("archived_at", "cancelled_at", "deleted_at")
 class Entry:
     """One record's JSON, with the values that lists need.
 
-    Serving a page therefore parses no record. Times are kept as text, because in the API's format, texts have the same
-    order as times.
+    So most pages are served without parsing a record. Times are kept as text, because texts in the API's format sort in
+    the same order as the times.
     """
 
     __slots__ = ("body", "created_at", "hidden_by", "is_inactive", "key", "number", "sort_key", "updated_at")
