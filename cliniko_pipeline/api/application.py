@@ -30,7 +30,7 @@ MAX_BODY_BYTES = 64 * 1024
 
 
 def create_application(runtime: Runtime) -> FastAPI:
-    """Return the service. It connects to the database and to Dagster only when a request needs them."""
+    """Return the service, which connects to the database and to Dagster only when a request needs them."""
     dagster = DagsterRuns(runtime.settings.dagster_url)
 
     @asynccontextmanager
@@ -91,7 +91,7 @@ class _LimitedBodies:
 class _SafeHeaders:
     """Middleware that adds headers.
 
-    They keep health data out of caches and browsers from guessing another content type.
+    The headers keep health data out of caches, and stop browsers from guessing another content type.
     """
 
     def __init__(self, application: ASGIApp) -> None:

@@ -37,8 +37,8 @@ TIMEOUT_SECONDS = 20
 MAX_CONCURRENT_REQUESTS = 10
 """Requests that may wait for Dagster at the same time.
 
-Such a request occupies a thread, and may occupy a database connection. The limit leaves enough of both for requests
-that do not need Dagster, even if Dagster hangs.
+Each of them occupies a thread, and some also occupy a database connection. Even if Dagster hangs, enough threads and
+connections stay free for requests that do not need Dagster.
 """
 
 MAX_UNFINISHED_RUNS = 50
@@ -85,11 +85,11 @@ _STATUSES = {
 
 @dataclass(frozen=True)
 class DagsterRun:
-    """A run of the main job, or of all its assets. Times are UTC.
+    """A run of `cliniko_sync`, or of all assets of this job. Times are UTC.
 
     Attributes:
         organization_id: partition of the run; None if the run has no partition.
-        is_full: whether the run is a full sync; None if the run has no tag that says so.
+        is_full: whether the run is a full sync; None if the run's tags do not say.
         is_terminal: whether a command in a terminal executes the run.
         started_at: None if the run has not started.
     """
@@ -134,15 +134,15 @@ _TERMINATE = "mutation ($id: String!) { terminateRun(runId: $id) { __typename } 
 class DagsterRuns:
     """Client of Dagster's webserver. Thread-safe.
 
-    Every method that returns or changes runs raises DagsterUnavailableError.
+    All methods that find or change runs raise DagsterUnavailableError.
 
     Attributes:
-        slots: limit of concurrent requests; callers take a slot before they take a thread.
+        slots: limit of concurrent requests. Callers wait for a slot before they occupy a thread.
     """
 
     def __init__(self, url: str) -> None:
         self.slots = anyio.CapacityLimiter(MAX_CONCURRENT_REQUESTS)
-        # The webserver is in the operator's network, so proxies of the environment are ignored.
+        # `trust_env=False` ignores HTTP_PROXY, because the webserver is in the operator's network.
         self._client = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, trust_env=False)
 
     def close(self) -> None:
@@ -234,7 +234,7 @@ class DagsterRuns:
 
 
 def _is_sync(run: Mapping[str, Any]) -> bool:
-    """Return whether the run is of the main job or, as in a backfill, of all its assets."""
+    """Return whether this is a run of `cliniko_sync` or, in a backfill, of all assets of this job."""
     selection = run["assetSelection"]
     if selection is None:
         return run["jobName"] == JOB

@@ -9,5 +9,5 @@ def etag(body: bytes) -> str:
 
 
 def etag_matches(current: str, if_none_match: str) -> bool:
-    """Return whether the header lists the current ETag, which proxies may have turned into a weak ETag."""
+    """Return whether the header lists the current ETag. A proxy may have turned this ETag into a weak one."""
     return current in {sent.strip().removeprefix("W/") for sent in if_none_match.split(",")}

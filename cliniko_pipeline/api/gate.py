@@ -30,7 +30,7 @@ MAX_FOLLOWERS = 20
 """Syncs that one token may follow at a time. Each followed sync queries Dagster once a second."""
 
 MAX_REFUSALS_PER_MINUTE = 100
-"""Distinct refusals that a process stores per minute. Equal refusals share a row, which has their number."""
+"""Distinct refusals that a process stores per minute. Equal refusals of the same minute share one row."""
 
 OTHER_REFUSALS = Refusal("others", "", "", "", "", "")
 
@@ -49,7 +49,7 @@ class Principal:
     Attributes:
         id: id of the token; for a JWT, `jwt:` and the issuer's id of the user.
         organizations: ids of the accessible organizations; None for all organizations.
-        requests_per_minute: limit of the token; None if the setting's limit applies.
+        requests_per_minute: limit of the token; None if `API_REQUESTS_PER_MINUTE` applies.
     """
 
     id: str
@@ -67,7 +67,7 @@ class Principal:
 
 
 class Gate:
-    """Authenticator of requests, which also stores refusals. Thread-safe, with one gate per process."""
+    """Authentication, rate limits and stored refusals. Thread-safe; each process has one gate."""
 
     def __init__(self, runtime: Runtime, clock: Callable[[], float] = time.monotonic) -> None:
         self._runtime = runtime
@@ -106,7 +106,7 @@ class Gate:
         return principal
 
     def require_valid_token(self, request: Request) -> None:
-        """Raise ProblemError (401) if the token of a long request has expired or was revoked."""
+        """Raise ProblemError (401) if the token has expired or was revoked during a long request."""
         self._find_principal(request, request.headers.get("Authorization", "").partition(" ")[2])
 
     def refuse(
@@ -118,16 +118,16 @@ class Gate:
         refusal = Refusal(
             reason=reason,
             token_id=_plain(token_id if principal is None else principal.id),
-            # For a request through a proxy of API_TRUSTED_PROXIES, this is the address that the proxy reports.
+            # Behind a proxy of API_TRUSTED_PROXIES, this is the address that the proxy reports.
             address=_plain(request.client.host if request.client else ""),
             method=request.method,
-            # The route's template is stored, because the caller chose the values in the path.
+            # The route's template is stored instead of the path, whose values the caller chose.
             route=getattr(route, "path", "")[:200],
             organization_id="",
         )
         try:
             with self._runtime.database.operator() as connection:
-                # Only ids of known organizations are stored, because the caller can choose any other text.
+                # The id in the path is stored only if such an organization exists. Otherwise it may be any text.
                 is_plain = _plain(organization_id) == organization_id
                 if is_plain and organizations.find(connection, organization_id) is not None:
                     refusal = replace(refusal, organization_id=organization_id)
@@ -167,7 +167,7 @@ class Gate:
             raise ProblemError(status := HTTPStatus.TOO_MANY_REQUESTS, _DETAILS[status], _HEADERS[status])
 
     def _bounded(self, refusal: Refusal) -> Refusal:
-        """Return the refusal, or OTHER_REFUSALS if this minute has too many distinct ones."""
+        """Return the refusal, or OTHER_REFUSALS if this minute already has too many distinct refusals."""
         with self._lock:
             minute = int(self._clock() // 60)
             if minute != self._minute:
@@ -210,7 +210,7 @@ GateDependency = Annotated[Gate, Depends(gate_of)]
 
 
 def requires(*scopes: str) -> Callable[..., Principal]:
-    """Return a dependency for routes that need one of the scopes. It injects the principal."""
+    """Return a FastAPI dependency that provides the principal, and requires one of the scopes."""
 
     def authenticated(
         request: Request,
@@ -238,9 +238,9 @@ Administrator = Annotated[Principal, Depends(authenticate_administrator)]
 
 
 def organization_for(authenticate: Callable[..., Principal]) -> Callable[..., Organization]:
-    """Return a dependency that injects the organization in the path.
+    """Return a FastAPI dependency that provides the organization whose id is in the path.
 
-    The response is the same 404 for an unknown organization and for one that the token may not access.
+    Unknown organizations and organizations that the token may not access get the same response (404).
     """
 
     def visible_organization(

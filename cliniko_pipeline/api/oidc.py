@@ -1,7 +1,7 @@
 """JSON Web Tokens of an OpenID Connect issuer, such as the login service of the application.
 
 The issuer's keys are fetched for the first token, every hour, and when a token has an unknown key. Two fetches are at
-least a minute apart, so that forged tokens cannot flood the issuer.
+least a minute apart. Otherwise forged tokens could flood the issuer with requests.
 """
 
 import threading
@@ -18,7 +18,7 @@ from cliniko_pipeline.errors import ClinikoPipelineError, TransientError
 from cliniko_pipeline.settings import Settings
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""Only asymmetric algorithms are allowed, because with a shared secret every verifier could issue tokens."""
+"""Only asymmetric algorithms: with a secret shared by issuer and verifiers, every verifier could issue tokens."""
 
 LEEWAY_SECONDS = 30
 """Tolerated difference between the clocks of the issuer and of this machine."""
@@ -30,7 +30,7 @@ MAX_LOCK_WAIT_SECONDS = 1
 """Longest time to wait for keys that another request is fetching."""
 
 MAX_LIFETIME_SECONDS = 24 * 3600
-"""Longest time from `iat` to `exp`. It is limited because a JWT cannot be revoked here."""
+"""Longest time from `iat` to `exp`. Longer-lived JWTs are refused, because a JWT cannot be revoked here."""
 
 MAX_ANSWER_BYTES = 1024 * 1024
 
@@ -94,8 +94,8 @@ class OidcVerifier:
 
     def _key(self, key_id: str) -> jwt.PyJWK:
         if not self._is_outdated() and key_id in (keys := self._keys):
-            return keys[key_id]  # without the lock, which another request may hold while it fetches keys
-        # Only one request waits for the issuer, because anybody can send an unknown key id and the issuer may hang.
+            return keys[key_id]  # without the lock, because another request may hold it during a fetch
+        # Only one request at a time fetches keys. Otherwise forged tokens could make all threads wait for the issuer.
         if not self._lock.acquire(timeout=MAX_LOCK_WAIT_SECONDS if self._is_outdated() else 0):
             raise _unavailable()
         try:

@@ -76,7 +76,7 @@ class ProblemError(Exception):
 
 
 def not_found(detail: str = "There is nothing here that this token may see.") -> ProblemError:
-    """Return the problem that missing resources and resources of other organizations share."""
+    """Return the same 404 for a missing resource and for a resource of another organization."""
     return ProblemError(HTTPStatus.NOT_FOUND, detail)
 
 
@@ -146,7 +146,7 @@ def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _reason(error: Mapping[str, Any]) -> str:
-    # FastAPI reads a body without a JSON content type as a string, so its own reason would mislead.
+    # FastAPI reads a body without a JSON content type as a string, so FastAPI's reason would mislead.
     if tuple(error["loc"]) == ("body",):
         return "Send a JSON object, with the header Content-Type: application/json"
     return str(error["msg"]).removeprefix("Value error, ")
@@ -161,7 +161,7 @@ def _answer_http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed_methods(request: Request) -> set[str]:
-    """Return the methods of all routes with the request's path. Starlette knows only the first such route."""
+    """Return the methods of all routes with this path. Starlette would name only those of the first route."""
     paths: dict[str, dict[str, object]] = request.app.openapi()["paths"]
     path = getattr(request.scope.get("route"), "path", request.url.path)
     return {method.upper() for method in paths.get(path, {})}
@@ -176,7 +176,7 @@ _HTTP_DETAILS = {
 class AnsweredDefects:
     """Middleware that responds to a defect with a problem.
 
-    It logs the traceback without the error's text, which may contain a patient's data.
+    The traceback is logged without the error's text, because the text may contain a patient's data.
     """
 
     def __init__(self, application: ASGIApp) -> None:

@@ -1,6 +1,6 @@
 """Configuration of uvicorn that limits connections and the time to send a request.
 
-An ASGI application sees a request when its head is complete. Before that, only the protocol can close the connection.
+An ASGI application sees a request only after its head has arrived. Until then, only uvicorn can close the connection.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection that is closed if too many are open, or if a head or body is not complete in time."""
+    """A connection that is closed if too many connections are open, or if a head or body is late."""
 
     _warned_at: ClassVar[float | None] = None
 
@@ -97,7 +97,7 @@ def server_configuration(application: ASGIApp, settings: Settings, **options: An
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        # Only trusted proxies may send X-Forwarded-For, because it sets the address stored with a refusal.
+        # Only trusted proxies may send X-Forwarded-For: the address in this header is stored with a refusal.
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
         **options,

@@ -1,4 +1,4 @@
-"""Syncs of the API, which combine Dagster's run with the row of `cliniko.sync_runs`."""
+"""Syncs as the API describes them, from Dagster's run and the row of `cliniko.sync_runs`."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -86,10 +86,10 @@ class SyncFinder:
     dagster: DagsterRuns
 
     def find(self, principal: Principal, run_id: str, organization_id: str | None = None) -> Sync:
-        """Return the sync. Without `organization_id`, look up its organization.
+        """Return the sync. Without `organization_id`, look up the organization of the sync.
 
         Raise ProblemError (404) if the sync does not exist or the token may not access its organization. Raise
-        DagsterUnavailableError if this cannot be decided without Dagster.
+        DagsterUnavailableError if the sync is not stored and Dagster cannot be reached.
         """
         unavailable: DagsterUnavailableError | None = None
         try:
@@ -139,7 +139,7 @@ _T = TypeVar("_T")
 
 
 def needs_dagster(function: Callable[_P, _T]) -> Callable[_P, Awaitable[_T]]:
-    """Make the function wait for a slot of DagsterRuns, then run in a thread. It needs the parameter `finder`."""
+    """Make a function with the parameter `finder` wait for a slot of DagsterRuns, then run in a thread."""
 
     @wraps(function)
     async def run_in_slot(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -151,7 +151,7 @@ def needs_dagster(function: Callable[_P, _T]) -> Callable[_P, Awaitable[_T]]:
 
 
 def sync_for(authenticate: Callable[..., Principal]) -> Callable[..., Awaitable[Sync]]:
-    """Return a dependency that injects the sync in the path."""
+    """Return a FastAPI dependency that provides the sync whose id is in the path."""
 
     @needs_dagster
     def visible_sync(
@@ -167,9 +167,9 @@ CancellableSync = Annotated[Sync, Depends(sync_for(authenticate_syncer))]
 
 
 def describe_sync(runtime: Runtime, organization_id: str, stored: StoredSync | None, run: DagsterRun | None) -> Sync:
-    """Combine a stored row with Dagster's run, at least one of which must be given.
+    """Return the sync from its stored row and Dagster's run. One of the two may be None.
 
-    Stored values take precedence, except for the status, because a killed process does not store its end.
+    Stored values take precedence, except for the status: a killed process cannot store that it has ended.
     """
     known: dict[str, Any] = {}
     if run is not None:
@@ -201,7 +201,7 @@ def _progress(stored: StoredSync) -> SyncProgress | None:
     if progress is None:
         return None
     at = datetime.fromisoformat(progress["at"])
-    # A resumed crawl does not begin with page 1. At `begun_at`, its first page had been read already.
+    # At `begun_at`, this run had read its first page already. In a resumed crawl, that is not page 1.
     read, left = progress["pages_read"] - progress.get("first_page", 1), progress["pages"] - progress["pages_read"]
     seconds = (at - datetime.fromisoformat(progress["begun_at"])).total_seconds()
     return SyncProgress(

@@ -44,7 +44,7 @@ def doctor() -> None:
 
 
 def _examine(runtime: Runtime) -> bool:
-    """Run the checks; return whether all passed. Stop at a failure that later checks depend on."""
+    """Run the checks and return whether all passed. Stop if a check fails that later checks need."""
     has_key = _check("There is an encryption key", lambda: runtime.vault)
     where = runtime.database.location
     if not _check(f"PostgreSQL answers ({where})", runtime.database.require_supported_version):

@@ -36,7 +36,7 @@ COMMANDS = {
     "ui": ("cliniko_pipeline.cli.services.ui:ui", "Serve the Dagster UI and daemon until Ctrl-C."),
     "webhooks": ("cliniko_pipeline.cli.webhooks:webhooks", "Manage incoming webhook events and outgoing deliveries."),
 }
-"""The place of each command, and the first sentence of its help, so that `--help` need not import the commands."""
+"""Module and short help of each command. With these, `--help` need not import the commands."""
 
 
 class _LazyGroup(click.Group):
@@ -71,7 +71,7 @@ def main() -> None:
     The exit code is 0 after success, 1 after an error (one line on stderr), 2 after wrong usage and 130 after Ctrl-C.
     """
     _treat_signals_as_ctrl_c()
-    # If an interruption breaks a statement, the pool drops the connection and would log an error.
+    # If Ctrl-C breaks off a statement, the pool drops the connection and would log an error.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     debug = "--debug" in sys.argv[1:]
     try:
@@ -98,11 +98,11 @@ def main() -> None:
 
 
 def _treat_signals_as_ctrl_c() -> None:
-    """Raise KeyboardInterrupt on every terminating signal, so that child processes are ended too."""
+    """Raise KeyboardInterrupt on every terminating signal, so that the clean-up also ends child processes."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(_signal: int, _frame: object) -> None:
-        # Further signals are ignored, because they would interrupt the clean-up, which has a time limit.
+        # Further signals are ignored, because they would break off the clean-up. The clean-up has a time limit.
         for number in signals:
             signal.signal(number, lambda _signal, _frame: None)
         raise KeyboardInterrupt

@@ -38,7 +38,7 @@ def add(organization_id: str, name: str, api_url: str | None, *, no_validate: bo
     if not organization_id.strip() or not organization_id.isprintable():
         raise click.BadParameter("must be printable and not blank.", param_hint="ID")
     with session() as runtime:
-        # Everything else is checked before the key is requested.
+        # Everything else is checked before the operator must enter the key.
         vault = runtime.vault
         rehearse_addition(runtime.database, organization_id, name)
         credentials = _with_location(ClinikoCredentials(_read_api_key(), None, api_url), runtime.settings.allowed_hosts)
@@ -181,7 +181,7 @@ def remove(organization_id: str, *, yes: bool) -> None:
 
 
 def _with_location(credentials: ClinikoCredentials, allowed_hosts: frozenset[str]) -> ClinikoCredentials:
-    """Add the region and API URL for programs that read stored credentials but cannot derive them."""
+    """Add the region and API URL, for other programs that read the credentials but cannot derive these."""
     key = credentials.api_key
     api_url = resolve_api_url(api_key=key, region=None, api_url=credentials.api_url, allowed_hosts=allowed_hosts)
     host = urlsplit(api_url).hostname or ""

@@ -1,4 +1,4 @@
-"""Common start of commands, which load the settings and need a database with the current schema."""
+"""Common start of commands: they load the settings and open a database that must have the current schema."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
 CHECK_ATTEMPTS = 2
-"""Attempts of a request that checks an API key. The number is small because a person is waiting."""
+"""Attempts of a request that checks an API key. They are few, because a person waits for the result."""
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def statuses(runtime: Runtime, only: list[str] | None = None) -> list[tuple[Orga
 
 
 def show_statuses(found: list[tuple[Organization, OrganizationStatus]], now: datetime) -> None:
-    """Print one row per organization; `now` is the time of the database's clock."""
+    """Print one row per organization. `now` is the time by the database's clock."""
     table = Table(title="Organizations", title_justify="left")
     for heading in ("Organization", "Last sync", "Last success"):
         table.add_column(heading, no_wrap=True)

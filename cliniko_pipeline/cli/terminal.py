@@ -25,11 +25,11 @@ def warn(text: object) -> None:
 
 
 def utc_text(instant: datetime | None) -> str:
-    """Return an instant to the minute; `never` for None."""
+    """Return the instant to the minute, or `never` for None."""
     return "never" if instant is None else f"{instant.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def output_console() -> Console:
-    """Return a console on standard output. If it is not a terminal, table rows do not wrap."""
+    """Return a console for standard output. Table rows wrap only in a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=_UNLIMITED_WIDTH)

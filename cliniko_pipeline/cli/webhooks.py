@@ -149,7 +149,7 @@ def show(organization_id: str) -> None:
 @out.command()
 @click.argument("organization_id", metavar="ORG")
 def remove(organization_id: str) -> None:
-    """Remove the target, so that nothing is sent any more."""
+    """Remove the target. Results of later syncs are not sent."""
     with session() as runtime, runtime.database.operator() as connection:
         deliveries.remove_target(connection, organization_id)
     click.echo(f"Results of syncs of '{organization_id}' are no longer sent.")

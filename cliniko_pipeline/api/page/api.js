@@ -10,7 +10,7 @@ const MAX_RECONNECT_SECONDS = 15;
 const SILENCE_SECONDS = 60;
 const MAX_CSV_PAGES = 500;
 
-/** An error with the text of the API's problem details. `wait` is the seconds until a retry may help, or null. */
+/** An error with the text of the API's problem details. `wait`: seconds after which a retry may help, or null. */
 export class Problem extends Error {
   constructor(status, detail, wait = null) {
     super(detail);
@@ -32,7 +32,7 @@ try {
 
 export const hasToken = () => currentToken !== null;
 
-/** Stores the token; returns false if it cannot be sent in a header. */
+/** Stores the token. Returns false if a header cannot contain the text. */
 export function storeToken(text) {
   const token = text.trim();
   if (!SENDABLE.test(token)) return false;
@@ -98,7 +98,7 @@ async function send(method, path, { query, body, headers, signal }) {
     throw new Problem(0, "The service cannot be reached: check that it runs and that you are online, then try again.");
   }
   if (response.status === 401) {
-    // Another token may have been entered since the request was sent.
+    // A token that was entered after this request was sent is not forgotten.
     if (currentToken === token) forgetToken();
     throw new LoggedOut("This token is invalid, expired or revoked: ask the operator for a new one.");
   }
@@ -208,7 +208,7 @@ async function* readEvents(stream, signal) {
   }
 }
 
-/** Waits for a read. Fails after SILENCE_SECONDS, because the service sends pings more often than that. */
+/** Waits for a read. Fails after SILENCE_SECONDS, because a working service would have sent a ping by then. */
 function readWithTimeout(read, signal) {
   const timer = new AbortController();
   const silence = pause(SILENCE_SECONDS, timer.signal).then(() => { throw new TypeError("silence"); });
@@ -218,7 +218,7 @@ function readWithTimeout(read, signal) {
   });
 }
 
-/** Loads up to MAX_CSV_PAGES pages as one CSV text. `isComplete` is false if there are more. */
+/** Loads up to MAX_CSV_PAGES pages as one CSV text. `isComplete` is false if there are more pages. */
 export async function loadCsv(path, query, { signal }) {
   const parts = [];
   let cursor = null;

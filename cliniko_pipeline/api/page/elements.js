@@ -35,7 +35,7 @@ export function isolate(text) {
   return make("bdi", {}, text);
 }
 
-/** Makes a link to an address of the API, or plain text if it is not an http address. */
+/** Makes a link to an address from the API, or only the label if the address is not http or https. */
 export function makeLink(address, label) {
   let url = null;
   try {

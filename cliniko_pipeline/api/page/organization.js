@@ -91,7 +91,7 @@ export async function showOrganization(main, { id, signal, onLoggedOut }) {
   await loadAll();
 }
 
-/** Returns the problems of old data, which the API reports only while a daemon runs. */
+/** Returns the problems of old data. The API reports such problems only while Dagster's daemon runs. */
 function ageProblems({ is_active: isActive, last_success_at: last }) {
   if (!isActive) return ["The organization is disabled: it is not synced."];
   if (last === null) return ["There was no successful sync yet."];
@@ -254,7 +254,7 @@ const CANDIDATES = {
 };
 const PEOPLE_COLUMNS = { unmatched: [PATIENT], ambiguous: [PATIENT, CANDIDATES] };
 
-/** Makes the pages of a list. The API gives the cursor of the next page; the earlier cursors are remembered. */
+/** Makes the pages of a list. The API returns the next page's cursor. Earlier cursors are kept for going back. */
 function makePages(panel, load, render) {
   const cursors = [null];
 
@@ -265,7 +265,7 @@ function makePages(panel, load, render) {
       const isAlone = cursors.length === 1 && page.next_cursor === null;
       const place = make("span", { class: "faint", role: "status" }, `Page ${number(cursors.length)}`);
       const buttons = isAlone ? null : make("nav", { class: "paging", "aria-label": "Pages" }, back, place, next);
-      // The buttons are replaced, so the focus moves to the new pressed button, or to the other if that is disabled.
+      // The buttons are replaced. The focus moves to the new copy of the pressed button, or else to the other button.
       const pressed = focused === "next" ? [next, back] : [back, next];
       if (focused !== null) queueMicrotask(() => requestAnimationFrame(() => pressed.find((button) => !button.disabled)?.focus()));
       return [render(page.items), buttons];

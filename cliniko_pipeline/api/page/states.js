@@ -18,7 +18,7 @@ export const isOld = (last, now = Date.now()) => last === null || now - Date.par
 
 /**
  * Returns the organization's key in STATES. An organization is stale if its freshness check has failed, or if the last
- * success is older than a day. The freshness check cannot fail while Dagster's daemon does not run.
+ * success is older than a day. Without Dagster's daemon, nothing evaluates the freshness check between syncs.
  */
 export function stateOf(organization) {
   if (!organization.is_active) return "disabled";
@@ -28,7 +28,7 @@ export function stateOf(organization) {
   return organization.failed_checks.some((check) => check.startsWith(`${FRESHNESS}:`)) ? "stale" : "fresh";
 }
 
-/** Returns the failed asset checks, except the freshness check, which the state shows. */
+/** Returns the failed asset checks, without the freshness check, because the state shows its failure. */
 export const otherFailedChecks = (organization) => organization.failed_checks.filter((check) => !check.startsWith(`${FRESHNESS}:`));
 
 /** Makes the badge of a state. */

@@ -135,7 +135,7 @@ export class SyncControl {
     this.#showSilence();
   }
 
-  /** Shows how long nothing has changed, which the page must count because the API sends only changes. */
+  /** Shows how long nothing has changed. The page counts this time, because the API sends only changes. */
   #showSilence() {
     const seconds = this.updatedAt === null ? 0 : Math.floor((Date.now() - this.updatedAt) / 1000);
     const silence = `No progress for ${duration(seconds)}: the sync may be waiting for Cliniko's rate limit.`;

@@ -1,4 +1,4 @@
-"""Routes of active patients, in pages of JSON or CSV, and of their number over time."""
+"""Routes that return active patients in pages of JSON or CSV, and their number over time."""
 
 import base64
 import binascii
@@ -188,7 +188,7 @@ def list_active_patients(
     accept: Annotated[str, Header(description="Send text/csv to get the page as CSV.")] = JSON,
     if_none_match: Annotated[str, Header(description="ETag of a stored page. An unchanged page gets status 304.")] = "",
 ) -> Response:
-    """List the organization's active patients. If no sync ends in between, each patient is on exactly one page."""
+    """List the organization's active patients. Each is on exactly one page, unless a sync ends between two requests."""
     cursor = None if query.cursor is None else _Cursor.decode(query.cursor, query)
     after = None if cursor is None else Place(cursor.value, cursor.contact_id)
     with runtime.database.organization(organization.id) as connection:
@@ -206,7 +206,7 @@ def list_active_patients(
     body = _csv(rows) if as_csv else _json({"items": rows, "next_cursor": next_cursor})
     headers = {"ETag": etag(body), "Vary": "Accept, Authorization", "Cache-Control": "private, no-cache"}
     if next_cursor is not None:
-        # The server has decoded the path. An id may contain characters that are not allowed in a header.
+        # The path is encoded again, because an id may contain characters that a header must not contain.
         path = quote(request.scope["path"], safe="/")
         headers["Link"] = f'<{path}?{request.url.include_query_params(cursor=next_cursor).query}>; rel="next"'
     if etag_matches(headers["ETag"], if_none_match):
@@ -249,7 +249,7 @@ def _prefers_csv(accept: str) -> bool:
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    # The rows are written without the response models, which would take ten times as long.
+    # FastAPI's response models are not used here, because they would take ten times as long.
     return json.dumps(content, default=_text, separators=(",", ":")).encode()
 
 

@@ -56,7 +56,7 @@ async def get_readiness(
 
 
 class ReadinessProbe:
-    """Cache of the readiness. The route needs no token, so only one thread may probe, once in READINESS_SECONDS."""
+    """Cache of the readiness. Anybody may call the route, so one thread probes, at most once in READINESS_SECONDS."""
 
     def __init__(self) -> None:
         self._lock = anyio.Lock()

@@ -48,7 +48,7 @@ class RequestMetrics:
 
 
 class MeasuredRequests:
-    """Middleware that measures requests. Its labels have the route's template, without ids of organizations."""
+    """Middleware that measures requests. Labels have the route's template, because a path contains ids."""
 
     def __init__(self, application: ASGIApp, metrics: RequestMetrics) -> None:
         self._application = application

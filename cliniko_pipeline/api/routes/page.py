@@ -38,7 +38,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
-    # Browsers revalidate each file, so that they do not mix files of two versions after an upgrade.
+    # Browsers revalidate each file. Otherwise they would mix files of two versions after an upgrade.
     "Cache-Control": "no-cache",
 }
 
@@ -61,7 +61,7 @@ def page_router() -> APIRouter:
 
     @router.api_route("/page/{name}", methods=["GET", "HEAD"])
     def get_file(name: str, if_none_match: str = Header(default="")) -> Response:  # pyright: ignore[reportUnusedFunction]
-        # A name is looked up among the files and never used as a path.
+        # The name only selects one of the files that were read. It is never used as a path.
         if name == INDEX or name not in files:
             raise not_found("The page has no such file: open the page at its address, without a path.")
         return _answer(files[name], if_none_match)

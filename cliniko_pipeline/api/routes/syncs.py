@@ -122,11 +122,11 @@ def request_sync(
         # The tag contains a digest instead of the caller's text, because Dagster's UI shows tags.
         parts = "\x1f".join((principal.id, organization.id, idempotency_key))
         idempotency = hashlib.sha256(parts.encode()).hexdigest()[:32]
-    # On a read-only database Dagster would launch a run that fails.
+    # If the database is read-only, Dagster would launch a run that fails.
     runtime.database.require_writable()
     now = runtime.now()
     with runtime.database.operator() as connection:
-        # A lock per organization ensures that a concurrent request finds the run that this request launches.
+        # Because of this lock, a concurrent request for the organization finds the run that is launched here.
         connection.execute(sa.text("set local lock_timeout = '20s'"))
         connection.execute(
             sa.text("select pg_advisory_xact_lock(:key)"),
@@ -138,7 +138,7 @@ def request_sync(
                 id=UUID(existing.run_id), organization_id=organization.id, is_new=False, full=existing.is_full
             )
         run_id = dagster.launch(organization.id, options, idempotency)
-        # This keeps the schedule from launching another sync immediately.
+        # Otherwise the schedule might launch another sync immediately.
         scheduling.note_requested(connection, {organization.id: options.full}, now)
     return AcceptedSync(id=UUID(run_id), organization_id=organization.id, is_new=True, full=options.full)
 

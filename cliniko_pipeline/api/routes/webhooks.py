@@ -1,7 +1,7 @@
 """Route of webhook events, which announce that an organization's Cliniko account has changed.
 
-An event is stored before the response is sent, and a sync follows. Bodies are not stored, because they may contain a
-patient's data and the sync finds the changes by itself.
+An event is stored before the response is sent, and a sync follows. Bodies are not stored: they may contain a patient's
+data, and the sync reads all changes from Cliniko anyway.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from cliniko_pipeline.runtime import Runtime
 PATH = "/v1/webhooks/"
 MAX_BODY_BYTES = 256 * 1024
 MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES
-"""Size up to which a body is read even if it is too large, so that the client gets a response."""
+"""Size up to which a too large body is read, because many clients read no response while they still send."""
 
 BODY_SECONDS = 10
 """Time limit for the complete body."""
@@ -134,9 +134,9 @@ def _store(
     with runtime.database.operator() as connection:
         found = [] if "\0" in organization_id else webhooks.webhook_secrets(connection, organization_id)
         encrypted = [secret.encrypted for secret in found if secret.is_valid]
-        # If there is no secret, a random secret is tried, so that the time does not reveal this.
+        # Without a secret, a random one is tried, so that the response time does not reveal whether there is a secret.
         encrypted = encrypted or [runtime.vault.encrypt_text(secrets.token_urlsafe(32))]
-        # All secrets are tried, even after a match, for the same reason.
+        # All secrets are tried even after a match, so that the response time does not reveal which one matches.
         is_signed = [_is_signed(_decrypt(runtime, secret), headers, body) for secret in encrypted]
         if any(is_signed):
             return webhooks.note_event(connection, organization_id, headers["webhook-id"], _type(body))
@@ -188,7 +188,7 @@ async def _read_limited(request: Request) -> bytes:
 def _is_signed(secret: str | None, headers: Mapping[str, str], body: bytes) -> bool:
     if secret is None:
         return False
-    # The library fails if any signature is of another kind, so only signatures of this kind are passed on.
+    # The library fails on a signature of an unknown version, so only `v1` signatures are passed on.
     signatures = [part for part in headers["webhook-signature"].split(" ") if _SIGNATURE.fullmatch(part)]
     try:
         Webhook(secret).verify(body, {**headers, "webhook-signature": " ".join(signatures)}, json_parse=False)

@@ -10,7 +10,7 @@ _METHODS = {"cliniko_patient_id": "cliniko_patient_id", "email": "e-mail", "name
 
 
 def match_lines(match: Match, person: Person) -> list[str]:
-    """Return sentences about the stored mapping, the next mapping if it differs, and the matching passes."""
+    """Return sentences about the stored mapping, the mapping of the next sync if it differs, and the passes."""
     if match.now is None:
         return ["The person has no record, so it has no contact."]
     stored = "not mapped yet" if match.stored is None else _mapping(match.stored)

@@ -76,6 +76,6 @@ def _most_relevant(attendances: Sequence[Attendance]) -> list[Attendance]:
     recent = [row for row in attendances if row.window == "recent"]
     upcoming = [row for row in attendances if row.window == "upcoming"]
     others = [row for row in attendances if row.window not in {"recent", "upcoming"}]
-    # The latest attendance comes first, so the list is reversed to choose the soonest upcoming ones.
+    # Attendances are sorted with the latest first. Reversed, the soonest upcoming ones are chosen first.
     chosen = {id(row) for row in [*recent, *reversed(upcoming), *others][:MAX_ATTENDANCES]}
     return [row for row in attendances if id(row) in chosen]

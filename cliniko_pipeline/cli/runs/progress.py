@@ -26,7 +26,7 @@ class ProgressDisplay(ABC):
 
     @abstractmethod
     def show(self, organization_id: str, event: Event) -> None:
-        """Show the event. Many threads call this method."""
+        """Show the event. Several threads may call this method at once."""
 
     @abstractmethod
     def ended(self, organization_id: str, error: str | None) -> None:

@@ -83,9 +83,9 @@ def report(runtime: Runtime, ids: Sequence[str], errors: dict[str, str]) -> None
 
 
 def chosen_organizations(runtime: Runtime, named: Sequence[str]) -> list[Organization]:
-    """Return the organizations with these ids; without ids, all that are not disabled.
+    """Return the organizations with these ids. Without ids, return all organizations that are not disabled.
 
-    Raises OrganizationUnknownError for an unknown id, and ArgumentError if no organization is left.
+    Raises OrganizationUnknownError for an unknown id, and ArgumentError if no organization is enabled.
     """
     with runtime.database.operator() as connection:
         if named:

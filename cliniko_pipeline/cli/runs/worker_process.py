@@ -19,12 +19,12 @@ from cliniko_pipeline.sync_options import SyncOptions
 
 def serve(connection: Connection, parents_end: Connection, options: SyncOptions) -> None:
     """Sync each organization whose id arrives on the connection. End when None arrives or the parent has died."""
-    # The inherited end is closed, because it would keep the connection open after the death of the parent.
+    # The inherited copy of the parent's end would keep the connection open after the parent's death.
     parents_end.close()
     _restore_signals()
-    # In its own session, the worker gets no Ctrl-C from the terminal. The command interrupts it.
+    # In its own session, the worker gets no Ctrl-C from the terminal. The command interrupts the worker instead.
     os.setsid()
-    # If an interruption breaks a statement, the pool drops the connection and would log an error.
+    # If Ctrl-C breaks off a statement, the pool drops the connection and would log an error.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

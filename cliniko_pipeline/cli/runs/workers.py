@@ -1,7 +1,7 @@
 """Worker processes that run syncs for the command line.
 
-Syncs run in processes because Dagster sets up logging for every run, where two threads can deadlock. Each worker syncs
-one organization at a time, so a killed worker ends only that sync.
+Syncs run in processes, because threads can deadlock while Dagster sets up logging for their runs. Each worker syncs one
+organization at a time, so a killed worker ends only that sync.
 """
 
 import gc
@@ -31,8 +31,8 @@ SECONDS_BETWEEN_INTERRUPTIONS = 2.5
 def run_in_workers(organization_ids: Sequence[str], options: SyncOptions, display: ProgressDisplay) -> dict[str, str]:
     """Sync the organizations; return one error line per failed organization.
 
-    The display is opened after the workers are forked, because the display starts a thread. On KeyboardInterrupt,
-    interrupt the workers, which end their runs, then raise KeyboardInterrupt.
+    The display starts a thread, so it is opened only after the workers are forked. On KeyboardInterrupt, interrupt the
+    workers, which then end their runs. Then raise KeyboardInterrupt again.
     """
     pool = _WorkerPool(organization_ids, options, display)
     workers = pool.start(min(WORKERS, len(organization_ids)))
@@ -67,15 +67,15 @@ class _WorkerPool:
 
     def start(self, number: int) -> "list[_Worker | None]":
         """Start the workers. A worker that dies is replaced."""
-        # Dagster is imported once, before the first worker is forked.
+        # Dagster is imported here, once, so that forked workers need not import it.
         import_module("cliniko_pipeline.cli.runs.worker_process")
 
-        # Modules are not garbage. Otherwise the interpreter examines all of them at its end, for half a second.
+        # Otherwise the interpreter, at its end, looks for garbage among all modules for half a second.
         gc.freeze()
         return [self._new_worker() for _ in range(number)]
 
     def work(self, worker: "_Worker | None") -> None:
-        """Sync queued organizations in one worker at a time, until the queue is empty."""
+        """Sync queued organizations in the worker, or in its replacement, until the queue is empty."""
         try:
             while not self._is_stopping:
                 organization_id = self._queue.get_nowait()
@@ -127,16 +127,16 @@ def _end_runs_of(organization_ids: Sequence[str]) -> None:
     from cliniko_pipeline.runtime import open_runtime  # noqa: PLC0415
     from cliniko_pipeline.settings import load_settings  # noqa: PLC0415
 
-    # Errors are ignored, because they must not hide the error that ended the workers. The next sync would end the runs.
+    # Errors are ignored, so that they do not hide the error that ended the workers. The next sync also ends such runs.
     with suppress(Exception), open_runtime(load_settings()) as runtime, open_instance(runtime) as instance:
-        # A dead worker's last transaction can add a run during the first pass, which the second pass then finds.
+        # A dead worker's last transaction can add a run during the first pass. The second pass ends that run.
         for organization_id in [*organization_ids, *organization_ids]:
             with suppress(Exception):
                 end_abandoned_runs(instance, runtime, organization_id)
 
 
 class _Worker:
-    """The parent's handle of a worker process."""
+    """A worker process, as the parent sees it."""
 
     def __init__(self, options: SyncOptions) -> None:
         from cliniko_pipeline.cli.runs.worker_process import serve  # noqa: PLC0415

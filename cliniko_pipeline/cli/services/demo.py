@@ -22,7 +22,7 @@ from cliniko_pipeline.sandbox.accounts.demo import DemoOrganization, demo_organi
 from cliniko_pipeline.sandbox.server import DEFAULT_REQUESTS_PER_MINUTE, Sandbox, running_sandbox
 from cliniko_pipeline.settings import load_settings
 
-# Older data is replaced, so that the made-up clinics have recent appointments.
+# Older data is replaced. Otherwise the made-up clinics would have no recent appointments after some time.
 MAX_ANCHOR_AGE = timedelta(days=1)
 TOKEN_LIFETIME = timedelta(days=1)
 PAGE_PORT = 8000
@@ -97,7 +97,7 @@ def _anchor(path: Path) -> tuple[datetime, bool]:
 
 @contextmanager
 def _environment(sandbox: Sandbox, home: Path) -> Generator[None, None, None]:
-    """Set the environment of this process and its children to the demo's own home and sandbox."""
+    """Set environment variables, so that this process and its children use the demo's home and sandbox."""
     ignored = [name for name in HIDDEN_VARIABLES if os.environ.pop(name, "")]
     if ignored:
         click.echo(f"The demo ignores {', '.join(ignored)} and uses an embedded database.")

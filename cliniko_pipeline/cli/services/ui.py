@@ -42,14 +42,14 @@ SECONDS_BETWEEN_POLLS = 0.2
 def ui(port: int, api_port: int | None) -> None:
     """Serve the Dagster UI and daemon until Ctrl-C."""
     with session() as runtime:
-        # Dagster's daemon stores times. If the clock is ahead, the daemon does nothing after the clock is corrected.
+        # The daemon stores times. If the clock is ahead now and is corrected later, the daemon would stand still.
         runtime.machine_clock().require_allowed()
         serve(runtime, port, api_port=api_port)
 
 
 @dataclass(frozen=True)
 class _Service:
-    """A process that runs until it is stopped, and the error message if it ends by itself."""
+    """A process that runs until it is stopped. `error` is shown if the process ends by itself."""
 
     command: Sequence[str]
     environment: Mapping[str, str]
@@ -99,7 +99,7 @@ def _dagster(workspace: Path, port: int, environment: Mapping[str, str]) -> _Ser
     return _Service(
         [*command, "--host", HOST, "--port", str(port), "--log-level", "warning"],
         environment,
-        # If its daemon or webserver ends, `dagster dev` logs the reason and ends with exit code 0.
+        # `dagster dev` also ends with exit code 0 if its daemon or webserver fails. It logs the reason.
         "Dagster has ended by itself, or was killed. Start the command again: interrupted runs are repeated.",
     )
 
@@ -118,7 +118,7 @@ def _run_until_stopped(services: Sequence[_Service]) -> None:
     started: list[subprocess.Popen[bytes]] = []
     try:
         for service in services:
-            # Each service has its own session, so that Ctrl-C reaches only this process, which ends them in order.
+            # Each service has its own session, so Ctrl-C reaches only this process, which then ends the services.
             process = subprocess.Popen(service.command, env=service.environment, start_new_session=True)  # noqa: S603
             started.append(process)
         while all(process.poll() is None for process in started):
@@ -134,7 +134,7 @@ def _run_until_stopped(services: Sequence[_Service]) -> None:
 
 
 def _end_groups(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End the process groups. Signal the group that was started last first."""
+    """End the process groups, beginning with the group that was started last."""
     left = list(reversed(processes))
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         left = [process for process in left if _signal_group(process, sign)]
@@ -145,7 +145,7 @@ def _end_groups(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> bool:
-    """Send the signal; return whether the group still had a process."""
+    """Send the signal to the process's group. Return whether the group still had a process."""
     try:
         os.killpg(process.pid, sign)
     except ProcessLookupError:
