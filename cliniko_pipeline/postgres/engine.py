@@ -60,8 +60,8 @@ class Database:
     `organization(id)` opens transactions on tenant data. `operator()` opens transactions on all other tables, such as
     organizations, credentials, schedules and alerts.
 
-    Both raise DatabaseUnavailableError, DatabaseSetupError and DataError. Their messages never contain a statement's
-    parameters.
+    Both raise DatabaseUnavailableError, DatabaseSetupError and DataError. The messages of these errors never contain a
+    statement's parameters.
     """
 
     def __init__(self, url: str | URL) -> None:
@@ -77,12 +77,12 @@ class Database:
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_SECONDS,
                 "application_name": "cliniko_pipeline",
-                # Under SQL_ASCII, which a role's settings may choose, psycopg returns bytes instead of str.
+                # A role's settings may choose SQL_ASCII. psycopg would then return bytes instead of str.
                 "client_encoding": "utf8",
             },
         )
         self._outside_transactions = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        # `insert=True`, because SQLAlchemy's listener must remember the isolation level that `_prepare` sets.
+        # With `insert=True`, `_prepare` sets the isolation level before SQLAlchemy's listener remembers the level.
         event.listen(self._engine, "connect", self._prepare, insert=True)
         keep_no_read_only_sessions(self._engine)
         event.listen(self._engine, "checkout", self._require_current_generation)
@@ -100,12 +100,12 @@ class Database:
                 self._is_session_mode = True
             self._user = prepare_session(connection)
         except BaseException:
-            # The pool does not own the connection yet, so it would stay open.
+            # The pool does not own the connection yet, so nothing else would close it.
             connection.close()
             raise
 
     def _require_current_generation(self, _connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
-        """Make the pool replace a connection that is older than the last change of the generation."""
+        """Make the pool replace a connection of an earlier generation (see `_translated`)."""
         if entry.info[_GENERATION] != self._generation:
             raise DisconnectionError
 
@@ -126,7 +126,7 @@ class Database:
     def operator(self) -> Generator[Connection, None, None]:
         """Open a transaction as the user of DATABASE_URL.
 
-        Row-level security hides tenant data, unless this user bypasses it.
+        Row-level security hides tenant data from this user, unless the user bypasses it.
         """
         with self._translated(), self._engine.begin() as connection:
             yield connection
@@ -171,9 +171,10 @@ class Database:
         """Hold the organization lock, so that no other run writes the organization's data.
 
         The lock has its own connection, and a lost connection releases the lock. Yield a function that raises
-        DatabaseUnavailableError if the connection is lost. In this case another run may be writing, or a crashed server
-        may have lost commits that did not wait for the disk. Raise DatabaseUnavailableError if another run holds the
-        lock for too long.
+        DatabaseUnavailableError if the connection is lost. After a lost connection, another run may be writing. Or the
+        server has crashed, and commits that did not wait for the disk may be lost.
+
+        Raise DatabaseUnavailableError if another run holds the lock for too long.
         """
         with self._translated(), self._outside_transactions.connect() as connection:
             key = {"key": advisory_key("organization", organization_id)}
@@ -246,7 +247,7 @@ class Database:
         except ClinikoPipelineError:
             raise
         except (SQLAlchemyError, psycopg.Error) as error:
-            if ends_pooled_connections(error):  # Connections of older generations may keep failing.
+            if ends_pooled_connections(error):  # Open connections may keep failing.
                 self._generation += 1
             # `from None` hides the driver's error, which can quote values of a row.
             raise self.translated(error, self._organization_role if is_in_context else None) from None
@@ -259,7 +260,7 @@ BoundStatement = tuple[str, Mapping[str, object]]
 def execute_pipelined(
     connection: Connection, statements: Sequence[BoundStatement], *, after_sending: Callable[[], object] = lambda: None
 ) -> list[Any]:
-    """Execute pipelined statements; return each statement's first row, or None if it has no row.
+    """Execute the statements in one pipeline; return the first row of each, or None for no row.
 
     `after_sending` is called after the statements are sent and before their results are awaited.
     """

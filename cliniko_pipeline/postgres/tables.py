@@ -1,7 +1,7 @@
 """The tenant tables that merges write, with their keys and columns.
 
 `migrations` creates the columns, and a test compares them with this module. Every table also has `organization_id`. The
-lists here leave it out, because its value comes from the organization context only.
+lists here leave this column out, because its value comes from the organization context only.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Table:
         stamps: the columns that are set to the transaction's time when a row is inserted or changed.
         inserted: the one of `stamps` that is set on insert only.
         arrays: the columns with JSON arrays.
-        vanishes: whether full crawls set `vanished_at`, which later writes of the row clear.
+        vanishes: whether full crawls set `vanished_at`. A later write of the row clears this column.
     """
 
     schema: str
@@ -155,7 +155,7 @@ WRITTEN = (
 """The tables that merges write."""
 
 WATCHED = (PATIENTS, APPOINTMENTS, ATTENDEES, CONTACT_MAPPING)
-"""The tables whose changes triggers record in `cliniko.table_states`, so that unchanged results are not recomputed."""
+"""The tables with triggers that record changes in `cliniko.table_states` (see writing/derivations.py)."""
 
 
 RECONCILED = frozenset({"patients", "individual_appointments", "group_appointments", "attendees"})

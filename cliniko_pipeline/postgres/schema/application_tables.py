@@ -101,7 +101,7 @@ def _require_columns(table: str, needed: Sequence[str], found: Sequence[str]) ->
 def require_privileges(connection: Connection, *, migrates: bool) -> None:
     """Raise DatabaseSetupError, with the `grant` statements, if the database user lacks a privilege.
 
-    `migrates`: whether privileges to create and change the pipeline's objects are required, too.
+    With `migrates`, privileges to create and change the pipeline's objects are required, too.
     """
     parameters = {"tables": list(PRIVILEGES), "privileges": list(PRIVILEGES.values())}
     parameters |= {"migrates": migrates, "active_patients": _NAME}
@@ -152,8 +152,8 @@ def require_room_for_every_contact(connection: Connection) -> None:
     """Raise DatabaseSetupError if rows with a wrong organization block correct rows of active_patients.
 
     A unique index on the contact alone allows one row per contact. Row-level security hides a wrong row from the
-    contact's organization, whose syncs would fail. This function switches row-level security off for the table, so the
-    caller must roll back.
+    contact's organization, and this organization's syncs fail. This function switches row-level security off for the
+    table's owner, so the caller must roll back.
     """
     names = connection.execute(sa.text(sql("schema/keys_without_organization")), {"table": _NAME}).scalars().all()
     if not names:
@@ -161,7 +161,7 @@ def require_room_for_every_contact(connection: Connection) -> None:
     try:
         with connection.begin_nested():
             connection.exec_driver_sql(f"alter table {_NAME} no force row level security")
-    except ProgrammingError:  # Only the owner may do this. The rehearsal also writes a row, which would fail.
+    except ProgrammingError:  # Only the owner may do this. For other users, the rehearsal only tests one row.
         return
     rows = connection.execute(sa.text(sql("schema/misplaced_active_patients"))).scalar_one()
     if rows:

@@ -1,4 +1,4 @@
-"""`cliniko.contacts_filter`: the operator's condition for contacts. Other contacts are ignored.
+"""`cliniko.contacts_filter`: the operator's condition that contacts must meet to be used.
 
 The functions that read contacts are in the database and cannot read the setting CLINIKO_CONTACTS_FILTER. Therefore
 `cliniko-pipeline migrate` stores the setting, and every command compares it with the stored condition.
@@ -46,7 +46,7 @@ def require_valid(connection: Connection, condition: str | None) -> None:
 
 
 def store(connection: Connection, condition: str | None) -> bool:
-    """Store the condition, or delete it if None; return whether that is a change."""
+    """Store the condition, or delete the stored one if None; return whether it changed."""
     before = _stored(connection)
     if before != condition:
         connection.execute(sa.text("delete from cliniko.contacts_filter"))

@@ -1,9 +1,9 @@
 """`cliniko.database_identity`: the identity of the database that the pipeline was set up in.
 
-It reveals a copy, such as a staging database, which must not use production's API keys, webhooks and alerts.
+The identity reveals a copy, such as a staging database. A copy must not use production's API keys, webhooks and alerts.
 
 The identity consists of the database's name and the server's system identifier. A restored dump and a database created
-from a template differ in one of the two. A restart, another host name and a failover change neither.
+from a template have another name or another identifier. A restart, another host name and a failover change neither.
 """
 
 import sqlalchemy as sa

@@ -67,7 +67,7 @@ def missing_objects(connection: Connection, functions: Sequence[str], role: str)
     """Return descriptions of the missing objects that a migration creates again.
 
     These are public.active_patients, unique indexes, functions, triggers, and privileges of the role. A function with a
-    different text is missing, too.
+    different text counts as missing.
     """
     bodies = {PurePosixPath(file).name: _body(file) for file in functions}
     rows = connection.execute(
@@ -142,6 +142,6 @@ def require_own_schema(connection: Connection) -> None:
 
 
 def _body(file: str) -> str | None:
-    """Return the body as in pg_proc.prosrc, or None for an SQL-standard body, which is not there."""
+    """Return the body as in pg_proc.prosrc, or None for an SQL-standard body, which is elsewhere."""
     parts = sql(file).split(_BODY)
     return parts[1] if len(parts) > 1 else None

@@ -184,7 +184,7 @@ def unbound_user(connection: Connection) -> str | None:
 
 
 def dump_hint(connection: Connection) -> str | None:
-    """Return a hint which role can dump the database, or None if the database user can."""
+    """Return a hint about roles that can dump the database; None if the database user can."""
     user = connection.execute(sa.text(sql("roles/dumping_roles")), {"table": ACTIVE_PATIENTS.qualified}).one()
     if user.may_dump:
         return None
@@ -200,9 +200,9 @@ def dump_hint(connection: Connection) -> str | None:
 def retire_other_roles(connection: Connection) -> list[str]:
     """Revoke privileges that other databases' organization roles have in this database.
 
-    Such privileges exist in a copied database, and in databases of an earlier version that shared a role. This
-    database's role gets the privileges that the operator granted to the other roles. Unused roles are dropped. Return
-    warnings if a superuser or an owner must act.
+    Other roles have privileges in a copied database. In earlier versions, all databases of a server shared one role.
+    This database's role gets the privileges that the operator granted to the other roles. Unused roles are dropped.
+    Return warnings if a superuser or an owner must act.
     """
     own = organization_role(connection)
     warnings: list[str] = []

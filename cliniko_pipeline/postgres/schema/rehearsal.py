@@ -1,8 +1,8 @@
-"""The rehearsal of a sync: every kind of database access of a sync, in rolled back transactions.
+"""The rehearsal of a sync: its database accesses, in transactions that are rolled back.
 
 The steps call a sync's functions under a sync's roles, so a failing step shows what a sync cannot do. The steps use an
 organization that does not exist. Only the step for `public.active_patients` uses an existing contact, because the
-application may have foreign keys on that table. Afterwards only gaps in sequences remain.
+application may have foreign keys on that table. The rehearsal leaves only gaps in sequences behind.
 """
 
 from collections.abc import Generator, Sequence
@@ -36,7 +36,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """A failed step of a sync, with its reason. `is_busy`: another transaction blocked the step."""
+    """A failed step of a sync, with its reason. With `is_busy`, another transaction blocked it."""
 
     step: str
     reason: str

@@ -52,7 +52,7 @@ class Step:
 
 
 class StepFailedError(Exception):
-    """A step ran without an error of PostgreSQL, but its outcome is wrong. The text has the remedy."""
+    """The error of a step whose outcome is wrong without an error of PostgreSQL. It has the remedy."""
 
 
 # As the database user. ----------------------------------------------------------------------------------------------

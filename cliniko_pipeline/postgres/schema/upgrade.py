@@ -56,7 +56,7 @@ from cliniko_pipeline.postgres.server.driver_errors import already_set_up
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, WATCHED
 
 TABLE_LOCK_TIMEOUT_SECONDS = 5
-"""How long a migration waits for a table. Later transactions on the table wait behind the migration."""
+"""How long a migration waits for a table. Later transactions on the table wait, too."""
 
 # Alembic stores the running migration in global variables, so one migration runs at a time.
 _ALEMBIC = Lock()
@@ -96,8 +96,8 @@ class Migration:
         before: the version before the migration; None if the database had no schema of the pipeline.
         after: the version after the migration.
         changed: whether the migration changed the schema.
-        closed_to_readers: whether active_patients had rows and got row-level security. Its readers must now set the
-            organization.
+        closed_to_readers: whether active_patients had rows before it got row-level security. Readers of the table must
+            now set the organization.
         warnings: problems that the operator must review.
         made_again: missing objects of this version that were created again.
         filter_changed: whether the contacts filter changed.
@@ -126,7 +126,7 @@ def migrate(
 
     Args:
         database: the database.
-        create_application_tables: whether to create missing application tables, which is for the embedded database.
+        create_application_tables: whether to create missing application tables, as in the embedded database.
         adopts: whether to replace the stored identity, so that a copy of a database can sync independently.
         contacts_filter: the operator's condition for contacts; None for all contacts.
 
@@ -236,7 +236,7 @@ def risks(database: Database) -> list[str]:
 
 
 def dump_hint(database: Database) -> str | None:
-    """Return a hint which role can dump the database, or None if the database user can."""
+    """Return a hint about roles that can dump the database; None if the database user can."""
     with database.operator() as connection:
         return isolation.dump_hint(connection)
 

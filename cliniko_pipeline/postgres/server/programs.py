@@ -23,7 +23,7 @@ OWN_SERVER = "or set DATABASE_URL to a PostgreSQL server of your own"
 def execute(data: Path, program: str, *arguments: str, log: Path, output: Path | None = None) -> None:
     """Run a program under the server's account; raise DatabaseSetupError if the program fails."""
     account = server_account()
-    # The output goes to a file. The server that pg_ctl starts would keep a pipe open.
+    # The output goes to a file, because the server that pg_ctl starts would keep a pipe open.
     with tempfile.TemporaryFile() if output is None else output.open("wb") as stream:
         answer = subprocess.run(  # noqa: S603 (our own binary, no shell)
             [binary(program), *arguments],
@@ -38,7 +38,7 @@ def execute(data: Path, program: str, *arguments: str, log: Path, output: Path |
             group=account[1] if account else None,
             extra_groups=[] if account else None,
             timeout=START_TIMEOUT_SECONDS + 30,
-            # Ctrl-C in the terminal must not reach the server. The pipeline's last process stops it.
+            # Ctrl-C in the terminal must not stop the server, which other processes of the pipeline may use.
             start_new_session=True,
         )
     if answer.returncode != 0:

@@ -13,9 +13,10 @@ from cliniko_pipeline.errors import DataError
 from cliniko_pipeline.postgres.engine import BoundStatement, sql, statement
 
 OVERLAP = timedelta(minutes=3)
-"""How far before the start of the last crawl the next incremental crawl reads changes.
+"""The next incremental crawl reads changes from this long before the start of the last crawl.
 
-Cliniko's servers' clocks may differ by two minutes. A changed record becomes readable a moment after its time stamp.
+The clocks of Cliniko's servers may differ by two minutes. A changed record is readable only a moment after its time
+stamp.
 """
 
 
@@ -26,7 +27,7 @@ class RejectedRecord:
     Attributes:
         id: the record's id, if it is readable.
         reason: the invalid field and the rule that it breaks, without any value of the record.
-        is_unanswered: whether Cliniko does not answer requests for the record.
+        is_unanswered: whether Cliniko leaves requests for the record unanswered.
     """
 
     id: str | None
@@ -41,13 +42,13 @@ class CrawlState:
     Attributes:
         is_complete: whether the last crawl reached the end.
         is_full: whether the last crawl was a full crawl.
-        reconciles: whether the crawl marks the records that it did not see as deleted.
+        reconciles: whether the crawl marks as deleted the records that it did not see.
         next_cursor: when the crawl began.
-        next_page: the page at which an interrupted full crawl resumes; None if it must start again.
-        total_entries: the number of records that the list of an interrupted full crawl has.
+        next_page: the page at which an interrupted full crawl resumes; None if there is no such page.
+        total_entries: the number of records in the list that an interrupted full crawl reads.
         records: the number of records that the crawl has stored.
-        is_partial: whether records from before a skipped crawl's `next_cursor` are not stored, since no table needs
-            them.
+        is_partial: whether the last full crawl was skipped because no table needed its records. Records from before its
+            `next_cursor` are then stored only if they changed later.
         cursor: where an incremental crawl starts; None if Cliniko's time is unknown or no crawl was complete.
         needs_full: why the next crawl must be full; None if it may be incremental.
         doubtful_deletions: the number of records that the last full crawl missed but did not mark as deleted.
@@ -84,16 +85,17 @@ class MissingCount:
 
 @dataclass(frozen=True)
 class StoredCount:
-    """The numbers of a resource's stored records, and of its rejected records without a row.
+    """The numbers of a resource's stored records and of rejected records that were never stored.
 
-    Stored records are counted up to an instant. A rejected record may be later than this instant.
+    Stored records are counted only if they were created before an instant. It is unknown when the rejected records were
+    created, so Cliniko's total at this instant may include all, some or none of them.
     """
 
     stored: int
     rejected: int
 
     def agrees_with(self, total: int) -> bool:
-        """Return whether Cliniko's total number of records is consistent with these numbers."""
+        """Return whether Cliniko can have `total` records from before the instant."""
         return self.stored <= total <= self.stored + self.rejected
 
 
@@ -104,7 +106,7 @@ def read_states(connection: Connection) -> dict[str, CrawlState]:
 
 
 def begin(connection: Connection, resource: str, *, is_full: bool, reconciles: bool) -> None:
-    """Begin a crawl. The resource's stored records are inconsistent until `complete`."""
+    """Begin a crawl. The resource's stored records are inconsistent until `complete` is called."""
     connection.execute(
         statement(sql("crawls/begin")), {"resource": resource, "is_full": is_full, "reconciles": reconciles}
     )
@@ -120,7 +122,10 @@ def build_advance(
     total_entries: int | None = None,
     refused_fields: Sequence[str] = (),
 ) -> BoundStatement:
-    """Return the statement that saves a checkpoint. It selects whether there are rejected records."""
+    """Return the statement that saves a checkpoint.
+
+    Its one result column tells whether the resource has rejected records.
+    """
     return sql("crawls/advance"), {
         "resource": resource,
         "records": records,
@@ -139,7 +144,7 @@ def complete(
     is_partial: bool = False,
     doubtful_deletions: int = 0,
 ) -> None:
-    """Complete the crawl. The next incremental crawl starts at `next_cursor`, less OVERLAP."""
+    """Complete the crawl. The next incremental crawl starts OVERLAP before `next_cursor`."""
     connection.execute(
         statement(sql("crawls/complete")),
         {
@@ -194,7 +199,8 @@ def save_crawled_ids(connection: Connection, resource: str, ids: Sequence[str]) 
 def count_missing(connection: Connection, resource: str, next_cursor: datetime | None) -> MissingCount:
     """Count the records that the reconciling crawl did not see.
 
-    If the crawl rejected a record without a readable id, this record could be any of them. The count is then 0.
+    If the crawl rejected a record without a readable id, each missing record could be the rejected one. None of them is
+    then counted as missing.
     """
     has_nameless = connection.execute(
         statement(sql("crawls/has_rejected_without_id")), {"resource": resource}
@@ -205,7 +211,7 @@ def count_missing(connection: Connection, resource: str, next_cursor: datetime |
 
 
 def mark_missing_deleted(connection: Connection, resource: str, next_cursor: datetime | None) -> int:
-    """Mark records as deleted that the reconciling crawl did not see; return their number."""
+    """Mark as deleted the records that the reconciling crawl did not see; return their number."""
     parameters = {"resource": resource, "next_cursor": next_cursor}
     return connection.execute(statement(sql("crawls/mark_missing_deleted")), parameters).scalar_one()
 
@@ -213,8 +219,8 @@ def mark_missing_deleted(connection: Connection, resource: str, next_cursor: dat
 def count_stored(connection: Connection, state: CrawlState) -> StoredCount:
     """Count the stored records that were created before the cursor.
 
-    This set is final, because the crawl has read it and Cliniko adds only later records. Doubtful deletions are not
-    counted, because Cliniko no longer has these records.
+    Cliniko adds no more records from before the cursor, so a later count in Cliniko must agree. Doubtful deletions are
+    subtracted, because Cliniko no longer has these records.
     """
     parameters = {"resource": state.resource, "created_before": state.cursor}
     row = connection.execute(statement(sql("crawls/count_stored")), parameters).one()
@@ -222,7 +228,10 @@ def count_stored(connection: Connection, state: CrawlState) -> StoredCount:
 
 
 def require_complete(connection: Connection, resources: Sequence[str]) -> None:
-    """Raise DataError if a resource's last crawl is incomplete, so that its rows are inconsistent."""
+    """Raise DataError if a resource was never crawled, or if its last crawl is incomplete.
+
+    After an incomplete crawl, the stored records of the resource are inconsistent.
+    """
     states = read_states(connection)
     incomplete = [name for name in resources if name not in states or not states[name].is_complete]
     if incomplete:

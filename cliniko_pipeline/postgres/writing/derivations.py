@@ -1,8 +1,8 @@
 """Computed tables, recomputed only when their inputs have changed.
 
-`cliniko.table_states` has a version of each table, which triggers change whenever rows change. For a computed table it
-also has the versions of the inputs. If these are uncertain, the table is recomputed. Every function runs in the
-caller's organization context.
+`cliniko.table_states` stores a version of each table, and triggers change the version whenever rows change. For a
+computed table, it also stores the inputs' versions at the last computation. If a version is uncertain, the table is
+recomputed. Every function runs in the caller's organization context.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class Derivation:
         query: the SQL query that computes the rows.
         inputs: the tables that the query reads, all of them in WATCHED.
         parameters: the query's parameters. None of them may depend on the time.
-        inspect: called when the new rows are in the staging table. It raises if they must not replace the stored rows.
+        inspect: called when the new rows are in the staging table. It raises an error if they must not be stored.
     """
 
     table: Table
@@ -51,9 +51,9 @@ class Question:
 
 
 def write(connection: Connection, derivation: Derivation, *, force: bool) -> Written | None:
-    """Compute the organization's rows and write the differences; return None for unchanged inputs.
+    """Compute the organization's rows, write the differences, and return their numbers.
 
-    With `force` the rows are always computed.
+    If the inputs are unchanged, nothing is computed, and the result is None. With `force` the rows are always computed.
     """
     # The state is read before the computation, so that the next sync notices changes during the computation.
     _ensure_states(connection, (derivation.table, *derivation.inputs))
@@ -115,7 +115,8 @@ def read_or_compute(
 ) -> tuple[dict[str, Any], bool]:
     """Return the stored result if the tables are unchanged, else compute and store the result.
 
-    The second value is whether the stored result was returned. Results are stored in the row of the first table.
+    The second value tells whether the stored result was returned. Results are stored in `cliniko.table_states`, in the
+    row of the question's first table.
     """
     _ensure_states(connection, question.tables)
     state = _inputs_state(connection, question.tables, question.query, question.parameters)

@@ -26,7 +26,7 @@ _COLUMN_NAME = re.compile(r"[^\W\d][\w ]*")
 # PostgreSQL truncates longer names.
 _MAX_NAME_BYTES = 63
 
-# The first match applies, and bool is a subclass of int, and datetime of date.
+# The first match applies, so bool comes before its base class int, and datetime before its base class date.
 _SQL_TYPES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     ((bool, np.bool_), "boolean"),
     ((int, np.integer), "bigint"),
@@ -40,7 +40,7 @@ _SQL_TYPES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (str, "text"),
 )
 
-# The dtypes of columns without and with missing values. Columns of other types (numeric, uuid, jsonb) have objects.
+# The dtypes of columns without and with missing values. Columns of other types (numeric, uuid, jsonb) are objects.
 _FRAME_TYPES = {
     "smallint": ("int64", "Int64"),
     "integer": ("int64", "Int64"),
@@ -93,7 +93,7 @@ def read(database: Database, organization_id: str, schema: str, name: str) -> pd
 
 def _series(values: list[Any], sql_type: str) -> "pd.Series[Any]":
     if sql_type == "text" and any(value is not None for value in values):
-        return pd.Series(values)  # pandas chooses its type for texts, which differs between versions.
+        return pd.Series(values)  # pandas chooses the dtype of texts, which differs between its versions.
     complete, gaps = _FRAME_TYPES.get(sql_type, ("object", "object"))
     return pd.Series(values, dtype=gaps if None in values else complete)
 
@@ -145,8 +145,8 @@ def _ensure_table(database: Database, schema: str, name: str, frame: pd.DataFram
 def _create_table_once(database: Database, schema: str, name: str, frame: pd.DataFrame) -> dict[str, str]:
     """Create the table unless a concurrent run has created it; return its columns."""
     with database.operator() as connection:
-        # Without the lock, concurrent first runs of several organizations would all create the table. Look for it only
-        # under the lock, since the lock's previous holder may have created it.
+        # Without the lock, concurrent first runs of several organizations would all create the table. The table is
+        # looked for under the lock, because the lock's previous holder may have created it.
         key = advisory_key("create table", schema, name)
         connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": key})
         if not _columns(connection, schema, name):

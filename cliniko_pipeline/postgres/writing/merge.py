@@ -1,9 +1,9 @@
-"""Bulk writes in the caller's transaction, by a staging table that is merged into the table.
+"""Bulk writes in the caller's transaction. Rows go through a staging table into their table.
 
-- `upsert` inserts and updates the given rows, and leaves all other rows (for batches of records).
+- `upsert` inserts and updates the given rows, and keeps all other rows (for batches of records).
 - `replace_...` also deletes the organization's other rows (for computed tables).
 
-The caller has opened the organization context, which decides `organization_id`. The data never contain it.
+The caller has opened the organization context, which decides `organization_id`. The given rows never contain it.
 """
 
 import re
@@ -54,7 +54,7 @@ def upsert(connection: Connection, table: Table, rows: Iterable[Sequence[object]
 
 
 class RowExistsError(DataError):
-    """An error because a row that should be new exists already. Nothing was written."""
+    """The error that a row exists already, although it should be new. Nothing was written."""
 
 
 @contextmanager
@@ -69,10 +69,10 @@ def raising_row_exists() -> Generator[None]:
 def stage(
     connection: Connection, table: Table, rows: Iterable[Sequence[object]], *, are_new: bool = False
 ) -> BoundStatement:
-    """Copy rows into the staging table; return the merge statement, which selects two counts.
+    """Copy rows into the staging table; return the statement that merges them into the table.
 
-    The counts are the numbers of inserted and updated rows. With `are_new` the merge is faster, but fails if a row
-    exists already (see raising_row_exists).
+    The statement selects the numbers of inserted and updated rows. With `are_new` the merge is faster, but fails if a
+    row exists already (see raising_row_exists).
     """
     last_of_each = {tuple(row[: len(table.key)]): row for row in rows}
     with _refusing_unstorable_values(table):
@@ -95,7 +95,7 @@ def replace_by_query(
     """Replace the organization's rows by the rows that `query` selects.
 
     The query selects the columns of `table.written`. `inspect` is called when the rows are in the staging table. If
-    it raises an error, they do not replace the organization's rows.
+    `inspect` raises an error, the organization's rows stay unchanged.
     """
     _lock_replacement(connection, table)
     _create_staging(connection, table)
@@ -151,7 +151,8 @@ def _create_staging(connection: Connection, table: Table) -> None:
 def _keep_staging(connection: Connection, table: Table) -> str:
     """Return the name of the connection's staging table for this table.
 
-    The table is empty after each transaction. To create one per batch takes as long as to write the batch.
+    The staging table is emptied after each transaction, but kept. Creating one per batch takes as long as writing the
+    batch.
     """
     staging = quote(f"staging_{table.schema}_{table.name}")
     ensure_created(
@@ -185,7 +186,7 @@ def _copying(connection: Connection, statement: str) -> Generator[psycopg.Copy]:
 def _refusing_unstorable_values(table: Table) -> Generator[None]:
     try:
         yield
-    except (TypeError, ValueError) as error:  # The text of the error may contain the value.
+    except (TypeError, ValueError) as error:  # The error's text is not shown, because it may contain the value.
         raise DataError(
             f"A row for {table.schema}.{table.name} holds a value that PostgreSQL cannot store"
             f" ({type(error).__name__})."
@@ -198,9 +199,10 @@ _CONTROL = {b"\\b": b"\b", b"\\f": b"\f", b"\\n": b"\n", b"\\r": b"\r", b"\\t": 
 
 
 def _as_csv(rows: Sequence[Sequence[object]]) -> bytes:
-    """Return the rows as CSV. Times are in ISO 8601 with their offset.
+    """Return the rows as CSV with backslash as the escape character. Times are in ISO 8601.
 
-    msgspec encodes the rows as JSON arrays. JSON lines differ from CSV only by brackets and escaped control characters.
+    msgspec encodes each row as a JSON array on one line. Without brackets, and with control characters unescaped, such
+    lines are CSV.
     """
     lines = _encode_lines(rows)[1:-2].replace(b"]\n[", b"\n")
     return _JSON_ESCAPE.sub(_unescaped, lines) if b"\\" in lines else lines
@@ -209,7 +211,7 @@ def _as_csv(rows: Sequence[Sequence[object]]) -> bytes:
 def _unescaped(escape: re.Match[bytes]) -> bytes:
     if escape[1]:
         return bytes([int(escape[1], 16)])  # msgspec writes only control characters as \uXXXX.
-    return _CONTROL.get(escape[0], escape[0])  # Quotation marks and backslashes stay escaped, as CSV needs it.
+    return _CONTROL.get(escape[0], escape[0])  # `\"` and `\\` are escapes of the CSV, too.
 
 
 @cache
@@ -233,7 +235,7 @@ def _replace_by_staging(connection: Connection, table: Table) -> Written:
     # Only key columns are analyzed, because statistics of JSON columns take as long as writing the rows.
     connection.execute(sa.text(f"analyze {STAGING} ({_list(table.key)})"))
     same_row = " and ".join(f"target.{quote(c)} = staging.{quote(c)}" for c in table.key)
-    mine = f"target.organization_id::text = {_ORGANIZATION}"  # In some applications the column is not text.
+    mine = f"target.organization_id::text = {_ORGANIZATION}"  # In some applications organization_id is not text.
     deleted = _count(
         connection,
         f"delete from {table.qualified} as target where {mine}"

@@ -20,7 +20,7 @@ from cliniko_pipeline.postgres.writing.crawls import MissingCount, RejectedRecor
 from cliniko_pipeline.postgres.writing.merge import RowExistsError, Written, raising_row_exists, stage
 
 TOO_MANY_UNREADABLE = 10
-"""A full crawl that has stored no record yet fails at a batch with this many unreadable records and no row."""
+"""A full crawl without stored records fails at a batch of this many unreadable records and no row."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class CrawlProgress:
     Attributes:
         is_full: whether the crawl reads all records; an incremental crawl reads changed records.
         reconciles: whether records that the crawl does not see are marked as deleted at its end.
-        next_cursor: when the crawl began, by Cliniko's clock. The next incremental crawl starts there, less an overlap.
+        next_cursor: when the crawl began, by Cliniko's clock. The next incremental crawl starts a little earlier.
         next_page: the page at which a full crawl resumes.
-        total_entries: the number of records that the list of a full crawl has.
-        is_partial: whether the crawl skipped all records from before `next_cursor`, because no table needs them.
-        max_missing_share: the limit for the share of missing records, 0 to 1. Above it no record is marked as deleted.
+        total_entries: the number of records in the list that a full crawl reads.
+        is_partial: whether the crawl was skipped, because no table needs its records.
+        max_missing_share: the largest share of missing records, 0 to 1, at which these are marked as deleted.
         refused_fields: the sort and filter fields that Cliniko refuses for this list.
     """
 
@@ -79,7 +79,7 @@ class BatchWriter:
 
     Args:
         on_written: called in the caller's thread with each batch and its result.
-        require_lock: raises if the organization lock is lost (see Database.organization_lock).
+        require_lock: raises an error if the organization lock is lost (see Database.organization_lock).
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class BatchWriter:
                 raise
         finally:
             self._thread.close()
-            # If an interruption came right after `submit`, `_pending` misses the batch. The lock waits for its write.
+            # After an interruption right after `submit`, `_pending` lacks the batch. The lock waits for its write.
             with self._writing:
                 self._is_closed = True
 
@@ -131,8 +131,8 @@ class BatchWriter:
             return self._write(batch)
 
     def _write(self, batch: RecordBatch) -> Written:
-        # In a first crawl nearly all rows are new, so a faster insert is tried before the merge. It fails only if
-        # records moved between pages and a record is read twice.
+        # In a first crawl nearly all rows are new, so a faster insert is tried before the merge. The insert fails
+        # only if a record is read twice, because records moved between pages.
         if _is_first_crawl(batch) and batch.resource not in self._resources_with_rows:
             try:
                 return write_batch(self._database, self._organization_id, batch, self._require_lock, are_new=True)
@@ -153,7 +153,7 @@ class BatchWriter:
 
 
 def _is_first_crawl(batch: RecordBatch) -> bool:
-    # Full crawls of RECONCILED resources reconcile, except the first one.
+    # Every full crawl of a RECONCILED resource reconciles, except the first one.
     crawl = batch.crawl
     return crawl is not None and crawl.is_full and not crawl.reconciles and batch.resource in RECONCILED
 
@@ -170,8 +170,8 @@ def write_batch(
 
     Raises:
         RowExistsError: `are_new` is set and a row exists. Nothing was written.
-        DataError: a full crawl has read only unreadable records so far (nothing was written), or it misses too many
-            records at its end (the batch was written, and no record was marked as deleted).
+        DataError: a full crawl has read only unreadable records so far, and nothing was written. Or a complete crawl
+            has missed too many records; the batch was written, but no record was marked as deleted.
     """
     suspicious: MissingCount | None = None
     with database.organization(organization_id, is_resumable=not (batch.is_first or batch.is_last)) as connection:
@@ -199,8 +199,8 @@ def _write_rows(
         crawls.begin(connection, batch.resource, is_full=crawl.is_full, reconciles=crawl.reconciles)
     merge = [stage(connection, batch.table, batch.rows, are_new=are_new)] if batch.rows else []
     advance = [] if crawl is None else [_build_advance(batch, crawl)]
-    # The lock is checked while this transaction is open. A crash before the check closed the lock's connection, and a
-    # crash after it closes this connection. So no batch is committed after a lost batch.
+    # The lock is checked while this transaction is open. A server crash before the check has closed the lock's
+    # connection, and a later crash closes this connection. So no batch is committed if a crash lost an earlier batch.
     with raising_row_exists() if are_new else nullcontext():
         first_rows = execute_pipelined(connection, merge + advance, after_sending=require_lock)
     written = Written(*first_rows[0]) if merge else Written()

@@ -1,6 +1,6 @@
 """The journal of a run's assets, in `cliniko.sync_runs` and `cliniko.scheduling`.
 
-The journal does not use the transactions of the data, so that failed runs are recorded, too.
+The journal has its own transactions. When a failure rolls back the data's transaction, the journal's entry is kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -100,7 +100,7 @@ class SyncJournal:
     def start(self, planned: Sequence[str], *, is_full: bool) -> None:
         """Record that the asset has begun; `planned` are all assets of the run."""
         with self._database.operator() as connection:
-            # Read now, so that a failure is not blamed on credentials that an operator stores during the run.
+            # Read now, because a failure must not pause credentials that an operator stores during the run.
             self._credentials = scheduling.credentials_digest(connection, self._organization_id)
         with self._database.organization(self._organization_id) as connection:
             sync_runs.note_started(connection, run_id=self._run_id, asset=self._asset, planned=planned, is_full=is_full)
@@ -125,7 +125,7 @@ class SyncJournal:
 
     def _pause(self, error: ClinikoPipelineError) -> bool:
         """Pause the organization if necessary; return True for a first refusal, which may be temporary."""
-        # A DatabaseSetupError affects all organizations, and their syncs continue once it is corrected.
+        # A DatabaseSetupError causes no pause. It affects all organizations, and syncs continue after the correction.
         if not isinstance(error, CredentialsError | SettingsError):
             return False
         is_refusal = isinstance(error, AuthenticationError | PermissionDeniedError)
@@ -142,7 +142,7 @@ class SyncJournal:
         return False
 
     def _finish(self, outcome: Outcome, error: str | None = None) -> datetime | None:
-        """Record the end; return when the run began if all its assets have succeeded."""
+        """Record the end; return when the run began, or None if not all its assets have succeeded."""
         with self._database.organization(self._organization_id) as connection:
             return sync_runs.note_finished(
                 connection,

@@ -1,8 +1,11 @@
 -- Raises an error if the application's policies hide contacts from the current role, which is the owner of the calling
--- function. If the policies show all rows to this role, row_security is switched on until the calling function ends.
+-- function.
 --
--- This function sets no search path. Such a setting would end at the function's end, together with the change of
--- row_security. The calling functions have set the search path.
+-- The callers run with row_security off, so PostgreSQL would reject their queries even if the policies show every row.
+-- In that case row_security is switched on until the calling function ends.
+--
+-- This function has no `set` clause, because PostgreSQL would then undo the change of row_security when this function
+-- ends. The calling functions have set the search path.
 create or replace function cliniko.require_visible_contacts() returns void
 language plpgsql stable
 as $function$

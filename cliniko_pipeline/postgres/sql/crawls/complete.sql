@@ -1,5 +1,5 @@
--- :next_cursor is null if Cliniko sent no time. An incremental crawl then keeps its cursor. A full crawl then leaves no
--- cursor, so that the next crawl is full again.
+-- :next_cursor is null if Cliniko sent no time. An incremental crawl then keeps the stored cursor. A full crawl then
+-- deletes the stored cursor, so that the next crawl is full again.
 update cliniko.crawls
 set
     completed_at = now(),

@@ -1,5 +1,5 @@
 -- The number of a resource's stored records that were created before :created_before, and the number of its rejected
--- records without a row.
+-- records of which no version is stored.
 select
     (
         select count(*)

@@ -1,5 +1,5 @@
--- Deletes rejections of records that the crawl has read again. Records without an id cannot be identified, so rejections
--- with the same reasons from earlier crawls are deleted.
+-- Deletes rejections of records that the crawl has read again. A rejected record without an id cannot be recognized, so
+-- all rejections of such records with the same reason from earlier crawls are deleted.
 delete from cliniko.rejected_records as rejected
 where rejected.resource = :resource
     and (

@@ -1,4 +1,4 @@
--- Marks the records as deleted that count_missing.sql counts as missing, and returns their number. The resource decides
+-- Marks as deleted the records that count_missing.sql counts as missing, and returns their number. The resource decides
 -- which one of the three updates changes rows.
 with
 missing as materialized (

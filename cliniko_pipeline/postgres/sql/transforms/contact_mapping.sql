@@ -3,9 +3,12 @@
 -- Pass 1 matches by the patient id that a contact has, pass 2 by e-mail, pass 3 by name. A pass settles some people as
 -- matched or ambiguous, and leaves the others to the next pass.
 --
--- Where several people or contacts share an id or an e-mail, only pairs with a name that is unique on both sides match.
--- Each remaining person is ambiguous if a contact with this id or e-mail also remains unpaired. A wrong pair would show
--- one person's appointments as another's. If no such contact remains, the person goes on to the next pass.
+-- Names decide where several contacts lead to one person, or where several people or contacts share an e-mail. A pair
+-- then matches only if its names are equal and nobody else among these people and contacts has that name. If one of
+-- these contacts stays unpaired, each person without a pair is ambiguous. Otherwise such a person goes on to the next
+-- pass.
+--
+-- Uncertain pairs are not matched, because a wrong pair would show one person's appointments as another's.
 with
 identity as materialized (
     select patient_id, person_id from cliniko.persons()
@@ -21,8 +24,8 @@ person as materialized (
     inner join identity on identity.patient_id = patient.id and identity.person_id = patient.id
 ),
 
--- linked_person_id: the person to whom the contact's cliniko_patient_id leads, directly or through merges. It is null if
--- no patient with this id is stored.
+-- linked_person_id: the person to whom the contact's cliniko_patient_id leads, directly or through merges. It is null
+-- if no patient with this id is stored, or if the merges end at an unknown id.
 contact as materialized (
     select
         contact.id,
@@ -72,7 +75,7 @@ free_contact as materialized (
     select * from contact where linked_person_id is null
 ),
 
--- Groups are joined instead of rows, because thousands of people may share an address.
+-- People and contacts are grouped by e-mail before the join, because thousands of them may share an address.
 email_group as materialized (
     select email_key, persons, person_id, contacts, contact_id
     from (
