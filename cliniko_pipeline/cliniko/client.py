@@ -118,7 +118,7 @@ class ClinikoClient:
         def fetch(url: str, number: int, what: str, attempts: int | None = None) -> FetchedPage[RecordT]:
             nonlocal is_compared
             page = self._fetch(url, resource, what, attempts)
-            # Check every first page, because the next crawl's `changed_since` is computed from its Date.
+            # Check page 1 in any case, because the next crawl's `changed_since` is computed from the Date of this page.
             if not is_compared or number == 1:
                 difference = self._note_clock(page.server_date)
                 if difference is not None:

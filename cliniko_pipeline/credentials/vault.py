@@ -135,7 +135,7 @@ class Vault:
         return self._open(token, "secret").decode(errors="replace")
 
     def rotate(self, stored: object) -> dict[str, str]:
-        """Return the plaintext of `stored`, encrypted with the first key.
+        """Return the plaintext of `stored`, encrypted again with the first key.
 
         Members that other programs added to the plaintext are kept. Raises CredentialsDecryptionError and
         CredentialsFormatError.

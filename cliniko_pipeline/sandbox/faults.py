@@ -143,7 +143,7 @@ class Faults:
         return {fault: cast("float", getattr(self, f"{fault.value}_rate")) for fault in Fault}
 
     def broken_record(self, account: str, resource: str, keys: Collection[str], per_page: int) -> BrokenRecord | None:
-        """Return the setting by which a page of this size with these ids fails, if any."""
+        """Return the setting that makes a page of this size with these ids fail, if any."""
         return next(
             (
                 broken
@@ -242,7 +242,7 @@ class FaultDice:
             return Misfortune(delay, fault, status)
 
     def broken_page(self, account: str, resource: str, page: int, per_page: int) -> BrokenPage | None:
-        """Return the setting by which this request for a page fails, if any, and count the request."""
+        """Return the setting that makes this request for a page fail, if any; count the request."""
         first, last = (page - 1) * per_page // _BROKEN_AT_ONCE + 1, -(-page * per_page // _BROKEN_AT_ONCE)
         with self._lock:
             for setting in self._faults.broken_pages:

@@ -63,7 +63,7 @@ class Boundaries:
             return []
         torn: list[datetime] = []
         if self._is_unknown and not is_end and len(groups) == 1:
-            # A group that fills the page may go on after it. Later groups were checked before the interruption.
+            # In a resumed crawl, a group that fills this page may go on after it. Later groups are already checked.
             groups[0] = _torn(groups[0])
         elif behind is not None and not is_end:
             if behind.second == groups[-1].second:

@@ -36,8 +36,8 @@ class Checkpoint:
 
     `page` is the number of the page to read next, or 0 if only the newest records are still to be read. From that page
     the crawl reads towards the first page. `started_at` is the server's clock at the start of the crawl, None if
-    unknown. Records added after the start need not be read. `total_entries` is the number of entries that the list
-    would have without deletions since the start.
+    unknown. The crawl need not read records added later. `total_entries` is the number of entries that the list would
+    have without deletions since the start.
     """
 
     started_at: datetime | None
@@ -119,7 +119,7 @@ def _crawl_rest(
     started_at, expected = checkpoint.started_at, checkpoint.total_entries
     last_number, first_again = checkpoint.page, checkpoint.page == 1
     if is_resumed and last_number:
-        # Read the page after the checkpoint again: its first records may have the creation second of unread records.
+        # Read the page after the checkpoint again: its first records may be created in the same second as unread ones.
         last_number = min(last_number + 1, max(1, listing.page_count(expected)))
     pages_yielded = listing.page_count(expected) - last_number + 1
     resume_at: Checkpoint | None = checkpoint
@@ -151,7 +151,7 @@ def _crawl_rest(
 def _reread_torn_groups(
     listing: Listing[RecordT], requests: PageRequests[RecordT], boundaries: Boundaries, step: Step[RecordT]
 ) -> Iterator[FetchedPage[RecordT]]:
-    """Read again the completely passed torn groups (see boundaries.py); yield their records."""
+    """Read torn groups (see boundaries.py) again once they are passed; yield all their records."""
     page = step.page
     is_end = step.number * listing.page_size >= page.total_entries
     torn = boundaries.take(step.number, page, is_end=is_end)

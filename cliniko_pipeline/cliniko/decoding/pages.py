@@ -37,7 +37,7 @@ class FetchedPage(Generic[RecordT]):
         return len(self.records) + len(self.rejected)
 
     def is_consistent(self, number: int, size: int) -> bool:
-        """Return whether this page fits `total_entries` as page `number` of pages of `size`."""
+        """Return whether this page, number `number` of pages of `size` entries, fits `total_entries`."""
         due = min(size, max(0, self.total_entries - size * (number - 1)))
         return self.entry_count == due and (self.next_url is not None) == (self.total_entries > size * number)
 

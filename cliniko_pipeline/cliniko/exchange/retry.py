@@ -25,15 +25,15 @@ BACKOFF_CAP_SECONDS = 30.0
 MAX_RETRY_AFTER_SECONDS = 60.0
 """A longer Retry-After is shortened to this, because the sync can run again later."""
 DEFAULT_RATE_LIMIT_SECONDS = 60.0
-"""The wait after a 429 without a plausible time. Cliniko's limit applies to as many seconds."""
+"""The wait after a 429 that gives no plausible time. Cliniko's limit is per minute."""
 MAX_RATE_LIMIT_SECONDS = 300.0
-"""A reset of the rate limit further in the future is ignored, because the limit is per minute."""
+"""A rate limit's reset further in the future is ignored, because the limit is per minute."""
 RESET_MARGIN_SECONDS = 1.0
-"""Added to the reset, because X-RateLimit-Reset and Date are cut to whole seconds."""
+"""Added to a wait for the reset, because X-RateLimit-Reset and Date are cut to whole seconds."""
 MAX_REFUSED_ATTEMPTS = 4
 """Attempts at a request that gets a 401 or 403 although the API key was accepted before."""
 MAX_DATE_DIFFERENCE_SECONDS = 86_400.0
-"""A Date header that differs more from this machine's clock is not used to compute waits."""
+"""A Date header is not used to compute waits if it differs more from this machine's clock."""
 MAX_RESET_AGE_SECONDS = 5.0
 """A reset further in the past is ignored, because it does not explain the 429."""
 

@@ -42,7 +42,7 @@ DEFAULT_MAX_ATTEMPTS = 6
 MIN_REPORTED_WAIT_SECONDS = 0.5
 """A shorter wait for the request budget is not reported as an event."""
 MAX_WAIT_SECONDS = 900.0
-"""The limit of all waits between a request's attempts. Waits for the budget do not count."""
+"""The limit of the sum of the waits that retry.py decides on for one request."""
 _REFUSAL_STATUSES = frozenset({400, 422})
 
 AnswerT = TypeVar("AnswerT")

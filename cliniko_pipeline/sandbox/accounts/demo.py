@@ -82,7 +82,7 @@ def _surf_rehab(now: datetime, *, empty_strings: bool) -> DemoOrganization:
 
 
 def _harbour_pilates(now: datetime, *, empty_strings: bool) -> DemoOrganization:
-    """Build a studio of classes, whose patients book places, cancel them and book again."""
+    """Build a studio. Its patients book places in classes, cancel them, and book again."""
     dice = random.Random("harbour-pilates")  # noqa: S311 - data for a demo, no secret
     clinic = Clinic("uk", now, dice, _large_ids(1_204_000_000_000_000_000, 1_048_576))
     business = clinic.add_business("Harbour Pilates")
@@ -108,7 +108,7 @@ def _harbour_pilates(now: datetime, *, empty_strings: bool) -> DemoOrganization:
 
 
 def _old_mill_physio(now: datetime, *, empty_strings: bool) -> DemoOrganization:
-    """Build a small practice with an old account, whose ids are short and counted per resource."""
+    """Build a small practice with an old account. Ids are short, and counted per resource."""
     dice = random.Random("old-mill-physio")  # noqa: S311 - data for a demo, no secret
     clinic = Clinic("au", now, dice, _short_ids())
     site = Site(
@@ -143,7 +143,7 @@ def _organization(
 
 
 def _treat(clinic: Clinic, number: int, sites: list[Site]) -> None:
-    """Add one patient, whose course of treatment is under way, over, or about to begin."""
+    """Add a patient with a course of treatment that is under way, over, or about to begin."""
     dice = clinic.dice
     person = invent_person(dice, number, clinic.country, with_email=dice.random() > 0.12)
     days = _visit_days(dice)
@@ -185,7 +185,7 @@ def _outcome(dice: random.Random) -> Outcome:
 
 
 def _slot(now: datetime, day: int, half_hour: int) -> datetime:
-    """Return a full or half hour on a day, which is counted from today.
+    """Return a full or half hour of the day that is `day` days after today.
 
     Half hours are counted from 21:00 UTC of the day before. Unless `day` is positive, the result is at least two hours
     before now.
