@@ -1,4 +1,4 @@
-"""The composition root for Dagster, which collects all definitions and contains no logic."""
+"""The composition root for Dagster: the place that collects all definitions."""
 
 import dagster as dg
 
@@ -24,8 +24,8 @@ from cliniko_pipeline.runtime import Runtime
 def build_definitions(*, runtime: Runtime | None = None, listener: ProgressListener | None = None) -> dg.Definitions:
     """Return all definitions.
 
-    The command line and tests run jobs in their own process. They can pass a runtime, which replaces the one made from
-    environment variables, and a listener for the events of the Cliniko clients.
+    The command line and tests run jobs in their own process. They can pass their own runtime, instead of one that is
+    opened with the settings of the environment. They can also pass a listener for the events of the Cliniko clients.
     """
     return dg.Definitions(
         assets=ASSETS,

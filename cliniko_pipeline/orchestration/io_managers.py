@@ -1,4 +1,4 @@
-"""The IO manager that writes and reads the organization's rows of the assets."""
+"""The IO manager that writes and reads the rows of assets, for one organization at a time."""
 
 import sys
 from collections.abc import Callable, Generator, Mapping
@@ -59,7 +59,7 @@ class PostgresIOManager(dg.IOManager):
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
         """Write `obj`, and add the counts to the output's metadata.
 
-        Raise Failure with a one-line description. It forbids retries if the error is permanent.
+        Raise Failure with a one-line description. If the error is permanent, the Failure forbids retries.
         """
         with self._recorded(context) as output:
             match obj:
@@ -150,7 +150,7 @@ class PostgresIOManager(dg.IOManager):
 
     @contextmanager
     def _recorded(self, context: dg.OutputContext) -> Generator[_Output, None, None]:
-        """Hold the organization lock during the block, and record its result in the journal."""
+        """Hold the organization lock during the block, and record the block's result in the journal."""
         organization_id = _organization_of(context)
         job, run_config = context.step_context.job_def, context.step_context.run_config
         outcome = Outcome()
@@ -179,7 +179,7 @@ class PostgresIOManager(dg.IOManager):
             raise
 
     def _fail_matches_check(self, context: dg.OutputContext, organization_id: str, remark: str) -> None:
-        """Report MATCHES_ARE_KEPT as failed, since Dagster runs no checks of a failed asset."""
+        """Store and report a failure of MATCHES_ARE_KEPT. Dagster runs no checks of a failed asset."""
         name = CONTACT_MAPPING_KEY.to_user_string()
         result = CheckResult(organization_id, name, MATCHES_ARE_KEPT, False, remark, context.run_id)
         with self._database.operator() as connection:
@@ -207,7 +207,7 @@ def postgres_io_manager() -> dg.IOManagerDefinition:
 
 
 def _organization_of(context: dg.OutputContext | dg.InputContext) -> str:
-    """Return the organization of the partition. Raise Failure unless there is exactly one."""
+    """Return the partition's organization. Raise Failure unless there is exactly one partition."""
     if (
         not context.has_partition_key
         or not context.has_asset_partitions
@@ -224,14 +224,14 @@ def _organization_of(context: dg.OutputContext | dg.InputContext) -> str:
 
 
 def _is_data_frame(obj: object) -> bool:
-    # Do not import pandas here, because the import takes a third of a second and 45 MB.
+    # If pandas is not imported yet, `obj` is no DataFrame. The import takes a third of a second and 45 MB.
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(obj, pandas.DataFrame)
 
 
 def _schema_and_table(key: dg.AssetKey) -> tuple[str, str]:
     """Return the asset's schema and table, such as ("cliniko", "patients")."""
-    if key == CONTACT_MAPPING_KEY:  # the only key that lacks its schema
+    if key == CONTACT_MAPPING_KEY:  # this key lacks the schema, which is not `public`
         return "cliniko", "contact_mapping"
     *schema, table = key.path
     return "_".join(schema) or "public", table

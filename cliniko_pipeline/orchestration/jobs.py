@@ -1,4 +1,4 @@
-"""The two jobs, which sync an organization and compare its record counts."""
+"""The two jobs. One syncs an organization, and the other compares its record counts."""
 
 import dagster as dg
 

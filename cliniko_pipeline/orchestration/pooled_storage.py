@@ -2,11 +2,11 @@
 
 Do not rename this module or its class, because the `dagster.yaml` of every installation refers to them.
 
-Dagster's own storage opens a connection per statement. A sync opened three hundred connections, which took three of
-its seven CPU seconds (docs/benchmarks.md).
+Dagster's own storage opens a connection per statement. In a sync it opened three hundred connections, which took three
+of the sync's seven CPU seconds (docs/benchmarks.md).
 
-The URL contains the schema, which is set on every connection. Poolers would drop a start-up option, and Dagster would
-then create its tables in `public`.
+The URL contains the schema. A statement on every new connection sets the search path to the schema. A start-up option
+would not be enough, because poolers drop it, and Dagster would then create its tables in `public`.
 """
 
 from collections.abc import Callable
@@ -53,11 +53,11 @@ class StorageDialect(PGDialect_psycopg2):
     supports_statement_cache = True
 
     def create_connect_args(self, url: URL) -> Any:
-        """Return psycopg2's arguments, without the schema that only this dialect understands."""
+        """Return psycopg2's arguments. Leave out the schema, which only this dialect understands."""
         return super().create_connect_args(url.difference_update_query([_SCHEMA]))  # pyright: ignore[reportUnknownVariableType]
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
-        """Return whether the pool must replace its connections, as after a read-only database."""
+        """Return whether the error means that the pool must replace its connections."""
         return super().is_disconnect(e, connection, cursor) or ends_pooled_connections(e)
 
     def on_connect_url(self, url: URL) -> Callable[[Any], None]:
@@ -120,7 +120,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
 
 class _RunStorage(PostgresRunStorage):
-    """The storage of runs. The instance disposes of it last, so its disposal closes the pool."""
+    """The storage of runs. Dagster disposes of this storage last, so it also closes the pool."""
 
     def dispose(self) -> None:
         super().dispose()

@@ -1,6 +1,6 @@
 """The Dagster resources `runtime` (settings, database, vault) and `cliniko` (clients).
 
-They are not ConfigurableResources, because the `repr` of those shows resolved fields, which include secrets.
+Neither is a ConfigurableResource, because the `repr` of a ConfigurableResource shows its fields, including secrets.
 """
 
 import gc
@@ -22,7 +22,7 @@ SECONDS_BETWEEN_LOG_LINES = 5.0
 
 
 class ProgressListener(Protocol):
-    """A callback for the events of all clients, called in the thread of the client."""
+    """A callback for the events of all clients, called in the threads of the clients."""
 
     def __call__(self, organization_id: str, event: Event) -> None:
         """Handle the event. Must not raise."""
@@ -88,7 +88,7 @@ def runtime_resource() -> dg.ResourceDefinition:
     def opened(context: dg.InitResourceContext) -> Generator[Runtime, None, None]:
         with open_runtime(load_settings()) as runtime, ExitStack() as stack:
             if context.run is not None:
-                # Modules are not garbage. Without this, the interpreter examines them at the end of the process.
+                # Modules are not garbage. Unless they are frozen, the interpreter examines them when the process ends.
                 gc.freeze()
                 stack.enter_context(heartbeats_inside_run(runtime, context.run.run_id))
             yield runtime

@@ -18,7 +18,7 @@ from cliniko_pipeline.sync_options import PARTITION_TAG
 @dg.schedule(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
     name="cliniko_syncs",
     job=cliniko_sync,
-    # Each tick requests the syncs that are due in its minute, which spreads the organizations over the hour.
+    # Organizations are synced at different minutes of the hour, so there is a tick every minute.
     cron_schedule="* * * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
@@ -43,7 +43,7 @@ def cliniko_syncs(
     if not due:
         return dg.SkipReason(f"None of {len(found)} organizations is due.")
     return [
-        # With this key, Dagster launches a run only once, even if the tick is evaluated twice.
+        # Because of this key, Dagster launches the run only once, even if it evaluates the tick twice.
         sync_request(sync.organization_id, f"{sync.organization_id} {now.isoformat()}", is_full=sync.is_full)
         for sync in due
     ]

@@ -89,7 +89,7 @@ def failed_runs(context: dg.RunFailureSensorContext, runtime: dg.ResourceParam[R
         return
     end_abandoned_runs(context.instance, runtime, organization_id)
     events = context.get_step_failure_events()
-    # Do not retry these: failed checks have their own alerts, and count comparisons are repeated when they are due.
+    # No retry for these: the schedule repeats count comparisons, and a failed check has an alert of its own.
     if run.job_name == cliniko_counts.name or (events and all(map(is_failed_check, events))):
         return
     record = context.instance.get_run_record_by_id(run.run_id)
@@ -143,7 +143,7 @@ def stale_organizations(
     ),
 )
 def alerts(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
-    """Queue messages about new and solved problems, and send the queued ones."""
+    """Queue messages about new, repeated and solved problems, and send the due messages."""
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
     planned = plan_messages(runtime)
@@ -168,7 +168,7 @@ def webhook_syncs(
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """Return the runs that pending events request.
 
-    An event stays pending until a run that began after the event has succeeded.
+    An event stays pending until a sync has succeeded that began to read after the event.
     """
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
@@ -177,7 +177,7 @@ def webhook_syncs(
         pending = webhooks.pending_events(connection)
     if not pending:
         return dg.SkipReason("No webhook events are pending.")
-    # A new organization may not have its partition yet, and its run would fail without it.
+    # A new organization may not have a partition yet, and a run without a partition would fail.
     missing = pending.keys() - set(context.instance.get_dynamic_partitions(PARTITIONS))
     in_flight = organizations_in_flight(context.instance) | missing
     now = runtime.now()
@@ -211,9 +211,9 @@ def webhook_deliveries(context: dg.SensorEvaluationContext, runtime: dg.Resource
 
 
 def _launched_run_keys(instance: dg.DagsterInstance, planned: Sequence[AnnouncedSync]) -> set[str]:
-    """Return the run keys that Dagster has already launched and will not launch again.
+    """Return those planned run keys with which Dagster has launched a run already.
 
-    Their syncs must not be stored as requested, because that would postpone scheduled syncs.
+    Dagster launches no second run with the same key. If it were stored as requested, scheduled syncs would be late.
     """
     keys = [sync.run_key for sync in planned]
     if not keys:

@@ -1,7 +1,9 @@
 """Dagster's webserver behind `ui_guard`, and `dagster dev` with that webserver.
 
-`python -m cliniko_pipeline.orchestration.webserver` takes the options of `dagster-webserver`. If its first argument is
-`dev`, it takes the options of `dagster dev`. Do not rename this module, because process supervisors start it by name.
+`python -m cliniko_pipeline.orchestration.webserver` takes the options of `dagster-webserver`. With `dev` as the first
+argument, it takes the options of `dagster dev`.
+
+Do not rename this module, because process supervisors start it by name.
 """
 
 import sys
@@ -41,12 +43,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def ui_hosts(settings: Settings) -> frozenset[str]:
-    """Return the UI's hosts from the settings, which browsers, proxies and the API use."""
+    """Return the hosts at which browsers, proxies and the API reach the UI, from the settings."""
     return settings.ui_hosts | {urlsplit(url).netloc.lower() for url in (settings.ui_url, settings.dagster_url)}
 
 
 def _started(command: Sequence[str], **options: Any) -> Any:
-    """Start a process of `dagster dev`. Replace Dagster's webserver by the guarded one."""
+    """Start a process for `dagster dev`. Start the guarded webserver in place of Dagster's."""
     return open_ipc_subprocess([MODULE if word == THEIR_MODULE else word for word in command], **options)
 
 

@@ -18,7 +18,7 @@ _TYPES = {RECOVERED: "success", TEST: "info", CHECK: "warning"}
 
 @dataclass(frozen=True)
 class Channel:
-    """One of CLINIKO_ALERT_URLS. `digest` identifies it in the database; `label` has no secret."""
+    """One of CLINIKO_ALERT_URLS. `digest` is its name in the database. `label` has no secret."""
 
     position: int
     digest: str
@@ -65,7 +65,7 @@ def send(channel: Channel, message: Message) -> bool:
 
 def _apprise(channel: Channel) -> Any:
     """Return Apprise's object, or None if Apprise does not understand the URL."""
-    # The import takes half a second, so other commands must not need it.
+    # Imported here, because the import takes half a second and most commands send no alert.
     import apprise  # noqa: PLC0415
 
     # Apprise logs failures with the URL, which contains secrets. The caller reports failures instead.

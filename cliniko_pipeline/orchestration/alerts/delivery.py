@@ -1,7 +1,7 @@
 """The delivery of alerts. Messages about problems are queued for each channel, then sent.
 
-A message is queued in the transaction that saves its alert. It is deleted after the channel has accepted it. If the
-process is killed before the deletion, the message is sent again.
+The transaction that saves an alert also queues the messages about it. A message is deleted after its channel has
+accepted it. If the process is killed before the deletion, the message is sent again.
 """
 
 import time
@@ -29,7 +29,7 @@ from cliniko_pipeline.runtime import Runtime
 
 ACTIVE_PATIENTS = "active_patients"
 SENDING_SECONDS = 30.0
-"""The time for sending in one tick, since Dagster ends a tick after 60 s. The next tick sends the rest."""
+"""The time for sending in one tick. Dagster ends a tick after 60 s. The next tick sends the rest."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SentMessages:
 
 
 def note_freshness(runtime: Runtime, now: datetime) -> list[CheckResult]:
-    """Store the freshness results that have changed; return them."""
+    """Store the freshness results that have changed; return these results."""
     settings = runtime.settings
     with runtime.database.operator() as connection:
         stale = {check.organization_id for check in failed_checks(connection) if check.name == FRESHNESS}
@@ -70,13 +70,13 @@ def plan_messages(runtime: Runtime, now: datetime | None = None) -> int:
             for state in states
             if not freshness(state, default_schedule(settings), settings.fresh_within, now).holds
         }
-        # A stored freshness result may be outdated, because a sync may have just ended.
+        # The stored result of a freshness check is outdated if a sync has succeeded since.
         failed = [
             check for check in failed_checks(connection) if check.name != FRESHNESS or check.organization_id in stale
         ]
         names, missing = _names(connection)
         if missing:
-            # The alerts of single organizations must stay as they are, because their state is unknown.
+            # The state of single organizations is unknown, so their alerts must stay as they are.
             open_alerts = [alert for alert in open_alerts if alert.organization_id == ALL_ORGANIZATIONS]
         plan = plan_alerts(
             [*missing, *find_problems(states, failed, settings.alert_after_failures, FRESHNESS)],
@@ -94,7 +94,7 @@ def plan_messages(runtime: Runtime, now: datetime | None = None) -> int:
 
 
 def _names(connection: Connection) -> tuple[dict[str, str], list[Problem]]:
-    """Return the organizations' names by id, or a problem if all organizations disappeared."""
+    """Return the organizations' names by id, or a problem if all organizations have disappeared."""
     try:
         return {found.id: found.name for found in organizations.organizations(connection)}, []
     except NoOrganizationsError as error:
@@ -102,7 +102,7 @@ def _names(connection: Connection) -> tuple[dict[str, str], list[Problem]]:
 
 
 def send_messages(runtime: Runtime) -> SentMessages:
-    """Send the due messages. After a failure, send nothing else to that channel in this call."""
+    """Send the due messages. If a channel fails, send nothing else to it in this call."""
     known = {channel.digest: channel for channel in channels(runtime.settings.alert_urls)}
     started = time.monotonic()
     taken = 0

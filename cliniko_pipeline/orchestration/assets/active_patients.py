@@ -75,7 +75,7 @@ def active_patients(
     limit, organization_id = runtime.settings.lost_matches_share_limit, context.partition_key
 
     def inspect(connection: Connection) -> None:
-        # Contacts may have been deleted since the mapping was checked.
+        # Contacts may have been deleted since the asset contact_mapping was computed.
         lost_matches.of_stored_mapping(connection).require_believable(limit, organization_id)
 
     requires = ("patients", *(source.resource.name for source in APPOINTMENT_SOURCES))

@@ -1,4 +1,4 @@
-"""The asset `cliniko/appointments`, which also stores attendees and names."""
+"""The asset `cliniko/appointments`, with attendees, appointment types and practitioners."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ class _AppointmentReading:
     def _attendees(self) -> Iterator[RecordBatch]:
         """Yield attendees, or skip their crawl in an account without group appointments.
 
-        Cliniko's list also has an attendee per individual appointment, so the skipped crawl would be a long one.
+        The crawl takes long, because Cliniko also lists an attendee for each individual appointment.
         """
         with self._reading.runtime.database.organization(self._reading.organization_id) as connection:
             there_are_groups = has_groups(connection)
@@ -118,9 +118,10 @@ class _AppointmentReading:
 
 @dataclass
 class _Names:
-    """The names of the types or practitioners whose ids are in one column of the appointments.
+    """The names of appointment types or of practitioners. `column` of appointments has the ids.
 
-    They are read by full crawls, and when an id is unknown. Names that are still missing are read from `others`.
+    The names are read if a full crawl of them is due, and if an appointment has an unknown id. If names are still
+    missing after that, the list `others` is read.
     """
 
     reading: AccountReading
@@ -146,20 +147,20 @@ class _Names:
             return
         yield from self.reading.read_full(self.source, "an appointment refers to an unknown id")
         self._known = None
-        # The batches of `_read_others` may not be written yet, so their ids are collected here.
+        # The batches of `_read_others` may not be written yet, so collect their ids here.
         others: set[str] = set()
         if ids - self._stored():
             for found in self._read_others():
                 others.update(str(row[found.table.written.index("id")]) for row in found.rows)
                 yield found
-        # Store the ids that have no name in Cliniko, so that later syncs do not request them again.
+        # Store ids that have no name in Cliniko. Otherwise later syncs would request the names again.
         nameless = sorted(ids - self._stored() - others)
         rows = [(id_, None, _EPOCH, _EPOCH) for id_ in nameless]
         yield RecordBatch(self.source.resource.name, self.source.table, rows)
         self._known = self._stored() | set(nameless) | others
 
     def _stored(self, *, named: bool = True) -> set[str]:
-        """Return the stored ids; with `named=False`, only those without a name."""
+        """Return all stored ids. With `named=False`, return only the ids without a name."""
         if named and self._known is not None:
             return self._known
         with self.reading.runtime.database.organization(self.reading.organization_id) as connection:

@@ -26,10 +26,7 @@ from cliniko_pipeline.postgres.writing.sync_journal import RequestCost
 from cliniko_pipeline.runtime import Runtime
 
 COMMIT_INTERVAL_SECONDS = 5.0
-"""The time between two commits. After a kill, a full crawl repeats the pages since its last commit.
-
-At 200 requests a minute, five seconds are 17 pages.
-"""
+"""The time between two commits. A full crawl that was killed reads the pages since the last commit (about 17) again."""
 MAX_PAGES_PER_BATCH = 200
 """The largest number of pages in one transaction. Their 20,000 records must fit in memory."""
 
@@ -48,7 +45,7 @@ class ExtractionConfig(dg.Config):
 
 @dataclass(frozen=True)
 class Source(Generic[RecordT]):
-    """A resource and its table. `row` converts a record to values for `table.written`."""
+    """A resource and its table. `row` converts a record to values of the columns `written`."""
 
     resource: Resource[RecordT]
     table: Table
@@ -73,7 +70,7 @@ class AccountReading:
     _client: ClinikoClient | None = field(default=None, repr=False)
 
     def stream(self, sources: Sequence[Source[Any]], batches: Callable[[], Iterator[RecordBatch]]) -> RecordStream:
-        """Return an asset's value. Iterating it opens the client, then calls `batches`."""
+        """Return an asset's value. Iterating the value opens the client, then calls `batches`."""
 
         def opened() -> Iterator[RecordBatch]:
             with self._opened():
@@ -90,9 +87,9 @@ class AccountReading:
         return plan_crawl(state, full=self.full)
 
     def read(self, source: Source[RecordT]) -> Iterator[RecordBatch]:
-        """Yield the source's batches. A resumed crawl is followed by an incremental crawl.
+        """Yield the source's batches.
 
-        The reason is that records may have changed since the interrupted crawl read them.
+        After a resumed crawl, also crawl incrementally: records may have changed since the interrupted crawl read them.
         """
         plan = self.plan(source)
         yield from self._read(source, plan)
@@ -106,7 +103,7 @@ class AccountReading:
         yield from self._read(source, CrawlPlan(is_full=True, reconciles=False, reason=reason, refused=refused))
 
     def read_beside(self, resource: Resource[RecordT], source: Source[RecordT]) -> Iterator[RecordBatch]:
-        """Yield the batches of an additional list for the source. Some accounts lack this list."""
+        """Yield batches for the source's table from another list, which some accounts lack."""
         if self._client is None:
             raise RuntimeError("The client is not open")
         try:
@@ -116,7 +113,7 @@ class AccountReading:
             self.log.warning("The sync continues without the list %s: %s", resource.path or resource.name, error)
 
     def leave_out(self, source: Source[Any], next_cursor: datetime | None, reason: str) -> Iterator[RecordBatch]:
-        """Yield an empty batch, which completes the crawl up to `next_cursor` without requests."""
+        """Yield an empty batch, which records the crawl as complete. Send no request."""
         self.log.info("%s: not read, because %s", source.resource.name, reason)
         crawl = CrawlProgress(is_full=True, reconciles=False, next_cursor=next_cursor, is_partial=True)
         yield RecordBatch(source.resource.name, source.table, (), is_first=True, is_last=True, crawl=crawl)
@@ -168,8 +165,8 @@ def _batched(
 ) -> Iterator[RecordBatch]:
     """Join pages into batches. Yield a batch when it is full or after COMMIT_INTERVAL_SECONDS.
 
-    A new crawl starts with an empty batch, which records its beginning even if the first request fails.
-    If a later request fails, the pages before it are still written.
+    A new crawl starts with an empty batch. So its beginning is recorded even if the first request fails.
+    If a later request fails, the pages that were read before are still written.
     """
     name, table = source.resource.name, source.table
     if begun.next_page is None:

@@ -10,7 +10,7 @@ from cliniko_pipeline.postgres.writing.record_batches import RecordBatch
 from cliniko_pipeline.postgres.writing.sync_journal import RequestCost
 
 MATCHES_ARE_KEPT = "matches_are_kept"
-"""The asset check that fails when the rows of contact_mapping must not be replaced."""
+"""The asset check that fails if a new contact_mapping would lose too many matches."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class TableQuery:
     Attributes:
         table: the table.
         query: the name of the SQL file, without `.sql`.
-        parameters: returns the query's parameters. It is called in the run, which records its errors.
+        parameters: a function that returns the query's parameters. The IO manager calls it, and records its errors.
         requires: the resources whose last crawl must be complete.
         inputs: the tables that the query reads besides the contacts. An incremental sync skips the query while these
-            tables are unchanged (see derivations). A query without inputs is never skipped.
-        inspect: checks the rows in the staging table. It raises if they must not replace the stored rows.
+            tables and the contacts are unchanged (see derivations.py). A query without inputs is never skipped.
+        inspect: a function that raises an error if the rows in the staging table must not replace the stored rows.
     """
 
     table: Table

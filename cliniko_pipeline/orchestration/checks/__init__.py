@@ -1,4 +1,4 @@
-"""The asset checks of an organization. Each name states what is true if the check passes.
+"""The asset checks of an organization. A check's name states what is true if it passes.
 
 `SYNC_CHECKS` read only the database and are part of every sync. `COUNT_CHECKS` send requests to Cliniko.
 """

@@ -1,4 +1,4 @@
-"""The check that clocks agree, which is stored like an asset check but unknown to Dagster."""
+"""The check that clocks agree. It is stored like Dagster's asset checks, but is none of them."""
 
 from collections.abc import Mapping
 

@@ -34,7 +34,7 @@ class Comparison:
 
     Attributes:
         passed: whether the numbers agree, or need not be compared.
-        remark: why the numbers were not compared, or the consequence of a difference.
+        remark: why the numbers were not compared, or what a difference leads to. Empty if the numbers agree.
         total: the number in Cliniko, or None if it is not known.
     """
 

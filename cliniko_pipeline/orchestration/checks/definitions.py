@@ -26,7 +26,7 @@ REUSED = "is_reused"
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """The result of a check, with an explanation and the numbers that it is based on."""
+    """The result of a check, with an explanation and with the numbers that decided it."""
 
     passed: bool
     remark: str
@@ -40,7 +40,7 @@ class CheckedOrganization:
     Attributes:
         connection: a transaction in the organization context.
         as_of: the time that separates past from upcoming appointments in this run.
-        force: whether to compute the result even if the result for the same rows is stored.
+        force: whether to compute the result even if a result for the same rows is stored.
     """
 
     connection: Connection
@@ -68,7 +68,7 @@ class Check:
 
 
 def define_checks(name: str, checks: Iterable[Check]) -> dg.AssetChecksDefinition:
-    """Define the checks as one step of a run, since a step costs more than the checks in it."""
+    """Define the checks as one step of a run, because a step costs more than the checks."""
     by_key = {check.key: check for check in checks}
 
     def run_checks(
@@ -120,7 +120,7 @@ def _result(check: Check, outcome: CheckOutcome) -> dg.AssetCheckResult:
 def _record_blocked_run(
     connection: Connection, context: dg.AssetCheckExecutionContext, outcomes: Iterable[tuple[Check, CheckOutcome]]
 ) -> None:
-    """Record in `cliniko.sync_runs` that a blocking check failed. Dagster itself ends the run."""
+    """Record failed blocking checks in `cliniko.sync_runs`. Dagster ends the run by itself."""
     for check, outcome in outcomes:
         if check.is_blocking and not outcome.passed:
             sync_runs.note_finished(

@@ -1,4 +1,4 @@
-"""Functions for the partitions, failures and stored results of all asset checks."""
+"""Functions that all asset checks use for partitions, errors and stored results."""
 
 import warnings
 from collections.abc import Generator, Sequence
@@ -15,7 +15,7 @@ from cliniko_pipeline.runtime import Runtime
 
 @contextmanager
 def partitioned_checks() -> Generator[None, None, None]:
-    """Suppress Dagster's preview warning for partitioned checks, which the block defines."""
+    """Suppress Dagster's preview warning about partitioned checks while the block defines them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PreviewWarning)
         yield
@@ -31,7 +31,7 @@ def errors_as_failures() -> Generator[None, None, None]:
 
 
 def organization_of(context: dg.AssetCheckExecutionContext) -> str:
-    """Return the organization that is checked. Raise DataError if the run has none."""
+    """Return the organization to check. Raise DataError if the run has no organization."""
     if not context.has_partition_key:
         # The asset's page in the UI has a button that launches the check without a partition.
         raise DataError(
@@ -47,7 +47,7 @@ def store_results(
     organization_id: str,
     results: Sequence[dg.AssetCheckResult],
 ) -> None:
-    """Store the results in `cliniko.check_results`, from which alerts and status read them."""
+    """Store the results in `cliniko.check_results`, which alerts and `status` read."""
     selected = next(iter(context.selected_asset_check_keys))
     stored = [
         CheckResult(

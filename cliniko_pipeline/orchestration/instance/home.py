@@ -1,4 +1,4 @@
-"""The Dagster instance of this machine, with its home and its storage of runs and events."""
+"""The Dagster instance: its home folder on this machine, and its storage in the database."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ TABLES_OF_DAGSTER = {
     "event_logs": ("run_id", "event"),
     "jobs": ("job_origin_id", "job_body"),
 }
-"""One table of each of Dagster's storages, with columns that identify the table."""
+"""One table of each storage of Dagster, with columns by which to recognize the table."""
 
 
 def instance_environment(runtime: Runtime) -> dict[str, str]:
@@ -36,7 +36,7 @@ def instance_environment(runtime: Runtime) -> dict[str, str]:
     home.mkdir(parents=True, exist_ok=True)
     configuration = home / "dagster.yaml"
     if not configuration.exists():
-        # Rename a complete copy, because Dagster would accept the empty file that a killed process leaves.
+        # A process killed while it copies may leave an empty file, which Dagster would accept. So copy, then rename.
         unfinished = home / f"dagster.yaml.{os.getpid()}"
         with resources.as_file(resources.files("cliniko_pipeline") / "orchestration" / "dagster.yaml") as shipped:
             shutil.copyfile(shipped, unfinished)
@@ -45,7 +45,8 @@ def instance_environment(runtime: Runtime) -> dict[str, str]:
     return {
         "DAGSTER_HOME": str(home),
         STORAGE_VARIABLE: storage.render_as_string(hide_password=False),
-        # A tick handles this many failed runs. With the default of 5, the runs of an outage would take hours.
+        # The sensor `failed_runs` handles at most this many runs per tick. With the default of 5, the failed runs of
+        # an outage would take hours.
         "DAGSTER_RUN_STATUS_SENSOR_PROCESS_LIMIT": "50",
     }
 
@@ -53,7 +54,7 @@ def instance_environment(runtime: Runtime) -> dict[str, str]:
 def open_instance(runtime: Runtime) -> dg.DagsterInstance:
     """Open the instance, and create its storage if there is none.
 
-    Raise DatabaseSetupError if the instance cannot be opened, or DatabaseUnavailableError.
+    Raise DatabaseUnavailableError, or DatabaseSetupError if the instance cannot be opened for another reason.
     """
     environment = instance_environment(runtime)
     os.environ.update(environment)
@@ -77,7 +78,7 @@ def open_instance(runtime: Runtime) -> dg.DagsterInstance:
 
 
 def _has_storage(connection: Connection) -> bool:
-    """Return whether the schema exists. Raise DatabaseSetupError if it is not Dagster's.
+    """Return whether Dagster's schema exists. Raise DatabaseSetupError if it lacks Dagster's tables.
 
     An empty schema is accepted, because Dagster creates its tables in it.
     """
@@ -101,7 +102,7 @@ def _has_storage(connection: Connection) -> bool:
 def _make_storage(database: Database, environment: Mapping[str, str]) -> None:
     """Create all tables in a temporary schema, then rename the schema.
 
-    Otherwise a killed process could leave only some of the tables, which Dagster would accept as complete.
+    Otherwise a killed process could leave only some of the tables, and Dagster would accept them as complete.
     """
     with database.operator() as connection:
         connection.execute(sa.text(f"drop schema if exists {UNFINISHED_SCHEMA} cascade"))

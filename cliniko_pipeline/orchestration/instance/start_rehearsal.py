@@ -1,4 +1,4 @@
-"""The rehearsal of a sync when the daemon's code server starts."""
+"""The rehearsal when the daemon's code server starts: a sync is tried and rolled back."""
 
 import logging
 
@@ -14,7 +14,7 @@ _rehearsed: set[str] = set()
 def rehearse_at_start(runtime: Runtime, log: logging.Logger) -> None:
     """Rehearse a sync at the first call in this process, and log what would fail.
 
-    If the database is unavailable, the next call rehearses instead.
+    If the database is unavailable at that call, rehearse at the next one.
     """
     database = runtime.database
     if database.location in _rehearsed:
@@ -25,8 +25,8 @@ def rehearse_at_start(runtime: Runtime, log: logging.Logger) -> None:
         for untried in require_rehearsed(database):
             log.warning("The rehearsal of a sync is incomplete. %s", untried)
     except DatabaseUnavailableError:
-        return  # The caller reads the database next, and reports that it is unavailable.
+        return  # The caller reads the database next, and reports the same error.
     except ClinikoPipelineError as error:
-        # A traceback would hide the remedy.
+        # A traceback would hide the error's text, which says what to do.
         log.error("Syncs will fail until this is corrected (check with `cliniko-pipeline doctor`). %s", error)  # noqa: TRY400
     _rehearsed.add(database.location)

@@ -1,7 +1,8 @@
 """A guard that refuses requests of other web pages to the Dagster UI, which has no login.
 
-Any page that is open in a browser can send requests to this machine. Such requests have the page's `Origin`, or a
-`Sec-Fetch-Site` other than `same-origin`. After DNS rebinding, they have a foreign `Host`.
+Any page that is open in a browser can send requests to this machine. A request of another page has that page's
+`Origin`, or a `Sec-Fetch-Site` other than `same-origin`. A page whose host name was changed to point to this machine
+(DNS rebinding) passes as the same origin, but its requests have a foreign `Host`.
 """
 
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from cliniko_pipeline.hosts import is_loopback
 
 POLICY_VIOLATION = 1008  # a close code of WebSockets
 JSON_TYPES = ("application/json", "application/graphql")
-"""The content types of bodies that Dagster reads a query from. For other types, it runs the query in the URL."""
+"""The content types with which Dagster runs the query in the body. With others, it runs the query in the URL."""
 
 FOREIGN_HOST = (
     "The Dagster UI does not have this host name: open it at its own address, or add the host to CLINIKO_UI_HOSTS."
@@ -67,7 +68,7 @@ class GuardedUI:
 
 
 def _is_from_elsewhere(scope: Scope, headers: Headers) -> bool:
-    """Return whether another page sent the request, other than by a link that opens the UI."""
+    """Return whether another page sent the request. Links that open the UI are allowed."""
     if headers.get("sec-fetch-site", "none") in {"none", "same-origin"}:
         return False
     is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
@@ -78,7 +79,7 @@ def _graphql_refusal(method: str, headers: Headers) -> tuple[HTTPStatus, str] | 
     if method == "POST":
         is_json = headers.get("content-type", "").lower().startswith(JSON_TYPES)
         return None if is_json else (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, NOT_JSON)
-    # Dagster responds to requests for HTML with its query editor, and runs no query.
+    # If a GET request asks for HTML, Dagster responds with its query editor, and runs no query.
     if method == "GET" and "text/html" in headers.get("accept", ""):
         return None
     return HTTPStatus.METHOD_NOT_ALLOWED, NOT_BY_GET

@@ -1,8 +1,10 @@
 """Pure functions that decide which alerts are due.
 
-An organization has a problem if its sync is paused, if its sync failed several times, or if a check failed. It is a
-problem of all organizations if no organization is found (`missing`). An alert is sent when a problem appears, and when
-a failed sync is paused. It is repeated once a day (a setting). Another message is sent when the problem is solved.
+An organization has a problem if its syncs are paused, if they failed several times or permanently, or if a check
+failed. If all organizations have disappeared, that is one problem of all organizations (`missing`).
+
+An alert is sent when a problem appears, and when failing syncs are paused. The alert is repeated once a day (a setting)
+until a last message reports that the problem is solved.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +23,7 @@ CHECK = "check"
 MISSING = "missing"
 
 ALL_ORGANIZATIONS = "all organizations"
-"""The id in a problem that affects all organizations."""
+"""The `organization_id` of a problem that affects all organizations."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,12 @@ class Problem:
     """Something that is wrong now.
 
     Attributes:
-        name: `sync`, or the asset and the name of a check. It is unique within the organization.
+        name: `sync`, an asset and the name of its check, or `organizations`. An organization has one problem per name.
         kind: paused, failed, check or missing.
         reason: what happened and, for an error, what to do about it.
         run_id: the run that found the problem, or None if no run did.
-        is_implied: whether a failing or paused sync explains the problem, so that the problem needs no alert.
-        since: when the pause of a paused sync began.
+        is_implied: whether the problem needs no alert, because a failing or paused sync explains it.
+        since: when the pause began; None for other problems.
     """
 
     organization_id: str
@@ -47,7 +49,7 @@ class Problem:
 
     @property
     def key(self) -> tuple[str, str]:
-        """The key that the problem and its alert have in common."""
+        """The key of the problem and of the alert about it."""
         return self.organization_id, self.name
 
 
@@ -58,9 +60,9 @@ class AlertPlan:
     Attributes:
         raised: the problems to send an alert about for the first time.
         repeated: the problems to send an alert about again.
-        recovered: the alerts whose problem is solved. A message about this is sent.
-        forgotten: the alerts of disabled or removed organizations. No message is sent.
-        kept: the alerts of `raised` and `repeated`, which are saved.
+        recovered: the alerts about solved problems, to delete after a last message.
+        forgotten: the alerts of disabled or removed organizations, to delete without a message.
+        kept: the alerts about the problems in `raised` and `repeated`, to save.
     """
 
     raised: tuple[Problem, ...]
@@ -75,8 +77,8 @@ def find_problems(
 ) -> list[Problem]:
     """Return the problems of the active organizations.
 
-    `after_failures` is the number of consecutive transient failures before an alert. A failed `freshness_check` is
-    implied if the sync fails or is paused.
+    `after_failures` is the number of consecutive transient failures that make a problem. `freshness_check` is the name
+    of a check. If it fails while the organization's syncs fail or are paused, the problem is implied.
     """
     active = [state for state in schedulings if state.is_active]
     watched = {state.organization_id for state in active}
@@ -120,8 +122,8 @@ def plan_alerts(
 ) -> AlertPlan:
     """Compare the problems with the open alerts.
 
-    `watched` contains the active organizations. `recovering` contains organizations whose last sync failed, even if it
-    failed too seldom to be a problem. Their sync alerts stay open.
+    `watched` contains the active organizations. `recovering` contains the organizations whose last sync failed. Their
+    open alerts about syncs stay open, even if the failures are too few to be a problem.
     """
     known = {(alert.organization_id, alert.name): alert for alert in alerts}
     raised = [problem for problem in found if _is_new(problem, known)]
@@ -141,7 +143,7 @@ def _is_new(problem: Problem, known: Mapping[tuple[str, str], Alert]) -> bool:
     alert = known.get(problem.key)
     if alert is None:
         return not problem.is_implied
-    # A failure after the end of a pause continues the old problem. A new pause is a new problem.
+    # A pause is new if the alert is about failures or an earlier pause. Failures after a pause continue its problem.
     return problem.kind == PAUSED and (
         alert.kind == FAILED or (problem.since is not None and problem.since > alert.told_at)
     )

@@ -14,11 +14,11 @@ class CrawlPlan:
 
     Attributes:
         is_full: whether the crawl reads all records instead of only changed ones.
-        reconciles: whether records that the crawl does not see are marked as deleted at its end.
-        reason: the reason of the choice, for the log.
-        changed_since: the cursor of an incremental crawl.
-        position: the checkpoint of a resumed crawl.
-        refused: the sort and filter fields that Cliniko refused. Only a new full crawl tries them again.
+        reconciles: whether, at the end, stored records are marked as deleted if the crawl did not find them.
+        reason: why the crawl is of this kind, for the log.
+        changed_since: the cursor of an incremental crawl, which reads what changed since then.
+        position: the checkpoint at which a resumed crawl continues.
+        refused: the sort and filter fields that Cliniko refused earlier. This crawl does not try them again.
     """
 
     is_full: bool
@@ -30,7 +30,7 @@ class CrawlPlan:
 
 
 def plan_crawl(state: CrawlState | None, *, full: bool) -> CrawlPlan:
-    """Plan the next crawl of a resource. `full` means that the operator requested a full crawl.
+    """Plan the next crawl of a resource. `full` means that a full sync was requested.
 
     The first crawl does not reconcile, because no records are stored yet.
     """

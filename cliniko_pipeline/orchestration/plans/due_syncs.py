@@ -39,9 +39,9 @@ def due_syncs(
 ) -> list[DueSync]:
     """Return the syncs to request at `now` (aware, UTC), at most one per organization.
 
-    A sync is due if none was requested since its last scheduled time, or if a retry is due. So a sync that was missed
-    while the daemon was down or another run was in flight is requested later. A hash of the organization's id spreads
-    the scheduled times.
+    A sync is due if no sync was requested since the organization's last scheduled time, or if a retry is due. So a sync
+    is requested later if the daemon was down at that time, or if another run was in flight. The scheduled times of
+    organizations are spread: each has an offset that is computed from the organization's id.
     """
     return [
         due for state in schedulings if _can_sync(state, in_flight) if (due := _due(state, default, now)) is not None
@@ -53,7 +53,7 @@ def due_counts(
 ) -> list[str]:
     """Return the organizations whose record counts are to be compared at `now`.
 
-    Organizations that were never synced are left out. The scheduled times are spread like the times of syncs.
+    Organizations that were never synced are left out. The scheduled times are spread like those of `due_syncs`.
     """
     if every is None:
         return []
@@ -79,13 +79,13 @@ class Freshness:
 
 
 def freshness(scheduling: Scheduling, default: DefaultSchedule, within: timedelta, now: datetime) -> Freshness:
-    """Compare the age of the organization's last complete sync with its freshness limit.
+    """Compare the age of the organization's last complete sync with the freshness limit.
 
     The limit is `within`, or twice the time between two syncs if that is longer. Organizations that are disabled or
     not scheduled are always fresh.
     """
     period = _period(scheduling, default)
-    # An organization that was enabled after its last sync has the full limit from then on.
+    # If the organization was enabled after its last sync, the time is measured from when it was enabled.
     instants = (scheduling.succeeded_at, scheduling.known_since)
     since = max((instant for instant in instants if instant is not None), default=None)
     if period is None or since is None or not scheduling.is_active or not scheduling.is_on:
@@ -115,7 +115,7 @@ def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> Due
     full_at = scheduling.full_sync_at or default.full_sync_at
     spread = timedelta(0) if scheduling.full_sync_at is not None else default.full_sync_spread
     if full_at is not None:
-        # If no full sync was requested yet, use the last sync, because the first sync reads everything.
+        # If no full sync was requested yet, use the last requested sync. The first sync reads everything anyway.
         last_full = scheduling.full_requested_at or scheduling.requested_at
         offset = _offset(organization_id, "full", spread)
         scheduled = _last_full_sync_time(now, full_at, offset, time_zone(scheduling.time_zone))
@@ -135,7 +135,7 @@ def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> Due
 
 
 def _last_scheduled(now: datetime, period: timedelta, offset: timedelta) -> datetime:
-    """Return the latest time up to `now` that lies `offset` after a multiple of `period`."""
+    """Return the latest time up to `now` that is `offset` after a multiple of `period`."""
     epoch = datetime(1970, 1, 1, tzinfo=now.tzinfo)
     return now - (now - epoch - offset) % period
 
@@ -144,7 +144,7 @@ def _last_full_sync_time(now: datetime, begins: time, offset: timedelta, zone: t
     """Return the latest time up to `now` that is `offset` after the local time `begins`.
 
     If a change of the clock skips `begins` on a date, the time is computed as if the clock had not been changed. If
-    `begins` occurs twice on a date, the first time is used. A date that the zone skips has the same time as the next.
+    `begins` occurs twice on a date, the first time is used. A date that the zone skips has the next date's time.
     """
     today = now.astimezone(zone).date()
     times = (datetime.combine(today + days * DAY, begins, zone).astimezone(UTC) + offset for days in range(-3, 2))
@@ -152,6 +152,6 @@ def _last_full_sync_time(now: datetime, begins: time, offset: timedelta, zone: t
 
 
 def _offset(organization_id: str, purpose: str, spread: timedelta) -> timedelta:
-    """Return the organization's offset within `spread`, the same on every machine."""
+    """Return the organization's offset within `spread`. It is the same on every machine."""
     digest = sha256(f"{purpose} {organization_id}".encode()).digest()
     return spread * (int.from_bytes(digest[:8]) / 2**64)

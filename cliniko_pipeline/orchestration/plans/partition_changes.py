@@ -15,5 +15,5 @@ class PartitionChanges:
 def plan_partitions(
     source: AbstractSet[str], existing: AbstractSet[str], in_flight: AbstractSet[str]
 ) -> PartitionChanges:
-    """Compare the active organizations with the partitions. Keep the partitions in `in_flight`."""
+    """Plan to make `existing` equal to `source`. Partitions in `in_flight` are not removed."""
     return PartitionChanges(tuple(sorted(source - existing)), tuple(sorted(existing - source - in_flight)))

@@ -1,4 +1,4 @@
-"""Pure functions for the syncs that webhook events request and for the deliveries' bodies."""
+"""Pure functions for syncs that webhook events request, and for deliveries of results."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -14,7 +14,7 @@ MIN_REQUEST_INTERVAL = timedelta(seconds=10)
 """The shortest time between two requested syncs of an organization."""
 
 REPEAT_INTERVAL = timedelta(hours=1)
-"""A sync that an operator ended, or that failed permanently, is requested again after this time."""
+"""The time after which a sync is requested again if an operator ended it or it failed permanently."""
 
 DELAYS = (
     timedelta(seconds=5),
@@ -34,7 +34,7 @@ _COUNTS = ("records", "rejected", "inserted", "updated", "deleted")
 
 @dataclass(frozen=True)
 class AnnouncedSync:
-    """A sync to request. Dagster launches one run per `run_key`."""
+    """A sync to request. Dagster launches only one run per `run_key`."""
 
     organization_id: str
     run_key: str
@@ -45,8 +45,8 @@ def announced_syncs(
 ) -> list[AnnouncedSync]:
     """Return the syncs to request at `now` (aware, UTC), at most one per organization.
 
-    Organizations need no schedule. An organization is left out while it is paused, while it has a run in flight, and
-    until the retry of a failed sync is due.
+    Organizations need no schedule. An organization is left out while it is paused, while it has a run in flight, until
+    a scheduled retry is due, and for some time after its last requested sync.
     """
     return [
         AnnouncedSync(state.organization_id, _run_key(pending[state.organization_id], state.failures, now))
@@ -61,7 +61,7 @@ def announced_syncs(
 
 
 def sync_message(sync: CompleteSync, organization_id: str) -> str:
-    """Return the body of a delivery with the counts and the error of an ended sync."""
+    """Return the body of a delivery, which has the counts and the error of an ended sync."""
     finished_at = sync.finished_at or sync.started_at
     counts = {
         asset: {name: result[name] for name in _COUNTS if isinstance(result.get(name), int)}
@@ -88,7 +88,7 @@ def trial_message(organization_id: str, now: datetime) -> str:
 
 
 def delay_after(attempts: int) -> timedelta | None:
-    """Return the delay after this number of failed attempts, or None to give up the delivery."""
+    """Return the delay after this number of failed attempts. None means: give up the delivery."""
     return DELAYS[attempts - 1] if attempts <= len(DELAYS) else None
 
 
@@ -98,7 +98,7 @@ def _run_key(pending: PendingEvents, failures: int, now: datetime) -> str:
 
 
 def _is_within(since: datetime | None, time: timedelta, now: datetime) -> bool:
-    """Return whether `since` is less than `time` ago. A future `since` means a wrong clock."""
+    """Return whether `since` is less than `time` ago. Ignore a future `since` of a wrong clock."""
     return since is not None and timedelta(0) <= now - since < time
 
 

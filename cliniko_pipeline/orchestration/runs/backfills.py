@@ -1,10 +1,10 @@
 """Backfills, which have one run per organization and one page in the Dagster UI.
 
-The command `dagster-graphql` launches a backfill with the mutation that the UI uses. The GraphQL schema is public,
-whereas other ways need private classes of Dagster. The command takes three seconds to start a code server.
+The command `dagster-graphql` launches a backfill by the same GraphQL mutation as the UI. The GraphQL schema is public,
+but all other ways need private classes of Dagster. The command takes three seconds, because it starts a code server.
 
-These are backfills of assets, not of the job, because an asset backfill reserves the ids of its runs. If the daemon is
-killed between creating and submitting a run, an asset backfill resumes. A job backfill would never submit that run.
+The daemon may be killed after it has created a run and before it has submitted that run. A backfill of assets submits
+the run later, because it reserves the ids of its runs. A backfill of the job would never submit the run.
 """
 
 import json
@@ -35,7 +35,7 @@ from cliniko_pipeline.sync_options import PARTITION_TAG
 BACKFILL_TAG = "dagster/backfill"
 LAUNCH_SECONDS = 180
 DAEMON_TIMEOUT = timedelta(minutes=2)
-"""A daemon without a heartbeat for this time has stopped. Heartbeats are sent every 30 seconds."""
+"""A daemon that sends no heartbeat for this time has stopped. It sends one every 30 seconds."""
 
 EXTRACTING = (patients, appointments)
 """The assets that read from Cliniko, in full or incrementally."""
@@ -54,9 +54,9 @@ mutation {
 
 @dataclass(frozen=True)
 class BackfillProgress:
-    """The organizations of a backfill by the state of their runs.
+    """The organizations of a backfill, grouped by the state of their runs.
 
-    `failed` maps each organization to its run's id, or to None if the backfill ended without a run for it.
+    `failed` maps each organization to the id of its run, or to None if the backfill ended without creating the run.
     """
 
     waiting: list[str] = field(default_factory=list[str])
@@ -78,7 +78,7 @@ def asset_names() -> list[str]:
 def chosen_assets(names: Collection[str], *, full: bool) -> list[str]:
     """Return the names in the order of computation.
 
-    Raise ArgumentError for an unknown name, and for `full` without an asset that reads from Cliniko.
+    Raise ArgumentError for an unknown name. With `full`, also raise it if no named asset reads from Cliniko.
     """
     known = asset_names()
     for name in names:
@@ -110,7 +110,7 @@ def launch_backfill(
     backfill_id = _launched(_LAUNCH % (keys, _literal(organization_ids), _literal(json.dumps(run_config))))
     if set(assets) == set(asset_names()):
         with runtime.database.operator() as connection:
-            # Otherwise the schedule would request the same syncs again.
+            # Store that these syncs are requested. Otherwise the schedule would request them again.
             scheduling.note_requested(connection, dict.fromkeys(organization_ids, full), runtime.now())
     return backfill_id
 
@@ -173,7 +173,7 @@ def _name(asset: dg.AssetsDefinition) -> str:
 
 
 def _literal(value: object) -> str:
-    """Return a text or a list of texts as a GraphQL literal, which looks the same in JSON."""
+    """Return a text or a list of texts as a GraphQL literal. Its JSON is such a literal."""
     return json.dumps(value, ensure_ascii=False)
 
 

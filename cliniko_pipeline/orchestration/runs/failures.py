@@ -1,4 +1,4 @@
-"""Failures of steps. They leave out chained errors, which may contain secrets."""
+"""Dagster's failures of steps, without chained errors, because those may contain secrets."""
 
 import dagster as dg
 
@@ -6,7 +6,7 @@ from cliniko_pipeline.errors import ClinikoPipelineError, LostMatchesError
 
 
 def is_permanent(event: dg.DagsterEvent) -> bool:
-    """Return whether the step's error is permanent, so that a retry would fail as well."""
+    """Return whether the step's error is permanent. A retry would then fail, too."""
     data = event.step_failure_data.user_failure_data
     return data is not None and data.metadata.get("permanent") == dg.MetadataValue.bool(True)
 
@@ -38,9 +38,9 @@ def is_failed_check(event: dg.DagsterEvent) -> bool:
 def failure(
     error: ClinikoPipelineError, *, description: str | None = None, is_permanent: bool | None = None
 ) -> dg.Failure:
-    """Return the Dagster failure to raise `from None` instead of the error.
+    """Return a Dagster failure, to be raised `from None` in place of the error.
 
-    `description` and `is_permanent` replace the error's text and the error's `permanent`.
+    `description` replaces the error's text. `is_permanent` replaces the error's `permanent`, but only in the metadata.
     """
     return dg.Failure(
         description=description or str(error),

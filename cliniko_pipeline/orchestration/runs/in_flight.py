@@ -18,5 +18,5 @@ def organizations_in_flight(instance: dg.DagsterInstance) -> set[str]:
 
 
 def has_backfill(instance: dg.DagsterInstance) -> bool:
-    """Return whether a backfill is unfinished. Dagster fails it if its partitions are removed."""
+    """Return whether any backfill has not ended. If its partitions are removed, it fails."""
     return any(backfill.status.value not in ENDED_BACKFILLS for backfill in instance.get_backfills(limit=100))

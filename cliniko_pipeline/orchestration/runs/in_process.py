@@ -1,6 +1,7 @@
 """Runs of `cliniko_sync` in this process, for the command line.
 
-The module also marks lost runs as failed. Otherwise, Dagster would start no further run of their organization.
+The module also marks lost runs, whose process was killed, as failed. Until then, Dagster starts no other run of the
+organization.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def run_sync(
     """Run `cliniko_sync` for one organization. Return failures and interruptions as results."""
     end_abandoned_runs(instance, runtime, organization_id)
     with runtime.database.operator() as connection:
-        # Otherwise the schedule would request the same sync again.
+        # Store that this sync is requested. Otherwise the schedule would request it again.
         scheduling.note_requested(connection, {organization_id: options.full}, runtime.now())
     run_id = str(uuid4())
     with heartbeats_of_run(runtime, run_id):

@@ -1,6 +1,6 @@
 """Run liveness, judged by heartbeats that each run's process stores in the database.
 
-Any machine, user or Dagster home can therefore tell whether the process of a run was killed.
+Any process that uses the database can tell whether a run was killed, even a run of another machine or user.
 """
 
 import os
@@ -21,14 +21,14 @@ from cliniko_pipeline.runtime import Runtime
 SECONDS_BETWEEN_BEATS = 15.0
 JOIN_SECONDS = 5.0
 _START_TIME_FIELD = 18
-"""The index of the start time in /proc/PID/stat, counting from the field after the state."""
+"""The index of the start time (field 22 of /proc/PID/stat) in the fields after the state. Index 0 is field 4."""
 
 
 @contextmanager
 def heartbeats_of_run(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
     """Send heartbeats during the block, which contains the whole run.
 
-    An exception marks the run as lost, because Dagster may not have recorded that the run ended.
+    If the block raises, mark the run as lost, because Dagster may not have recorded that the run ended.
     """
     try:
         with _heartbeats(runtime, run_id):
@@ -45,14 +45,14 @@ def heartbeats_of_run(runtime: Runtime, run_id: str) -> Generator[None, None, No
 def heartbeats_inside_run(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
     """Send heartbeats during a block inside the run.
 
-    The last heartbeat is not deleted, so that Dagster has time to end the run before the run counts as lost.
+    The last heartbeat is kept, because Dagster has not ended the run yet. `delete_ended_heartbeats` deletes it later.
     """
     with _heartbeats(runtime, run_id):
         yield
 
 
 def find_lost_runs(runtime: Runtime, runs: Sequence[dg.DagsterRun]) -> list[dg.DagsterRun]:
-    """Return those of the unfinished `runs` whose process was killed."""
+    """Return the lost runs among these unfinished `runs`. The process of a lost run was killed."""
     if not runs:
         return []
     with runtime.database.operator() as connection:
@@ -62,7 +62,7 @@ def find_lost_runs(runtime: Runtime, runs: Sequence[dg.DagsterRun]) -> list[dg.D
 
 
 def delete_ended_heartbeats(instance: dg.DagsterInstance, runtime: Runtime) -> None:
-    """Delete the heartbeats that ended runs left behind."""
+    """Delete the old heartbeats of runs that have ended in Dagster."""
     with runtime.database.operator() as connection:
         for run_id in run_heartbeats.silent_runs(connection):
             run = instance.get_run_by_id(run_id)
@@ -81,7 +81,8 @@ def _heartbeats(runtime: Runtime, run_id: str) -> Generator[None, None, None]:
 
     def beat_until_end() -> None:
         while not has_ended.wait(SECONDS_BETWEEN_BEATS):
-            # A missed heartbeat does no harm, because other processes need the same database to judge the run.
+            # A missed heartbeat does no harm. While the database is down, no process can judge the run, and after an
+            # outage `DOUBT` (see run_heartbeats.py) leaves time for the next heartbeat.
             with suppress(ClinikoPipelineError):
                 beat()
 
@@ -103,7 +104,7 @@ def this_process() -> str:
 
 
 def _has_local_process_ended(heartbeat: Heartbeat) -> bool:
-    """Return whether the run's process has ended. Only processes of this machine are checked."""
+    """Return whether the run's process ran on this machine and has ended."""
     machine, pid, started_at = (heartbeat.process or "  ").rsplit(" ", 2)
     if machine != _machine():
         return False
@@ -119,7 +120,7 @@ def _has_local_process_ended(heartbeat: Heartbeat) -> bool:
 
 @cache
 def _machine() -> str:
-    """Return an identifier of the boot and the container in which a process id is unique."""
+    """Return an identifier of this boot and container. Each has process ids of its own."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -131,7 +132,7 @@ def _started_at(pid: int) -> str:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         state, *fields = stat.rpartition(")")[2].split()
-        # A zombie has ended although its pid still exists. "Z" differs from every start time.
+        # A zombie has ended, although its pid still exists. So return its state "Z", which equals no start time.
         return state if state == "Z" else fields[_START_TIME_FIELD]
     except (OSError, IndexError):
         return ""

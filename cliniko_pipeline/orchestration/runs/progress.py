@@ -15,9 +15,9 @@ SECONDS_BETWEEN_UPDATES = 1.0
 
 
 class RecordedProgress:
-    """A listener to the client's events during one crawl.
+    """A listener that stores the progress of one client's crawls.
 
-    It stores the progress at most once per second, and nothing during the first second. So short crawls store nothing.
+    It stores at most once per second, and nothing in the first second after the client was made.
     """
 
     def __init__(
@@ -76,5 +76,5 @@ class RecordedProgress:
             with self._database.organization(self._organization_id, is_resumable=True) as connection:
                 sync_runs.note_progress(connection, run_id=self._run_id, progress=json.dumps(progress))
         except ClinikoPipelineError:
-            # An error here must not end the sync. If it persists, writing the records reports it.
+            # An error here must not end the sync. If the error persists, the next write of records raises it.
             return

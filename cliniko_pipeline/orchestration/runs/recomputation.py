@@ -18,7 +18,7 @@ def is_complete_sync(job: dg.JobDefinition) -> bool:
 def is_forced(job: dg.JobDefinition, run_config: Mapping[str, Any]) -> bool:
     """Return whether the run must recompute everything.
 
-    A full sync must recompute everything. A run of only some assets must do so as well, because it may be a repair.
+    A full sync must recompute everything. So must a run of only some assets, because such a run may be a repair.
     """
     return is_full(run_config) or not is_complete_sync(job)
 

@@ -12,6 +12,6 @@ def sync_request(organization_id: str, run_key: str, *, is_full: bool = False) -
         run_key=run_key,
         partition_key=organization_id,
         run_config=run_config(options),
-        # These tags include the partition's tag. Without it, Dagster would send a query per run request.
+        # One of these tags names the partition. Without that tag, Dagster would send a query for each run request.
         tags=run_tags(organization_id, options),
     )

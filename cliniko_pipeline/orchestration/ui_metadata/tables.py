@@ -25,7 +25,7 @@ def numbers(connection: Connection, schema: str, table: str, *, force: bool = Tr
 
 
 def problems(connection: Connection, schema: str, table: str) -> dict[str, dg.TableMetadataValue]:
-    """Return a metadata entry with the table's problems and their counts, or no entry."""
+    """Return a metadata entry with the table's problems and their counts, if there are any."""
     query = _PROBLEMS.get((schema, table))
     if query is None:
         return {}
@@ -34,8 +34,8 @@ def problems(connection: Connection, schema: str, table: str) -> dict[str, dg.Ta
     return {"problems": dg.MetadataValue.table(found)} if found else {}
 
 
-# Row-level security does not protect Dagster's events, and they are not deleted with an organization. So reasons are
-# cut before the brackets, which contain ids.
+# These texts are stored in Dagster's events. Row-level security does not protect events, and they stay when an
+# organization is removed. So a reason is cut before its bracket, which contains ids.
 _REJECTED = (
     "select resource, split_part(reason, ' (', 1) as reason, count(*) as records"
     " from cliniko.rejected_records where {condition} group by 1, 2 order by 3 desc, 1, 2 limit 100"

@@ -1,7 +1,7 @@
 """Webhook deliveries, one for each ended sync of all assets.
 
-A delivery is enqueued, then posted until the target accepts it. If a process is killed between posting a delivery and
-storing the result, the delivery is posted again with the same id.
+A delivery is enqueued, then posted until the target accepts it or the delivery is given up. If the process is killed
+after posting a delivery and before storing the result, the delivery is posted again with the same id.
 """
 
 import time
@@ -18,10 +18,10 @@ from cliniko_pipeline.postgres.operator_tables.webhook_deliveries import DueDeli
 from cliniko_pipeline.runtime import Runtime
 
 SENDING_SECONDS = 30.0
-"""The time for sending in one tick, since Dagster ends a tick after 60 s. The next tick sends the rest."""
+"""The time for sending in one tick. Dagster ends a tick after 60 s. The next tick sends the rest."""
 
 MAX_CHECKPOINT_LAG = timedelta(minutes=10)
-"""How far a target's `looked_until` may lag behind. Updates are rare, because each one writes a row."""
+"""`looked_until` of a target is updated only if it lags by more than this, because each update writes a row."""
 
 RUNNING = "running"
 GONE = "The target has answered 410 Gone: it accepts no further deliveries."
@@ -37,7 +37,7 @@ class SentDeliveries:
 
 
 def enqueue_deliveries(runtime: Runtime, instance: dg.DagsterInstance) -> int:
-    """Enqueue a delivery for each ended sync that has no delivery; return their number."""
+    """Enqueue a delivery for each ended sync that has none; return the number of new deliveries."""
     with runtime.database.operator() as connection:
         targets = [target for target in webhook_deliveries.targets(connection) if target.disabled_at is None]
     return sum(_enqueue(runtime, instance, target) for target in targets)
@@ -46,7 +46,7 @@ def enqueue_deliveries(runtime: Runtime, instance: dg.DagsterInstance) -> int:
 def send_due_deliveries(runtime: Runtime) -> SentDeliveries:
     """Post the due deliveries, unless another process is posting.
 
-    After a failure, post nothing else to that target in this call.
+    If a post fails, post nothing else to the same target in this call.
     """
     deadline = time.monotonic() + SENDING_SECONDS - EXCHANGE_SECONDS
     sent = SentDeliveries()
@@ -88,7 +88,7 @@ def _enqueue(runtime: Runtime, instance: dg.DagsterInstance, target: Target) -> 
         if sync.run_id not in enqueued and sync.status != RUNNING and _has_ended(instance, sync.run_id)
     }
     if ended:
-        # Read the syncs again, because a run may have changed its row between the first read and its end.
+        # Read the syncs again, because a run may have changed its row after the first read, before the run ended.
         syncs = _read_syncs(runtime, target)
     unfinished = [sync.started_at for sync in syncs if sync.run_id not in enqueued | ended and not sync.is_given_up]
     if webhook_deliveries.is_full_batch(syncs):
@@ -111,7 +111,7 @@ def _read_syncs(runtime: Runtime, target: Target) -> list[webhook_deliveries.Com
 def _has_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Return whether the run has ended in Dagster.
 
-    After an asset has failed, a run continues with the assets that do not depend on it.
+    The stored status is not enough. When an asset fails, the run continues with assets that do not depend on it.
     """
     run = instance.get_run_by_id(run_id)
     return run is None or run.is_finished

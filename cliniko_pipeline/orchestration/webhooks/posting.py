@@ -22,7 +22,7 @@ from cliniko_pipeline.hosts import is_loopback
 
 CONNECT_SECONDS = 5
 EXCHANGE_SECONDS = 10
-"""The limit for request and response together, so that a slow target does not delay other deliveries."""
+"""The limit for request and response together. Without it, a slow target would delay other deliveries."""
 
 _LONGEST_URL = 2048
 
@@ -36,7 +36,7 @@ class Destination:
 
     @property
     def label(self) -> str:
-        """Scheme, host and port of the URL, which may be shown."""
+        """The URL's scheme, host and port. They are no secret, so they may be shown."""
         parts = urlsplit(self.url)
         port = "" if parts.port is None else f":{parts.port}"
         host = parts.hostname or ""
@@ -96,11 +96,11 @@ def require_usable(url: str) -> None:
 
 
 def post(to: Destination, message_id: str, body: str, now: datetime) -> Answer:
-    """Sign the message with the time `now`, and post it in `EXCHANGE_SECONDS`. Raise nothing.
+    """Sign and post the message within `EXCHANGE_SECONDS`. `now` is signed, too. Raise nothing.
 
     Redirects are not followed. The response's body is not read.
     """
-    # asyncio.run would wait for a name lookup that exceeds the limit.
+    # Do not use asyncio.run, because it would wait for the end of a name lookup that exceeds the limit.
     with closing(asyncio.new_event_loop()) as loop:
         try:
             status = loop.run_until_complete(_exchange(to.url, _headers(to.secret, message_id, body, now), body))
@@ -128,7 +128,7 @@ def _trusted_certificates() -> ssl.SSLContext:
 
 
 def _headers(secret: str, message_id: str, body: str, now: datetime) -> Mapping[str, str]:
-    # Imported here, so that other commands do not import it.
+    # Imported here, because most commands post nothing.
     from standardwebhooks import Webhook  # noqa: PLC0415
 
     return {
