@@ -41,7 +41,7 @@ class Message:
 
 @dataclass(frozen=True)
 class QueuedMessage:
-    """A message that a channel has not accepted yet. `channel` is a digest of the channel."""
+    """A message that a channel has not accepted yet. `channel` is the channel's digest."""
 
     id: int
     channel: str

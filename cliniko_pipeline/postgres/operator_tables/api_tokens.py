@@ -32,8 +32,8 @@ class ApiToken:
     Attributes:
         id: the part of the token that may be shown.
         scopes: some of read, sync and admin.
-        organizations: the ids of the organizations that it gives access to; None for all, including future ones.
-        requests_per_minute: its rate limit; None for the limit in the settings.
+        organizations: the ids of the organizations that the token opens; None for all, including future ones.
+        requests_per_minute: the token's rate limit; None for the limit in the settings.
         expires_at: when the token expires; None for never.
         is_expired: whether `expires_at` has passed, by the database's clock.
         revoked_at: when the token was revoked, if it was.
@@ -112,7 +112,7 @@ def create(
 
 
 def find(connection: Connection, text: str) -> ApiToken | None:
-    """Return the token with this text, even if it is expired or revoked, or None.
+    """Return the token with this text, or None. The token may be expired or revoked.
 
     The time of the last use is updated once a minute, unless the database is read-only.
     """

@@ -113,7 +113,7 @@ def save(
 ) -> None:
     """Store an organization's credentials in place of earlier credentials, and enable the organization.
 
-    An organization in public.organizations keeps its name.
+    An organization that is in public.organizations already keeps its name.
     """
     connection.execute(
         sa.text("insert into public.organizations (id, name) values (:id, :name) on conflict (id) do nothing"),

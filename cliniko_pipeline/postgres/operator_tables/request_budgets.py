@@ -1,7 +1,7 @@
 """`cliniko.request_budgets`: the request budget of an API key, shared by all processes.
 
 The SQL function `cliniko.take_requests` decides whether a request may be sent. This module takes several requests per
-statement, and waits if none is left.
+statement, and waits if the budget is used up.
 """
 
 import math
@@ -19,7 +19,7 @@ from cliniko_pipeline.errors import SettingsError
 from cliniko_pipeline.postgres.engine import Database, sql, statement
 
 LONGEST_ANSWER_SECONDS = 120.0
-"""After this time a request without a reported response is treated as answered, as its process may be killed."""
+"""After this time, a request without a reported response counts as answered."""
 LONGEST_BLOCK_SECONDS = 900.0
 """The longest time without requests after a response 429."""
 LONGEST_HELD_SECONDS = 1.0
@@ -28,7 +28,7 @@ LONGEST_SLEEP_SECONDS = 2.0
 """The longest sleep before the budget is queried again, because other processes may have reported responses."""
 SHARE_PER_STATEMENT = 1 / 400
 """The share of the limit that one statement takes, at least one request. For large limits a statement per request would
-cost more than the request. A larger share would waste more, since unsent requests are counted for a minute."""
+cost more than the request. A larger share would waste more requests, because unsent ones also count for a minute."""
 CROWDED_SECONDS = 600.0
 """How long after a response 429 each process sends one request at a time. Another program probably uses the key, and
 all requests in flight would get the response 429."""
@@ -57,8 +57,8 @@ class SharedRequestBudget:
     """A thread-safe budget of `limit` requests per API key and `window` seconds, over all processes.
 
     A request is counted until `window` seconds after its response, so it does not matter when Cliniko counts it. After
-    a response 429, requests are sent one at a time for a while. `sleep` may raise to interrupt a wait, and then no
-    request is counted.
+    a response 429, requests are sent one at a time for a while. `sleep` may raise an error to interrupt a wait. No
+    request is counted then.
 
     Raises SettingsError for a limit or window that allows no request, and DatabaseUnavailableError.
     """
@@ -91,7 +91,7 @@ class SharedRequestBudget:
 
     @contextmanager
     def request(self) -> Generator[float]:
-        """Wait until a request may be sent; yield the seconds waited. The request is sent in the block."""
+        """Wait until a request may be sent in the `with` block; yield the seconds waited."""
         waited = 0.0
         while True:
             with self._lock:
@@ -118,7 +118,7 @@ class SharedRequestBudget:
                 self._is_crowded = True
 
     def left(self) -> int:
-        """Return how many requests were left when the last request was taken."""
+        """Return how many more requests the budget allowed when it was last queried."""
         return self._left
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ def take(
     window: float = 60.0,
     answered: Mapping[int, float] = MappingProxyType({}),
 ) -> Row[Any]:
-    """Take requests from the budget. `answered` says by ticket how many seconds ago its response came."""
+    """Take requests from the budget. `answered` has the age in seconds of each ticket's answer."""
     return connection.execute(
         statement(sql("request_budgets/call_take_requests")),
         {

@@ -92,7 +92,7 @@ def set_schedule(
 
 
 def take_time_zone(connection: Connection, organization_id: str, found: str | None) -> str | None:
-    """Set the time zone, unless one is set or `full_sync_at` is in UTC; return the final time zone."""
+    """Set the time zone, unless `full_sync_at` or a time zone is set; return the stored one."""
     values = {"organization_id": organization_id, "time_zone": found}
     return connection.execute(sa.text(sql("scheduling/take_time_zone")), values).scalar_one()
 
@@ -109,7 +109,7 @@ def use_settings(connection: Connection, organization_id: str) -> None:
 
 
 def note_requested(connection: Connection, requested: Mapping[str, bool], at: datetime) -> None:
-    """Store that syncs were requested at this time. `requested` says by id whether the sync is full."""
+    """Store that syncs were requested at this time. `requested` tells by id which are full."""
     if requested:
         connection.execute(
             sa.text(sql("scheduling/note_requested")),

@@ -1,7 +1,7 @@
 """The schedules and sensors that were stopped in the Dagster UI, read from Dagster's tables.
 
-Dagster's API is not used, because its import takes seconds. A storage in another database, which an operator's
-dagster.yaml may set, is not read.
+Dagster's API is not used, because its import takes seconds. If an operator's dagster.yaml sets a storage in another
+database, nothing is found.
 """
 
 import sqlalchemy as sa

@@ -1,7 +1,7 @@
 """`cliniko.sync_runs`: one row per run and organization, with state, times, cost and errors.
 
-Every function runs in the caller's organization context. The caller does not use a transaction of the data, so that the
-rows of failed runs are kept.
+Every function runs in the caller's organization context. The caller's transaction is separate from those of the
+data, so that the rows of failed runs are kept.
 """
 
 import json
@@ -51,7 +51,7 @@ class OrganizationStatus:
 
 @dataclass(frozen=True)
 class StoredSync:
-    """The row of a complete sync. Times are UTC.
+    """The row of a sync of all assets, running or ended. Times are UTC.
 
     Attributes:
         status: running, succeeded or failed.
@@ -129,13 +129,13 @@ def note_finished(
 
 
 def syncs(connection: Connection, limit: int, before: tuple[datetime, str] | None = None) -> list[StoredSync]:
-    """Return complete syncs, the latest first, that precede `before`, a sync's start and run id."""
+    """Return syncs of all assets, the latest first. `before` is a later sync's start and run id."""
     before_at, before_id = before or (None, None)
     return _stored_syncs(connection, run_id=None, before_at=before_at, before_id=before_id, limit=limit)
 
 
 def sync(connection: Connection, run_id: str) -> StoredSync | None:
-    """Return the complete sync with this run id, or None if there is none yet."""
+    """Return the sync of all assets with this run id, or None if there is none yet."""
     return next(iter(_stored_syncs(connection, run_id=run_id, before_at=None, before_id=None, limit=1)), None)
 
 

@@ -58,7 +58,7 @@ class CompleteSync:
 
 @dataclass(frozen=True)
 class DueDelivery:
-    """A delivery to send now, after `attempts` earlier ones. `set_at` identifies the target's version."""
+    """A delivery to send now. `attempts` have failed; `set_at` identifies the target's version."""
 
     organization_id: str
     run_id: str
@@ -70,7 +70,7 @@ class DueDelivery:
 
 @dataclass(frozen=True)
 class Delivery:
-    """The state of a delivery. `outcome` describes its last attempt, and `send_at` is the next one's time."""
+    """A delivery. `outcome` describes the last attempt; `send_at` is the time of the next one."""
 
     run_id: str
     created_at: datetime
@@ -88,7 +88,7 @@ def try_lock(connection: Connection) -> bool:
 
 
 def set_target(connection: Connection, organization_id: str, encrypted: Mapping[str, str]) -> None:
-    """Store the target in place of an earlier target. It also gets that target's open deliveries."""
+    """Store the target in place of an earlier target. Open deliveries go to the new target."""
     connection.execute(
         sa.text(sql("webhooks/set_target")).bindparams(sa.bindparam("encrypted", type_=JSONB)),
         {"organization_id": organization_id, "encrypted": dict(encrypted), "longest_run": LONGEST_RUN},
@@ -120,7 +120,7 @@ def target(connection: Connection, organization_id: str) -> Target:
 
 
 def disable_target(connection: Connection, sent: DueDelivery, reason: str) -> bool:
-    """Disable the target of this delivery; return false if it has been replaced since."""
+    """Disable the delivery's target; return False if another target has replaced this one."""
     ended = connection.execute(
         sa.text(sql("webhooks/disable_target")),
         {"organization_id": sent.organization_id, "set_at": sent.set_at, "reason": reason},
@@ -176,7 +176,7 @@ def enqueued_run_ids(connection: Connection, to: Target, run_ids: Collection[str
 def advance_looked_until(connection: Connection, to: Target, oldest: datetime | None, max_lag: timedelta) -> None:
     """Move the target's checkpoint to `oldest`, the start of the oldest unfinished sync.
 
-    If `oldest` is None, it moves to the present. A checkpoint that lags by at most `max_lag` is not moved.
+    If `oldest` is None, the checkpoint moves to the present. A checkpoint that lags by at most `max_lag` is not moved.
     """
     connection.execute(
         statement(sql("webhooks/advance_looked_until")),

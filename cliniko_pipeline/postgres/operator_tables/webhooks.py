@@ -20,7 +20,7 @@ MAX_SECRETS = 10
 """The maximum number of an organization's secrets. Each of them is tried to verify a received webhook."""
 
 RETENTION = timedelta(days=3)
-"""How long a webhook that is received twice is recognized."""
+"""How long received webhooks are remembered, so that a repeated webhook is recognized."""
 
 _DELETED_AT_MOST = 10_000
 """The maximum number of events that one statement deletes."""
@@ -36,7 +36,7 @@ class WebhookSecret:
     Attributes:
         id: the secret's id, which may be shown.
         expires_at: when the secret expires; None for never.
-        is_valid: whether the secret has not expired, by the database's clock.
+        is_valid: whether the secret is still valid, by the database's clock.
     """
 
     id: str
@@ -129,7 +129,7 @@ def pending_events(connection: Connection) -> dict[str, PendingEvents]:
 
 
 def delete_old_events(connection: Connection) -> int:
-    """Delete events older than `RETENTION` that need no sync any more; return their number."""
+    """Delete events older than `RETENTION` that need no sync; return their number."""
     parameters = {"retention": RETENTION, "service": SERVICE, "limit": _DELETED_AT_MOST}
     return connection.execute(statement(sql("webhooks/delete_old_events")), parameters).rowcount
 

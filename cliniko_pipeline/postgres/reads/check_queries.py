@@ -21,7 +21,7 @@ from cliniko_pipeline.postgres.writing.derivations import Question
 class MappingCounts:
     """The numbers of people in `cliniko.contact_mapping` by status.
 
-    Current people are neither archived nor deleted. `contacts_used_twice` is the number of surplus uses of contacts.
+    Current people are neither archived nor deleted. `contacts_used_twice` counts each use of a contact after the first.
     """
 
     matched: int
@@ -75,9 +75,9 @@ def mapping_counts(connection: Connection, *, force: bool) -> tuple[MappingCount
 
 
 def kept_matches(connection: Connection, *, force: bool) -> tuple[LostMatches, bool]:
-    """Return the stored matches that lost their contact, and whether an earlier result was reused.
+    """Count stored matches that lost their contact; return whether an earlier count was reused.
 
-    The result is reused while the mapping is unchanged, since each sync compares the mapping with the contacts.
+    A count is reused while the mapping is unchanged. Each sync compares the mapping with the contacts anyway.
     """
     query = sql("checks/matches_without_contact")
     found, is_kept = derivations.read_or_compute(
@@ -90,6 +90,6 @@ def kept_matches(connection: Connection, *, force: bool) -> tuple[LostMatches, b
 
 
 def recount_active_patients(connection: Connection, parameters: Mapping[str, object]) -> ActivePatientsRecount:
-    """Compare the stored rows with a second computation by active_patients.sql's parameters."""
+    """Recompute the active patients in another way, and compare them with the stored rows."""
     row = connection.execute(statement(sql("checks/recount_active_patients")), dict(parameters)).mappings().one()
     return ActivePatientsRecount(**row)

@@ -8,12 +8,12 @@ from cliniko_pipeline.errors import LostMatchesError
 from cliniko_pipeline.postgres.engine import sql, statement
 
 MIN_SUSPICIOUS = 10
-"""Fewer lost matches are never suspicious. In a small clinic even one match is a large share."""
+"""With fewer lost matches, their share is ignored. In a small clinic one is a large share."""
 
 
 @dataclass(frozen=True)
 class LostMatches:
-    """The numbers of matches and lost matches, and whether there are matches but no contact any more."""
+    """The numbers of matches and lost matches, and whether matches exist without any contact."""
 
     matched: int
     lost: int

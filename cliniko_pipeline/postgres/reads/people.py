@@ -17,7 +17,7 @@ class WithoutContact(StrEnum):
 
 @dataclass(frozen=True)
 class PersonWithoutContact:
-    """A patient without a contact. `candidate_count` is the number of an ambiguous patient's contacts."""
+    """A patient without a contact. `candidate_count` is the number of an ambiguous patient's candidates."""
 
     patient_id: str
     status: WithoutContact

@@ -25,7 +25,7 @@ LeftOut = Literal[
     "no_show",
     "counted_once",
 ]
-"""Why an attendance is not counted. `vanished` means that a full sync marked it as deleted in Cliniko."""
+"""Why an attendance is not counted. `vanished` means that a full sync no longer found the record in Cliniko."""
 
 _EVENTS: tuple[LeftOut, ...] = (
     "cancelled",
@@ -78,7 +78,7 @@ class Counts:
 def read_attendances(
     connection: Connection, patient_ids: Sequence[str], parameters: Mapping[str, Any]
 ) -> tuple[Attendance, ...]:
-    """Return the patients' attendances, latest first, by the parameters of active_patients.sql."""
+    """Return the patients' attendances, latest first. `parameters` are as in active_patients.sql."""
     rows = connection.execute(sa.text(sql("explain/attendances")), {"patient_ids": list(patient_ids), **parameters})
     return tuple(Attendance(**values_of(Attendance, row), left_out=_left_out(row)) for row in rows.mappings())
 

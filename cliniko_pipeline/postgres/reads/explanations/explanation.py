@@ -36,7 +36,7 @@ Listing = Literal[
     "other_instant",  # there is no row, because the person was not active when the table was computed
     "not_computed",  # there is no row, because the table is older than the stored records
 ]
-"""Whether public.active_patients has the person's row, and why not."""
+"""Whether public.active_patients has the person's row, or why there is no row."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class State:
 class ActiveRow:
     """The person's row of public.active_patients, without the lists of appointments.
 
-    `differences` are the columns with other values than a computation for the row's instant gives now.
+    `differences` are the columns whose values would change in a computation for the row's instant.
     """
 
     id: int
@@ -111,7 +111,7 @@ class ActiveRow:
 class UnknownPatient:
     """A patient without a record.
 
-    `rejected_because` is the reason if the record was rejected. `mentions` is the number of records that refer to it.
+    `rejected_because` is the reason if a record was rejected. `mentions` counts the records that refer to the patient.
     """
 
     rejected_because: str | None
@@ -141,7 +141,7 @@ class Explanation:
 
     @property
     def changed_after(self) -> datetime | None:
-        """Return when a record of the person was last written, if the row is older."""
+        """Return when a record of the person was last written; None if the row is not older."""
         if self.row is None or self.row.updated_at is None:
             return None
         records = (*self.person.chain, *self.person.merged, *self.attendances)
@@ -150,7 +150,7 @@ class Explanation:
 
 
 def explain(connection: Connection, patient_id: str, rules: Rules, as_of: datetime | None = None) -> Explanation | None:
-    """Return the explanation of a patient, or None if it has no record.
+    """Return the explanation of a patient, or None if the patient has no record.
 
     `as_of` is the instant to explain, by default the instant of the last computation. The transaction becomes
     read-only.

@@ -1,4 +1,4 @@
--- The number of stored matches, and the number whose contact no longer exists.
+-- The number of stored matches, and the number of those whose contact no longer exists.
 with
 contact as materialized (
     select id from cliniko.organization_contacts()

@@ -1,5 +1,5 @@
 -- Returns why the pipeline ignores a contact of the current organization, or null if it uses the contact. The reasons
--- are `deleted`, `soft_deleted`, and `filtered` for the operator's condition.
+-- are `deleted`, `soft_deleted`, and `filtered` if the operator's condition excludes the contact.
 create or replace function cliniko.contact_absence(sought uuid) returns text
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp

@@ -1,5 +1,5 @@
--- Returns a text that changes with the operator's condition and the current organization's contacts. It depends only on
--- the columns that the pipeline reads, so that a restore or a new column does not change the text.
+-- Returns a text that changes with the operator's condition and the current organization's contacts. The text depends
+-- only on the columns that the pipeline reads, so a restore or a new column does not change it.
 create or replace function cliniko.contacts_fingerprint() returns text
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp

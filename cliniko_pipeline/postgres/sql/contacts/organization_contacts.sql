@@ -1,8 +1,8 @@
 -- Returns the contacts of the current organization only.
 --
 -- public.contacts belongs to the application, so the pipeline adds no policy to it. The organization role has no
--- privilege on the table. Its only access are functions such as this one, which run with their owner's privileges.
--- The function resolves the table's name when it is called, so that it does not block the application's migrations.
+-- privilege on the table. The role reads contacts only through functions such as this one, which run with their owner's
+-- privileges. Each call resolves the table's name anew, so the function does not block the application's migrations.
 --
 -- With row_security off PostgreSQL raises an error if a policy would hide contacts. Hidden contacts would seem deleted.
 create or replace function cliniko.organization_contacts()

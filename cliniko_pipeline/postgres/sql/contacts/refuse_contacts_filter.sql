@@ -1,6 +1,6 @@
--- Raises an error about the operator's condition, if there is one, after an error while contacts were read.
--- PostgreSQL's message is repeated only if it is about the text of the condition. Other messages may contain values of
--- rows.
+-- Raises an error about the operator's condition for contacts, if there is a condition. The caller has caught an error
+-- while it read contacts. PostgreSQL's message is repeated only if it is about the text of the condition. Other
+-- messages may contain values of rows.
 create or replace function cliniko.refuse_contacts_filter(state text, message text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp

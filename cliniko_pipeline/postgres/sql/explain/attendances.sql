@@ -1,5 +1,5 @@
--- All attendances of a person, the latest first, with a column whether active_patients.sql counts each. An attendance
--- is an individual appointment or one attendee of a group appointment.
+-- All attendances of a person, the latest first. An attendance is an individual appointment or one attendee of a group
+-- appointment. The column `counts` tells whether active_patients.sql counts the attendance.
 --
 -- :patient_ids         all patient ids of the person
 -- :as_of, :activity_window, :count_no_shows   as in active_patients.sql

@@ -1,6 +1,6 @@
 -- The policies on the tables in :names that have the names of the pipeline's policies, but belong to the application.
--- The pipeline's policies have a comment. In earlier versions they had none, but the boundary for the organization
--- role.
+-- The pipeline's policies are recognized by a comment. Policies of earlier versions have no comment, and are recognized
+-- by the boundary for the organization role.
 select format('%I', policy.polname) as name, policy.polrelid::regclass::text as table
 from pg_policy as policy
 where policy.polrelid = any(select to_regclass(named) from unnest(cast(:names as text[])) as named)

@@ -1,6 +1,6 @@
 alter table {table} enable row level security;
 alter table {table} force row level security;
--- Policies exist if the schema cliniko was dropped, because active_patients is in the schema public.
+-- The policies of active_patients, in the schema public, stay if the schema cliniko is dropped.
 drop policy if exists organization_isolation on {table};
 drop policy if exists organization_boundary on {table};
 create policy organization_isolation on {table}

@@ -1,6 +1,6 @@
 -- Returns the condition for the context's organization, which depends on the type of the table's organization_id. A
--- text column is compared without a cast, so that an index is used. If its collation or another type may treat
--- different texts as equal, the texts are also compared in the collation "C".
+-- text column is compared without a cast, so that an index is used. If the column's collation may treat different texts
+-- as equal, the texts are also compared in the collation "C". Other types are compared as texts in this collation only.
 --
 -- The sub-select makes PostgreSQL read the context once per statement instead of once per row.
 select

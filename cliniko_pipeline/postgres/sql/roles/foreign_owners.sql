@@ -1,4 +1,4 @@
--- An owner of objects in the schema cliniko whose privileges, which a migration may need, the database user lacks.
+-- An owner of objects in the schema cliniko, if the database user lacks this owner's privileges. Migrations need them.
 select quote_ident(current_user) as database_user, quote_ident(pg_get_userbyid(found.owner)) as owner
 from (
     select nspowner as owner from pg_namespace where nspname = 'cliniko'

@@ -1,6 +1,6 @@
--- The privileges in this database of other databases' organization roles, and of the role that all databases shared in
--- earlier versions. is_own is whether the object belongs to the pipeline, which grants its own privileges. Privileges
--- on other objects are the operator's, and must be granted to this database's role.
+-- The privileges that other databases' organization roles have in this database. In earlier versions, all databases
+-- shared one role, and its privileges are included. is_own is whether the object belongs to the pipeline, which grants
+-- privileges on it. The operator granted the privileges on other objects, so this database's role must get them, too.
 with others as (
     select oid, rolname
     from pg_roles

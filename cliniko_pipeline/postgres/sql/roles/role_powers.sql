@@ -1,4 +1,4 @@
--- The powers that the organization role has besides privileges on tables. No row if the role does not exist.
+-- The powers that the organization role has besides privileges on tables, or no row if the role does not exist.
 select
     role.rolsuper,
     role.rolbypassrls,

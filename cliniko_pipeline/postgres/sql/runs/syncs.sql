@@ -1,4 +1,4 @@
--- The organization's complete syncs, the latest first.
+-- The organization's syncs of all assets, the latest first.
 select
     run_id,
     status,

@@ -1,4 +1,4 @@
--- A paused organization is synced at the next tick. The freshness check measures its age from now on.
+-- A paused organization is synced at the next tick. The freshness check measures the data's age from now on.
 update cliniko.scheduling
 set
     retry_at = case when paused_at is not null then now() else retry_at end,

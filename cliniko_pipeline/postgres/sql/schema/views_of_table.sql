@@ -1,5 +1,5 @@
--- The views of the table, with their owners, whose privileges they have. Left out are views whose owner bypasses
--- row-level security, or has another policy on the table besides the pipeline's policies.
+-- The views of the table, with their owners. A view reads with its owner's privileges. Left out are views whose owner
+-- bypasses row-level security, or has another policy on the table besides the pipeline's policies.
 select distinct pg_class.oid::regclass::text as name, quote_ident(owner.rolname) as reader
 from pg_depend
 inner join pg_rewrite on pg_rewrite.oid = pg_depend.objid

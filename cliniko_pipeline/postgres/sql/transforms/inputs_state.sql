@@ -1,8 +1,8 @@
--- The state of the tables in :names, and the fingerprint of the contacts. The tables' state is null if one of them has
--- no version or lacks an enabled trigger. :contacts selects the fingerprint of now or of the last mapping.
+-- The state of the tables in :names, and the fingerprint of the contacts. The tables' state is null if a table has no
+-- version or lacks an enabled trigger. :contacts selects the present fingerprint or that of the last mapping.
 --
 -- A truncate, a restore and disabled triggers leave the version as it is. They change the table's filenode or the
--- row versions of the triggers, which are therefore part of the state.
+-- row versions of the triggers, so these are part of the state, too.
 select
     (
         select case

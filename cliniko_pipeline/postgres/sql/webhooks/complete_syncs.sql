@@ -1,4 +1,4 @@
--- The complete syncs that started at :since or later, the oldest first. Running syncs are included.
+-- The syncs of all assets that started at :since or later, the oldest first. Running syncs are included.
 select
     run_id,
     status,
