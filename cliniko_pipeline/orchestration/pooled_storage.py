@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dagster_postgres.auth import PgTokenProvider
 
 CONNECTIONS_KEPT = 2
-"""The idle connections that a process keeps. More are opened on demand, and closed after use."""
+"""The number of idle connections that a process keeps. More are opened if needed, and closed after use."""
 
 _DIALECT = "postgresql.cliniko_dagster_storage"
 _SCHEMA = "storage_schema"

@@ -25,7 +25,7 @@ class ProgressListener(Protocol):
     """A callback for the events of all clients, called in the threads of the clients."""
 
     def __call__(self, organization_id: str, event: Event) -> None:
-        """Handle the event. Must not raise."""
+        """Handle the event. Raise nothing."""
         ...
 
 

@@ -168,7 +168,7 @@ def webhook_syncs(
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """Return the runs that pending events request.
 
-    An event stays pending until a sync has succeeded that began to read after the event.
+    An event stays pending until a sync succeeds. Only syncs that began to read after the event count.
     """
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
@@ -213,7 +213,7 @@ def webhook_deliveries(context: dg.SensorEvaluationContext, runtime: dg.Resource
 def _launched_run_keys(instance: dg.DagsterInstance, planned: Sequence[AnnouncedSync]) -> set[str]:
     """Return those planned run keys with which Dagster has launched a run already.
 
-    Dagster launches no second run with the same key. If it were stored as requested, scheduled syncs would be late.
+    Dagster launches no second run with the same key. Storing such a sync as requested would delay scheduled syncs.
     """
     keys = [sync.run_key for sync in planned]
     if not keys:

@@ -1,9 +1,7 @@
 """Dagster's webserver behind `ui_guard`, and `dagster dev` with that webserver.
 
-`python -m cliniko_pipeline.orchestration.webserver` takes the options of `dagster-webserver`. With `dev` as the first
-argument, it takes the options of `dagster dev`.
-
-Do not rename this module, because process supervisors start it by name.
+`python -m cliniko_pipeline.orchestration.webserver` takes the options of `dagster-webserver`. With `dev` in front, it
+takes the options of `dagster dev`. Do not rename this module, because process supervisors start it by name.
 """
 
 import sys

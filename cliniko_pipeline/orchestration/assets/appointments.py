@@ -107,7 +107,7 @@ class _AppointmentReading:
     def _attendees(self) -> Iterator[RecordBatch]:
         """Yield attendees, or skip their crawl in an account without group appointments.
 
-        The crawl takes long, because Cliniko also lists an attendee for each individual appointment.
+        The crawl would take long for nothing: Cliniko also lists an attendee for each individual appointment.
         """
         with self._reading.runtime.database.organization(self._reading.organization_id) as connection:
             there_are_groups = has_groups(connection)

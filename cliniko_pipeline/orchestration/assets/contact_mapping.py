@@ -24,7 +24,7 @@ class ContactMappingConfig(dg.Config):
 
 
 @dg.asset(
-    # The query reads no appointments. The asset depends on them, so that it does not run after their crawl failed.
+    # The query reads no appointments, but it must not run if the crawl of appointments has failed.
     deps=[patients, appointments],
     partitions_def=ORGANIZATIONS,
     io_manager_key="postgres",

@@ -165,7 +165,7 @@ def _batched(
 ) -> Iterator[RecordBatch]:
     """Join pages into batches. Yield a batch when it is full or after COMMIT_INTERVAL_SECONDS.
 
-    A new crawl starts with an empty batch. So its beginning is recorded even if the first request fails.
+    A new crawl starts with an empty batch. So the beginning is recorded even if the first request fails.
     If a later request fails, the pages that were read before are still written.
     """
     name, table = source.resource.name, source.table

@@ -45,8 +45,7 @@ def instance_environment(runtime: Runtime) -> dict[str, str]:
     return {
         "DAGSTER_HOME": str(home),
         STORAGE_VARIABLE: storage.render_as_string(hide_password=False),
-        # The sensor `failed_runs` handles at most this many runs per tick. With the default of 5, the failed runs of
-        # an outage would take hours.
+        # The limit of failed runs per tick. With the default of 5, the failed runs of an outage would take hours.
         "DAGSTER_RUN_STATUS_SENSOR_PROCESS_LIMIT": "50",
     }
 

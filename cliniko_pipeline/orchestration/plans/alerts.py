@@ -78,7 +78,7 @@ def find_problems(
     """Return the problems of the active organizations.
 
     `after_failures` is the number of consecutive transient failures that make a problem. `freshness_check` is the name
-    of a check. If it fails while the organization's syncs fail or are paused, the problem is implied.
+    of a check. If that check fails while the organization's syncs fail or are paused, the problem is implied.
     """
     active = [state for state in schedulings if state.is_active]
     watched = {state.organization_id for state in active}

@@ -144,7 +144,7 @@ def _last_full_sync_time(now: datetime, begins: time, offset: timedelta, zone: t
     """Return the latest time up to `now` that is `offset` after the local time `begins`.
 
     If a change of the clock skips `begins` on a date, the time is computed as if the clock had not been changed. If
-    `begins` occurs twice on a date, the first time is used. A date that the zone skips has the next date's time.
+    `begins` occurs twice on a date, the first time is used. A date that the zone skips gets the next date's time.
     """
     today = now.astimezone(zone).date()
     times = (datetime.combine(today + days * DAY, begins, zone).astimezone(UTC) + offset for days in range(-3, 2))
@@ -152,6 +152,6 @@ def _last_full_sync_time(now: datetime, begins: time, offset: timedelta, zone: t
 
 
 def _offset(organization_id: str, purpose: str, spread: timedelta) -> timedelta:
-    """Return the organization's offset within `spread`. It is the same on every machine."""
+    """Return the organization's offset within `spread`. All machines compute the same offset."""
     digest = sha256(f"{purpose} {organization_id}".encode()).digest()
     return spread * (int.from_bytes(digest[:8]) / 2**64)

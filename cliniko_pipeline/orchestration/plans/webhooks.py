@@ -98,7 +98,7 @@ def _run_key(pending: PendingEvents, failures: int, now: datetime) -> str:
 
 
 def _is_within(since: datetime | None, time: timedelta, now: datetime) -> bool:
-    """Return whether `since` is less than `time` ago. Ignore a future `since` of a wrong clock."""
+    """Return whether `since` is less than `time` ago. If it is later than `now`, a clock was wrong."""
     return since is not None and timedelta(0) <= now - since < time
 
 

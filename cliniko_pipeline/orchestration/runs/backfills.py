@@ -35,7 +35,7 @@ from cliniko_pipeline.sync_options import PARTITION_TAG
 BACKFILL_TAG = "dagster/backfill"
 LAUNCH_SECONDS = 180
 DAEMON_TIMEOUT = timedelta(minutes=2)
-"""A daemon that sends no heartbeat for this time has stopped. It sends one every 30 seconds."""
+"""A daemon sends a heartbeat every 30 s. If it sends none for this time, it has stopped."""
 
 EXTRACTING = (patients, appointments)
 """The assets that read from Cliniko, in full or incrementally."""
@@ -76,7 +76,7 @@ def asset_names() -> list[str]:
 
 
 def chosen_assets(names: Collection[str], *, full: bool) -> list[str]:
-    """Return the names in the order of computation.
+    """Return these names of assets in the order of computation.
 
     Raise ArgumentError for an unknown name. With `full`, also raise it if no named asset reads from Cliniko.
     """
@@ -101,7 +101,7 @@ def launch_backfill(
     """Request a run of these assets for each organization; return the backfill's id.
 
     `instance` must come from `open_instance`, which sets the environment variables that the launch needs. Raise
-    DatabaseSetupError if Dagster refuses.
+    DatabaseSetupError if Dagster refuses the backfill.
     """
     extracting = [asset.op.name for asset in EXTRACTING if _name(asset) in assets]
     run_config = {"ops": {name: {"config": {"full": True}} for name in extracting}} if full else {}
@@ -159,7 +159,7 @@ def reasons(instance: dg.DagsterInstance, runtime: Runtime, failed: dict[str, st
 def _reason(instance: dg.DagsterInstance, runtime: Runtime, organization_id: str, run_id: str | None) -> str:
     if run_id is None:
         return "The backfill ended before its run was created: see the Dagster UI."
-    # A killed run has not stored its failure, so store it here.
+    # A run that was killed could not store its failure, so store the failure here.
     end_abandoned_runs(instance, runtime, organization_id)
     with runtime.database.organization(organization_id) as connection:
         error = connection.execute(
@@ -173,7 +173,7 @@ def _name(asset: dg.AssetsDefinition) -> str:
 
 
 def _literal(value: object) -> str:
-    """Return a text or a list of texts as a GraphQL literal. Its JSON is such a literal."""
+    """Return a text or a list of texts as a GraphQL literal, which is written like JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 

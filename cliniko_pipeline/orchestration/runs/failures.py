@@ -1,4 +1,4 @@
-"""Dagster's failures of steps, without chained errors, because those may contain secrets."""
+"""Failures of a run's steps. Chained errors are left out, because they may contain secrets."""
 
 import dagster as dg
 
@@ -6,7 +6,7 @@ from cliniko_pipeline.errors import ClinikoPipelineError, LostMatchesError
 
 
 def is_permanent(event: dg.DagsterEvent) -> bool:
-    """Return whether the step's error is permanent. A retry would then fail, too."""
+    """Return whether the step's error is permanent, which means that a retry would fail, too."""
     data = event.step_failure_data.user_failure_data
     return data is not None and data.metadata.get("permanent") == dg.MetadataValue.bool(True)
 

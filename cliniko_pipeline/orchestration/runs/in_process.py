@@ -1,7 +1,7 @@
 """Runs of `cliniko_sync` in this process, for the command line.
 
-The module also marks lost runs, whose process was killed, as failed. Until then, Dagster starts no other run of the
-organization.
+If the process of a run was killed, the run is lost. The module marks lost runs as failed. Until then, Dagster starts no
+further run of the same organization.
 """
 
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ SECONDS_BETWEEN_UPDATES = 1.0
 class RecordedProgress:
     """A listener that stores the progress of one client's crawls.
 
-    It stores at most once per second, and nothing in the first second after the client was made.
+    Progress is stored at most once per second, and not in the first second after the client was made.
     """
 
     def __init__(
