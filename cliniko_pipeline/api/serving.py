@@ -19,7 +19,7 @@ MAX_CONNECTIONS = 500
 
 HEAD_SECONDS = 10
 BODY_SECONDS = 20
-"""Webhooks have their own shorter limit, after which they get status 408."""
+"""The webhook route has a shorter limit, after which it responds with status 408."""
 
 SHUTDOWN_SECONDS = 10
 WARNING_INTERVAL_SECONDS = 60

@@ -44,7 +44,7 @@ def doctor() -> None:
 
 
 def _examine(runtime: Runtime) -> bool:
-    """Run the checks and return whether all passed. Stop if a check fails that later checks need."""
+    """Run the checks and return whether all passed. Stop if the database or its schema is unusable."""
     has_key = _check("There is an encryption key", lambda: runtime.vault)
     where = runtime.database.location
     if not _check(f"PostgreSQL answers ({where})", runtime.database.require_supported_version):

@@ -229,7 +229,7 @@ def cancel_sync(
     sync: CancellableSync,
 ) -> Sync:
     """Cancel the sync. A queued sync ends immediately, and a running sync ends after its current step. The records
-    read so far are kept, and the next sync resumes there. A sync that has already ended is returned unchanged.
+    read so far are kept, and the next sync reads the rest. A sync that has already ended is returned unchanged.
     """
     if sync.status.has_ended:
         return sync
