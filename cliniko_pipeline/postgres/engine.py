@@ -1,6 +1,6 @@
 """Connections to PostgreSQL, and the organization context of every statement on tenant data.
 
-This module is independent of the tables, which `tables` lists and `writing` fills.
+This module knows no tables. `tables` lists the tables, and `writing` fills them.
 """
 
 import hashlib

@@ -32,7 +32,7 @@ class ApiToken:
     Attributes:
         id: the part of the token that may be shown.
         scopes: some of read, sync and admin.
-        organizations: the ids of the organizations that the token opens; None for all, including future ones.
+        organizations: the ids of the organizations that the token may access; None for all, including future ones.
         requests_per_minute: the token's rate limit; None for the limit in the settings.
         expires_at: when the token expires; None for never.
         is_expired: whether `expires_at` has passed, by the database's clock.

@@ -82,7 +82,7 @@ class Delivery:
 
 
 def try_lock(connection: Connection) -> bool:
-    """Try to get the lock for sending, until the transaction ends; return whether it succeeded."""
+    """Try to get the lock for sending, for this transaction; return whether the lock was free."""
     key = advisory_key("cliniko_pipeline.webhook_deliveries")
     return connection.execute(statement("select pg_try_advisory_xact_lock(:key)"), {"key": key}).scalar_one()
 

@@ -17,7 +17,7 @@ from cliniko_pipeline.postgres.engine import sql, statement
 from cliniko_pipeline.postgres.operator_tables.organizations import SERVICE
 
 MAX_SECRETS = 10
-"""The maximum number of an organization's secrets. Each of them is tried to verify a received webhook."""
+"""The maximum number of an organization's secrets. All of them are tried on a received webhook."""
 
 RETENTION = timedelta(days=3)
 """How long received webhooks are remembered, so that a repeated webhook is recognized."""

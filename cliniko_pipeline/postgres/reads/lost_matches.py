@@ -8,7 +8,7 @@ from cliniko_pipeline.errors import LostMatchesError
 from cliniko_pipeline.postgres.engine import sql, statement
 
 MIN_SUSPICIOUS = 10
-"""With fewer lost matches, their share is ignored. In a small clinic one is a large share."""
+"""If fewer matches are lost, their share is ignored. In a small clinic one is a large share."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class LostMatches:
 
 
 def of_computed_mapping(connection: Connection) -> LostMatches:
-    """Return the stored matches that the new mapping in the staging table would lose."""
+    """Count the stored matches that the new mapping in the staging table would lose."""
     return LostMatches(**connection.execute(statement(sql("checks/lost_matches"))).mappings().one())
 
 
 def of_stored_mapping(connection: Connection) -> LostMatches:
-    """Return the stored matches that have lost their contact."""
+    """Count the stored matches that have lost their contact."""
     return LostMatches(**connection.execute(statement(sql("checks/matches_without_contact"))).mappings().one())

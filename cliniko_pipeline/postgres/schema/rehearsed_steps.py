@@ -52,7 +52,7 @@ class Step:
 
 
 class StepFailedError(Exception):
-    """The error of a step whose outcome is wrong without an error of PostgreSQL. It has the remedy."""
+    """The error of a step that PostgreSQL accepts, but with a wrong outcome. It has the remedy."""
 
 
 # As the database user. ----------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS, WATCHED
 TABLE_LOCK_TIMEOUT_SECONDS = 5
 """How long a migration waits for a table. Later transactions on the table wait, too."""
 
-# Alembic stores the running migration in global variables, so one migration runs at a time.
+# Alembic stores the running migration in global variables, so one migration per process runs at a time.
 _ALEMBIC = Lock()
 
 # The files of functions under `sql/`, in the order of their dependencies.
@@ -138,7 +138,7 @@ def migrate(
     database.require_supported_version()
     with database.operator() as connection:
         # The wait for another migration may be long. The later waits for tables must be short, because other
-        # transactions wait behind this one.
+        # transactions on these tables wait, too.
         _limit_waits(connection, LOCK_TIMEOUT_SECONDS)
         connection.execute(
             sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("cliniko_pipeline.migrate")}

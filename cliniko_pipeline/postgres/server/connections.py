@@ -1,6 +1,6 @@
 """The preparation of new connections to PostgreSQL, for psycopg and psycopg2.
 
-Statements set the session's settings instead of start-up parameters, because poolers drop some of these parameters.
+Settings of a session are set by statements, because poolers drop some start-up parameters.
 """
 
 import select

@@ -137,7 +137,7 @@ def _refused(cause: BaseException, fault: Fault, names: dict[str, str]) -> Clini
     what = f"{type(cause).__name__}, SQLSTATE {state_of(cause) or 'unknown'}{objects}{as_role}"
     is_of_a_function = _diagnosed(cause, "source_function") == _RAISED_BY_A_FUNCTION
     said = f": {primary_message(cause)}" if fault.shows_message and not is_of_a_function else ""
-    # `migrate` cannot correct the application's functions either, so errors in them get `otherwise`, too.
+    # `migrate` does not help with errors in the application's functions, or while it is running or complete.
     remedy = fault.otherwise if fault.otherwise and ("function" in names or _is_set_up.get()) else fault.remedy
     return fault.kind(f"PostgreSQL refused a statement ({what}): {fault.cause}{said}. {named(remedy, names)}")
 

@@ -93,7 +93,7 @@ def read(database: Database, organization_id: str, schema: str, name: str) -> pd
 
 def _series(values: list[Any], sql_type: str) -> "pd.Series[Any]":
     if sql_type == "text" and any(value is not None for value in values):
-        return pd.Series(values)  # pandas chooses the dtype of texts, which differs between its versions.
+        return pd.Series(values)  # pandas chooses, because the dtype of texts differs between its versions.
     complete, gaps = _FRAME_TYPES.get(sql_type, ("object", "object"))
     return pd.Series(values, dtype=gaps if None in values else complete)
 

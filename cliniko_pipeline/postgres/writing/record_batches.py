@@ -112,7 +112,7 @@ class BatchWriter:
                 raise
         finally:
             self._thread.close()
-            # After an interruption right after `submit`, `_pending` lacks the batch. The lock waits for its write.
+            # After an interruption right after `submit`, `_pending` lacks the batch. The lock waits for the write.
             with self._writing:
                 self._is_closed = True
 

@@ -100,7 +100,7 @@ class SyncJournal:
     def start(self, planned: Sequence[str], *, is_full: bool) -> None:
         """Record that the asset has begun; `planned` are all assets of the run."""
         with self._database.operator() as connection:
-            # Read now, because a failure must not pause credentials that an operator stores during the run.
+            # Read now, because a failure must not pause the organization if it gets other credentials during the run.
             self._credentials = scheduling.credentials_digest(connection, self._organization_id)
         with self._database.organization(self._organization_id) as connection:
             sync_runs.note_started(connection, run_id=self._run_id, asset=self._asset, planned=planned, is_full=is_full)

@@ -1,4 +1,4 @@
--- All tables that inherit from tables in :names, at any depth. They can be read directly, so they need the policies.
+-- All tables that inherit from tables in :names, at any depth. They can be read directly, so they need policies, too.
 with recursive parts as (
     select inhrelid as oid
     from pg_inherits

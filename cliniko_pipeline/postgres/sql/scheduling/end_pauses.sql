@@ -1,4 +1,4 @@
--- End the pauses of organizations with new credentials. They are synced at the next tick.
+-- Ends the pauses of organizations with new credentials. These organizations are synced at the next tick.
 update cliniko.scheduling as scheduling
 set
     paused_at = null,

@@ -1,4 +1,4 @@
--- The minute's margin is for the rows of runs that have just started, which may not be committed yet.
+-- The margin of a minute is for runs that have just started, because their rows may not be committed yet.
 update cliniko.webhook_targets
 set looked_until = least(now() - interval '1 minute', cast(:oldest as timestamptz))
 where organization_id = :organization_id

@@ -1,4 +1,4 @@
--- A target that was replaced after it was read is not disabled.
+-- If another target has replaced the failed target, set_at differs, and nothing is disabled.
 with
 disabled as (
     update cliniko.webhook_targets
