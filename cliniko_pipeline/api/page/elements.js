@@ -41,7 +41,7 @@ export function makeLink(address, label) {
   try {
     url = new URL(address);
   } catch {
-    // An invalid address is shown as text.
+    // Without a valid address, only the label is shown.
   }
   if (url === null || !["http:", "https:"].includes(url.protocol)) return make("span", {}, label);
   return make("a", { href: url.href, target: "_blank", rel: "noopener noreferrer" }, label);

@@ -115,7 +115,7 @@ async def receive(
 ) -> AcceptedWebhook:
     """Store the event. The request needs no token, but it needs a signature as
     [Standard Webhooks](https://www.standardwebhooks.com) defines, with a secret of
-    `cliniko-pipeline webhooks secrets create`. All events received during a sync lead to one sync after it.
+    `cliniko-pipeline webhooks secrets create`. All events that arrive during a sync lead to one later sync.
     """
     if message_id and _MESSAGE_ID.fullmatch(message_id) is None:
         raise ProblemError(
