@@ -171,8 +171,8 @@ class Database:
         """Hold the organization lock, so that no other run writes the organization's data.
 
         The lock has its own connection, and a lost connection releases the lock. Yield a function that raises
-        DatabaseUnavailableError if the connection is lost. After a lost connection, another run may be writing. Or the
-        server has crashed, and commits that did not wait for the disk may be lost.
+        DatabaseUnavailableError if the connection is lost. In that case another run may be writing, or the server may
+        have crashed and lost commits that did not wait for the disk.
 
         Raise DatabaseUnavailableError if another run holds the lock for too long.
         """
@@ -272,7 +272,7 @@ def execute_pipelined(
 
 
 def is_read_only(connection: Connection) -> bool:
-    """Return whether the transaction is read-only. Callers then skip optional writes."""
+    """Return whether the transaction is read-only, so that callers can skip optional writes or raise an error."""
     return connection.execute(statement("show transaction_read_only")).scalar_one() == "on"
 
 

@@ -6,8 +6,9 @@ the last page back to the second. In this order, deletions move records only to 
 list got shorter, the first page is read again at the end (backwards.py).
 
 This order works as long as nothing is added to the list. So all pages except the first are bounded: they contain only
-records with time stamps more than MAX_CLOCK_SKEW before the first response. Newer records are read last, and only if
-the bounded pages have fewer entries than the first page announced.
+records with time stamps more than MAX_CLOCK_SKEW before the first response. The first page announces newer records,
+too. If the bounded pages have fewer entries than announced, some records are newer or were deleted. Then the newer
+records are read last.
 
 If two of Cliniko's clocks differ by more than MAX_CLOCK_SKEW, records can still be added to the bounded pages. The
 added records push unread records on to pages that were already read. The crawl notices that the list grew, and goes
@@ -83,8 +84,8 @@ def crawl_pages(
     returns none, the error is raised.
 
     Raises ForeignLinkError for a `next` link that leaves the API URL. Raises UnexpectedResponseError for a `next` link
-    to the wrong page, and for a list that contradicts itself repeatedly. A contradiction is a page whose records or
-    `next` link do not fit the announced number of entries, or growth of the bounded pages.
+    to the wrong page, and for a list that contradicts itself repeatedly. It does so if a page's
+    records or `next` link do not fit the announced number of entries, or if the bounded pages grow.
     """
     requests = PageRequests(request, max_in_flight, fetch_part)
     if checkpoint is not None:
@@ -93,8 +94,8 @@ def crawl_pages(
         except UnexpectedResponseError:
             if listing.can_filter_by("created_at"):
                 raise
-            # Start again: Cliniko refuses to filter by created_at, so a group of records that the interruption may
-            # have split cannot be read on its own.
+            # Start again. The interruption may have split records that were created in the same second. Reading them
+            # on their own needs the filter by created_at, which Cliniko refuses.
             yield from crawl_pages(listing, request, max_in_flight=max_in_flight, fetch_part=fetch_part)
         return
     first = read_first(listing, requests)
@@ -119,11 +120,11 @@ def _crawl_rest(
     started_at, expected = checkpoint.started_at, checkpoint.total_entries
     last_number, first_again = checkpoint.page, checkpoint.page == 1
     if is_resumed and last_number:
-        # Read the page after the checkpoint again: its first records may be created in the same second as unread ones.
+        # Begin with a page that was already read: its first records may share their second with unread records.
         last_number = min(last_number + 1, max(1, listing.page_count(expected)))
     pages_yielded = listing.page_count(expected) - last_number + 1
     resume_at: Checkpoint | None = checkpoint
-    # No more records are added to `older`, because even Cliniko's slowest clock is past the bound of its time stamps.
+    # Unless Cliniko's clocks differ by more, no record is added to `older`: even the slowest clock is past its bound.
     older = listing if started_at is None else listing.before(started_at - MAX_CLOCK_SKEW)
     for step in read_backwards(older, requests, last_number, expected, first_again=first_again):
         expected = step.expected

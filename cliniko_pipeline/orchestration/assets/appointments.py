@@ -118,10 +118,10 @@ class _AppointmentReading:
 
 @dataclass
 class _Names:
-    """The names of appointment types or of practitioners. `column` of appointments has the ids.
+    """The names of appointment types or of practitioners. `column` of appointments refers to them.
 
-    The names are read if a full crawl of them is due, and if an appointment has an unknown id. If names are still
-    missing after that, the list `others` is read.
+    The names are read when a full crawl of them is due, and again when an appointment has an id that is not stored. If
+    names are still missing after that, the list `others` is read.
     """
 
     reading: AccountReading

@@ -112,16 +112,18 @@ def _minutes(time: timedelta) -> str:
 
 def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> DueSync | None:
     organization_id = scheduling.organization_id
+    every = scheduling.sync_every_minutes or default.sync_every_minutes
     full_at = scheduling.full_sync_at or default.full_sync_at
     spread = timedelta(0) if scheduling.full_sync_at is not None else default.full_sync_spread
     if full_at is not None:
-        # If no full sync was requested yet, use the last requested sync. The first sync reads everything anyway.
+        # The first sync reads everything, also if it was requested as an incremental one.
         last_full = scheduling.full_requested_at or scheduling.requested_at
         offset = _offset(organization_id, "full", spread)
         scheduled = _last_full_sync_time(now, full_at, offset, time_zone(scheduling.time_zone))
-        if last_full is not None and last_full < scheduled:
+        # Without incremental syncs, the first sync is a full one.
+        is_due = every is None if last_full is None else last_full < scheduled
+        if is_due:
             return DueSync(organization_id, is_full=True)
-    every = scheduling.sync_every_minutes or default.sync_every_minutes
     is_scheduled = every is not None or full_at is not None
     if is_scheduled and scheduling.retry_at is not None and scheduling.retry_at <= now:
         return DueSync(organization_id, is_full=False)

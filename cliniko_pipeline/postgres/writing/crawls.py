@@ -15,8 +15,8 @@ from cliniko_pipeline.postgres.engine import BoundStatement, sql, statement
 OVERLAP = timedelta(minutes=3)
 """The next incremental crawl reads changes from this long before the start of the last crawl.
 
-The clocks of Cliniko's servers may differ by two minutes. A changed record is readable only a moment after its time
-stamp.
+The clocks of Cliniko's servers may differ by two minutes. A change can become readable a moment later than its time
+stamp says.
 """
 
 
@@ -43,12 +43,12 @@ class CrawlState:
         is_complete: whether the last crawl reached the end.
         is_full: whether the last crawl was a full crawl.
         reconciles: whether the crawl marks as deleted the records that it did not see.
-        next_cursor: when the crawl began.
+        next_cursor: when the crawl began. It becomes `cursor`, less OVERLAP, when the crawl is complete.
         next_page: the page at which an interrupted full crawl resumes; None if there is no such page.
         total_entries: the number of records in the list that an interrupted full crawl reads.
         records: the number of records that the crawl has stored.
-        is_partial: whether the last full crawl was skipped because no table needed its records. Records from before its
-            `next_cursor` are then stored only if they changed later.
+        is_partial: whether the last full crawl was skipped because no table needed its records. Records from before the
+            skipped crawl are then stored only if they changed after it.
         cursor: where an incremental crawl starts; None if Cliniko's time is unknown or no crawl was complete.
         needs_full: why the next crawl must be full; None if it may be incremental.
         doubtful_deletions: the number of records that the last full crawl missed but did not mark as deleted.
@@ -88,7 +88,7 @@ class StoredCount:
     """The numbers of a resource's stored records and of rejected records that were never stored.
 
     Stored records are counted only if they were created before an instant. It is unknown when the rejected records were
-    created, so Cliniko's total at this instant may include all, some or none of them.
+    created, so Cliniko's number of records created before the instant may include all, some or none of them.
     """
 
     stored: int

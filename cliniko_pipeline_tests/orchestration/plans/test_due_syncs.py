@@ -51,6 +51,11 @@ def test_new_organization_is_due_now_and_then_hourly():
     assert {later - earlier for earlier, later in pairwise(others)} == {timedelta(hours=1)}
 
 
+def test_new_organization_without_incremental_syncs_is_due_in_full():
+    nightly_only = replace(NIGHTLY, sync_every_minutes=None, full_sync_spread=timedelta(0))
+    assert requested(NEW, nightly_only, NOW, 24 * 60) == [(NOW, True), (datetime(2026, 6, 16, 2, tzinfo=UTC), True)]
+
+
 def test_sync_requested_at_its_due_time_is_not_due_again():
     def is_due(at: datetime, requested_at: datetime) -> bool:
         return due_syncs([replace(NEW, requested_at=requested_at)], set(), HOURLY, at) != []

@@ -4,9 +4,9 @@
 -- matched or ambiguous, and leaves the others to the next pass.
 --
 -- Names decide where several contacts lead to one person, or where several people or contacts share an e-mail. A pair
--- then matches only if its names are equal and nobody else among these people and contacts has that name. If one of
--- these contacts stays unpaired, each person without a pair is ambiguous. Otherwise such a person goes on to the next
--- pass.
+-- then matches only if its names are equal and nobody else in its group, the people and contacts with the same id or
+-- e-mail, has that name. If a contact of the group stays unpaired, each unpaired person of the group is ambiguous.
+-- Otherwise such a person goes on to the next pass.
 --
 -- Uncertain pairs are not matched, because a wrong pair would show one person's appointments as another's.
 with
