@@ -26,7 +26,7 @@ class _Group:
     def join(self, later: "_Group") -> "_Group":
         """Return the group made of both parts, torn if a record may have come twice."""
         if self.ids is None or later.ids is None or self.may_share_records_with(later):
-            return _torn(self)
+            return _torn(self.second)
         return _Group(self.second, self.ids | later.ids)
 
     def may_share_records_with(self, later: "_Group") -> bool:
@@ -35,9 +35,13 @@ class _Group:
 
 
 def _group(second: datetime, ids: Sequence[int], unidentified: int = 0) -> _Group:
-    if unidentified or len(set(ids)) < len(ids):
+    if unidentified or _has_repeated(ids):
         return _Group(second, None, is_torn=not unidentified)
     return _Group(second, frozenset(ids))
+
+
+def _has_repeated(ids: Sequence[int]) -> bool:
+    return len(ids) > 1 and len(set(ids)) < len(ids)
 
 
 class Boundaries:
@@ -64,10 +68,10 @@ class Boundaries:
         torn: list[datetime] = []
         if self._is_unknown and not is_end and len(groups) == 1:
             # In a resumed crawl, a group that fills this page may go on after it. Later groups are already checked.
-            groups[0] = _torn(groups[0])
+            groups[0] = _torn(groups[0].second)
         elif behind is not None and not is_end:
             if behind.second == groups[-1].second:
-                groups[-1] = groups[-1].join(behind) if follows else _torn(behind)
+                groups[-1] = groups[-1].join(behind) if follows else _torn(behind.second)
             elif behind.second > groups[-1].second and behind.is_torn:
                 torn.append(behind.second)
         self._is_unknown = False
@@ -86,6 +90,7 @@ class Boundaries:
 
 
 def _groups(page: FetchedPage[RecordT]) -> list[_Group]:
+    """Return the page's first and last group, and between them the torn groups."""
     keys = [(record.created_at.replace(microsecond=0), int(record.id)) for record in page.records]
     runs = [(second, [id_ for _, id_ in run]) for second, run in groupby(keys, key=lambda key: key[0])]
     if not runs:
@@ -96,10 +101,11 @@ def _groups(page: FetchedPage[RecordT]) -> list[_Group]:
     unidentified = sum(record.id is None and not record.reason.startswith(UNANSWERED) for record in page.rejected)
     edges = {0, len(runs) - 1}
     return [
-        _group(second, ids + rejected, unidentified) if place in edges else _group(second, ids)
+        _group(second, ids + rejected, unidentified) if place in edges else _torn(second)
         for place, (second, ids) in enumerate(runs)
+        if place in edges or _has_repeated(ids)
     ]
 
 
-def _torn(group: _Group) -> _Group:
-    return _Group(group.second, None, is_torn=True)
+def _torn(second: datetime) -> _Group:
+    return _Group(second, None, is_torn=True)

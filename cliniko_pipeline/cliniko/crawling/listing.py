@@ -1,5 +1,6 @@
 """The URLs of a list's pages, with sort order, filters, and the bounds of a crawl."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Generic
@@ -36,6 +37,12 @@ class Listing(Generic[RecordT]):
         the same clock second are sorted by id, because their order may change otherwise.
         """
         return f"{self._unpaged_url}&page={page}&per_page={per_page or self.page_size}"
+
+    def urls(self, pages: Iterable[int]) -> Iterator[tuple[int, str]]:
+        """Yield each page's number and URL, as `url` returns it, but faster."""
+        unpaged = self._unpaged_url
+        for page in pages:
+            yield page, f"{unpaged}&page={page}&per_page={self.page_size}"
 
     @property
     def _unpaged_url(self) -> str:

@@ -151,6 +151,6 @@ class PageRequests(Generic[RecordT]):
     def _request_ahead(self, listing: Listing[RecordT], number: int, ahead: int) -> None:
         count = 0 if self._single_pages else min(ahead, self._max_in_flight - 1)
         self._single_pages = max(0, self._single_pages - 1)
-        for before in range(number - 1, number - 1 - count, -1):
-            if (url := listing.url(before)) not in self._in_flight:
+        for before, url in listing.urls(range(number - 1, number - 1 - count, -1)):
+            if url not in self._in_flight:
                 self._in_flight[url] = self.pages_read, self._request(url, before)
