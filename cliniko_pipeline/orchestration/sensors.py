@@ -59,7 +59,7 @@ def organization_partitions(
 
 @dg.sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
     name="lost_runs",
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Marks runs whose process was killed, on any machine, as failed.",
 )

@@ -5,8 +5,8 @@ import dagster as dg
 from cliniko_pipeline.sync_options import PARTITION_TAG, UNFINISHED_STATUSES
 
 UNFINISHED = [dg.DagsterRunStatus(status) for status in UNFINISHED_STATUSES]
-WITH_PROCESS = [status for status in UNFINISHED if status != dg.DagsterRunStatus.QUEUED]
-"""The statuses of runs that have a process, or whose process is about to start."""
+WITH_PROCESS = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+"""The statuses of runs that a process executes. Dagster's run monitoring ends the runs that do not start in time."""
 
 ENDED_BACKFILLS = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
 

@@ -56,7 +56,7 @@ def run_sync(
 def end_abandoned_runs(instance: dg.DagsterInstance, runtime: Runtime, organization_id: str) -> None:
     """Mark the organization's lost runs as failed, in Dagster and in `cliniko.sync_runs`.
 
-    A process killed on this machine is noticed at once. A process killed on another machine is noticed after minutes.
+    A process killed on this machine is noticed at once, and one on another machine within two minutes.
     """
     tags = {PARTITION_TAG: organization_id}
     for run in find_lost_runs(runtime, instance.get_runs(dg.RunsFilter(tags=tags, statuses=WITH_PROCESS))):

@@ -9,12 +9,15 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.postgres.engine import sql, statement
 
-SILENCE = timedelta(minutes=2)
-"""A run without a heartbeat for this time becomes doubtful. A process sends one every 15 s, but starts slowly."""
+SILENCE = timedelta(seconds=45)
+"""A run without a heartbeat for this time becomes doubtful. Its process sends one every 15 s."""
 
-DOUBT = timedelta(seconds=45)
+DOUBT = timedelta(seconds=30)
 """A run that is doubtful for this time is lost. After an outage of the database all heartbeats are old, and running
-runs have this time to send the next heartbeat."""
+runs have this time to send the next heartbeat.
+
+Together with the ticks of the sensor `lost_runs`, a run that was killed anywhere is ended within two minutes.
+"""
 
 
 @dataclass(frozen=True)

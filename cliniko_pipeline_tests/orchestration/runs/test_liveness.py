@@ -71,9 +71,9 @@ def test_silent_run_is_ended_after_minutes(deployment: Deployment) -> None:
     heard_of, never_heard_of = add_run(deployment), add_run(deployment)
     with heartbeats_inside_run(deployment.pipeline.runtime, heard_of.run_id):
         pass
-    for time, status in (("1 minute", "STARTED"), ("2 minutes", "STARTED"), ("1 minute", "FAILURE")):
-        assert watch(deployment, heard_of).value in {"STARTED", status}
-        let_pass(deployment, time)
+    for _ in range(2):
+        assert watch(deployment, heard_of) == dg.DagsterRunStatus.STARTED
+        let_pass(deployment, "1 minute")
     for run in (heard_of, never_heard_of):
         assert watch(deployment, run) == dg.DagsterRunStatus.FAILURE
         assert any(ABANDONED in event.message for event in deployment.instance.all_logs(run.run_id))
