@@ -8,13 +8,14 @@ from cliniko_pipeline.postgres.schema.identity import copy_problem
 from cliniko_pipeline.postgres.schema.rehearsal import require_rehearsed
 from cliniko_pipeline.postgres.schema.upgrade import Migration
 from cliniko_pipeline.postgres.server.driver_errors import already_set_up
-from cliniko_pipeline.runtime import open_runtime
+from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 
 
 @click.command()
 @click.option("--adopt", is_flag=True, help="Allow syncs, alerts and webhooks after a copy, renaming or move.")
-def migrate(*, adopt: bool) -> None:
+@click.option("--dagster", is_flag=True, help="Also create Dagster's tables, or bring them up to date.")
+def migrate(*, adopt: bool, dagster: bool) -> None:
     """Bring the database's schema up to date and rehearse a sync. Safe to repeat."""
     with already_set_up(), open_runtime(load_settings()) as runtime:
         embedded = runtime.settings.embedded_database
@@ -32,6 +33,15 @@ def migrate(*, adopt: bool) -> None:
             warn(problem)
         for untried in require_rehearsed(runtime.database):
             warn(untried)
+        if dagster:
+            _migrate_dagster(runtime)
+
+
+def _migrate_dagster(runtime: Runtime) -> None:
+    from cliniko_pipeline.orchestration.instance.home import upgrade_storage  # noqa: PLC0415 (imports Dagster)
+
+    upgrade_storage(runtime)
+    click.echo("Dagster's tables are up to date.")
 
 
 def _report(done: Migration, where: str) -> None:

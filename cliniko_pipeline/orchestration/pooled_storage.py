@@ -5,8 +5,9 @@ Do not rename this module or its class, because the `dagster.yaml` of every inst
 Dagster's own storage opens a connection per statement. In a sync it opened three hundred connections, which took three
 of the sync's seven CPU seconds (docs/benchmarks.md).
 
-The URL contains the schema. A statement on every new connection sets the search path to the schema. A start-up option
-would not be enough, because poolers drop it, and Dagster would then create its tables in `public`.
+The URL contains the schema. In a plain URL, such as DATABASE_URL, the schema is `dagster`. A statement on every new
+connection sets the search path to the schema. A start-up option would not be enough, because poolers drop it, and
+Dagster would then create its tables in `public`.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from cliniko_pipeline.postgres.server.connections import (
     enter_schema,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from dagster._serdes import ConfigurableClassData
     from dagster_postgres.auth import PgTokenProvider
 
+STORAGE_SCHEMA = "dagster"
+
 CONNECTIONS_KEPT = 2
 """The number of idle connections that a process keeps. More are opened if needed, and closed after use."""
 
@@ -42,6 +45,14 @@ _SCHEMA = "storage_schema"
 def storage_url(url: URL, schema: str) -> URL:
     """Return the database's URL for `PooledPostgresStorage`. No other storage can open it."""
     return url.set(drivername=_DIALECT.replace(".", "+")).update_query_dict({_SCHEMA: schema})
+
+
+def _with_schema(url: str) -> str:
+    """Return the URL as it is if it contains a schema. Otherwise add the driver and Dagster's schema."""
+    parsed = make_url(url)
+    if _SCHEMA in parsed.query:
+        return url
+    return storage_url(parsed, STORAGE_SCHEMA).render_as_string(hide_password=False)
 
 
 class StorageDialect(PGDialect_psycopg2):
@@ -113,7 +124,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         """Return a storage of this class, whereas Dagster's method returns one of the base class."""
         return cls(
             inst_data=inst_data,
-            postgres_url=pg_url_from_config(config_value),
+            postgres_url=_with_schema(pg_url_from_config(config_value)),
             should_autocreate_tables=config_value.get("should_autocreate_tables", True),
             token_provider=get_token_provider_from_config(config_value),
         )

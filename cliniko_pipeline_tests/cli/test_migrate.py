@@ -85,3 +85,23 @@ def test_contacts_filter_is_checked_and_stored(database_url: URL, tmp_path: Path
         assert_refused(command("status", **changed), "CLINIKO_CONTACTS_FILTER", "`cliniko-pipeline migrate`")
     assert "Stored" in command("migrate").stdout
     assert command("status").returncode == 0
+
+
+def test_migrate_creates_dagsters_tables_on_request(database_url: URL, tmp_path: Path) -> None:
+    """Dagster's own processes need the tables, and a Dagster home with the shipped dagster.yaml."""
+    command = CommandLine(environment(database_url, tmp_path), tmp_path)
+    database = Database(database_url)
+    assert command("migrate").returncode == 0
+    assert not has_dagsters_tables(database)
+    for _ in range(2):
+        done = command("migrate", "--dagster")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith("\nDagster's tables are up to date.\n")
+        assert has_dagsters_tables(database)
+    assert (tmp_path / "dagster" / "dagster.yaml").exists()
+    database.close()
+
+
+def has_dagsters_tables(database: Database) -> bool:
+    with database.operator() as connection:
+        return connection.exec_driver_sql("select to_regclass('dagster.runs') is not null").scalar_one()

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 
 import dagster as dg
@@ -10,12 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ClinikoPipelineError, DatabaseSetupError
-from cliniko_pipeline.orchestration.pooled_storage import storage_url
+from cliniko_pipeline.orchestration.pooled_storage import STORAGE_SCHEMA, storage_url
 from cliniko_pipeline.postgres.engine import Database, advisory_key, sql
 from cliniko_pipeline.postgres.server.driver_errors import database_error_behind
 from cliniko_pipeline.runtime import Runtime
 
-STORAGE_SCHEMA = "dagster"
 UNFINISHED_SCHEMA = "dagster_unfinished"
 STORAGE_VARIABLE = "CLINIKO_DAGSTER_DATABASE_URL"
 
@@ -57,13 +57,28 @@ def open_instance(runtime: Runtime) -> dg.DagsterInstance:
     """
     environment = instance_environment(runtime)
     os.environ.update(environment)
-    try:
+    with _setup_errors(runtime, environment), runtime.database.operator() as connection:
         # Only one process at a time may create the tables.
-        with runtime.database.operator() as connection:
-            connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("dagster storage")})
-            if not _has_storage(connection):
-                _make_storage(runtime.database, environment)
-            return dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
+        connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": advisory_key("dagster storage")})
+        if not _has_storage(connection):
+            _make_storage(runtime.database, environment)
+        return dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
+
+
+def upgrade_storage(runtime: Runtime) -> None:
+    """Create Dagster's tables, or bring the tables of an older Dagster up to date.
+
+    Raise the errors of `open_instance`.
+    """
+    with open_instance(runtime) as instance, _setup_errors(runtime, os.environ):
+        instance.upgrade()
+
+
+@contextmanager
+def _setup_errors(runtime: Runtime, environment: Mapping[str, str]) -> Generator[None, None, None]:
+    """Raise an error of the pipeline in place of an error of Dagster or the database."""
+    try:
+        yield
     except ClinikoPipelineError:
         raise
     except Exception as error:  # noqa: BLE001 (a configured storage can raise anything)

@@ -10,12 +10,15 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from cliniko_pipeline.errors import DatabaseSetupError
-from cliniko_pipeline.orchestration.instance.home import STORAGE_VARIABLE, open_instance
+from cliniko_pipeline.orchestration.instance.home import STORAGE_VARIABLE, open_instance, upgrade_storage
 from cliniko_pipeline.runtime import Runtime, open_runtime
 from cliniko_pipeline.settings import load_settings
 from cliniko_pipeline_tests.support.databases import administer
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.poolers import pooler
+
+BEFORE_DEFAULT_LIMITS = "6b7fb194ff9c"
+"""A revision of Dagster's tables, after which the column `using_default_limit` was added."""
 
 TABLES = """
     select schemaname || '.' || tablename from pg_tables where schemaname not in ('pg_catalog', 'information_schema')
@@ -89,6 +92,40 @@ def test_storage_that_lost_its_schema_is_not_made_elsewhere(database_url: URL, o
     with pytest.raises(DatabaseSetupError, match="The schema dagster cannot be used"):
         dg.DagsterInstance.from_ref(reference)
     assert tables(database_url) == before
+
+
+def test_plain_url_leads_to_dagsters_schema(
+    database_url: URL, opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the value of DATABASE_URL, Dagster's own commands open the same storage as the pipeline's commands."""
+    with opening.instance(database_url) as instance:
+        instance.add_dynamic_partitions("organizations", ["surf-rehab"])
+    before = tables(database_url)
+    plain = database_url.set(drivername="postgres").render_as_string(hide_password=False)
+    monkeypatch.setenv(STORAGE_VARIABLE, plain)
+    with dg.DagsterInstance.get() as instance:
+        assert instance.get_dynamic_partitions("organizations") == ["surf-rehab"]
+    assert tables(database_url) == before
+
+
+def test_storage_of_an_older_dagster_is_brought_up_to_date(database_url: URL, opening: Opening) -> None:
+    runtime = opening.runtime(database_url)
+    upgrade_storage(runtime)
+    newest = version_of_storage(runtime)
+    administer(
+        database_url,
+        f"update dagster.alembic_version set version_num = '{BEFORE_DEFAULT_LIMITS}'",
+        "alter table dagster.concurrency_limits drop column using_default_limit",
+    )
+    upgrade_storage(runtime)
+    assert version_of_storage(runtime) == newest
+    administer(database_url, "select using_default_limit from dagster.concurrency_limits")
+    assert tables(database_url) >= {"dagster.runs"}
+
+
+def version_of_storage(runtime: Runtime) -> str:
+    with runtime.database.operator() as connection:
+        return connection.exec_driver_sql("select version_num from dagster.alembic_version").scalar_one()
 
 
 def test_storage_fault_is_not_blamed_on_dagster_yaml(database_url: URL, opening: Opening) -> None:
