@@ -85,7 +85,7 @@ def _test_names() -> set[str]:
 
 def _exists(name: str) -> bool:
     """Return whether a file or folder of the project ends with this path."""
-    return (ROOT / name).exists() or any(next(root.rglob(name), None) for root in (PACKAGE, TESTS))
+    return (ROOT / name).exists() or any(next(root.rglob(name), None) for root in (PACKAGE, TESTS, ROOT / "deploy"))
 
 
 def _anchors(path: Path) -> set[str]:

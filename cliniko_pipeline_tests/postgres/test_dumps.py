@@ -90,3 +90,20 @@ def test_restored_dump_is_a_copy_until_adopted(owned: Database, debian_server_ur
         role = organization_role_of(restored.url)
         restored.close()
         administer(debian_server_url, f"drop database {name} with (force)", f"drop role if exists {role}")
+
+
+def test_schema_of_the_pipeline_can_be_restored_alone(owned: Database, debian_server_url: URL) -> None:
+    """This is how an upgrade is rolled back (docs/deployment.md). The application's tables stay as they are."""
+    dump = run("pg_dump", owned.url, "--schema=cliniko", user="postgres").stdout
+    active = "select id, contact_id from public.active_patients"
+    with owned.organization(MINE) as connection:
+        before = connection.exec_driver_sql(active).all()
+    administer(debian_server_url.set(database=owned.url.database), "drop schema cliniko cascade")
+    restored = run("psql", owned.url, "--quiet", "--set=ON_ERROR_STOP=1", user="postgres", stdin=dump)
+    assert (restored.returncode, restored.stderr) == (0, "")
+    schema.migrate(owned)
+    assert [str(each) for each in rehearse(owned)] == []
+    assert copy_problem(owned) is None
+    with owned.organization(MINE) as connection:
+        assert connection.exec_driver_sql(active).all() == before != []
+        assert connection.exec_driver_sql("select first_name from cliniko.patients").scalars().all() == ["Pat1"]
