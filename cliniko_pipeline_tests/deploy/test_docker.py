@@ -1,5 +1,7 @@
 """Tests of the Dockerfile and of compose.yaml, as far as they need no Docker."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,13 @@ SECRETS = {"DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "CLINIKO_DAGSTER_DATABA
 IGNORED = (files.DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
 SENT = {Path(line.removeprefix("!")) for line in IGNORED if line.startswith("!")}
 """Files and folders that are sent to the builder, besides which it gets nothing."""
+
+
+def test_dockerfile_has_no_warning_of_its_linter() -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    command = [str(program), "--no-color", "--failure-threshold", "warning", str(files.DOCKER / "Dockerfile")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_copied_files_are_sent_to_the_builder() -> None:
