@@ -6,9 +6,9 @@ from cliniko_pipeline.orchestration.assets import ASSETS
 from cliniko_pipeline.orchestration.checks import CHECKS
 from cliniko_pipeline.orchestration.instance.consoles import quiet_console
 from cliniko_pipeline.orchestration.io_managers import postgres_io_manager
-from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
+from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_prune, cliniko_sync
 from cliniko_pipeline.orchestration.resources import ProgressListener, cliniko_resource, runtime_resource
-from cliniko_pipeline.orchestration.schedules import cliniko_count_comparisons, cliniko_syncs
+from cliniko_pipeline.orchestration.schedules import cliniko_count_comparisons, cliniko_prunes, cliniko_syncs
 from cliniko_pipeline.orchestration.sensors import (
     alerts,
     failed_runs,
@@ -30,8 +30,8 @@ def build_definitions(*, runtime: Runtime | None = None, listener: ProgressListe
     return dg.Definitions(
         assets=ASSETS,
         asset_checks=CHECKS,
-        jobs=[cliniko_sync, cliniko_counts],
-        schedules=[cliniko_syncs, cliniko_count_comparisons],
+        jobs=[cliniko_sync, cliniko_counts, cliniko_prune],
+        schedules=[cliniko_syncs, cliniko_count_comparisons, cliniko_prunes],
         sensors=[
             organization_partitions,
             lost_runs,

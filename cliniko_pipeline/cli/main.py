@@ -33,6 +33,10 @@ COMMANDS = {
         "cliniko_pipeline.cli.organizations:organizations",
         "Manage organizations, credentials and schedules.",
     ),
+    "prune": (
+        "cliniko_pipeline.cli.prune:prune",
+        "Delete old runs, events and history, as the daemon does once a day.",
+    ),
     "sandbox": ("cliniko_pipeline.cli.services.sandbox:sandbox", "Serve a simulated Cliniko until Ctrl-C."),
     "status": ("cliniko_pipeline.cli.status:status", "Show last syncs, counts and problems."),
     "sync": ("cliniko_pipeline.cli.runs.sync:sync", "Sync organizations, with progress."),

@@ -14,7 +14,6 @@ from cliniko_pipeline.orchestration.checks.clocks import store_clock_check
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.runs.failures import failure
 from cliniko_pipeline.orchestration.runs.recomputation import is_complete_sync, is_forced, is_full
-from cliniko_pipeline.orchestration.ui_metadata.column_lineage import lineage
 from cliniko_pipeline.orchestration.ui_metadata.tables import numbers, problems
 from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.postgres.operator_tables.check_results import CheckResult, note_checks
@@ -79,7 +78,7 @@ class PostgresIOManager(dg.IOManager):
                         f"The asset {context.asset_key.to_user_string()} returned a {type(obj).__name__}: the IO"
                         " manager writes a RecordStream, a TableQuery or a pandas DataFrame."
                     )
-            metadata = self._metadata(context.asset_key, output)
+            metadata = self._metadata(output)
             context.add_output_metadata(metadata)  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
 
     def load_input(self, context: dg.InputContext) -> "pd.DataFrame | TableReference":
@@ -117,7 +116,7 @@ class PostgresIOManager(dg.IOManager):
             written = derivations.write(connection, derivation, force=output.is_forced)
             outcome.written, outcome.is_recomputed = written or Written(), written is not None
 
-    def _metadata(self, key: dg.AssetKey, output: _Output) -> Mapping[str, Any]:
+    def _metadata(self, output: _Output) -> Mapping[str, Any]:
         schema, table, outcome, force = output.schema, output.table, output.outcome, output.is_forced
         with self._database.organization(output.organization_id) as connection:
             outcome.rows = derivations.row_count(connection, schema, table, force=force)
@@ -132,7 +131,6 @@ class PostgresIOManager(dg.IOManager):
             "rows_updated": written.updated,
             "rows_deleted": written.deleted,
             **wrong,
-            **lineage(key),
         }
         if outcome.is_recomputed is not None:
             metadata["computed_again"] = outcome.is_recomputed

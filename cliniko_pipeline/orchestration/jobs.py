@@ -1,9 +1,10 @@
-"""The two jobs. One syncs an organization, and the other compares its record counts."""
+"""The jobs: sync an organization, compare its record counts, and prune old data."""
 
 import dagster as dg
 
 from cliniko_pipeline.orchestration.assets import ASSETS
 from cliniko_pipeline.orchestration.checks import COUNT_CHECKS, SYNC_CHECKS
+from cliniko_pipeline.orchestration.retention.op import prune
 
 cliniko_sync = dg.define_asset_job(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
     "cliniko_sync",
@@ -23,3 +24,13 @@ cliniko_counts = dg.define_asset_job(  # pyright: ignore[reportUnknownMemberType
         " differ, the next sync reads it in full."
     ),
 )
+
+
+@dg.job(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
+    name="cliniko_prune",
+    executor_def=dg.in_process_executor,
+    description="Delete old runs, events and history, for all organizations. The settings say how long these are kept.",
+)
+def cliniko_prune() -> None:
+    """Prune in a process of its own, because a tick of a schedule has only 60 seconds."""
+    prune()

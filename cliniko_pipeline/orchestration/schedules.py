@@ -1,10 +1,10 @@
-"""The schedules of syncs and of count comparisons."""
+"""The schedules of syncs, of count comparisons and of prunes."""
 
 from datetime import UTC, timedelta
 
 import dagster as dg
 
-from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_sync
+from cliniko_pipeline.orchestration.jobs import cliniko_counts, cliniko_prune, cliniko_sync
 from cliniko_pipeline.orchestration.plans.due_syncs import due_counts, due_syncs
 from cliniko_pipeline.orchestration.runs.in_flight import organizations_in_flight
 from cliniko_pipeline.orchestration.runs.requests import sync_request
@@ -76,3 +76,24 @@ def cliniko_count_comparisons(
     if not due:
         return dg.SkipReason(f"None of {len(found)} organizations is due.")
     return [dg.RunRequest(run_key=f"{id_} {now.isoformat()}", tags={PARTITION_TAG: id_}) for id_ in due]
+
+
+@dg.schedule(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)
+    name="cliniko_prunes",
+    job=cliniko_prune,
+    # After the nightly full syncs of clinics without a time zone.
+    cron_schedule="30 6 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description=(
+        "Deletes old runs, events and history once a day, in one run for all organizations. Settings change how long"
+        " they are kept."
+    ),
+)
+def cliniko_prunes(
+    context: dg.ScheduleEvaluationContext, runtime: dg.ResourceParam[Runtime]
+) -> dg.RunRequest | dg.SkipReason:
+    """Return one run, unless the database is a copy, which may be kept as it was."""
+    if (problem := copy_problem(runtime.database)) is not None:
+        return dg.SkipReason(problem)
+    return dg.RunRequest(run_key=context.scheduled_execution_time.astimezone(UTC).isoformat())

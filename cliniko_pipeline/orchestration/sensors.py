@@ -22,7 +22,6 @@ from cliniko_pipeline.orchestration.runs.liveness import delete_ended_heartbeats
 from cliniko_pipeline.orchestration.runs.requests import sync_request
 from cliniko_pipeline.orchestration.webhooks.deliveries import enqueue_deliveries, send_due_deliveries
 from cliniko_pipeline.postgres.operator_tables import organizations, scheduling, webhooks
-from cliniko_pipeline.postgres.operator_tables import webhook_deliveries as stored_deliveries
 from cliniko_pipeline.postgres.schema.identity import copy_problem
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import PARTITION_TAG, PARTITIONS
@@ -173,7 +172,6 @@ def webhook_syncs(
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
     with runtime.database.operator() as connection:
-        webhooks.delete_old_events(connection)
         pending = webhooks.pending_events(connection)
     if not pending:
         return dg.SkipReason("No webhook events are pending.")
@@ -198,13 +196,11 @@ def webhook_syncs(
     description="Posts the result of each complete sync to the organization's webhook target, if it has one.",
 )
 def webhook_deliveries(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SkipReason:
-    """Enqueue deliveries of ended syncs, send due deliveries, and delete old deliveries."""
+    """Enqueue deliveries of ended syncs, and send due deliveries."""
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
     added = enqueue_deliveries(runtime, context.instance)
     sent = send_due_deliveries(runtime)
-    with runtime.database.operator() as connection:
-        stored_deliveries.delete_old_deliveries(connection)
     if sent.given_up:
         context.log.warning("%d deliveries were given up: see `cliniko-pipeline webhooks out show`.", sent.given_up)
     return dg.SkipReason(f"{added} deliveries enqueued; {sent.taken} taken, {sent.delayed} to retry.")

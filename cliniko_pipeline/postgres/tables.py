@@ -167,6 +167,7 @@ TENANT_TABLES = (
     "cliniko.crawled_ids",
     "cliniko.rejected_records",
     "cliniko.sync_runs",
+    "cliniko.daily_active_patients",
     "cliniko.table_states",
 )
 """The qualified names of all tables with organizations' data. They have forced row-level security."""

@@ -242,6 +242,59 @@ class AlertSettings(_Group):
     )
 
 
+class RetentionSettings(_Group):
+    """Deletion of old data, by `cliniko-pipeline prune` and once a day."""
+
+    keep_event_details_days: int = _number(
+        "CLINIKO_KEEP_EVENT_DETAILS_DAYS",
+        3,
+        "Time for which Dagster's log messages and the events of inputs and outputs are kept.",
+        unit="days",
+        at_most=3650,
+    )
+    keep_runs_days: int = _number(
+        "CLINIKO_KEEP_RUNS_DAYS",
+        30,
+        "Time for which Dagster's ended runs are kept, with their other events and check results.",
+        unit="days",
+        at_most=3650,
+        zero="always",
+    )
+    keep_syncs_days: int = _number(
+        "CLINIKO_KEEP_SYNCS_DAYS",
+        30,
+        "Time for which `cliniko.sync_runs` keeps ended syncs. The daily numbers of active patients are kept for two"
+        " years.",
+        unit="days",
+        at_most=3650,
+        zero="always",
+    )
+    keep_deliveries_days: int = _number(
+        "CLINIKO_KEEP_DELIVERIES_DAYS",
+        30,
+        "Time for which ended webhook deliveries are kept.",
+        unit="days",
+        at_most=3650,
+        zero="always",
+    )
+    keep_webhook_events_days: int = _number(
+        "CLINIKO_KEEP_WEBHOOK_EVENTS_DAYS",
+        3,
+        "Time for which received webhook events are kept, so that a repeated event is recognized.",
+        unit="days",
+        at_most=3650,
+        zero="always",
+    )
+    keep_refusals_days: int = _number(
+        "CLINIKO_KEEP_REFUSALS_DAYS",
+        90,
+        "Time for which refused requests of the HTTP API are kept.",
+        unit="days",
+        at_most=3650,
+        zero="always",
+    )
+
+
 class UiSettings(_Group):
     """The Dagster UI."""
 
@@ -320,6 +373,7 @@ GROUPS: tuple[type[BaseModel], ...] = (
     ScheduleSettings,
     SafeguardSettings,
     AlertSettings,
+    RetentionSettings,
     UiSettings,
     ApiSettings,
 )

@@ -34,6 +34,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> "Settings":
 class Settings(
     fields.ApiSettings,
     fields.UiSettings,
+    fields.RetentionSettings,
     fields.AlertSettings,
     fields.SafeguardSettings,
     fields.ScheduleSettings,

@@ -56,7 +56,3 @@ def test_refused_requests_are_listed_by_the_minute(command: CommandLine, clinics
     assert all(word in shown for word in ("unknown token", "203.0.113.9", "GET /v1/organizations"))
     with clinics.database.operator() as connection:
         assert [each.attempts for each in api_tokens.refusals(connection, 10)] == [3]
-        # The next refusal deletes refusals that are older than ninety days.
-        connection.exec_driver_sql("update cliniko.api_refusals set minute = now() - interval '91 days'")
-        api_tokens.note_refusal(connection, refusal)
-        assert [refusal.attempts for refusal in api_tokens.refusals(connection, 10)] == [1]

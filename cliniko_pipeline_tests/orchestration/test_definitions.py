@@ -41,8 +41,9 @@ def test_definitions_have_exactly_these_names(definitions: dg.Definitions, specs
     repository = definitions.get_repository_def()
     assert set(specs) == set(TABLES)
     jobs = {name for name in repository.job_names if not name.startswith("__ASSET_JOB")}
-    assert jobs == {"cliniko_sync", "cliniko_counts"}
-    assert {schedule.name for schedule in repository.schedule_defs} == {"cliniko_syncs", "cliniko_count_comparisons"}
+    assert jobs == {"cliniko_sync", "cliniko_counts", "cliniko_prune"}
+    schedules = {schedule.name for schedule in repository.schedule_defs}
+    assert schedules == {"cliniko_syncs", "cliniko_count_comparisons", "cliniko_prunes"}
     assert {sensor.name for sensor in repository.sensor_defs} == {
         "organization_partitions",
         "lost_runs",

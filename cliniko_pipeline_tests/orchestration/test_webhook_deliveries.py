@@ -9,6 +9,7 @@ import pytest
 
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.orchestration.plans.webhooks import DELAYS
+from cliniko_pipeline.orchestration.retention.pruning import Prune
 from cliniko_pipeline.orchestration.sensors import webhook_deliveries
 from cliniko_pipeline.orchestration.webhooks import deliveries as webhook_deliveries_module
 from cliniko_pipeline.orchestration.webhooks import posting
@@ -286,8 +287,9 @@ def test_old_delivery_is_forgotten_and_not_repeated(deployment: Deployment, targ
     note_run(deployment, "run", hours=20)
     tick(deployment)
     deployment.execute("update cliniko.webhook_deliveries set ended_at = ended_at - interval '31 days'")
-    for _ in range(2):
-        tick(deployment)
+    Prune(deployment.pipeline.runtime, deployment.instance).run()
+    assert deliveries(deployment) == []
+    tick(deployment)
     assert deliveries(deployment) == []
     assert len(target.received) == 1
 

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
+from cliniko_pipeline.orchestration.retention.pruning import Prune
 from cliniko_pipeline.orchestration.schedules import cliniko_syncs
 from cliniko_pipeline.orchestration.sensors import webhook_syncs
 from cliniko_pipeline.postgres.operator_tables import webhooks
@@ -141,11 +142,12 @@ def test_old_event_is_forgotten_unless_it_requests_a_sync(deployment: Deployment
         " ('beta', now() - interval '90 minutes')"
     )
     assert pending(deployment) == {"alpha": 3, "beta": 1, "gone": 1}
-    tick(deployment)
+    prune = Prune(deployment.pipeline.runtime, deployment.instance)
+    prune.run()
     assert stored_events(deployment) == {"latest", "new", "settled and new"}
     assert pending(deployment) == {"alpha": 1, "beta": 1}
     deployment.execute("update cliniko.scheduling set read_began_at = now()")
-    tick(deployment)
+    prune.run()
     assert stored_events(deployment) == {"new", "settled and new"}
 
 

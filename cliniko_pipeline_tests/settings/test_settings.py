@@ -68,6 +68,12 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_path):
         "max_clock_skew_minutes": 60,
         "alert_after_failures": 3,
         "alert_repeat_hours": 24,
+        "keep_event_details_days": 3,
+        "keep_runs_days": 30,
+        "keep_syncs_days": 30,
+        "keep_deliveries_days": 30,
+        "keep_webhook_events_days": 3,
+        "keep_refusals_days": 90,
         "trusted_proxies": (),
         "ui_hosts": frozenset(),
         "ui_url": "http://127.0.0.1:3000",
@@ -83,7 +89,7 @@ def test_empty_environment_gives_the_documented_defaults(monkeypatch, tmp_path):
 
 
 def test_blank_variables_count_as_unset():
-    assert len(FIELDS) == 31
+    assert len(FIELDS) == 37
     for blank in ("", " \t"):
         assert load_settings(dict.fromkeys(FIELDS, blank)) == load_settings({})
 

@@ -13,6 +13,7 @@ from cliniko_pipeline.orchestration.assets.contact_mapping import contact_mappin
 from cliniko_pipeline.orchestration.assets.patients import patients
 from cliniko_pipeline.orchestration.assets.values import TableQuery
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
+from cliniko_pipeline.orchestration.ui_metadata.column_lineage import lineage
 from cliniko_pipeline.orchestration.ui_metadata.tables import column_schema
 from cliniko_pipeline.postgres.reads import lost_matches
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
@@ -58,6 +59,7 @@ class ActivePatientsConfig(dg.Config):
             ("created_at", "timestamp", "UTC"),
             ("updated_at", "timestamp", "UTC"),
         ),
+        **lineage(dg.AssetKey("active_patients")),
     },
 )
 def active_patients(

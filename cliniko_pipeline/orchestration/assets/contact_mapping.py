@@ -9,6 +9,7 @@ from cliniko_pipeline.orchestration.assets.appointments import appointments
 from cliniko_pipeline.orchestration.assets.patients import patients
 from cliniko_pipeline.orchestration.assets.values import TableQuery
 from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
+from cliniko_pipeline.orchestration.ui_metadata.column_lineage import lineage
 from cliniko_pipeline.orchestration.ui_metadata.tables import column_schema
 from cliniko_pipeline.postgres.reads import lost_matches
 from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
@@ -47,6 +48,7 @@ class ContactMappingConfig(dg.Config):
             ("created_at", "timestamptz", ""),
             ("updated_at", "timestamptz", "last change of any column above"),
         ),
+        **lineage(dg.AssetKey("contact_mapping")),
     },
 )
 def contact_mapping(

@@ -17,9 +17,6 @@ from cliniko_pipeline.postgres.engine import is_read_only, sql, statement
 PREFIX = "clinikopipeline"
 """The prefix by which secret scanners recognize tokens."""
 
-RETENTION = timedelta(days=90)
-"""How long refused requests are kept."""
-
 _TOKEN = re.compile(rf"{PREFIX}_([0-9a-f]{{12}})_[A-Za-z0-9_-]{{43}}")
 _MAX_LENGTH = 200
 _USE_INTERVAL = timedelta(minutes=1)
@@ -151,8 +148,8 @@ def revoke(connection: Connection, token_id: str) -> None:
 
 
 def note_refusal(connection: Connection, refusal: Refusal) -> None:
-    """Count the refusal, and delete refusals that are older than `RETENTION`."""
-    connection.execute(statement(sql("api_tokens/note_refused_request")), asdict(refusal) | {"retention": RETENTION})
+    """Count the refusal."""
+    connection.execute(statement(sql("api_tokens/note_refused_request")), asdict(refusal))
 
 
 def refusals(connection: Connection, limit: int) -> list[Refusals]:

@@ -13,9 +13,6 @@ from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.postgres.engine import advisory_key, sql, statement
 from cliniko_pipeline.sync_options import SYNC_ASSETS
 
-RETENTION = timedelta(days=30)
-"""How long ended deliveries are kept."""
-
 LONGEST_RUN = timedelta(hours=25)
 """A sync that has not ended after this time gets no delivery. Dagster ends a run after a day."""
 
@@ -216,11 +213,3 @@ def deliveries(connection: Connection, organization_id: str, limit: int) -> list
         {"organization_id": organization_id, "limit": limit},
     )
     return [Delivery(**row) for row in rows.mappings()]
-
-
-def delete_old_deliveries(connection: Connection) -> None:
-    """Delete deliveries that ended longer than `RETENTION` ago."""
-    connection.execute(
-        statement("delete from cliniko.webhook_deliveries where ended_at < now() - cast(:retention as interval)"),
-        {"retention": RETENTION},
-    )

@@ -14,16 +14,9 @@ from sqlalchemy.engine import Connection
 
 from cliniko_pipeline.errors import ArgumentError
 from cliniko_pipeline.postgres.engine import sql, statement
-from cliniko_pipeline.postgres.operator_tables.organizations import SERVICE
 
 MAX_SECRETS = 10
 """The maximum number of an organization's secrets. All of them are tried on a received webhook."""
-
-RETENTION = timedelta(days=3)
-"""How long received webhooks are remembered, so that a repeated webhook is recognized."""
-
-_DELETED_AT_MOST = 10_000
-"""The maximum number of events that one statement deletes."""
 
 _ENCRYPTED = {"cliniko.webhook_secrets": "id", "cliniko.webhook_targets": "organization_id"}
 """The tables with encrypted values, and the columns that identify their rows."""
@@ -126,12 +119,6 @@ def pending_events(connection: Connection) -> dict[str, PendingEvents]:
     """Return the pending events by organization."""
     rows = connection.execute(statement(sql("webhooks/pending_events"))).mappings()
     return {row["organization_id"]: PendingEvents(**row) for row in rows}
-
-
-def delete_old_events(connection: Connection) -> int:
-    """Delete events older than `RETENTION` that need no sync; return their number."""
-    parameters = {"retention": RETENTION, "service": SERVICE, "limit": _DELETED_AT_MOST}
-    return connection.execute(statement(sql("webhooks/delete_old_events")), parameters).rowcount
 
 
 def encrypted_values(connection: Connection) -> list[tuple[str, str, object]]:

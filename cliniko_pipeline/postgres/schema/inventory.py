@@ -48,6 +48,7 @@ KEYS = (
     Key("cliniko.crawls", ("organization_id", "resource")),
     Key("cliniko.crawled_ids", ("organization_id", "resource", "id")),
     Key("cliniko.sync_runs", ("organization_id", "run_id")),
+    Key("cliniko.daily_active_patients", ("organization_id", "day")),
     Key("cliniko.table_states", ("organization_id", "name")),
     Key("cliniko.scheduling", ("organization_id",)),
     Key("cliniko.check_results", ("organization_id", "asset", "name")),

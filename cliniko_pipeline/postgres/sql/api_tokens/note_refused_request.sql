@@ -1,8 +1,3 @@
-with
-deleted as (
-    delete from cliniko.api_refusals where minute < now() - cast(:retention as interval)
-)
-
 insert into cliniko.api_refusals as noted (minute, reason, token_id, address, method, route, organization_id)
 values (date_trunc('minute', now()), :reason, :token_id, :address, :method, :route, :organization_id)
 on conflict (minute, reason, token_id, address, method, route, organization_id) do update
