@@ -10,7 +10,7 @@ from cliniko_pipeline.postgres.tables import TENANT_TABLES
 
 SHARED_ROLE = "cliniko_organization"
 FIRST_VERSION = "0001"
-_LATER_TABLES = ("crawled_ids", "table_states")
+_LATER_TABLES = ("crawled_ids", "table_states", "daily_active_patients")
 _LATER_FUNCTIONS = ("functions/stored_records", "request_budgets/take_requests")
 
 

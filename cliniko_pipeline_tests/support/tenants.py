@@ -30,6 +30,9 @@ SAMPLES: dict[str, dict[str, str]] = {
     "cliniko.crawled_ids": {"resource": "'resource{n}'", "id": "'{n}'"},
     "cliniko.rejected_records": {"resource": "'resource{n}'", "position": "{n}", "reason": "'unreadable'"},
     "cliniko.sync_runs": {"run_id": "'run{n}'", "planned": "array['a']", "status": "'running'"},
+    "cliniko.daily_active_patients": {
+        "day": "'2026-01-0{n}'", "active_patients": "{n}", "started_at": "now()", "finished_at": "now()",
+    },
     # This table comes last, because writes to the other tables add rows to it.
     "cliniko.table_states": {"name": "'table{n}'"},
 }  # fmt: skip
