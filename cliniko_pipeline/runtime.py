@@ -19,12 +19,15 @@ from cliniko_pipeline.errors import CredentialsError, in_organization
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline.postgres.operator_tables.request_budgets import SharedRequestBudget
+from cliniko_pipeline.postgres.rules import Rules
 from cliniko_pipeline.postgres.schema.identity import require_own
 from cliniko_pipeline.postgres.server.embedded import EmbeddedServer
 from cliniko_pipeline.settings import Settings
 
 # Imported where they are used, because commands that do not use them, such as `status`, start in half the time.
 if TYPE_CHECKING:
+    import httpx
+
     from cliniko_pipeline.cliniko.client import ClinikoClient
     from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 
@@ -81,6 +84,11 @@ class Runtime:
         """The largest difference between clocks at which a sync may run."""
         return timedelta(minutes=self.settings.max_clock_skew_minutes)
 
+    @property
+    def rules(self) -> Rules:
+        """The rules by which attendances are counted."""
+        return Rules(timedelta(days=self.settings.activity_window_days), self.settings.count_no_shows)
+
     @cached_property
     def vault(self) -> "Vault":
         """The vault for stored credentials. Raises SettingsError if there is no encryption key."""
@@ -122,10 +130,13 @@ class Runtime:
         *,
         on_event: Callable[[Event], None] | None = None,
         max_attempts: int | None = None,
+        transport: "httpx.BaseTransport | None" = None,
+        budget: RequestBudget | None = None,
     ) -> "ClinikoClient":
         """Return a client with credentials that may not be stored yet.
 
-        `max_attempts` replaces the client's default limit. Raise CredentialsFormatError if the credentials' host is not
+        `max_attempts`, `transport` and `budget` replace the client's own. A given transport stays open when the client
+        is closed. Raise CredentialsFormatError if the credentials' host is not
         allowed. Raise SettingsError if CLINIKO_CONTACT_EMAIL is required for the host, but not set.
         """
         from cliniko_pipeline.cliniko.client import ClinikoClient  # noqa: PLC0415
@@ -144,7 +155,8 @@ class Runtime:
         return ClinikoClient(
             organization_id,
             Access(credentials.api_key, api_url, self.settings.user_agent_for(api_url)),
-            self._budgets.budget_for(credentials.api_key),
+            budget or self._budgets.budget_for(credentials.api_key),
+            transport=transport,
             options=options if max_attempts is None else replace(options, max_attempts=max_attempts),
             compare_clock=self._compare_cliniko_clock,
             on_event=on_event,

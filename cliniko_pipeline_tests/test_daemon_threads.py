@@ -14,7 +14,7 @@ import sys
 import httpx
 from cliniko_pipeline.daemon_threads import DaemonThreads
 from cliniko_pipeline.cliniko.exchange.transport import CurlTransport, Limits
-transport = CurlTransport(Limits(), uses_proxies=False)
+transport = CurlTransport(Limits())
 threads = DaemonThreads(4, "page")
 for _ in range(4):
     threads.submit(lambda: transport.handle_request(httpx.Request("GET", sys.argv[1])))

@@ -59,7 +59,7 @@ def statuses(runtime: Runtime, only: list[str] | None = None) -> list[tuple[Orga
 def show_statuses(found: list[tuple[Organization, OrganizationStatus]], now: datetime) -> None:
     """Print one row per organization. `now` is the time by the database's clock."""
     table = Table(title="Organizations", title_justify="left")
-    for heading in ("Organization", "Last sync", "Last success"):
+    for heading in ("Organization", "Last sync", "Verified"):
         table.add_column(heading, no_wrap=True)
     for heading in ("Patients", "Appts", "Matched", "Unmatched", "Ambiguous", "Active", "Requests", "Waited"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -67,7 +67,7 @@ def show_statuses(found: list[tuple[Organization, OrganizationStatus]], now: dat
         table.add_row(
             shown(organization.name),
             _last_sync(organization, state),
-            _age(state.last_success_at, now),
+            _age(organization.verified_at, now),
             f"{state.patients:,}",
             f"{state.appointments:,}",
             f"{state.matched:,}",
@@ -110,6 +110,7 @@ def _age(instant: datetime | None, now: datetime) -> str:
 def _as_json(organization: Organization, state: OrganizationStatus) -> dict[str, Any]:
     values = {"id": organization.id, "name": organization.name, "is_active": organization.is_active}
     values |= {"pause_reason": organization.pause_reason, "failed_checks": organization.failed_checks}
+    values["verified_at"] = None if organization.verified_at is None else organization.verified_at.isoformat()
     values |= {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in dataclasses.asdict(state).items()

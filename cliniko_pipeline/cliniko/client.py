@@ -145,13 +145,21 @@ class ClinikoClient:
             self._report(page, resource.name)
             yield page
 
-    def total_entries(self, resource: Resource[Any], *, created_before: datetime | None = None) -> int:
-        """Return the number of records in a list, or of its records created before an instant.
+    def total_entries(
+        self,
+        resource: Resource[Any],
+        *,
+        created_before: datetime | None = None,
+        changed_since: datetime | None = None,
+    ) -> int:
+        """Return the number of records in a list, or of those created before or changed since an instant.
 
-        `created_before` is an aware instant of the server's clock. Costs one request. Raises the errors of `crawl`, and
-        FieldRefusedError if Cliniko refuses the filter.
+        The instants are aware, and of the server's clock. Costs one request. Raises the errors of `crawl`. Raises
+        FieldRefusedError if Cliniko refuses to filter by `created_before`. Without the filter by `changed_since`, all
+        records are counted.
         """
-        return self._first_entry(resource, f"counting {resource.name}", created_before).total_entries
+        what = f"counting {resource.name}"
+        return self._first_entry(resource, what, created_before, changed_since).total_entries
 
     def validate(self) -> None:
         """Check with one request that the API key works; raise the errors of `crawl` if not."""
@@ -171,9 +179,13 @@ class ClinikoClient:
         return None
 
     def _first_entry(
-        self, resource: Resource[RecordT], what: str, created_before: datetime | None = None
+        self,
+        resource: Resource[RecordT],
+        what: str,
+        created_before: datetime | None = None,
+        changed_since: datetime | None = None,
     ) -> FetchedPage[RecordT]:
-        listing = Listing(self._api_url, resource, refusals=self.refusals)
+        listing = Listing(self._api_url, resource, changed_since, refusals=self.refusals)
         if created_before is not None:
             listing = listing.before(created_before)
         with self._name_organization():

@@ -15,11 +15,9 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.runs.failures import failure
 from cliniko_pipeline.orchestration.runs.recomputation import is_complete_sync, is_forced, is_full
 from cliniko_pipeline.orchestration.ui_metadata.tables import numbers, problems
-from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.postgres.operator_tables.check_results import CheckResult, note_checks
 from cliniko_pipeline.postgres.writing import crawls, derivations
-from cliniko_pipeline.postgres.writing.derivations import Derivation
-from cliniko_pipeline.postgres.writing.merge import Written, replace_by_query
+from cliniko_pipeline.postgres.writing.merge import Written
 from cliniko_pipeline.postgres.writing.record_batches import BatchWriter
 from cliniko_pipeline.postgres.writing.sync_journal import Outcome, SyncJournal
 from cliniko_pipeline.runtime import Runtime
@@ -105,16 +103,15 @@ class PostgresIOManager(dg.IOManager):
             outcome.cost = stream.cost()
 
     def _write_query(self, query: TableQuery, output: _Output) -> None:
-        text, outcome = sql(query.query), output.outcome
+        outcome = output.outcome
         with self._database.organization(output.organization_id) as connection:
             crawls.require_complete(connection, query.requires)
-            parameters = query.parameters()
-            if not query.inputs:
-                outcome.written = replace_by_query(connection, query.table, text, parameters, query.inspect)
-                return
-            derivation = Derivation(query.table, text, query.inputs, parameters, query.inspect)
+            derivation = query.derivation()
             written = derivations.write(connection, derivation, force=output.is_forced)
-            outcome.written, outcome.is_recomputed = written or Written(), written is not None
+        outcome.written = written or Written()
+        outcome.as_of = None if derivation.timing is None else derivation.timing.as_of
+        if derivation.is_kept:
+            outcome.is_recomputed = written is not None
 
     def _metadata(self, output: _Output) -> Mapping[str, Any]:
         schema, table, outcome, force = output.schema, output.table, output.outcome, output.is_forced

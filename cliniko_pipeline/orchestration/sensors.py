@@ -19,6 +19,7 @@ from cliniko_pipeline.orchestration.runs.failures import is_failed_check, is_per
 from cliniko_pipeline.orchestration.runs.in_flight import WITH_PROCESS, has_backfill, organizations_in_flight
 from cliniko_pipeline.orchestration.runs.in_process import ABANDONED, end_abandoned_runs
 from cliniko_pipeline.orchestration.runs.liveness import delete_ended_heartbeats, find_lost_runs
+from cliniko_pipeline.orchestration.runs.probing import probe_for_tick
 from cliniko_pipeline.orchestration.runs.requests import sync_request
 from cliniko_pipeline.orchestration.webhooks.deliveries import enqueue_deliveries, send_due_deliveries
 from cliniko_pipeline.postgres.operator_tables import organizations, scheduling, webhooks
@@ -159,7 +160,7 @@ def alerts(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtim
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
         "Syncs the organizations with webhook events, in one run per organization. Events received during a run are"
-        " synced by the next one."
+        " synced by the next one. Starts no run for an organization for which a probe finds nothing to do."
     ),
 )
 def webhook_syncs(
@@ -167,7 +168,8 @@ def webhook_syncs(
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """Return the runs that pending events request.
 
-    An event stays pending until a sync succeeds. Only syncs that began to read after the event count.
+    An event stays pending until a sync succeeds or a probe finds nothing to do. Only syncs and probes that began to
+    read after the event count.
     """
     if (problem := copy_problem(runtime.database)) is not None:
         return dg.SkipReason(problem)
@@ -181,11 +183,16 @@ def webhook_syncs(
     now = runtime.now()
     with runtime.database.operator() as connection:
         planned = announced_syncs(pending, scheduling.schedulings(connection), in_flight, now)
-        known = _launched_run_keys(context.instance, planned)
-        requested = [sync for sync in planned if sync.run_key not in known]
+    known = _launched_run_keys(context.instance, planned)
+    new = [sync for sync in planned if sync.run_key not in known]
+    if not new:
+        return dg.SkipReason(f"None of the {len(pending)} organizations with webhook events can be synced now.")
+    probed = probe_for_tick(runtime, [sync.organization_id for sync in new], now)
+    requested = [sync for sync in new if sync.organization_id in probed.needing_run]
+    with runtime.database.operator() as connection:
         scheduling.note_requested(connection, {sync.organization_id: False for sync in requested}, now)
     if not requested:
-        return dg.SkipReason(f"None of the {len(pending)} organizations with webhook events can be synced now.")
+        return dg.SkipReason(f"No organization with webhook events needs a run. {probed}")
     return [sync_request(sync.organization_id, sync.run_key) for sync in requested]
 
 

@@ -13,9 +13,10 @@ from rich.console import Console
 from cliniko_pipeline.cli.explain.tables import show
 from cliniko_pipeline.cli.explain.texts import RESOURCES, listing, problems, standing, verdict
 from cliniko_pipeline.postgres.reads.explanations.attendances import Attendance, Counts
-from cliniko_pipeline.postgres.reads.explanations.explanation import ActiveRow, Explanation, Rules, State
+from cliniko_pipeline.postgres.reads.explanations.explanation import ActiveRow, Explanation, State
 from cliniko_pipeline.postgres.reads.explanations.match import Candidate, Mapping, Match, Pass
 from cliniko_pipeline.postgres.reads.explanations.person import PatientRecord, Person
+from cliniko_pipeline.postgres.rules import Rules
 
 AS_OF = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 ENDED = datetime(2026, 5, 1, tzinfo=UTC)

@@ -52,7 +52,7 @@ def test_failing_connection_is_given_up_with_its_cause(failure, cause):
     # The other failures end before any time limit.
     limits = Limits(total_seconds=0.2 if failure is silent else 60)
     with pytest.raises(ClinikoUnavailableError, match=f"2 attempts \\(2 {cause}s\\)") as caught:
-        crawl(failure, max_attempts=2, transport=CurlTransport(limits, uses_proxies=False))
+        crawl(failure, max_attempts=2, transport=CurlTransport(limits))
     assert not isinstance(caught.value.__context__, httpx.HTTPError)
     assert "127.0.0.1" not in str(caught.value)
 

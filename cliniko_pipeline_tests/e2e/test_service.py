@@ -82,6 +82,23 @@ def test_dagster_ui_of_the_command_is_guarded(service: ServiceWithDagster) -> No
         assert browser.get("/server_info", headers={"Host": "evil.example"}).status_code == 421
 
 
+def test_sync_if_changed_is_not_launched_without_a_change(service: ServiceWithDagster) -> None:
+    path = "/v1/organizations/gamma/syncs"
+    with service.client("read", "sync") as caller:
+        launched = caller.post(path, json={"if_changed": True})
+        assert launched.status_code == 202, "it was never synced"
+        wait_for_status(caller, launched.json()["id"], "succeeded")
+        unchanged = caller.post(path, json={"if_changed": True})
+        assert unchanged.status_code == 200
+        verified_at = unchanged.json()["verified_at"]
+        assert unchanged.json() == {"organization_id": "gamma", "verified_at": verified_at}
+        assert len(caller.get(path).json()["items"]) == 1
+        found = caller.get("/v1/organizations/gamma").json()
+        assert datetime.fromisoformat(found["verified_at"]) == datetime.fromisoformat(verified_at)
+        assert found["last_success_at"] < found["verified_at"]
+        assert caller.post(path, json={"if_changed": True, "full": True}).status_code == 422
+
+
 def test_routes_admit_their_scope_only(service: ServiceWithDagster) -> None:
     """Every route refuses invalid tokens, tokens without the route's scope, and other organizations."""
     described = httpx.get(f"{service.url}/openapi.json", trust_env=False).json()["paths"]

@@ -36,6 +36,39 @@ def test_schedule_requests_each_due_organization_once(deployment: Deployment) ->
     assert deployment.tick() == deployment.tick(NOW + timedelta(seconds=1)) == {}
 
 
+def test_due_organization_without_changes_is_verified_without_a_run(deployment: Deployment) -> None:
+    assert deployment.sync("alpha").success
+    synced = deployment.scheduling("alpha")
+    later = datetime.now(UTC) + HOUR
+    deployment.execute("update cliniko.scheduling set full_requested_at = :later", later=later + 24 * HOUR)
+    assert set(deployment.tick(later)) == {"beta"}, "it was never synced"
+    verified = deployment.scheduling("alpha")
+    assert verified.succeeded_at == synced.succeeded_at
+    assert verified.verified_at is not None
+    assert synced.verified_at is not None
+    assert verified.verified_at > synced.verified_at
+    assert verified.requested_at == later
+    deployment.change("alpha")
+    assert "alpha" not in deployment.tick(later + timedelta(minutes=1)), "it is not due again"
+    assert set(deployment.tick(later + HOUR)) == {"alpha", "beta"}
+
+
+def test_failed_probe_is_retried_later_without_a_run(deployment: Deployment) -> None:
+    assert deployment.sync("alpha").success
+    later = datetime.now(UTC) + HOUR
+    deployment.execute("update cliniko.scheduling set full_requested_at = :later", later=later + 24 * HOUR)
+    deployment.sandbox.faults = Faults(server_error_rate=1.0)
+    assert "alpha" not in deployment.tick(later)
+    failed = deployment.scheduling("alpha")
+    assert (failed.failures, failed.retry_at is None) == (1, False)
+    assert "alpha" not in deployment.tick(datetime.now(UTC)), "its retry is not due"
+    assert deployment.scheduling("alpha").failures == 1
+    deployment.sandbox.faults = Faults()
+    deployment.execute("update cliniko.scheduling set retry_at = now()")
+    assert "alpha" not in deployment.tick(later)
+    assert deployment.scheduling("alpha").failures == 0
+
+
 def test_full_sync_is_requested_once_a_day(deployment: Deployment) -> None:
     requested = [deployment.tick(NOW + hours * HOUR) for hours in range(25)]
     full = [tags for each in requested for tags in each.values() if tags["cliniko_pipeline/full"] == "true"]
@@ -71,13 +104,25 @@ def test_count_comparison_is_due_once_a_day_after_a_sync(deployment: Deployment)
     def compared(at: datetime) -> list[str]:
         return [each.tags["dagster/partition"] for each in deployment.requests(cliniko_count_comparisons, at)]
 
+    def counted() -> int:
+        return deployment.sandbox.counters.requests(account="alpha", resource="patients")
+
     now = datetime.now(UTC)
     assert compared(now + 48 * HOUR) == [], "nothing was synced yet"
+    deployment.change("alpha")
     assert deployment.sync("alpha").success
+    before = counted()
     assert compared(now) == [], "it was just synced"
-    assert [each for hours in range(1, 73) for each in compared(now + hours * HOUR)] == ["alpha"] * 3
+    assert [each for hours in range(1, 73) for each in compared(now + hours * HOUR)] == [], "the numbers agree"
+    assert counted() == before + 3
+    deployment.execute("update cliniko.crawls set cursor = now()")
+    deployment.accounts["alpha"].delete("patients", "1")
+    assert compared(now + 97 * HOUR) == ["alpha"]
     result = deployment.pipeline.compare_counts("alpha")
     assert result.success, errors_of(result)
+    deployment.change("alpha")
+    assert deployment.sync("alpha").success
+    assert compared(now + 121 * HOUR) == ["alpha"], "the failed check must be repeated"
 
 
 def test_revoked_key_pauses_until_the_key_is_replaced(deployment: Deployment) -> None:

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.reads.explanations.attendances import Counts
-from cliniko_pipeline.postgres.reads.explanations.explanation import Explanation, Rules, explain
+from cliniko_pipeline.postgres.reads.explanations.explanation import Explanation, explain
+from cliniko_pipeline.postgres.rules import Rules
 from cliniko_pipeline.sandbox.accounts.demo import demo_organizations
 from cliniko_pipeline_tests.support.environments import environment
 from cliniko_pipeline_tests.support.hostile_accounts import Account, accounts, contact, hand_written_account

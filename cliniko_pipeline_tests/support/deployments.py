@@ -15,6 +15,7 @@ from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.operator_tables import scheduling
 from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline.sandbox.server import Sandbox
+from cliniko_pipeline_tests.support.hostile_accounts import cliniko_text, patient
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, SkippedTime, opened_pipeline
 
 NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
@@ -87,6 +88,13 @@ class Deployment:
             ).for_run_failure()
             failed_runs(context)
         return result
+
+    def change(self, name: str) -> None:
+        """Add a patient to the organization's account."""
+        account = self.accounts[name]
+        now = cliniko_text(datetime.now(UTC))
+        number = len(account.records["patients"]) + 1
+        account.put("patients", patient(str(number), "Ann", created_at=now, updated_at=now))
 
     def add_run(self, status: dg.DagsterRunStatus, tags: Mapping[str, str]) -> dg.DagsterRun:
         """Store a run of the main job in this state."""

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 
 from cliniko_pipeline.postgres.engine import Database, sql
+from cliniko_pipeline.postgres.rules import Rules
 from cliniko_pipeline.postgres.tables import (
     ACTIVE_PATIENTS,
     APPOINTMENTS,
@@ -17,9 +18,9 @@ from cliniko_pipeline.postgres.tables import (
     WATCHED,
     Table,
 )
-from cliniko_pipeline.postgres.writing import derivations
+from cliniko_pipeline.postgres.writing import computed_tables, derivations
 from cliniko_pipeline.postgres.writing.derivations import Derivation
-from cliniko_pipeline.postgres.writing.merge import replace_by_query, upsert
+from cliniko_pipeline.postgres.writing.merge import upsert
 
 NOW = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -36,11 +37,15 @@ class DerivedClinic:
     count_no_shows: bool = True
 
     @property
+    def rules(self) -> Rules:
+        return Rules(self.window, self.count_no_shows)
+
+    @property
     def parameters(self) -> dict[str, object]:
-        return {"as_of": self.as_of, "activity_window": self.window, "count_no_shows": self.count_no_shows}
+        return self.rules.parameters(self.as_of)
 
     def mapping(self) -> Derivation:
-        return Derivation(CONTACT_MAPPING, sql("transforms/contact_mapping"), (PATIENTS,))
+        return computed_tables.contact_mapping()
 
     def derive(self, *, full: bool = False) -> bool:
         """Write the mapping as a sync does. Return whether it was computed."""
@@ -51,7 +56,7 @@ class DerivedClinic:
         """Derive both tables and check them. Return whether the mapping was computed."""
         is_computed = self.derive(full=full)
         with self.database.organization(self.id) as connection:
-            replace_by_query(connection, ACTIVE_PATIENTS, sql("transforms/active_patients"), self.parameters)
+            derivations.write(connection, computed_tables.active_patients(self.as_of, self.rules), force=full)
         self.check()
         return is_computed
 

@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from hypothesis import currently_in_test_context, note
 
 from cliniko_pipeline.postgres.engine import Database
+from cliniko_pipeline.postgres.tables import WRITTEN
+from cliniko_pipeline.probes import Unchanged, probe
 from cliniko_pipeline.sandbox.faults import BrokenPage, Faults
 from cliniko_pipeline.sandbox.server import Sandbox
 from cliniko_pipeline_tests.support.changing_clinics import (
@@ -104,6 +106,7 @@ class World:
     requests: Requests
     histories: int = 0
     syncs: int = 0
+    unchanged: int = 0
 
 
 class HistoryRun:
@@ -149,6 +152,7 @@ class HistoryRun:
         self._save_contacts()
         before, as_of = self.stored, self.world.clock.now + timedelta(hours=step.hours)
         gone_before = set(self.clinic.gone)
+        unchanged = self._rows() if self._is_unchanged(step, as_of) else None
         result = self._run(step, as_of)
         self.stored = Stored(self.pipeline, self.clinic.id)
         self._note(f"... {'killed' if result is None else 'succeeded' if result.success else _errors(result)}")
@@ -168,6 +172,7 @@ class HistoryRun:
             if step.full and step.accept_deletions:
                 self.left_by_a_full_sync |= self._older(gone_before)
         elif step.is_quiet:
+            self._assert_unchanged(unchanged)
             if step.full:
                 assert step.accept_deletions or not doubtful
                 self.must_be_marked |= self._older(self.clinic.gone.keys())
@@ -186,6 +191,28 @@ class HistoryRun:
         wire, contacts = clinic.wire(vanished), list(clinic.contacts.values())
         assert self.pipeline.contact_mapping(clinic.id) == expected_contact_mapping(wire, contacts, clinic.id)
         assert self.pipeline.active_patients(clinic.id) == expected_active_patients(wire, contacts, clinic.id, as_of)
+
+    def _is_unchanged(self, step: Sync, as_of: datetime) -> bool:
+        """Return whether a probe finds that the incremental sync would change nothing."""
+        if step.full:
+            return False
+        found = probe(self.pipeline.runtime, [self.clinic.id], seconds=60, at=as_of)[self.clinic.id]
+        self._note(f"probe: {found}")
+        return isinstance(found, Unchanged)
+
+    def _assert_unchanged(self, rows: dict[str, list[dict[str, Any]]] | None) -> None:
+        """Assert that the sync has changed nothing, if a probe before the sync had found nothing to do."""
+        if rows is not None:
+            assert self._rows() == rows
+            self.world.unchanged += 1
+
+    def _rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows of all tables that a sync writes, without the columns that every sync writes."""
+        every_sync = {"search_date_from", "search_date_to", "updated_at"}
+        tables = [f"{table.schema}.{table.name}" for table in WRITTEN]
+        rows = {name: sorted(self.pipeline.rows(self.clinic.id, name), key=repr) for name in tables}
+        active = [{c: v for c, v in row.items() if c not in every_sync} for row in rows[tables[-1]]]
+        return {**rows, tables[-1]: sorted(active, key=repr)}
 
     # --- Running ---------------------------------------------------------------------------------------------
 

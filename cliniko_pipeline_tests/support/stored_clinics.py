@@ -12,7 +12,8 @@ from cliniko_pipeline.cliniko import records as cliniko
 from cliniko_pipeline.cliniko.decoding.pages import decode_page
 from cliniko_pipeline.postgres import tables
 from cliniko_pipeline.postgres.engine import Database, sql
-from cliniko_pipeline.postgres.reads.explanations.explanation import Explanation, Rules, explain
+from cliniko_pipeline.postgres.reads.explanations.explanation import Explanation, explain
+from cliniko_pipeline.postgres.rules import Rules
 from cliniko_pipeline.postgres.writing.merge import replace_by_query, upsert
 from cliniko_pipeline_tests.support.hostile_accounts import ORGANIZATION, WireRecord, individual_appointment
 

@@ -45,7 +45,7 @@ export async function showOrganization(main, { id, signal, onLoggedOut }) {
     const organization = await load("");
     document.title = `${organization.name} · Cliniko pipeline`;
     heading.replaceChildren(isolate(organization.name));
-    lead.replaceChildren(make("code", {}, isolate(organization.id)), " · last success ", makeTime(organization.last_success_at));
+    lead.replaceChildren(make("code", {}, isolate(organization.id)), " · verified ", makeTime(organization.verified_at));
     if (!organization.is_active) {
       lead.append(" · disabled");
       control.disable("The organization is disabled: ask the operator to enable it.");
@@ -92,10 +92,10 @@ export async function showOrganization(main, { id, signal, onLoggedOut }) {
 }
 
 /** Returns the problems of old data. The API reports such problems only while Dagster's daemon runs. */
-function ageProblems({ is_active: isActive, last_success_at: last }) {
+function ageProblems({ is_active: isActive, verified_at: last }) {
   if (!isActive) return ["The organization is disabled: it is not synced."];
   if (last === null) return ["There was no successful sync yet."];
-  return isOld(last) ? [`The data are old: the last successful sync was ${relative(new Date(last))}.`] : [];
+  return isOld(last) ? [`The data are old: they were last verified ${relative(new Date(last))}.`] : [];
 }
 
 function renderProblems(found) {

@@ -96,5 +96,5 @@ const COLUMNS = [
       ];
     },
   },
-  { title: "Last success", cell: (row) => makeTime(row.last_success_at) },
+  { title: "Verified", cell: (row) => makeTime(row.verified_at) },
 ];

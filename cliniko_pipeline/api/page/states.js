@@ -13,18 +13,18 @@ export const STATES = {
   disabled: { word: "disabled", sign: "–", rank: 4 },
 };
 
-/** Returns whether the last success is older than a day, for any schedule. */
+/** Returns whether the data were last verified more than a day ago, for any schedule. */
 export const isOld = (last, now = Date.now()) => last === null || now - Date.parse(last) > OLD_HOURS * 3600000;
 
 /**
- * Returns the organization's key in STATES. An organization is stale if its freshness check has failed, or if the last
- * success is older than a day. Without Dagster's daemon, nothing evaluates the freshness check between syncs.
+ * Returns the organization's key in STATES. An organization is stale if its freshness check has failed, or if its data
+ * were last verified more than a day ago. Without Dagster's daemon, nothing evaluates the freshness check between syncs.
  */
 export function stateOf(organization) {
   if (!organization.is_active) return "disabled";
   if (organization.is_paused) return "paused";
   if (organization.failures > 0) return "failing";
-  if (isOld(organization.last_success_at)) return "stale";
+  if (isOld(organization.verified_at)) return "stale";
   return organization.failed_checks.some((check) => check.startsWith(`${FRESHNESS}:`)) ? "stale" : "fresh";
 }
 

@@ -105,6 +105,9 @@ class _OrganizationCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         succeeded = _gauge("cliniko_last_success_timestamp_seconds", "Time of the last successful complete sync.")
+        verified = _gauge(
+            "cliniko_verified_timestamp_seconds", "Time at which a sync or a probe last found the stored rows right."
+        )
         failures = _gauge("cliniko_failures_in_a_row", "Consecutive failed syncs.")
         paused = _gauge("cliniko_paused", "1 if syncs are paused until the credentials change.")
         checks = _gauge("cliniko_failed_checks", "Failed asset checks.")
@@ -117,10 +120,12 @@ class _OrganizationCollector(Collector):
             waiting.add_metric(labels, 0 if pending is None else pending.events)
             if state is not None and state.succeeded_at is not None:
                 succeeded.add_metric(labels, state.succeeded_at.timestamp())
+            if organization.verified_at is not None:
+                verified.add_metric(labels, organization.verified_at.timestamp())
             failures.add_metric(labels, 0 if state is None else state.failures)
             paused.add_metric(labels, organization.pause_reason is not None)
             checks.add_metric(labels, len(organization.failed_checks))
-        return [succeeded, failures, paused, checks, waiting]
+        return [succeeded, verified, failures, paused, checks, waiting]
 
 
 def _gauge(name: str, description: str) -> GaugeMetricFamily:

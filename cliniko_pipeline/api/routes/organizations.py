@@ -25,6 +25,7 @@ class OrganizationSummary(BaseModel):
     is_active: bool = Field(description="Whether the organization is enabled. Disabled organizations are not synced.")
     is_paused: bool = Field(description="Whether syncs are paused until the credentials change.")
     last_success_at: AwareDatetime | None
+    verified_at: AwareDatetime | None = Field(description="When a sync or a probe last found the stored rows right.")
     failures: int = Field(examples=[0], description="Consecutive failed syncs.")
     failed_checks: list[str]
 
@@ -58,7 +59,8 @@ class OrganizationDetails(BaseModel):
     last_sync_id: str | None
     last_sync_status: str | None = Field(examples=["succeeded"])
     last_success_at: AwareDatetime | None
-    age_seconds: float | None = Field(description="Age of the last successful sync.", examples=[1260.5])
+    verified_at: AwareDatetime | None = Field(description="When a sync or a probe last found the stored rows right.")
+    age_seconds: float | None = Field(description="Time since `verified_at`.", examples=[1260.5])
     counts: OrganizationCounts
     problems: list[str] = Field(description="Problems that need attention.", examples=[[]])
 
@@ -97,6 +99,7 @@ def list_organizations(
             is_active=row.is_active,
             is_paused=row.pause_reason is not None,
             last_success_at=states[row.id].succeeded_at if row.id in states else None,
+            verified_at=row.verified_at,
             failures=states[row.id].failures if row.id in states else 0,
             failed_checks=row.failed_checks,
         )
@@ -110,15 +113,16 @@ def get_organization(runtime: RuntimeDependency, organization: ReadableOrganizat
     """Return the organization's freshness, counts and problems."""
     with runtime.database.organization(organization.id) as connection:
         state = organization_status(connection)
-    last, copied = state.last_success_at, copy_problem(runtime.database)
+    verified, copied = organization.verified_at, copy_problem(runtime.database)
     return OrganizationDetails(
         id=organization.id,
         name=organization.name,
         is_active=organization.is_active,
         last_sync_id=state.run_id,
         last_sync_status=state.status,
-        last_success_at=last,
-        age_seconds=None if last is None else round((runtime.now() - last).total_seconds(), 1),
+        last_success_at=state.last_success_at,
+        verified_at=verified,
+        age_seconds=None if verified is None else round((runtime.now() - verified).total_seconds(), 1),
         counts=OrganizationCounts(
             patients=state.patients,
             appointments=state.appointments,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Self
 from uuid import UUID
 
 import anyio
@@ -14,8 +14,9 @@ import anyio.to_thread
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from cliniko_pipeline.api.dagster_runs import (
     CancellationRefusedError,
@@ -43,8 +44,11 @@ from cliniko_pipeline.errors import ArgumentError, TransientError
 from cliniko_pipeline.postgres.engine import advisory_key
 from cliniko_pipeline.postgres.operator_tables import scheduling, sync_runs
 from cliniko_pipeline.postgres.operator_tables.sync_runs import StoredSync
+from cliniko_pipeline.probes import Unchanged, probe_and_note
 from cliniko_pipeline.sync_options import SyncOptions
 
+PROBE_SECONDS = 20.0
+"""The time for the probe of a request with `if_changed`. After this time, a sync is launched."""
 EVENT_INTERVAL_SECONDS = 1.0
 """Shortest time between two events of a followed sync."""
 
@@ -64,6 +68,24 @@ class SyncRequest(BaseModel):
         strict=True,
         description="Whether to read everything and mark records deleted in Cliniko, instead of reading only changes.",
     )
+    if_changed: bool = Field(
+        default=False,
+        strict=True,
+        description="Whether to launch no sync if a few requests to Cliniko show that it would change nothing.",
+    )
+
+    @model_validator(mode="after")
+    def _refuse_both(self) -> Self:
+        if self.full and self.if_changed:
+            raise ValueError("full and if_changed exclude each other")
+        return self
+
+
+class UnchangedOrganization(BaseModel):
+    """No sync was launched, because it would change nothing."""
+
+    organization_id: str = Field(examples=["surf-rehab"])
+    verified_at: AwareDatetime = Field(description="The instant for which the stored rows are right.")
 
 
 class AcceptedSync(BaseModel):
@@ -102,7 +124,11 @@ IdempotencyKey = Annotated[
 @router.post(
     "/organizations/{organization_id}/syncs",
     status_code=HTTPStatus.ACCEPTED,
-    responses=documented(400, 401, 403, 404, 409, 413, 422, 429, 503),
+    response_model=AcceptedSync,
+    responses={
+        HTTPStatus.OK: {"model": UnchangedOrganization, "description": "Nothing has changed, so no sync was launched."},
+        **documented(400, 401, 403, 404, 409, 413, 422, 429, 503),
+    },
 )
 @needs_dagster
 def request_sync(
@@ -111,7 +137,7 @@ def request_sync(
     organization: SyncableOrganization,
     wanted: SyncRequest | None = None,
     idempotency_key: IdempotencyKey = None,
-) -> AcceptedSync:
+) -> AcceptedSync | JSONResponse:
     """Launch a sync of the organization. If a sync is already queued or running, return that sync instead."""
     if not organization.is_active:
         raise ProblemError(HTTPStatus.CONFLICT, "The organization is disabled: ask the operator to enable it.")
@@ -124,6 +150,11 @@ def request_sync(
         idempotency = hashlib.sha256(parts.encode()).hexdigest()[:32]
     # If the database is read-only, Dagster would launch a run that fails.
     runtime.database.require_writable()
+    if wanted is not None and wanted.if_changed:
+        verdict = probe_and_note(runtime, [organization.id], seconds=PROBE_SECONDS)[organization.id]
+        if isinstance(verdict, Unchanged):
+            unchanged = UnchangedOrganization(organization_id=organization.id, verified_at=verdict.at)
+            return JSONResponse(unchanged.model_dump(mode="json"), HTTPStatus.OK)
     now = runtime.now()
     with runtime.database.operator() as connection:
         # Because of this lock, a concurrent request for the organization finds the run that is launched here.

@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from cliniko_pipeline.errors import ArgumentError, DataError
 from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.postgres.operator_tables import organizations
 from cliniko_pipeline.postgres.reads.explanations import explanation
-from cliniko_pipeline.postgres.reads.explanations.explanation import Explanation, Rules, UnknownPatient
+from cliniko_pipeline.postgres.reads.explanations.explanation import Explanation, UnknownPatient
 from cliniko_pipeline.runtime import Runtime
 
 
@@ -44,9 +44,8 @@ def explain(organization_id: str, patient_id: str, *, as_of: str | None, as_json
 
 def _explanation(runtime: Runtime, organization_id: str, patient_id: str, as_of: datetime | None) -> Explanation:
     """Return the explanation. Raise OrganizationUnknownError, ArgumentError or DataError if there is none."""
-    rules = Rules(timedelta(days=runtime.settings.activity_window_days), runtime.settings.count_no_shows)
     with runtime.database.organization(organization_id) as connection:
-        found = explanation.explain(connection, patient_id, rules, as_of)
+        found = explanation.explain(connection, patient_id, runtime.rules, as_of)
         if found is not None:
             return found
         unknown = explanation.unknown_patient(connection, patient_id)

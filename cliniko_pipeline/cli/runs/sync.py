@@ -14,10 +14,13 @@ from cliniko_pipeline.instants import parse_instant
 from cliniko_pipeline.postgres.operator_tables import organizations as stored
 from cliniko_pipeline.postgres.operator_tables.organizations import Organization
 from cliniko_pipeline.postgres.schema.identity import require_own
+from cliniko_pipeline.probes import Unchanged, probe_and_note
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import SyncOptions
 
 DEFAULT_OPTIONS = SyncOptions()
+PROBE_SECONDS = 600.0
+"""The time for the probes of `--if-changed`."""
 
 
 @click.command()
@@ -33,6 +36,11 @@ DEFAULT_OPTIONS = SyncOptions()
     help="With --full, mark records as deleted even if suspiciously many are missing.",
 )
 @click.option(
+    "--if-changed",
+    is_flag=True,
+    help="Ask Cliniko and the database first, and sync only the organizations that may have changed.",
+)
+@click.option(
     "--accept-unmatched", is_flag=True, help="Write the contact mapping even if suspiciously many matches are lost."
 )
 def sync(
@@ -42,6 +50,7 @@ def sync(
     as_of: str | None,
     full: bool,
     accept_deletions: bool,
+    if_changed: bool,
     accept_unmatched: bool,
 ) -> None:
     """Sync organizations, with progress.
@@ -52,14 +61,30 @@ def sync(
         raise click.UsageError("Give the IDs of organizations, or --all.")
     if accept_deletions and not full:
         raise click.UsageError("--accept-deletions needs --full.")
+    if if_changed and (full or as_of is not None):
+        raise click.UsageError("--if-changed is not possible together with --full or --as-of.")
     options = SyncOptions(None if as_of is None else parse_instant(as_of), full, accept_deletions, accept_unmatched)
     with session() as runtime:
         require_own(runtime.database)
         runtime.machine_clock().require_allowed()
         ids = [organization.id for organization in chosen_organizations(runtime, organization_ids)]
-        errors = run_syncs(runtime, ids, options)
+        changed = changed_organizations(runtime, ids) if if_changed else ids
+        errors = run_syncs(runtime, changed, options) if changed else {}
         report(runtime, ids, errors)
     raise SystemExit(1 if errors else 0)
+
+
+def changed_organizations(runtime: Runtime, ids: Sequence[str]) -> list[str]:
+    """Probe the organizations; print which are unchanged, and return the others."""
+    verdicts = probe_and_note(runtime, ids, seconds=PROBE_SECONDS)
+    changed: list[str] = []
+    for organization_id in ids:
+        if isinstance(verdicts[organization_id], Unchanged):
+            click.echo(f"{printable(organization_id)}: unchanged", err=True)
+        else:
+            # The sync of an organization whose probe failed or was postponed waits and tries again.
+            changed.append(organization_id)
+    return changed
 
 
 def run_syncs(runtime: Runtime, ids: Sequence[str], options: SyncOptions = DEFAULT_OPTIONS) -> dict[str, str]:

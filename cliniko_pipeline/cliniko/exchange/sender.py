@@ -36,7 +36,6 @@ from cliniko_pipeline.errors import (
     SettingsError,
     TransientError,
 )
-from cliniko_pipeline.hosts import is_loopback
 
 DEFAULT_MAX_ATTEMPTS = 6
 MIN_REPORTED_WAIT_SECONDS = 0.5
@@ -92,7 +91,10 @@ class RequestOptions:
 
 
 class Sender:
-    """A thread-safe sender of GET requests. No error or representation contains the key."""
+    """A thread-safe sender of GET requests. No error or representation contains the key.
+
+    `transport` is shared with other senders, so it stays open. With None, the sender has its own transport.
+    """
 
     def __init__(
         self,
@@ -104,18 +106,18 @@ class Sender:
     ) -> None:
         self._headers = access.headers()
         self._budget = budget
-        # Use no proxy for a loopback host, because a proxy cannot reach this machine's loopback.
-        uses_proxies = not is_loopback(httpx.URL(access.api_url).host)
-        self._transport = transport or CurlTransport(Limits(), uses_proxies=uses_proxies)
+        self._shared_transport = transport
+        self._transport = transport or CurlTransport(Limits())
         self._options = options
         self._reporter = reporter
         self._is_closed = False
         self._was_accepted = False
 
     def close(self) -> None:
-        """Close the connections and abort requests in flight."""
+        """Close the connections and abort requests in flight, unless the transport is shared."""
         self._is_closed = True
-        self._transport.close()
+        if self._transport is not self._shared_transport:
+            self._transport.close()
 
     def get(
         self,

@@ -15,6 +15,7 @@ import httpx
 import pycurl
 
 from cliniko_pipeline.daemon_threads import DaemonThreads, wait_for
+from cliniko_pipeline.hosts import is_loopback
 
 BUFFER_BYTES = 512 * 1024
 _MILLISECONDS = 1000
@@ -37,13 +38,12 @@ class BodyTooLargeError(httpx.DecodingError):
 class CurlTransport(httpx.BaseTransport):
     """A thread-safe transport that uses libcurl, with one connection per thread.
 
-    It follows no redirects, and uses the environment's proxies unless `uses_proxies` is false. It trusts certifi's
+    It follows no redirects, and uses the environment's proxies except for this machine. It trusts certifi's
     certificates, like httpx's own transport.
     """
 
-    def __init__(self, limits: Limits, *, uses_proxies: bool = True) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._uses_proxies = uses_proxies
         self._local = threading.local()
         self._thread = DaemonThreads(1, "cliniko-request")
         self._closing = threading.Event()
@@ -64,6 +64,10 @@ class CurlTransport(httpx.BaseTransport):
         curl = self._handle()
         received = _Received(self._limits.body_bytes, self._closing)
         curl.setopt(pycurl.URL, str(request.url))
+        if is_loopback(request.url.host):
+            curl.setopt(pycurl.PROXY, "")  # A proxy cannot reach this machine's loopback.
+        else:
+            curl.unsetopt(pycurl.PROXY)
         curl.setopt(pycurl.HTTPHEADER, _header_lines(request.headers))
         curl.setopt(pycurl.HEADERFUNCTION, received.take_header)
         curl.setopt(pycurl.WRITEFUNCTION, received.take_body)
@@ -97,8 +101,6 @@ class CurlTransport(httpx.BaseTransport):
         curl.setopt(pycurl.ACCEPT_ENCODING, "")
         curl.setopt(pycurl.CAINFO, certifi.where())
         curl.setopt(pycurl.NETRC, pycurl.NETRC_IGNORED)
-        if not self._uses_proxies:
-            curl.setopt(pycurl.PROXY, "")
         return curl
 
 

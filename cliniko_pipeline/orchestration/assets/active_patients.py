@@ -1,7 +1,5 @@
 """The asset `active_patients`, whose table the application reads."""
 
-from datetime import timedelta
-
 import dagster as dg
 from pydantic import Field
 from sqlalchemy.engine import Connection
@@ -16,7 +14,8 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.ui_metadata.column_lineage import lineage
 from cliniko_pipeline.orchestration.ui_metadata.tables import column_schema
 from cliniko_pipeline.postgres.reads import lost_matches
-from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
+from cliniko_pipeline.postgres.writing import computed_tables
+from cliniko_pipeline.postgres.writing.derivations import Derivation
 from cliniko_pipeline.runtime import Runtime
 
 
@@ -66,25 +65,15 @@ def active_patients(
     context: dg.AssetExecutionContext, config: ActivePatientsConfig, runtime: dg.ResourceParam[Runtime]
 ) -> TableQuery:
     """Return the query that computes the rows inside PostgreSQL."""
-
-    def parameters() -> dict[str, object]:
-        return {
-            "as_of": runtime.now() if config.as_of is None else parse_instant(config.as_of),
-            "activity_window": timedelta(days=runtime.settings.activity_window_days),
-            "count_no_shows": runtime.settings.count_no_shows,
-        }
-
     limit, organization_id = runtime.settings.lost_matches_share_limit, context.partition_key
 
     def inspect(connection: Connection) -> None:
         # Contacts may have been deleted since the asset contact_mapping was computed.
         lost_matches.of_stored_mapping(connection).require_believable(limit, organization_id)
 
+    def derivation() -> Derivation:
+        as_of = runtime.now() if config.as_of is None else parse_instant(config.as_of)
+        return computed_tables.active_patients(as_of, runtime.rules, inspect)
+
     requires = ("patients", *(source.resource.name for source in APPOINTMENT_SOURCES))
-    return TableQuery(
-        ACTIVE_PATIENTS,
-        "transforms/active_patients",
-        parameters,
-        requires,
-        inspect=inspect,
-    )
+    return TableQuery(derivation, requires)

@@ -12,7 +12,7 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.ui_metadata.column_lineage import lineage
 from cliniko_pipeline.orchestration.ui_metadata.tables import column_schema
 from cliniko_pipeline.postgres.reads import lost_matches
-from cliniko_pipeline.postgres.tables import CONTACT_MAPPING, PATIENTS
+from cliniko_pipeline.postgres.writing import computed_tables
 from cliniko_pipeline.runtime import Runtime
 
 
@@ -61,9 +61,6 @@ def contact_mapping(
         lost_matches.of_computed_mapping(connection).require_believable(limit, organization_id)
 
     return TableQuery(
-        CONTACT_MAPPING,
-        "transforms/contact_mapping",
+        lambda: computed_tables.contact_mapping(None if config.accept_unmatched else inspect),
         requires=("patients", *(source.resource.name for source in APPOINTMENT_SOURCES)),
-        inputs=(PATIENTS,),
-        inspect=None if config.accept_unmatched else inspect,
     )

@@ -1,7 +1,5 @@
 """The asset checks of the rows and the freshness of `active_patients`."""
 
-from datetime import timedelta
-
 import dagster as dg
 
 from cliniko_pipeline.orchestration.assets.active_patients import active_patients
@@ -16,12 +14,7 @@ FRESHNESS = "is_fresh"
 
 
 def _is_stored_once(checked: CheckedOrganization) -> CheckOutcome:
-    settings = checked.runtime.settings
-    parameters = {
-        "as_of": checked.as_of,
-        "activity_window": timedelta(days=settings.activity_window_days),
-        "count_no_shows": settings.count_no_shows,
-    }
+    parameters = checked.runtime.rules.parameters(checked.as_of)
     rows = check_queries.recount_active_patients(checked.connection, parameters)
     remark = (
         f"{rows.stored} rows, equal to the recount."
@@ -53,8 +46,8 @@ ACTIVE_PATIENTS_CHECKS = define_checks(
         Check(
             active_patients,
             FRESHNESS,
-            "The last complete sync succeeded within CLINIKO_FRESH_WITHIN_MINUTES, or within twice the organization's"
-            " sync interval if that is longer.",
+            "A sync or a probe verified the rows within CLINIKO_FRESH_WITHIN_MINUTES, or within twice the"
+            " organization's sync interval if that is longer.",
             dg.AssetCheckSeverity.ERROR,
             _is_fresh,
         ),

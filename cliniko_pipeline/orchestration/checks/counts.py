@@ -1,13 +1,10 @@
 """The asset checks that compare record counts with Cliniko's, by one request per resource."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
-from cliniko_pipeline.cliniko.client import ClinikoClient
-from cliniko_pipeline.errors import FieldRefusedError
 from cliniko_pipeline.orchestration.assets.appointments import GROUPS, IN_GROUPS, INDIVIDUAL, appointments
 from cliniko_pipeline.orchestration.assets.extraction import Source
 from cliniko_pipeline.orchestration.assets.patients import SOURCE as PATIENTS
@@ -22,33 +19,17 @@ from cliniko_pipeline.orchestration.partitions import ORGANIZATIONS
 from cliniko_pipeline.orchestration.resources import ClinikoResource
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.writing import crawls
-from cliniko_pipeline.postgres.writing.crawls import StoredCount
+from cliniko_pipeline.record_counts import Comparison, compare
 from cliniko_pipeline.runtime import Runtime
 
+COUNTS_AGREE = "counts_agree_with_cliniko"
 COUNTS_DIFFER = "Cliniko has a different number of records"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The number of records of a resource, stored and in Cliniko.
-
-    Attributes:
-        passed: whether the numbers agree, or need not be compared.
-        remark: why the numbers were not compared, or what a difference leads to. Empty if the numbers agree.
-        total: the number in Cliniko, or None if it is not known.
-    """
-
-    resource: str
-    passed: bool
-    remark: str = ""
-    stored: StoredCount | None = None
-    total: int | None = None
 
 
 def _counts_agree(asset: dg.AssetsDefinition, sources: Sequence[Source[Any]]) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=asset,
-        name="counts_agree_with_cliniko",
+        name=COUNTS_AGREE,
         description=(
             "The number of stored records equals Cliniko's number of records created before the last sync. If the check"
             " fails, records were deleted permanently or missed, and the next sync reads the resource in full."
@@ -64,31 +45,15 @@ def _counts_agree(asset: dg.AssetsDefinition, sources: Sequence[Source[Any]]) ->
             organization_id = organization_of(context)
             with runtime.database.organization_lock(organization_id):
                 with cliniko.client(organization_id, context.log) as client:
-                    compared = [_compare(runtime.database, organization_id, client, source) for source in sources]
+                    compared = [
+                        compare(runtime.database, organization_id, client, source.resource) for source in sources
+                    ]
                 _require_full(runtime.database, organization_id, compared)
             result = _result(compared)
             store_results(context, runtime, organization_id, [result])
             return result
 
     return counts_agree_with_cliniko
-
-
-def _compare(database: Database, organization_id: str, client: ClinikoClient, source: Source[Any]) -> Comparison:
-    name = source.resource.name
-    with database.organization(organization_id) as connection:
-        state = crawls.read_states(connection).get(name)
-        if state is None or not state.is_complete or state.cursor is None:
-            return Comparison(name, passed=False, remark="its last crawl is incomplete; sync it first")
-        if state.is_partial:
-            return Comparison(name, passed=True, remark="not compared, since there was no group appointment")
-        stored = crawls.count_stored(connection, state)
-    client.refusals.remember(name, state.refused_fields)
-    try:
-        total = client.total_entries(source.resource, created_before=state.cursor)
-    except FieldRefusedError as error:
-        return Comparison(name, passed=True, remark=f"not compared, since {error}", stored=stored)
-    agrees = stored.agrees_with(total)
-    return Comparison(name, agrees, "" if agrees else "the next sync reads it in full", stored, total)
 
 
 def _require_full(database: Database, organization_id: str, compared: Sequence[Comparison]) -> None:

@@ -72,26 +72,26 @@ def _can_sync(state: Scheduling, in_flight: Collection[str]) -> bool:
 
 @dataclass(frozen=True)
 class Freshness:
-    """Whether the last complete sync of an organization is recent enough, with an explanation."""
+    """Whether an organization was verified recently enough, with an explanation."""
 
     holds: bool
     remark: str
 
 
 def freshness(scheduling: Scheduling, default: DefaultSchedule, within: timedelta, now: datetime) -> Freshness:
-    """Compare the age of the organization's last complete sync with the freshness limit.
+    """Compare the time since the organization was last verified, by a sync or a probe, with the freshness limit.
 
     The limit is `within`, or twice the time between two syncs if that is longer. Organizations that are disabled or
     not scheduled are always fresh.
     """
     period = _period(scheduling, default)
-    # If the organization was enabled after its last sync, the time is measured from when it was enabled.
-    instants = (scheduling.succeeded_at, scheduling.known_since)
+    # If the organization was enabled after it was last verified, the time is measured from when it was enabled.
+    instants = (scheduling.verified_at, scheduling.known_since)
     since = max((instant for instant in instants if instant is not None), default=None)
     if period is None or since is None or not scheduling.is_active or not scheduling.is_on:
         return Freshness(holds=True, remark="It is not scheduled, so it has no freshness limit.")
     limit = max(within, 2 * period)
-    what = "Last synced" if since == scheduling.succeeded_at else "Not synced since it was scheduled"
+    what = "Last verified" if since == scheduling.verified_at else "Not synced since it was scheduled"
     return Freshness(
         holds=now - since <= limit,
         remark=f"{what} {_minutes(now - since)} ago; the limit is {_minutes(limit)}.",

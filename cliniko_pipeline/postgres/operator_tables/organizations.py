@@ -44,6 +44,7 @@ class Organization:
         name: the organization's name in public.organizations, or its id if it has no row there.
         is_active: whether the organization is enabled. Disabled organizations are not synced.
         last_validated_at: when Cliniko last accepted the credentials, UTC.
+        verified_at: the latest instant for which the stored rows are known to be right, UTC; None if there is none.
         pause_reason: why the organization is paused; None if it is not paused.
         failed_checks: the names and remarks of the failed checks.
     """
@@ -52,6 +53,7 @@ class Organization:
     name: str
     is_active: bool
     last_validated_at: datetime | None
+    verified_at: datetime | None
     pause_reason: str | None
     failed_checks: list[str]
 
@@ -100,6 +102,18 @@ def stored_credentials(connection: Connection, organization_id: str) -> object:
         ),
         {"organization_id": organization_id, "service": SERVICE},
     ).scalar_one()
+
+
+def credentials_of(connection: Connection, organization_ids: Sequence[str]) -> dict[str, object]:
+    """Return the encrypted credentials of these organizations, by id, without disabled and unknown ones."""
+    rows = connection.execute(
+        sa.text(
+            "select organization_id::text as id, credentials_encrypted from public.api_credentials"
+            " where service_name = :service and is_active and organization_id::text = any(:ids)"
+        ),
+        {"service": SERVICE, "ids": list(organization_ids)},
+    )
+    return {row.id: row.credentials_encrypted for row in rows}
 
 
 def all_stored_credentials(connection: Connection) -> dict[str, object]:

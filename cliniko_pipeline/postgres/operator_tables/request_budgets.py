@@ -58,7 +58,7 @@ class SharedRequestBudget:
 
     A request is counted until `window` seconds after its response, so it does not matter when Cliniko counts it. After
     a response 429, requests are sent one at a time for a while. `sleep` may raise an error to interrupt a wait. No
-    request is counted then.
+    request is counted then. `per_statement` is the number of requests that one statement takes, if the caller knows it.
 
     Raises SettingsError for a limit or window that allows no request, and DatabaseUnavailableError.
     """
@@ -72,6 +72,7 @@ class SharedRequestBudget:
         window: float = 60.0,
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        per_statement: int | None = None,
     ) -> None:
         if limit < 1 or not window > 0:
             raise SettingsError("A request budget must allow at least one request: set CLINIKO_REQUESTS_PER_MINUTE")
@@ -81,7 +82,7 @@ class SharedRequestBudget:
         self._window = window
         self._sleep = sleep
         self._clock = clock
-        self._batch_size = max(1, int(limit * SHARE_PER_STATEMENT))
+        self._batch_size = min(limit, per_statement or max(1, int(limit * SHARE_PER_STATEMENT)))
         self._lock = threading.Lock()
         self._current: _Ticket | None = None
         self._answered: dict[int, float] = {}

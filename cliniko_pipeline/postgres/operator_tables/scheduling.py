@@ -29,9 +29,10 @@ class Scheduling:
         counts_requested_at: when a comparison of counts was last requested.
         known_since: when the organization was first scheduled or last enabled.
         succeeded_at: when a complete sync last succeeded.
-        failures: the number of consecutive failed runs.
+        verified_at: the latest instant for which the stored rows are known to be right.
+        failures: the number of consecutive failed runs and probes.
         failure_reason: the reason of the last failure since the last success.
-        failed_run_id: the run of this failure.
+        failed_run_id: the run of this failure, or None if a probe failed.
         failure_is_permanent: whether this failure is not retried before the next sync is due.
         retry_at: when a failed sync is retried, if that is before the next sync is due.
         paused_at: since when the organization is paused; None if it is not paused.
@@ -49,6 +50,7 @@ class Scheduling:
     counts_requested_at: datetime | None = None
     known_since: datetime | None = None
     succeeded_at: datetime | None = None
+    verified_at: datetime | None = None
     failures: int = 0
     failure_reason: str | None = None
     failed_run_id: str | None = None
@@ -127,9 +129,15 @@ def note_counts_requested(connection: Connection, organization_ids: Sequence[str
 
 
 def note_failure(
-    connection: Connection, organization_id: str, *, reason: str, run_id: str, started_at: datetime, is_permanent: bool
+    connection: Connection,
+    organization_id: str,
+    *,
+    reason: str,
+    run_id: str | None,
+    started_at: datetime,
+    is_permanent: bool,
 ) -> None:
-    """Store the failure of a run. After a transient failure, schedule a retry with growing delays."""
+    """Store the failure of a run or of a probe. After a transient failure, schedule a retry with growing delays."""
     connection.execute(
         sa.text(sql("scheduling/note_failure")),
         {
@@ -143,14 +151,37 @@ def note_failure(
     )
 
 
-def note_success(connection: Connection, organization_id: str, *, read_began_at: datetime | None = None) -> None:
+def note_success(
+    connection: Connection,
+    organization_id: str,
+    *,
+    read_began_at: datetime | None = None,
+    as_of: datetime | None = None,
+) -> None:
     """Store the success of a complete sync, which ends failures and pauses.
 
     `read_began_at` is when the sync began to read from Cliniko, by the database's clock, or None if it did not read.
+    `as_of` is the instant that the rows were computed for, or None for now.
     """
     connection.execute(
-        sa.text(sql("scheduling/note_success")), {"organization_id": organization_id, "read_began_at": read_began_at}
+        sa.text(sql("scheduling/note_success")),
+        {"organization_id": organization_id, "read_began_at": read_began_at, "as_of": as_of},
     )
+
+
+def note_verified(connection: Connection, verified: Mapping[str, datetime], seen: Mapping[str, Scheduling]) -> None:
+    """Store the instants at which probes verified organizations, which ends failures.
+
+    Skip an organization if a sync has succeeded since its scheduling in `seen` was read.
+    """
+    if verified:
+        connection.execute(
+            sa.text(sql("scheduling/note_verified")),
+            [
+                {"organization_id": id_, "at": at, "succeeded_at": seen[id_].succeeded_at}
+                for id_, at in verified.items()
+            ],
+        )
 
 
 def credentials_digest(connection: Connection, organization_id: str) -> str | None:

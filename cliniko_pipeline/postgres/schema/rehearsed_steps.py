@@ -21,6 +21,7 @@ from cliniko_pipeline.postgres.operator_tables import (
 from cliniko_pipeline.postgres.operator_tables.check_results import CheckResult
 from cliniko_pipeline.postgres.operator_tables.request_budgets import take
 from cliniko_pipeline.postgres.reads import check_queries as claims
+from cliniko_pipeline.postgres.rules import Rules
 from cliniko_pipeline.postgres.schema.application_tables import require_room_for_every_contact
 from cliniko_pipeline.postgres.schema.identity import identities
 from cliniko_pipeline.postgres.tables import (
@@ -35,9 +36,8 @@ from cliniko_pipeline.postgres.tables import (
     WATCHED,
     Table,
 )
-from cliniko_pipeline.postgres.writing import crawls, derivations
+from cliniko_pipeline.postgres.writing import computed_tables, crawls, derivations
 from cliniko_pipeline.postgres.writing.crawls import RejectedRecord
-from cliniko_pipeline.postgres.writing.derivations import Derivation
 from cliniko_pipeline.postgres.writing.merge import empty_staging, replace_by_query, replace_by_rows, stage
 
 Act = Callable[[Connection], object]
@@ -98,6 +98,7 @@ def _beat(connection: Connection, run_id: str) -> None:
 # As the role of the organizations. ----------------------------------------------------------------------------------
 
 _NOW = datetime.now(UTC)
+_RULES = Rules(timedelta(days=60), count_no_shows=True)
 _NOBODY = UUID(int=0)
 _FILLED: dict[str, object] = {
     "kind": "individual",
@@ -202,23 +203,18 @@ def _read_contacts(connection: Connection) -> None:
 
 def _compute_contact_mapping(connection: Connection) -> None:
     crawls.require_complete(connection, list(_RECORDS))
-    derivation = Derivation(CONTACT_MAPPING, sql("transforms/contact_mapping"), (PATIENTS,))
-    derivations.write(connection, derivation, force=True)
+    derivations.write(connection, computed_tables.contact_mapping(), force=True)
 
 
 def _compute_active_patients(connection: Connection) -> None:
     crawls.require_complete(connection, list(_RECORDS))
-    replace_by_query(connection, ACTIVE_PATIENTS, sql("transforms/active_patients"), _parameters())
-
-
-def _parameters() -> dict[str, object]:
-    return {"as_of": _NOW, "activity_window": timedelta(days=60), "count_no_shows": True}
+    derivations.write(connection, computed_tables.active_patients(_NOW, _RULES), force=True)
 
 
 def _check(connection: Connection) -> None:
     claims.rejected_counts(connection)
     claims.mapping_counts(connection, force=False)
-    claims.recount_active_patients(connection, _parameters())
+    claims.recount_active_patients(connection, _RULES.parameters(_NOW))
     for table in (PATIENTS, APPOINTMENTS, CONTACT_MAPPING, ACTIVE_PATIENTS):
         derivations.row_count(connection, table.schema, table.name)
 

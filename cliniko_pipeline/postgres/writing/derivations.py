@@ -1,14 +1,15 @@
-"""Computed tables, recomputed only when their inputs have changed.
+"""Computed tables, and whether their rows are still right.
 
 `cliniko.table_states` stores a version of each table, and triggers change the version whenever rows change. For a
-computed table, it also stores the inputs' versions at the last computation. If a version is uncertain, the table is
-recomputed. Every function runs in the caller's organization context.
+computed table, it also stores the inputs' versions at the last computation, and until when the rows stay right. If a
+version is uncertain, the rows count as outdated. Every function runs in the caller's organization context.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,22 +23,50 @@ AS_THEY_ARE = "as they are"
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How the rows of a computed table depend on the time.
+
+    Attributes:
+        as_of: the instant that the rows are computed for. The queries get it as `:as_of`.
+        next_change: a query for the first later instant at which the rows may differ, or null for no such instant.
+    """
+
+    as_of: datetime
+    next_change: str
+
+
+@dataclass(frozen=True)
 class Derivation:
     """A table that a query computes from other tables and from the contacts.
 
     Attributes:
-        table: the computed table, one of WATCHED.
+        table: the computed table.
         query: the SQL query that computes the rows.
-        inputs: the tables that the query reads, all of them in WATCHED.
-        parameters: the query's parameters. None of them may depend on the time.
+        inputs: the tables in WATCHED that the query reads. Without inputs, the rows always count as outdated.
+        parameters: the query's parameters besides `:as_of`.
+        timing: how the rows depend on the time; None if they do not.
+        digest: a query for a text that changes with the rows of tables outside WATCHED, namely the computed table and
+            further inputs. None if all tables are in WATCHED.
         inspect: called when the new rows are in the staging table. It raises an error if they must not be stored.
     """
 
     table: Table
     query: str
-    inputs: tuple[Table, ...]
+    inputs: tuple[Table, ...] = ()
     parameters: Mapping[str, object] = field(default_factory=dict[str, object])
+    timing: Timing | None = None
+    digest: str | None = None
     inspect: Callable[[Connection], None] | None = None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a sync keeps the rows while they are right. Rows that depend on the time are always computed."""
+        return bool(self.inputs) and self.timing is None
+
+    @property
+    def bound(self) -> dict[str, object]:
+        """All parameters of the query."""
+        return dict(self.parameters) if self.timing is None else {**self.parameters, "as_of": self.timing.as_of}
 
 
 @dataclass(frozen=True)
@@ -53,31 +82,67 @@ class Question:
 def write(connection: Connection, derivation: Derivation, *, force: bool) -> Written | None:
     """Compute the organization's rows, write the differences, and return their numbers.
 
-    If the inputs are unchanged, nothing is computed, and the result is None. With `force` the rows are always computed.
+    If the rows are kept because they are still right, the result is None. With `force` they are always computed.
     """
     # The state is read before the computation, so that the next sync notices changes during the computation.
     _ensure_states(connection, (derivation.table, *derivation.inputs))
-    origin = _inputs_state(connection, derivation.inputs, derivation.query, derivation.parameters, contacts=AS_THEY_ARE)
-    if not force and origin is not None and _is_computed_from(connection, derivation.table, origin):
+    origin = _origin(connection, derivation)
+    if not force and derivation.is_kept and _is_computed_from(connection, derivation, origin):
         return None
-    written = replace_by_query(
-        connection, derivation.table, derivation.query, derivation.parameters, derivation.inspect
-    )
-    connection.execute(
-        statement(
-            "update cliniko.table_states"
-            " set computed_from = cast(:origin as jsonb) || jsonb_build_object('itself', version) where name = :name"
-        ),
-        {"name": _name(derivation.table), "origin": None if origin is None else json.dumps(origin)},
-    )
+    written = replace_by_query(connection, derivation.table, derivation.query, derivation.bound, derivation.inspect)
+    _note_origin(connection, derivation, origin)
     return written
 
 
-def _is_computed_from(connection: Connection, table: Table, origin: Mapping[str, Any]) -> bool:
+def is_right(connection: Connection, derivation: Derivation, at: datetime) -> bool:
+    """Return whether a computation for the instant `at` would give the stored rows. Write nothing.
+
+    The timing's own `as_of` is ignored.
+    """
+    return _is_computed_from(connection, derivation, _origin(connection, derivation), at)
+
+
+def _origin(connection: Connection, derivation: Derivation) -> dict[str, Any] | None:
+    """Return the present state of everything that the rows are computed from, or None if it is uncertain."""
+    if not derivation.inputs:
+        return None
+    return _inputs_state(connection, derivation.inputs, derivation.query, derivation.parameters, contacts=AS_THEY_ARE)
+
+
+def _is_computed_from(
+    connection: Connection, derivation: Derivation, origin: Mapping[str, Any] | None, at: datetime | None = None
+) -> bool:
     row = connection.execute(
-        statement("select version, computed_from from cliniko.table_states where name = :name"), {"name": _name(table)}
-    ).one()
-    return row.computed_from == {**origin, "itself": str(row.version)}
+        statement(
+            "select version, computed_from, as_of <= :at and coalesce(:at < next_change_at, true) as is_in_time"
+            " from cliniko.table_states where name = :name"
+        ),
+        {"name": _name(derivation.table), "at": at},
+    ).one_or_none()
+    if origin is None or row is None or (derivation.timing is not None and not row.is_in_time):
+        return False
+    return row.computed_from == {**origin, **_digest(connection, derivation), "itself": str(row.version)}
+
+
+def _note_origin(connection: Connection, derivation: Derivation, origin: Mapping[str, Any] | None) -> None:
+    known = None if origin is None else json.dumps({**origin, **_digest(connection, derivation)})
+    timing = ""
+    if derivation.timing is not None:
+        timing = f", as_of = :as_of, next_change_at = ({derivation.timing.next_change})"
+    connection.execute(
+        statement(
+            "update cliniko.table_states"
+            f" set computed_from = cast(:origin as jsonb) || jsonb_build_object('itself', version){timing}"
+            " where name = :name"
+        ),
+        {**derivation.bound, "name": _name(derivation.table), "origin": known},
+    )
+
+
+def _digest(connection: Connection, derivation: Derivation) -> dict[str, str]:
+    if derivation.digest is None:
+        return {}
+    return {"digest": connection.execute(statement(derivation.digest)).scalar_one()}
 
 
 def is_watched(connection: Connection, table: Table) -> bool:

@@ -45,6 +45,7 @@ class Outcome:
         rows: the organization's number of rows in the table.
         cost: the requests sent.
         is_recomputed: whether a computed table was computed; None for other tables.
+        as_of: the instant that the rows were computed for; None if they do not depend on the time.
     """
 
     written: Written = field(default_factory=Written)
@@ -53,6 +54,7 @@ class Outcome:
     rows: int | None = None
     cost: RequestCost = field(default_factory=RequestCost)
     is_recomputed: bool | None = None
+    as_of: datetime | None = None
 
     def add(self, batch: RecordBatch, written: Written) -> None:
         """Add the counts of a written batch."""
@@ -110,7 +112,7 @@ class SyncJournal:
         began_at = self._finish(outcome)
         if completes_sync:
             with self._database.operator() as connection:
-                scheduling.note_success(connection, self._organization_id, read_began_at=began_at)
+                scheduling.note_success(connection, self._organization_id, read_began_at=began_at, as_of=outcome.as_of)
 
     def fail(self, outcome: Outcome, error: ClinikoPipelineError) -> RecordedFailure:
         """Record the failure, and pause the organization if only an operator can help."""

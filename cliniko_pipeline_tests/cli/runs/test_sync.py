@@ -12,6 +12,7 @@ import pytest
 
 from cliniko_pipeline.sandbox.faults import Faults
 from cliniko_pipeline.sync_options import SyncOptions
+from cliniko_pipeline_tests.support.accounts import add_appointment
 from cliniko_pipeline_tests.support.clinics import AS_OF, Clinics
 from cliniko_pipeline_tests.support.processes import (
     SCRIPT,
@@ -46,6 +47,20 @@ def test_deletions_are_accepted_in_a_terminal(command: CommandLine, clinics: Cli
         assert re.search(words, shown)
     (accepted,) = json.loads(command("status", "--json").stdout)
     assert (accepted["patients"], accepted["doubtful_deletions"], accepted["problems"]) == (1, 0, [])
+
+
+def test_unchanged_organizations_are_not_synced_if_asked(command: CommandLine, clinics: Clinics) -> None:
+    account = clinics.add("alpha")
+    assert sync_in_a_fork(command.environ, "alpha").succeeded
+    unchanged = command("sync", "--all", "--if-changed")
+    assert unchanged.returncode == 0
+    assert "alpha: unchanged" in unchanged.stderr
+    assert clinics.dagster_runs("alpha") == ["SUCCESS"]
+    add_appointment(account, 99)
+    assert command("sync", "alpha", "--if-changed").returncode == 0
+    assert clinics.dagster_runs("alpha") == ["SUCCESS", "SUCCESS"]
+    refused = command("sync", "alpha", "--if-changed", "--full")
+    assert (refused.returncode, "--if-changed is not possible" in refused.stderr) == (2, True)
 
 
 @pytest.mark.slow

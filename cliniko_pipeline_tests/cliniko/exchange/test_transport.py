@@ -53,9 +53,7 @@ def serve() -> Iterator[Callable[..., RawServer]]:
 def opened() -> Iterator[Callable[..., CurlTransport]]:
     """Yield a function that opens transports. They are closed at the end of the test."""
     with ExitStack() as transports:
-        yield lambda *, uses_proxies=False, **limits: transports.enter_context(
-            CurlTransport(Limits(**limits), uses_proxies=uses_proxies)
-        )
+        yield lambda **limits: transports.enter_context(CurlTransport(Limits(**limits)))
 
 
 @pytest.fixture
@@ -292,17 +290,17 @@ def test_proxy_of_the_environment_is_used_if_wanted(opened, serve, monkeypatch) 
         monkeypatch.setenv(name, f"http://{proxy.host}")
     assert get(opened(), server.url).content == b"from the server"
     assert proxy.connections == 0
-    assert get(opened(uses_proxies=True), "http://cliniko.example/v1").content == b"from the proxy"
+    assert get(opened(), "http://cliniko.example/v1").content == b"from the proxy"
     assert proxy.requests[0].startswith(b"GET http://cliniko.example/v1?")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert get(opened(uses_proxies=True), server.url).content == b"from the server"
+    assert get(opened(), server.url).content == b"from the server"
 
 
 def test_refusing_proxy_sees_neither_key_nor_query(opened, serve, monkeypatch) -> None:
     proxy = serve(sending(answer(b"", status="407 Proxy Authentication Required")))
     monkeypatch.setenv("https_proxy", f"http://{proxy.host}")
     # Versions of libcurl raise different errors.
-    assert_fails(opened(uses_proxies=True), "https://cliniko.example/v1", httpx.ReadError, httpx.ConnectError)
+    assert_fails(opened(), "https://cliniko.example/v1", httpx.ReadError, httpx.ConnectError)
     assert proxy.requests[0].startswith(b"CONNECT cliniko.example:443 HTTP/1.1\r\n")
     assert SECRET.encode() not in b"".join(proxy.requests)
     assert b"q[]" not in b"".join(proxy.requests)
@@ -313,4 +311,4 @@ def test_unreachable_proxy_is_a_connect_error(opened, serve, monkeypatch, name) 
     proxy = serve(silent)
     proxy.close()
     monkeypatch.setenv(name, f"http://{proxy.host}")
-    assert_fails(opened(uses_proxies=True), "https://cliniko.example/v1", httpx.ConnectError)
+    assert_fails(opened(), "https://cliniko.example/v1", httpx.ConnectError)

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from cliniko_pipeline.errors import DatabaseUnavailableError
 from cliniko_pipeline.postgres.engine import Database
 from cliniko_pipeline.postgres.reads.explanations.attendances import Counts
-from cliniko_pipeline.postgres.reads.explanations.explanation import Explanation, Rules, explain, unknown_patient
+from cliniko_pipeline.postgres.reads.explanations.explanation import Explanation, explain, unknown_patient
+from cliniko_pipeline.postgres.rules import Rules
 from cliniko_pipeline_tests.support.hostile_accounts import attendee, contact, group_appointment, patient
 from cliniko_pipeline_tests.support.stored_clinics import (
     AS_OF,

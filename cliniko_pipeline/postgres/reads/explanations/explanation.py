@@ -8,7 +8,7 @@ rules of active_patients.sql, because it also returns attendances that are not c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from cliniko_pipeline.postgres.engine import sql
 from cliniko_pipeline.postgres.reads.explanations.attendances import Attendance, Counts, count, read_attendances
 from cliniko_pipeline.postgres.reads.explanations.match import Match, read_match
 from cliniko_pipeline.postgres.reads.explanations.person import Person, read_person, values_of
+from cliniko_pipeline.postgres.rules import Rules
 from cliniko_pipeline.postgres.tables import ACTIVE_PATIENTS
 from cliniko_pipeline.postgres.writing.merge import quote
 
@@ -37,29 +38,6 @@ Listing = Literal[
     "not_computed",  # there is no row, because the table is older than the stored records
 ]
 """Whether public.active_patients has the person's row, or why there is no row."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The settings that decide which attendances are recent and counted."""
-
-    activity_window: timedelta
-    count_no_shows: bool
-
-    def window_start(self, as_of: datetime) -> datetime:
-        """Return the start of the activity window that ends at `as_of`."""
-        try:
-            return as_of - self.activity_window
-        except OverflowError:  # The start would be before year 1.
-            return datetime.min.replace(tzinfo=UTC)
-
-    def parameters(self, as_of: datetime) -> dict[str, object]:
-        """Return the parameters of active_patients.sql."""
-        return {
-            "as_of": as_of,
-            "activity_window": self.activity_window,
-            "count_no_shows": self.count_no_shows,
-        }
 
 
 @dataclass(frozen=True)

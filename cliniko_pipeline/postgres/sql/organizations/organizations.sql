@@ -4,6 +4,7 @@ select
     coalesce(organization.name, credentials.organization_id::text) as name,
     credentials.is_active,
     credentials.last_validated_at,
+    scheduling.verified_at,
     scheduling.pause_reason,
     coalesce(
         (

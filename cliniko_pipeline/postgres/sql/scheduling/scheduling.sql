@@ -11,6 +11,7 @@ select
     scheduling.counts_requested_at,
     scheduling.known_since,
     scheduling.succeeded_at,
+    scheduling.verified_at,
     coalesce(scheduling.failures, 0) as failures,
     scheduling.failure_reason,
     scheduling.failed_run_id,
