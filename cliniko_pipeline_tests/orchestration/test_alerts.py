@@ -98,7 +98,7 @@ def test_stale_organization_is_notified_until_synced(deployment: Deployment, cha
     assert freshness_changes(deployment) == []
     deployment.execute(
         "update cliniko.scheduling"
-        " set succeeded_at = succeeded_at - interval '5 hours', known_since = now() - interval '9 days'"
+        " set verified_at = verified_at - interval '5 hours', known_since = now() - interval '9 days'"
     )
     with deployment.database.operator() as connection:
         scheduling.end_pause(connection, "beta")

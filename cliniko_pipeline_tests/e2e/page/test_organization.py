@@ -187,7 +187,7 @@ def _sync(pipeline: PipelineUnderTest, demo: DemoOrganization) -> None:
 def _add_scheduling_states(database: Database, ids: list[str]) -> None:
     """Store the state of a failing and of a stale organization."""
     statement = sa.text(
-        "insert into cliniko.scheduling (organization_id, failures, succeeded_at)"
+        "insert into cliniko.scheduling (organization_id, failures, verified_at)"
         " values (:id, :failures, now() - make_interval(hours => :hours))"
     )
     with database.operator() as connection:

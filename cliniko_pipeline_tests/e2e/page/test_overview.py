@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>\u202e&lt;b&gt;'
 STATES_OF_MANY = (
-    "update cliniko.scheduling set succeeded_at = now() - interval '3 days' where organization_id = 'clinic-221'",
+    "update cliniko.scheduling set verified_at = now() - interval '3 days' where organization_id = 'clinic-221'",
     "update cliniko.scheduling set failures = 3 where organization_id = 'clinic-220'",
     """
     update cliniko.scheduling
@@ -89,7 +89,7 @@ def test_many_organizations_are_paged_sorted_and_searched(ui: DagsterUI, pipelin
     with pipeline.database.operator() as connection:
         for number in range(230):
             organizations.save(connection, f"clinic-{number:03}", f"Clinic {number:03}", "none", validated=False)
-        fresh = sa.text("insert into cliniko.scheduling (organization_id, succeeded_at) values (:id, :at)")
+        fresh = sa.text("insert into cliniko.scheduling (organization_id, verified_at) values (:id, :at)")
         connection.execute(fresh, [{"id": f"clinic-{number:03}", "at": now} for number in range(225)])
         for statement in STATES_OF_MANY:
             connection.exec_driver_sql(statement)

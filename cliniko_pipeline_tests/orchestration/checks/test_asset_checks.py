@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from cliniko_pipeline.orchestration import io_managers
+from cliniko_pipeline.postgres.writing import computed_tables
 from cliniko_pipeline.sandbox.accounts.account import Account
 from cliniko_pipeline_tests.support.hostile_accounts import attendee, group_appointment, individual_appointment, patient
 from cliniko_pipeline_tests.support.pipelines import PipelineUnderTest, errors_of
@@ -140,7 +140,7 @@ def test_contact_used_twice_keeps_active_patients_unchanged(
     before = clinic.active_patients(CLINIC)
     constraint = "contact_mapping_organization_id_contact_id_key"
     operate(clinic, f"alter table cliniko.contact_mapping drop constraint {constraint}")
-    real = io_managers.sql
+    real = computed_tables.sql
 
     def doubled(name: str) -> str:
         if name != "transforms/contact_mapping":
@@ -150,7 +150,7 @@ def test_contact_used_twice_keeps_active_patients_unchanged(
             f" 1 as candidate_count from ({real(name)}) as real"
         )
 
-    monkeypatch.setattr(io_managers, "sql", doubled)
+    monkeypatch.setattr(computed_tables, "sql", doubled)
     # Without this, the mapping of unchanged records is not computed.
     change(clinic, "delete from cliniko.table_states")
     result = clinic.sync(CLINIC)
@@ -168,9 +168,9 @@ def test_contact_used_twice_keeps_active_patients_unchanged(
 
 
 def test_stale_organization_is_fresh_after_a_complete_sync(clinic: PipelineUnderTest) -> None:
-    past = "succeeded_at = now() - interval '4 hours', known_since = now() - interval '9 days'"
+    past = "verified_at = now() - interval '4 hours', known_since = now() - interval '9 days'"
     operate(clinic, f"update cliniko.scheduling set {past}")
-    remark = "Last synced 240 minutes ago; the limit is 180 minutes."
+    remark = "Last verified 240 minutes ago; the limit is 180 minutes."
     assert failed(evaluate(clinic)) == {"is_fresh": remark}
     assert clinic.materialize(CLINIC, "active_patients").success
     assert "is_fresh" in failed(evaluate(clinic)), "a partial sync makes nothing fresh"

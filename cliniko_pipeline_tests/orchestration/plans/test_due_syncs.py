@@ -221,8 +221,8 @@ def test_due_times_of_count_comparisons_are_spread():
     [
         (180, {}, HOURLY, True),
         (181, {}, HOURLY, False),
-        (181, {"succeeded_at": None, "known_since": NOW - 181 * MINUTE}, HOURLY, False),
-        (0, {"succeeded_at": None}, HOURLY, True),
+        (181, {"verified_at": None, "known_since": NOW - 181 * MINUTE}, HOURLY, False),
+        (0, {"verified_at": None}, HOURLY, True),
         (360, {"sync_every_minutes": 180}, HOURLY, True),
         (361, {"sync_every_minutes": 180}, HOURLY, False),
         (48 * 60, {}, replace(NEVER, full_sync_at=time(2)), True),
@@ -233,5 +233,5 @@ def test_due_times_of_count_comparisons_are_spread():
     ],
 )
 def test_organization_is_fresh_within_the_limit_or_two_periods(age, change, default, holds) -> None:
-    scheduling = replace(NEW, **{"succeeded_at": NOW - age * MINUTE} | change)
+    scheduling = replace(NEW, **{"verified_at": NOW - age * MINUTE} | change)
     assert freshness(scheduling, default, timedelta(hours=3), NOW).holds is holds
