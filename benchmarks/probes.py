@@ -14,7 +14,7 @@ from functools import partial
 import sqlalchemy as sa
 
 from benchmarks.fixtures.clinic_data import Clinic, replace_active_patients, replace_mapping
-from benchmarks.fixtures.databases import server_version
+from benchmarks.fixtures.databases import execute, server_version
 from benchmarks.fixtures.pipelines import add_organization, opened_pipeline
 from benchmarks.fixtures.processes import cpu_seconds, server_cpu_seconds
 from benchmarks.fixtures.sandboxes import SandboxProcess, sandbox_process
@@ -86,9 +86,8 @@ def _store(runtime: Runtime, ids: Sequence[str], sandbox: SandboxProcess, appoin
         add_organization(runtime, organization_id, sandbox.account.empty_accounts[number], sandbox.account.api_url)
         now = datetime.now(UTC)
         clinic = Clinic(patients, appointments, CLASSES, organization_id, as_of=now)
+        execute(runtime.database, *clinic.statements())
         with runtime.database.operator() as connection:
-            for statement in clinic.statements():
-                connection.exec_driver_sql(statement)
             connection.execute(
                 sa.text(
                     "insert into cliniko.crawls"

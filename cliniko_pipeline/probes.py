@@ -138,9 +138,7 @@ class _Account:
             sleep=_refuse_to_wait,
             per_statement=requests,
         )
-        return runtime.client_for(
-            self.organization_id, credentials, max_attempts=1, transport=self.transport, budget=budget
-        )
+        return runtime.probe_client(self.organization_id, credentials, self.transport, budget)
 
 
 class _PostponedError(Exception):

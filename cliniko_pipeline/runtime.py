@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import httpx
 
     from cliniko_pipeline.cliniko.client import ClinikoClient
+    from cliniko_pipeline.cliniko.exchange.sender import Access
     from cliniko_pipeline.credentials.vault import ClinikoCredentials, Vault
 
 
@@ -130,17 +131,46 @@ class Runtime:
         *,
         on_event: Callable[[Event], None] | None = None,
         max_attempts: int | None = None,
-        transport: "httpx.BaseTransport | None" = None,
-        budget: RequestBudget | None = None,
     ) -> "ClinikoClient":
         """Return a client with credentials that may not be stored yet.
 
-        `max_attempts`, `transport` and `budget` replace the client's own. A given transport stays open when the client
-        is closed. Raise CredentialsFormatError if the credentials' host is not
+        `max_attempts` replaces the client's default limit. Raise CredentialsFormatError if the credentials' host is not
         allowed. Raise SettingsError if CLINIKO_CONTACT_EMAIL is required for the host, but not set.
         """
         from cliniko_pipeline.cliniko.client import ClinikoClient  # noqa: PLC0415
-        from cliniko_pipeline.cliniko.exchange.sender import Access, RequestOptions  # noqa: PLC0415
+        from cliniko_pipeline.cliniko.exchange.sender import RequestOptions  # noqa: PLC0415
+
+        options = RequestOptions(sleep=self._sleep)
+        return ClinikoClient(
+            organization_id,
+            self._access(organization_id, credentials),
+            self._budgets.budget_for(credentials.api_key),
+            options=options if max_attempts is None else replace(options, max_attempts=max_attempts),
+            compare_clock=self._compare_cliniko_clock,
+            on_event=on_event,
+        )
+
+    def probe_client(
+        self,
+        organization_id: str,
+        credentials: "ClinikoCredentials",
+        transport: "httpx.BaseTransport",
+        budget: RequestBudget,
+    ) -> "ClinikoClient":
+        """Return a client that attempts each request once, does not compare clocks, and leaves the transport open.
+
+        Raise the errors of `client_for`.
+        """
+        from cliniko_pipeline.cliniko.client import ClinikoClient  # noqa: PLC0415
+        from cliniko_pipeline.cliniko.exchange.sender import RequestOptions  # noqa: PLC0415
+
+        access = self._access(organization_id, credentials)
+        return ClinikoClient(
+            organization_id, access, budget, transport=transport, options=RequestOptions(max_attempts=1)
+        )
+
+    def _access(self, organization_id: str, credentials: "ClinikoCredentials") -> "Access":
+        from cliniko_pipeline.cliniko.exchange.sender import Access  # noqa: PLC0415
 
         try:
             api_url = resolve_api_url(
@@ -151,16 +181,7 @@ class Runtime:
             )
         except CredentialsError as error:
             raise in_organization(organization_id, error) from None
-        options = RequestOptions(sleep=self._sleep)
-        return ClinikoClient(
-            organization_id,
-            Access(credentials.api_key, api_url, self.settings.user_agent_for(api_url)),
-            budget or self._budgets.budget_for(credentials.api_key),
-            transport=transport,
-            options=options if max_attempts is None else replace(options, max_attempts=max_attempts),
-            compare_clock=self._compare_cliniko_clock,
-            on_event=on_event,
-        )
+        return Access(credentials.api_key, api_url, self.settings.user_agent_for(api_url))
 
 
 @contextmanager
