@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.fixtures.processes import remove_own_settings
 from benchmarks.reporting import BenchmarkError, Report, progress, table
 
-NAMES = ("budgets", "memory", "probes", "reads", "runs", "storage", "syncs", "transforms")
+NAMES = ("budgets", "capacity", "memory", "probes", "reads", "runs", "storage", "syncs", "transforms")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
