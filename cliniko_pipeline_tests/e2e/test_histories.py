@@ -196,3 +196,10 @@ def test_random_histories_leave_the_right_tables(world: World, number: int) -> N
         run_history(world, history)
 
     run()
+
+
+def test_probe_finds_nothing_to_do_after_a_sync(world: World) -> None:
+    """In all histories, a sync after such a probe must change nothing. Here the probe is known to find nothing."""
+    beginning = Beginning(patients=5, individual_appointments=10)
+    run_history(world, History(10, beginning, (Sync(), Clock(600), Sync(), Clock(1), Sync())))
+    assert world.unchanged > 0
