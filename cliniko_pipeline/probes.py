@@ -185,10 +185,12 @@ def _judge_rows(account: _Account, *, at: datetime | None) -> Verdict:
         states = crawls.read_states(connection)
         if (reason := _reason_to_crawl(states)) is not None:
             return NeedsRun(reason)
-        if not derivations.is_right(connection, computed_tables.contact_mapping(), judged_at):
-            return NeedsRun("The contacts or the stored patients have changed.")
-        if not derivations.is_right(connection, computed_tables.active_patients(judged_at, runtime.rules), judged_at):
-            return NeedsRun("The stored records, the settings or the recent appointments have changed.")
+        computed = [
+            computed_tables.contact_mapping(),
+            computed_tables.active_patients(judged_at, runtime.rules),
+        ]
+        if not derivations.are_right(connection, computed, judged_at):
+            return NeedsRun("The contacts, the stored records, the settings or the recent appointments have changed.")
         counted = [resource for resource in COUNTED if resource != ATTENDEES or has_groups(connection)]
     with account.client(len(counted)) as client:
         for resource in counted:

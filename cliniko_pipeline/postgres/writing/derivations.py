@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from cliniko_pipeline.postgres.engine import sql, statement
 from cliniko_pipeline.postgres.tables import WATCHED, Table
@@ -87,41 +87,55 @@ def write(connection: Connection, derivation: Derivation, *, force: bool) -> Wri
     # The state is read before the computation, so that the next sync notices changes during the computation.
     _ensure_states(connection, (derivation.table, *derivation.inputs))
     origin = _origin(connection, derivation)
-    if not force and derivation.is_kept and _is_computed_from(connection, derivation, origin):
-        return None
+    if not force and derivation.is_kept:
+        stored = _stored(connection, [derivation])
+        if _is_computed_from(connection, derivation, origin, stored[_name(derivation.table)]):
+            return None
     written = replace_by_query(connection, derivation.table, derivation.query, derivation.bound, derivation.inspect)
     _note_origin(connection, derivation, origin)
     return written
 
 
-def is_right(connection: Connection, derivation: Derivation, at: datetime) -> bool:
-    """Return whether a computation for the instant `at` would give the stored rows. Write nothing.
+def are_right(connection: Connection, derivations: Sequence[Derivation], at: datetime) -> bool:
+    """Return whether computations for the instant `at` would give the stored rows of all tables. Write nothing.
 
-    The timing's own `as_of` is ignored.
+    All derivations have inputs. The `as_of` of their timings is ignored.
     """
-    return _is_computed_from(connection, derivation, _origin(connection, derivation), at)
+    inputs = [table for derivation in derivations for table in derivation.inputs]
+    state = _state(connection, list(dict.fromkeys(inputs)), AS_THEY_ARE)
+    stored = _stored(connection, derivations, at)
+    return state is not None and all(
+        _is_computed_from(connection, derivation, _described(state, derivation), stored.get(_name(derivation.table)))
+        for derivation in derivations
+    )
 
 
 def _origin(connection: Connection, derivation: Derivation) -> dict[str, Any] | None:
     """Return the present state of everything that the rows are computed from, or None if it is uncertain."""
-    if not derivation.inputs:
-        return None
-    return _inputs_state(connection, derivation.inputs, derivation.query, derivation.parameters, contacts=AS_THEY_ARE)
+    state = _state(connection, derivation.inputs, AS_THEY_ARE) if derivation.inputs else None
+    return None if state is None else _described(state, derivation)
+
+
+def _stored(
+    connection: Connection, derivations: Sequence[Derivation], at: datetime | None = None
+) -> dict[str, Row[Any]]:
+    """Return by table what its rows were computed from, and whether they hold for the instant `at`."""
+    rows = connection.execute(
+        statement(
+            "select name, version, computed_from, as_of <= :at and coalesce(:at < next_change_at, true) as is_in_time"
+            " from cliniko.table_states where name = any(:names)"
+        ),
+        {"names": [_name(derivation.table) for derivation in derivations], "at": at},
+    )
+    return {row.name: row for row in rows}
 
 
 def _is_computed_from(
-    connection: Connection, derivation: Derivation, origin: Mapping[str, Any] | None, at: datetime | None = None
+    connection: Connection, derivation: Derivation, origin: Mapping[str, Any] | None, stored: Row[Any] | None
 ) -> bool:
-    row = connection.execute(
-        statement(
-            "select version, computed_from, as_of <= :at and coalesce(:at < next_change_at, true) as is_in_time"
-            " from cliniko.table_states where name = :name"
-        ),
-        {"name": _name(derivation.table), "at": at},
-    ).one_or_none()
-    if origin is None or row is None or (derivation.timing is not None and not row.is_in_time):
+    if origin is None or stored is None or (derivation.timing is not None and not stored.is_in_time):
         return False
-    return row.computed_from == {**origin, **_digest(connection, derivation), "itself": str(row.version)}
+    return stored.computed_from == {**origin, **_digest(connection, derivation), "itself": str(stored.version)}
 
 
 def _note_origin(connection: Connection, derivation: Derivation, origin: Mapping[str, Any] | None) -> None:
@@ -147,10 +161,7 @@ def _digest(connection: Connection, derivation: Derivation) -> dict[str, str]:
 
 def is_watched(connection: Connection, table: Table) -> bool:
     """Return whether triggers record the table's changes. The table must have changed at least once."""
-    row = connection.execute(
-        statement(sql("transforms/inputs_state")), {"names": [_name(table)], "contacts": None}
-    ).one()
-    return row.tables is not None
+    return _state(connection, [table]) is not None
 
 
 def row_count(connection: Connection, schema: str, table: str, *, force: bool = False) -> int:
@@ -184,7 +195,8 @@ def read_or_compute(
     row of the question's first table.
     """
     _ensure_states(connection, question.tables)
-    state = _inputs_state(connection, question.tables, question.query, question.parameters)
+    found_state = _state(connection, question.tables)
+    state = None if found_state is None else _described(found_state, question)
     name = {"name": _name(question.tables[0])}
     if state is not None and not force:
         kept = connection.execute(
@@ -202,25 +214,23 @@ def read_or_compute(
     return found, False
 
 
-def _inputs_state(
-    connection: Connection,
-    tables: Sequence[Table],
-    query: str,
-    parameters: Mapping[str, object],
-    contacts: str | None = None,
-) -> dict[str, Any] | None:
-    row = connection.execute(
-        statement(sql("transforms/inputs_state")), {"names": [_name(table) for table in tables], "contacts": contacts}
-    ).one()
-    if row.tables is None or (contacts is not None and row.contacts is None):
-        return None
+def _state(connection: Connection, tables: Sequence[Table], contacts: str | None = None) -> Row[Any] | None:
+    """Return the present state of the tables, or None if it is uncertain."""
+    names = [_name(table) for table in tables]
+    row = connection.execute(statement(sql("transforms/inputs_state")), {"names": names, "contacts": contacts}).one()
+    return None if row.tables is None or (contacts is not None and row.contacts is None) else row
+
+
+def _described(state: Row[Any], source: "Derivation | Question") -> dict[str, Any]:
+    """Return what the result is computed from, of a state that includes its inputs."""
+    tables = source.inputs if isinstance(source, Derivation) else source.tables
     return {
-        "tables": row.tables,
-        "contacts": row.contacts,
-        "server": row.server,
-        "functions": row.functions,
-        "query": hashlib.sha256(query.encode()).hexdigest(),
-        "parameters": {name: str(value) for name, value in parameters.items()},
+        "tables": {name: state.tables[name] for name in map(_name, tables)},
+        "contacts": state.contacts,
+        "server": state.server,
+        "functions": state.functions,
+        "query": hashlib.sha256(source.query.encode()).hexdigest(),
+        "parameters": {name: str(value) for name, value in source.parameters.items()},
     }
 
 
