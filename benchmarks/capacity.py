@@ -28,7 +28,7 @@ BENCHMARK = Benchmark(
         "--run-cpu": (2.4, "CPU seconds of a run, with its share of the daemon, the code server and PostgreSQL"),
         "--page-cpu": (0.007, "CPU seconds to read and write a page"),
         "--daemon-cpu": (0.14, "CPU seconds of the daemon and the code server for each run"),
-        "--probes-a-tick": (1_100, "probes of one tick, which has 25 s, if Cliniko answers after 100 ms"),
+        "--probes-a-tick": (690, "probes of one tick, which has 15 s, if Cliniko answers after 100 ms"),
         "--event-kilobytes": (88.0, "kB of Dagster's events of a new run"),
         "--kept-kilobytes": (43.0, "kB that are left after three days"),
         "--details-days": (3, "days until the details of events are deleted"),

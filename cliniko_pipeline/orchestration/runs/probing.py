@@ -8,7 +8,7 @@ from datetime import datetime
 from cliniko_pipeline.probes import Failed, NeedsRun, Postponed, Unchanged, Verdict, compare_counts, probe_and_note
 from cliniko_pipeline.runtime import Runtime
 
-PROBE_SECONDS = 25.0
+PROBE_SECONDS = 15.0
 """The time for probes in one tick. Dagster ends a tick after 60 s. The next tick probes the rest."""
 
 
