@@ -134,6 +134,15 @@ def test_shipped_yaml_allows_one_run_an_organization() -> None:
     assert shipped["compute_logs"]["class"] == "NoOpComputeLogManager"
 
 
+def test_shipped_yaml_bounds_all_ticks() -> None:
+    """Dagster keeps the ticks of a status for ever if the status is left out."""
+    retention = yaml.safe_load((SHIPPED / "dagster.yaml").read_text())["retention"]
+    assert set(retention) == {"schedule", "sensor", "auto_materialize"}
+    for kept in retention.values():
+        assert set(kept["purge_after_days"]) == {"started", "skipped", "success", "failure"}
+        assert all(0 < days <= 30 for days in kept["purge_after_days"].values())
+
+
 def test_transient_failure_alone_allows_retries() -> None:
     for transient in (errors.ClinikoUnavailableError, errors.RateLimitedError, errors.DatabaseUnavailableError):
         assert failure(transient("down")).allow_retries

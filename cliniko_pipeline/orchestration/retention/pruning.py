@@ -20,7 +20,7 @@ from cliniko_pipeline.postgres.server.driver_errors import translated
 from cliniko_pipeline.runtime import Runtime
 
 RECENT = timedelta(days=2)
-"""Every check of an organization that is synced has a result within this time, because counts are compared daily."""
+"""Most checks have a result within this time, because full syncs run every night."""
 
 
 @dataclass(frozen=True)

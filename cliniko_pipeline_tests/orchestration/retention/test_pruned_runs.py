@@ -109,6 +109,18 @@ def test_old_runs_are_deleted_except_the_latest_of_a_partition(clinic: SyncedOrg
     assert clinic.sync().run_id in runs(clinic)
 
 
+def test_run_is_kept_for_its_latest_materialization_or_check_alone(clinic: SyncedOrganization) -> None:
+    clinic.sync()
+    compared = clinic.pipeline.compare_counts(clinic.id).run_id
+    latest = clinic.sync().run_id
+    prune(clinic, 31 * DAY)
+    assert runs(clinic) == {compared, latest}
+    with clinic.pipeline.database.operator() as connection:
+        connection.exec_driver_sql("delete from dagster.asset_check_executions")
+    prune(clinic, 31 * DAY)
+    assert runs(clinic) == {latest}
+
+
 def test_dry_run_counts_what_a_prune_deletes(clinic: SyncedOrganization) -> None:
     for _ in range(3):
         clinic.sync()
