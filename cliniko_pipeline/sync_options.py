@@ -19,6 +19,10 @@ FULL_TAG = "cliniko_pipeline/full"
 """The tag that says whether a run reads all records."""
 TERMINAL_TAG = "cliniko_pipeline/terminal"
 """The tag of runs that the command line executes in its own process."""
+QUEUE_TAG = "dagster-celery/queue"
+"""The tag with the queue of Celery that a run waits in. Without it, the run waits in the launcher's default queue."""
+LONG_QUEUE = "long"
+"""The queue of syncs that may take hours, so that they do not hold up the others: first and full syncs, backfills."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def run_config(options: SyncOptions) -> dict[str, object]:
     }
 
 
-def run_tags(organization_id: str, options: SyncOptions) -> dict[str, str]:
+def run_tags(organization_id: str, options: SyncOptions, *, is_first: bool = False) -> dict[str, str]:
     """Return the tags of a requested run of `cliniko_sync`."""
-    return {PARTITION_TAG: organization_id, FULL_TAG: str(options.full).lower()}
+    queue = {QUEUE_TAG: LONG_QUEUE} if options.full or is_first else {}
+    return {PARTITION_TAG: organization_id, FULL_TAG: str(options.full).lower()} | queue

@@ -53,7 +53,12 @@ def cliniko_syncs(
         return dg.SkipReason(f"None of {len(due)} due organizations needs a run. {probed}")
     return [
         # Because of this key, Dagster launches the run only once, even if it evaluates the tick twice.
-        sync_request(sync.organization_id, f"{sync.organization_id} {now.isoformat()}", is_full=sync.is_full)
+        sync_request(
+            sync.organization_id,
+            f"{sync.organization_id} {now.isoformat()}",
+            is_full=sync.is_full,
+            is_first=sync.is_first,
+        )
         for sync in needed
     ]
 

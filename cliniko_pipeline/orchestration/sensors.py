@@ -193,7 +193,7 @@ def webhook_syncs(
         scheduling.note_requested(connection, {sync.organization_id: False for sync in requested}, now)
     if not requested:
         return dg.SkipReason(f"No organization with webhook events needs a run. {probed}")
-    return [sync_request(sync.organization_id, sync.run_key) for sync in requested]
+    return [sync_request(sync.organization_id, sync.run_key, is_first=sync.is_first) for sync in requested]
 
 
 @dg.sensor(  # pyright: ignore[reportUnknownMemberType] (Dagster's own)

@@ -69,7 +69,7 @@ def test_webhook_and_schedule_request_equal_runs(deployment: Deployment) -> None
     pass_a_minute(deployment)
     receive(deployment, "1")
     (announced,) = tick(deployment)
-    tags = {"dagster/partition": "alpha", "cliniko_pipeline/full": "false"}
+    tags = {"dagster/partition": "alpha", "cliniko_pipeline/full": "false", "dagster-celery/queue": "long"}
     assert announced.tags == tags | {"dagster/sensor_name": "webhook_syncs"}
     assert scheduled.tags == tags | {"dagster/schedule_name": "cliniko_syncs"}
     assert announced.run_config == scheduled.run_config

@@ -1,7 +1,7 @@
 """Pure functions for due syncs, due count comparisons and the freshness of organizations."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from hashlib import sha256
 
@@ -28,10 +28,15 @@ class DefaultSchedule:
 
 @dataclass(frozen=True)
 class DueSync:
-    """A sync to request."""
+    """A sync to request.
+
+    Attributes:
+        is_first: whether no earlier sync has succeeded, so that this one may read everything.
+    """
 
     organization_id: str
     is_full: bool
+    is_first: bool
 
 
 def due_syncs(
@@ -111,28 +116,28 @@ def _minutes(time: timedelta) -> str:
 
 
 def _due(scheduling: Scheduling, default: DefaultSchedule, now: datetime) -> DueSync | None:
-    organization_id = scheduling.organization_id
+    incremental = DueSync(scheduling.organization_id, is_full=False, is_first=scheduling.succeeded_at is None)
     every = scheduling.sync_every_minutes or default.sync_every_minutes
     full_at = scheduling.full_sync_at or default.full_sync_at
     spread = timedelta(0) if scheduling.full_sync_at is not None else default.full_sync_spread
     if full_at is not None:
         # The first sync reads everything, also if it was requested as an incremental one.
         last_full = scheduling.full_requested_at or scheduling.requested_at
-        offset = _offset(organization_id, "full", spread)
+        offset = _offset(scheduling.organization_id, "full", spread)
         scheduled = _last_full_sync_time(now, full_at, offset, time_zone(scheduling.time_zone))
         # Without incremental syncs, the first sync is a full one.
         is_due = every is None if last_full is None else last_full < scheduled
         if is_due:
-            return DueSync(organization_id, is_full=True)
+            return replace(incremental, is_full=True)
     is_scheduled = every is not None or full_at is not None
     if is_scheduled and scheduling.retry_at is not None and scheduling.retry_at <= now:
-        return DueSync(organization_id, is_full=False)
+        return incremental
     if every is None:
         return None
     period = timedelta(minutes=every)
-    scheduled = _last_scheduled(now, period, _offset(organization_id, "sync", period))
+    scheduled = _last_scheduled(now, period, _offset(scheduling.organization_id, "sync", period))
     if scheduling.requested_at is None or scheduling.requested_at < scheduled:
-        return DueSync(organization_id, is_full=False)
+        return incremental
     return None
 
 

@@ -34,10 +34,15 @@ _COUNTS = ("records", "rejected", "inserted", "updated", "deleted")
 
 @dataclass(frozen=True)
 class AnnouncedSync:
-    """A sync to request. Dagster launches only one run per `run_key`."""
+    """A sync to request. Dagster launches only one run per `run_key`.
+
+    Attributes:
+        is_first: whether no earlier sync has succeeded, so that this one may read everything.
+    """
 
     organization_id: str
     run_key: str
+    is_first: bool
 
 
 def announced_syncs(
@@ -49,7 +54,11 @@ def announced_syncs(
     a scheduled retry is due, and for some time after its last requested sync.
     """
     return [
-        AnnouncedSync(state.organization_id, _run_key(pending[state.organization_id], state.failures, now))
+        AnnouncedSync(
+            state.organization_id,
+            _run_key(pending[state.organization_id], state.failures, now),
+            is_first=state.succeeded_at is None,
+        )
         for state in schedulings
         if state.organization_id in pending
         if state.is_active and state.paused_at is None and state.organization_id not in in_flight

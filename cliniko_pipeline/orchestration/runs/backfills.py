@@ -30,7 +30,7 @@ from cliniko_pipeline.orchestration.runs.in_flight import ENDED_BACKFILLS
 from cliniko_pipeline.orchestration.runs.in_process import end_abandoned_runs
 from cliniko_pipeline.postgres.operator_tables import scheduling
 from cliniko_pipeline.runtime import Runtime
-from cliniko_pipeline.sync_options import PARTITION_TAG
+from cliniko_pipeline.sync_options import LONG_QUEUE, PARTITION_TAG, QUEUE_TAG
 
 BACKFILL_TAG = "dagster/backfill"
 LAUNCH_SECONDS = 180
@@ -46,7 +46,8 @@ _WAITING = {dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED}
 _LAUNCH = """
 mutation {
   launchPartitionBackfill(backfillParams: {
-    title: "cliniko-pipeline backfill", assetSelection: [%s], partitionNames: %s, runConfigData: %s
+    title: "cliniko-pipeline backfill", assetSelection: [%s], partitionNames: %s, runConfigData: %s,
+    tags: [{key: %s, value: %s}]
   }) { __typename ... on LaunchBackfillSuccess { backfillId } }
 }
 """
@@ -107,7 +108,8 @@ def launch_backfill(
     run_config = {"ops": {name: {"config": {"full": True}} for name in extracting}} if full else {}
     ensure_partitions(instance, list(organization_ids))
     keys = ", ".join(f"{{path: {_literal(name.split('/'))}}}" for name in assets)
-    backfill_id = _launched(_LAUNCH % (keys, _literal(organization_ids), _literal(json.dumps(run_config))))
+    tag = _literal(QUEUE_TAG), _literal(LONG_QUEUE)
+    backfill_id = _launched(_LAUNCH % (keys, _literal(organization_ids), _literal(json.dumps(run_config)), *tag))
     if set(assets) == set(asset_names()):
         with runtime.database.operator() as connection:
             # Store that these syncs are requested. Otherwise the schedule would request them again.

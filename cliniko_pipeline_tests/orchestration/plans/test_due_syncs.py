@@ -157,13 +157,13 @@ def test_organization_is_due_after_its_run_in_flight():
     assert due_syncs([NEW], {"org"}, HOURLY, NOW) == []
     overdue = replace(NEW, requested_at=NOW - timedelta(hours=2))
     assert due_syncs([overdue], {"org"}, HOURLY, NOW) == []
-    assert due_syncs([overdue], set(), HOURLY, NOW) == [DueSync("org", is_full=False)]
+    assert due_syncs([overdue], set(), HOURLY, NOW) == [DueSync("org", is_full=False, is_first=True)]
 
 
 def test_missed_due_times_are_one_sync():
     missed = replace(NEW, requested_at=NOW - timedelta(days=3))
     assert requested(missed, HOURLY, NOW, 1) == [(NOW, False)]
-    assert due_syncs([missed], set(), NIGHTLY, NOW) == [DueSync("org", is_full=True)]
+    assert due_syncs([missed], set(), NIGHTLY, NOW) == [DueSync("org", is_full=True, is_first=True)]
 
 
 def test_own_schedule_of_an_organization_sets_its_due_time():
@@ -178,7 +178,7 @@ def test_failed_sync_is_due_at_its_retry_time():
     failed = replace(NEW, requested_at=NOW, full_requested_at=NOW, retry_at=NOW + 4 * MINUTE)
     for default in (HOURLY, replace(NEVER, full_sync_at=time(2))):
         assert due_syncs([failed], set(), default, NOW + 3 * MINUTE) == []
-        assert due_syncs([failed], set(), default, NOW + 4 * MINUTE) == [DueSync("org", is_full=False)]
+        assert due_syncs([failed], set(), default, NOW + 4 * MINUTE) == [DueSync("org", is_full=False, is_first=True)]
     assert due_syncs([failed], set(), NEVER, NOW + 4 * MINUTE) == [], "nothing is requested by itself"
 
 
