@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo ui test test-slow test-postgresql browser debian-postgresql screenshots configuration errors benchmark lint format sandbox constraints clean
+.PHONY: help demo ui test test-slow test-postgresql browser debian-postgresql debian-redis test-celery screenshots configuration errors benchmark lint format sandbox constraints clean
 
 # Some tests mostly wait, for a daemon or a browser: two processes more than there are processors.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 2)')
@@ -44,8 +44,9 @@ test-postgresql: $(VENV)/.dev ## The tests of the database and of syncs against 
 			$(POSTGRESQL_TESTS) $(ARGS) || exit 1; \
 	done
 
-# Only the benchmark of syncs needs more than the project: with it, all run in build/benchmarks.
-benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.runtime) ## All benchmarks in turn, two hours; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list
+# Only the benchmark of syncs needs more than the project: with it, all run in build/benchmarks. That of runs needs Redis.
+benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.dev) \
+	$(if $(or $(if $(ARGS),,all),$(filter runs,$(ARGS))),debian-redis) ## All benchmarks in turn, two hours; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list
 	@$(dir $<)bin/python -m benchmarks $(ARGS)
 
 # Installs Debian's packages where this is root on Debian: $(call install,PACKAGES,WHAT NEEDS THEM,WHAT IS SO WITHOUT THEM).
@@ -68,6 +69,13 @@ browser: ## The Chromium that tests drive the UI with: the machine's, or Debian'
 debian-postgresql: ## Debian's PostgreSQL server, PgBouncer and faketime, which some tests need; where this is root on Debian
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v faketime >/dev/null && ls /usr/sbin/pgbouncer >/dev/null 2>&1 && exit 0; \
 	$(call install,postgresql pgbouncer faketime,tests of ICU locales and poolers and clocks need,No Debian PostgreSQL server or PgBouncer or faketime: the tests that need them are skipped.)
+
+debian-redis: ## Debian's Redis, which the tests of Celery need; where this is root on Debian
+	@command -v redis-server >/dev/null && exit 0; \
+	$(call install,redis-server,tests of Celery need,No Redis: the tests of Celery are skipped.)
+
+test-celery: $(VENV)/.dev debian-redis ## Celery workers on two machines made of namespaces, one killed and the broker restarted; root on Debian
+	CLINIKO_TEST_MACHINES=1 $(BIN)/pytest -m slow $(addprefix cliniko_pipeline_tests/e2e/,test_celery_workers.py test_celery_machines.py) $(ARGS)
 
 screenshots: $(VENV)/.dev browser ## Renew the pictures of the documents
 	CLINIKO_TEST_PICTURES=docs/images $(BIN)/pytest -m slow cliniko_pipeline_tests/e2e/test_dagster_ui.py \
@@ -113,7 +121,7 @@ build/benchmarks/.installed: pyproject.toml constraints.txt benchmarks/requireme
 	@echo "Installing what the benchmark of syncs needs into build/benchmarks; this takes about a minute."
 	$(PYTHON) -m venv build/benchmarks
 	build/benchmarks/bin/pip install --disable-pip-version-check --quiet --constraint constraints.txt \
-		--editable . --requirement benchmarks/requirements.txt
+		--editable '.[celery]' --requirement benchmarks/requirements.txt
 	@touch $@
 
 $(VENV)/bin/python:

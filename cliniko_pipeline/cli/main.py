@@ -43,6 +43,10 @@ COMMANDS = {
     "tokens": ("cliniko_pipeline.cli.tokens:tokens", "Create, list and revoke tokens of the HTTP API."),
     "ui": ("cliniko_pipeline.cli.services.ui:ui", "Serve the Dagster UI and daemon until Ctrl-C."),
     "webhooks": ("cliniko_pipeline.cli.webhooks:webhooks", "Manage incoming webhook events and outgoing deliveries."),
+    "worker": (
+        "cliniko_pipeline.cli.services.worker:worker",
+        "Execute runs that the daemon sends over Celery, until SIGTERM.",
+    ),
 }
 """Module and short help of each command. With these, `--help` need not import the commands."""
 

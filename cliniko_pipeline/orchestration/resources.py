@@ -88,12 +88,20 @@ def runtime_resource() -> dg.ResourceDefinition:
     def opened(context: dg.InitResourceContext) -> Generator[Runtime, None, None]:
         with open_runtime(load_settings()) as runtime, ExitStack() as stack:
             if context.run is not None:
-                # Modules are not garbage. Unless they are frozen, the interpreter examines them when the process ends.
-                gc.freeze()
+                _freeze_modules()
                 stack.enter_context(heartbeats_inside_run(runtime, context.run.run_id))
             yield runtime
 
     return dg.ResourceDefinition(opened, description="Settings, database and credentials vault")
+
+
+def _freeze_modules() -> None:
+    """Exempt modules from garbage collection. Otherwise the interpreter examines them when the process ends.
+
+    A process that executes many runs freezes once, because later it would also freeze the garbage of earlier runs.
+    """
+    if not gc.get_freeze_count():
+        gc.freeze()
 
 
 def cliniko_resource(listener: ProgressListener | None = None) -> dg.ResourceDefinition:
