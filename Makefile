@@ -44,9 +44,8 @@ test-postgresql: $(VENV)/.dev ## The tests of the database and of syncs against 
 			$(POSTGRESQL_TESTS) $(ARGS) || exit 1; \
 	done
 
-# Only the benchmark of syncs needs more than the project: with it, all run in build/benchmarks. That of runs needs Redis.
-benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.dev) \
-	$(if $(or $(if $(ARGS),,all),$(filter runs,$(ARGS))),debian-redis) ## All benchmarks in turn, two hours; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list
+# Only the benchmark of syncs needs more than the project: with it, all run in build/benchmarks.
+benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.runtime) ## All benchmarks in turn, two hours; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list
 	@$(dir $<)bin/python -m benchmarks $(ARGS)
 
 # Installs Debian's packages where this is root on Debian: $(call install,PACKAGES,WHAT NEEDS THEM,WHAT IS SO WITHOUT THEM).
@@ -121,7 +120,7 @@ build/benchmarks/.installed: pyproject.toml constraints.txt benchmarks/requireme
 	@echo "Installing what the benchmark of syncs needs into build/benchmarks; this takes about a minute."
 	$(PYTHON) -m venv build/benchmarks
 	build/benchmarks/bin/pip install --disable-pip-version-check --quiet --constraint constraints.txt \
-		--editable '.[celery]' --requirement benchmarks/requirements.txt
+		--editable . --requirement benchmarks/requirements.txt
 	@touch $@
 
 $(VENV)/bin/python:
