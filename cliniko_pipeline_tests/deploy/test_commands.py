@@ -28,9 +28,15 @@ PROGRAMS = {
     "dagster-webserver": dagster_webserver,
 }
 SCRIPTS = {path.name for path in (files.DOCKER / "bin").iterdir()} - set(PROGRAMS)
-OF_OTHER_IMAGES = {"pg_isready"}
+OF_OTHER_IMAGES = {"pg_isready", "redis-cli", "redis-server"}
 
-OF_PROCESSES = {"PATH", "HOME", "DAGSTER_RUN_STATUS_SENSOR_PROCESS_LIMIT", "CLINIKO_DAGSTER_DATABASE_URL"}
+OF_PROCESSES = {
+    "PATH",
+    "HOME",
+    "DAGSTER_RUN_STATUS_SENSOR_PROCESS_LIMIT",
+    "CLINIKO_DAGSTER_DATABASE_URL",
+    "CLINIKO_REDIS_URL",
+}
 """Variables that are no settings of the pipeline."""
 
 
@@ -94,7 +100,7 @@ def test_commands_of_deployments_are_accepted(command: list[str], monkeypatch: p
 
 
 def test_deployments_start_the_same_services() -> None:
-    docker = set(files.compose_file(files.REQUIRED)["services"]) - {"database", "sandbox"}
+    docker = set(files.compose_file(files.REQUIRED)["services"]) - {"database", "redis", "sandbox"}
     units = {name.removeprefix("cliniko-pipeline-") for name in files.units()}
     assert docker == set(files.pods()) == units
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -13,7 +14,7 @@ from cliniko_pipeline_tests.support import deploy_files as files
 
 COMPONENT = "app.kubernetes.io/component"
 VERSION = kubernetes_validate.latest_version()
-OBJECTS = files.kubernetes_objects()
+OBJECTS = files.kubernetes_objects("workers")
 PODS = files.pods()
 
 
@@ -31,20 +32,22 @@ def test_manifests_match_the_schemas_of_kubernetes(each: dict[str, Any]) -> None
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="without kubectl")
-def test_kubectl_renders_the_same_objects() -> None:
-    done = subprocess.run(["kubectl", "kustomize", files.KUBERNETES], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("components", [[], ["workers"]])
+def test_kubectl_renders_the_same_objects(components: list[str], tmp_path: Path) -> None:
+    folder = shutil.copytree(files.KUBERNETES, tmp_path / "kubernetes")
+    with (folder / "kustomization.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"components: {json.dumps(components)}\n")
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True)
     rendered = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(done.stdout)}
     (settings,) = [name for kind, name in rendered if kind == "ConfigMap"]
     values = rendered.pop(("ConfigMap", settings))["data"]
     assert values == files.environment_file(files.KUBERNETES / "settings.env")
-    assert rendered.keys() == {(each["kind"], each["metadata"]["name"]) for each in OBJECTS}
-    for each in OBJECTS:
-        found = rendered[each["kind"], each["metadata"]["name"]]
-        assert found["metadata"]["labels"] == {
-            **each["metadata"]["labels"],
-            "app.kubernetes.io/part-of": "cliniko-pipeline",
-        }
-        text = json.dumps(_sorted(found["spec"])).replace(settings, "settings")
+    ours = {(each["kind"], each["metadata"]["name"]): each for each in files.kubernetes_objects(*components)}
+    assert rendered.keys() == ours.keys()
+    for name, each in ours.items():
+        labels = {**each["metadata"]["labels"], "app.kubernetes.io/part-of": "cliniko-pipeline"}
+        assert rendered[name]["metadata"]["labels"] == labels
+        text = json.dumps(_sorted(rendered[name]["spec"])).replace(settings, "settings")
         image = "registry.example.org/cliniko-pipeline:0.1.0"
         assert text.replace(image, "cliniko-pipeline") == json.dumps(_sorted(each["spec"]))
 
@@ -89,13 +92,14 @@ def test_secrets_come_from_the_secret() -> None:
     for pod in PODS.values():
         (container,) = pod["containers"]
         assert {"secretRef": {"name": "cliniko-pipeline"}} in container["envFrom"]
-        assert all("valueFrom" in each for each in container["env"])
+        assert {each["name"] for each in container["env"] if "value" in each} <= {"DAGSTER_HOME"}
     settings = files.environment_file(files.KUBERNETES / "settings.env")
     assert not {"DATABASE_URL", "CREDENTIALS_ENCRYPTION_KEY", "CLINIKO_ALERT_URLS"} & set(settings)
 
 
 def test_services_have_probes_of_their_own_ports() -> None:
-    for name in objects("Deployment"):
+    """A worker has no port. If it fails, its process ends, and Kubernetes starts another."""
+    for name in objects("Deployment").keys() - {"worker"}:
         (container,) = PODS[name]["containers"]
         ports = {each for port in container.get("ports", []) for each in port.values()}
         assert {"startupProbe", "livenessProbe"} <= set(probes(container))
@@ -161,8 +165,21 @@ def test_helm_values_agree_with_the_manifests() -> None:
         assert theirs["securityContext"] == ours["securityContext"]
         assert pod["securityContext"] == PODS[name]["securityContext"]
         assert {each["name"]: each.get("valueFrom") for each in theirs["env"]}.items() >= {
-            each["name"]: each["valueFrom"] for each in ours["env"]
+            each["name"]: each["valueFrom"] for each in ours["env"] if "valueFrom" in each
         }.items()
     (server,) = files.helm_values()["dagsterWebserver"]["workspace"]["servers"]
     (location,) = yaml.safe_load((files.DOCKER / "workspace.yaml").read_text(encoding="utf-8"))["load_from"]
     assert {"host": server["host"], "port": server["port"], "location_name": server["name"]} == location["grpc_server"]
+
+
+def test_all_services_but_the_migration_use_the_workers_home() -> None:
+    """The daemon sends a run to the workers only if its dagster.yaml says so."""
+    (target,) = [
+        value.split()[-1] for instruction, value in files.dockerfile() if "deploy/celery/dagster.yaml" in value
+    ]
+    homes = {
+        name: [each["value"] for each in pod["containers"][0]["env"] if each["name"] == "DAGSTER_HOME"]
+        for name, pod in PODS.items()
+    }
+    assert homes.pop("migration") == []
+    assert set(map(tuple, homes.values())) == {(target.rstrip("/"),)}

@@ -46,7 +46,7 @@ def test_units_are_hardly_exposed(name: str, installed: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_target_starts_all_services_but_the_migration() -> None:
+def test_target_starts_all_services_but_migration_and_workers() -> None:
     text = (files.SYSTEMD / "cliniko-pipeline.target").read_text(encoding="utf-8")
     wanted = {word for line in text.splitlines() if line.startswith("Wants=") for word in line[6:].split()}
-    assert wanted == set(UNITS) - {"cliniko-pipeline-migration.service"}
+    assert wanted == set(UNITS) - {"cliniko-pipeline-migration.service", "cliniko-pipeline-worker@.service"}

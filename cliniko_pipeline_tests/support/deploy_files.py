@@ -72,24 +72,32 @@ def with_texts(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def kubernetes_objects() -> list[dict[str, Any]]:
-    """Return the objects of kustomization.yaml, with its patches and with the ConfigMap that it generates."""
-    kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8"))
-    objects = [each for name in kustomization["resources"] for each in _documents(KUBERNETES / name)]
-    for patch in kustomization["patches"]:
-        (change,) = _documents(KUBERNETES / patch["path"])
-        objects = [
-            _merged(each, {"spec": change["spec"]}) if each["kind"] == patch["target"]["kind"] else each
-            for each in objects
-        ]
+def kubernetes_objects(*components: str) -> list[dict[str, Any]]:
+    """Return the objects of kustomization.yaml and of these components, with their patches.
+
+    The ConfigMap that kustomization.yaml generates is left out.
+    """
+    folders = [*(KUBERNETES / name for name in components), KUBERNETES]
+    kustomizations = [(folder, _documents(folder / "kustomization.yaml")[0]) for folder in folders]
+    objects = [
+        each for folder, file in kustomizations for name in file["resources"] for each in _documents(folder / name)
+    ]
+    for folder, file in kustomizations:
+        for patch in file["patches"]:
+            objects = [_patched(each, folder / patch["path"], patch["target"]["kind"]) for each in objects]
     return objects
 
 
+def _patched(each: dict[str, Any], patch: Path, kind: str) -> dict[str, Any]:
+    (change,) = _documents(patch)
+    return _merged(each, {"spec": change["spec"]}) if each["kind"] == kind else each
+
+
 def pods() -> dict[str, dict[str, Any]]:
-    """Return the specification of each workload's pod, by the workload's name."""
+    """Return the specification of each workload's pod, workers included, by the workload's name."""
     return {
         each["metadata"]["name"]: each["spec"]["template"]["spec"]
-        for each in kubernetes_objects()
+        for each in kubernetes_objects("workers")
         if each["kind"] in {"Deployment", "Job"}
     }
 
@@ -103,7 +111,7 @@ def helm_values() -> dict[str, Any]:
 def units() -> dict[str, list[tuple[str, str]]]:
     """Return the settings of each systemd service, including the ones that all services have in common."""
     common = list(_unit_settings(SYSTEMD / "cliniko-pipeline-.service.d" / "common.conf"))
-    return {path.stem: [*_unit_settings(path), *common] for path in SYSTEMD.glob("*.service")}
+    return {path.stem.rstrip("@"): [*_unit_settings(path), *common] for path in SYSTEMD.glob("*.service")}
 
 
 def environment_file(path: Path) -> dict[str, str]:
