@@ -255,6 +255,8 @@ def _request(runtime: Runtime, code: str, ids: Sequence[str]) -> None:
 def _set_due(runtime: Runtime, *, due: bool) -> None:
     requested_at = "null" if due else "now() + interval '10 days'"
     with runtime.database.operator() as connection:
+        # A probe would find nothing to do, so make it forget what the active patients were computed from.
+        connection.execute(sa.text("update cliniko.table_states set computed_from = null where as_of is not null"))
         connection.execute(sa.text(f"update cliniko.scheduling set requested_at = {requested_at}"))  # noqa: S608
 
 
