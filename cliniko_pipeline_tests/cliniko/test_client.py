@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from cliniko_pipeline import errors
+from cliniko_pipeline.cliniko.client import ClinikoClient
 from cliniko_pipeline.cliniko.crawling.refusals import consequence
 from cliniko_pipeline.cliniko.events import PageRead, Retrying
 from cliniko_pipeline.cliniko.exchange.retry import MAX_REFUSED_ATTEMPTS
@@ -242,29 +243,46 @@ class ClosableTransport(httpx.MockTransport):
         self.is_closed = True
 
 
-def test_context_closes_the_transport_and_refuses_requests():
+@pytest.fixture
+def own_transport(monkeypatch):
+    """Return the transport that clients without a given transport make."""
     transport = ClosableTransport(listing)
-    with ScriptedClient(transport=transport).client as client:
+    monkeypatch.setattr("cliniko_pipeline.cliniko.exchange.sender.CurlTransport", lambda _limits: transport)
+    return transport
+
+
+def own_client():
+    return ClinikoClient("surf-rehab", ACCESS, SlidingWindowBudget(1000))
+
+
+def test_context_closes_the_transport_and_refuses_requests(own_transport):
+    with own_client() as client:
         client.validate()
-        assert not transport.is_closed
-    assert transport.is_closed
+        assert not own_transport.is_closed
+    assert own_transport.is_closed
     client.close()
     for use in (lambda: list(client.crawl(PATIENTS)), client.validate):
         with pytest.raises(RuntimeError):
             use()
 
 
-def test_failed_close_of_the_budget_hides_no_other_error(monkeypatch):
+def test_given_transport_stays_open_for_other_clients():
+    transport = ClosableTransport(listing)
+    with ScriptedClient(transport=transport).client as client:
+        client.validate()
+    assert not transport.is_closed
+
+
+def test_failed_close_of_the_budget_hides_no_other_error(monkeypatch, own_transport):
     def refuse(_budget):
         raise errors.DatabaseUnavailableError("gone")
 
     monkeypatch.setattr(SlidingWindowBudget, "close", refuse)
     with pytest.raises(errors.AuthenticationError), ScriptedClient(401).client as client:
         client.validate()
-    transport = ClosableTransport(listing)
-    with pytest.raises(errors.DatabaseUnavailableError), ScriptedClient(transport=transport).client as client:
+    with pytest.raises(errors.DatabaseUnavailableError), own_client() as client:
         client.validate()
-    assert transport.is_closed
+    assert own_transport.is_closed
 
 
 def test_refused_field_is_named_and_not_sent_again():

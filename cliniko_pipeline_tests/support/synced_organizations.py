@@ -99,7 +99,7 @@ class SyncedOrganization:
 
     def problems(self) -> str:
         """Return the organization's problems, as `status` shows them."""
-        return " ".join(problems(Organization(self.id, self.id, True, None, None, []), self.last_run()))
+        return " ".join(problems(Organization(self.id, self.id, True, None, None, None, []), self.last_run()))
 
     def last_run(self) -> sync_runs.OrganizationStatus:
         with self.pipeline.database.organization(self.id) as connection:
