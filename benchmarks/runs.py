@@ -1,44 +1,47 @@
 """Benchmark of scheduled syncs of many organizations that find no changes, compared with empty Dagster runs.
 
-It needs 2 GB of disk under TMPDIR. `runs --organizations 8` is a quick try. `--settings` also measures with other
-settings of Dagster. The machine runs Dagster's daemon, the code servers of the pipeline and of `empty_runs`, PostgreSQL
-and the simulated Cliniko. All organizations become due together, so that one tick of `cliniko_syncs` requests all runs.
-Half of the empty runs are launched before the syncs, and half after.
+It needs 2 GB of disk under TMPDIR, and Redis (`make debian-redis`). `runs --organizations 8` is a quick try.
+`--settings` also measures with other settings of Dagster. The machine runs Dagster's daemon, the code servers of the
+pipeline and of `empty_runs`, PostgreSQL and the simulated Cliniko. All organizations receive a webhook event, so that
+one tick of `webhook_syncs` requests all runs. Half of the empty runs are launched before the syncs, and half after.
 
-The CPU seconds of a code server include those of its ended children, so the CPU seconds of all runs are measured.
+The CPU seconds of a code server include those of its ended children, so the CPU seconds of all runs are measured. The
+last table compares launchers: a process for each run, and a Celery worker with one and with two warm processes.
 """
 
 import argparse
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 import sqlalchemy as sa
 
 from benchmarks.fixtures import empty_runs
-from benchmarks.fixtures.dagster_processes import CODE, EMPTY, OURS, START_SECONDS, running_dagster, scalar
+from benchmarks.fixtures.dagster_processes import (
+    BROKER,
+    CODE,
+    EMPTY,
+    OURS,
+    START_SECONDS,
+    WORKER,
+    running_dagster,
+    scalar,
+)
 from benchmarks.fixtures.databases import server_version
 from benchmarks.fixtures.pipelines import add_organization, opened_pipeline
-from benchmarks.fixtures.processes import (
-    children,
-    cpu_seconds,
-    machine_cpu_seconds,
-    peak_memory,
-    server_cpu_seconds,
-    wait_until,
-)
+from benchmarks.fixtures.processes import cpu_seconds, machine_cpu_seconds, server_cpu_seconds, wait_until
+from benchmarks.fixtures.run_processes import RunProcesses, WarmProcesses, warm_cpu_seconds
 from benchmarks.fixtures.sandboxes import SandboxProcess, sandbox_process
 from benchmarks.reporting import Benchmark, BenchmarkError, Report, Target, progress, table
 from cliniko_pipeline.definitions import build_definitions
 from cliniko_pipeline.orchestration.instance.home import open_instance
 from cliniko_pipeline.orchestration.partitions import ensure_partitions
 from cliniko_pipeline.orchestration.runs.in_process import run_sync
+from cliniko_pipeline.postgres.operator_tables import webhooks
 from cliniko_pipeline.runtime import Runtime
 from cliniko_pipeline.sync_options import SyncOptions
 
@@ -47,13 +50,16 @@ GROUP_SHARE = 0.1
 
 MIN_PER_HOUR = 1_000
 MAX_RATIO = 2.0
+WARM_PROCESSES = (1, 2)
+MIN_WARM_RATIO = 2.5
 
 BENCHMARK = Benchmark(
-    measures="cost and rate of unchanged syncs of 200 organizations, launched by the schedule",
+    measures="cost and rate of unchanged syncs of 200 organizations, requested by webhook events",
     duration="half an hour",
     targets=(
         f"at least {MIN_PER_HOUR:,} runs an hour",
         f"CPU seconds and memory: at most {MAX_RATIO:g} times an empty run's",
+        f"warm Celery workers: at least {MIN_WARM_RATIO:g} times as many runs an hour",
     ),
     options={
         "--organizations": (200, "organizations to sync"),
@@ -71,7 +77,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Changes to the shipped dagster.yaml, by their name in the tables."""
 
-POLL_SECONDS = 0.2
 SECONDS_BEFORE_TICK = 8
 END_SECONDS = 30
 MAX_SECONDS = 3600
@@ -110,6 +115,11 @@ class Measurement:
         )
 
     @property
+    def per_hour(self) -> float:
+        """Runs an hour."""
+        return self.runs / self.seconds * 3600
+
+    @property
     def total_cpu(self) -> float:
         """CPU seconds of everything except unrelated programs."""
         return sum(self.cpu.values()) - self.cpu[OTHERS]
@@ -128,11 +138,17 @@ def run(options: argparse.Namespace, report: Report) -> None:
     ):
         ids = [f"clinic-{number:04}" for number in range(1, options.organizations + 1)]
         _sync_first(runtime, ids, sandbox)
+        launchers: dict[str, Measurement] = {}
         for name, changes in SETTINGS.items():
             if options.settings or not changes:
                 ours, empty = _measure(runtime, environ, sandbox, ids, changes)
+                launchers.setdefault("a process for each run", ours)
                 report.show_machine(server_version(runtime.database), "dagster", "psycopg")
                 _show(report, f"{name}: {len(ids)} organizations of {options.appointments:,} appointments", ours, empty)
+        for number in WARM_PROCESSES:
+            name = f"a Celery worker, {number} warm process{'es' if number > 1 else ''}"
+            launchers[name] = _measure_warm(runtime, environ, sandbox, ids, number)
+        _show_launchers(report, launchers)
 
 
 def _show(report: Report, title: str, ours: Measurement, empty: Measurement) -> None:
@@ -144,10 +160,7 @@ def _show(report: Report, title: str, ours: Measurement, empty: Measurement) -> 
         rows.append((heading, pattern.format(of_ours), pattern.format(of_empty), f"{ratio:.2f}" if ratio else ""))
         return ratio
 
-    def per_hour(measured: Measurement) -> float:
-        return measured.runs / measured.seconds * 3600
-
-    add("runs an hour", per_hour, "{:,.0f}")
+    add("runs an hour", lambda measured: measured.per_hour, "{:,.0f}")
     add("seconds from launch to end, median", lambda measured: median(measured.run_seconds), "{:.1f}")
     ratios = {OWN: add(OWN, lambda measured: measured.cpu[OWN] / measured.runs)}
     for owner in ours.cpu:
@@ -164,10 +177,36 @@ def _show(report: Report, title: str, ours: Measurement, empty: Measurement) -> 
     report.show(table([(heading, "{}") for heading in headings], rows, title))
     report.show_verdicts(
         [
-            Target("Runs an hour", per_hour(ours), MIN_PER_HOUR, at_least=True),
+            Target("Runs an hour", ours.per_hour, MIN_PER_HOUR, at_least=True),
             *(Target(f"{heading}: ours / an empty run's", ratio, MAX_RATIO) for heading, ratio in ratios.items()),
         ]
     )
+
+
+def _show_launchers(report: Report, launchers: Mapping[str, Measurement]) -> None:
+    rows = [
+        (
+            name,
+            measured.per_hour,
+            median(measured.run_seconds),
+            measured.cpu[OWN] / measured.runs,
+            measured.total_cpu / measured.runs,
+            max(measured.peaks),
+        )
+        for name, measured in launchers.items()
+    ]
+    columns = [
+        ("launcher", "{}"),
+        ("runs an hour", "{:,.0f}"),
+        ("seconds from launch to end", "{:.1f}"),
+        ("CPU seconds of the run's process", "{:.2f}"),
+        ("CPU seconds in total", "{:.2f}"),
+        ("highest peak", "{:.0f} MB"),
+    ]
+    report.show(table(columns, rows, "Unchanged syncs by launcher"))
+    default, *warm = (measured.per_hour for measured in launchers.values())
+    claim = "Runs an hour of warm Celery workers / of a process for each run"
+    report.show_verdicts([Target(claim, max(warm) / default, MIN_WARM_RATIO, at_least=True)])
 
 
 # Measuring.
@@ -186,7 +225,7 @@ def _sync_first(runtime: Runtime, ids: Sequence[str], sandbox: SandboxProcess) -
             error = run_sync(definitions, instance, runtime, organization_id, SyncOptions()).error
             if error is not None:
                 raise BenchmarkError(f"the first sync of {organization_id} failed: {error}")
-    _set_due(runtime, due=False)
+    _note_requested(runtime, "now() + interval '10 days'")
     with runtime.database.operator() as connection:
         connection.execute(sa.text("analyze"))  # so that autovacuum does not do it during the measurement
 
@@ -210,23 +249,35 @@ def _measure(
         return ours, before + _measure_tick(runtime, processes, EMPTY, half)
 
 
+def _measure_warm(
+    runtime: Runtime, environ: Mapping[str, str], sandbox: SandboxProcess, ids: Sequence[str], number: int
+) -> Measurement:
+    """Return the measurement of the pipeline's runs on a Celery worker with this number of processes."""
+    with running_dagster(runtime, environ, {}, warm_processes=number) as processes:
+        processes["simulated Cliniko"] = sandbox.process
+        measured = _measure_tick(runtime, processes, OURS, ids)
+    _require_unchanged(runtime, ids)
+    return measured
+
+
 def _measure_tick(runtime: Runtime, processes: Mapping[str, int], code: str, ids: Sequence[str]) -> Measurement:
     """Make a tick request a run for each organization. Measure until the last run has ended."""
     time.sleep((60 - SECONDS_BEFORE_TICK - time.time()) % 60)
     progress(f"{len(ids)} runs: {code}")
     last = scalar(runtime, "select coalesce(max(id), 0) from dagster.runs")
     cpu_before, (events, connections) = _cpu(runtime, processes, code), _stored(runtime)
-    with _Workers(processes[code]) as workers:
+    workers = WarmProcesses(processes[WORKER]) if WORKER in processes else RunProcesses(processes[code])
+    with workers:
         _request(runtime, code, ids)
         runs = f"select count(*) from dagster.runs where id > {last}"  # noqa: S608 (a number)
         wait_until(lambda: scalar(runtime, runs) > 0, START_SECONDS, "the tick's first run")
         wait_until(lambda: len(_times(runtime, code, last)) == len(ids), MAX_SECONDS, "the ends of the runs")
         # The code server collects its ended children twice a second.
-        wait_until(lambda: not workers.alive(), END_SECONDS, "the ends of the processes")
+        wait_until(workers.have_ended, END_SECONDS, "the ends of the processes")
     cpu = {name: seconds - cpu_before[name] for name, seconds in _cpu(runtime, processes, code).items()}
     events_after, connections_after = _stored(runtime)
     times = _times(runtime, code, last)
-    if len(workers.peaks) < len(ids):
+    if not workers.were_seen(len(ids)):
         raise BenchmarkError(f"only {len(workers.peaks)} processes of {len(ids)} runs were seen")
     cpu[OTHERS] -= sum(seconds for name, seconds in cpu.items() if name != OTHERS)
     del cpu["benchmark"], cpu["other code server"]
@@ -242,18 +293,18 @@ def _measure_tick(runtime: Runtime, processes: Mapping[str, int], code: str, ids
 
 
 def _request(runtime: Runtime, code: str, ids: Sequence[str]) -> None:
-    """Make the next tick request a run for each organization. Later ticks request no runs."""
+    """Make the next tick of a schedule or sensor request a run for each organization."""
     if code == EMPTY:
         (runtime.settings.dagster_home / empty_runs.DUE_FILE).write_text("\n".join(ids), encoding="utf-8")
         return
-    _set_due(runtime, due=True)
-    due = "select count(*) from cliniko.scheduling where requested_at is null"
-    wait_until(lambda: not scalar(runtime, due), START_SECONDS, "the tick")
-    _set_due(runtime, due=False)
+    # Webhook events request a run each within seconds, while the schedule waits for the next minute.
+    _note_requested(runtime, "now() - interval '1 minute'")
+    with runtime.database.operator() as connection:
+        for organization_id in ids:
+            webhooks.note_event(connection, organization_id, str(uuid4()), None)
 
 
-def _set_due(runtime: Runtime, *, due: bool) -> None:
-    requested_at = "null" if due else "now() + interval '10 days'"
+def _note_requested(runtime: Runtime, requested_at: str) -> None:
     with runtime.database.operator() as connection:
         # A probe would find nothing to do, so make it forget what the active patients were computed from.
         connection.execute(sa.text("update cliniko.table_states set computed_from = null where as_of is not null"))
@@ -299,8 +350,9 @@ def _stored(runtime: Runtime) -> tuple[int, int]:
 def _cpu(runtime: Runtime, processes: Mapping[str, int], code: str) -> dict[str, float]:
     """Return the CPU seconds so far by owner. The value of `OTHERS` is for the whole machine."""
     code_server, runs = cpu_seconds(processes[code])
-    return {
-        OWN: runs,
+    celery = {BROKER: sum(cpu_seconds(processes[BROKER]))} if BROKER in processes else {}
+    return celery | {
+        OWN: runs + (warm_cpu_seconds(processes[WORKER]) if WORKER in processes else 0),
         "daemon": sum(cpu_seconds(processes["daemon"])),
         "code server": code_server,
         "PostgreSQL": server_cpu_seconds(runtime.settings.home),
@@ -309,46 +361,3 @@ def _cpu(runtime: Runtime, processes: Mapping[str, int], code: str) -> dict[str,
         "other code server": sum(sum(cpu_seconds(processes[other])) for other in CODE if other != code),
         OTHERS: machine_cpu_seconds(),
     }
-
-
-class _Workers:
-    """Measurement of the peaks of run processes, which are children of a code server, while the block runs."""
-
-    def __init__(self, code_server: int) -> None:
-        self.peaks: dict[int, float] = {}
-        self._code_server = code_server
-        self._others = set(children(code_server))
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._poll, name="peaks of runs")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def alive(self) -> list[int]:
-        """Return the ids of the run processes that are still alive."""
-        return [
-            process
-            for process in children(self._code_server)
-            if process not in self._others and self._is_worker(process)
-        ]
-
-    def _is_worker(self, process: int) -> bool:
-        if process in self.peaks:
-            return True
-        with suppress(OSError):
-            command = Path(f"/proc/{process}/cmdline").read_bytes()
-            if b"resource_tracker" in command:  # Python's own process, which does not end
-                self._others.add(process)
-            return b"spawn_main" in command
-        return False
-
-    def _poll(self) -> None:
-        while not self._ended.wait(POLL_SECONDS):
-            for process in self.alive():
-                if peak := peak_memory(process):
-                    self.peaks[process] = max(peak, self.peaks.get(process, 0))
