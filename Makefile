@@ -44,8 +44,8 @@ test-postgresql: $(VENV)/.dev ## The tests of the database and of syncs against 
 			$(POSTGRESQL_TESTS) $(ARGS) || exit 1; \
 	done
 
-# Only the benchmark of syncs needs more than the project: with it, all run in build/benchmarks.
-benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.runtime) ## All benchmarks in turn, two hours; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list
+# The benchmarks of syncs and runs need more than the project: with them, all run in build/benchmarks.
+benchmark: $(if $(or $(if $(ARGS),,all),$(filter syncs runs,$(ARGS))),build/benchmarks/.installed,$(VENV)/.runtime) ## All benchmarks in turn, two hours; ARGS=syncs for one, ARGS='runs --organizations 20' with options, ARGS=--list for the list
 	@$(dir $<)bin/python -m benchmarks $(ARGS)
 
 # Installs Debian's packages where this is root on Debian: $(call install,PACKAGES,WHAT NEEDS THEM,WHAT IS SO WITHOUT THEM).
@@ -117,10 +117,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 build/benchmarks/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, then try again."; exit 1; }
-	@echo "Installing what the benchmark of syncs needs into build/benchmarks; this takes about a minute."
+	@echo "Installing what the benchmarks of syncs and runs need into build/benchmarks; this takes about a minute."
 	$(PYTHON) -m venv build/benchmarks
 	build/benchmarks/bin/pip install --disable-pip-version-check --quiet --constraint constraints.txt \
-		--editable . --requirement benchmarks/requirements.txt
+		--editable ".[celery]" --requirement benchmarks/requirements.txt
 	@touch $@
 
 $(VENV)/bin/python:
