@@ -96,6 +96,13 @@ def _store(runtime: Runtime, ids: Sequence[str], sandbox: SandboxProcess, appoin
                 ),
                 {"id": organization_id, "now": now, "names": [resource.name for resource in READ]},
             )
+            connection.execute(
+                sa.text(
+                    "insert into cliniko.sync_runs (organization_id, run_id, planned, status, finished_at)"
+                    " values (:id, 'run', '{}', 'succeeded', now())"
+                ),
+                {"id": organization_id},
+            )
         replace_mapping(runtime.database, organization_id)
         replace_active_patients(runtime.database, organization_id, now)
     with runtime.database.operator() as connection:

@@ -26,7 +26,7 @@ from cliniko_pipeline.cliniko.records import (
     Resource,
 )
 from cliniko_pipeline.errors import ClinikoPipelineError, TransientError
-from cliniko_pipeline.postgres.operator_tables import organizations, scheduling
+from cliniko_pipeline.postgres.operator_tables import organizations, scheduling, sync_runs
 from cliniko_pipeline.postgres.operator_tables.request_budgets import SharedRequestBudget
 from cliniko_pipeline.postgres.schema.identity import require_own
 from cliniko_pipeline.postgres.writing import computed_tables, crawls, derivations
@@ -182,6 +182,9 @@ def _judge_rows(account: _Account, *, at: datetime | None) -> Verdict:
     runtime = account.runtime
     with runtime.database.organization(account.organization_id) as connection:
         judged_at: datetime = at or connection.execute(sa.text("select now()")).scalar_one().astimezone(UTC)
+        if sync_runs.last_status(connection) != "succeeded":
+            # The rows may be right nevertheless, but only a run records a success and its checks.
+            return NeedsRun("The last run has not succeeded.")
         states = crawls.read_states(connection)
         if (reason := _reason_to_crawl(states)) is not None:
             return NeedsRun(reason)

@@ -95,6 +95,8 @@ CHANGES: dict[str, str] = {
     "an active patient, by hand": "update public.active_patients set total_appointment_count = 99",
     "deleted active patients": "delete from public.active_patients",
     "a practitioner's name": "update cliniko.practitioners set synced_at = now() + interval '1 hour'",
+    "a killed run": "update cliniko.sync_runs set status = 'failed' where started_at >= all"
+    " (select started_at from cliniko.sync_runs)",
     "an interrupted crawl": "update cliniko.crawls set completed_at = null where resource = 'patients'",
     "a full crawl that is due": "update cliniko.crawls set needs_full = 'a reason' where resource = 'practitioners'",
     "a crawl without a cursor": "update cliniko.crawls set cursor = null where resource = 'attendees'",
@@ -138,7 +140,7 @@ def test_time_that_changes_an_appointment_needs_a_sync(clinic: SyncedOrganizatio
 def test_organization_that_was_never_synced_needs_a_sync(pipeline: PipelineUnderTest) -> None:
     account = generated_account(1, 1, 3, START)
     with synced_organization(pipeline, account, []) as clinic:
-        assert "not complete" in reason(judged(clinic))
+        assert "not succeeded" in reason(judged(clinic))
 
 
 def test_refused_key_needs_a_sync_which_reports_it(clinic: SyncedOrganization) -> None:

@@ -88,6 +88,13 @@ def note_started(connection: Connection, *, run_id: str, asset: str, planned: Se
     )
 
 
+def last_status(connection: Connection) -> str | None:
+    """Return the status of the context's organization's latest run, or None if it has none."""
+    return connection.execute(
+        statement("select status from cliniko.sync_runs order by started_at desc, run_id desc limit 1")
+    ).scalar_one_or_none()
+
+
 def note_progress(connection: Connection, *, run_id: str, progress: str) -> None:
     """Store the progress of a running run. `progress` is a JSON object."""
     connection.execute(
